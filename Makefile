@@ -1,0 +1,32 @@
+# make quickstart: all mechanisms on the embedded corpus, in minutes, on any machine
+# make test:       the test suite
+# make lint:       formatting, lint, types, import contract
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup quickstart test lint clean
+
+setup: .venv/installed
+
+# torch first and alone: with it in place nothing else asks for another build of it
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnlab needs Python 3.11 or newer: make PYTHON=python3.12 setup")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/attnlab run quickstart
+
+test: setup
+	$(BIN)/python -m pytest -n auto -q
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,1 @@
+"""attnlab: which attention mechanism should my model use? Controlled comparisons with evidence."""

@@ -1,0 +1,1 @@
+"""What the run folders say: tables and comparisons, without torch."""

@@ -1,0 +1,1 @@
+"""Where the tokens come from: one file, one source."""

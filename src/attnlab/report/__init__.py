@@ -1,0 +1,1 @@
+"""Results for people: tables, Markdown and figures, from files alone."""

@@ -1,0 +1,1 @@
+"""The studies that attnlab ships: one file, one question."""
