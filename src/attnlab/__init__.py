@@ -1,1 +1,8 @@
 """attnlab: which attention mechanism should my model use? Controlled comparisons with evidence."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("attnlab")
+except PackageNotFoundError:  # run from source
+    __version__ = "0+source"

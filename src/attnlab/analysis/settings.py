@@ -1,0 +1,66 @@
+"""What the variants of a study share, and what each has of its own."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any, cast
+
+Settings = Mapping[str, Any]
+OF_ONE_RUN = ("variant", "seed", "identity")
+
+
+def of_variant(config: Settings) -> dict[str, Any]:
+    """A run's settings without what tells it from its variant's other runs."""
+    return {name: value for name, value in config.items() if name not in OF_ONE_RUN}
+
+
+def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[str, Settings]]:
+    """`{dotted path: value}` that all variants agree on, and the rest by variant.
+
+    A list, such as the mechanisms of the layers, counts as one value.
+    """
+    trees = {variant: flat(of_variant(config)) for variant, config in configs.items()}
+    paths = dict.fromkeys(path for settings in trees.values() for path in settings)
+    shared: dict[str, Any] = {}
+    for path in paths:
+        values = [settings.get(path, _Missing) for settings in trees.values()]
+        if all(value == values[0] for value in values):
+            shared[path] = values[0]
+    own = {
+        variant: {path: value for path, value in settings.items() if path not in shared}
+        for variant, settings in trees.items()
+    }
+    return shared, own
+
+
+def describe(value: Any) -> str:
+    """A setting for people, on one line.
+
+    >>> describe([{"kind": "delta", "head_dim": 32}] * 3 + [{"kind": "mha"}])
+    '3 x delta(head_dim=32), mha'
+    """
+    if isinstance(value, Mapping):
+        fields = dict(cast("Settings", value))
+        kind = fields.pop("kind", "")
+        inside = ", ".join(f"{name}={describe(item)}" for name, item in fields.items())
+        return f"{kind}({inside})" if inside else str(kind)
+    if isinstance(value, list | tuple):
+        runs = [(len(list(same)), text) for text, same in groupby(map(describe, value))]
+        return ", ".join(text if count == 1 else f"{count} x {text}" for count, text in runs)
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _Missing:
+    """Stands for a setting that a variant does not have."""
+
+
+def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `{dotted path: value}`. A list counts as one value."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(cast("Settings", value), f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found

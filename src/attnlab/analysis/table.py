@@ -1,0 +1,191 @@
+"""A study folder as one object: what ran, its numbers over seeds, the ranking, what failed.
+
+Numbers are means over the finished seeds of a variant, with their sample standard deviation. The
+perplexity of a variant is exp of its mean loss (the geometric mean of its runs' perplexities), so
+that loss and perplexity rank alike; its spread is the standard deviation of the runs' perplexities.
+A folder may be read at any time: before the first run has ended, or while others are written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnlab.analysis.curves import Curve, perplexity
+from attnlab.analysis.paired import Difference, Estimate, paired_difference
+from attnlab.record import RunFolder, Status, StudyRecord, folder_name
+
+# keys of summary.json; losses in nats a token, times in seconds
+NUMBERS = (
+    *("final_loss", "final_perplexity", "final_accuracy", "final_bits_per_byte", "best_loss"),
+    *("test_loss", "test_perplexity", "test_accuracy", "test_bits_per_byte"),
+    *("steps", "tokens", "total_time", "train_time", "eval_time", "compile_time"),
+    *("step_time", "tokens_per_second", "peak_memory_bytes", "flops_per_token", "state_bytes"),
+)
+PARTS = ("embedding", "attention", "feed_forward", "other", "total")  # of the parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One seed of a variant, as its folder says."""
+
+    seed: int
+    status: Status
+    reason: str | None  # why it diverged or failed
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    metrics: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """All seeds of one variant."""
+
+    name: str
+    folder: Path
+    runs: tuple[Run, ...]  # by seed, those still to run included
+    numbers: Mapping[str, Estimate]  # by key of summary.json, where a finished run has one
+    parameters: Mapping[str, int]  # by part of the model; empty before a run has finished
+    rank: int | None = None  # from 1, by final_loss; equal losses share a rank
+    to_baseline: Difference | None = None  # of final_loss, this one minus the baseline
+    to_best: Difference | None = None  # of final_loss, this one minus the first in rank
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    @property
+    def failures(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.status in ("diverged", "failed"))
+
+    @property
+    def mechanism(self) -> str:
+        """The kinds of its layers, once a run has ended; else empty."""
+        for run in self.runs:
+            kinds = run.summary.get("attention_type")
+            if kinds:
+                return kinds if isinstance(kinds, str) else " + ".join(dict.fromkeys(kinds))
+        return ""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings of the first seed that has any; empty where none was started."""
+        return next((run.config for run in self.runs if run.config), {})
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """`{seed: value}` of one number, over the finished seeds that have it."""
+        found = {run.seed: run.summary.get(key) for run in self.finished}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def curve(self, key: str) -> Curve:
+        """A key of metrics.jsonl over the finished seeds, or over all where none has finished."""
+        runs = self.finished or self.runs
+        return Curve.of({run.seed: run.metrics for run in runs}, key)
+
+    def curve_minus(self, other: "Variant", key: str) -> Curve:
+        """This curve minus another variant's, seed by seed."""
+        return self.curve(key).minus(other.curve(key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A study, as far as it has come."""
+
+    path: Path
+    study: StudyRecord
+    variants: tuple[Variant, ...]  # in the study's order
+
+    @property
+    def ranked(self) -> tuple[Variant, ...]:
+        """Variants with at least one finished seed, the lowest validation loss first."""
+        ranked = [variant for variant in self.variants if variant.rank is not None]
+        return tuple(sorted(ranked, key=lambda variant: variant.numbers["final_loss"].mean))
+
+    @property
+    def unranked(self) -> tuple[Variant, ...]:
+        return tuple(variant for variant in self.variants if variant.rank is None)
+
+    @property
+    def failures(self) -> tuple[tuple[Variant, Run], ...]:
+        """Every diverged or failed run."""
+        return tuple((variant, run) for variant in self.variants for run in variant.failures)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for variant in self.variants for run in variant.runs)
+
+    @property
+    def remaining(self) -> int:
+        """How many planned runs have not ended."""
+        return sum(run.status in ("absent", "partial") for run in self.runs)
+
+    @property
+    def most_seeds(self) -> int:
+        """The largest number of finished seeds of any variant."""
+        return max((len(variant.finished) for variant in self.variants), default=0)
+
+
+def read_table(study_dir: Path) -> Table:
+    """Read every run of a study folder. Raises ValueError where there is no study."""
+    study = StudyRecord.read(study_dir)
+    variants = [
+        _variant(study_dir, name, tuple(_run(folder) for folder in folders))
+        for name, folders in study.runs(study_dir).items()
+    ]
+    return Table(path=study_dir, study=study, variants=_compared(variants, study.baseline))
+
+
+def _run(folder: RunFolder) -> Run:
+    summary = folder.summary() or {}
+    return Run(
+        seed=folder.seed,
+        status=summary.get("status") or folder.status(),
+        reason=summary.get("reason"),
+        summary=summary,
+        config=folder.config() or {},
+        environment=folder.environment() or {},
+        metrics=tuple(folder.metrics()),
+    )
+
+
+def _variant(study_dir: Path, name: str, runs: tuple[Run, ...]) -> Variant:
+    variant = Variant(
+        name=name, folder=study_dir / folder_name(name), runs=runs, numbers={}, parameters={}
+    )
+    numbers: dict[str, Estimate] = {}
+    for key in NUMBERS:
+        estimate = Estimate.of(list(variant.by_seed(key).values()))
+        if estimate is not None:
+            numbers[key] = estimate
+    for split in ("final", "test"):
+        if f"{split}_loss" in numbers and f"{split}_perplexity" in numbers:
+            mean = perplexity(numbers[f"{split}_loss"].mean)
+            key = f"{split}_perplexity"
+            numbers[key] = replace(numbers[key], mean=mean)
+    parameters = next((run.summary.get("parameters") or {} for run in variant.finished), {})
+    return replace(variant, numbers=numbers, parameters=parameters)
+
+
+def _compared(variants: list[Variant], baseline: str | None) -> tuple[Variant, ...]:
+    """The variants with their ranks, and their differences to the baseline and to the best."""
+    loss = {v.name: v.numbers["final_loss"].mean for v in variants if "final_loss" in v.numbers}
+    by_seed = {variant.name: variant.by_seed("final_loss") for variant in variants}
+    best = min(loss, key=lambda name: loss[name], default=None)
+
+    def to(other: str | None, name: str) -> Difference | None:
+        if other is None or other == name:
+            return None
+        return paired_difference(by_seed[name], by_seed.get(other, {}))
+
+    return tuple(
+        replace(
+            variant,
+            rank=1 + sum(other < loss[variant.name] for other in loss.values()),
+            to_baseline=to(baseline, variant.name),
+            to_best=to(best, variant.name),
+        )
+        if variant.name in loss
+        else variant
+        for variant in variants
+    )

@@ -1,0 +1,71 @@
+"""Which windows of a split are read, and when.
+
+Training: one epoch is a seeded permutation of the non-overlapping windows of `seq_len + 1` tokens;
+epochs follow one another, and a batch is a pure function of (seed, step). Tokens that do not fill
+a last window are not trained on. Evaluation: every token but the first is predicted exactly once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def window_starts(
+    n_tokens: int, *, seq_len: int, batch_size: int, steps: int, seed: int
+) -> NDArray[np.int64]:
+    """First token of each window, shape (steps, batch_size); window b of step s is
+
+        tokens[start : start + seq_len + 1]
+
+    whose first `seq_len` tokens are inputs and last `seq_len` targets. Every window occurs once an
+    epoch; where the batch size does not divide an epoch, a batch spans two. Row s does not depend
+    on `steps`, nor on the version of NumPy: the raw stream of PCG64 is fixed, its shuffles are not.
+
+    Raises ValueError where the tokens do not fill one window.
+    """
+    n_windows = n_tokens // (seq_len + 1)
+    if not n_windows:
+        raise ValueError(
+            f"the split has {n_tokens} tokens, a window of seq_len + 1 needs {seq_len + 1}: "
+            f"set seq_len to {n_tokens - 1} or less, or give more text"
+        )
+    n_epochs = -(-steps * batch_size // n_windows)
+    windows = [_permutation(n_windows, seed, epoch) for epoch in range(n_epochs)]
+    in_order = np.concatenate([np.empty(0, np.int64), *windows])[: steps * batch_size]
+    return in_order.reshape(steps, batch_size) * (seq_len + 1)
+
+
+class EvaluationWindows(NamedTuple):
+    """Windows of `length + 1` tokens, of whose `length` targets the last `new_targets` count.
+
+    Window i reads tokens[starts[i] : starts[i] + length + 1].
+    """
+
+    starts: NDArray[np.int64]  # (windows,)
+    new_targets: NDArray[np.int64]  # (windows,), 1 to `length`
+    length: int
+
+    def counted(self) -> NDArray[np.bool_]:
+        """Shape (windows, length): True where a target is scored by this window and no other."""
+        return np.arange(self.length) >= self.length - self.new_targets[:, None]
+
+
+def evaluation_starts(n_tokens: int, seq_len: int) -> EvaluationWindows:
+    """Consecutive windows over a whole split: targets 1 to n_tokens - 1, each counted once.
+
+    The last window ends with the split: it starts early enough to be as long as the others, and
+    only its new targets count. A split shorter than `seq_len + 1` is one shorter window. Raises
+    ValueError below two tokens.
+    """
+    n_targets = n_tokens - 1
+    if n_targets < 1:
+        raise ValueError(f"the split has {n_tokens} tokens; evaluation needs at least 2")
+    length = min(seq_len, n_targets)
+    ends = np.minimum(np.arange(length, n_targets + length, length), n_targets)
+    return EvaluationWindows(ends - length, np.diff(ends, prepend=0), length)
+
+
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    return np.argsort(keys, kind="stable")

@@ -1,0 +1,149 @@
+"""The contract of a source of data: settings that load a corpus, three splits of token ids.
+
+    bits per byte = nats per token / ln 2 * tokens / bytes
+
+compares models across tokenizers: tokens differ, the bytes of the text do not.
+"""
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attnlab.config import Choice
+from attnlab.data.codec import Codec, TokenIds
+from attnlab.data.documents import measure
+from attnlab.data.places import DataError, Places, cached
+from attnlab.data.tokenizer import Tokenizer
+
+__all__ = ["Corpus", "DataConfig", "DataError", "Places", "Texts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The documents of each split, in order."""
+
+    train: Sequence[str]
+    valid: Sequence[str]
+    test: Sequence[str] | None
+    origin: str  # what they were read from, in words, without the folders of this machine
+
+    def splits(self) -> dict[str, Sequence[str]]:
+        """The splits that there are, by name."""
+        present: dict[str, Sequence[str]] = {"train": self.train, "valid": self.valid}
+        return present if self.test is None else {**present, "test": self.test}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corpus:
+    """Token ids of each split, and what they stand for. Arrays may be read-only memory maps."""
+
+    train: TokenIds  # (tokens,), uint16 where every id of the vocabulary fits, else int32
+    valid: TokenIds
+    test: TokenIds | None
+    bytes: Mapping[str, int | None]  # UTF-8 bytes of the text; None where that is not known
+    codec: Codec
+    fingerprint: str  # hexadecimal; the same text through the same tokenizer, wherever it lay
+    description: Mapping[str, Any]  # JSON values for a record
+
+    @property
+    def vocab_size(self) -> int:
+        return self.codec.vocab_size
+
+    def splits(self) -> dict[str, TokenIds]:
+        """The splits that there are, by name."""
+        present: dict[str, TokenIds] = {"train": self.train, "valid": self.valid}
+        return present if self.test is None else {**present, "test": self.test}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids."""
+        return self.codec.decode(ids)
+
+    def bits_per_byte(self, split: str, nats_per_token: float) -> float | None:
+        """A split's mean loss in bits per byte of its text, or None if its bytes are unknown."""
+        n_bytes = self.bytes[split]
+        if n_bytes is None:
+            return None
+        return nats_per_token / math.log(2) * len(self.splits()[split]) / n_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Choice, ABC):
+    """Settings of one source of text; knows the size of its vocabulary before any text is read."""
+
+    tokenizer: Tokenizer
+
+    @abstractmethod
+    def texts(self, places: Places) -> Texts:
+        """The documents of every split. Raises DataError where they are missing or unfit."""
+
+    def load(self, places: Places) -> Corpus:
+        """The corpus: tokenizer trained on the training split, documents encoded whole, in order.
+
+        Tokenizer and ids are kept in `places.cache` under the fingerprint of text and settings,
+        and the ids are mapped from there. Raises DataError.
+        """
+        texts = self.texts(places)
+        splits = texts.splits()
+        measures = {split: measure(documents) for split, documents in splits.items()}
+        for split, measured in measures.items():
+            if not measured.n_bytes:
+                raise DataError(f"the {split} split of {self.kind()} is empty")
+        codec = self.tokenizer.fit(texts.train, places)
+        ids = {
+            split: _encoded(codec, documents, measures[split].sha256, places)
+            for split, documents in splits.items()
+        }
+        return self.corpus(
+            codec,
+            ids,
+            n_bytes={split: measured.n_bytes for split, measured in measures.items()},
+            contents={split: measured.sha256 for split, measured in measures.items()},
+            origin=texts.origin,
+            documents={split: len(documents) for split, documents in splits.items()},
+        )
+
+    def corpus(
+        self,
+        codec: Codec,
+        ids: Mapping[str, TokenIds],
+        *,
+        n_bytes: Mapping[str, int | None],
+        contents: Mapping[str, str],
+        **facts: Any,
+    ) -> Corpus:
+        """Put together with its fingerprint, over `contents` and codec, and its description."""
+        identity = json.dumps([codec.fingerprint, dict(contents)], sort_keys=True)
+        return Corpus(
+            train=ids["train"],
+            valid=ids["valid"],
+            test=ids.get("test"),
+            bytes=n_bytes,
+            codec=codec,
+            fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            description={
+                "source": self.kind(),
+                **facts,
+                "tokens": {split: len(tokens) for split, tokens in ids.items()},
+                "bytes": dict(n_bytes),
+                "tokenizer": {
+                    "kind": self.tokenizer.kind(),
+                    "vocab_size": codec.vocab_size,
+                    "n_tokens": codec.n_tokens,
+                },
+            },
+        )
+
+
+def _encoded(codec: Codec, documents: Sequence[str], contents: str, places: Places) -> TokenIds:
+    key = hashlib.sha256(f"{codec.fingerprint} {contents}".encode()).hexdigest()
+    path = cached(
+        places.cache / "tokens" / f"{key}.npy",
+        lambda file: np.save(file, codec.encode(documents)),
+    )
+    return np.load(path, mmap_mode="r")

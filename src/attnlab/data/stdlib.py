@@ -1,0 +1,100 @@
+"""The embedded corpus: the source of the Python standard library that is running.
+
+Always there, no download; another version of Python is another corpus, with its own fingerprint.
+Files come in an arbitrary fixed order of their names until `max_bytes` are full. No top-level
+module fills more than a sixteenth, so that no table of encodings becomes the subject. A module is
+in one split with all its files, a twentieth of the bytes each for validation and test.
+"""
+
+import platform
+import sysconfig
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from attnlab.config import Problem
+from attnlab.data.documents import SPLITS
+from attnlab.data.hold_out import hold_out, rank
+from attnlab.data.places import DataError, Places
+from attnlab.data.source import DataConfig, Texts
+from attnlab.data.tokenizer import BPE, Tokenizer
+
+HELD_OUT = 0.1  # half for validation, half for test
+LARGEST_MODULE = 1 / 16
+NOT_THE_LIBRARY = {
+    *("test", "tests", "idle_test"),
+    *("site-packages", "dist-packages", "__pycache__"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stdlib(DataConfig):
+    """A few minutes' worth of text on any machine that runs Python."""
+
+    max_bytes: int = 3_000_000
+    tokenizer: Tokenizer = field(default_factory=lambda: BPE(vocab_size=1_024))
+
+    def problems(self) -> Iterator[Problem]:
+        if self.max_bytes < 100_000:
+            yield Problem("max_bytes", f"must be at least 100000, got {self.max_bytes}")
+
+    def texts(self, places: Places) -> Texts:
+        del places
+        folder = Path(sysconfig.get_path("stdlib"))
+        sources = self._choose(folder)
+        module_sizes = Counter[str]()
+        for name, text in sources.items():
+            module_sizes[_module(name)] += len(text.encode())
+        split_of = hold_out(module_sizes, HELD_OUT)
+        splits = {split: list[str]() for split in SPLITS}
+        for name, text in sources.items():
+            splits[split_of[_module(name)]].append(text)
+        if not all(splits.values()):
+            raise DataError(
+                f"{folder} holds the source of {len(sources)} modules, too few to split: this "
+                "Python comes without its library's source. Name other text: data=text."
+            )
+        origin = f"standard library of Python {platform.python_version()}, {len(sources)} files"
+        return Texts(**splits, origin=origin)
+
+    def _choose(self, folder: Path) -> dict[str, str]:
+        """Source text by path below the library's folder, sorted."""
+        chosen, room = dict[str, str](), self.max_bytes
+        room_of_module = Counter[str]()
+        for name in sorted(_library_files(folder), key=rank):
+            module = _module(name)
+            text = _source(folder / name)
+            size = len(text.encode())
+            room_of_module.setdefault(module, int(self.max_bytes * LARGEST_MODULE))
+            if 0 < size <= min(room, room_of_module[module]):
+                chosen[name] = text
+                room -= size
+                room_of_module[module] -= size
+        return dict(sorted(chosen.items()))
+
+
+def _library_files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*.py"):
+        name = path.relative_to(folder)
+        of_this_machine = name.name.startswith("_sysconfigdata") or name.parts[0].startswith(
+            "config-"
+        )
+        if not (of_this_machine or NOT_THE_LIBRARY.intersection(name.parts)):
+            yield name.as_posix()
+
+
+def _module(name: str) -> str:
+    """The top-level module of a file: `asyncio` for asyncio/tasks.py, `ast` for ast.py."""
+    return PurePosixPath(name).parts[0].removesuffix(".py")
+
+
+def _source(path: Path) -> str:
+    """Text in the encoding the file declares (PEP 263), "" for what no Python could read."""
+    try:
+        with path.open("rb") as file:
+            encoding, _ = tokenize.detect_encoding(file.readline)
+        return path.read_bytes().decode(encoding)
+    except (SyntaxError, UnicodeDecodeError):
+        return ""

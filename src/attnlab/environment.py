@@ -1,0 +1,84 @@
+"""What a run ran on, for its record: code, packages, device, time."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import attnlab
+
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "triton",
+    "tokenizers",
+    "safetensors",
+    "fla-core",
+    "flash-linear-attention",
+    "tilelang",
+)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """JSON values; times are UTC."""
+    return {
+        "attnlab": attnlab.__version__,
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "device": _device(device),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["attnlab", *sys.argv[1:]]),
+    }
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {
+            "type": device.type,
+            "name": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "type": "cuda",
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source tree that is running, and whether it had changes; None outside of one."""
+    source = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+    commit = git("rev-parse", "HEAD")
+    if not tracked or commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,86 @@
+"""Cross-entropy of the output projection, without the logits of the whole batch in float32.
+
+    loss = mean_n ( logsumexp_v(x_n . w_v) - x_n . w_target(n) )
+
+The gradient with respect to the logits is known as soon as the logits are (softmax minus one-hot),
+so it is taken in the forward pass, `chunk` tokens at a time, and only the gradients of `x` and `w`
+are kept. The matrix products run in the dtype of autocast, the rest in float32; on CUDA the
+elementwise part is one compiled kernel.
+
+Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+CHUNK = 8192  # tokens at a time: 0.8 GB of bfloat16 logits at a vocabulary of 50,257
+
+
+def definition(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """The mean loss written out: what `linear_cross_entropy` is tested against."""
+    return cross_entropy((x_ND @ weight_VD.mT).float(), target_N)
+
+
+def linear_cross_entropy(
+    x_ND: Tensor, weight_VD: Tensor, target_N: Tensor, chunk: int = CHUNK
+) -> Tensor:
+    """Mean over the tokens of the cross-entropy of `x @ weight.T`, in float32 or wider."""
+    return _LinearCrossEntropy.apply(x_ND, weight_VD, target_N, chunk)  # pyright: ignore[reportReturnType]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, target_N: Tensor, chunk: int) -> Tensor:
+        device = x_ND.device.type
+        dtype = (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+        )
+        with torch.autocast(device, enabled=False):
+            low_VD = weight_VD.to(dtype)
+            losses, dx_chunks, dweight_VD = list[Tensor](), list[Tensor](), None
+            for x_CD, target_C in zip(
+                x_ND.to(dtype).split(chunk), target_N.split(chunk), strict=True
+            ):
+                loss_C, dlogits_CV = _loss_and_gradient(device)(x_CD @ low_VD.mT, target_C)
+                losses.append(loss_C)
+                dx_chunks.append(dlogits_CV @ low_VD)
+                part_VD = (dlogits_CV.mT @ x_CD).to(weight_VD.dtype)
+                dweight_VD = part_VD if dweight_VD is None else dweight_VD.add_(part_VD)
+            ctx.save_for_backward(torch.cat(dx_chunks), dweight_VD)
+            ctx.x_dtype, ctx.tokens = x_ND.dtype, len(target_N)
+            return torch.cat(losses).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, None, None]:
+        dx_ND, dweight_VD = ctx.saved_tensors
+        scale = grad_outputs[0] / ctx.tokens
+        return (dx_ND * scale).to(ctx.x_dtype), dweight_VD * scale, None, None
+
+
+@cache
+def _loss_and_gradient(device: str) -> Any:
+    return torch.compile(_compiled_form, dynamic=False) if device == "cuda" else _eager_form
+
+
+def _eager_form(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss of each token, and the gradient of their sum with respect to the logits."""
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    log_p_CV = wide_CV.log_softmax(-1)
+    loss_C = -log_p_CV.gather(1, target_C[:, None])[:, 0]
+    gradient_CV = log_p_CV.exp_()
+    gradient_CV.scatter_add_(1, target_C[:, None], gradient_CV.new_full((len(target_C), 1), -1.0))
+    return loss_C, gradient_CV.to(logits_CV.dtype)
+
+
+def _compiled_form(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as one reduction and one pass, for a compiler to fuse."""
+    wide_CV = logits_CV.float()
+    log_total_C = wide_CV.logsumexp(-1)
+    loss_C = log_total_C - wide_CV.gather(1, target_C[:, None])[:, 0]
+    is_target_CV = torch.arange(wide_CV.shape[1], device=wide_CV.device) == target_C[:, None]
+    gradient_CV = (wide_CV - log_total_C[:, None]).exp() - is_target_CV.float()
+    return loss_C, gradient_CV.to(logits_CV.dtype)

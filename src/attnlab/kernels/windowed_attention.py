@@ -1,0 +1,163 @@
+"""Causal attention over a window: a token sees itself and the `window - 1` tokens before it.
+
+    y_t = sum_{t - window < s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
+
+| kernel   | what it is                                                           | where       |
+|----------|----------------------------------------------------------------------|-------------|
+| `plain`  | the definition: scores of T x T                                      | anywhere    |
+| `banded` | blocks of `window` queries, each over its own keys and the block     | anywhere    |
+|          | before, through torch's scaled_dot_product_attention; O(T window)    |             |
+| `flex`   | torch's FlexAttention, compiled, with a mask of blocks; O(T window)  | CUDA,       |
+|          |                                                                      | no dropout  |
+
+`auto` is `banded` on a CPU, and `flex` on CUDA, but `banded` there too with dropout of attention
+weights: FlexAttention has none.
+
+Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
+V value width, W window, N blocks.
+"""
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from attnlab.kernels import attention
+
+Kernel = Literal["auto", "plain", "banded", "flex"]
+
+_FLEX_BLOCK = 128  # queries and keys of one block of FlexAttention's mask
+
+
+def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
+    """The kernel that runs: `auto` by the rule above, any other as named.
+
+    Raises ValueError where `flex` is named and cannot run.
+    """
+    if kernel == "auto":
+        return "flex" if device.type == "cuda" and not dropout else "banded"
+    if kernel == "flex":
+        require_no_dropout(dropout)
+        if device.type != "cuda":
+            raise ValueError(
+                f"kernel 'flex' needs CUDA, and this is {device.type}: name 'banded' or 'auto'"
+            )
+    return kernel
+
+
+def require_no_dropout(dropout: float) -> None:
+    """Raises ValueError, saying why, where FlexAttention is asked to drop attention weights."""
+    if dropout:
+        raise ValueError(
+            f"kernel 'flex' has no dropout on attention weights, and {dropout} is asked for: "
+            "name 'banded' or 'auto', or set the dropout to 0"
+        )
+
+
+def windowed_attention(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    *,
+    window: int,
+    kernel: Kernel,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`y_BHTV`; `dropout` is the probability of dropping an attention weight."""
+    if kernel == "flex":
+        return _flex(q_BHTK, k_BGTK, v_BGTV, window)
+    repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
+    k_BHTK, v_BHTV = (
+        x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
+    )
+    form = definition if kernel == "plain" else _banded
+    return form(q_BHTK, k_BHTK, v_BHTV, window, dropout)
+
+
+def definition(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float = 0.0
+) -> Tensor:
+    """Windowed attention written out."""
+    scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHTK.mT
+    position_T = torch.arange(q_BHTK.shape[2], device=q_BHTK.device)
+    age_TS = position_T[:, None] - position_T
+    unseen_TS = (age_TS < 0) | (age_TS >= window)
+    wide = torch.promote_types(scores_BHTS.dtype, torch.float32)
+    weights_BHTS = scores_BHTS.masked_fill(unseen_TS, -torch.inf).softmax(-1, dtype=wide)
+    return drop(weights_BHTS, dropout).to(v_BHTV.dtype) @ v_BHTV
+
+
+def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float) -> Tensor:
+    """The first block is plain causal attention; every later one sees `2 window` keys."""
+    tokens = q_BHTK.shape[2]
+    first_BHWV = attention.attention(
+        *(x[:, :, :window] for x in (q_BHTK, k_BHTK, v_BHTV)),
+        kernel=attention.resolve("auto", q_BHTK.device, dropout),
+        dropout=dropout,
+    )
+    if tokens <= window:
+        return first_BHWV
+    # the padding comes last: only padded queries see padded keys, and those rows are cut off
+    q_BHNWK, k_BHNWK, v_BHNWV = (
+        pad(x, (0, 0, 0, -tokens % window)).unflatten(2, (-1, window))
+        for x in (q_BHTK, k_BHTK, v_BHTV)
+    )
+    k_BHNMK, v_BHNMV = (
+        torch.cat([x[:, :, :-1], x[:, :, 1:]], 3) for x in (k_BHNWK, v_BHNWV)
+    )  # M = 2 W keys: the block before, and the block itself
+    band_WM = torch.ones(window, 2 * window, dtype=torch.bool, device=q_BHTK.device)
+    later_BHNWV = scaled_dot_product_attention(
+        q_BHNWK[:, :, 1:].flatten(1, 2),  # blocks are independent, like heads
+        k_BHNMK.flatten(1, 2),
+        v_BHNMV.flatten(1, 2),
+        attn_mask=band_WM.triu(1).tril(window),
+        dropout_p=dropout,
+    ).unflatten(1, (q_BHTK.shape[1], -1))
+    return torch.cat([first_BHWV, later_BHNWV.flatten(2, 3)[:, :, : tokens - window]], 2)
+
+
+def _flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int) -> Tensor:
+    mask = _block_mask(q_BHTK.shape[2], window, q_BHTK.device)
+    grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
+    return _compiled_flex_attention()(q_BHTK, k_BGTK, v_BGTV, block_mask=mask, enable_gqa=grouped)
+
+
+@cache
+def _compiled_flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # fullgraph: an error, and not the T x T form, should it ever be compiled for too many shapes
+    return torch.compile(flex_attention, fullgraph=True)
+
+
+@cache
+def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
+    """Which blocks of keys a block of queries sees: in part, or whole. Never of T x T."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    row_N = torch.arange(-(-tokens // _FLEX_BLOCK), device=device)
+    age_NN = (row_N[:, None] - row_N) * _FLEX_BLOCK  # of a block's first key to the first query
+    touched_NN = (age_NN >= 0) & (age_NN - _FLEX_BLOCK + 1 < window)
+    whole_NN = (age_NN > 0) & (age_NN + _FLEX_BLOCK - 1 < window)
+
+    width = torch.tensor(window, device=device)  # as a tensor: one compilation for all windows
+
+    def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        del batch, head
+        return (query >= key) & (query - key < width)
+
+    def listed(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
+        number_N = blocks_NN.sum(-1, dtype=torch.int32)
+        which_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True).int()
+        return number_N[None, None], which_NN[None, None]
+
+    return BlockMask.from_kv_blocks(
+        *listed(touched_NN & ~whole_NN),
+        *listed(whole_NN),
+        BLOCK_SIZE=_FLEX_BLOCK,
+        mask_mod=inside,
+        seq_lengths=(tokens, tokens),
+    )

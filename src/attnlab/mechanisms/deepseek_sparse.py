@@ -1,0 +1,249 @@
+"""DeepSeek sparse attention: a small indexer says which `top_k` tokens the heads may look at.
+
+    I_ts = sum_j w_tj ReLU(q_tj . k_s)       S_t = the top_k positions s <= t by I_ts
+    y_t  = W_o [ sum_{s in S_t} softmax_s(q_t . k_s / sqrt(K)) v_s ]_heads
+
+The indexer learns from its own loss alone: the KL divergence between what the heads look at
+together and softmax(I) over the same positions. Its input is detached, so that the language-model
+loss does not reach it, and so is its target. For the first `dense_warmup_steps` training steps the
+heads look at every position, so that the indexer has something to learn from before it chooses.
+
+DeepSeek-AI 2025 (DeepSeek-V3.2), here over grouped-query heads with rotary queries and keys.
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width, S slots,
+J index heads, I index width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from attnlab.blocks.kv_cache import KVCache
+from attnlab.blocks.rotary import rotate
+from attnlab.config import Problem
+from attnlab.kernels import sparse_attention
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepseekSparse(MechanismConfig):
+    n_heads: int = 4
+    n_kv_heads: int = 4
+    top_k: int = 256
+    index_n_heads: int = 4
+    index_head_dim: int = 64
+    index_rope_head_dim: int | None = None  # None: half of index_head_dim
+    rope_theta: float = 10_000.0
+    dense_warmup_steps: int = 100
+
+    @property
+    def index_rope_width(self) -> int:
+        given = self.index_rope_head_dim
+        return self.index_head_dim // 2 if given is None else given
+
+    def problems(self) -> Iterator[Problem]:
+        for name in ("n_heads", "top_k", "index_n_heads", "index_head_dim"):
+            if getattr(self, name) < 1:
+                yield Problem(name, f"must be at least 1, got {getattr(self, name)}")
+        if self.n_heads > 0 and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
+            yield Problem("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads {self.n_heads}")
+        width = self.index_rope_width
+        if self.index_rope_head_dim is None and width % 2:
+            yield Problem(
+                "index_head_dim",
+                f"half of {self.index_head_dim} is odd: RoPE turns pairs; "
+                "take a multiple of 4, or give index_rope_head_dim",
+            )
+        elif width % 2 or not 0 <= width <= max(self.index_head_dim, 0):
+            yield Problem(
+                "index_rope_head_dim",
+                f"must be even and at most index_head_dim {self.index_head_dim}, got {width}",
+            )
+        if self.rope_theta <= 0:
+            yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
+        if self.dense_warmup_steps < 0:
+            yield Problem(
+                "dense_warmup_steps", f"must not be negative, got {self.dense_warmup_steps}"
+            )
+
+    def problems_at(self, d_model: int) -> Iterator[Problem]:
+        if d_model % self.n_heads:
+            yield Problem("n_heads", f"{self.n_heads} does not divide d_model {d_model}")
+        elif d_model // self.n_heads % 2:
+            yield Problem(
+                "n_heads", f"a head of {d_model // self.n_heads} is odd: RoPE turns pairs"
+            )
+
+    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        kv_width = d_model // self.n_heads * self.n_kv_heads
+        heads, width = self.index_n_heads, self.index_head_dim
+        projections = 2 * d_model**2 + 2 * d_model * kv_width
+        projections += d_model * (heads * width + width + heads)  # of the indexer: q k w
+        index = heads * (width + 1) * context
+        attention = 2 * d_model * min(context, self.top_k)  # scores and values
+        return Cost(
+            params=projections + 2 * width,  # the last is the norm of the index keys
+            flops=2 * (projections + index + attention),
+            state_bytes=itemsize * (2 * kv_width + width) * context,
+        )
+
+    def build(self, d_model: int, dropout: float = 0.0) -> "DeepseekSparseAttention":
+        return DeepseekSparseAttention(self, d_model, dropout)
+
+
+class LightningIndexer(nn.Module):
+    """Index queries, the one index key and the heads' weights of each token.
+
+    They stay in the dtype of the parameters under autocast: decoding must select what training
+    selected, and in bfloat16 two ways to add up a score often disagree about which is larger.
+    """
+
+    def __init__(self, config: DeepseekSparse, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        heads, width = config.index_n_heads, config.index_head_dim
+        self.q_proj = nn.Linear(d_model, heads * width, bias=False)
+        self.k_proj = nn.Linear(d_model, width, bias=False)
+        self.k_norm = nn.LayerNorm(width, eps=1e-6)
+        self.weights_proj = nn.Linear(d_model, heads, bias=False)
+
+    def forward(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`q_BTJI`, `k_BTI`, `weights_BTJ`, the first token at position `start`."""
+        x_BTD = x_BTD.detach().to(self.q_proj.weight.dtype)
+        heads, width = self.config.index_n_heads, self.config.index_head_dim
+        q_BTJI = rearrange(self.q_proj(x_BTD), "B T (J I) -> B T J I", J=heads)
+        k_BTI = self.k_norm(self.k_proj(x_BTD))
+        weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
+        q_BTJI = self._rotate_part(q_BTJI.transpose(1, 2), start).transpose(1, 2)
+        return q_BTJI, self._rotate_part(k_BTI, start), weights_BTJ
+
+    def _rotate_part(self, x_TI: Tensor, start: int) -> Tensor:
+        rope = self.config.index_rope_width
+        turned = rotate(x_TI[..., :rope], self.config.rope_theta, start)
+        return torch.cat([turned, x_TI[..., rope:]], -1)
+
+
+class SparseCache(NamedTuple):
+    k_BGSK: Tensor
+    v_BGSK: Tensor
+    index_k_BSI: Tensor
+    seen: int = 0  # tokens written so far, also the next token's position
+
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor, index_k_BTI: Tensor) -> "SparseCache":
+        """Write T more tokens, in place. There must be room for them."""
+        end = self.seen + index_k_BTI.shape[1]
+        self.k_BGSK[:, :, self.seen : end] = k_BGTK
+        self.v_BGSK[:, :, self.seen : end] = v_BGTK
+        self.index_k_BSI[:, self.seen : end] = index_k_BTI
+        return self._replace(seen=end)
+
+
+class DeepseekSparseAttention(Mechanism[SparseCache]):
+    is_dense: Tensor
+
+    def __init__(self, config: DeepseekSparse, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        self.head_dim = d_model // config.n_heads
+        kv_width = self.head_dim * config.n_kv_heads
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        self.indexer = LightningIndexer(config, d_model)
+        self.register_buffer("is_dense", torch.tensor(False), persistent=False)
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        self.is_dense.fill_(step < self.config.dense_warmup_steps)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self._look(x_BTD).y_BTD
+
+    def forward_with_loss(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """`y_BTD`, and the indexer's KL divergence in nats, averaged over tokens."""
+        look = self._look(x_BTD)
+        target_BTS = sparse_attention.target(look.weights_BHTS)
+        loss = sparse_attention.kl_divergence(target_BTS, look.index_BTS, look.selected_BTS)
+        return look.y_BTD, loss
+
+    def init_state(self, batch_size: int, capacity: int) -> SparseCache:
+        new, kv_heads = self.o_proj.weight.new_zeros, self.config.n_kv_heads
+        return SparseCache(
+            new(batch_size, kv_heads, capacity, self.head_dim),
+            new(batch_size, kv_heads, capacity, self.head_dim),
+            new(batch_size, capacity, self.config.index_head_dim),
+        )
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, SparseCache]:
+        look = self._look(x_BTD)
+        state = self.init_state(x_BTD.shape[0], capacity)
+        return look.y_BTD, state.append(look.k_BGTK, look.v_BGTK, look.index_k_BTI)
+
+    def step(self, x_BD: Tensor, state: SparseCache) -> tuple[Tensor, SparseCache]:
+        x_B1D, start = x_BD[:, None], state.seen
+        q_BH1K, k_BG1K, v_BG1K = self._qkv(x_B1D, start)
+        with _full_precision(x_BD):
+            q_B1JI, k_B1I, weights_B1J = self.indexer(x_B1D, start)
+            state = state.append(k_BG1K, v_BG1K, k_B1I)
+            index_k_BSI = state.index_k_BSI[:, : state.seen].to(q_B1JI.dtype)
+            index_B1S = sparse_attention.index_scores(q_B1JI, index_k_BSI, weights_B1J)
+        selected_BS = sparse_attention.select(index_B1S, self.config.top_k)[:, 0]
+        kept = min(state.seen, self.config.top_k)
+        slot_BGnK = (
+            selected_BS.int()
+            .topk(kept, sorted=False)
+            .indices[:, None, :, None]
+            .expand(-1, self.config.n_kv_heads, -1, self.head_dim)
+        )
+        chosen = KVCache(state.k_BGSK.gather(2, slot_BGnK), state.v_BGSK.gather(2, slot_BGnK), kept)
+        return self.o_proj(chosen.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+    def _look(self, x_BTD: Tensor) -> "_Look":
+        config = self.config
+        with _full_precision(x_BTD):
+            q_BTJI, index_k_BTI, weights_BTJ = self.indexer(x_BTD, start=0)
+            index_BTS = sparse_attention.index_scores(q_BTJI, index_k_BTI, weights_BTJ)
+        selected_BTS = sparse_attention.select(index_BTS, config.top_k)
+        if self.training:
+            selected_BTS = selected_BTS | (sparse_attention.causal(index_BTS) & self.is_dense)
+
+        q_BHTK, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
+        repeats = config.n_heads // config.n_kv_heads
+        k_BHTK, v_BHTK = (
+            x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTK)
+        )
+        with _full_precision(x_BTD):  # autocast would widen the weights of T x T
+            y_BHTK, weights_BHTS = sparse_attention.attend(
+                q_BHTK, k_BHTK, v_BHTK, selected_BTS, self.dropout if self.training else 0.0
+            )
+        y_BTD = self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
+        return _Look(y_BTD, weights_BHTS, index_BTS, selected_BTS, k_BGTK, v_BGTK, index_k_BTI)
+
+    def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        q_BHTK, k_BGTK, v_BGTK = (
+            rearrange(proj(x_BTD), "B T (H K) -> B H T K", K=self.head_dim)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        theta = self.config.rope_theta
+        return rotate(q_BHTK, theta, start), rotate(k_BGTK, theta, start), v_BGTK
+
+
+class _Look(NamedTuple):
+    """All that one pass over a sequence finds out."""
+
+    y_BTD: Tensor
+    weights_BHTS: Tensor  # before dropout
+    index_BTS: Tensor
+    selected_BTS: Tensor
+    k_BGTK: Tensor
+    v_BGTK: Tensor
+    index_k_BTI: Tensor
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """What is computed inside keeps the dtypes it is given."""
+    return torch.autocast(x.device.type, enabled=False)

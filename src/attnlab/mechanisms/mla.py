@@ -1,0 +1,165 @@
+"""Multi-head latent attention: keys and values are read out of one narrow latent a token.
+
+    c_t   = norm(W_dkv x_t)                          the latent, R numbers
+    r_t   = rotate(W_kr x_t)                         one rotary key, shared by the heads
+    k_t^h = [W_uk^h c_t ; r_t]        v_t^h = W_uv^h c_t        q_t^h = [a_t^h ; rotate(b_t^h)]
+    y_t   = W_o [ sum_{s <= t} softmax_s(q_t^h . k_s^h / sqrt(N + P)) v_s^h ]_heads
+
+Decoding keeps c and r alone and never rebuilds a key or value (the absorbed form): since
+a . W_uk c = (W_uk^T a) . c, the query goes into the latent space, attends there as if all heads
+shared the one key [c ; r] and the one value c, and comes back through W_uv.
+
+DeepSeek-AI 2024 (arXiv:2405.04434), here with a full-rank query. Projections bear the names of
+DeepSeek's code: `kv_a_proj_with_mqa` is W_dkv above W_kr, `kv_b_proj` is W_uk and W_uv by head.
+Shapes: B batch, T tokens, D model width, H heads, N width of the part without rotary, P width of
+the rotary part, K = N + P, V value width, R latent rank, S slots, C = R + P.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from attnlab.blocks.rotary import rotate
+from attnlab.config import Problem
+from attnlab.kernels import attention
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLA(MechanismConfig):
+    n_heads: int = 4
+    kv_lora_rank: int = 64
+    qk_nope_head_dim: int = 32
+    qk_rope_head_dim: int = 32
+    v_head_dim: int = 32
+    rope_theta: float = 10_000.0
+    kernel: attention.Kernel = "auto"
+
+    def problems(self) -> Iterator[Problem]:
+        for name in ("n_heads", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+            if getattr(self, name) < 1:
+                yield Problem(name, f"must be at least 1, got {getattr(self, name)}")
+        if self.qk_rope_head_dim < 2 or self.qk_rope_head_dim % 2:
+            yield Problem(
+                "qk_rope_head_dim",
+                f"must be even and at least 2, got {self.qk_rope_head_dim}: RoPE turns pairs",
+            )
+        if self.rope_theta <= 0:
+            yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers kept for a token: its latent and its rotary key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        outer = d_model * (
+            self.n_heads * (self.qk_head_dim + self.v_head_dim) + self.cache_width
+        )  # q and o, then the latent and the rotary key
+        inner = self.n_heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
+        seen = self.n_heads * (self.cache_width + self.kv_lora_rank) * context  # scores, values
+        return Cost(
+            params=outer + inner + self.kv_lora_rank,  # the last is the norm
+            flops=2 * (outer + inner + seen),
+            state_bytes=itemsize * self.cache_width * context,
+        )
+
+    def build(self, d_model: int, dropout: float = 0.0) -> "MultiHeadLatentAttention":
+        return MultiHeadLatentAttention(self, d_model, dropout)
+
+
+class LatentCache(NamedTuple):
+    latent_BSC: Tensor  # a token's normalised latent, then its rotary key
+    seen: int = 0  # tokens written so far, also the next token's position
+
+    def append(self, latent_BTC: Tensor) -> "LatentCache":
+        """Write T more tokens, in place. There must be room for them."""
+        end = self.seen + latent_BTC.shape[1]
+        self.latent_BSC[:, self.seen : end] = latent_BTC
+        return self._replace(seen=end)
+
+
+class MultiHeadLatentAttention(Mechanism[LatentCache]):
+    def __init__(self, config: MLA, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        heads, rank = config.n_heads, config.kv_lora_rank
+        self.q_proj = nn.Linear(d_model, heads * config.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(d_model, config.cache_width, bias=False)
+        self.kv_a_layernorm = nn.RMSNorm(rank, eps=1e-6)
+        self.kv_b_proj = nn.Linear(
+            rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
+        )
+        self.o_proj = nn.Linear(heads * config.v_head_dim, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self._attend(self._queries(x_BTD, start=0), self._latents(x_BTD, start=0))
+
+    def init_state(self, batch_size: int, capacity: int) -> LatentCache:
+        width = self.config.cache_width
+        return LatentCache(self.o_proj.weight.new_zeros(batch_size, capacity, width))
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, LatentCache]:
+        latent_BTC = self._latents(x_BTD, start=0)
+        state = self.init_state(x_BTD.shape[0], capacity).append(latent_BTC)
+        return self._attend(self._queries(x_BTD, start=0), latent_BTC), state
+
+    def step(self, x_BD: Tensor, state: LatentCache) -> tuple[Tensor, LatentCache]:
+        config, x_B1D = self.config, x_BD[:, None]
+        q_BHK = self._queries(x_B1D, start=state.seen)[:, :, 0]
+        state = state.append(self._latents(x_B1D, start=state.seen))
+        latent_BSC = state.latent_BSC[:, : state.seen].to(q_BHK.dtype)
+
+        w_uk_HNR, w_uv_HVR = self.kv_b_proj.weight.unflatten(0, (config.n_heads, -1)).split(
+            [config.qk_nope_head_dim, config.v_head_dim], 1
+        )
+        q_BHN, q_BHP = q_BHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+        q_BHR = einsum(q_BHN, w_uk_HNR.to(q_BHN.dtype), "B H N, H N R -> B H R")
+        q_BHC = torch.cat([q_BHR, q_BHP], -1) * config.qk_head_dim**-0.5
+        wide = torch.promote_types(q_BHC.dtype, torch.float32)
+        weights_BHS = (q_BHC @ latent_BSC.mT).softmax(-1, dtype=wide).to(q_BHC.dtype)
+        y_BHR = weights_BHS @ latent_BSC[..., : config.kv_lora_rank]
+        y_BHV = einsum(y_BHR, w_uv_HVR.to(y_BHR.dtype), "B H R, H V R -> B H V")
+        return self.o_proj(y_BHV.flatten(1)), state
+
+    def kernel_on(self, device: torch.device) -> str:
+        return attention.resolve(self.config.kernel, device, self.dropout)
+
+    def _queries(self, x_BTD: Tensor, start: int) -> Tensor:
+        config = self.config
+        q_BHTK = rearrange(self.q_proj(x_BTD), "B T (H K) -> B H T K", H=config.n_heads)
+        q_BHTN, q_BHTP = q_BHTK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+        return torch.cat([q_BHTN, rotate(q_BHTP, config.rope_theta, start)], -1)
+
+    def _latents(self, x_BTD: Tensor, start: int) -> Tensor:
+        """All that the heads share of a token: its normalised latent and its rotary key."""
+        latent_BTR, k_BTP = self.kv_a_proj_with_mqa(x_BTD).split(
+            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
+        )
+        weight_R = self.kv_a_layernorm.weight
+        normed_BTR = self.kv_a_layernorm(latent_BTR.to(weight_R.dtype)).to(latent_BTR.dtype)
+        return torch.cat([normed_BTR, rotate(k_BTP, self.config.rope_theta, start)], -1)
+
+    def _attend(self, q_BHTK: Tensor, latent_BTC: Tensor) -> Tensor:
+        config = self.config
+        latent_BTR, k_BTP = latent_BTC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
+        k_BHTN, v_BHTV = rearrange(
+            self.kv_b_proj(latent_BTR), "B T (H M) -> B H T M", H=config.n_heads
+        ).split([config.qk_nope_head_dim, config.v_head_dim], -1)
+        k_BHTP = k_BTP[:, None].expand(-1, config.n_heads, -1, -1)
+        y_BHTV = attention.attention(
+            q_BHTK,
+            torch.cat([k_BHTN, k_BHTP], -1),
+            v_BHTV,
+            kernel=attention.resolve(config.kernel, q_BHTK.device, self.dropout),
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))

@@ -1,0 +1,121 @@
+"""Sliding-window attention: a token sees itself and the `window - 1` tokens before it.
+
+    y_t = W_o [ sum_{t - window < s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s ]_heads
+
+with rotary queries and keys. Training costs O(T W) and decoding keeps `window` tokens, however
+long the sequence. Beltagy et al. 2020 (arXiv:2004.05150); Jiang et al. 2023 (arXiv:2310.06825).
+
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from attnlab.blocks.kv_cache import KVCache
+from attnlab.blocks.rotary import rotate
+from attnlab.config import ConfigError, Problem
+from attnlab.kernels import windowed_attention
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidingWindow(MechanismConfig):
+    n_heads: int = 4
+    n_kv_heads: int = 4
+    window: int = 256
+    rope_theta: float = 10_000.0
+    kernel: windowed_attention.Kernel = "auto"
+
+    def problems(self) -> Iterator[Problem]:
+        if self.n_heads < 1:
+            yield Problem("n_heads", f"must be at least 1, got {self.n_heads}")
+        elif self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            yield Problem("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads {self.n_heads}")
+        if self.window < 1:
+            yield Problem("window", f"must be at least 1, the token itself, got {self.window}")
+        if self.rope_theta <= 0:
+            yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
+
+    def problems_at(self, d_model: int) -> Iterator[Problem]:
+        if d_model % self.n_heads:
+            yield Problem("n_heads", f"{self.n_heads} does not divide d_model {d_model}")
+        elif d_model // self.n_heads % 2:
+            yield Problem(
+                "n_heads", f"a head of {d_model // self.n_heads} is odd: RoPE turns pairs"
+            )
+
+    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        kv_width = d_model // self.n_heads * self.n_kv_heads
+        projections = 2 * d_model**2 + 2 * d_model * kv_width
+        seen = min(context, self.window)
+        return Cost(
+            params=projections,
+            flops=2 * projections + 2 * 2 * d_model * seen,  # q k v o, then scores and values
+            state_bytes=itemsize * 2 * kv_width * seen,  # keys and values
+        )
+
+    def build(self, d_model: int, dropout: float = 0.0) -> "SlidingWindowAttention":
+        """Raises ConfigError where `flex` is named with dropout, which it does not have."""
+        if self.kernel == "flex":
+            try:
+                windowed_attention.require_no_dropout(dropout)
+            except ValueError as error:
+                raise ConfigError([Problem("kernel", str(error))]) from None
+        return SlidingWindowAttention(self, d_model, dropout)
+
+
+class SlidingWindowAttention(Mechanism[KVCache]):
+    def __init__(self, config: SlidingWindow, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        self.head_dim = d_model // config.n_heads
+        kv_width = self.head_dim * config.n_kv_heads
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self._attend(*self._qkv(x_BTD, start=0))
+
+    def init_state(self, batch_size: int, capacity: int) -> KVCache:
+        slots, widths = min(capacity, self.config.window), (self.head_dim, self.head_dim)
+        return KVCache.empty(
+            batch_size, self.config.n_kv_heads, slots, widths, like=self.o_proj.weight
+        )
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
+        q_BHTK, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
+        state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTK)
+        return self._attend(q_BHTK, k_BGTK, v_BGTK), state
+
+    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+        state = state.append(k_BG1K, v_BG1K)
+        return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+    def kernel_on(self, device: torch.device) -> str:
+        return windowed_attention.resolve(self.config.kernel, device, self.dropout)
+
+    def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        q_BHTK, k_BGTK, v_BGTK = (
+            rearrange(proj(x_BTD), "B T (H K) -> B H T K", K=self.head_dim)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        theta = self.config.rope_theta
+        return rotate(q_BHTK, theta, start), rotate(k_BGTK, theta, start), v_BGTK
+
+    def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        y_BHTK = windowed_attention.windowed_attention(
+            q_BHTK,
+            k_BGTK,
+            v_BGTK,
+            window=self.config.window,
+            kernel=windowed_attention.resolve(self.config.kernel, q_BHTK.device, self.dropout),
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))

@@ -1,0 +1,60 @@
+"""Peak memory of a stretch of work.
+
+On CUDA: bytes allocated by torch's allocator at the peak, recorded graphs included. On Linux without
+CUDA: growth of the process's resident set over what it was when the `PeakMemory` was made (the
+allocator is first asked to give back what earlier work left). Elsewhere unknown.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resident set: proc(5)
+
+
+class PeakMemory:
+    """The highest peak of all stretches run under `measuring`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak_bytes: int | None = None
+        if device.type == "cpu" and _STATUS.exists():
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
+        self.baseline = _resident("VmRSS") or 0
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.device.type == "cpu":
+            _reset_resident_peak()
+        yield
+        if self.device.type == "cuda":
+            self._note(torch.cuda.max_memory_allocated(self.device))
+        elif self.device.type == "cpu" and (resident := _resident("VmHWM")):
+            self._note(max(0, resident - self.baseline))
+
+    def _note(self, peak: int) -> None:
+        self.peak_bytes = max(peak, self.peak_bytes or 0)
+
+
+def _resident(field: str) -> int | None:
+    if not _STATUS.exists():
+        return None
+    lines = (line.split() for line in _STATUS.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == f"{field}:"), None)
+
+
+def _reset_resident_peak() -> None:
+    try:
+        _CLEAR.write_text("5")
+    except (
+        OSError
+    ):  # not Linux, or a kernel that does not let a process do so: the peak is lifelong
+        return

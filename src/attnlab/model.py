@@ -1,0 +1,206 @@
+"""A pre-norm language model whose only moving part is the mechanism in each layer.
+
+    x_0 = E[tokens]
+    x   = x + mix_l(RMSNorm(x));  x = x + feedforward_l(RMSNorm(x))      for every layer l
+    logits = RMSNorm(x) E^T                                              tied embedding E
+
+Common random numbers: the initial value of a parameter is a pure function of the seed, its
+qualified name and its shape. Two variants that share a parameter start it from the same bits.
+
+Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+from attnlab.config import Config, Problem
+from attnlab.feedforward import Dense, FeedForward
+from attnlab.kernels.cross_entropy import linear_cross_entropy
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+
+INITIAL_STD = 0.02
+
+
+class Parts(NamedTuple):
+    """Parameters by part of the model."""
+
+    embedding: int  # tied: the output projection is the same matrix
+    attention: int  # the mechanisms, whatever they are
+    feed_forward: int
+    other: int  # norms
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class Losses(NamedTuple):
+    """Scalars of one batch; they are recorded apart and minimised together."""
+
+    language_model: Tensor  # nats per token
+    auxiliary: Tensor  # sum over the layers of the mechanisms' own losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    mechanisms: tuple[MechanismConfig, ...]  # repeated over the layers: one, or a hybrid pattern
+    n_layers: int = 4
+    d_model: int = 128
+    feedforward: FeedForward = field(default_factory=Dense)
+    dropout: float = 0.0  # on attention weights, the hidden layer and the residual branches
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.mechanisms:
+            yield Problem("mechanisms", "name at least one")
+        if self.n_layers < 1:
+            yield Problem("n_layers", f"must be at least 1, got {self.n_layers}")
+        elif len(self.mechanisms) > self.n_layers:
+            yield Problem(
+                "mechanisms", f"{len(self.mechanisms)} for n_layers {self.n_layers}: some never run"
+            )
+        if not 0 <= self.dropout < 1:
+            yield Problem("dropout", f"must be in [0, 1), got {self.dropout}")
+        if self.d_model < 1:
+            yield Problem("d_model", f"must be at least 1, got {self.d_model}")
+            return
+        for i, mechanism in enumerate(self.mechanisms):
+            for problem in mechanism.problems_at(self.d_model):
+                yield problem.under(f"mechanisms.{i}")
+
+    def per_layer(self) -> list[MechanismConfig]:
+        return list(islice(cycle(self.mechanisms), self.n_layers))
+
+    def parts(self, vocab_size: int) -> Parts:
+        """Parameters, before any tensor exists."""
+        return Parts(
+            embedding=vocab_size * self.d_model,
+            attention=sum(m.cost(self.d_model, 1).params for m in self.per_layer()),
+            feed_forward=self.n_layers * self.feedforward.cost(self.d_model).params,
+            other=(2 * self.n_layers + 1) * self.d_model,
+        )
+
+    def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
+        """Cost of one token that sees `context` tokens, itself included, in the whole model."""
+        layers = [m.cost(self.d_model, context, itemsize) for m in self.per_layer()]
+        projection = 2 * vocab_size * self.d_model
+        return Cost(
+            params=self.parts(vocab_size).total,
+            flops=sum(layer.flops for layer in layers)
+            + self.n_layers * self.feedforward.cost(self.d_model).flops
+            + projection,
+            state_bytes=sum(layer.state_bytes for layer in layers),
+        )
+
+    def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
+        model = LanguageModel(self, vocab_size)
+        initialise(model, seed)
+        return model
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(mechanism, config) for mechanism in config.per_layer())
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+
+    def features(self, tokens_BT: Tensor) -> Tensor:
+        """`x_BTD`: what the output projection reads."""
+        return self._features_and_auxiliary(tokens_BT)[0]
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """`logits_BTV` of the token after each."""
+        return linear(self.features(tokens_BT), self.embed.weight)
+
+    def losses(self, tokens_BT1: Tensor) -> Losses:
+        """Mean loss of predicting each of T tokens from those before; takes T + 1 tokens a row."""
+        x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1])
+        target_N = tokens_BT1[:, 1:].flatten()
+        loss = linear_cross_entropy(x_BTD.flatten(0, 1), self.embed.weight, target_N)
+        return Losses(loss, auxiliary)
+
+    def at_step(self, step: int) -> None:
+        """Tell every mechanism the training step, from 0."""
+        for mechanism in self.mechanisms():
+            mechanism.at_step(step)
+
+    def mechanisms(self) -> Iterator[Mechanism[Any]]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block.mix
+
+    def _features_and_auxiliary(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        x_BTD = self.embed(tokens_BT)
+        auxiliary = x_BTD.new_zeros(())
+        for block in self.blocks:
+            x_BTD, loss = block(x_BTD)
+            if loss is not None:
+                auxiliary = auxiliary + loss
+        return self.norm(x_BTD), auxiliary
+
+
+class Block(nn.Module):
+    def __init__(self, mechanism: MechanismConfig, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.mix_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.mix = mechanism.build(config.d_model, config.dropout)
+        self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.feedforward = config.feedforward.build(config.d_model, config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        mixed_BTD, loss = self._mix(_autocast(self.mix_norm(x_BTD)))
+        x_BTD = x_BTD + dropout(mixed_BTD, self.dropout, self.training)
+        hidden_BTD = self.feedforward(_autocast(self.feedforward_norm(x_BTD)))
+        return x_BTD + dropout(hidden_BTD, self.dropout, self.training), loss
+
+    def _mix(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.mix.forward_with_loss(x_BTD) if self.training else (self.mix(x_BTD), None)
+
+
+def initialise(model: LanguageModel, seed: int) -> None:
+    """Initial values by name: N(0, 0.02) for matrices, ones for norms, zeros for biases.
+
+    A mechanism may set others through `Mechanism.initial_value`.
+    """
+    owners = {f"blocks.{i}.mix.": mechanism for i, mechanism in enumerate(model.mechanisms())}
+    for name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(stream(seed, name))
+        value = None
+        for prefix, mechanism in owners.items():
+            if name.startswith(prefix):
+                value = mechanism.initial_value(name.removeprefix(prefix), generator)
+        if value is None:
+            value = _default_value(name, parameter, generator)
+        with torch.no_grad():
+            parameter.copy_(value)
+
+
+def stream(seed: int, name: str) -> int:
+    """The seed of a random stream of its own for this name.
+
+    >>> stream(0, "embed.weight") == stream(0, "embed.weight") != stream(1, "embed.weight")
+    True
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # a generator's seed is a signed 64-bit number
+
+
+def _default_value(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
+    if parameter.ndim >= 2:
+        return torch.randn(parameter.shape, generator=generator) * INITIAL_STD
+    return torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype of autocast where it is on: cast once here, not by each product that reads it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

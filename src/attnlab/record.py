@@ -1,0 +1,286 @@
+"""The run folder: one run on disk, readable whatever instant its writer was killed at.
+
+    results/<study>/study.json                 the question, its variants and seeds
+    results/<study>/<variant>/seed-0.partial/  a run under way, interrupted, or failed
+    results/<study>/<variant>/seed-0/          a run that ended: finished or diverged
+        config.json        every setting, with the variant's name and the run's identity
+        environment.json   where it runs; what it ran on before a resume, under "earlier"
+        metrics.jsonl      one JSON object a line, each with its "step"
+        summary.json       "status", "reason" and the final numbers
+        checkpoints/       the trainer's
+
+A whole file is written under a temporary name, flushed to disk and renamed over the old one.
+`metrics.jsonl` grows line by line; a last line that a kill cut off is no line. A diverged run would
+diverge again, so it has ended; a failed one (an exception) keeps its `.partial` name and its reason
+and can be tried again. What is not a finite number is null in JSON, and named in "not_finite".
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+from urllib.parse import unquote
+
+import numpy as np
+
+from attnlab.config import differences
+
+Status = Literal["absent", "partial", "finished", "diverged", "failed"]
+Json = dict[str, Any]
+
+
+class RunFolder:
+    """One seed of one variant of a study. Making the object touches nothing on disk."""
+
+    def __init__(self, study_dir: Path, variant: str, seed: int) -> None:
+        self.variant, self.seed = variant, seed
+        folder = study_dir / folder_name(variant)
+        self.ended, self.partial = folder / f"seed-{seed}", folder / f"seed-{seed}.partial"
+
+    @property
+    def path(self) -> Path:
+        """Where the run is now, or will be."""
+        return self.ended if self.ended.is_dir() else self.partial
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder for checkpoints. It moves with the run when the run ends."""
+        return self.path / "checkpoints"
+
+    def status(self) -> Status:
+        summary = self.summary()
+        if summary is not None:
+            return cast("Status", summary["status"])
+        return "partial" if self.path.is_dir() else "absent"
+
+    def identity(self) -> str | None:
+        """The identity of the run that is there, or None."""
+        config = self.config()
+        return None if config is None else cast("str", config["identity"])
+
+    def conflict(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Why the run that is there is not the one asked for: `{dotted path: (there, asked)}`.
+
+        Empty where nothing is there or the identities are equal. `{"identity": ...}` alone means
+        that the settings read the same but the data, or a file of the user's own, has changed.
+        """
+        there = self.config()
+        if there is None or there["identity"] == config["identity"]:
+            return {}
+        found = differences(there, self._whole(config))
+        settings = {path: pair for path, pair in found.items() if path != "identity"}
+        return settings or found
+
+    def open(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Begin the run, or go on with one that was interrupted or failed.
+
+        `config` is the run's settings as JSON values with its "identity". Its metrics stay, but
+        for a torn last line; call `truncate_after` to go back to a checkpoint's step.
+        """
+        assert not self.ended.is_dir(), f"{self.ended} has ended; it is not run again"
+        assert not self.conflict(config), f"{self.partial} holds another run"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        before = self.environment()
+        if before is not None:
+            earlier = before.pop("earlier", [])
+            environment = {**environment, "earlier": [*earlier, before]}
+        write_json(self.partial / "config.json", self._whole(config))
+        write_json(self.partial / "environment.json", environment)
+        self._keep_metrics(lambda _: True)
+        (self.partial / "summary.json").unlink(missing_ok=True)
+
+    def append(self, metrics: Mapping[str, Any]) -> None:
+        """Add one line, such as `{"step": 100, "eval_loss": 5.1}`."""
+        assert "step" in metrics, f"metrics without a step: {metrics}"
+        with (self.partial / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_line(metrics))
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what was measured after a checkpoint's step; -1 forgets everything."""
+        self._keep_metrics(lambda metrics: metrics["step"] <= step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run ended, with "status" finished or diverged. The folder gets its final name."""
+        assert summary["status"] in ("finished", "diverged"), summary["status"]
+        self._summarise(summary)
+        self.settle()
+
+    def fail(self, reason: str) -> None:
+        """An exception ended this attempt. Works before `open`, too."""
+        assert not self.ended.is_dir(), f"{self.ended} has ended"
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._summarise({"status": "failed", "reason": reason})
+
+    def settle(self) -> None:
+        """Give an ended run its final name, where a kill came between summary and renaming."""
+        if self.status() in ("finished", "diverged"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                self.partial.rename(self.ended)
+
+    def config(self) -> Json | None:
+        return self._read("config.json")
+
+    def environment(self) -> Json | None:
+        return self._read("environment.json")
+
+    def summary(self) -> Json | None:
+        return self._read("summary.json")
+
+    def metrics(self) -> list[Json]:
+        """Every line in order, but for a last one that is still being written or was cut off.
+
+        Raises ValueError where an earlier line is damaged.
+        """
+        lines = (self._text("metrics.jsonl") or "").split("\n")[:-1]
+        return [_parse(line, self.path / "metrics.jsonl", n) for n, line in enumerate(lines, 1)]
+
+    def _whole(self, config: Mapping[str, Any]) -> Json:
+        return {**config, "variant": self.variant, "seed": self.seed}
+
+    def _summarise(self, summary: Mapping[str, Any]) -> None:
+        run = {"variant": self.variant, "seed": self.seed, "identity": self.identity()}
+        write_json(self.path / "summary.json", {"reason": None, **summary, **run})
+
+    def _keep_metrics(self, wanted: Callable[[Json], bool]) -> None:
+        kept = "".join(_line(metrics) for metrics in self.metrics() if wanted(metrics))
+        replace_file(self.partial / "metrics.jsonl", kept.encode())
+
+    def _read(self, name: str) -> Json | None:
+        text = self._text(name)
+        return None if text is None else _parse(text, self.path / name)
+
+    def _text(self, name: str) -> str | None:
+        # twice, because the run may end, and its folder be renamed, between the two looks
+        for folder in (self.ended, self.partial, self.ended):
+            with contextlib.suppress(FileNotFoundError):
+                return (folder / name).read_text(encoding="utf-8")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """What a study set out to do, as its folder says."""
+
+    name: str
+    question: str
+    baseline: str | None
+    variants: tuple[str, ...]  # in the study's order
+    seeds: tuple[int, ...]
+    command: str
+    attnlab_version: str
+
+    def write(self, study_dir: Path) -> None:
+        """Raises ValueError where two variants would share a folder."""
+        folders: dict[str, str] = {}
+        for variant in self.variants:
+            other = folders.setdefault(folder_name(variant).casefold(), variant)
+            if other != variant:
+                raise ValueError(
+                    f"variants {other!r} and {variant!r} would share a folder where file names "
+                    "ignore case; rename one"
+                )
+        study_dir.mkdir(parents=True, exist_ok=True)
+        write_json(study_dir / "study.json", asdict(self))
+
+    @classmethod
+    def read(cls, study_dir: Path) -> Self:
+        """Raises ValueError where the folder holds no study."""
+        path = study_dir / "study.json"
+        if not path.is_file():
+            raise ValueError(f"no study in {study_dir}: there is no {path}")
+        fields = _parse(path.read_text(encoding="utf-8"), path)
+        for name in ("variants", "seeds"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+    def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:
+        """By variant, in order: every run planned, and any other that the folder holds."""
+        seeds = {variant: set(self.seeds) for variant in self.variants}
+        for folder in sorted(study_dir.glob("*/seed-*")):
+            match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
+            if match and folder.is_dir():
+                seeds.setdefault(unquote(folder.parent.name), set()).add(int(match[1]))
+        return {
+            variant: [RunFolder(study_dir, variant, seed) for seed in sorted(found)]
+            for variant, found in seeds.items()
+        }
+
+
+def folder_name(variant: str) -> str:
+    """The variant's name, with `%XX` for what not every file system takes in a name.
+
+    `urllib.parse.unquote` gives the name back. A dot stays between digits only, so that no variant
+    is called like a file of the study.
+
+    >>> folder_name("top_k 0.5"), folder_name("hybrid 3:1"), folder_name("../mha")
+    ('top_k 0.5', 'hybrid 3%3A1', '%2E%2E%2Fmha')
+    """
+    if not variant.strip():
+        raise ValueError("a variant needs a name")
+    unsafe = r'[\x00-\x1f\x7f%/\\:*?"<>|]|(?<!\d)\.|\.(?!\d)|^ | $'
+    return re.sub(unsafe, lambda match: f"%{ord(match[0]):02X}", variant)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, meets the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one object, whole or not at all."""
+    replace_file(path, to_json(value))
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """One object in standard JSON, indented."""
+    text = json.dumps(_standard(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+    return json.dumps(_standard(metrics), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _parse(text: str, path: Path, line: int | None = None) -> Json:
+    try:
+        return cast("Json", json.loads(text))
+    except json.JSONDecodeError as error:
+        where = path if line is None else f"{path} line {line}"
+        raise ValueError(
+            f"{where} is damaged ({error}); restore it, or delete {path.parent} to run it again"
+        ) from None
+
+
+def _standard(value: Any) -> Any:
+    """`value` in what JSON can say; an object names its numbers that are not finite."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        items = {str(key): item for key, item in cast("Mapping[Any, Any]", value).items()}
+        lost = {
+            key: str(float(item))
+            for key, item in items.items()
+            if isinstance(item, float | np.floating) and not math.isfinite(item)
+        }
+        said = {key: _standard(item) for key, item in items.items()}
+        return said | {"not_finite": lost} if lost else said
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_standard(item) for item in cast("Iterable[Any]", value)]
+    return value

@@ -1,0 +1,81 @@
+"""When flash-linear-attention may run, decided from facts alone."""
+
+import sys
+
+import pytest
+import torch
+
+from attnlab.kernels import fla
+from attnlab.kernels.fla import Facts, problem
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+def facts(**changed) -> Facts:
+    hopper = {
+        "capability": (9, 0),
+        "fla": "0.6.0",
+        "triton": "3.7.1",
+        "tilelang": False,
+        "nvcc": False,
+    }
+    return Facts(**(hopper | changed))
+
+
+@pytest.mark.parametrize(
+    "usable",
+    [
+        facts(),
+        facts(triton="3.3.1"),
+        facts(triton="3.8.0"),
+        facts(triton="3.10.0"),  # numbers, not text
+        facts(fla="0.10.0"),
+        facts(triton="3.6.0", tilelang=True, nvcc=True),
+        facts(triton="3.6.0", capability=(8, 0)),
+        facts(triton="3.6.0", capability=(10, 0)),
+    ],
+    ids=str,
+)
+def test_it_runs_where_its_gradients_are_right(usable):
+    assert problem(usable) is None
+
+
+@pytest.mark.parametrize(
+    ("unusable", "remedy"),
+    [
+        (facts(capability=None), "needs CUDA"),
+        (facts(fla=None), "pip install"),
+        (facts(fla="0.5.2"), "older than 0.6.0.*--upgrade"),
+        (facts(triton=None), "needs Triton"),
+        (facts(triton="3.4.0"), "pip install tilelang, or use Triton 3.7.1"),
+        (facts(triton="3.6.0"), "wrong gated-delta gradients on Hopper with Triton 3.6.0"),
+        (facts(triton="3.7.0"), "pip install tilelang"),
+        (facts(triton="3.7.0", nvcc=True), "pip install tilelang"),
+        (facts(triton="3.7.0", tilelang=True), "put nvcc on PATH"),
+    ],
+)
+def test_where_it_cannot_run_the_reason_says_what_would_help(unusable, remedy):
+    with pytest.raises(AssertionError, match=remedy):
+        raise AssertionError(problem(unusable))
+
+
+def test_another_device_needs_cuda_whatever_is_installed(monkeypatch):
+    monkeypatch.setattr(fla, "facts", facts)
+    assert fla.unusable_because("cuda") is None
+    assert "needs a CUDA device, not cpu" in fla.unusable_because("cpu")
+
+
+@no_cuda
+def test_without_cuda_the_reason_names_it_and_nothing_is_imported():
+    assert "CUDA" in fla.unusable_because("cuda")
+    assert "CUDA" in fla.unusable_because("cpu")
+    with pytest.raises(ValueError, match="CUDA"):
+        fla.chunk_gated_delta_rule()
+    assert not {"fla", "triton"} & set(sys.modules)
+
+
+def test_the_record_says_which_version_there_is(monkeypatch):
+    monkeypatch.setattr(fla, "facts", facts)
+    assert fla.version() == {"fla_source": "installed", "fla_version": "0.6.0"}
+    monkeypatch.setattr(fla, "facts", lambda: facts(fla=None))
+    assert fla.version() == {"fla_source": None, "fla_version": None}
