@@ -1,9 +1,9 @@
-"""Checkpoints: the model and the optimizer as safetensors, and a small JSON file; no code is loaded.
+"""Checkpoints: model and optimizer as safetensors, and a small JSON file; no code is loaded.
 
     checkpoints/step-000500/{model.safetensors, optimizer.safetensors, state.json}
 
-A checkpoint is written under a temporary name and renamed when it is whole, so a kill at any instant
-leaves the one before. `state.json` holds the SHA-256 of the other files.
+A checkpoint is written under a temporary name and renamed when it is whole, so a kill at any
+instant leaves the one before. `state.json` holds the SHA-256 of the other files.
 """
 
 import hashlib

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 import attnlab
-import attnlab.mechanisms  # loads the zoo
+import attnlab.mechanisms  # pyright: ignore[reportUnusedImport]  # loads the zoo
 from attnlab.analysis.table import Table
 from attnlab.config import Choice, ConfigError
 from attnlab.data import DataConfig, Places
@@ -81,7 +81,7 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
 
 @app.command()
 @told
-def run(
+def run(  # noqa: PLR0913  one parameter an option
     study: Annotated[str, typer.Argument(help="A shipped study's name, or a Python file.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings to change: train.steps=100 ...")
@@ -114,12 +114,12 @@ def run(
     where = seats(device, sum(not p.ended for p in planned), workers)
     _study_record(chosen, study_dir).write(study_dir)
     _announce(chosen, planned, study_dir, talk)
-    with closing(launch(planned, study_dir, places, where)) as events:
-        with StudyProgress(planned, talk) as progress:
-            for happened in events:
-                progress.show(happened)
-                if isinstance(happened.event, Ended):
-                    write_results(study_dir)
+    events = launch(planned, study_dir, places, where)
+    with closing(events), StudyProgress(planned, talk) as progress:
+        for happened in events:
+            progress.show(happened)
+            if isinstance(happened.event, Ended):
+                write_results(study_dir)
     table = write_report(study_dir)
     _show(table, as_json)
     raise typer.Exit(1 if table.failures else 0)
@@ -146,7 +146,9 @@ def list_(as_json: JsonOption = False) -> None:
         }
         sys.stdout.write(json.dumps({"studies": described, **kinds}, indent=2) + "\n")
         return
-    grid = Grid("study", "question", "variants", title="Studies: attnlab run NAME", title_justify="left")
+    grid = Grid(
+        "study", "question", "variants", title="Studies: attnlab run NAME", title_justify="left"
+    )
     for name, study in studies.items():
         grid.add_row(name, study.question.strip().splitlines()[0], ", ".join(study.variants))
     console.print(grid)
@@ -161,7 +163,8 @@ def list_(as_json: JsonOption = False) -> None:
 @app.command()
 @told
 def report(
-    study_dir: Annotated[Path, typer.Argument(help="A study's folder.")], as_json: JsonOption = False
+    study_dir: Annotated[Path, typer.Argument(help="A study's folder.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Rebuild tables and figures of a study from its run folders."""
     _show(write_report(study_dir), as_json)

@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,14 +13,8 @@ import torch
 import attnlab
 
 _PACKAGES = (
-    "numpy",
-    "torch",
-    "triton",
-    "tokenizers",
-    "safetensors",
-    "fla-core",
-    "flash-linear-attention",
-    "tilelang",
+    *("numpy", "torch", "triton", "tokenizers", "safetensors"),
+    *("fla-core", "flash-linear-attention", "tilelang"),
 )
 
 
@@ -35,7 +28,6 @@ def describe(device: torch.device) -> dict[str, Any]:
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "device": _device(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["attnlab", *sys.argv[1:]]),
     }
 
 

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -86,7 +86,7 @@ def seats(device: str, runs: int, workers: int | None = None) -> list[Seat]:
     kind = torch.device(device)
     if kind.type == "cuda":
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        wanted = [kind.index] if kind.index is not None else list(range(there))
+        wanted = [kind.index] if "cuda:" in device else list(range(there))
         if not wanted or max(wanted) >= there:
             raise ValueError(f"device {device!r} is not there: torch sees {there} CUDA devices")
         return [Seat(f"cuda:{i}", 1) for i in wanted][: max(1, min(runs, workers or len(wanted)))]
@@ -99,7 +99,7 @@ def seats(device: str, runs: int, workers: int | None = None) -> list[Seat]:
 
 def launch(
     planned: Sequence[Planned], study_dir: Path, places: Places, seats: Sequence[Seat]
-) -> Iterator[Happened]:
+) -> Generator[Happened, None, None]:
     """Run all that has not ended; yield what happens, as it happens.
 
     Closing the iterator (or Ctrl-C) stops the workers; each run keeps its last checkpoint.

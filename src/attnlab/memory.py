@@ -1,12 +1,12 @@
 """Peak memory of a stretch of work.
 
-On CUDA: bytes allocated by torch's allocator at the peak, recorded graphs included. On Linux without
-CUDA: growth of the process's resident set over what it was when the `PeakMemory` was made (the
-allocator is first asked to give back what earlier work left). Elsewhere unknown.
+On CUDA: bytes allocated by torch's allocator at the peak, recorded graphs included. On Linux
+without CUDA: growth of the process's resident set over what it was when the `PeakMemory` was made
+(the allocator is first asked to give back what earlier work left). Elsewhere unknown.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class PeakMemory:
         self.baseline = _resident("VmRSS") or 0
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self) -> Generator[None, None, None]:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.device.type == "cpu":

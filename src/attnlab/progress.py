@@ -63,14 +63,18 @@ class StudyProgress:
             self._line(name, event)
             return
         if key not in self.tasks:
-            task = self.bars.add_task(name, total=event.steps, completed=event.step, rate="starting")
+            task = self.bars.add_task(
+                name, total=event.steps, completed=event.step, rate="starting"
+            )
             self.tasks[key] = (task, event.step)
             self.bars.advance(self.study, event.step)
             return
         task = self.tasks[key][0]
         before = self.bars.tasks[self.bars.task_ids.index(task)].completed
         loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
-        rate = f"{event.tokens_per_second:,.0f} tokens/s" if event.tokens_per_second else "warming up"
+        rate = (
+            f"{event.tokens_per_second:,.0f} tokens/s" if event.tokens_per_second else "warming up"
+        )
         self.bars.update(task, completed=event.step, description=name + loss, rate=rate)
         self.bars.advance(self.study, event.step - before)
 

@@ -119,7 +119,7 @@ class RunFolder:
 
     def settle(self) -> None:
         """Give an ended run its final name, where a kill came between summary and renaming."""
-        if self.status() in ("finished", "diverged"):
+        if self.status() in ("finished", "diverged") and not self.ended.is_dir():
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.partial.rename(self.ended)
 
@@ -145,7 +145,7 @@ class RunFolder:
 
     def _summarise(self, summary: Mapping[str, Any]) -> None:
         run = {"variant": self.variant, "seed": self.seed, "identity": self.identity()}
-        write_json(self.path / "summary.json", {"reason": None, **summary, **run})
+        write_json(self.partial / "summary.json", {"reason": None, **summary, **run})
 
     def _keep_metrics(self, wanted: Callable[[Json], bool]) -> None:
         kept = "".join(_line(metrics) for metrics in self.metrics() if wanted(metrics))
@@ -253,7 +253,7 @@ def to_json(value: Mapping[str, Any]) -> bytes:
 
 
 def _line(metrics: Mapping[str, Any]) -> str:
-    return json.dumps(_standard(metrics), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_standard(metrics), allow_nan=False) + "\n"  # ASCII: no character is torn
 
 
 def _parse(text: str, path: Path, line: int | None = None) -> Json:

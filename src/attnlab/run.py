@@ -21,7 +21,7 @@ from attnlab.evaluate import HeldOut, Quality
 from attnlab.memory import PeakMemory
 from attnlab.record import RunFolder
 from attnlab.study import Run, RunConfig
-from attnlab.train import CheckpointDue, Clock, Diverged, Measurement, train
+from attnlab.train import CheckpointDue, Clock, DivergedError, Measurement, train
 from attnlab.training_step import TrainingStep, autocast
 
 Json = dict[str, Any]
@@ -110,7 +110,7 @@ class _Execution:
                     self.folder.append({"step": event.step, **event.values})
                     progress = self._progress(event, progress)
                     yield progress
-        except Diverged as error:
+        except DivergedError as error:
             self._finish({"status": "diverged", "reason": str(error)})
             yield Ended("diverged", str(error), None)
             return

@@ -1,7 +1,7 @@
 """A study: one question, its variants, and the runs that answer it.
 
-A run's identity is the hash of its whole configuration, the fingerprint of its data and the source of
-any class of the user's own. The same identity is never computed twice.
+A run's identity is the hash of its whole configuration, the fingerprint of its data and the source
+of any class of the user's own. The same identity is never computed twice.
 """
 
 import dataclasses
@@ -10,13 +10,20 @@ import json
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from attnlab.config import Config, ConfigError, Problem, load_file, override, own_sources
+from attnlab.config import (
+    Config,
+    ConfigError,
+    Problem,
+    load_file,
+    override,
+    own_sources,
+    suggestion,
+)
 from attnlab.data import DataConfig
 from attnlab.mechanism import MechanismConfig
 from attnlab.model import ModelConfig
@@ -45,7 +52,7 @@ class RunConfig(Config):
         )
 
     def identity(self, fingerprint: str) -> str:
-        """Twelve hexadecimal digits of settings, data (by its fingerprint) and the user's sources."""
+        """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources."""
         what = {"config": self.to_dict(), "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -102,7 +109,7 @@ class Study:
         """The same study with these variants alone. Its baseline is kept where it is among them."""
         asked = list(names)
         problems = [
-            Problem("only", f"no variant {name!r}{_suggest(name, self.variants)}")
+            Problem("only", f"no variant {name!r}{suggestion(name, self.variants)}")
             for name in asked
             if name not in self.variants
         ]
@@ -121,9 +128,7 @@ class Study:
         changed, found = dict[str, RunConfig](), dict[Problem, list[str]]()
         for name, config in self.variants.items():
             try:
-                new = override(config, changes)
-                assert isinstance(new, RunConfig)
-                changed[name] = new
+                changed[name] = override(config, changes)
             except ConfigError as error:
                 for problem in error.problems:
                     found.setdefault(problem, []).append(name)
@@ -152,7 +157,7 @@ def load_study(name: str) -> Study:
     known = [module.name for module in iter_modules([str(_SHIPPED)])]
     if name not in known:
         raise ValueError(
-            f"no study {name!r}{_suggest(name, known)}; a path to a Python file works too"
+            f"no study {name!r}{suggestion(name, known)}; a path to a Python file works too"
         )
     return _study_of(import_module(f"attnlab.studies.{name}"), name)
 
@@ -166,9 +171,3 @@ def _study_of(module: types.ModuleType, name: str) -> Study:
 
 def _only_in(problem: Problem, variants: list[str]) -> Problem:
     return problem._replace(message=f"{problem.message} (in {', '.join(variants)})")
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"

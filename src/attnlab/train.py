@@ -29,7 +29,7 @@ class CheckpointDue(NamedTuple):
     step: int
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """A loss or gradient norm stopped being a finite number. The message says which, and when."""
 
 
@@ -75,7 +75,7 @@ def train(
     """Train from where `step` is to the end; yield every number worth keeping.
 
     Training losses are means over the steps since the last log line, the language-model loss alone;
-    evaluations are of the weights after the step. Raises `Diverged`.
+    evaluations are of the weights after the step. Raises `DivergedError`.
     """
     step.model.train()
     while step.step < config.steps:
@@ -84,7 +84,7 @@ def train(
             _run_stretch(step, end, clock)
         bad = step.first_non_finite(begin, end)
         if bad is not None:
-            raise Diverged(f"{bad[1].replace('_', ' ')} is {bad[2]} at step {bad[0] + 1}")
+            raise DivergedError(f"{bad[1].replace('_', ' ')} is {bad[2]} at step {bad[0] + 1}")
         values = dict[str, float | None]()
         if _is_due(end, config.log_every, config):
             since = (end - 1) // config.log_every * config.log_every

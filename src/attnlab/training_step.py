@@ -1,9 +1,9 @@
 """One update of the model, as a pure function of the step's number and the state before it.
 
 The batch is row `step` of a table of window starts, the learning rate an entry of a table, and the
-random stream of dropout a hash of seed and step. On CUDA tokens and tables live on the device, and
-after a few eager steps the whole update is recorded as one CUDA graph and replayed; what is measured
-is written to the device, and nothing here waits for it.
+random stream of dropout a hash of seed and step. On CUDA tokens and tables live on the device,
+and after a few eager steps the whole update is recorded as one CUDA graph and replayed; what is
+measured is written to the device, and nothing here waits for it.
 
 Shapes: S steps, B batch, T tokens, C what is measured.
 """
@@ -91,7 +91,7 @@ class TrainingStep:
         return self.rates_S[step].item()
 
     def first_non_finite(self, first: int, last: int) -> tuple[int, str, float] | None:
-        """The first step of `first` to `last` with a measurement that is no finite number. Waits."""
+        """The first step of `first` to `last` that measured no finite number, and what. Waits."""
         rows_SC = self.measured_SC[first:last].cpu()
         for step, row_C in enumerate(rows_SC.tolist(), first):
             for name, value in zip(COLUMNS, row_C, strict=True):
@@ -136,7 +136,7 @@ class TrainingStep:
         self._step_1 += 1
 
     def _update_on_a_side_stream(self) -> None:
-        """As recording wants it: what is allocated now belongs to no stream that is recorded later."""
+        """As recording wants it: nothing allocated now belongs to a stream that is recorded later."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

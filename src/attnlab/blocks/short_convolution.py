@@ -7,10 +7,9 @@ It is a sum of W shifted elementwise products: faster than `conv1d` forward and 
 and free of its transposes. Its products are no matrix products, so it adds nothing to a `Cost`.
 
 Yang et al. 2024 (arXiv:2412.06464) after Gu and Dao 2023 (arXiv:2312.00752).
-Shapes: B batch, T tokens, C channels, W width of the convolution, P = W - 1 past tokens.
+Shapes: B batch, T tokens, C channels, W width of the convolution, P = W - 1 past tokens,
+S = P + T.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ class ShortConvolution(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """`y_BTC`, the tokens before the first being zeros."""
-        return self._over(self._padded(x_BTC), x_BTC.shape[1])
+        return self._slide(self._padded(x_BTC)).to(x_BTC.dtype)
 
     def init_state(self, batch_size: int) -> Tensor:
         """`past_BPC`: the inputs before the next one, all zeros. In the weight's dtype."""
@@ -46,24 +45,23 @@ class ShortConvolution(nn.Module):
         """`y_BTC`, and the `past_BPC` after the last token, also of fewer tokens than W - 1."""
         padded_BSC = self._padded(x_BTC)
         past_BPC = padded_BSC[:, x_BTC.shape[1] :].to(self.weight.dtype, copy=True)
-        return self._over(padded_BSC, x_BTC.shape[1]), past_BPC
+        return self._slide(padded_BSC).to(x_BTC.dtype), past_BPC
 
     def step(self, x_BC: Tensor, past_BPC: Tensor) -> tuple[Tensor, Tensor]:
         """One more token: `y_BC` and the next `past_BPC`."""
         window_BWC = torch.cat([past_BPC, x_BC[:, None].to(past_BPC.dtype)], 1)
-        return self._sum(window_BWC.unbind(1), x_BC.dtype), window_BWC[:, 1:]
+        return self._slide(window_BWC)[:, 0].to(x_BC.dtype), window_BWC[:, 1:]
 
     def _padded(self, x_BTC: Tensor) -> Tensor:
-        return pad(x_BTC, (0, 0, self.width - 1, 0))
+        """`x_BSC`, W - 1 zeros longer, in float32 or wider: widened once and not once a product."""
+        wide = torch.promote_types(x_BTC.dtype, torch.float32)
+        return pad(x_BTC.to(wide), (0, 0, self.width - 1, 0))
 
-    def _over(self, padded_BSC: Tensor, tokens: int) -> Tensor:
-        shifted = [padded_BSC[:, j : j + tokens] for j in range(self.width)]
-        return self._sum(shifted, padded_BSC.dtype)
-
-    def _sum(self, shifted: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        first_C, *rest = self.weight.to(wide).unbind(1)
-        total = shifted[0] * first_C
-        for x, w_C in zip(shifted[1:], rest, strict=True):
-            total = torch.addcmul(total, x, w_C)
-        return silu(total).to(dtype)
+    def _slide(self, x_BSC: Tensor) -> Tensor:
+        """The window over all it fits into: W - 1 tokens fewer come out. In float32 or wider."""
+        tokens = x_BSC.shape[1] - self.width + 1
+        first_C, *rest = self.weight.to(torch.promote_types(x_BSC.dtype, torch.float32)).unbind(1)
+        total_BTC = x_BSC[:, :tokens] * first_C
+        for j, w_C in enumerate(rest, start=1):
+            total_BTC = torch.addcmul(total_BTC, x_BSC[:, j : j + tokens], w_C)
+        return silu(total_BTC)

@@ -10,19 +10,30 @@ The scores of all pairs exist at once, T x T. Everything is branch-free and of s
 it can be recorded in a CUDA graph. DeepSeek-AI 2025 (DeepSeek-V3.2).
 
 Shapes: B batch, T queries, S keys (the last query is at the last key), H heads, K key width,
-V value width, J index heads, I index width.
+V value width, J index heads, I index width, N = T J.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout as drop
+from torch.nn.functional import kl_div
 
 
-def index_scores(q_BTJI: Tensor, k_BSI: Tensor, weights_BTJ: Tensor) -> Tensor:
+class Index(NamedTuple):
+    """What the indexer reads out of the tokens."""
+
+    q_BTJI: Tensor
+    k_BSI: Tensor  # shared by the index heads
+    weights_BTJ: Tensor
+
+
+def index_scores(index: Index) -> Tensor:
     """`index_BTS`, of future keys too. 2 B T S J (I + 1) FLOPs."""
-    tokens, heads = q_BTJI.shape[1:3]
-    products_BTJS = (q_BTJI.flatten(1, 2) @ k_BSI.mT).unflatten(1, (tokens, heads))
-    return (weights_BTJ[:, :, None] @ products_BTJS.relu()).squeeze(2)
+    active_BTJS = _products(index.q_BTJI, index.k_BSI).relu_()
+    return (index.weights_BTJ[:, :, None] @ active_BTJS).squeeze(2)
 
 
 def causal(index_BTS: Tensor) -> Tensor:
@@ -37,16 +48,24 @@ def select(index_BTS: Tensor, top_k: int) -> Tensor:
     Of equal scores the most recent positions win: ReLU makes many exact zeros, and which of them
     `torch.topk` returns is anybody's guess. Scores must not be NaN; infinities are fine.
     """
+    tokens, keys = index_BTS.shape[-2:]
     causal_TS = causal(index_BTS)
-    if top_k >= index_BTS.shape[-1]:
+    if top_k >= keys:
         return causal_TS.expand_as(index_BTS)
-    masked_BTS = index_BTS.detach().masked_fill(~causal_TS, -torch.inf)
-    lowest_BT1 = masked_BTS.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
-    above_BTS = masked_BTS > lowest_BT1
-    tied_BTS = (masked_BTS == lowest_BT1) & causal_TS  # a future position never ties
+    early = max(
+        0, top_k - (keys - tokens)
+    )  # so many queries have no more than top_k to choose from
+    late_TS = causal_TS[early:]
+    late_BTS = index_BTS[:, early:].masked_fill(~late_TS, -torch.inf)
+
+    lowest_BT1 = late_BTS.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
+    above_BTS = late_BTS > lowest_BT1
+    tied_BTS = (late_BTS == lowest_BT1) & late_TS  # a future position never ties
     room_BT1 = top_k - above_BTS.sum(-1, dtype=torch.int32, keepdim=True)
     oldest_first_BTS = tied_BTS.cumsum(-1, dtype=torch.int32)
-    return above_BTS | (tied_BTS & (oldest_first_BTS > oldest_first_BTS[..., -1:] - room_BT1))
+    recent_BTS = oldest_first_BTS > oldest_first_BTS[..., -1:] - room_BT1
+    early_BTS = causal_TS[:early].expand(len(index_BTS), -1, -1)
+    return torch.cat([early_BTS, above_BTS | (tied_BTS & recent_BTS)], 1)
 
 
 def attend(
@@ -57,7 +76,9 @@ def attend(
     The softmax adds up in float32 or wider; its result keeps the dtype of the scores.
     """
     scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.mT
-    bias_BTS = _bias(selected_BTS, scores_BHTS.dtype)
+    # unlike a masked fill, adding costs the backward nothing
+    bias_BTS = torch.zeros_like(selected_BTS, dtype=scores_BHTS.dtype)
+    bias_BTS = bias_BTS.masked_fill_(~selected_BTS, -torch.inf)
     weights_BHTS = (scores_BHTS + bias_BTS[:, None]).softmax(-1)
     return drop(weights_BHTS, dropout) @ v_BHSV, weights_BHTS
 
@@ -69,17 +90,69 @@ def target(weights_BHTS: Tensor) -> Tensor:
     return sum_BTS / sum_BTS.sum(-1, keepdim=True)
 
 
-def kl_divergence(target_BTS: Tensor, index_BTS: Tensor, selected_BTS: Tensor) -> Tensor:
+def index_loss(
+    index: Index,
+    index_BTS: Tensor,
+    selected_BTS: Tensor,
+    target_BTS: Tensor,
+    gradient_dtype: torch.dtype,
+) -> Tensor:
     """KL(target || softmax of the index scores over the selected positions), mean over queries.
 
-    In nats. The target must be zero elsewhere.
+    A scalar in nats, float32 or wider. `index_BTS` is `index_scores(index)`, and need not have been
+    recorded by autograd: the loss is differentiated by `index` alone. The target must be zero where
+    nothing is selected. The backward's matrix products are taken in `gradient_dtype`.
     """
-    # sum_s p log p - sum_s p (I - log Z), where sum_s p = 1
-    log_z_BT = (index_BTS + _bias(selected_BTS, index_BTS.dtype)).logsumexp(-1)
-    negentropy_BT = torch.xlogy(target_BTS, target_BTS).sum(-1)
-    return (negentropy_BT - (target_BTS * index_BTS).sum(-1) + log_z_BT).mean()
+    return _IndexLoss.apply(*index, index_BTS, selected_BTS, target_BTS, gradient_dtype)
 
 
-def _bias(selected_BTS: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where selected and -inf elsewhere: unlike a mask, adding it costs the backward nothing."""
-    return torch.zeros_like(selected_BTS, dtype=dtype).masked_fill(~selected_BTS, -torch.inf)
+class _IndexLoss(torch.autograd.Function):
+    """The gradient g by the scores is softmax(I) - p. With h_tjs = g_ts [q_tj . k_s > 0],
+
+        dL/dq_tj = w_tj u_tj      dL/dw_tj = q_tj . u_tj      dL/dk_s = sum_tj h_tjs w_tj q_tj
+
+    where u_tj = sum_s h_tjs k_s. No tensor of T x S x J is kept for it: h is made in the backward.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0913  autograd takes tensors one by one
+        ctx: Any,
+        q_BTJI: Tensor,
+        k_BSI: Tensor,
+        weights_BTJ: Tensor,
+        index_BTS: Tensor,
+        selected_BTS: Tensor,
+        target_BTS: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        unseen_BTS = ~selected_BTS
+        log_BTS = index_BTS.masked_fill(unseen_BTS, -torch.inf)
+        log_BTS = log_BTS.log_softmax(-1, dtype=target_BTS.dtype)
+        gradient_BTS = (log_BTS.exp() - target_BTS).to(dtype)
+        ctx.save_for_backward(q_BTJI, k_BSI, weights_BTJ, gradient_BTS)
+        finite_BTS = log_BTS.masked_fill_(unseen_BTS, 0)  # the target is 0 there: 0 and not NaN
+        return kl_div(finite_BTS, target_BTS, reduction="sum") / log_BTS[..., 0].numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator is untyped
+        ctx: Any, *grad_outputs: Any
+    ) -> Any:
+        *index, g_BTS = ctx.saved_tensors
+        q_BTJI, k_BSI, weights_BTJ = (x.to(g_BTS.dtype) for x in index)
+        with torch.autocast(g_BTS.device.type, enabled=False):
+            h_BTJS = _products(q_BTJI, k_BSI).gt_(0).mul_(g_BTS[:, :, None])
+            h_BNS = h_BTJS.flatten(1, 2)
+            u_BTJI = (h_BNS @ k_BSI).view_as(q_BTJI)
+            weighted_BTJI = weights_BTJ[..., None] * q_BTJI
+            by_k_BSI = h_BNS.mT @ weighted_BTJI.flatten(1, 2)
+        by_index = weights_BTJ[..., None] * u_BTJI, by_k_BSI, (q_BTJI * u_BTJI).sum(-1)
+        scale = grad_outputs[0] / g_BTS[..., 0].numel()
+        gradients = (x.to(like.dtype) * scale for x, like in zip(by_index, index, strict=True))
+        return *gradients, None, None, None, None
+
+
+def _products(q_BTJI: Tensor, k_BSI: Tensor) -> Tensor:
+    """`q . k` of every index head: one product a sequence, since the heads share the key."""
+    tokens_heads = q_BTJI.shape[1:3]
+    return (q_BTJI.flatten(1, 2) @ k_BSI.mT).unflatten(1, tokens_heads)

@@ -110,15 +110,15 @@ class LightningIndexer(nn.Module):
         self.k_norm = nn.LayerNorm(width, eps=1e-6)
         self.weights_proj = nn.Linear(d_model, heads, bias=False)
 
-    def forward(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`q_BTJI`, `k_BTI`, `weights_BTJ`, the first token at position `start`."""
+    def forward(self, x_BTD: Tensor, start: int) -> sparse_attention.Index:
+        """Of tokens whose first is at position `start`."""
         x_BTD = x_BTD.detach().to(self.q_proj.weight.dtype)
         heads, width = self.config.index_n_heads, self.config.index_head_dim
         q_BTJI = rearrange(self.q_proj(x_BTD), "B T (J I) -> B T J I", J=heads)
         k_BTI = self.k_norm(self.k_proj(x_BTD))
         weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
         q_BTJI = self._rotate_part(q_BTJI.transpose(1, 2), start).transpose(1, 2)
-        return q_BTJI, self._rotate_part(k_BTI, start), weights_BTJ
+        return sparse_attention.Index(q_BTJI, self._rotate_part(k_BTI, start), weights_BTJ)
 
     def _rotate_part(self, x_TI: Tensor, start: int) -> Tensor:
         rope = self.config.index_rope_width
@@ -166,8 +166,13 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
     def forward_with_loss(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """`y_BTD`, and the indexer's KL divergence in nats, averaged over tokens."""
         look = self._look(x_BTD)
-        target_BTS = sparse_attention.target(look.weights_BHTS)
-        loss = sparse_attention.kl_divergence(target_BTS, look.index_BTS, look.selected_BTS)
+        loss = sparse_attention.index_loss(
+            look.read,
+            look.index_BTS,
+            look.selected_BTS,
+            sparse_attention.target(look.weights_BHTS),
+            gradient_dtype=look.weights_BHTS.dtype,
+        )
         return look.y_BTD, loss
 
     def init_state(self, batch_size: int, capacity: int) -> SparseCache:
@@ -181,32 +186,29 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, SparseCache]:
         look = self._look(x_BTD)
         state = self.init_state(x_BTD.shape[0], capacity)
-        return look.y_BTD, state.append(look.k_BGTK, look.v_BGTK, look.index_k_BTI)
+        return look.y_BTD, state.append(look.k_BGTK, look.v_BGTK, look.read.k_BSI)
 
     def step(self, x_BD: Tensor, state: SparseCache) -> tuple[Tensor, SparseCache]:
         x_B1D, start = x_BD[:, None], state.seen
         q_BH1K, k_BG1K, v_BG1K = self._qkv(x_B1D, start)
         with _full_precision(x_BD):
-            q_B1JI, k_B1I, weights_B1J = self.indexer(x_B1D, start)
-            state = state.append(k_BG1K, v_BG1K, k_B1I)
-            index_k_BSI = state.index_k_BSI[:, : state.seen].to(q_B1JI.dtype)
-            index_B1S = sparse_attention.index_scores(q_B1JI, index_k_BSI, weights_B1J)
+            index: sparse_attention.Index = self.indexer(x_B1D, start)
+            state = state.append(k_BG1K, v_BG1K, index.k_BSI)
+            index_k_BSI = state.index_k_BSI[:, : state.seen].to(index.k_BSI.dtype)
+            index_B1S = sparse_attention.index_scores(index._replace(k_BSI=index_k_BSI))
         selected_BS = sparse_attention.select(index_B1S, self.config.top_k)[:, 0]
         kept = min(state.seen, self.config.top_k)
-        slot_BGnK = (
-            selected_BS.int()
-            .topk(kept, sorted=False)
-            .indices[:, None, :, None]
-            .expand(-1, self.config.n_kv_heads, -1, self.head_dim)
-        )
+        slot_Bn = selected_BS.int().topk(kept, sorted=False).indices
+        slot_BGnK = slot_Bn[:, None, :, None].expand(-1, k_BG1K.shape[1], -1, self.head_dim)
         chosen = KVCache(state.k_BGSK.gather(2, slot_BGnK), state.v_BGSK.gather(2, slot_BGnK), kept)
         return self.o_proj(chosen.attend(q_BH1K[:, :, 0]).flatten(1)), state
 
     def _look(self, x_BTD: Tensor) -> "_Look":
         config = self.config
         with _full_precision(x_BTD):
-            q_BTJI, index_k_BTI, weights_BTJ = self.indexer(x_BTD, start=0)
-            index_BTS = sparse_attention.index_scores(q_BTJI, index_k_BTI, weights_BTJ)
+            read: sparse_attention.Index = self.indexer(x_BTD, start=0)
+            with torch.no_grad():  # `index_loss` knows its own gradient
+                index_BTS = sparse_attention.index_scores(read)
         selected_BTS = sparse_attention.select(index_BTS, config.top_k)
         if self.training:
             selected_BTS = selected_BTS | (sparse_attention.causal(index_BTS) & self.is_dense)
@@ -221,7 +223,7 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
                 q_BHTK, k_BHTK, v_BHTK, selected_BTS, self.dropout if self.training else 0.0
             )
         y_BTD = self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
-        return _Look(y_BTD, weights_BHTS, index_BTS, selected_BTS, k_BGTK, v_BGTK, index_k_BTI)
+        return _Look(y_BTD, weights_BHTS, read, index_BTS, selected_BTS, k_BGTK, v_BGTK)
 
     def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         q_BHTK, k_BGTK, v_BGTK = (
@@ -237,11 +239,11 @@ class _Look(NamedTuple):
 
     y_BTD: Tensor
     weights_BHTS: Tensor  # before dropout
+    read: sparse_attention.Index
     index_BTS: Tensor
     selected_BTS: Tensor
     k_BGTK: Tensor
     v_BGTK: Tensor
-    index_k_BTI: Tensor
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

@@ -6,11 +6,12 @@
     g_t = -exp(A_log) softplus(w_a x_t + dt_bias)              out_t = W_o [rms(y_t) silu(W_g x_t)]
 
 It costs the same for every token, however many came before. Parameters are named and begin as in
-flash-linear-attention's layer of this name.
+flash-linear-attention's layer of this name, but for its three convolutions: `qkv_conv1d` is the one
+over the channels of all three.
 
 Yang, Kautz, Hatamizadeh 2024 (arXiv:2412.06464).
-Shapes: B batch, T tokens, D model width, H heads, K key width, V value width, P past tokens of a
-convolution.
+Shapes: B batch, T tokens, D model width, H heads, K key width, V value width, C channels of all
+heads, P past tokens of the convolution.
 """
 
 import math
@@ -72,16 +73,14 @@ class GatedDeltaNet(MechanismConfig):
 
 class DeltaState(NamedTuple):
     memory_BHKV: Tensor  # float32 or wider: it sums over all tokens seen
-    q_BPC: Tensor  # the last inputs of each convolution, in the parameters' dtype
-    k_BPC: Tensor
-    v_BPC: Tensor
+    past_BPC: Tensor  # the last inputs of the convolution, in the parameters' dtype
 
 
 class GatedDeltaNetMixer(Mechanism[DeltaState]):
     def __init__(self, config: GatedDeltaNet, d_model: int) -> None:
         super().__init__()
         self.config = config
-        heads, width = config.n_heads, config.conv_size
+        heads = config.n_heads
         keys, values = heads * config.head_dim, heads * config.value_dim
         self.q_proj = nn.Linear(d_model, keys, bias=False)
         self.k_proj = nn.Linear(d_model, keys, bias=False)
@@ -90,18 +89,15 @@ class GatedDeltaNetMixer(Mechanism[DeltaState]):
         self.b_proj = nn.Linear(d_model, heads, bias=False)
         self.A_log = nn.Parameter(_initial_A_log(heads))
         self.dt_bias = nn.Parameter(_initial_dt_bias(heads))
-        self.q_conv1d = ShortConvolution(keys, width)
-        self.k_conv1d = ShortConvolution(keys, width)
-        self.v_conv1d = ShortConvolution(values, width)
+        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size)
         if config.output_gate:
             self.g_proj = nn.Linear(d_model, values, bias=False)
         self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
         self.o_proj = nn.Linear(values, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
-        q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
-        y_BTHV, _ = rule.gated_delta_rule(*self._inputs(x_BTD, q, k, v), self.config.kernel)
+        qkv_BTC = self.qkv_conv1d(self._qkv(x_BTD))
+        y_BTHV, _ = rule.gated_delta_rule(*self._inputs(x_BTD, qkv_BTC), self.config.kernel)
         return self._output(x_BTD, y_BTHV)
 
     def init_state(self, batch_size: int, capacity: int) -> DeltaState:
@@ -110,34 +106,28 @@ class GatedDeltaNetMixer(Mechanism[DeltaState]):
         shape = batch_size, config.n_heads, config.head_dim, config.value_dim
         return DeltaState(
             self.o_proj.weight.new_zeros(shape, dtype=torch.promote_types(dtype, torch.float32)),
-            self.q_conv1d.init_state(batch_size),
-            self.k_conv1d.init_state(batch_size),
-            self.v_conv1d.init_state(batch_size),
+            self.qkv_conv1d.init_state(batch_size),
         )
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, DeltaState]:
         del capacity
-        q, q_past = self.q_conv1d.prefill(self.q_proj(x_BTD))
-        k, k_past = self.k_conv1d.prefill(self.k_proj(x_BTD))
-        v, v_past = self.v_conv1d.prefill(self.v_proj(x_BTD))
-        inputs = self._inputs(x_BTD, q, k, v)
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._qkv(x_BTD))
+        inputs = self._inputs(x_BTD, qkv_BTC)
         y_BTHV, memory_BHKV = rule.gated_delta_rule(*inputs, self.config.kernel)
-        return self._output(x_BTD, y_BTHV), DeltaState(memory_BHKV, q_past, k_past, v_past)
+        return self._output(x_BTD, y_BTHV), DeltaState(memory_BHKV, past_BPC)
 
     def step(self, x_BD: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState]:
-        q, q_past = self.q_conv1d.step(self.q_proj(x_BD), state.q_BPC)
-        k, k_past = self.k_conv1d.step(self.k_proj(x_BD), state.k_BPC)
-        v, v_past = self.v_conv1d.step(self.v_proj(x_BD), state.v_BPC)
-        y_BHV, memory_BHKV = rule.step(*self._inputs(x_BD, q, k, v), state.memory_BHKV)
-        return self._output(x_BD, y_BHV), DeltaState(memory_BHKV, q_past, k_past, v_past)
+        qkv_BC, past_BPC = self.qkv_conv1d.step(self._qkv(x_BD), state.past_BPC)
+        y_BHV, memory_BHKV = rule.step(*self._inputs(x_BD, qkv_BC), state.memory_BHKV)
+        return self._output(x_BD, y_BHV), DeltaState(memory_BHKV, past_BPC)
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
         if name == "A_log":
             return _initial_A_log(self.config.n_heads, generator)
         if name == "dt_bias":
             return _initial_dt_bias(self.config.n_heads, generator)
-        if name.endswith("_conv1d.weight"):
-            channels, width = self.get_parameter(name).shape
+        if name == "qkv_conv1d.weight":
+            channels, width = self.qkv_conv1d.weight.shape
             return ShortConvolution.initial_weight(channels, width, generator)
         return None
 
@@ -146,15 +136,18 @@ class GatedDeltaNetMixer(Mechanism[DeltaState]):
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         return rule.resolve(self.config.kernel, device, dtype, self.config.head_dim)
 
-    def _inputs(
-        self, x_D: Tensor, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _qkv(self, x_D: Tensor) -> Tensor:
+        return torch.cat([self.q_proj(x_D), self.k_proj(x_D), self.v_proj(x_D)], -1)
+
+    def _inputs(self, x_D: Tensor, qkv_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys and values by head, then g and beta, of x (..., D)."""
-        q_HK, k_HK = (x.unflatten(-1, (-1, self.config.head_dim)) for x in (q, k))
-        v_HV = v.unflatten(-1, (-1, self.config.value_dim))
+        heads, width = self.config.n_heads, self.config.head_dim
+        qk_C, v_C = qkv_C.tensor_split([2 * heads * width], -1)
+        q_HK, k_HK = _unit(qk_C.unflatten(-1, (2, heads, width))).unbind(-3)
+        v_HV = v_C.unflatten(-1, (heads, self.config.value_dim))
         a_H, b_H = _wide(self.a_proj(x_D)), _wide(self.b_proj(x_D))
         g_H = -_wide(self.A_log).exp() * softplus(a_H + _wide(self.dt_bias))
-        return _unit(q_HK), _unit(k_HK), v_HV, g_H, b_H.sigmoid()
+        return q_HK, k_HK, v_HV, g_H, b_H.sigmoid()
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         weight_V, eps = _wide(self.o_norm.weight), self.o_norm.eps

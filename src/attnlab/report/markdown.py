@@ -30,6 +30,7 @@ def markdown(table: Table, picture: str | None) -> str:
     environment.filters["cell"] = _cell
     return environment.get_template("report.md.j2").render(
         table=table,
+        baseline=table.study.baseline,
         headline=headline(table),
         verdict=verdict(table),
         unfinished=unfinished(table),

@@ -67,16 +67,16 @@ def _columns(table: Table) -> list[_Column]:
     columns = [
         _Column("#", lambda v: str(v.rank)),
         _Column("variant", lambda v: v.name, justify="left"),
-        _Column("mechanism", mechanism_of, 7, "left"),
-        _Column("seeds", seeds_of, 3),
+        _Column("mechanism", mechanism_of, 8, "left"),
+        _Column("seeds", seeds_of, 4),
         _Column("val loss", lambda v: units.estimate(v.numbers["final_loss"])),
-        _Column("perplexity", lambda v: units.number(mean("final_perplexity", v), 2)),
+        _Column("perplexity", lambda v: units.number(mean("final_perplexity", v), 2), 1),
         _Column(f"Δ {baseline}", to_baseline),
-        _Column("ms/step", lambda v: units.milliseconds(mean("step_time", v))),
-        _Column("tokens/s", lambda v: units.count(mean("tokens_per_second", v)), 6),
-        _Column("params", lambda v: units.count(v.parameters.get("total")), 2),
-        _Column("memory", lambda v: units.size(mean("peak_memory_bytes", v)), 5),
-        _Column("decode state", lambda v: units.size(mean("state_bytes", v)), 4),
+        _Column("ms/step", lambda v: units.milliseconds(mean("step_time", v)), 2),
+        _Column("tokens/s", lambda v: units.count(mean("tokens_per_second", v)), 7),
+        _Column("params", lambda v: units.count(v.parameters.get("total")), 3),
+        _Column("memory", lambda v: units.size(mean("peak_memory_bytes", v)), 6),
+        _Column("decode state", lambda v: units.size(mean("state_bytes", v)), 5),
     ]
     dull = {"seeds"} if all(len(v.finished) == len(v.runs) for v in table.ranked) else set[str]()
     if baseline is None:

@@ -1,0 +1,19 @@
+"""Settings: frozen, strict, to JSON and back, hashed into a run's identity."""
+
+from attnlab.config.differences import differences
+from attnlab.config.override import override
+from attnlab.config.own_code import load_file
+from attnlab.config.problem import ConfigError, Problem, suggestion
+from attnlab.config.tree import Choice, Config, own_sources
+
+__all__ = [
+    "Choice",
+    "Config",
+    "ConfigError",
+    "Problem",
+    "differences",
+    "load_file",
+    "override",
+    "own_sources",
+    "suggestion",
+]

@@ -1,0 +1,60 @@
+"""Settings changed from a command line: `train.steps=100 model.mechanisms.0.window=64`."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from attnlab.config.problem import ConfigError, Problem, join, suggestion
+from attnlab.config.tree import Config, Typed
+
+C = TypeVar("C", bound=Config)
+
+
+def override(config: C, assignments: Iterable[str]) -> C:
+    """A copy of `config` with the assigned fields replaced, in order.
+
+    Values are read by the type of their field; a choice takes a kind (`data=stdlib`) or a JSON
+    object. Raises `ConfigError` with every problem of the assignments.
+    """
+    tree, found = config.to_dict(), list[Problem]()
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if equals:
+            _assign(tree, path.strip().split("."), Typed(text.strip()), found)
+        else:
+            found.append(Problem(path, "say it as section.key=value"))
+    try:
+        changed = type(config).from_dict(tree)
+    except ConfigError as error:
+        raise ConfigError([*found, *error.problems]) from None
+    if found:
+        raise ConfigError(found)
+    return changed
+
+
+def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> None:
+    """Set one leaf of a tree of JSON values; a path that leads nowhere is added to `found`."""
+    for depth, part in enumerate(path[:-1]):
+        below = _entry(tree, part)
+        if isinstance(below, Typed):  # a kind given earlier on the same command line
+            below = tree[part] = {"kind": str(below)}
+        if not isinstance(below, dict | list):
+            known = tree if isinstance(tree, dict) else map(str, range(len(tree)))
+            found.append(
+                Problem(join(*path[:depth]), f"no field {part!r}{suggestion(part, known)}")
+            )
+            return
+        tree = below
+    leaf = path[-1]
+    if isinstance(tree, dict):
+        tree[leaf] = text
+    elif _entry(tree, leaf) is not None:
+        tree[int(leaf)] = text
+    else:
+        message = f"no entry {leaf!r}: there are 0 to {len(tree) - 1}"
+        found.append(Problem(join(*path[:-1]), message))
+
+
+def _entry(tree: Any, part: str) -> Any:
+    if isinstance(tree, dict):
+        return tree.get(part)
+    return tree[int(part)] if part.isdigit() and int(part) < len(tree) else None

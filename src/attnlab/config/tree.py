@@ -1,0 +1,269 @@
+"""Frozen dataclasses to JSON and back: strict, and tagged by kind.
+
+A `Config` is a frozen dataclass. A `Choice` is a config that is one of several kinds; defining a
+subclass adds it to its family. Whatever is wrong with a tree of settings (unknown fields, wrong
+types, impossible values) is collected, and raised once as a `ConfigError` with dotted paths.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
+
+from attnlab.config.own_code import is_own, load_file, source_digest, source_name
+from attnlab.config.problem import ConfigError, Problem, join, suggestion
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings with no behaviour of their own. Types and values are checked when it is made.
+
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Steps(Config):
+    ...     steps: int = 100
+    >>> Steps.from_dict({"stpes": 5})
+    Traceback (most recent call last):
+    attnlab.config.problem.ConfigError: no field 'stpes'; did you mean 'steps'?
+    """
+
+    def __post_init__(self) -> None:
+        found: list[Problem] = []
+        for name, hint in _hints(type(self)).items():
+            value = _decode(hint, getattr(self, name), name, found)
+            object.__setattr__(self, name, value)
+        if not found:
+            found.extend(self.problems())
+        if found:
+            raise ConfigError(found)
+
+    def problems(self) -> Iterator[Problem]:
+        """Impossible values, each with its field. Called once the types are known to be right."""
+        yield from ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values: what `from_dict` takes back."""
+        return {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a config. Raises `ConfigError` with every problem in the tree."""
+        found: list[Problem] = []
+        config = _build(cls, data, "", found)
+        if config is None or found:
+            raise ConfigError(found)
+        return cast("Self", config)
+
+
+class Choice(Config):
+    """A config that is one of several kinds. Defining a subclass adds it to the family.
+
+    >>> class Shape(Choice): ...
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class UnitSquare(Shape): ...
+    >>> Shape.kinds
+    {'unit_square': <class 'attnlab.config.tree.UnitSquare'>}
+
+    Wherever a kind is named, in JSON or on the command line, a class of one's own can be named by
+    its file: `my_mechanism.py:MyAttention`.
+    """
+
+    kinds: ClassVar[dict[str, type["Choice"]]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if Choice in cls.__bases__:
+            cls.kinds = {}
+            return
+        known = cls.kinds.get(cls.name(), cls)
+        if known.__module__ == cls.__module__ or is_own(known):
+            cls.kinds[cls.name()] = cls
+        elif not is_own(cls):
+            raise TypeError(f"two configs are called {cls.name()!r}: {known} and {cls}")
+
+    @classmethod
+    def name(cls) -> str:
+        """The class name in lower case with underscores: `GatedDeltaNet` is `gated_delta_net`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def kind(cls) -> str:
+        """What names this class in a record: its `name`, or `file.py:Class` for a user's own."""
+        return source_name(cls) if is_own(cls) and cls.__module__ != "__main__" else cls.name()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind(), **super().to_dict()}
+
+    @classmethod
+    def of_kind(cls, kind: str) -> type[Self]:
+        """The class that a kind, or `file.py:Class`, names.
+
+        Raises:
+            ValueError: no such kind, file or class; says which are known.
+        """
+        path, _, class_name = kind.rpartition(":")
+        if not path.endswith(".py"):
+            if kind in cls.kinds:
+                return cast("type[Self]", cls.kinds[kind])
+            raise ValueError(f"unknown kind {kind!r}{suggestion(kind, cls.kinds)}")
+        found = getattr(load_file(Path(path)), class_name, None)
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}")
+        return found
+
+
+class Typed(str):
+    """A value as typed on a command line, still to be read by the type of its field."""
+
+
+def own_sources(config: Config) -> dict[str, str]:
+    """Digest of every user's file whose classes occur in the settings, by kind."""
+    nodes = (node for node in _walk(config) if isinstance(node, Choice) and is_own(type(node)))
+    return {node.kind(): source_digest(type(node)) for node in nodes}
+
+
+def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Config | None:
+    """A config of `cls` from JSON values, or None with the reasons added to `found`."""
+    if issubclass(cls, Choice):
+        fields = dict(data) if isinstance(data, Mapping) else {"kind": data}
+        try:
+            cls, data = cls.of_kind(str(fields.pop("kind", None))), fields
+        except ValueError as error:
+            found.append(Problem(path, str(error)))
+            return None
+    if not isinstance(data, Mapping):
+        found.append(Problem(path, f"expected an object of settings, got {data!r}"))
+        return None
+
+    hints, before = _hints(cls), len(found)
+    for name in (name for name in data if name not in hints):
+        found.append(Problem(path, f"no field {str(name)!r}{suggestion(str(name), hints)}"))
+    for name in (name for name in _required(cls) if name not in data):
+        found.append(Problem(join(path, name), "required, and not given"))
+    arguments = {
+        name: _decode(hint, data[name], join(path, name), found)
+        for name, hint in hints.items()
+        if name in data
+    }
+    if len(found) > before:
+        return None
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        found.extend(problem.under(path) for problem in error.problems)
+        return None
+
+
+def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
+    """`value` as the type `hint`; a mismatch is added to `found`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _optional(arguments, value, path, found)
+    if origin is Literal:
+        return _one_of(arguments, value, path, found)
+    if origin is tuple:
+        return _sequence(arguments, value, path, found)
+    if isinstance(hint, type) and issubclass(hint, Config):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Typed) and value.startswith("{"):
+            value = _json(value, path, found)
+        return _build(hint, value, path, found)
+    return _scalar(hint, value, path, found)
+
+
+def _optional(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
+    """Of `X | None`, the only kind of union that settings have."""
+    (hint,) = (option for option in options if option is not type(None))
+    if value is None or (isinstance(value, Typed) and value.lower() == "none"):
+        return None
+    return _decode(hint, value, path, found)
+
+
+def _one_of(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
+    if value not in options:
+        listed = ", ".join(str(option) for option in options)
+        found.append(Problem(path, f"expected one of {listed}; got {value!r}"))
+        return value
+    return options[options.index(value)]
+
+
+def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
+    """A tuple of fixed length, or `tuple[X, ...]`."""
+    if isinstance(value, Typed):
+        items = _json(value, path, found) if value.startswith("[") else value.split(",")
+        value = [Typed(item) if isinstance(item, str) else item for item in items or ()]
+    if not isinstance(value, list | tuple):
+        found.append(Problem(path, f"expected a list, got {value!r}"))
+        return value
+    inner = hints[:1] * len(value) if hints[1:] == (...,) else hints
+    if len(inner) != len(value):
+        found.append(Problem(path, f"expected {len(inner)} values, got {len(value)}"))
+        return value
+    pairs = enumerate(zip(inner, value, strict=True))
+    return tuple(_decode(hint, item, join(path, str(i)), found) for i, (hint, item) in pairs)
+
+
+def _scalar(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
+    if isinstance(value, Typed):
+        value = _read(hint, value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        found.append(Problem(path, f"expected {words.get(hint, hint)}, got {value!r}"))
+    elif isinstance(value, float) and not math.isfinite(value):
+        found.append(Problem(path, f"expected a finite number, got {value!r}"))
+    return value
+
+
+def _read(hint: Any, text: Typed) -> Any:
+    """Text as the type of its field, or as it is where it is no such thing."""
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return hint(text)
+    except (ValueError, KeyError):
+        return str(text)
+
+
+def _json(text: str, path: str, found: list[Problem]) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found.append(Problem(path, f"not JSON: {error}"))
+        return None
+
+
+def _encode(value: object) -> object:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_encode(item) for item in cast("tuple[object, ...]", value)]
+    return value
+
+
+def _walk(node: object) -> Iterator[Config]:
+    if isinstance(node, Config):
+        yield node
+        for field in dataclasses.fields(node):
+            yield from _walk(getattr(node, field.name))
+    elif isinstance(node, tuple):
+        for item in cast("tuple[object, ...]", node):
+            yield from _walk(item)
+
+
+@functools.cache
+def _hints(cls: type[Config]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _required(cls: type[Config]) -> list[str]:
+    fields = dataclasses.fields(cls)
+    return [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]

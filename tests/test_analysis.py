@@ -1,0 +1,191 @@
+"""What a study folder says, and how sure one may be of it."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from attnlab.analysis.curves import Curve
+from attnlab.analysis.paired import Estimate, paired_difference
+from attnlab.analysis.settings import shared_and_own
+from attnlab.analysis.table import read_table
+from attnlab.record import RunFolder, StudyRecord
+
+
+@pytest.fixture
+def study(tmp_path):
+    StudyRecord(
+        name="toy",
+        question="Which?",
+        baseline="mha",
+        variants=("mha", "mla", "mqa"),
+        seeds=(0, 1, 2),
+        command="attnlab run toy",
+        attnlab_version="0.1.0",
+    ).write(tmp_path)
+    return tmp_path
+
+
+def begin(study, variant, seed):
+    run = RunFolder(study, variant, seed)
+    run.open({"identity": variant, "train": {"steps": 200}}, {"device": "cpu"})
+    return run
+
+
+def finish(study, variant, losses, step_time=0.002):
+    """One finished run for each seed that has a loss."""
+    for seed, loss in losses.items():
+        run = begin(study, variant, seed)
+        run.append({"step": 100, "eval_loss": loss + 1})
+        run.append({"step": 200, "eval_loss": loss})
+        run.finish(
+            {
+                "status": "finished",
+                "final_loss": loss,
+                "final_perplexity": math.exp(loss),
+                "test_loss": None,
+                "step_time": step_time,
+                "steps": 200,
+                "attention_type": ["delta", "delta", "mha"],
+                "parameters": {"embedding": 1, "total": 3},
+            }
+        )
+
+
+def test_a_study_that_has_not_begun_can_be_read(study):
+    table = read_table(study)
+    assert [variant.name for variant in table.variants] == ["mha", "mla", "mqa"]
+    assert table.ranked == ()
+    assert table.remaining == 9
+    assert table.most_seeds == 0
+
+
+def test_numbers_are_means_and_sample_spreads_over_seeds(study):
+    finish(study, "mha", {0: 5.0, 1: 5.2, 2: 5.4})
+    mha = read_table(study).ranked[0]
+    assert mha.numbers["final_loss"].mean == pytest.approx(5.2)
+    assert mha.numbers["final_loss"].spread == pytest.approx(0.2)
+    assert mha.numbers["final_loss"].n == 3
+    assert mha.numbers["steps"].mean == 200
+    assert "test_loss" not in mha.numbers
+    assert mha.mechanism == "delta + mha"
+    assert mha.parameters["total"] == 3
+
+
+def test_the_perplexity_of_a_variant_is_exp_of_its_mean_loss(study):
+    finish(study, "mha", {0: 1.0, 1: 3.0})
+    perplexity = read_table(study).ranked[0].numbers["final_perplexity"]
+    assert perplexity.mean == pytest.approx(math.exp(2))
+    assert perplexity.spread == pytest.approx((math.exp(3) - math.exp(1)) / math.sqrt(2))
+
+
+def test_one_seed_has_no_spread_and_no_interval(study):
+    finish(study, "mha", {0: 5.0})
+    finish(study, "mla", {0: 5.1})
+    mla = read_table(study).ranked[1]
+    assert mla.numbers["final_loss"].spread is None
+    assert mla.to_baseline.mean == pytest.approx(0.1)
+    assert mla.to_baseline.interval is None
+    assert mla.to_baseline.separable is None
+
+
+def test_the_paired_interval_equals_the_one_computed_by_hand():
+    # differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, t(0.975, 2) = 4.302653
+    difference = paired_difference({0: 5.1, 1: 6.2, 2: 7.3}, {0: 5.0, 1: 6.0, 2: 7.0})
+    assert difference.mean == pytest.approx(0.2)
+    assert difference.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert difference.interval == pytest.approx((-0.0484, 0.4484), abs=1e-4)
+    assert difference.separable is False
+
+
+def test_the_paired_interval_equals_scipys():
+    first, second = [5.11, 5.09, 5.13, 5.1], [5.02, 5.04, 5.01, 5.05]
+    difference = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert difference.interval == pytest.approx((expected.low, expected.high))
+    assert difference.separable is True
+
+
+def test_only_seeds_that_both_finished_are_paired(study):
+    finish(study, "mha", {0: 5.0, 1: 6.0, 2: 7.0})
+    finish(study, "mla", {1: 6.1, 2: 7.3})
+    mla = next(variant for variant in read_table(study).variants if variant.name == "mla")
+    assert (mla.to_baseline.n, mla.to_baseline.mean) == (2, pytest.approx(0.2))
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_two_names_for_one_function_are_not_told_apart(study):
+    losses = {0: 5.1, 1: 5.123456789, 2: 5.3}
+    finish(study, "mha", losses)
+    finish(study, "mqa", losses)
+    mha, mqa = read_table(study).ranked
+    assert (mha.rank, mqa.rank) == (1, 1)
+    assert mqa.to_baseline.mean == 0
+    assert mqa.to_baseline.interval == (0, 0)
+    assert mqa.to_baseline.separable is False
+
+
+def test_a_diverged_seed_is_counted_and_listed_and_its_variant_still_ranked(study):
+    finish(study, "mha", {0: 5.0, 1: 5.2, 2: 5.4})
+    finish(study, "mla", {0: 4.9})
+    begin(study, "mla", 1).finish({"status": "diverged", "reason": "loss is nan", "final_loss": 9})
+    begin(study, "mla", 2).fail("out of memory")
+    table = read_table(study)
+    mla = table.ranked[0]
+    assert (mla.name, len(mla.finished), len(mla.runs)) == ("mla", 1, 3)
+    assert mla.numbers["final_loss"].mean == 4.9
+    assert [(v.name, run.seed, run.status, run.reason) for v, run in table.failures] == [
+        ("mla", 1, "diverged", "loss is nan"),
+        ("mla", 2, "failed", "out of memory"),
+    ]
+
+
+def test_a_variant_without_a_finished_seed_is_kept_without_a_rank(study):
+    finish(study, "mha", {0: 5.0})
+    begin(study, "mla", 0).append({"step": 100, "eval_loss": 6.0})
+    table = read_table(study)
+    assert [variant.name for variant in table.unranked] == ["mla", "mqa"]
+    assert table.unranked[0].curve("eval_loss").mean == (6.0,)
+    assert table.remaining == 8
+
+
+def test_curves_are_means_at_the_steps_that_every_seed_reached():
+    runs = {
+        0: [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "other": 0}],
+        1: [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 5.0}],
+        2: [],
+    }
+    curve = Curve.of(runs, "loss")
+    assert (curve.steps, curve.mean) == ((1,), (2.0,))
+    assert curve.by_seed == {0: ((1, 2), (1.0, 2.0)), 1: ((1, 3), (3.0, 5.0))}
+    assert Curve.of({}, "loss").steps == ()
+
+
+def test_curves_are_subtracted_seed_by_seed():
+    first = Curve.of({0: [{"step": 1, "loss": 3.0}], 1: [{"step": 1, "loss": 9.0}]}, "loss")
+    second = Curve.of({0: [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}]}, "loss")
+    assert first.minus(second).mean == (2.0,)
+
+
+def test_equal_values_are_their_own_mean():
+    assert Estimate.of([0.1] * 3).mean == 0.1
+    assert Estimate.of([]) is None
+
+
+def test_settings_are_split_into_shared_and_own():
+    shared, own = shared_and_own(
+        {
+            "a": {"variant": "a", "seed": 0, "train": {"steps": 1}, "model": {"window": 2}},
+            "b": {"variant": "b", "seed": 1, "train": {"steps": 1}, "model": {}},
+        }
+    )
+    assert shared == {"train.steps": 1}
+    assert own == {"a": {"model.window": 2}, "b": {}}
+
+
+def test_analysis_and_report_do_without_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, attnlab.report.figure, attnlab.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,173 @@
+"""Every source keeps the same promises: exact splits, a fingerprint of contents, a cache that helps."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from attnlab.config import Choice, ConfigError, override
+from attnlab.data.codec import ByteLevelCodec
+from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
+from attnlab.data.stdlib import Stdlib
+from attnlab.data.text import Text
+from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
+from attnlab.data.tokens import Tokens
+from attnlab.data.wikitext2 import WikiText2
+
+CONFIGS = [
+    WikiText2(path="somewhere"),
+    Text(paths=("a.txt", "b")),
+    Stdlib(),
+    Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
+]
+SPLITS = {"train": "the cat sat on the mat. " * 9, "valid": "the élan. ", "test": "sat, 東京. "}
+
+
+def folder_of(folder: Path, splits=SPLITS, ending=".txt") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, text in splits.items():
+        raw = text.encode()
+        (folder / f"{split}{ending}").write_bytes(
+            gzip.compress(raw) if ending == ".txt.gz" else raw
+        )
+    return folder
+
+
+def load(folder: Path, cache: Path, tokenizer: Tokenizer = BPE(vocab_size=300)) -> Corpus:
+    return Text(paths=(str(folder),), tokenizer=tokenizer).load(Places(None, cache))
+
+
+def test_the_examples_are_all_the_kinds_there_are():
+    shipped = {k for k, c in DataConfig.kinds.items() if c.__module__.startswith("attnlab.")}
+    assert {config.kind() for config in CONFIGS} == shipped
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind())
+def test_the_file_is_named_after_the_source(config):
+    assert type(config).__module__ == f"attnlab.data.{config.kind()}"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind())
+def test_settings_survive_json_and_reject_misspelling(config):
+    data = json.loads(json.dumps(config.to_dict()))
+    assert DataConfig.from_dict(data) == config
+    with pytest.raises(ConfigError, match="no field 'tokeniser'; did you mean 'tokenizer'"):
+        DataConfig.from_dict({**data, "tokeniser": "bytes"})
+
+
+def test_settings_can_be_given_on_the_command_line():
+    changed = override(WikiText2(), ["path=here", "tokenizer.vocab_size=4096"])
+    assert changed == WikiText2(path="here", tokenizer=BPE(vocab_size=4096))
+    assert override(WikiText2(), ["tokenizer=bytes"]).tokenizer == Bytes()
+
+
+def test_the_package_does_without_torch():
+    program = "import attnlab.data, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("tokenizer", [BPE(vocab_size=300), Bytes()], ids=["bpe", "bytes"])
+def test_every_split_comes_back_to_the_byte(tmp_path, tokenizer):
+    corpus = load(folder_of(tmp_path / "data"), tmp_path / "cache", tokenizer)
+    assert {split: corpus.decode(ids) for split, ids in corpus.splits().items()} == SPLITS
+    assert corpus.bytes == {split: len(text.encode()) for split, text in SPLITS.items()}
+    assert corpus.vocab_size == tokenizer.vocab_size
+
+
+def test_the_tokenizer_is_trained_on_the_training_split_alone(tmp_path):
+    plain = load(folder_of(tmp_path / "plain"), tmp_path / "cache")
+    other = {**SPLITS, "valid": "zebra " * 99, "test": "giraffe " * 99}
+    changed = load(folder_of(tmp_path / "changed", other), tmp_path / "cache")
+    assert changed.codec.fingerprint == plain.codec.fingerprint
+    assert " zebra" not in [changed.decode([i]) for i in range(300)]
+
+
+def test_the_fingerprint_is_of_contents_and_not_of_places_or_times(tmp_path):
+    one = folder_of(tmp_path / "one")
+    two = folder_of(tmp_path / "two", ending=".txt.gz")
+    os.utime(two / "train.txt.gz", (0, 0))
+    assert load(one, tmp_path / "a").fingerprint == load(two, tmp_path / "b").fingerprint
+
+
+def test_the_fingerprint_tells_any_change_of_text_or_tokenizer(tmp_path):
+    corpora = [
+        load(folder_of(tmp_path / "same"), tmp_path / "cache"),
+        load(tmp_path / "same", tmp_path / "cache", BPE(vocab_size=301)),
+        load(tmp_path / "same", tmp_path / "cache", Bytes()),
+        load(folder_of(tmp_path / "no_test", dict(list(SPLITS.items())[:2])), tmp_path / "cache"),
+    ]
+    for split, text in SPLITS.items():
+        changed = {**SPLITS, split: text + "!"}
+        corpora.append(load(folder_of(tmp_path / f"other_{split}", changed), tmp_path / "cache"))
+    assert len({corpus.fingerprint for corpus in corpora}) == len(corpora)
+    assert all(int(corpus.fingerprint, 16) for corpus in corpora)
+
+
+def test_a_second_load_neither_trains_nor_encodes(tmp_path):
+    first = load(folder_of(tmp_path / "data"), tmp_path / "cache")
+    with (
+        mock.patch.object(BPE, "_train", side_effect=AssertionError("trained again")),
+        mock.patch.object(ByteLevelCodec, "encode", side_effect=AssertionError("encoded again")),
+    ):
+        again = load(tmp_path / "data", tmp_path / "cache")
+    assert isinstance(again.train, np.memmap)
+    for split, ids in first.splits().items():
+        np.testing.assert_array_equal(again.splits()[split], ids)
+    assert again.fingerprint == first.fingerprint
+
+
+def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight(tmp_path):
+    corpus = load(folder_of(tmp_path / "data"), tmp_path / "cache", Bytes())
+    assert corpus.bits_per_byte("test", math.log(256)) == pytest.approx(8)
+    merged = load(tmp_path / "data", tmp_path / "cache")
+    bits = math.log2(300) * len(merged.valid) / len(SPLITS["valid"].encode())
+    assert merged.bits_per_byte("valid", math.log(300)) == pytest.approx(bits)
+
+
+def test_the_description_is_json_and_names_no_folder(tmp_path):
+    corpus = load(folder_of(tmp_path / "data"), tmp_path / "cache", BPE(vocab_size=5000))
+    described = json.dumps(corpus.description)
+    assert str(tmp_path) not in described
+    told = json.loads(described)
+    assert told["source"] == "text"
+    assert told["documents"] == {"train": 1, "valid": 1, "test": 1}
+    assert told["tokens"] == {split: len(ids) for split, ids in corpus.splits().items()}
+    assert told["bytes"] == corpus.bytes
+    assert told["tokenizer"]["kind"] == "bpe"
+    assert told["tokenizer"]["vocab_size"] == 5000
+    assert 256 < told["tokenizer"]["n_tokens"] < 5000  # what so little text yielded
+
+
+def test_an_empty_split_is_an_error_that_names_it(tmp_path):
+    folder = folder_of(tmp_path / "data", {**SPLITS, "valid": ""})
+    with pytest.raises(DataError, match="the valid split of text is empty"):
+        load(folder, tmp_path / "cache")
+
+
+def test_a_source_of_ones_own_is_settings_and_texts(tmp_path):
+    @dataclass(frozen=True, kw_only=True)
+    class Arithmetic(DataConfig):
+        largest: int = 9
+        tokenizer: Tokenizer = Bytes()
+
+        def texts(self, places: Places) -> Texts:
+            sums = [f"{a}+{b}={a + b}\n" for a in range(self.largest) for b in range(self.largest)]
+            return Texts(train=sums[2:], valid=sums[:1], test=None, origin="sums")
+
+    try:
+        corpus = Arithmetic().load(Places(None, tmp_path))
+        assert corpus.decode(corpus.valid) == "0+0=0\n"
+        assert corpus.test is None
+        assert corpus.splits().keys() == corpus.bytes.keys() == {"train", "valid"}
+        assert replace(Arithmetic(), largest=8).load(Places(None, tmp_path)) != corpus
+    finally:
+        del DataConfig.kinds["arithmetic"]
+    assert issubclass(DataConfig, Choice)

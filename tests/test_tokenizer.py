@@ -1,0 +1,275 @@
+"""Text becomes ids and text again, to the byte, however it is cut, trained, cached or restored."""
+
+from threading import Barrier, Thread
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from attnlab.config import ConfigError
+from attnlab.data import codec as codec_module
+from attnlab.data.codec import ByteLevelCodec, id_dtype, pieces
+from attnlab.data.places import DataError, Places, cached
+from attnlab.data.tokenizer import BPE, GPT2, Bytes, Ids, Tokenizer
+
+TRAINING = (
+    "The quick brown fox, they'll say, jumped over 123 lazy dogs.\n"
+    "Les élèves naïfs mangèrent à Zürich; 東京 と 京都. \t Again:\n\n  the fox, the dogs.\r\n"
+) * 4
+
+any_text = st.text(max_size=60)
+# what the cutting could get wrong: runs of white space, contractions, letters beside digits
+spaced_text = st.text(alphabet="ab 's1_\n\n\t\r\u00a0\u2003\u2028\x1c\x85é東", max_size=60)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The data folder holds a small byte-level BPE in GPT-2's two files."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    places = Places(data=folder, cache=folder / "cache")
+    (folder / "gpt2-tokenizer").mkdir()
+    BPE(vocab_size=320).fit([TRAINING], places).trained.model.save(str(folder / "gpt2-tokenizer"))
+    return places
+
+
+@pytest.fixture(scope="module", params=["bpe", "gpt2", "bytes"])
+def tokenizer(request):
+    return {"bpe": BPE(vocab_size=300), "gpt2": GPT2(vocab_size=320), "bytes": Bytes()}[
+        request.param
+    ]
+
+
+@pytest.fixture(scope="module")
+def codec(tokenizer, places):
+    return tokenizer.fit([TRAINING], places)
+
+
+@settings(deadline=None)
+@given(text=any_text | spaced_text)
+@example(text="<|endoftext|>")
+@example(text="\ufeff\x00\r\n \u200d👩‍👩‍👧 \U0010ffff")
+def test_every_text_comes_back_to_the_byte(codec, text):
+    ids = codec.encode([text])
+    assert codec.decode(ids) == text
+    assert codec.n_bytes(ids) == len(text.encode())
+    assert ids.dtype == np.uint16
+    assert ids.max(initial=0) < codec.vocab_size
+
+
+@settings(deadline=None)
+@given(documents=st.lists(any_text, max_size=4))
+def test_documents_are_encoded_whole_and_nothing_is_put_between_them(codec, documents):
+    one_by_one = [codec.encode([document]) for document in documents]
+    together = codec.encode(documents)
+    np.testing.assert_array_equal(together, np.concatenate([codec.encode([]), *one_by_one]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=spaced_text, piece=st.integers(0, 8))
+def test_cutting_a_long_document_changes_no_token(bpe_codec, text, piece):
+    with mock.patch.object(codec_module, "PIECE_CHARACTERS", piece):
+        assert "".join(pieces(text)) == text
+        cut = bpe_codec.encode([text])
+    assert cut.tolist() == bpe_codec.trained.encode(text).ids
+
+
+@pytest.fixture(scope="module")
+def bpe_codec(places):
+    return BPE(vocab_size=400).fit([TRAINING], places)
+
+
+def test_a_long_document_is_really_cut(bpe_codec):
+    document = TRAINING * 20
+    with mock.patch.object(codec_module, "PIECE_CHARACTERS", 100):
+        assert len(list(pieces(document))) > 20
+        with mock.patch.object(codec_module, "BATCH_PIECES", 3):
+            assert bpe_codec.decode(bpe_codec.encode([document])) == document
+
+
+def test_a_document_with_no_place_to_cut_stays_whole(bpe_codec):
+    with mock.patch.object(codec_module, "PIECE_CHARACTERS", 10):
+        assert list(pieces("ab" * 1000)) == ["ab" * 1000]
+
+
+def test_training_does_not_depend_on_how_the_text_is_cut(places, tmp_path, bpe_codec):
+    with mock.patch.object(codec_module, "PIECE_CHARACTERS", 10):
+        cut = BPE(vocab_size=400).fit([TRAINING], Places(None, tmp_path))
+    assert cut.fingerprint == bpe_codec.fingerprint
+
+
+def test_frequent_words_become_single_tokens(bpe_codec):
+    assert len(bpe_codec.encode([" fox the dogs"])) < len(
+        Bytes().fit([], None).encode([" fox the dogs"])
+    )
+    assert [bpe_codec.decode([i]) for i in bpe_codec.encode([" fox"])] == [" fox"]
+
+
+def test_a_pair_seen_once_gets_no_token(tmp_path):
+    codec = BPE(vocab_size=400).fit(["xyz aab aab"], Places(None, tmp_path))
+    vocabulary = codec.trained.get_vocab().keys()
+    assert "ab" in vocabulary or "aa" in vocabulary
+    assert not any(len(token) > 1 and "y" in token for token in vocabulary)
+
+
+def test_too_little_text_leaves_the_stated_vocabulary_as_it_is(tmp_path):
+    codec = BPE(vocab_size=32_000).fit(["one fox, one fox"], Places(None, tmp_path))
+    assert codec.vocab_size == 32_000
+    assert 256 < codec.n_tokens < 300
+    assert codec.decode([31_999]) == ""  # an id without a token, as an untrained model may write
+
+
+def test_a_tokenizer_is_trained_once_for_the_same_text_and_settings(tmp_path):
+    places = Places(None, tmp_path)
+    first = BPE(vocab_size=300).fit([TRAINING], places)
+    with mock.patch.object(BPE, "_train", side_effect=AssertionError("trained again")):
+        again = BPE(vocab_size=300).fit([TRAINING], places)
+        assert again.fingerprint == first.fingerprint
+        for other in (BPE(vocab_size=301), [TRAINING]), (BPE(vocab_size=300), [TRAINING, "x"]):
+            with pytest.raises(AssertionError, match="trained again"):
+                other[0].fit(other[1], places)
+
+
+def test_a_codec_is_restored_from_its_record(tokenizer, codec):
+    restored = tokenizer.restore(codec.to_json())
+    assert restored.fingerprint == codec.fingerprint
+    assert restored.encode([TRAINING]).tolist() == codec.encode([TRAINING]).tolist()
+    assert restored.decode(restored.encode([TRAINING])) == TRAINING
+
+
+def test_fingerprints_tell_tokenizers_apart(places):
+    kinds = [BPE(vocab_size=300), BPE(vocab_size=301), GPT2(vocab_size=320), Bytes()]
+    kinds += [Ids(vocab_size=5), Ids(vocab_size=6)]
+    fingerprints = {kind.fit([TRAINING], places).fingerprint for kind in kinds}
+    assert len(fingerprints) == len(kinds)
+
+
+def test_broken_utf8_is_shown_and_not_raised(codec):
+    first_byte_of_two = codec.encode(["é"])[:1]
+    decoded = codec.decode(first_byte_of_two)
+    assert decoded in ("\ufffd", "é")  # "é" where it is one token
+
+
+def test_ids_are_as_small_as_the_vocabulary_allows(tmp_path):
+    assert id_dtype(65_536) is np.uint16
+    assert id_dtype(65_537) is np.int32
+    wide = BPE(vocab_size=100_000).fit([TRAINING], Places(None, tmp_path))
+    assert wide.encode([TRAINING]).dtype == np.int32
+    assert wide.encode([]).dtype == np.int32
+
+
+def test_gpt2s_files_are_found_by_path_in_the_data_folder_and_below_it(places, tmp_path):
+    below = places.data / "gpt2-tokenizer"
+    found = [
+        GPT2(vocab_size=320, path=str(below)).fit([], Places(None, tmp_path)),
+        GPT2(vocab_size=320).fit([], Places(below, tmp_path)),
+        GPT2(vocab_size=320).fit([], places),
+    ]
+    assert len({codec.fingerprint for codec in found}) == 1
+
+
+def test_missing_files_of_gpt2_are_named_with_every_place_tried(tmp_path):
+    with pytest.raises(DataError) as error:
+        GPT2().fit([], Places(tmp_path, tmp_path))
+    for part in (
+        str(tmp_path),
+        str(tmp_path / "gpt2-tokenizer"),
+        "tokenizer.path=",
+        "ATTNLAB_DATA",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(DataError, match="no place was given"):
+        GPT2().fit([], Places(None, tmp_path))
+
+
+def test_a_path_that_was_named_is_not_replaced_by_another(places, tmp_path):
+    with pytest.raises(DataError, match="not found"):
+        GPT2(path=str(tmp_path), vocab_size=320).fit([], places)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "message"),
+    [
+        ('{"a": 0, "b": 1}', "#version: 0.2\n", "not byte-level: it lacks 254"),
+        ('{"a": 0', "", "do not fit"),
+        ('{"a": 0}', "#version: 0.2\na b\n", "do not fit"),
+    ],
+)
+def test_files_that_are_no_byte_level_tokenizer_are_refused(tmp_path, vocab, merges, message):
+    (tmp_path / "vocab.json").write_text(vocab)
+    (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(DataError, match=message):
+        GPT2(path=str(tmp_path)).fit([], Places(None, tmp_path))
+
+
+def test_more_tokens_than_the_stated_vocabulary_are_refused_with_the_right_number(places):
+    with pytest.raises(DataError, match=r"has 320 tokens.*set tokenizer.vocab_size=320"):
+        GPT2(vocab_size=319).fit([], places)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "bpe", "vocab_size": 256},
+        {"kind": "bytes", "vocab_size": 257},
+        {"kind": "gpt2", "vocab_size": 0},
+        {"kind": "ids", "vocab_size": 0},
+        {"kind": "ids"},
+    ],
+)
+def test_an_impossible_vocabulary_is_refused_before_anything_is_read(settings):
+    with pytest.raises(ConfigError, match="vocab_size"):
+        Tokenizer.from_dict(settings)
+
+
+def test_the_vocabulary_is_known_before_any_text_is_read():
+    sizes = [t.vocab_size for t in (BPE(vocab_size=512), GPT2(), Bytes(), Ids(vocab_size=7))]
+    assert sizes == [512, 50_257, 256, 7]
+
+
+def test_unknown_text_is_numbers(tmp_path):
+    ids = Ids(vocab_size=70_000).fit([], Places(None, tmp_path))
+    assert ids.decode(ids.encode(["5 69999 0"])) == "5 69999 0"
+    assert ids.n_bytes(ids.encode(["5"])) is None
+    with pytest.raises(DataError, match="say tokenizer=bpe"):
+        ids.encode(["five"])
+
+
+def test_an_unfinished_write_leaves_nothing_behind(tmp_path):
+    def write_half(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "folder" / "file", write_half)
+    assert list((tmp_path / "folder").iterdir()) == []
+    assert (
+        cached(tmp_path / "folder" / "file", lambda f: f.write(b"whole")).read_bytes() == b"whole"
+    )
+
+
+def test_whoever_asks_at_the_same_time_finds_a_whole_file(tmp_path):
+    together, content, seen = Barrier(8), b"0123456789" * 10_000, []
+
+    def ask():
+        together.wait()
+        path = cached(
+            tmp_path / "file",
+            lambda f: [f.write(content[i : i + 10]) for i in range(0, len(content), 10)],
+        )
+        seen.append(path.read_bytes() == content)
+
+    threads = [Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 8
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_name_another(tmp_path):
+    (tmp_path / "occupied").write_text("a file")
+    with pytest.raises(DataError, match="ATTNLAB_CACHE"):
+        cached(tmp_path / "occupied" / "file", lambda f: f.write(b""))
