@@ -1,4 +1,4 @@
-"""Every source keeps the same promises: exact splits, a fingerprint of contents, a cache that helps."""
+"""Every source keeps the same promises: exact splits, a fingerprint of contents, a cache."""
 
 import gzip
 import json
@@ -22,6 +22,7 @@ from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
 from attnlab.data.tokens import Tokens
 from attnlab.data.wikitext2 import WikiText2
 
+SMALL = BPE(vocab_size=300)
 CONFIGS = [
     WikiText2(path="somewhere"),
     Text(paths=("a.txt", "b")),
@@ -41,7 +42,7 @@ def folder_of(folder: Path, splits=SPLITS, ending=".txt") -> Path:
     return folder
 
 
-def load(folder: Path, cache: Path, tokenizer: Tokenizer = BPE(vocab_size=300)) -> Corpus:
+def load(folder: Path, cache: Path, tokenizer: Tokenizer = SMALL) -> Corpus:
     return Text(paths=(str(folder),), tokenizer=tokenizer).load(Places(None, cache))
 
 
@@ -156,7 +157,7 @@ def test_a_source_of_ones_own_is_settings_and_texts(tmp_path):
     @dataclass(frozen=True, kw_only=True)
     class Arithmetic(DataConfig):
         largest: int = 9
-        tokenizer: Tokenizer = Bytes()
+        tokenizer: Tokenizer = SMALL
 
         def texts(self, places: Places) -> Texts:
             sums = [f"{a}+{b}={a + b}\n" for a in range(self.largest) for b in range(self.largest)]

@@ -8,6 +8,7 @@ from attnlab.data.source import DataError, Places
 from attnlab.data.tokenizer import BPE, Bytes, Ids
 from attnlab.data.tokens import Tokens
 
+HUNDRED = Ids(vocab_size=100)
 ARRAYS = {"train": np.arange(100), "valid": np.array([7, 8, 9]), "test": np.array([1, 99])}
 
 
@@ -21,7 +22,7 @@ def save(path, arrays=ARRAYS):
     return path
 
 
-def load(path, tokenizer=Ids(vocab_size=100), data=None):
+def load(path, tokenizer=HUNDRED, data=None):
     return Tokens(path=str(path), tokenizer=tokenizer).load(Places(data, path))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from attnlab.config import ConfigError
 from attnlab.data import codec as codec_module
-from attnlab.data.codec import ByteLevelCodec, id_dtype, pieces
+from attnlab.data.codec import id_dtype, pieces
 from attnlab.data.places import DataError, Places, cached
 from attnlab.data.tokenizer import BPE, GPT2, Bytes, Ids, Tokenizer
 
@@ -66,13 +66,17 @@ def test_documents_are_encoded_whole_and_nothing_is_put_between_them(codec, docu
     np.testing.assert_array_equal(together, np.concatenate([codec.encode([]), *one_by_one]))
 
 
-@settings(deadline=None, max_examples=300)
-@given(text=spaced_text, piece=st.integers(0, 8))
+@settings(deadline=None, max_examples=500)
+@given(text=spaced_text, piece=st.integers(1, 8))
 def test_cutting_a_long_document_changes_no_token(bpe_codec, text, piece):
+    def words(part):
+        return [word for word, _ in bpe_codec.trained.pre_tokenizer.pre_tokenize_str(part)]
+
     with mock.patch.object(codec_module, "PIECE_CHARACTERS", piece):
-        assert "".join(pieces(text)) == text
-        cut = bpe_codec.encode([text])
-    assert cut.tolist() == bpe_codec.trained.encode(text).ids
+        cut = list(pieces(text))
+        assert "".join(cut) == text
+        assert [word for part in cut for word in words(part)] == words(text)
+        assert bpe_codec.encode([text]).tolist() == bpe_codec.trained.encode(text).ids
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +150,8 @@ def test_fingerprints_tell_tokenizers_apart(places):
 
 
 def test_broken_utf8_is_shown_and_not_raised(codec):
-    first_byte_of_two = codec.encode(["é"])[:1]
-    decoded = codec.decode(first_byte_of_two)
-    assert decoded in ("\ufffd", "é")  # "é" where it is one token
+    first_of_four_bytes = codec.encode(["\U0001f98a"])[:1]
+    assert codec.decode(first_of_four_bytes) == "\ufffd"
 
 
 def test_ids_are_as_small_as_the_vocabulary_allows(tmp_path):

@@ -123,7 +123,7 @@ def test_flex_says_why_it_cannot_run():
 
 
 @pytest.mark.parametrize("tokens", [1, 128, 129, 640, 1000])
-@pytest.mark.parametrize("window", [1, 100, 128, 129, 256, 2000])
+@pytest.mark.parametrize("window", [1, 100, 128, 129, 255, 256, 2000])
 def test_the_block_mask_holds_every_pair_of_the_window_and_whole_blocks_nothing_else(
     tokens, window
 ):

@@ -50,14 +50,13 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the source tree that is running, and whether it had changes; None outside of one."""
+    """Commit of the source tree that runs, and whether it had changes; None outside of one."""
     source = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(source), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=10
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

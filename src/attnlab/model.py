@@ -201,6 +201,6 @@ def _default_value(name: str, parameter: Tensor, generator: torch.Generator) -> 
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """`x` in the dtype of autocast, where it is on: cast once, not by each product that reads it."""
+    """`x` in the dtype of autocast, where it is on: cast once, not by each reader."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

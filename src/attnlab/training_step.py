@@ -136,7 +136,7 @@ class TrainingStep:
         self._step_1 += 1
 
     def _update_on_a_side_stream(self) -> None:
-        """As recording wants it: nothing allocated now belongs to a stream that is recorded later."""
+        """As recording wants it: nothing allocated now belongs to a stream recorded later."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -36,7 +36,8 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
     for depth, part in enumerate(path[:-1]):
         below = _entry(tree, part)
         if isinstance(below, Typed):  # a kind given earlier on the same command line
-            below = tree[part] = {"kind": str(below)}
+            below = {"kind": str(below)}
+            tree[part if isinstance(tree, dict) else int(part)] = below
         if not isinstance(below, dict | list):
             known = tree if isinstance(tree, dict) else map(str, range(len(tree)))
             found.append(

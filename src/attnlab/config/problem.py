@@ -34,6 +34,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     ("; did you mean 'steps'?", '; known: seed, steps')
     """
     names = sorted(known)
+    if not names:
+        return "; there are none"
     close = get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 

@@ -21,7 +21,7 @@ def hold_out(sizes: Mapping[str, int], share: float) -> dict[str, str]:
     """A split for every unit, by name; neither held-out split exceeds half of `share` of the size.
 
     >>> hold_out({"a": 1, "b": 1, "c": 1, "d": 1}, share=0.5)
-    {'a': 'valid', 'b': 'train', 'c': 'test', 'd': 'train'}
+    {'a': 'train', 'b': 'train', 'c': 'test', 'd': 'valid'}
     """
     room: dict[str, float] = dict.fromkeys(("valid", "test"), share / 2 * sum(sizes.values()))
     split_of: dict[str, str] = dict.fromkeys(sizes, "train")
@@ -48,7 +48,7 @@ def rank(name: str) -> str:
 
 def _boundary(document: str, start: int, stop: int) -> int:
     for separator in ("\n\n", "\n"):
-        found = document.find(separator, start, stop - 1)
+        found = document.find(separator, max(0, start - len(separator)), stop - 1)
         if found >= 0:
             return found + len(separator)
     return start

@@ -91,6 +91,10 @@ class GPT2(Tokenizer):
     path: str | None = None
     vocab_size: int = 50_257
 
+    def problems(self) -> Iterator[Problem]:
+        if self.vocab_size < 256:
+            yield Problem("vocab_size", f"must be at least 256, got {self.vocab_size}")
+
     def fit(self, training: Iterable[str], places: Places) -> ByteLevelCodec:
         del training
         vocab, merges = self._files(places)

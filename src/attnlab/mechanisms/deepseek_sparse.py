@@ -60,7 +60,7 @@ class DeepseekSparse(MechanismConfig):
         elif width % 2 or not 0 <= width <= max(self.index_head_dim, 0):
             yield Problem(
                 "index_rope_head_dim",
-                f"must be even and at most index_head_dim {self.index_head_dim}, got {width}",
+                f"must be even, from 0 to index_head_dim {self.index_head_dim}, got {width}",
             )
         if self.rope_theta <= 0:
             yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
