@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -151,7 +152,7 @@ def median_ms(step: Callable[[], None], device: torch.device, steps: int) -> flo
         step()
         event.record()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+    return statistics.median(a.elapsed_time(b) for a, b in pairwise(events))
 
 
 def random_tokens(vocab_size: int, device: torch.device) -> torch.Tensor:

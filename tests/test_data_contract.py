@@ -15,6 +15,7 @@ import pytest
 
 from attnlab.config import Choice, ConfigError, override
 from attnlab.data.codec import ByteLevelCodec
+from attnlab.data.documents import measure
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.text import Text
@@ -110,6 +111,11 @@ def test_the_fingerprint_tells_any_change_of_text_or_tokenizer(tmp_path):
         corpora.append(load(folder_of(tmp_path / f"other_{split}", changed), tmp_path / "cache"))
     assert len({corpus.fingerprint for corpus in corpora}) == len(corpora)
     assert all(int(corpus.fingerprint, 16) for corpus in corpora)
+
+
+def test_the_measure_of_documents_tells_where_each_of_them_ends():
+    assert measure(["ab", "c"]).n_bytes == measure(["a", "bc"]).n_bytes == 3
+    assert measure(["ab", "c"]).sha256 != measure(["a", "bc"]).sha256
 
 
 def test_a_second_load_neither_trains_nor_encodes(tmp_path):

@@ -145,18 +145,18 @@ def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
 def pieces(document: str) -> Iterator[str]:
     """A long document in parts of about `PIECE_CHARACTERS`, cut where GPT-2's pattern cuts anyway.
 
-    A newline before a letter or digit is a pre-token of its own: the pattern leaves the last of the
-    white space before a word apart, and a word takes only a space along. Cutting in front of it
-    therefore changes no token. A document without such a place stays whole.
+    The pattern keeps the last white space before a word apart from what is before it: a space goes
+    with the word, a newline stands alone. Cutting in front of it therefore changes no token. A
+    document without such a place stays whole.
     """
     start = 0
-    while found := _NEWLINE_BEFORE_A_WORD.search(document, start + PIECE_CHARACTERS):
+    while found := _BEFORE_A_WORD.search(document, start + PIECE_CHARACTERS):
         yield document[start : found.start()]
         start = found.start()
     yield document[start:]
 
 
-_NEWLINE_BEFORE_A_WORD = re.compile(r"\n(?=\w)")
+_BEFORE_A_WORD = re.compile(r"[ \n](?=\w)")
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
