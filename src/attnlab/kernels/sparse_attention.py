@@ -52,9 +52,7 @@ def select(index_BTS: Tensor, top_k: int) -> Tensor:
     causal_TS = causal(index_BTS)
     if top_k >= keys:
         return causal_TS.expand_as(index_BTS)
-    early = max(
-        0, top_k - (keys - tokens)
-    )  # so many queries have no more than top_k to choose from
+    early = max(0, top_k - (keys - tokens))  # queries with no more than top_k to choose from
     late_TS = causal_TS[early:]
     late_BTS = index_BTS[:, early:].masked_fill(~late_TS, -torch.inf)
 

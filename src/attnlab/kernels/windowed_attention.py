@@ -127,9 +127,13 @@ def _flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int) -> Tensor
 
 @cache
 def _compiled_flex_attention() -> Any:
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    # fullgraph: an error, and not the T x T form, should it ever be compiled for too many shapes
+    # each dtype, shape and grad mode is a compilation; beyond the limit, which is 8, fullgraph
+    # makes torch raise an error where it would otherwise take to the T x T form
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 64)
     return torch.compile(flex_attention, fullgraph=True)
 
 
