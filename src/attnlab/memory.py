@@ -1,11 +1,12 @@
 """Peak memory of a stretch of work.
 
 On CUDA: bytes allocated by torch's allocator at the peak, recorded graphs included. On Linux
-without CUDA: growth of the process's resident set over what it was when the `PeakMemory` was made
-(the allocator is first asked to give back what earlier work left). Elsewhere unknown.
+without CUDA: growth of the process's resident set over what it was when the `PeakMemory` was made.
+Elsewhere unknown. What earlier work left is given back first.
 """
 
 import ctypes
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peak_bytes: int | None = None
+        gc.collect()  # a model and its optimizer refer to each other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         if device.type == "cpu" and _STATUS.exists():
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if trim is not None:

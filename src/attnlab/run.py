@@ -124,9 +124,8 @@ class _Execution:
 
     def _open(self) -> None:
         """The folder, and the state of the last checkpoint where there is one."""
-        kernels = {m.kernel_on(self.device) for m in self.model.mechanisms()}
         environment = describe(self.device) | {
-            "kernels": sorted(kernels),
+            "kernels": self._kernels(),
             "precision": self.config.train.precision_on(self.device.type),
             "compiled": self.compiled,
             "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
@@ -171,7 +170,7 @@ class _Execution:
                 "tokens_per_second": tokens_a_step / seconds if seconds else None,
                 "peak_memory_bytes": self.memory.peak_bytes,
                 "attention_type": [m.kind() for m in config.model.per_layer()],
-                "kernels": sorted({m.kernel_on(self.device) for m in self.model.mechanisms()}),
+                "kernels": self._kernels(),
                 "parameters": parts._asdict() | {"total": parts.total},
                 "flops_per_token": cost.flops,
                 "state_bytes": cost.state_bytes,
@@ -179,6 +178,10 @@ class _Execution:
                 "parent": None,
             }
         )
+
+    def _kernels(self) -> list[str]:
+        dtype = getattr(torch, self.config.train.precision_on(self.device.type))
+        return sorted({m.kernel_on(self.device, dtype) for m in self.model.mechanisms()})
 
     def _held_out(self, split: Literal["valid", "test"]) -> HeldOut:
         train_config = self.config.train

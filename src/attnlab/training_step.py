@@ -56,6 +56,8 @@ class TrainingStep:
         self.step = 0
         self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # the same, on the device
         self._autocast = autocast(config, device)
+        if compiled:
+            torch.compiler.reset()  # past a number of models in one process it gives up silently
         self._losses = torch.compile(model.losses) if compiled else model.losses
         self._records = device.type == "cuda" and config.cuda_graph == "auto"
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -27,12 +27,12 @@ def rotate(x_TK: Tensor, theta: float, start: int = 0) -> Tensor:
         raise ValueError(f"rotary width must be even, got {width}")
     length = 1 << (start + tokens - 1).bit_length()  # few distinct tables, whatever the lengths
     double = x_TK.dtype == torch.float64
-    cos_TK, sin_TK = _table(theta, width, length, x_TK.device, double)
+    table = _table if torch.compiler.is_compiling() else _kept_table
+    cos_TK, sin_TK = table(theta, width, length, x_TK.device, double)
     cos_TK, sin_TK = cos_TK[start : start + tokens], sin_TK[start : start + tokens]
     return torch.addcmul(x_TK * cos_TK, x_TK.roll(width // 2, -1), sin_TK).to(x_TK.dtype)
 
 
-@lru_cache(maxsize=64)
 def _table(
     theta: float, width: int, length: int, device: torch.device, double: bool
 ) -> tuple[Tensor, Tensor]:
@@ -44,3 +44,6 @@ def _table(
         cos_TK, sin_TK = angle_TK.cos().repeat(1, 2), angle_TK.sin()
         dtype = torch.float64 if double else torch.float32
         return cos_TK.to(dtype), torch.cat([-sin_TK, sin_TK], -1).to(dtype)
+
+
+_kept_table = lru_cache(maxsize=64)(_table)

@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for x_CD, target_C in zip(
                 x_ND.to(dtype).split(chunk), target_N.split(chunk), strict=True
             ):
-                loss_C, dlogits_CV = _loss_and_gradient(device)(x_CD @ low_VD.mT, target_C)
+                loss_C, dlogits_CV = _loss_and_gradient(x_CD @ low_VD.mT, target_C)
                 losses.append(loss_C)
                 dx_chunks.append(dlogits_CV @ low_VD)
                 part_VD = (dlogits_CV.mT @ x_CD).to(weight_VD.dtype)
@@ -61,13 +61,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (dx_ND * scale).to(ctx.x_dtype), dweight_VD * scale, None, None
 
 
-@cache
-def _loss_and_gradient(device: str) -> Any:
-    return torch.compile(_compiled_form, dynamic=False) if device == "cuda" else _eager_form
-
-
-def _eager_form(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
     """Loss of each token, and the gradient of their sum with respect to the logits."""
+    if torch.compiler.is_compiling():
+        return _fusible(logits_CV, target_C)
+    if logits_CV.is_cuda:
+        return _fused()(logits_CV, target_C)
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     log_p_CV = wide_CV.log_softmax(-1)
     loss_C = -log_p_CV.gather(1, target_C[:, None])[:, 0]
@@ -76,7 +75,12 @@ def _eager_form(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
     return loss_C, gradient_CV.to(logits_CV.dtype)
 
 
-def _compiled_form(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+@cache
+def _fused() -> Any:
+    return torch.compile(_fusible, dynamic=False)
+
+
+def _fusible(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
     """The same as one reduction and one pass, for a compiler to fuse."""
     wide_CV = logits_CV.float()
     log_total_C = wide_CV.logsumexp(-1)

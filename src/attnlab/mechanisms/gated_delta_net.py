@@ -131,9 +131,7 @@ class GatedDeltaNetMixer(Mechanism[DeltaState]):
             return ShortConvolution.initial_weight(channels, width, generator)
         return None
 
-    def kernel_on(self, device: torch.device) -> str:
-        """What runs in bfloat16 on CUDA, where training does, and in float32 elsewhere."""
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         return rule.resolve(self.config.kernel, device, dtype, self.config.head_dim)
 
     def _qkv(self, x_D: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ class GroupedQueryAttention(Mechanism[KVCache]):
         state = state.append(k_BG1K, v_BG1K)
         return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
 
-    def kernel_on(self, device: torch.device) -> str:
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        del dtype
         return attention.resolve(self.config.kernel, device, self.dropout)
 
     def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,7 +130,8 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         y_BHV = einsum(y_BHR, w_uv_HVR.to(y_BHR.dtype), "B H R, H V R -> B H V")
         return self.o_proj(y_BHV.flatten(1)), state
 
-    def kernel_on(self, device: torch.device) -> str:
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        del dtype
         return attention.resolve(self.config.kernel, device, self.dropout)
 
     def _queries(self, x_BTD: Tensor, start: int) -> Tensor:

@@ -39,7 +39,7 @@ base = RunConfig(
 )
 
 study = Study(
-    question=__doc__,
+    question=__doc__ or "",
     baseline="mha",
     seeds=3,
     variants={

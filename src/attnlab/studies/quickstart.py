@@ -4,7 +4,7 @@ Three seeds each on two CPU cores. The text is always there: nothing is download
 """
 
 from attnlab.data.stdlib import Stdlib
-from attnlab.data.tokenizer import BPE
+from attnlab.data.tokenizer import Bytes
 from attnlab.feedforward import Dense
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
@@ -17,7 +17,7 @@ from attnlab.study import RunConfig, Study
 from attnlab.train_config import TrainConfig
 
 base = RunConfig(
-    data=Stdlib(tokenizer=BPE(vocab_size=1024)),
+    data=Stdlib(tokenizer=Bytes(), max_bytes=1_000_000),
     model=ModelConfig(
         mechanisms=(GroupedQuery(n_heads=4, n_kv_heads=4),),
         n_layers=2,
@@ -25,20 +25,20 @@ base = RunConfig(
         feedforward=Dense(d_ff=256),
     ),
     train=TrainConfig(
-        steps=200,
+        steps=300,
         batch_size=8,
         seq_len=128,
-        learning_rate=3e-3,
-        warmup_steps=20,
+        learning_rate=5e-3,
+        warmup_steps=50,
         weight_decay=0.01,
-        log_every=20,
+        log_every=25,
         eval_every=100,
         checkpoint_every=100,
     ),
 )
 
 study = Study(
-    question=__doc__,
+    question=__doc__ or "",
     baseline="mha",
     seeds=3,
     variants={

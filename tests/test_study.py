@@ -1,0 +1,136 @@
+"""A study is a question with variants; its runs have identities."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_study
+
+from attnlab.config import ConfigError
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.study import Study, load_study, shipped
+
+
+def test_the_mechanisms_study_is_as_specified():
+    study = load_study("mechanisms")
+    assert list(study.variants) == [
+        *("mha", "mla", "gqa_2", "gqa_1", "mqa", "sliding_512", "sliding_256"),
+        *("sparse_512", "sparse_256", "linear", "identity"),
+    ]
+    assert study.baseline == "mha"
+    for config in study.variants.values():
+        model, train = config.model, config.train
+        assert (model.n_layers, model.d_model, model.dropout) == (4, 128, 0.1)
+        assert model.feedforward.to_dict() == {"kind": "dense", "d_ff": 512}
+        assert (train.steps, train.batch_size, train.seq_len) == (1000, 4, 1024)
+        assert (train.learning_rate, train.warmup_steps, train.weight_decay) == (3e-4, 100, 0.01)
+        assert (train.betas, train.clip_norm, train.final_learning_rate_ratio) == (
+            (0.9, 0.95),
+            1.0,
+            0.1,
+        )
+        assert (train.log_every, train.eval_every) == (50, 100)
+        assert config.data.to_dict()["tokenizer"] == {"kind": "bpe", "vocab_size": 32_000}
+    assert study.variants["gqa_1"] == study.variants["mqa"]
+
+
+def test_the_quickstart_has_the_same_variants_but_for_their_sizes():
+    first, quick = load_study("mechanisms"), load_study("quickstart")
+    assert [name.split("_")[0] for name in quick.variants] == [
+        name.split("_")[0] for name in first.variants
+    ]
+    assert quick.seeds == 3
+    kinds = [
+        [config.model.mechanisms[0].kind() for config in study.variants.values()]
+        for study in (first, quick)
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
+    for study in shipped().values():
+        first = next(iter(study.variants.values()))
+        for config in study.variants.values():
+            assert config.with_mechanisms(*first.model.mechanisms) == first
+
+
+def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from tiny_study import base, Study\nstudy = Study(question='?', variants={'a': base})"
+    )
+    study = load_study(str(path))
+    assert (study.name, study.baseline, list(study.variants)) == ("mine", "a", ["a"])
+    with pytest.raises(ValueError, match=r"no file .*yours\.py"):
+        load_study(str(tmp_path / "yours.py"))
+    path.with_name("empty.py").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.py defines no `study = Study"):
+        load_study(str(path.with_name("empty.py")))
+
+
+def test_runs_go_seed_by_seed():
+    runs = [(run.seed, run.variant) for run in tiny_study.study.runs()]
+    assert runs[:5] == [(0, "mha"), (0, "mqa"), (0, "sparse"), (0, "identity"), (1, "mha")]
+    assert len(runs) == 8
+
+
+def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
+    base = tiny_study.base
+    same = type(base).from_dict(base.to_dict())
+    assert base.identity("data") == same.identity("data")
+    others = [
+        replace(base, seed=1),
+        replace(base, train=replace(base.train, steps=13)),
+        base.with_mechanisms(GroupedQuery(n_heads=2, n_kv_heads=1)),
+    ]
+    identities = {base.identity("data"), base.identity("other data")}
+    assert len(identities | {config.identity("data") for config in others}) == 5
+
+
+def test_an_edited_mechanism_of_ones_own_is_another_run(tmp_path, monkeypatch):
+    source = (
+        "from dataclasses import dataclass\n"
+        "from attnlab.mechanisms.identity import Identity\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Identity):\n    pass\n"
+    )
+    path = tmp_path / "mine_edited.py"
+    path.write_text(source)
+    monkeypatch.chdir(tmp_path)
+    mine = MechanismConfig.from_dict({"kind": "mine_edited.py:Mine"})
+    config = tiny_study.base.with_mechanisms(mine)
+    before = config.identity("data")
+    path.write_text(source + "# changed\n")
+    assert config.identity("data") != before
+
+
+def test_only_keeps_the_named_variants_and_says_which_there_are():
+    assert list(tiny_study.study.only(["identity", "mha"]).variants) == ["mha", "identity"]
+    assert tiny_study.study.only(["identity"]).baseline == "identity"
+    with pytest.raises(ConfigError, match="no variant 'mhx'; did you mean 'mha'"):
+        tiny_study.study.only(["mhx"])
+
+
+def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
+    changed = tiny_study.study.override(["train.steps=20", "seed=4"])
+    assert {config.train.steps for config in changed.variants.values()} == {20}
+    with pytest.raises(ConfigError) as error:
+        tiny_study.study.override(["model.mechanisms.0.n_kv_heads=2", "train.stepz=1"])
+    assert [str(problem) for problem in error.value.problems] == [
+        "train: no field 'stepz'; did you mean 'steps'?",
+        "model.mechanisms.0: no field 'n_kv_heads'; there are none (in identity)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variants": {}}, "variants: name at least one"),
+        ({"seeds": 0}, "seeds: must be at least 1"),
+        ({"baseline": "x"}, "baseline: no variant 'x'"),
+    ],
+)
+def test_a_study_that_cannot_be_run_says_why(fields, message):
+    whole = {"question": "?", "variants": {"mha": tiny_study.base}}
+    with pytest.raises(ConfigError, match=message):
+        Study(**{**whole, **fields})
