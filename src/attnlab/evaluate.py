@@ -18,7 +18,7 @@ from attnlab.data import Corpus
 from attnlab.data.batches import evaluation_starts
 from attnlab.model import LanguageModel
 
-_LOGITS = 1 << 28  # logits at a time: 1 GiB in float32
+_LOGITS = 1 << 26  # logits at a time: 256 MiB in float32
 
 
 class Quality(NamedTuple):
