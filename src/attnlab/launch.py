@@ -161,11 +161,14 @@ class _Worker:
             return Ended("failed", reason, None)
 
     def stop(self) -> None:
+        """Let an idle worker leave by itself, and end one that is in the middle of a run."""
         self.pipe.close()
-        self.process.terminate()
-        self.process.join(timeout=5)
-        if self.process.is_alive():
-            self.process.kill()
+        if self.planned is None:
+            self.process.join(timeout=10)
+        for end in (self.process.terminate, self.process.kill):
+            if self.process.is_alive():
+                end()
+                self.process.join(timeout=5)
 
 
 def _work(pipe: Connection, seat: Seat, study_dir: Path, places: Places) -> None:

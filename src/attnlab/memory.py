@@ -1,8 +1,8 @@
 """Peak memory of a stretch of work.
 
-On CUDA: bytes allocated by torch's allocator at the peak, recorded graphs included. On Linux
-without CUDA: growth of the process's resident set over what it was when the `PeakMemory` was made.
-Elsewhere unknown. What earlier work left is given back first.
+It is the growth over what the process held when the `PeakMemory` was made. On CUDA: of the bytes
+allocated by torch's allocator, recorded graphs included. On Linux without CUDA: of the resident
+set. Elsewhere unknown. What earlier work left is given back first.
 """
 
 import ctypes
@@ -24,13 +24,15 @@ class PeakMemory:
         self.device = device
         self.peak_bytes: int | None = None
         gc.collect()  # a model and its optimizer refer to each other
+        self.baseline = 0
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        if device.type == "cpu" and _STATUS.exists():
+            self.baseline = torch.cuda.memory_allocated(device)
+        elif device.type == "cpu" and _STATUS.exists():
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if trim is not None:
                 trim(0)
-        self.baseline = _resident("VmRSS") or 0
+            self.baseline = _resident("VmRSS") or 0
 
     @contextmanager
     def measuring(self) -> Generator[None, None, None]:
@@ -42,10 +44,10 @@ class PeakMemory:
         if self.device.type == "cuda":
             self._note(torch.cuda.max_memory_allocated(self.device))
         elif self.device.type == "cpu" and (resident := _resident("VmHWM")):
-            self._note(max(0, resident - self.baseline))
+            self._note(resident)
 
     def _note(self, peak: int) -> None:
-        self.peak_bytes = max(peak, self.peak_bytes or 0)
+        self.peak_bytes = max(0, peak - self.baseline, self.peak_bytes or 0)
 
 
 def _resident(field: str) -> int | None:
