@@ -68,9 +68,10 @@ def main() -> None:
 
 def measure(config: RunConfig, device: torch.device, steps: int, compiled: bool) -> dict:
     plain_ms = time_plain(config, device, max(10, steps // 5))
-    step, warm_up_s = warm(config, device, compiled=False, steps=4 * steps + 20)
-    attnlab_ms = median_ms(step.advance, device, steps)
     memory, clock = PeakMemory(device), Clock()
+    with memory.measuring():
+        step, warm_up_s = warm(config, device, compiled=False, steps=4 * steps + 20)
+    attnlab_ms = median_ms(step.advance, device, steps)
     loop_config = replace(
         config.train, steps=step.step + 2 * steps, warmup_steps=0, eval_every=10**9,
         checkpoint_every=10**9, log_every=50,

@@ -1,8 +1,80 @@
-"""attnlab: which attention mechanism should my model use? Controlled comparisons with evidence."""
+"""attnlab: which attention mechanism should my model use? Controlled comparisons with evidence.
 
-from importlib.metadata import PackageNotFoundError, version
+What a study file needs is importable from here; everything else from its own module.
+"""
 
-try:
-    __version__ = version("attnlab")
-except PackageNotFoundError:  # run from source
-    __version__ = "0+source"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from attnlab.version import __version__
+
+if TYPE_CHECKING:
+    from attnlab.data.stdlib import Stdlib
+    from attnlab.data.text import Text
+    from attnlab.data.tokens import Tokens
+    from attnlab.data.wikitext2 import WikiText2
+    from attnlab.feedforward import Dense, SwiGLU
+    from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+    from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+    from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+    from attnlab.mechanisms.grouped_query import GroupedQuery
+    from attnlab.mechanisms.identity import Identity
+    from attnlab.mechanisms.mla import MLA
+    from attnlab.mechanisms.sliding_window import SlidingWindow
+    from attnlab.model import ModelConfig
+    from attnlab.study import RunConfig, Study, load_study
+    from attnlab.train_config import TrainConfig
+
+# loaded when asked for, so that analysis and report, which live here too, do without torch
+_HOME = {
+    "Cost": "mechanism",
+    "DeepseekSparse": "mechanisms.deepseek_sparse",
+    "Dense": "feedforward",
+    "GatedDeltaNet": "mechanisms.gated_delta_net",
+    "GroupedQuery": "mechanisms.grouped_query",
+    "Identity": "mechanisms.identity",
+    "MLA": "mechanisms.mla",
+    "Mechanism": "mechanism",
+    "MechanismConfig": "mechanism",
+    "ModelConfig": "model",
+    "RunConfig": "study",
+    "SlidingWindow": "mechanisms.sliding_window",
+    "Stdlib": "data.stdlib",
+    "Study": "study",
+    "SwiGLU": "feedforward",
+    "Text": "data.text",
+    "Tokens": "data.tokens",
+    "TrainConfig": "train_config",
+    "WikiText2": "data.wikitext2",
+    "load_study": "study",
+}
+
+__all__ = [
+    "MLA",
+    "Cost",
+    "DeepseekSparse",
+    "Dense",
+    "GatedDeltaNet",
+    "GroupedQuery",
+    "Identity",
+    "Mechanism",
+    "MechanismConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SlidingWindow",
+    "Stdlib",
+    "Study",
+    "SwiGLU",
+    "Text",
+    "Tokens",
+    "TrainConfig",
+    "WikiText2",
+    "__version__",
+    "load_study",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"attnlab has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"attnlab.{_HOME[name]}"), name)

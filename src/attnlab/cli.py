@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-import attnlab
 from attnlab.analysis.table import Table
 from attnlab.config import Choice, ConfigError
 from attnlab.data import DataConfig, Places
@@ -34,6 +33,7 @@ from attnlab.report.files import results, write_report, write_results
 from attnlab.report.terminal import TerminalReport
 from attnlab.run import Ended
 from attnlab.study import Study, load_study, shipped
+from attnlab.version import __version__
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -175,7 +175,7 @@ def version(
 ) -> None:
     """Which attention mechanism should my model use?"""
     if show:
-        sys.stdout.write(f"attnlab {attnlab.__version__}\n")
+        sys.stdout.write(f"attnlab {__version__}\n")
         raise typer.Exit
 
 
@@ -220,7 +220,7 @@ def _study_record(study: Study, study_dir: Path) -> StudyRecord:
         variants=tuple(names),
         seeds=tuple(sorted(seeds)),
         command=shlex.join(["attnlab", *sys.argv[1:]]),
-        attnlab_version=attnlab.__version__,
+        attnlab_version=__version__,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-import attnlab
+from attnlab.version import __version__
 
 _PACKAGES = (
     *("numpy", "torch", "triton", "tokenizers", "safetensors"),
@@ -21,10 +21,10 @@ _PACKAGES = (
 def describe(device: torch.device) -> dict[str, Any]:
     """JSON values; times are UTC."""
     return {
-        "attnlab": attnlab.__version__,
+        "attnlab": __version__,
         "git": _git(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}",
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "device": _device(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

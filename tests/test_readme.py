@@ -1,0 +1,98 @@
+"""What the README shows works as it stands."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import test_mechanism_contract as contract
+import torch
+
+import attnlab
+from attnlab.config import ConfigError, load_file
+from attnlab.mechanism import MechanismConfig
+from attnlab.study import load_study
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(marker: str) -> str:
+    (found,) = [code for code in BLOCKS if marker in code]
+    return found
+
+
+def test_the_study_file_loads(tmp_path):
+    path = tmp_path / "my_study.py"
+    path.write_text(block("study = Study("))
+    study = load_study(str(path))
+    assert next(iter(study.variants)) == "mha"
+    layers = study.variants["hybrid"].model.per_layer()
+    assert [layer.kind() for layer in layers] == ["gated_delta_net"] * 3 + ["grouped_query"]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # users' snippets do that
+def test_the_results_snippet_runs_on_the_results_that_ship(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(block("comprehensive_results.json"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith("1. linear: Loss 5.34")
+
+
+def test_the_table_is_that_of_the_results_that_ship():
+    results = json.loads((ROOT / "results/mechanisms/comprehensive_results.json").read_text())
+    rows = re.findall(
+        r"^\| (\d+) \| (\w+) \|.*\| (\S+) ± (\S+) \| .*\| (\S+) \| [^|]+\|$", README, re.M
+    )
+    assert len(rows) == len(results) == 11
+    for rank, name, loss, spread, step in rows:
+        result = results[name]
+        assert int(rank) == result["rank"]
+        assert loss == f"{result['final_loss']:.4f}"
+        assert spread == f"{result['spread']['final_loss']:.4f}"
+        assert step == f"{1000 * result['step_time']:.2f}"
+
+
+def test_the_mechanism_keeps_the_contract(tmp_path, monkeypatch):
+    (tmp_path / "moving_average.py").write_text(block("class MovingAverage("))
+    monkeypatch.chdir(tmp_path)
+    config = MechanismConfig.from_dict({"kind": "moving_average.py:MovingAverage"})
+    torch.manual_seed(0)
+    mechanism = config.build(contract.D_MODEL).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    shape = (contract.BATCH, contract.TOKENS, contract.D_MODEL)
+    x_BTD = torch.randn(shape, generator=generator, dtype=torch.float64)
+    for cut in (1, 16, contract.TOKENS - 1):
+        contract.test_the_future_never_leaks_into_the_past(mechanism, x_BTD, cut, "train")
+    contract.test_token_by_token_equals_all_at_once(mechanism.eval(), x_BTD)
+    contract.test_decoding_goes_on_from_a_prefilled_prompt(mechanism, x_BTD, 17)
+    for context in (1, 7):
+        contract.test_the_cost_model_matches_the_machine(config, mechanism, x_BTD, context)
+    contract.test_every_parameter_is_trained(mechanism, x_BTD)
+    with pytest.raises(ConfigError, match="decay: must be in"):
+        load_file(tmp_path / "moving_average.py").MovingAverage(decay=2.0)
+
+
+def test_the_error_shown_is_the_error_given():
+    with pytest.raises(ConfigError) as error:
+        load_study("mechanisms").override(["train.stpes=100", "model.d_model=130"])
+    said = [str(problem) for problem in error.value.problems]
+    assert "train: no field 'stpes'; did you mean 'steps'?" in said
+    assert any(
+        s.startswith("model.mechanisms.0.n_heads: 4 does not divide d_model 130") for s in said
+    )
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(attnlab, name) is not None for name in attnlab.__all__)
+    assert {*attnlab.__all__} == {*attnlab._HOME, "__version__"}
+    with pytest.raises(AttributeError, match="attnlab has no 'Nothing'"):
+        attnlab.Nothing  # noqa: B018
+
+
+def test_every_link_leads_somewhere():
+    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert "://" in target or (document.parent / target).exists(), (document, target)
