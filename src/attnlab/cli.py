@@ -107,10 +107,10 @@ def run(  # noqa: PLR0913  one parameter an option
     chosen = chosen.override(changes)
     study_dir = out or Path("results") / chosen.name
 
+    where = seats(device, len(chosen.runs()), workers)
     places = _places()
     talk = errors if as_json else console
     planned = plan(chosen, study_dir, _fingerprints(chosen, places, talk))
-    where = seats(device, sum(not p.ended for p in planned), workers)
     _study_record(chosen, study_dir).write(study_dir)
     _announce(chosen, planned, study_dir, talk)
     events = launch(planned, study_dir, places, where)

@@ -7,6 +7,7 @@ run down, not the study: the run is recorded as failed and another worker takes 
 
 import multiprocessing
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -79,8 +80,12 @@ def plan(study: Study, study_dir: Path, fingerprints: dict[str, str]) -> list[Pl
 def seats(device: str, runs: int, workers: int | None = None) -> list[Seat]:
     """The workers' devices: `auto` is every CUDA device, or the CPU's cores where there is none.
 
-    Raises ValueError for a device that is not there.
+    They depend on the whole study, not on what is left of it: a run that is resumed computes with
+    as many threads as before, and so to the same bits. Raises ValueError for a device that is not
+    there.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"no device {device!r}: name auto, cpu, cuda or cuda:1")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.device(device)

@@ -1,0 +1,108 @@
+"""What it means that a mechanism and an independent implementation agree.
+
+The weights are drawn in the reference and carried over by `to_ours`, which renames, permutes and
+cuts them and does nothing else. Gradients are carried over by the same function, so that a weight
+that is mapped wrongly shows in its gradient as well. Compared are the output, the gradient of a
+random linear function of it by the input and by every weight, and the outputs of decoding.
+
+An error is measured against the largest entry of the tensor that it is in, or against 1 where all
+are smaller: weights are drawn so that entries are about 1 or larger. The references compute
+their rotary angles, norms and softmax in float32 whatever they are given, so float64 inputs buy one
+digit and no more.
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.mechanism import Mechanism
+
+Weights = dict[str, Tensor]
+
+DTYPES = [torch.float64, torch.float32]
+TOLERANCE = {torch.float64: 5e-6, torch.float32: 2e-5}
+
+
+def tokens(batch: int, number: int, d_model: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(batch, number, d_model, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def randomize(module: nn.Module, seed: int = 0) -> None:
+    """Matrices that keep the size of what they multiply; vectors near 1, no two entries equal."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            inputs = weight[0].numel()
+            weight.copy_(noise * inputs**-0.5 if weight.ndim > 1 else 1 + 0.2 * noise)
+
+
+def assert_agree(
+    ours: Mechanism,
+    theirs: nn.Module,
+    run: Callable[[Tensor], Tensor],
+    to_ours: Callable[[Weights], Weights],
+    x_BTD: Tensor,
+) -> None:
+    """`run` is the reference's forward pass, with the weights of `theirs` as they are now."""
+    ours.to(x_BTD.dtype).eval()
+    names = list(dict(theirs.named_parameters()))
+    ours.load_state_dict(to_ours(dict(theirs.state_dict())))
+
+    y_theirs, dx_theirs, *grads = _with_gradients(run, x_BTD, theirs)
+    y_ours, dx_ours, *grads_ours = _with_gradients(ours, x_BTD, ours)
+    expected = to_ours(dict(zip(names, grads, strict=True)))
+
+    assert_close(y_ours, y_theirs, "the output")
+    assert_close(dx_ours, dx_theirs, "the gradient by the input")
+    for (name, _), grad in zip(ours.named_parameters(), grads_ours, strict=True):
+        assert_close(grad, expected[name], f"the gradient by {name}")
+    for prompt in {0, x_BTD.shape[1] // 2}:
+        assert_close(decoded(ours, x_BTD, prompt), y_theirs, f"decoding after {prompt} tokens")
+
+
+@torch.no_grad()
+def decoded(mechanism: Mechanism, x_BTD: Tensor, prompt: int) -> Tensor:
+    """`y_BTD` of the first `prompt` tokens at once and of the others one by one."""
+    capacity = x_BTD.shape[1]
+    if prompt:
+        y_BTD, state = mechanism.prefill(x_BTD[:, :prompt], capacity)
+        outputs = list(y_BTD.unbind(1))
+    else:
+        state, outputs = mechanism.init_state(len(x_BTD), capacity), []
+    for x_BD in x_BTD[:, prompt:].unbind(1):
+        y_BD, state = mechanism.step(x_BD, state)
+        outputs.append(y_BD)
+    return torch.stack(outputs, 1)
+
+
+def assert_close(
+    actual: Tensor, expected: Tensor, what: str, tolerance: float | None = None
+) -> None:
+    """Every entry within `tolerance` of the largest one: that of the dtype, if none is given."""
+    relative = TOLERANCE[expected.dtype] if tolerance is None else tolerance
+    largest = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=relative * largest, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def _with_gradients(
+    run: Callable[[Tensor], Tensor], x_BTD: Tensor, module: nn.Module
+) -> list[Tensor]:
+    """The output, then the gradients by the input and by the weights: zeros where unused."""
+    x_BTD = x_BTD.detach().requires_grad_()
+    y_BTD = run(x_BTD)
+    generator = torch.Generator().manual_seed(1)
+    direction_BTD = torch.randn(y_BTD.shape, generator=generator, dtype=torch.float64).to(y_BTD)
+    gradients = torch.autograd.grad(
+        (y_BTD * direction_BTD).sum(),
+        [x_BTD, *module.parameters()],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return [y_BTD.detach(), *gradients]

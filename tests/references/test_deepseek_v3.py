@@ -1,0 +1,90 @@
+"""Multi-head latent attention is DeepSeek-V3's in transformers, decoding in the absorbed form too.
+
+Two conventions differ, both settings of the reference:
+
+- `rope_interleave`, which released weights need, pairs neighbouring columns of the rotary part
+  where ours pairs its halves. The rotary rows of `q_proj` and `kv_a_proj_with_mqa` change order.
+- `q_lora_rank` is None: our query is not factorised.
+
+The norm of the latent has eps 1e-6 in both. The reference never absorbs a projection: it rebuilds
+all keys and values, so its full forward is what our decoding is held against.
+"""
+
+import pytest
+import torch
+from references.agreement import DTYPES, Weights, assert_agree, randomize, tokens
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    DeepseekV3Attention,
+    DeepseekV3RotaryEmbedding,
+)
+
+from attnlab.mechanisms.mla import MLA
+
+D = 40
+
+
+def halves(rows_PD: Tensor) -> Tensor:
+    """Rows of neighbouring pairs, the first of each pair above the second of each."""
+    return torch.cat([rows_PD[0::2], rows_PD[1::2]])
+
+
+def de_interleaved(weights: Weights, ours: MLA) -> Weights:
+    heads, nope = ours.n_heads, ours.qk_nope_head_dim
+    q_HKD = weights["q_proj.weight"].unflatten(0, (heads, -1))
+    q_proj = torch.cat([torch.cat([q_KD[:nope], halves(q_KD[nope:])]) for q_KD in q_HKD])
+    latent, rotary = weights["kv_a_proj_with_mqa.weight"].tensor_split([ours.kv_lora_rank])
+    kv_a_proj = torch.cat([latent, halves(rotary)])
+    return weights | {"q_proj.weight": q_proj, "kv_a_proj_with_mqa.weight": kv_a_proj}
+
+
+def assert_same(x_BTD: Tensor, interleave: bool = True, **settings) -> None:
+    ours = MLA(**settings)
+    config = DeepseekV3Config(
+        hidden_size=D,
+        num_attention_heads=ours.n_heads,
+        num_key_value_heads=ours.n_heads,
+        q_lora_rank=None,
+        kv_lora_rank=ours.kv_lora_rank,
+        qk_nope_head_dim=ours.qk_nope_head_dim,
+        qk_rope_head_dim=ours.qk_rope_head_dim,
+        v_head_dim=ours.v_head_dim,
+        rope_interleave=interleave,
+        rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
+        attn_implementation="eager",
+    )
+    theirs = DeepseekV3Attention(config, layer_idx=0).to(x_BTD.dtype)
+    randomize(theirs)
+
+    def run(x_BTD: Tensor) -> Tensor:
+        angles = DeepseekV3RotaryEmbedding(config)(x_BTD, torch.arange(x_BTD.shape[1])[None])
+        mask = create_causal_mask(config, x_BTD, attention_mask=None, past_key_values=None)
+        return theirs(x_BTD, angles, mask)[0]
+
+    def to_ours(weights: Weights) -> Weights:
+        return de_interleaved(weights, ours) if interleave else weights
+
+    assert_agree(ours.build(D), theirs, run, to_ours, x_BTD)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "number"), [(1, 1), (3, 2), (2, 75)])
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"qk_nope_head_dim": 12, "qk_rope_head_dim": 6, "v_head_dim": 10},
+        {"qk_nope_head_dim": 4, "qk_rope_head_dim": 8, "v_head_dim": 16},  # values are the widest
+    ],
+    ids=["narrow values", "wide values"],
+)
+def test_it_is_deepseeks(widths, batch, number, dtype):
+    assert_same(tokens(batch, number, D, dtype), n_heads=3, kv_lora_rank=14, **widths)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "sdpa", "blocked"])
+@pytest.mark.parametrize("interleave", [True, False])
+def test_it_is_deepseeks_in_both_rotary_layouts_with_every_kernel(interleave, kernel):
+    x_BTD = tokens(2, 135, D, torch.float64)
+    assert_same(x_BTD, interleave, n_heads=2, rope_theta=300.0, kernel=kernel)

@@ -1,0 +1,50 @@
+"""Grouped-query attention is Llama's in transformers, with the weights as they are.
+
+Nothing differs: projections bear the same names, query head h looks at key head h // (H / G), RoPE
+pairs the halves of a head.
+"""
+
+import pytest
+import torch
+from references.agreement import DTYPES, assert_agree, randomize, tokens
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+from attnlab.mechanisms.grouped_query import GroupedQuery
+
+D = 48
+
+
+def assert_same(x_BTD: torch.Tensor, **settings) -> None:
+    ours = GroupedQuery(**settings)
+    config = LlamaConfig(
+        hidden_size=D,
+        num_attention_heads=ours.n_heads,
+        num_key_value_heads=ours.n_kv_heads,
+        rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
+        attn_implementation="eager",
+    )
+    theirs = LlamaAttention(config, layer_idx=0).to(x_BTD.dtype)
+    randomize(theirs)
+
+    def run(x_BTD: torch.Tensor) -> torch.Tensor:
+        angles = LlamaRotaryEmbedding(config)(x_BTD, torch.arange(x_BTD.shape[1])[None])
+        mask = create_causal_mask(config, x_BTD, attention_mask=None, past_key_values=None)
+        return theirs(x_BTD, angles, mask)[0]
+
+    assert_agree(ours.build(D), theirs, run, lambda weights: weights, x_BTD)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "number"), [(1, 1), (3, 2), (2, 75), (1, 130)])
+@pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1], ids=["MHA", "GQA of 2", "GQA of 3", "MQA"])
+def test_it_is_llamas(n_kv_heads, batch, number, dtype):
+    assert_same(tokens(batch, number, D, dtype), n_heads=6, n_kv_heads=n_kv_heads)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "sdpa", "blocked"])
+@pytest.mark.parametrize("theta", [100.0, 500_000.0])
+def test_it_is_llamas_with_every_kernel_and_theta(kernel, theta):
+    x_BTD = tokens(2, 135, D, torch.float64)
+    assert_same(x_BTD, n_heads=4, n_kv_heads=2, rope_theta=theta, kernel=kernel)

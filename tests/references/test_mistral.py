@@ -1,0 +1,56 @@
+"""Sliding-window attention is Mistral's in transformers, with the weights as they are.
+
+Nothing differs. In particular transformers' mask keeps the keys s with t - window < s <= t, so the
+window counts the token itself, as ours does.
+"""
+
+import pytest
+import torch
+from references.agreement import DTYPES, assert_agree, randomize, tokens
+from transformers.masking_utils import create_sliding_window_causal_mask
+from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
+
+from attnlab.mechanisms.sliding_window import SlidingWindow
+
+D = 48
+
+
+def assert_same(x_BTD: torch.Tensor, **settings) -> None:
+    ours = SlidingWindow(**settings)
+    config = MistralConfig(
+        hidden_size=D,
+        num_attention_heads=ours.n_heads,
+        num_key_value_heads=ours.n_kv_heads,
+        sliding_window=ours.window,
+        rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
+        attn_implementation="eager",
+    )
+    theirs = MistralAttention(config, layer_idx=0).to(x_BTD.dtype)
+    randomize(theirs)
+
+    def run(x_BTD: torch.Tensor) -> torch.Tensor:
+        angles = MistralRotaryEmbedding(config)(x_BTD, torch.arange(x_BTD.shape[1])[None])
+        mask = create_sliding_window_causal_mask(
+            config, x_BTD, attention_mask=None, past_key_values=None
+        )
+        return theirs(x_BTD, angles, mask)[0]
+
+    assert_agree(ours.build(D), theirs, run, lambda weights: weights, x_BTD)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("window", "number"), [(1, 1), (1, 9), (7, 7), (7, 8), (7, 75), (64, 75), (200, 75)]
+)
+@pytest.mark.parametrize("n_kv_heads", [6, 2])
+def test_it_is_mistrals(n_kv_heads, window, number, dtype):
+    x_BTD = tokens(2, number, D, dtype)
+    assert_same(x_BTD, n_heads=6, n_kv_heads=n_kv_heads, window=window)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "banded"])
+@pytest.mark.parametrize("window", [5, 64])
+def test_it_is_mistrals_with_every_kernel(window, kernel):
+    x_BTD = tokens(1, 195, D, torch.float64)
+    assert_same(x_BTD, n_heads=4, n_kv_heads=2, window=window, rope_theta=500.0, kernel=kernel)

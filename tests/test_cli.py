@@ -1,0 +1,134 @@
+"""The command line: what a person types, sees and gets back."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tiny_study
+from typer.testing import CliRunner
+
+from attnlab.cli import app
+from attnlab.record import RunFolder
+
+TINY = tiny_study.__file__
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def attnlab(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNLAB_CACHE", cache)
+    monkeypatch.delenv("ATTNLAB_DATA", raising=False)
+
+    def call(*arguments: str):
+        return CliRunner(env={"COLUMNS": "140"}).invoke(app, list(arguments))
+
+    return call
+
+
+def test_a_study_runs_ranks_and_reports(attnlab, tmp_path):
+    done = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "2 variants x 1 seeds = 2 runs; results in results/tiny_study" in done.output
+    assert re.search(r"2/2 \w+ seed 0: validation loss \d\.\d{4}", done.output)
+    assert "One seed: no verdict" in done.output
+    folder = tmp_path / "results" / "tiny_study"
+    for name in ("report.md", "table.csv", "comparison.png", "comprehensive_results.json"):
+        assert (folder / name).stat().st_size > 0
+    assert json.loads((folder / "failures.json").read_text()) == {}
+
+    again = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--json")
+    assert again.exit_code == 0
+    results = json.loads(again.stdout)
+    assert sorted(results) == ["identity", "mha"]
+    assert results["mha"]["seeds"] == [0]
+
+    more = attnlab("run", TINY, "--seeds", "2", "--only", "mha", "--device", "cpu")
+    assert "1 of them done" in more.output
+    assert {run["variant"] for run in _summaries(folder)} == {"mha", "identity"}
+
+
+def _summaries(folder: Path):
+    return [json.loads(path.read_text()) for path in folder.glob("*/seed-*/summary.json")]
+
+
+def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tmp_path):
+    done = attnlab("run", TINY, "train.stpes=3", "model.mechanisms.0.n_heads=3", "--only", "mha")
+    assert done.exit_code == 2
+    assert "2 wrong; nothing was started" in done.stderr
+    assert "train: no field 'stpes'; did you mean 'steps'?" in done.stderr
+    assert "model.mechanisms.0.n_kv_heads: 2 does not divide n_heads 3" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "mechanism"), "no study 'mechanism'; did you mean 'mechanisms'?"),
+        (("run", "nowhere.py"), "no file nowhere.py"),
+        (("run", TINY, "--only", "mhx"), "no variant 'mhx'; did you mean 'mha'?"),
+        (("run", TINY, "--seeds", "0"), "seeds: must be at least 1"),
+        (("run", TINY, "--steps", "2"), "2 of 2 steps"),
+        (("run", TINY, "--device", "cuda:9"), "device 'cuda:9' is not there"),
+        (("run", TINY, "--device", "gpu"), "no device 'gpu': name auto, cpu, cuda or cuda:1"),
+        (("report", "nowhere"), "no study in nowhere"),
+    ],
+)
+def test_every_mistake_is_a_sentence_and_exit_code_2(attnlab, arguments, message):
+    done = attnlab(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.output
+
+
+def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(attnlab):
+    done = attnlab("run", "mechanisms", "data.path=nowhere")
+    assert done.exit_code == 2
+    for word in ("train.txt", "nowhere", "data.path"):
+        assert word in done.stderr
+    without = attnlab("run", "mechanisms")
+    assert without.exit_code == 2
+    assert "ATTNLAB_DATA" in without.stderr
+
+
+def test_a_failed_run_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
+    done = attnlab(
+        *("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu"),
+        *("train.learning_rate=1e30", "train.clip_norm=1e30"),
+    )
+    assert done.exit_code == 1
+    assert "diverged" in done.output
+    assert RunFolder(tmp_path / "results" / "tiny_study", "identity", 0).status() == "diverged"
+    failures = json.loads((tmp_path / "results/tiny_study/failures.json").read_text())
+    assert failures["identity"]["seeds"]["0"]["status"] == "diverged"
+
+
+def test_list_names_studies_mechanisms_and_their_settings(attnlab):
+    shown = attnlab("list")
+    assert shown.exit_code == 0
+    for word in ("quickstart", "mechanisms", "gated_delta_net", "wikitext2", "bpe", "window=256"):
+        assert word in shown.output
+    known = json.loads(attnlab("list", "--json").stdout)
+    assert known["mechanisms"]["sliding_window"]["window"] == 256
+    assert known["studies"]["mechanisms"]["variants"][0] == "mha"
+    assert known["data"]["text"]["paths"] == "required"
+
+
+def test_report_rebuilds_what_is_derived(attnlab, tmp_path):
+    attnlab("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu")
+    folder = tmp_path / "results" / "tiny_study"
+    before = (folder / "table.csv").read_text()
+    for name in ("table.csv", "report.md", "comparison.png"):
+        (folder / name).unlink()
+    assert attnlab("report", str(folder)).exit_code == 0
+    assert (folder / "table.csv").read_text() == before
+    assert (folder / "comparison.png").is_file()
+
+
+def test_the_version_is_said(attnlab):
+    assert re.fullmatch(r"attnlab \S+\n", attnlab("--version").output)
