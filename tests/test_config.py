@@ -110,14 +110,14 @@ def test_overrides_are_read_by_the_type_of_their_field():
             "train.compile=on",
             "model.mechanisms.0=sliding_window",
             "model.mechanisms.0.window=64",
-            'model.feedforward={"kind": "swi_glu", "d_ff": 96}',
+            'model.feedforward={"kind": "swiglu", "d_ff": 96}',
         ],
     )
     assert changed.train == TrainConfig(
         learning_rate=3e-4, steps=500, betas=(0.8, 0.9), compile="on"
     )
     assert changed.model.mechanisms == (SlidingWindow(window=64),)
-    assert changed.model.feedforward.to_dict() == {"kind": "swi_glu", "d_ff": 96}
+    assert changed.model.feedforward.to_dict() == {"kind": "swiglu", "d_ff": 96}
 
 
 def test_all_wrong_overrides_are_reported_at_once():

@@ -258,7 +258,8 @@ def _fields(cls: type[Choice]) -> Mapping[str, Any]:
 
 
 def _summary(cls: type[Choice]) -> str:
-    """The first sentence of the class, or of its module, which says what it is."""
-    own = cls.__doc__ if cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(") else None
-    text = own or sys.modules[cls.__module__].__doc__ or ""
-    return text.strip().splitlines()[0].rstrip(".:")
+    """The first sentence of the file that a kind has to itself, or of its class."""
+    module = sys.modules[cls.__module__]
+    own_file = module.__name__.rpartition(".")[2] == cls.name()
+    text = (module.__doc__ if own_file else cls.__doc__) or ""
+    return " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".:")

@@ -51,6 +51,10 @@ class SwiGLU(FeedForward):
 
     d_ff: int = 512
 
+    @classmethod
+    def name(cls) -> str:
+        return "swiglu"
+
     def problems(self) -> Iterator[Problem]:
         if self.d_ff < 1:
             yield Problem("d_ff", f"must be at least 1, got {self.d_ff}")
