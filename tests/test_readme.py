@@ -96,3 +96,12 @@ def test_every_link_leads_somewhere():
     for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert "://" in target or (document.parent / target).exists(), (document, target)
+
+
+def test_the_results_that_ship_are_those_of_the_study_that_ships():
+    study = load_study("mechanisms")
+    for run in study.runs():
+        folder = ROOT / "results/mechanisms" / run.variant / f"seed-{run.seed}"
+        fingerprint = json.loads((folder / "environment.json").read_text())["data"]["fingerprint"]
+        identity = json.loads((folder / "config.json").read_text())["identity"]
+        assert run.config.identity(fingerprint) == identity, folder

@@ -23,20 +23,18 @@ from torch import Tensor, nn
 
 from attnlab.blocks.kv_cache import KVCache
 from attnlab.blocks.rotary import rotate
+from attnlab.blocks.rotary_heads import RotaryHeads, RotaryHeadsConfig
 from attnlab.config import Problem
 from attnlab.kernels import sparse_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepseekSparse(MechanismConfig):
-    n_heads: int = 4
-    n_kv_heads: int = 4
+class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
     top_k: int = 256
     index_n_heads: int = 4
     index_head_dim: int = 64
     index_rope_head_dim: int | None = None  # None: half of index_head_dim
-    rope_theta: float = 10_000.0
     dense_warmup_steps: int = 100
 
     @property
@@ -45,11 +43,10 @@ class DeepseekSparse(MechanismConfig):
         return self.index_head_dim // 2 if given is None else given
 
     def problems(self) -> Iterator[Problem]:
-        for name in ("n_heads", "top_k", "index_n_heads", "index_head_dim"):
+        yield from super().problems()
+        for name in ("top_k", "index_n_heads", "index_head_dim"):
             if getattr(self, name) < 1:
                 yield Problem(name, f"must be at least 1, got {getattr(self, name)}")
-        if self.n_heads > 0 and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
-            yield Problem("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads {self.n_heads}")
         width = self.index_rope_width
         if self.index_rope_head_dim is None and width % 2:
             yield Problem(
@@ -62,19 +59,9 @@ class DeepseekSparse(MechanismConfig):
                 "index_rope_head_dim",
                 f"must be even, from 0 to index_head_dim {self.index_head_dim}, got {width}",
             )
-        if self.rope_theta <= 0:
-            yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
         if self.dense_warmup_steps < 0:
             yield Problem(
                 "dense_warmup_steps", f"must not be negative, got {self.dense_warmup_steps}"
-            )
-
-    def problems_at(self, d_model: int) -> Iterator[Problem]:
-        if d_model % self.n_heads:
-            yield Problem("n_heads", f"{self.n_heads} does not divide d_model {d_model}")
-        elif d_model // self.n_heads % 2:
-            yield Problem(
-                "n_heads", f"a head of {d_model // self.n_heads} is odd: RoPE turns pairs"
             )
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
@@ -141,18 +128,12 @@ class SparseCache(NamedTuple):
         return self._replace(seen=end)
 
 
-class DeepseekSparseAttention(Mechanism[SparseCache]):
+class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
     is_dense: Tensor
 
     def __init__(self, config: DeepseekSparse, d_model: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.config, self.dropout = config, dropout
-        self.head_dim = d_model // config.n_heads
-        kv_width = self.head_dim * config.n_kv_heads
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.o_proj = nn.Linear(d_model, d_model, bias=False)
         self.indexer = LightningIndexer(config, d_model)
         self.register_buffer("is_dense", torch.tensor(False), persistent=False)
         self.at_step(0)
@@ -222,16 +203,8 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
             y_BHTK, weights_BHTS = sparse_attention.attend(
                 q_BHTK, k_BHTK, v_BHTK, selected_BTS, self.dropout if self.training else 0.0
             )
-        y_BTD = self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
+        y_BTD = self._output(y_BHTK)
         return _Look(y_BTD, weights_BHTS, read, index_BTS, selected_BTS, k_BGTK, v_BGTK)
-
-    def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        q_BHTK, k_BGTK, v_BGTK = (
-            rearrange(proj(x_BTD), "B T (H K) -> B H T K", K=self.head_dim)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        theta = self.config.rope_theta
-        return rotate(q_BHTK, theta, start), rotate(k_BGTK, theta, start), v_BGTK
 
 
 class _Look(NamedTuple):

@@ -10,46 +10,23 @@ Ainslie et al. 2023 (arXiv:2305.13245); Shazeer 2019 (arXiv:1911.02150); Vaswani
 Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.blocks.kv_cache import KVCache
-from attnlab.blocks.rotary import rotate
-from attnlab.config import Problem
+from attnlab.blocks.rotary_heads import RotaryHeads, RotaryHeadsConfig
 from attnlab.kernels import attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupedQuery(MechanismConfig):
-    n_heads: int = 4
-    n_kv_heads: int = 4
-    rope_theta: float = 10_000.0
+class GroupedQuery(RotaryHeadsConfig, MechanismConfig):
     kernel: attention.Kernel = "auto"
 
-    def problems(self) -> Iterator[Problem]:
-        if self.n_heads < 1:
-            yield Problem("n_heads", f"must be at least 1, got {self.n_heads}")
-        elif self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
-            yield Problem("n_kv_heads", f"{self.n_kv_heads} does not divide n_heads {self.n_heads}")
-        if self.rope_theta <= 0:
-            yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
-
-    def problems_at(self, d_model: int) -> Iterator[Problem]:
-        if d_model % self.n_heads:
-            yield Problem("n_heads", f"{self.n_heads} does not divide d_model {d_model}")
-        elif d_model // self.n_heads % 2:
-            yield Problem(
-                "n_heads", f"a head of {d_model // self.n_heads} is odd: RoPE turns pairs"
-            )
-
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        kv_width = d_model // self.n_heads * self.n_kv_heads
-        projections = 2 * d_model**2 + 2 * d_model * kv_width
+        kv_width, projections = self.kv_width(d_model), self.projection_params(d_model)
         return Cost(
             params=projections,
             flops=2 * projections + 2 * 2 * d_model * context,  # q k v o, then scores and values
@@ -60,16 +37,10 @@ class GroupedQuery(MechanismConfig):
         return GroupedQueryAttention(self, d_model, dropout)
 
 
-class GroupedQueryAttention(Mechanism[KVCache]):
+class GroupedQueryAttention(RotaryHeads, Mechanism[KVCache]):
     def __init__(self, config: GroupedQuery, d_model: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.config, self.dropout = config, dropout
-        self.head_dim = d_model // config.n_heads
-        kv_width = self.head_dim * config.n_kv_heads
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self._attend(*self._qkv(x_BTD, start=0))
@@ -94,14 +65,6 @@ class GroupedQueryAttention(Mechanism[KVCache]):
         del dtype
         return attention.resolve(self.config.kernel, device, self.dropout)
 
-    def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        q_BHTK, k_BGTK, v_BGTK = (
-            rearrange(proj(x_BTD), "B T (H K) -> B H T K", K=self.head_dim)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        theta = self.config.rope_theta
-        return rotate(q_BHTK, theta, start), rotate(k_BGTK, theta, start), v_BGTK
-
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
         y_BHTK = attention.attention(
             q_BHTK,
@@ -110,4 +73,4 @@ class GroupedQueryAttention(Mechanism[KVCache]):
             kernel=attention.resolve(self.config.kernel, q_BHTK.device, self.dropout),
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
+        return self._output(y_BHTK)
