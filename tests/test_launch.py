@@ -16,6 +16,7 @@ import torch
 from attnlab import checkpoint
 from attnlab.data import Places
 from attnlab.launch import Seat, launch, plan, seats
+from attnlab.mechanism import MechanismConfig
 from attnlab.record import RunFolder
 from attnlab.run import Ended
 
@@ -78,13 +79,12 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(tmp_path, places
     )
     monkeypatch.chdir(tmp_path)
     base = tiny_study.base
-    kind = type(base.model.mechanisms[0]).__mro__[1]
     study = replace(
         tiny_study.study,
         seeds=1,
         variants={
-            "deadly": base.with_mechanisms(kind.from_dict({"kind": "deadly.py:Deadly"})),
-            "broken": base.with_mechanisms(kind.from_dict({"kind": "broken.py:Broken"})),
+            "deadly": base.with_mechanisms(MechanismConfig.from_dict({"kind": "deadly.py:Deadly"})),
+            "broken": base.with_mechanisms(MechanismConfig.from_dict({"kind": "broken.py:Broken"})),
             "mha": base,
         },
     )

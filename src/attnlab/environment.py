@@ -25,7 +25,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "git": _git(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}",
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: found for name in _PACKAGES if (found := package_version(name))},
         "device": _device(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -68,7 +68,8 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Version of an installed package, None where there is none. Nothing is imported."""
     try:
         return version(name)
     except PackageNotFoundError:

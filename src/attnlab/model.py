@@ -120,6 +120,25 @@ class LanguageModel(nn.Module):
         """`logits_BTV` of the token after each."""
         return linear(self.features(tokens_BT), self.embed.weight)
 
+    def prefill(self, tokens_BT: Tensor, capacity: int) -> tuple[Tensor, list[Any]]:
+        """Read a prompt: `logits_BV` of the token after it, and the decode state of every layer.
+
+        `capacity` is the number of tokens, the prompt's included, that there must be room for.
+        """
+        x_BTD, states = self.embed(tokens_BT), list[Any]()
+        for block in self.layers():
+            x_BTD, state = block.prefill(x_BTD, capacity)
+            states.append(state)
+        return linear(self.norm(x_BTD[:, -1]), self.embed.weight), states
+
+    def step(self, tokens_B: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Read one more token a sequence; `logits_BV` of the next. The states are used up."""
+        x_BD, after = self.embed(tokens_B), list[Any]()
+        for block, state in zip(self.layers(), states, strict=True):
+            x_BD, state_after = block.step(x_BD, state)
+            after.append(state_after)
+        return linear(self.norm(x_BD), self.embed.weight), after
+
     def losses(self, tokens_BT1: Tensor) -> Losses:
         """Mean loss of predicting each of T tokens from those before; takes T + 1 tokens a row."""
         x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1])
@@ -132,10 +151,13 @@ class LanguageModel(nn.Module):
         for mechanism in self.mechanisms():
             mechanism.at_step(step)
 
-    def mechanisms(self) -> Iterator[Mechanism[Any]]:
+    def layers(self) -> Iterator["Block"]:
         for block in self.blocks:
             assert isinstance(block, Block)
-            yield block.mix
+            yield block
+
+    def mechanisms(self) -> Iterator[Mechanism[Any]]:
+        return (block.mix for block in self.layers())
 
     def _features_and_auxiliary(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         x_BTD = self.embed(tokens_BT)
@@ -158,9 +180,21 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
         mixed_BTD, loss = self._mix(_autocast(self.mix_norm(x_BTD)))
-        x_BTD = x_BTD + dropout(mixed_BTD, self.dropout, self.training)
-        hidden_BTD = self.feedforward(_autocast(self.feedforward_norm(x_BTD)))
-        return x_BTD + dropout(hidden_BTD, self.dropout, self.training), loss
+        return self._feed(self._add(x_BTD, mixed_BTD)), loss
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, Any]:
+        mixed_BTD, state = self.mix.prefill(_autocast(self.mix_norm(x_BTD)), capacity)
+        return self._feed(self._add(x_BTD, mixed_BTD)), state
+
+    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        mixed_BD, state = self.mix.step(_autocast(self.mix_norm(x_BD)), state)
+        return self._feed(self._add(x_BD, mixed_BD)), state
+
+    def _feed(self, x_D: Tensor) -> Tensor:
+        return self._add(x_D, self.feedforward(_autocast(self.feedforward_norm(x_D))))
+
+    def _add(self, x_D: Tensor, branch_D: Tensor) -> Tensor:
+        return x_D + dropout(branch_D, self.dropout, self.training)
 
     def _mix(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.mix.forward_with_loss(x_BTD) if self.training else (self.mix(x_BTD), None)

@@ -19,7 +19,7 @@ from attnlab.data.batches import window_starts
 from attnlab.environment import describe
 from attnlab.evaluate import HeldOut, Quality
 from attnlab.memory import PeakMemory
-from attnlab.record import RunFolder
+from attnlab.record import RunFolder, replace_file
 from attnlab.study import Run, RunConfig
 from attnlab.train import CheckpointDue, Clock, DivergedError, Measurement, train
 from attnlab.training_step import TrainingStep, autocast
@@ -131,6 +131,7 @@ class _Execution:
             "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
         }
         self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
+        replace_file(self.folder.path / "tokenizer.json", self.corpus.codec.to_json().encode())
         found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
         if found is not None:
             self.model.load_state_dict(found.model)

@@ -12,14 +12,11 @@ all keys and values, so its full forward is what our decoding is held against.
 
 import pytest
 import torch
-from references.agreement import DTYPES, Weights, assert_agree, randomize, tokens
+from references.agreement import DTYPES, Weights, assert_agree, computing_in, randomize, tokens
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as modeling
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
-    DeepseekV3Attention,
-    DeepseekV3RotaryEmbedding,
-)
 
 from attnlab.mechanisms.mla import MLA
 
@@ -55,18 +52,20 @@ def assert_same(x_BTD: Tensor, interleave: bool = True, **settings) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
         attn_implementation="eager",
     )
-    theirs = DeepseekV3Attention(config, layer_idx=0).to(x_BTD.dtype)
-    randomize(theirs)
-
-    def run(x_BTD: Tensor) -> Tensor:
-        angles = DeepseekV3RotaryEmbedding(config)(x_BTD, torch.arange(x_BTD.shape[1])[None])
+    with computing_in(x_BTD.dtype, modeling):
+        theirs = modeling.DeepseekV3Attention(config, layer_idx=0).to(x_BTD.dtype)
+        angles = modeling.DeepseekV3RotaryEmbedding(config)(
+            x_BTD, torch.arange(x_BTD.shape[1])[None]
+        )
         mask = create_causal_mask(config, x_BTD, attention_mask=None, past_key_values=None)
-        return theirs(x_BTD, angles, mask)[0]
-
-    def to_ours(weights: Weights) -> Weights:
-        return de_interleaved(weights, ours) if interleave else weights
-
-    assert_agree(ours.build(D), theirs, run, to_ours, x_BTD)
+        randomize(theirs)
+        assert_agree(
+            ours.build(D),
+            theirs,
+            run=lambda x_BTD: theirs(x_BTD, angles, mask)[0],
+            to_ours=lambda weights: de_interleaved(weights, ours) if interleave else weights,
+            x_BTD=x_BTD,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,10 +6,10 @@ pairs the halves of a head.
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, randomize, tokens
+from references.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
 from transformers.masking_utils import create_causal_mask
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from attnlab.mechanisms.grouped_query import GroupedQuery
 
@@ -25,15 +25,20 @@ def assert_same(x_BTD: torch.Tensor, **settings) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
         attn_implementation="eager",
     )
-    theirs = LlamaAttention(config, layer_idx=0).to(x_BTD.dtype)
-    randomize(theirs)
-
-    def run(x_BTD: torch.Tensor) -> torch.Tensor:
-        angles = LlamaRotaryEmbedding(config)(x_BTD, torch.arange(x_BTD.shape[1])[None])
+    with computing_in(x_BTD.dtype, modeling_llama):
+        theirs = modeling_llama.LlamaAttention(config, layer_idx=0).to(x_BTD.dtype)
+        angles = modeling_llama.LlamaRotaryEmbedding(config)(
+            x_BTD, torch.arange(x_BTD.shape[1])[None]
+        )
         mask = create_causal_mask(config, x_BTD, attention_mask=None, past_key_values=None)
-        return theirs(x_BTD, angles, mask)[0]
-
-    assert_agree(ours.build(D), theirs, run, lambda weights: weights, x_BTD)
+        randomize(theirs)
+        assert_agree(
+            ours.build(D),
+            theirs,
+            run=lambda x_BTD: theirs(x_BTD, angles, mask)[0],
+            to_ours=lambda weights: weights,
+            x_BTD=x_BTD,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

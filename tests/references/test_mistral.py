@@ -6,10 +6,10 @@ window counts the token itself, as ours does.
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, randomize, tokens
+from references.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
 from transformers.masking_utils import create_sliding_window_causal_mask
+from transformers.models.mistral import modeling_mistral
 from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
 
 from attnlab.mechanisms.sliding_window import SlidingWindow
 
@@ -26,17 +26,22 @@ def assert_same(x_BTD: torch.Tensor, **settings) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
         attn_implementation="eager",
     )
-    theirs = MistralAttention(config, layer_idx=0).to(x_BTD.dtype)
-    randomize(theirs)
-
-    def run(x_BTD: torch.Tensor) -> torch.Tensor:
-        angles = MistralRotaryEmbedding(config)(x_BTD, torch.arange(x_BTD.shape[1])[None])
+    with computing_in(x_BTD.dtype, modeling_mistral):
+        theirs = modeling_mistral.MistralAttention(config, layer_idx=0).to(x_BTD.dtype)
+        angles = modeling_mistral.MistralRotaryEmbedding(config)(
+            x_BTD, torch.arange(x_BTD.shape[1])[None]
+        )
         mask = create_sliding_window_causal_mask(
             config, x_BTD, attention_mask=None, past_key_values=None
         )
-        return theirs(x_BTD, angles, mask)[0]
-
-    assert_agree(ours.build(D), theirs, run, lambda weights: weights, x_BTD)
+        randomize(theirs)
+        assert_agree(
+            ours.build(D),
+            theirs,
+            run=lambda x_BTD: theirs(x_BTD, angles, mask)[0],
+            to_ours=lambda weights: weights,
+            x_BTD=x_BTD,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

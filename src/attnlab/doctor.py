@@ -1,0 +1,137 @@
+"""What runs on this machine, what does not, and what would make it run.
+
+A finding says what was looked at, what was found, and, where something is missing, what to do. The
+default study, `quickstart`, needs all that is marked `needed`.
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from attnlab.data import DataConfig, DataError, Places
+from attnlab.environment import package_version
+from attnlab.kernels import fla
+from attnlab.mechanism import MechanismConfig
+from attnlab.study import shipped
+from attnlab.version import __version__
+
+LEAST_FREE_BYTES = 1 << 30  # for the checkpoints of the default study, with room to spare
+DEFAULT_STUDY = "quickstart"
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    what: str
+    found: str
+    remedy: str = ""  # what to do; empty where all is well
+    needed: bool = False  # whether the default study cannot run without
+
+    @property
+    def well(self) -> bool:
+        return not self.remedy
+
+
+def examine(places: Places, out: Path) -> list[Finding]:
+    """Look at everything. `out` is where results would go; nothing is downloaded or left behind."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [
+        *_software(),
+        *_devices(),
+        *_kernels(device),
+        *_data(places),
+        _cache(places),
+        _disk(out),
+    ]
+
+
+def can_run(findings: list[Finding]) -> bool:
+    """Whether the default study can run."""
+    return all(finding.well or not finding.needed for finding in findings)
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding("attnlab", f"{__version__} on Python {platform.python_version()}")
+    yield Finding("torch", f"{torch.__version__}, built for {torch.version.cuda or 'CPUs alone'}")
+    triton = package_version("triton")
+    if triton or not torch.cuda.is_available():
+        yield Finding("triton", triton or "not installed, and not needed without CUDA")
+    else:
+        yield Finding("triton", "not installed", "install the triton that torch's release pins")
+    reason = fla.unusable_because("cuda")
+    found = package_version("flash-linear-attention") or "not installed"
+    fell_back = "Gated DeltaNet runs attnlab's own kernel instead"
+    yield Finding(
+        "flash-linear-attention",
+        f"{found}; usable" if reason is None else f"{found}; {fell_back}",
+        reason if reason and torch.cuda.is_available() else "",
+    )
+
+
+def _devices() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("CPU", f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        yield Finding("CUDA", "torch sees no CUDA device; studies run on the CPU")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        capability = f"compute capability {properties.major}.{properties.minor}"
+        yield Finding(f"cuda:{i}", f"{properties.name}, {memory}, {capability}, driver {_driver()}")
+
+
+def _kernels(device: torch.device) -> Iterator[Finding]:
+    """Which kernel each mechanism's `auto` means on this machine, in training."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for kind, cls in sorted(MechanismConfig.kinds.items()):
+        config = cls()
+        assert isinstance(config, MechanismConfig)
+        named = [config.build(128, dropout).kernel_on(device, dtype) for dropout in (0.0, 0.1)]
+        with_dropout = "" if named[0] == named[1] else f"; with dropout {named[1]}"
+        yield Finding(kind, f"kernel {named[0]} on {device.type}{with_dropout}")
+
+
+def _data(places: Places) -> Iterator[Finding]:
+    for name, study in shipped().items():
+        for data in dict.fromkeys(config.data for config in study.variants.values()):
+            yield _source(name, data, places)
+
+
+def _source(study: str, data: DataConfig, places: Places) -> Finding:
+    what, needed = f"data of {study}", study == DEFAULT_STUDY
+    try:
+        texts = data.texts(places)
+    except DataError as error:
+        lines = str(error).splitlines()
+        return Finding(what, f"{data.kind()}: {lines[0]}", lines[-1], needed)
+    return Finding(what, f"{data.kind()}: {texts.origin}", needed=needed)
+
+
+def _cache(places: Places) -> Finding:
+    folder = next(path for path in (places.cache, *places.cache.parents) if path.exists())
+    if os.access(folder, os.W_OK):
+        return Finding("cache", str(places.cache), needed=True)
+    remedy = "name another folder with ATTNLAB_CACHE=DIR"
+    return Finding("cache", f"{places.cache} cannot be written", remedy, needed=True)
+
+
+def _disk(out: Path) -> Finding:
+    absolute = out.absolute()
+    folder = next(path for path in (absolute, *absolute.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB free for {out}"
+    least = f"{LEAST_FREE_BYTES / 2**30:.0f} GiB"
+    remedy = "" if free >= LEAST_FREE_BYTES else f"free {least}, or choose another place with --out"
+    return Finding("disk", found, remedy, needed=True)
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver, where the system tells."""
+    path = Path("/proc/driver/nvidia/version")
+    words = path.read_text().split() if path.exists() else []
+    return next((word for word in words if word[:1].isdigit() and "." in word), "unknown")
