@@ -1,7 +1,7 @@
 """Runs what is missing of a study, on the devices there are.
 
-One worker process a device (on CPUs: one a core, with one thread each, since a small model gains
-little from more) takes runs from a queue and reports what happens. A worker that dies takes its own
+One worker process a device (on CPUs: one a core, with one thread each while there are runs enough)
+takes runs from a queue and reports what happens. A worker that dies takes its own
 run down, not the study: the run is recorded as failed and another worker takes its place.
 """
 
@@ -140,6 +140,8 @@ class _Worker:
         self.start()
 
     def start(self) -> None:
+        # threads that spin while they wait for each other crawl when anything else wants a core
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
