@@ -1,7 +1,8 @@
-"""The command line: `attnlab run`, `attnlab list`, `attnlab report`.
+"""The command line: `attnlab run`, `attnlab check`, `attnlab list`, `attnlab report`.
 
-Exit codes: 0 all is well; 1 a run failed or diverged; 2 the command or its settings are wrong, and
-nothing was spent; 130 interrupted, and what was done is kept.
+Exit codes: 0 all is well; 1 a run failed or diverged, or a mechanism breaks a promise; 2 the
+command or its settings are wrong, and nothing was spent; 130 interrupted, and what was done is
+kept.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab.analysis.table import Table
+from attnlab.check.table import Verdicts, verdicts_as_json
+from attnlab.check.targets import Checked, Target, of_study, targets
 from attnlab.config import Choice, ConfigError
 from attnlab.data import DataConfig, Places
 from attnlab.data.tokenizer import Tokenizer
@@ -28,7 +31,7 @@ from attnlab.feedforward import FeedForward
 from attnlab.launch import Planned, launch, plan, seats
 from attnlab.mechanism import MechanismConfig
 from attnlab.progress import StudyProgress
-from attnlab.record import StudyRecord
+from attnlab.record import StudyRecord, to_json
 from attnlab.report.files import results, write_report, write_results
 from attnlab.report.terminal import TerminalReport
 from attnlab.run import Ended
@@ -93,9 +96,15 @@ def run(  # noqa: PLR0913  one parameter an option
     workers: Annotated[
         int | None, typer.Option(help="Runs at a time.", show_default="one a CUDA device or core")
     ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Train without checking the mechanisms first.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train every variant of STUDY that is not trained yet, and compare them."""
+    """Train every variant of STUDY that is not trained yet, and compare them.
+
+    The mechanisms are checked first; nothing is trained where one breaks a promise.
+    """
     chosen = load_study(study)
     if only:
         chosen = chosen.only(name.strip() for name in only.split(","))
@@ -111,17 +120,50 @@ def run(  # noqa: PLR0913  one parameter an option
     places = _places()
     talk = errors if as_json else console
     planned = plan(chosen, study_dir, _fingerprints(chosen, places, talk))
-    _study_record(chosen, study_dir).write(study_dir)
+    left = dict.fromkeys(p.run.variant for p in planned if not p.ended)
+    if left and not no_check:
+        _refuse_what_is_broken(chosen.only(left), talk)
+    _study_record(chosen, study_dir, checked=not (left and no_check)).write(study_dir)
     _announce(chosen, planned, study_dir, talk)
     events = launch(planned, study_dir, places, where)
-    with closing(events), StudyProgress(planned, talk) as progress:
-        for happened in events:
-            progress.show(happened)
-            if isinstance(happened.event, Ended):
-                write_results(study_dir)
-    table = write_report(study_dir)
+    try:
+        with closing(events), StudyProgress(planned, talk) as progress:
+            for happened in events:
+                progress.show(happened)
+                if isinstance(happened.event, Ended):
+                    write_results(study_dir)
+    finally:  # an interrupted study has a report of what it did
+        table = write_report(study_dir)
     _show(table, as_json)
     raise typer.Exit(1 if table.failures else 0)
+
+
+@app.command()
+@told
+def check(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="all, a kind, file.py:Class, a study or its path; then settings: window=64 ...",
+            show_default=False,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Hold mechanisms against every promise of the contract: causality, decoding, cost, ...
+
+    A kind is checked at small sizes, the variants of a study at their own.
+    """
+    settings = [word for word in what if "=" in word]
+    asked = targets([word for word in what if "=" not in word], settings)
+    if not asked:
+        raise ValueError("name what to check: all, a kind, file.py:Class or a study")
+    checked = _check(asked, errors if as_json else console)
+    if as_json:
+        sys.stdout.write(to_json(verdicts_as_json(checked)).decode())
+    else:
+        console.print(Verdicts(checked), highlight=False)
+    raise typer.Exit(0 if all(one.holds for one in checked) else 1)
 
 
 @app.command("list")
@@ -205,13 +247,32 @@ class _Quiet:
         """Nothing was shown."""
 
 
-def _study_record(study: Study, study_dir: Path) -> StudyRecord:
+def _check(asked: list[Target], talk: Console, *, quick: bool = False) -> list[Checked]:
+    checked = list[Checked]()
+    for target in asked:
+        with talk.status(f"checking {target.name}") if talk.is_terminal else closing(_Quiet()):
+            checked.append(target.check(quick=quick))
+    return checked
+
+
+def _refuse_what_is_broken(study: Study, talk: Console) -> None:
+    """Exit code 1, with what is wrong, if a mechanism of the study breaks a promise."""
+    checked = _check(of_study(study), talk, quick=True)
+    broken = [one for one in checked if not one.holds]
+    if broken:
+        talk.print(Verdicts(broken), highlight=False)
+        talk.print("[bold red]nothing was trained[/bold red]; --no-check trains it as it is")
+        raise typer.Exit(1)
+
+
+def _study_record(study: Study, study_dir: Path, *, checked: bool) -> StudyRecord:
     """What the folder's study is now: this study, and any variant that the folder has besides."""
     names, seeds = list(study.variants), set(range(study.seeds))
     if (study_dir / "study.json").is_file():
         before = StudyRecord.read(study_dir)
         names = [*before.variants, *(name for name in names if name not in before.variants)]
         seeds |= set(before.seeds)
+        checked = checked and before.checked
     assert study.baseline is not None
     return StudyRecord(
         name=study.name,
@@ -221,6 +282,7 @@ def _study_record(study: Study, study_dir: Path) -> StudyRecord:
         seeds=tuple(sorted(seeds)),
         command=shlex.join(["attnlab", *sys.argv[1:]]),
         attnlab_version=__version__,
+        checked=checked,
     )
 
 

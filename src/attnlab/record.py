@@ -174,6 +174,7 @@ class StudyRecord:
     seeds: tuple[int, ...]
     command: str
     attnlab_version: str
+    checked: bool = False  # the mechanism of every run had passed the checks before it was trained
 
     def write(self, study_dir: Path) -> None:
         """Raises ValueError where two variants would share a folder."""

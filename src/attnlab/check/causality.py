@@ -1,0 +1,107 @@
+"""No position sees the future: in values, in gradients, and in how long the sequence is.
+
+    y_t(x) = y_t(x')  for all x, x' that agree up to t        dy_t / dx_s = 0  for s > t
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from attnlab.check.result import Finding, by_position, promise, relative, tolerance
+from attnlab.check.subject import (
+    BFLOAT16_EVAL,
+    BFLOAT16_TRAIN,
+    DROPOUT,
+    EVAL,
+    FIRST_STEP,
+    TRAIN,
+    Mode,
+    Subject,
+)
+
+
+@promise(
+    "no position sees the future",
+    cause="a mask that is off by one or inverted, a mean, norm or softmax over time, or top-k "
+    "taken before the mask",
+)
+@torch.no_grad()
+def values(subject: Subject) -> Iterator[Finding]:
+    """Other tokens after a cut leave the outputs before it alone."""
+    for mode in _modes(subject):
+        mechanism, limit = subject.build(mode), tolerance(subject.dtype_in(mode))
+        for batch, tokens in _shapes(subject, mode):
+            with subject.at(mode, batch, tokens) as place:
+                x_BTD = subject.tokens(batch, tokens, mode)
+                other_BTD = subject.tokens(batch, tokens, mode, seed=1)
+                y_BTD = subject.forward(mechanism, mode, x_BTD)
+                for cut in subject.cuts(tokens):
+                    changed_BTD = torch.cat([x_BTD[:, :cut], other_BTD[:, cut:]], 1)
+                    again_BTD = subject.forward(mechanism, mode, changed_BTD)
+                    off_BTD = relative(again_BTD, y_BTD)[:, :cut]
+                    deviation, first = by_position(off_BTD, limit)
+                    where = f"position {first} sees tokens from {cut} on ({place})"
+                    yield Finding(where, deviation, limit)
+
+
+@promise(
+    "no gradient reaches the future",
+    cause="a path that is masked in value and not in gradient, such as a straight-through "
+    "estimator or a statistic over time",
+)
+def gradients(subject: Subject) -> Iterator[Finding]:
+    """Outputs before a cut have no gradient by the inputs after it."""
+    for mode in (EVAL, TRAIN) if subject.quick else (EVAL, FIRST_STEP, TRAIN, BFLOAT16_TRAIN):
+        mechanism, limit = subject.build(mode), tolerance(subject.dtype_in(mode))
+        for batch, tokens in _shapes(subject, mode):
+            with subject.at(mode, batch, tokens) as place:
+                x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
+                y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
+                if not y_BTD.isfinite().all():
+                    continue  # a property of its own
+                weighted_BTD = y_BTD * subject.tokens(batch, tokens, mode, seed=1)
+                for cut in subject.cuts(tokens):
+                    (by_x_BTD,) = torch.autograd.grad(
+                        weighted_BTD[:, :cut].sum(), x_BTD, retain_graph=True
+                    )
+                    allowed_BTD = torch.cat([by_x_BTD[:, :cut], 0 * x_BTD[:, cut:]], 1)
+                    deviation, first = by_position(relative(allowed_BTD, by_x_BTD), limit)
+                    where = f"outputs before {cut} have a gradient by token {first} ({place})"
+                    yield Finding(where, deviation, limit)
+
+
+@promise(
+    "a prefix alone gives the same",
+    cause="something that depends on the length of the whole sequence: a scale, a position "
+    "counted from the end, padding that is not masked",
+)
+@torch.no_grad()
+def prefixes(subject: Subject) -> Iterator[Finding]:
+    """The outputs of the first tokens do not know that more will follow."""
+    for mode in (EVAL,) if subject.quick else (EVAL, FIRST_STEP, TRAIN):
+        mechanism, limit = subject.build(mode), tolerance(subject.dtype)
+        for batch, tokens in subject.shapes:
+            x_BTD = subject.tokens(batch, tokens)
+            with subject.at(mode, batch, tokens):
+                y_BTD = subject.forward(mechanism, mode, x_BTD)
+            for cut in subject.cuts(tokens):
+                with subject.at(mode, batch, cut) as place:
+                    alone_BTD = subject.forward(mechanism, mode, x_BTD[:, :cut])
+                    deviation, first = by_position(relative(alone_BTD, y_BTD[:, :cut]), limit)
+                    where = f"position {first} of {tokens} differs ({place})"
+                    yield Finding(where, deviation, limit)
+
+
+def _modes(subject: Subject) -> list[Mode]:
+    if subject.quick:
+        return [EVAL, TRAIN, BFLOAT16_TRAIN]
+    modes = [EVAL, FIRST_STEP, TRAIN, BFLOAT16_EVAL, BFLOAT16_TRAIN]
+    return [*modes, DROPOUT] if subject.can_drop() else modes
+
+
+def _shapes(subject: Subject, mode: Mode) -> list[tuple[int, int]]:
+    """All in eval mode; the last ones, which are past everything, in the others."""
+    shapes = [(batch, tokens) for batch, tokens in subject.shapes if tokens > 1]
+    return shapes if mode == EVAL else shapes[-2:]

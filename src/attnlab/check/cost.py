@@ -1,0 +1,72 @@
+"""What a mechanism says that it costs, held against what it does.
+
+Parameters are counted; FLOPs are those of the matrix products of one decode step, as torch's
+counter sees them (its fused CPU kernels are switched off for it, since they escape the counter);
+bytes are those of the decode state that was just big enough.
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnlab.check.result import Finding, promise
+from attnlab.check.subject import EVAL, Subject
+from attnlab.mechanism import state_bytes
+
+
+@promise(
+    "parameters are as stated",
+    cause="`cost` counts a layer too many or too few: a norm, a bias, a gate",
+)
+def params(subject: Subject) -> Iterator[Finding]:
+    stated = subject.config.cost(subject.d_model, 1).params
+    counted = sum(parameter.numel() for parameter in subject.build().parameters())
+    yield _counted("", stated, counted, "parameters")
+
+
+@promise(
+    "FLOPs of a step are as stated",
+    cause="`cost` leaves out a projection, the scores or the values, counts a multiply-add once, "
+    "or does not stop growing at the window",
+)
+@torch.no_grad()
+def flops(subject: Subject) -> Iterator[Finding]:
+    for context, stated_flops, counted_flops, _, _ in _contexts(subject):
+        yield _counted(f"context {context}", stated_flops, counted_flops, "FLOPs")
+
+
+@promise(
+    "bytes of the decode state are as stated",
+    cause="`cost` counts keys without values, forgets `itemsize`, or the state holds more tokens "
+    "than it needs",
+)
+@torch.no_grad()
+def bytes_of_state(subject: Subject) -> Iterator[Finding]:
+    for context, _, _, stated_bytes, counted_bytes in _contexts(subject):
+        yield _counted(f"context {context}", stated_bytes, counted_bytes, "bytes")
+
+
+@torch.no_grad()
+def _contexts(subject: Subject) -> Iterator[tuple[int, int, int, int, int]]:
+    """Each context with FLOPs stated and counted, and bytes stated and counted."""
+    mechanism = subject.build()
+    for context in sorted({1, 7, subject.past}):
+        stated = subject.config.cost(subject.d_model, context, itemsize=subject.dtype.itemsize)
+        with subject.at(EVAL, 1, context):
+            x_BTD = subject.tokens(1, context)
+            state = mechanism.init_state(1, context)
+            if context > 1:
+                _, state = mechanism.prefill(x_BTD[:, :-1], context)
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                _, state = mechanism.step(x_BTD[:, -1], state)
+        counted = counter.get_total_flops()
+        yield context, stated.flops, counted, stated.state_bytes, state_bytes(state)
+
+
+def _counted(where: str, stated: int, counted: int, what: str) -> Finding:
+    words = "" if stated == counted else f"{stated:,} {what} stated, {counted:,} counted"
+    return Finding(where, abs(stated - counted), words=words)

@@ -1,0 +1,409 @@
+"""Mechanisms with one realistic mistake each, for the checks to find.
+
+Each is a shipped mechanism with as little changed as the mistake needs.
+
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width, S keys.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn.functional import dropout, layer_norm
+
+from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAttention
+from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
+from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
+
+
+class Planted:
+    """Builds the `Module` of the class instead of the original."""
+
+    def build(self, d_model, dropout=0.0):
+        if isinstance(self, Identity):
+            return self.Module(d_model)
+        return self.Module(self, d_model, dropout)
+
+
+class ScoresOf(GroupedQueryAttention):
+    """Attention written out, so that a mistake can be made in the middle of it."""
+
+    def _attend(self, q_BHTK, k_BGTK, v_BGTK):
+        repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
+        k_BHSK, v_BHSK = (x.repeat_interleave(repeats, 1) for x in (k_BGTK, v_BGTK))
+        scores_BHTS = q_BHTK @ k_BHSK.mT * q_BHTK.shape[-1] ** -0.5
+        y_BHTK = self.weights(scores_BHTS) @ v_BHSK
+        return self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
+
+    def weights(self, scores_BHTS):
+        return self.masked(scores_BHTS, self.past(scores_BHTS)).softmax(-1)
+
+    @staticmethod
+    def past(scores_BHTS, offset=0):
+        return torch.ones_like(scores_BHTS, dtype=torch.bool).tril(offset)
+
+    @staticmethod
+    def masked(scores_BHTS, seen_BHTS):
+        return scores_BHTS.masked_fill(~seen_BHTS, -torch.inf)
+
+
+class AttentionWrittenOut(Planted, GroupedQuery):
+    """No mistake: what the ones below are changed from."""
+
+    class Module(ScoresOf):
+        pass
+
+
+# The future is seen
+
+
+class MaskOffByOne(Planted, GroupedQuery):
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            return self.masked(scores_BHTS, self.past(scores_BHTS, offset=1)).softmax(-1)
+
+
+class InvertedMask(Planted, GroupedQuery):
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            seen_BHTS = torch.ones_like(scores_BHTS, dtype=torch.bool).triu()
+            return self.masked(scores_BHTS, seen_BHTS).softmax(-1)
+
+
+class HeadsAndTimeSwapped(Planted, GroupedQuery):
+    """A `view` where a transpose is needed: the heads of one token are rows of others."""
+
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            q_BHTK, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
+            y_BHTK = torch.nn.functional.scaled_dot_product_attention(
+                q_BHTK, k_BGTK, v_BGTK, is_causal=True
+            )
+            return self.o_proj(y_BHTK.reshape(x_BTD.shape))
+
+
+class TopKOverMaskedPositions(Planted, GroupedQuery):
+    """The eight best of all positions, and only then the mask: the future takes places."""
+
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            best_BHT1 = scores_BHTS.topk(min(8, scores_BHTS.shape[-1])).values[..., -1:]
+            seen_BHTS = (scores_BHTS >= best_BHT1) & self.past(scores_BHTS)
+            itself = torch.eye(scores_BHTS.shape[-1], dtype=torch.bool)
+            return self.masked(scores_BHTS, seen_BHTS | itself).softmax(-1)
+
+
+class SymmetricConvolution(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def forward(self, x_BTD):
+            padded_BSD = nn.functional.pad(x_BTD, (0, 0, 1, 1))
+            return self.o_proj(padded_BSD[:, :-2] + x_BTD + padded_BSD[:, 2:])
+
+
+class NormOverTime(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def forward(self, x_BTD):
+            return self.o_proj(layer_norm(x_BTD.mT, x_BTD.mT.shape[-1:]).mT)
+
+
+class MeanOverTime(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            return super().forward(x_BTD - x_BTD.mean(1, keepdim=True))
+
+
+class SoftmaxOverQueries(Planted, GroupedQuery):
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            return self.masked(scores_BHTS, self.past(scores_BHTS)).softmax(-2)
+
+
+class ChunkReadsAhead(Planted, GroupedQuery):
+    """A token sees its whole chunk of 16."""
+
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            chunk_T = torch.arange(scores_BHTS.shape[-1]) // 16
+            seen_TS = chunk_T[:, None] >= chunk_T
+            return self.masked(scores_BHTS, seen_TS.expand_as(scores_BHTS)).softmax(-1)
+
+
+class ReversedScan(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def forward(self, x_BTD):
+            return self.o_proj(x_BTD.flip(1).cumsum(1).flip(1))
+
+
+class FutureSeenAfterWarmUp(Planted, DeepseekSparse):
+    """Right in eval mode and at first; what comes after the warm-up in training is not."""
+
+    class Module(DeepseekSparseAttention):
+        def forward_with_loss(self, x_BTD):
+            y_BTD, loss = super().forward_with_loss(x_BTD)
+            return (y_BTD if self.is_dense else y_BTD + x_BTD.roll(-1, 1)), loss
+
+
+class FutureSeenInBfloat16(Planted, GroupedQuery):
+    """The branch for half precision forgets the mask."""
+
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            if scores_BHTS.dtype == torch.bfloat16:
+                return scores_BHTS.softmax(-1)
+            return super().weights(scores_BHTS)
+
+
+class FutureInTheGradient(Planted, GroupedQuery):
+    """A straight-through term: worth nothing forward, and all of the future backward."""
+
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            mean_B1D = x_BTD.mean(1, keepdim=True)
+            return super().forward(x_BTD) + mean_B1D - mean_B1D.detach()
+
+
+class ScaledByTheLength(Planted, GroupedQuery):
+    """No token is seen too early, but how many there will be is."""
+
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            return super().forward(x_BTD) / math.log(1 + x_BTD.shape[1])
+
+
+# Decoding is another function
+
+
+class CacheDropsAToken(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            y_BD, after = super().step(x_BD, state)
+            return y_BD, (state if state.seen == 4 else after)
+
+
+class CacheRepeatsAToken(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            y_BD, state = super().step(x_BD, state)
+            if state.seen == 5:
+                state = state.append(state.k_BGSK[:, :, 4:5], state.v_BGSV[:, :, 4:5])
+            return y_BD, state
+
+
+class PrefillForgetsTheLastToken(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def prefill(self, x_BTD, capacity):
+            y_BTD, state = super().prefill(x_BTD, capacity)
+            return y_BTD, state._replace(seen=state.seen - 1)
+
+
+class RotaryOffsetOfTheQuery(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            q_BH1K = self._qkv(x_BD[:, None], start=state.seen + 1)[0]
+            _, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            state = state.append(k_BG1K, v_BG1K)
+            return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+class RotaryOffsetAfterAPrompt(Planted, GroupedQuery):
+    """Steps are right among themselves, and one position off from the prompt."""
+
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen + 1)
+            state = state.append(k_BG1K, v_BG1K)
+            return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+class RingOverwritesEarly(Planted, SlidingWindow):
+    class Module(SlidingWindowAttention):
+        def init_state(self, batch_size, capacity):
+            state = super().init_state(batch_size, capacity)
+            slots = min(capacity, self.config.window - 1)
+            return state._replace(
+                k_BGSK=state.k_BGSK[:, :, :slots], v_BGSV=state.v_BGSV[:, :, :slots]
+            )
+
+
+class RingStartsAnewAfterAPrompt(Planted, SlidingWindow):
+    """Of a prompt past the window the first tokens are kept, not the last."""
+
+    class Module(SlidingWindowAttention):
+        def prefill(self, x_BTD, capacity):
+            y_BTD, state = super().prefill(x_BTD, capacity)
+            _, first = super().prefill(x_BTD[:, : self.config.window], capacity)
+            return y_BTD, first._replace(seen=state.seen)
+
+
+# Sequences see each other
+
+
+class StateSharedInDecoding(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            y_BD, state = super().step(x_BD, state)
+            shared_BGSK = state.k_BGSK[:1].expand_as(state.k_BGSK).clone()
+            return y_BD, state._replace(k_BGSK=shared_BGSK)
+
+
+class MeanOverTheBatch(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            return super().forward(x_BTD - x_BTD.mean(0, keepdim=True))
+
+
+class BatchStatisticsInTraining(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            centred_BTD = x_BTD - x_BTD.mean(0, keepdim=True) if self.training else x_BTD
+            return super().forward(centred_BTD)
+
+
+# Parameters and costs
+
+
+class Gated(TokenwiseLinear):
+    def __init__(self, d_model):
+        super().__init__(d_model)
+        self.gate_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BTD):
+        return self.o_proj(x_BTD) * self.gate_proj(x_BTD).sigmoid()
+
+    def step(self, x_BD, state):
+        return self(x_BD), state
+
+
+class GatedIdentity(Planted, Identity):
+    """No mistake: what the ones below are changed from."""
+
+    Module = Gated
+
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return cost + cost
+
+
+class DetachedGate(GatedIdentity):
+    class Module(Gated):
+        def forward(self, x_BTD):
+            return self.o_proj(x_BTD) * self.gate_proj(x_BTD).sigmoid().detach()
+
+
+class UnusedParameter(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def __init__(self, d_model):
+            super().__init__(d_model)
+            self.scale = nn.Parameter(torch.ones(d_model))
+
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(cost, params=cost.params + d_model)
+
+
+class ParametersWithoutTheGate(GatedIdentity):
+    def cost(self, d_model, context, itemsize=2):
+        return replace(super().cost(d_model, context, itemsize), params=d_model**2)
+
+
+class FlopsOffByThree(GroupedQuery):
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(cost, flops=cost.flops + 3)
+
+
+class BytesWithoutValues(GroupedQuery):
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(cost, state_bytes=cost.state_bytes // 2)
+
+
+# Numbers and repetition
+
+
+class NotANumberInBfloat16(GatedIdentity):
+    """log(1 - sigmoid(x)) is finite in float64; in bfloat16 the sigmoid rounds to 1."""
+
+    class Module(Gated):
+        def forward(self, x_BTD):
+            forgotten_BTD = (1 - (3 * self.gate_proj(x_BTD)).sigmoid()).log()
+            return self.o_proj(x_BTD) * (forgotten_BTD - forgotten_BTD.detach()).exp()
+
+
+class DropoutInEval(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            return dropout(super().forward(x_BTD), self.dropout)
+
+
+class RunningMeanOfAllInputs(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def __init__(self, d_model):
+            super().__init__(d_model)
+            self.register_buffer("mean_D", torch.zeros(d_model))
+
+        def forward(self, x_BTD):
+            y_BTD = self.o_proj(x_BTD - self.mean_D)
+            self.mean_D.lerp_(x_BTD.detach().mean((0, 1)).to(self.mean_D.dtype), 0.1)
+            return y_BTD
+
+
+class PositionKeptOnTheModule(Planted, GroupedQuery):
+    """Decoding is right once."""
+
+    class Module(GroupedQueryAttention):
+        position = 0
+
+        def step(self, x_BD, state):
+            y_BD, after = super().step(x_BD, state._replace(seen=self.position))
+            self.position += 1
+            return y_BD, after
+
+
+class BufferFromTheGlobalStream(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def __init__(self, d_model):
+            super().__init__(d_model)
+            self.register_buffer("features_D", torch.randn(d_model))
+
+        def forward(self, x_BTD):
+            return self.o_proj(x_BTD * self.features_D)
+
+        def step(self, x_BD, state):
+            return self(x_BD), state
+
+
+# Dtypes, shapes and settings
+
+
+class OnlyInFloat32(Planted, Identity):
+    """No mistake: a kernel may have no float64."""
+
+    class Module(TokenwiseLinear):
+        def forward(self, x_BTD):
+            if x_BTD.dtype == torch.float64:
+                raise TypeError("no kernel for float64")
+            return super().forward(x_BTD)
+
+
+class RaisesOnLongSequences(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def forward(self, x_BTD):
+            if x_BTD.shape[1] >= 7:
+                raise RuntimeError("seven is too many\nand this is a second line")
+            return super().forward(x_BTD)
+
+
+class SqueezesALengthOfOne(Planted, GroupedQuery):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD):
+            return super().forward(x_BTD).squeeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LosesASetting(GroupedQuery):
+    def to_dict(self):
+        return {key: value for key, value in super().to_dict().items() if key != "n_heads"}
