@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import tiny_study
-from rich.console import Console
 from typer.testing import CliRunner
 
 from attnlab import cli
@@ -37,11 +36,9 @@ def attnlab(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", cache)
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
-    monkeypatch.setattr(cli, "console", Console(width=140))
-    monkeypatch.setattr(cli, "errors", Console(width=140, stderr=True))
 
     def call(*arguments: str):
-        return CliRunner().invoke(cli.app, list(arguments))
+        return CliRunner(env={"COLUMNS": "140"}).invoke(cli.app, list(arguments))
 
     return call
 

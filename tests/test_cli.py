@@ -132,3 +132,48 @@ def test_report_rebuilds_what_is_derived(attnlab, tmp_path):
 
 def test_the_version_is_said(attnlab):
     assert re.fullmatch(r"attnlab \S+\n", attnlab("--version").output)
+
+
+def test_text_is_generated_from_a_run(attnlab, tmp_path):
+    attnlab("run", TINY, "--seeds", "1", "--only", "mha", "--device", "cpu", "--no-check")
+    run = "results/tiny_study/mha/seed-0"
+    arguments = ("generate", run, "--prompt", "def f", "--max-new-tokens", "12")
+    done = attnlab(*arguments, "--seed", "1")
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("def f")
+    assert done.output == attnlab(*arguments, "--seed", "1").output
+    several = attnlab(*arguments, "--samples", "2", "--temperature", "0").output
+    texts = [line for line in several.splitlines() if line.startswith("def f")]
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere", "--prompt", "x"), "no run in nowhere"),
+        (("results/tiny_study/mha", "--prompt", "x"), "did you mean results/tiny_study/mha/seed-0"),
+        (("results/tiny_study/mha/seed-0", "--prompt", ""), "--prompt is empty"),
+        (("results/tiny_study/mha/seed-0", "--prompt", "x", "--top-p", "2"), "top_p: must be in"),
+    ],
+)
+def test_what_cannot_be_generated_from_is_said(attnlab, arguments, message):
+    attnlab("run", TINY, "--seeds", "1", "--only", "mha", "--device", "cpu", "--no-check")
+    done = attnlab("generate", *arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_the_doctor_says_what_runs_here(attnlab):
+    shown = attnlab("doctor")
+    assert shown.exit_code == 0, shown.output
+    assert "quickstart can run here" in shown.output
+    assert "ATTNLAB_DATA" in shown.output
+    rows = {row["what"]: row for row in json.loads(attnlab("doctor", "--json").stdout)}
+    assert rows["data of quickstart"]["remedy"] == ""
+    assert rows["data of mechanisms"]["remedy"]
+
+
+def test_the_doctor_ends_with_1_where_the_default_study_cannot_run(attnlab, monkeypatch):
+    monkeypatch.setattr("attnlab.doctor.can_run", lambda _: False)
+    assert attnlab("doctor").exit_code == 1

@@ -108,7 +108,7 @@ def _source(study: str, data: DataConfig, places: Places) -> Finding:
         texts = data.texts(places)
     except DataError as error:
         lines = str(error).splitlines()
-        return Finding(what, f"{data.kind()}: {lines[0]}", lines[-1], needed)
+        return Finding(what, f"{data.kind()}: {lines[0].partition(';')[0]}", lines[-1], needed)
     return Finding(what, f"{data.kind()}: {texts.origin}", needed=needed)
 
 

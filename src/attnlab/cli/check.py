@@ -1,0 +1,49 @@
+"""`attnlab check`: hold mechanisms against every promise of the contract."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from attnlab.check.table import Verdicts, verdicts_as_json
+from attnlab.check.targets import Checked, Target, targets
+from attnlab.cli.app import JsonOption, app, console, errors, status, told
+from attnlab.record import to_json
+
+
+@app.command()
+@told
+def check(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="all, a kind, file.py:Class, a study or its path; then settings: window=64 ...",
+            show_default=False,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Hold mechanisms against every promise of the contract: causality, decoding, cost, ...
+
+    A kind is checked at small sizes, the variants of a study at their own.
+    """
+    settings = [word for word in what if "=" in word]
+    asked = targets([word for word in what if "=" not in word], settings)
+    if not asked:
+        raise ValueError("name what to check: all, a kind, file.py:Class or a study")
+    checked = check_all(asked, errors if as_json else console)
+    if as_json:
+        sys.stdout.write(to_json(verdicts_as_json(checked)).decode())
+    else:
+        console.print(Verdicts(checked), highlight=False)
+    raise typer.Exit(0 if all(one.holds for one in checked) else 1)
+
+
+def check_all(asked: list[Target], talk: Console, *, quick: bool = False) -> list[Checked]:
+    """Check one after the other, saying which."""
+    checked = list[Checked]()
+    for target in asked:
+        with status(f"checking {target.name}", talk):
+            checked.append(target.check(quick=quick))
+    return checked
