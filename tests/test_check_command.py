@@ -8,6 +8,7 @@ import tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
+from attnlab.cli.app import console, errors
 from attnlab.check.suite import PROPERTIES
 from attnlab.check.targets import of_study, targets
 from attnlab.mechanism import MechanismConfig
@@ -36,9 +37,11 @@ def attnlab(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", cache)
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    for printer in (console, errors):
+        monkeypatch.setattr(printer, "width", 140)
 
     def call(*arguments: str):
-        return CliRunner(env={"COLUMNS": "140"}).invoke(cli.app, list(arguments))
+        return CliRunner().invoke(cli.app, list(arguments))
 
     return call
 

@@ -9,6 +9,7 @@ import tiny_study
 from typer.testing import CliRunner
 
 from attnlab.cli import app
+from attnlab.cli.app import console, errors
 from attnlab.record import RunFolder
 
 TINY = tiny_study.__file__
@@ -24,9 +25,11 @@ def attnlab(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", cache)
     monkeypatch.delenv("ATTNLAB_DATA", raising=False)
+    for printer in (console, errors):
+        monkeypatch.setattr(printer, "width", 140)
 
     def call(*arguments: str):
-        return CliRunner(env={"COLUMNS": "140"}).invoke(app, list(arguments))
+        return CliRunner().invoke(app, list(arguments))
 
     return call
 
