@@ -8,9 +8,9 @@ import tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.cli.app import console, errors
 from attnlab.check.suite import PROPERTIES
 from attnlab.check.targets import of_study, targets
+from attnlab.cli.app import console, errors
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import StudyRecord
 from attnlab.study import load_study
