@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_mechanism_contract as contract
@@ -105,3 +106,16 @@ def test_the_results_that_ship_are_those_of_the_study_that_ships():
         fingerprint = json.loads((folder / "environment.json").read_text())["data"]["fingerprint"]
         identity = json.loads((folder / "config.json").read_text())["identity"]
         assert run.config.identity(fingerprint) == identity, folder
+
+
+def test_the_users_own_test_passes_and_can_fail(tmp_path, monkeypatch):
+    path = tmp_path / "moving_average.py"
+    path.write_text(block("class MovingAverage("))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("import assert_correct"), names)
+    names["test_my_mechanism_keeps_its_promises"]()
+    leaky = path.read_text().replace(".tril()", "").replace("MovingAverage", "Leaky")
+    (tmp_path / "leaky.py").write_text(leaky)
+    with pytest.raises(AssertionError, match="no position sees the future"):
+        names["assert_correct"]("leaky.py:Leaky")
