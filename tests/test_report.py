@@ -50,7 +50,7 @@ def begin(study_dir, variant, seed):
     model = {"d_model": 128, "mechanisms": [{"kind": "toy", "loss": LOSSES[variant]}]}
     run.open(
         {"identity": variant, "model": model, "train": {"steps": 1000}},
-        {"device": "NVIDIA H200", "packages": {"torch": "2.13.0"}, "time": f"12:0{seed}"},
+        {"device": "NVIDIA H200", "packages": {"torch": "2.13.0"}, "started": f"12:0{seed}"},
     )
     return run
 
@@ -358,3 +358,11 @@ def test_a_refresh_rewrites_only_what_changed(study_dir):
     write_results(study_dir)
     changed = {path.name for path, when in before.items() if times()[path] != when}
     assert changed == {"comprehensive_results.json", "failures.json", "report.md", "table.csv"}
+
+
+def test_the_report_says_from_when_to_when_runs_started_and_not_when_each_did(study_dir):
+    plan(study_dir)
+    for seed in (0, 1, 2):
+        finish(study_dir, "mha", seed)
+    write_report(study_dir)
+    assert "| runs started | 12:00 to 12:02 |" in (study_dir / "report.md").read_text()

@@ -13,7 +13,7 @@ from attnlab.analysis.table import Table, Variant
 from attnlab.report import units
 from attnlab.report.verdict import headline, mechanism_of, seeds_of, unfinished, verdict
 
-OF_ONE_START = ("time", "earlier")  # in environment.json: when, and where before a resume
+OF_ONE_START = ("started", "earlier")  # in environment.json: when, and where before a resume
 
 
 def markdown(table: Table, picture: str | None) -> str:
@@ -56,7 +56,11 @@ def _environment(table: Table) -> dict[str, str]:
         there = {key: value for key, value in run.environment.items() if key not in OF_ONE_START}
         for path, value in flat(there).items():
             seen.setdefault(path, {})[describe(value)] = None
-    return {path: " | ".join(values) for path, values in seen.items()}
+    starts = sorted(
+        run.environment["started"] for run in table.runs if "started" in run.environment
+    )
+    when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
+    return {path: " | ".join(values) for path, values in seen.items()} | when
 
 
 def _mean(variant: Variant, key: str) -> float | None:
