@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 import attnlab.mechanisms  # noqa: F401  loads the zoo
 from attnlab.config import Choice, Config, ConfigError, override, own_sources
+from attnlab.data import DataConfig
+from attnlab.data.stdlib import Stdlib
+from attnlab.data.text import Text
+from attnlab.data.tokenizer import BPE
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
@@ -20,6 +24,11 @@ from attnlab.train_config import TrainConfig
 class Both(Config):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(mechanisms=(Identity(),)))
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested(Config):
+    data: DataConfig
 
 
 def messages(error: pytest.ExceptionInfo[ConfigError]) -> list[str]:
@@ -118,6 +127,21 @@ def test_overrides_are_read_by_the_type_of_their_field():
     )
     assert changed.model.mechanisms == (SlidingWindow(window=64),)
     assert changed.model.feedforward.to_dict() == {"kind": "swiglu", "d_ff": 96}
+
+
+def test_settings_of_a_kind_chosen_on_the_same_line_start_from_its_defaults():
+    base = Nested(data=Stdlib())
+    changed = override(
+        base, ["data=text", "data.paths=a.txt,b.txt", "data.tokenizer.vocab_size=512"]
+    )
+    assert changed.data == Text(paths=("a.txt", "b.txt"), tokenizer=BPE(vocab_size=512))
+    with pytest.raises(ConfigError) as error:
+        override(base, ["data=text", "data.tokenizr.vocab_size=512", "data.tokenizer.size=1"])
+    assert messages(error) == [
+        "data: no field 'tokenizr'; did you mean 'tokenizer'?",
+        "data.paths: required, and not given",
+        "data.tokenizer: no field 'size'; known: vocab_size",
+    ]
 
 
 def test_all_wrong_overrides_are_reported_at_once():

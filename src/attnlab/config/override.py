@@ -31,13 +31,19 @@ def override(config: C, assignments: Iterable[str]) -> C:
     return changed
 
 
+class _OfNewKind(dict[str, Any]):
+    """Settings of a kind that the command line chose: which fields they have is not known yet."""
+
+
 def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> None:
     """Set one leaf of a tree of JSON values; a path that leads nowhere is added to `found`."""
     for depth, part in enumerate(path[:-1]):
         below = _entry(tree, part)
         if isinstance(below, Typed):  # a kind given earlier on the same command line
-            below = {"kind": str(below)}
+            below = _OfNewKind(kind=str(below))
             tree[part if isinstance(tree, dict) else int(part)] = below
+        elif below is None and isinstance(tree, _OfNewKind):
+            below = tree[part] = _OfNewKind()
         if not isinstance(below, dict | list):
             known = tree if isinstance(tree, dict) else map(str, range(len(tree)))
             found.append(

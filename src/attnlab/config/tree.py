@@ -146,7 +146,7 @@ def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Con
     for name in (name for name in _required(cls) if name not in data):
         found.append(Problem(join(path, name), "required, and not given"))
     arguments = {
-        name: _decode(hint, data[name], join(path, name), found)
+        name: _decode(hint, _whole(cls, name, hint, data[name]), join(path, name), found)
         for name, hint in hints.items()
         if name in data
     }
@@ -157,6 +157,18 @@ def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Con
     except ConfigError as error:
         found.extend(problem.under(path) for problem in error.problems)
         return None
+
+
+def _whole(cls: type[Config], name: str, hint: Any, value: Any) -> Any:
+    """Settings of a choice that name no kind change those of the field's default."""
+    if not (isinstance(hint, type) and issubclass(hint, Choice)):
+        return value
+    if not isinstance(value, Mapping) or "kind" in value:
+        return value
+    field = cls.__dataclass_fields__[name]
+    factory = field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    return {**default.to_dict(), **value} if isinstance(default, Choice) else value
 
 
 def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
