@@ -180,3 +180,14 @@ def test_the_doctor_says_what_runs_here(attnlab):
 def test_the_doctor_ends_with_1_where_the_default_study_cannot_run(attnlab, monkeypatch):
     monkeypatch.setattr("attnlab.doctor.can_run", lambda _: False)
     assert attnlab("doctor").exit_code == 1
+
+
+def test_a_study_that_is_done_is_shown_and_its_record_left_as_it_is(attnlab, tmp_path):
+    arguments = ("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu")
+    attnlab(*arguments)
+    record = tmp_path / "results" / "tiny_study" / "study.json"
+    before = record.read_text()
+    again = attnlab(*arguments, "--no-check")
+    assert again.exit_code == 0
+    assert "1 runs, 1 of them done" in again.output
+    assert record.read_text() == before

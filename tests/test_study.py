@@ -6,6 +6,7 @@ import pytest
 import tiny_study
 
 from attnlab.config import ConfigError
+from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.study import Study, load_study, shipped
@@ -85,6 +86,15 @@ def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
     ]
     identities = {base.identity("data"), base.identity("other data")}
     assert len(identities | {config.identity("data") for config in others}) == 5
+
+
+def test_the_same_data_in_another_place_is_the_same_run():
+    here, there = (
+        replace(load_study("mechanisms").variants["mha"], data=WikiText2(path=path))
+        for path in ("here", None)
+    )
+    assert here.identity("data") == there.identity("data")
+    assert here.identity("data") != here.identity("other data")
 
 
 def test_an_edited_mechanism_of_ones_own_is_another_run(tmp_path, monkeypatch):

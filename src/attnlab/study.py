@@ -54,7 +54,8 @@ class RunConfig(Config):
 
     def identity(self, fingerprint: str) -> str:
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources."""
-        what = {"config": self.to_dict(), "data": fingerprint, "sources": own_sources(self)}
+        config = self.to_dict() | {"data": self.data.substance()}
+        what = {"config": config, "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -70,7 +70,8 @@ def run(  # noqa: PLR0913  one parameter an option
     left = dict.fromkeys(p.run.variant for p in planned if not p.ended)
     if left and not no_check:
         _refuse_what_is_broken(chosen.only(left), talk)
-    _study_record(chosen, study_dir, checked=not (left and no_check)).write(study_dir)
+    if left or not (study_dir / "study.json").is_file():  # else the record stays that of its runs
+        _study_record(chosen, study_dir, checked=not no_check).write(study_dir)
     _announce(chosen, planned, study_dir, talk)
     events = launch(planned, study_dir, where_data_is, where)
     try:

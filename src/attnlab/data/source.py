@@ -78,6 +78,18 @@ class DataConfig(Choice, ABC):
 
     tokenizer: Tokenizer
 
+    def substance(self) -> dict[str, Any]:
+        """`to_dict` without where the data lies: that it is the same data, its fingerprint says."""
+
+        def without_places(tree: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: without_places(value) if isinstance(value, dict) else value
+                for name, value in tree.items()
+                if name not in ("path", "paths")
+            }
+
+        return without_places(self.to_dict())
+
     @abstractmethod
     def texts(self, places: Places) -> Texts:
         """The documents of every split. Raises DataError where they are missing or unfit."""
