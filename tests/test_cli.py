@@ -37,7 +37,7 @@ def attnlab(tmp_path, monkeypatch, cache):
 def test_a_study_runs_ranks_and_reports(attnlab, tmp_path):
     done = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert "2 variants x 1 seeds = 2 runs; results in results/tiny_study" in done.output
+    assert "2 variants x 1 seed = 2 runs; results in results/tiny_study" in done.output
     assert re.search(r"2/2 \w+ seed 0: validation loss \d\.\d{4}", done.output)
     assert "One seed: no verdict" in done.output
     folder = tmp_path / "results" / "tiny_study"
@@ -189,5 +189,5 @@ def test_a_study_that_is_done_is_shown_and_its_record_left_as_it_is(attnlab, tmp
     before = record.read_text()
     again = attnlab(*arguments, "--no-check")
     assert again.exit_code == 0
-    assert "1 runs, 1 of them done" in again.output
+    assert "1 run, 1 of them done" in again.output
     assert record.read_text() == before

@@ -132,7 +132,12 @@ def _announce(study: Study, planned: list[Planned], study_dir: Path, talk: Conso
     done = f", {len(planned) - left} of them done" if left < len(planned) else ""
     talk.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
     talk.print(
-        f"{len(study.variants)} variants x {study.seeds} seeds = {len(planned)} runs{done}; "
+        f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
+        f"{_count(len(planned), 'run')}{done}; "
         f"results in {study_dir}",
         highlight=False,
     )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
