@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 
 from attnlab.data import DataConfig, DataError, Places
-from attnlab.environment import package_version
+from attnlab.environment import usable_cores
 from attnlab.kernels import fla
 from attnlab.mechanism import MechanismConfig
 from attnlab.study import shipped
-from attnlab.version import __version__
+from attnlab.version import __version__, package_version
 
 LEAST_FREE_BYTES = 1 << 30  # for the checkpoints of the default study, with room to spare
 DEFAULT_STUDY = "quickstart"
@@ -74,8 +74,8 @@ def _software() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU", f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads")
+    here = f"{platform.machine()}, {usable_cores()} cores, {torch.get_num_threads()} threads"
+    yield Finding("CPU", here)
     if not torch.cuda.is_available():
         yield Finding("CUDA", "torch sees no CUDA device; studies run on the CPU")
     for i in range(torch.cuda.device_count()):

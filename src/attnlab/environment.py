@@ -4,13 +4,12 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attnlab.version import __version__
+from attnlab.version import __version__, package_version
 
 _PACKAGES = (
     *("numpy", "torch", "triton", "tokenizers", "safetensors"),
@@ -29,6 +28,13 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": _device(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -66,11 +72,3 @@ def _git() -> dict[str, Any] | None:
     if not tracked or commit is None:
         return None
     return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-
-
-def package_version(name: str) -> str | None:
-    """Version of an installed package, None where there is none. Nothing is imported."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -1,8 +1,8 @@
 """Runs what is missing of a study, on the devices there are.
 
 One worker process a device (on CPUs: one a core, with one thread each while there are runs enough)
-takes runs from a queue and reports what happens. A worker that dies takes its own
-run down, not the study: the run is recorded as failed and another worker takes its place.
+takes runs from a queue and reports what happens. A worker that dies takes its own run down, not the
+study: the run is recorded as failed and another worker takes its place.
 """
 
 import multiprocessing
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from attnlab.data import Places
+from attnlab.environment import usable_cores
 from attnlab.record import RunFolder
 from attnlab.run import Ended, Event, execute
 from attnlab.study import Run, RunConfig, Study
@@ -95,9 +96,7 @@ def seats(device: str, runs: int, workers: int | None = None) -> list[Seat]:
         if not wanted or max(wanted) >= there:
             raise ValueError(f"device {device!r} is not there: torch sees {there} CUDA devices")
         return [Seat(f"cuda:{i}", 1) for i in wanted][: max(1, min(runs, workers or len(wanted)))]
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = usable_cores()
     count = max(1, min(runs, workers or cores))
     return [Seat(device, max(1, cores // count))] * count
 
@@ -123,9 +122,9 @@ def launch(
                 event = worker.receive()
                 if isinstance(event, Ended):
                     worker.planned = None
-                    if not worker.process.is_alive():
-                        worker.start()
                     if waiting:
+                        if not worker.process.is_alive():
+                            worker.start()
                         worker.give(waiting.popleft())
                 yield Happened(planned_run, event)
     finally:

@@ -75,6 +75,7 @@ class _Execution:
         self.config, self.folder, self.identity, self.device = config, folder, identity, device
         self.started = time.perf_counter()
         self.seconds_before = 0.0  # of this run in earlier processes
+        self.environment = describe(device)
         self.corpus = _corpus(config.data, places)
         self.memory, self.clock = PeakMemory(device), Clock()
         self.autocast = autocast(config.train, device)
@@ -124,7 +125,7 @@ class _Execution:
 
     def _open(self) -> None:
         """The folder, and the state of the last checkpoint where there is one."""
-        environment = describe(self.device) | {
+        environment = self.environment | {
             "kernels": self._kernels(),
             "precision": self.config.train.precision_on(self.device.type),
             "compiled": self.compiled,
@@ -175,7 +176,7 @@ class _Execution:
                 "parameters": parts._asdict() | {"total": parts.total},
                 "flops_per_token": cost.flops,
                 "state_bytes": cost.state_bytes,
-                "device": describe(self.device)["device"]["name"],
+                "device": self.environment["device"]["name"],
                 "parent": None,
             }
         )

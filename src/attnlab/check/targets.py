@@ -7,6 +7,7 @@ from attnlab.check.result import Result
 from attnlab.check.small import shortened, small
 from attnlab.check.suite import check, fitting_width
 from attnlab.config import suggestion
+from attnlab.config.own_code import is_own
 from attnlab.config.tree import Typed
 from attnlab.mechanism import MechanismConfig
 from attnlab.study import Study, load_study, shipped
@@ -63,7 +64,7 @@ def of_study(study: Study) -> list[Target]:
 def _named(name: str, changes: list[str]) -> Iterator[Target]:
     if name == "all":
         for kind, cls in sorted(MechanismConfig.kinds.items()):
-            if cls.__module__.startswith("attnlab."):
+            if not is_own(cls):
                 yield from _named(kind, changes)
     elif name in MechanismConfig.kinds or ".py:" in name:
         config = small(name, {key: Typed(value) for key, value in _parted(changes)})

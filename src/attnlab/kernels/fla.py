@@ -8,7 +8,6 @@ Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+
+from attnlab.version import package_version
 
 _OLDEST = "0.6.0"
 _WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton, from the first to before the second
@@ -77,8 +78,8 @@ def facts() -> Facts:
     """The facts of this machine, looked up once."""
     return Facts(
         capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
-        fla=_version("fla-core") or _version("flash-linear-attention"),
-        triton=_version("triton"),
+        fla=package_version("fla-core") or package_version("flash-linear-attention"),
+        triton=package_version("triton"),
         tilelang=importlib.util.find_spec("tilelang") is not None,
         nvcc=bool(shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")),
     )
@@ -99,10 +100,3 @@ def version() -> dict[str, str | None]:
     """For a run's record: where flash-linear-attention comes from, and its version."""
     found = facts().fla
     return {"fla_source": "installed" if found else None, "fla_version": found}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnlab.blocks.cached_heads import CachedHeads
 from attnlab.blocks.kv_cache import KVCache
-from attnlab.blocks.rotary_heads import RotaryHeads, RotaryHeadsConfig
+from attnlab.blocks.rotary_heads import RotaryHeadsConfig
 from attnlab.config import ConfigError, Problem
 from attnlab.kernels import windowed_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
@@ -50,33 +51,17 @@ class SlidingWindow(RotaryHeadsConfig, MechanismConfig):
         return SlidingWindowAttention(self, d_model, dropout)
 
 
-class SlidingWindowAttention(RotaryHeads, Mechanism[KVCache]):
+class SlidingWindowAttention(CachedHeads, Mechanism[KVCache]):
     def __init__(self, config: SlidingWindow, d_model: int, dropout: float) -> None:
         super().__init__(config, d_model)
         self.config, self.dropout = config, dropout
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self._attend(*self._qkv(x_BTD, start=0))
-
-    def init_state(self, batch_size: int, capacity: int) -> KVCache:
-        slots, widths = min(capacity, self.config.window), (self.head_dim, self.head_dim)
-        return KVCache.empty(
-            batch_size, self.config.n_kv_heads, slots, widths, like=self.o_proj.weight
-        )
-
-    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
-        q_BHTK, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
-        state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTK)
-        return self._attend(q_BHTK, k_BGTK, v_BGTK), state
-
-    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
-        q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
-        state = state.append(k_BG1K, v_BG1K)
-        return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
-
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         del dtype
         return windowed_attention.resolve(self.config.kernel, device, self.dropout)
+
+    def _slots(self, capacity: int) -> int:
+        return min(capacity, self.config.window)
 
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
         y_BHTK = windowed_attention.windowed_attention(
