@@ -14,10 +14,7 @@ from attnlab.model import ModelConfig
 from attnlab.study import RunConfig
 from attnlab.training_step import TrainingStep
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 STEPS = 12
 SHORTENED = {"window": 40, "top_k": 40, "dense_warmup_steps": 6}
 

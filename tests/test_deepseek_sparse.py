@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlab.blocks.rotary import rotate
+from rotation import rotate
 from attnlab.config import ConfigError
 from attnlab.kernels import sparse_attention
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
@@ -211,7 +211,7 @@ def test_decoding_selects_what_training_selected_under_autocast(monkeypatch):
         y_BTD, state = mechanism(x_BTD), mechanism.init_state(2, 60)
         for t, x_BD in enumerate(x_BTD.unbind(1)):
             y_BD, state = mechanism.step(x_BD, state)
-            assert torch.equal(selections[-1][:, 0], selections[0][:, t, : t + 1])
+            assert torch.equal(selections[-1][:, 0, : t + 1], selections[0][:, t, : t + 1])
             assert_close(y_BD, y_BTD[:, t], atol=0.02, rtol=0.02)
 
 

@@ -12,7 +12,6 @@ from attnlab.kernels.gated_delta_rule import chunked, fla, recurrent, resolve, s
 
 NAMES = ("q", "k", "v", "g", "beta", "memory")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def inputs(tokens, heads=2, key=8, value=8, *, decay=0.1, batch=2, dtype=torch.float64, seed=0):
@@ -221,7 +220,6 @@ def test_fla_in_bfloat16_is_within_1_percent_and_its_gradients_within_3(tokens):
 
 
 @pytest.mark.gpu
-@no_cuda
 @pytest.mark.parametrize("tokens", [1, 75, 1024])
 def test_chunks_on_cuda_compute_the_definition(tokens):
     arguments = inputs(tokens, heads=4, key=32, value=32, decay=0.05)
@@ -231,7 +229,6 @@ def test_chunks_on_cuda_compute_the_definition(tokens):
 
 
 @pytest.mark.gpu
-@no_cuda
 def test_chunks_can_be_recorded_in_a_cuda_graph():
     arguments, _ = on_cuda(inputs(200, heads=4, key=32, value=32), torch.float32)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnlab.blocks.rotary import rotate
+from rotation import rotate
 from attnlab.config import ConfigError
 from attnlab.mechanism import state_bytes
 from attnlab.mechanisms.grouped_query import GroupedQuery

@@ -146,7 +146,6 @@ def test_the_block_mask_holds_every_pair_of_the_window_and_whole_blocks_nothing_
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention needs CUDA")
 @pytest.mark.parametrize(("tokens", "window"), [(1, 4), (300, 128), (1000, 256), (257, 37)])
 @pytest.mark.parametrize("n_kv_heads", [1, 4])
 @pytest.mark.parametrize("name", ["banded", "flex"])

@@ -1,6 +1,7 @@
 """Text from a trained model, token by token.
 
-The prompt is read at once into the decode state of every layer; each further token costs one step.
+The prompt is read at once into the decode state of every layer; each further token costs one step,
+which on CUDA is a recorded graph.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attnlab.config import Config, Problem
+from attnlab.decode import Decoder
 from attnlab.model import LanguageModel
 
 
@@ -58,11 +60,12 @@ def generate(
     model.eval()
     generator = torch.Generator(prompt_BT.device).manual_seed(sampling.seed)
     logits_BV, states = model.prefill(prompt_BT, prompt_BT.shape[1] + max_new_tokens)
+    decoder = Decoder(model, states)
     for last in range(max_new_tokens - 1, -1, -1):
         tokens_B = sampling.choose(logits_BV, generator)
         yield tokens_B
         if last:
-            logits_BV, states = model.step(tokens_B, states)
+            logits_BV = decoder.step(tokens_B)
 
 
 def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:

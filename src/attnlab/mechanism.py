@@ -62,7 +62,11 @@ class Mechanism(nn.Module, ABC, Generic[State]):
 
     @abstractmethod
     def init_state(self, batch_size: int, capacity: int) -> State:
-        """Empty decode state, a NamedTuple, with room for `capacity` tokens."""
+        """Empty decode state, a NamedTuple of tensors, with room for `capacity` tokens.
+
+        A count of tokens is an int64 tensor without dimension, and not a Python number, so that a
+        step can be recorded as a CUDA graph.
+        """
 
     @abstractmethod
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
@@ -117,5 +121,5 @@ class Mechanism(nn.Module, ABC, Generic[State]):
 
 
 def state_bytes(state: Iterable[object]) -> int:
-    """Bytes held by the tensors of a decode state."""
-    return sum(part.nbytes for part in state if isinstance(part, Tensor))
+    """Bytes held by the tensors of a decode state; what has no dimension is a count of tokens."""
+    return sum(part.nbytes for part in state if isinstance(part, Tensor) and part.ndim)

@@ -13,7 +13,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_po
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig
 
-from attnlab.blocks.rotary import rotate
+from rotation import rotate
 
 PLACES = [(1, 0), (9, 0), (1, 1), (33, 1000), (5, 30_000)]  # tokens, first position
 

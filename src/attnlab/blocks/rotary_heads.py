@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor, nn
 
-from attnlab.blocks.rotary import rotate
+from attnlab.blocks.rotary import rotate, turn
 from attnlab.config import Config, Problem
 
 
@@ -60,14 +60,14 @@ class RotaryHeads(nn.Module):
         self.v_proj = nn.Linear(d_model, kv_width, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def _qkv(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`q_BHTK, k_BGTK, v_BGTK` of tokens whose first is at position `start`."""
         q_BHTK, k_BGTK, v_BGTK = (
             rearrange(proj(x_BTD), "B T (H K) -> B H T K", K=self.head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        theta = self.rope_theta
-        return rotate(q_BHTK, theta, start), rotate(k_BGTK, theta, start), v_BGTK
+        by = turn(self.rope_theta, self.head_dim, start, x_BTD.shape[1], like=q_BHTK)
+        return rotate(q_BHTK, by), rotate(k_BGTK, by), v_BGTK
 
     def _output(self, y_BHTK: Tensor) -> Tensor:
         """`y_BTD`: the heads put together."""

@@ -21,8 +21,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attnlab.blocks.kv_cache import KVCache
-from attnlab.blocks.rotary import rotate
+from attnlab.blocks.kv_cache import attend_once, filled, next_positions, none_seen
+from attnlab.blocks.rotary import Turn, rotate, turn
 from attnlab.blocks.rotary_heads import RotaryHeads, RotaryHeadsConfig
 from attnlab.config import Problem
 from attnlab.kernels import sparse_attention
@@ -97,35 +97,36 @@ class LightningIndexer(nn.Module):
         self.k_norm = nn.LayerNorm(width, eps=1e-6)
         self.weights_proj = nn.Linear(d_model, heads, bias=False)
 
-    def forward(self, x_BTD: Tensor, start: int) -> sparse_attention.Index:
+    def forward(self, x_BTD: Tensor, start: int | Tensor) -> sparse_attention.Index:
         """Of tokens whose first is at position `start`."""
         x_BTD = x_BTD.detach().to(self.q_proj.weight.dtype)
         heads, width = self.config.index_n_heads, self.config.index_head_dim
         q_BTJI = rearrange(self.q_proj(x_BTD), "B T (J I) -> B T J I", J=heads)
         k_BTI = self.k_norm(self.k_proj(x_BTD))
         weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
-        q_BTJI = self._rotate_part(q_BTJI.transpose(1, 2), start).transpose(1, 2)
-        return sparse_attention.Index(q_BTJI, self._rotate_part(k_BTI, start), weights_BTJ)
+        rope, tokens = self.config.index_rope_width, x_BTD.shape[1]
+        by = turn(self.config.rope_theta, rope, start, tokens, like=k_BTI)
+        q_BTJI = self._rotate_part(q_BTJI.transpose(1, 2), by).transpose(1, 2)
+        return sparse_attention.Index(q_BTJI, self._rotate_part(k_BTI, by), weights_BTJ)
 
-    def _rotate_part(self, x_TI: Tensor, start: int) -> Tensor:
+    def _rotate_part(self, x_TI: Tensor, by: Turn) -> Tensor:
         rope = self.config.index_rope_width
-        turned = rotate(x_TI[..., :rope], self.config.rope_theta, start)
-        return torch.cat([turned, x_TI[..., rope:]], -1)
+        return torch.cat([rotate(x_TI[..., :rope], by), x_TI[..., rope:]], -1)
 
 
 class SparseCache(NamedTuple):
     k_BGSK: Tensor
     v_BGSK: Tensor
     index_k_BSI: Tensor
-    seen: int = 0  # tokens written so far, also the next token's position
+    seen: Tensor  # tokens written so far, also the next token's position: int64, no dimension
 
     def append(self, k_BGTK: Tensor, v_BGTK: Tensor, index_k_BTI: Tensor) -> "SparseCache":
         """Write T more tokens, in place. There must be room for them."""
-        end = self.seen + index_k_BTI.shape[1]
-        self.k_BGSK[:, :, self.seen : end] = k_BGTK
-        self.v_BGSK[:, :, self.seen : end] = v_BGTK
-        self.index_k_BSI[:, self.seen : end] = index_k_BTI
-        return self._replace(seen=end)
+        slot_T = next_positions(self.seen, index_k_BTI.shape[1])
+        self.k_BGSK.index_copy_(2, slot_T, k_BGTK.to(self.k_BGSK.dtype))
+        self.v_BGSK.index_copy_(2, slot_T, v_BGTK.to(self.v_BGSK.dtype))
+        self.index_k_BSI.index_copy_(1, slot_T, index_k_BTI.to(self.index_k_BSI.dtype))
+        return self._replace(seen=self.seen + index_k_BTI.shape[1])
 
 
 class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
@@ -162,6 +163,7 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
             new(batch_size, kv_heads, capacity, self.head_dim),
             new(batch_size, kv_heads, capacity, self.head_dim),
             new(batch_size, capacity, self.config.index_head_dim),
+            none_seen(self.o_proj.weight),
         )
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, SparseCache]:
@@ -175,14 +177,17 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         with _full_precision(x_BD):
             index: sparse_attention.Index = self.indexer(x_B1D, start)
             state = state.append(k_BG1K, v_BG1K, index.k_BSI)
-            index_k_BSI = state.index_k_BSI[:, : state.seen].to(index.k_BSI.dtype)
+            index_k_BSI = state.index_k_BSI.to(index.k_BSI.dtype)
             index_B1S = sparse_attention.index_scores(index._replace(k_BSI=index_k_BSI))
-        selected_BS = sparse_attention.select(index_B1S, self.config.top_k)[:, 0]
-        kept = min(state.seen, self.config.top_k)
-        slot_Bn = selected_BS.int().topk(kept, sorted=False).indices
-        slot_BGnK = slot_Bn[:, None, :, None].expand(-1, k_BG1K.shape[1], -1, self.head_dim)
-        chosen = KVCache(state.k_BGSK.gather(2, slot_BGnK), state.v_BGSK.gather(2, slot_BGnK), kept)
-        return self.o_proj(chosen.attend(q_BH1K[:, :, 0]).flatten(1)), state
+        slots = index_B1S.shape[-1]
+        is_seen_S = filled(state.seen, slots)
+        index_B1S = index_B1S.masked_fill(~is_seen_S, -torch.inf)
+        selected_BS = sparse_attention.select(index_B1S, self.config.top_k)[:, 0] & is_seen_S
+        kept = (selected_BS.int()).topk(min(slots, self.config.top_k), sorted=False)
+        slot_BGnK = kept.indices[:, None, :, None].expand(-1, k_BG1K.shape[1], -1, self.head_dim)
+        k_BGnK, v_BGnK = (x.gather(2, slot_BGnK) for x in (state.k_BGSK, state.v_BGSK))
+        y_BHK = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnK, kept.values.bool())
+        return self.o_proj(y_BHK.flatten(1)), state
 
     def _look(self, x_BTD: Tensor) -> "_Look":
         config = self.config

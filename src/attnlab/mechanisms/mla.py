@@ -23,7 +23,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from attnlab.blocks.rotary import rotate
+from attnlab.blocks.kv_cache import filled, next_positions, none_seen, softmax_over_seen
+from attnlab.blocks.rotary import rotate, turn
 from attnlab.config import Problem
 from attnlab.kernels import attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
@@ -78,13 +79,14 @@ class MLA(MechanismConfig):
 
 class LatentCache(NamedTuple):
     latent_BSC: Tensor  # a token's normalised latent, then its rotary key
-    seen: int = 0  # tokens written so far, also the next token's position
+    seen: Tensor  # tokens written so far, also the next token's position: int64, no dimension
 
     def append(self, latent_BTC: Tensor) -> "LatentCache":
         """Write T more tokens, in place. There must be room for them."""
-        end = self.seen + latent_BTC.shape[1]
-        self.latent_BSC[:, self.seen : end] = latent_BTC
-        return self._replace(seen=end)
+        tokens = latent_BTC.shape[1]
+        slot_T = next_positions(self.seen, tokens)
+        self.latent_BSC.index_copy_(1, slot_T, latent_BTC.to(self.latent_BSC.dtype))
+        return self._replace(seen=self.seen + tokens)
 
 
 class MultiHeadLatentAttention(Mechanism[LatentCache]):
@@ -104,8 +106,8 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         return self._attend(self._queries(x_BTD, start=0), self._latents(x_BTD, start=0))
 
     def init_state(self, batch_size: int, capacity: int) -> LatentCache:
-        width = self.config.cache_width
-        return LatentCache(self.o_proj.weight.new_zeros(batch_size, capacity, width))
+        weight, width = self.o_proj.weight, self.config.cache_width
+        return LatentCache(weight.new_zeros(batch_size, capacity, width), none_seen(weight))
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, LatentCache]:
         latent_BTC = self._latents(x_BTD, start=0)
@@ -116,7 +118,7 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         config, x_B1D = self.config, x_BD[:, None]
         q_BHK = self._queries(x_B1D, start=state.seen)[:, :, 0]
         state = state.append(self._latents(x_B1D, start=state.seen))
-        latent_BSC = state.latent_BSC[:, : state.seen].to(q_BHK.dtype)
+        latent_BSC = state.latent_BSC.to(q_BHK.dtype)
 
         w_uk_HNR, w_uv_HVR = self.kv_b_proj.weight.unflatten(0, (config.n_heads, -1)).split(
             [config.qk_nope_head_dim, config.v_head_dim], 1
@@ -124,8 +126,8 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         q_BHN, q_BHP = q_BHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         q_BHR = einsum(q_BHN, w_uk_HNR.to(q_BHN.dtype), "B H N, H N R -> B H R")
         q_BHC = torch.cat([q_BHR, q_BHP], -1) * config.qk_head_dim**-0.5
-        wide = torch.promote_types(q_BHC.dtype, torch.float32)
-        weights_BHS = (q_BHC @ latent_BSC.mT).softmax(-1, dtype=wide).to(q_BHC.dtype)
+        is_seen_S = filled(state.seen, latent_BSC.shape[1])
+        weights_BHS = softmax_over_seen(q_BHC @ latent_BSC.mT, is_seen_S)
         y_BHR = weights_BHS @ latent_BSC[..., : config.kv_lora_rank]
         y_BHV = einsum(y_BHR, w_uv_HVR.to(y_BHR.dtype), "B H R, H V R -> B H V")
         return self.o_proj(y_BHV.flatten(1)), state
@@ -134,20 +136,24 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         del dtype
         return attention.resolve(self.config.kernel, device, self.dropout)
 
-    def _queries(self, x_BTD: Tensor, start: int) -> Tensor:
+    def _queries(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
         config = self.config
         q_BHTK = rearrange(self.q_proj(x_BTD), "B T (H K) -> B H T K", H=config.n_heads)
         q_BHTN, q_BHTP = q_BHTK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
-        return torch.cat([q_BHTN, rotate(q_BHTP, config.rope_theta, start)], -1)
+        return torch.cat([q_BHTN, self._rotate(q_BHTP, start)], -1)
 
-    def _latents(self, x_BTD: Tensor, start: int) -> Tensor:
+    def _latents(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
         """All that the heads share of a token: its normalised latent and its rotary key."""
         latent_BTR, k_BTP = self.kv_a_proj_with_mqa(x_BTD).split(
             [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
         )
         weight_R = self.kv_a_layernorm.weight
         normed_BTR = self.kv_a_layernorm(latent_BTR.to(weight_R.dtype)).to(latent_BTR.dtype)
-        return torch.cat([normed_BTR, rotate(k_BTP, self.config.rope_theta, start)], -1)
+        return torch.cat([normed_BTR, self._rotate(k_BTP, start)], -1)
+
+    def _rotate(self, x_TP: Tensor, start: int | Tensor) -> Tensor:
+        tokens, width = x_TP.shape[-2:]
+        return rotate(x_TP, turn(self.config.rope_theta, width, start, tokens, like=x_TP))
 
     def _attend(self, q_BHTK: Tensor, latent_BTC: Tensor) -> Tensor:
         config = self.config
