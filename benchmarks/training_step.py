@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--study mechanisms] [--only mha,mla] [--compile] [--json F]
 
-For every variant of a study, on random tokens, the median of many steps:
+For every variant of a study, on random tokens, medians as `attnlab bench` takes them:
 
 - `plain`: what a first script does. Autocast (on CUDA), the loss of full float32 logits, AdamW,
   `loss.item()` after every step, eager.
@@ -10,35 +10,33 @@ For every variant of a study, on random tokens, the median of many steps:
 - `compiled`: the same with the model compiled, as long runs do (with --compile).
 - `overhead`: how much longer a step takes in the whole training loop, with its logging and
   bookkeeping, than the bare step: the median over stretches of 50 steps, against the bare step.
-
-On CUDA steps are timed with events, after warm-up.
 """
 
 import argparse
-import json
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
 
-import attnlab.mechanisms  # noqa: F401  loads the zoo
+from attnlab.bench.stopwatch import MOST_CALLS, time_calls
 from attnlab.data.batches import window_starts
 from attnlab.memory import PeakMemory
+from attnlab.record import write_json
 from attnlab.study import RunConfig, load_study
 from attnlab.train import Clock, train
 from attnlab.training_step import TrainingStep, autocast
+
+LOOP_STEPS = 400  # of the whole training loop
+STEPS = LOOP_STEPS + 2 * MOST_CALLS  # all that a step may be asked for
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", default="mechanisms")
     parser.add_argument("--only", default="")
-    parser.add_argument("--steps", type=int, default=200, help="timed steps")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timed steps, about")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -51,7 +49,7 @@ def main() -> None:
           f"{'peak MiB':>10}{'warm-up s':>11}")  # fmt: skip
     for name in names:
         row = {"variant": name} | measure(
-            study.variants[name], device, options.steps, options.compile
+            study.variants[name], device, options.seconds, options.compile
         )
         rows.append(row)
         compiled = f"{row['compiled_ms']:.2f}" if options.compile else "-"
@@ -63,17 +61,17 @@ def main() -> None:
     if options.json:
         facts = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
         facts |= {"torch": torch.__version__, "study": options.study, "rows": rows}
-        options.json.write_text(json.dumps(facts, indent=2) + "\n")
+        write_json(options.json, facts)
 
 
-def measure(config: RunConfig, device: torch.device, steps: int, compiled: bool) -> dict:
-    plain_ms = time_plain(config, device, max(10, steps // 5))
+def measure(config: RunConfig, device: torch.device, seconds: float, compiled: bool) -> dict:
+    plain_ms = time_plain(config, device, seconds)
     memory, clock = PeakMemory(device), Clock()
     with memory.measuring():
-        step, warm_up_s = warm(config, device, compiled=False, steps=4 * steps + 20)
-    attnlab_ms = median_ms(step.advance, device, steps)
+        step, warm_up_s = warm(config, device, compiled=False)
+    attnlab_ms = 1000 * time_calls(step.advance, device, seconds).seconds
     loop_config = replace(
-        config.train, steps=step.step + 2 * steps, warmup_steps=0, eval_every=10**9,
+        config.train, steps=step.step + LOOP_STEPS, warmup_steps=0, eval_every=10**9,
         checkpoint_every=10**9, log_every=50,
     )  # fmt: skip
     for _ in train(step, loop_config, dict, clock, memory):
@@ -89,35 +87,31 @@ def measure(config: RunConfig, device: torch.device, steps: int, compiled: bool)
     }
     if compiled:
         del step
-        step, result["compile_s"] = warm(config, device, compiled=True, steps=steps + 20)
-        result["compiled_ms"] = median_ms(step.advance, device, steps)
+        step, result["compile_s"] = warm(config, device, compiled=True)
+        result["compiled_ms"] = 1000 * time_calls(step.advance, device, seconds).seconds
     return result
 
 
-def warm(
-    config: RunConfig, device: torch.device, *, compiled: bool, steps: int
-) -> tuple[TrainingStep, float]:
+def warm(config: RunConfig, device: torch.device, *, compiled: bool) -> tuple[TrainingStep, float]:
     """A training step that has been recorded, and the seconds that took."""
-    train_config = replace(config.train, steps=steps, warmup_steps=0)
+    train_config = replace(config.train, steps=STEPS, warmup_steps=0)
     vocab_size = config.data.tokenizer.vocab_size
     tokens = random_tokens(vocab_size, device)
     starts = window_starts(
         len(tokens), seq_len=train_config.seq_len, batch_size=train_config.batch_size,
-        steps=steps, seed=0,
+        steps=STEPS, seed=0,
     )  # fmt: skip
     model = config.model.build(vocab_size).to(device).train()
     step = TrainingStep(train_config, model, tokens, starts, seed=0, compiled=compiled)
     started = time.perf_counter()
     while not step.warm:
         step.advance()
-    for _ in range(5):
-        step.advance()
-    synchronize(device)
+    step.means(0, step.step)  # waits
     return step, time.perf_counter() - started
 
 
-def time_plain(config: RunConfig, device: torch.device, steps: int) -> float:
-    """The eager loop of a first script, with the same model."""
+def time_plain(config: RunConfig, device: torch.device, seconds: float) -> float:
+    """Milliseconds of the eager loop of a first script, with the same model."""
     vocab_size, t = config.data.tokenizer.vocab_size, config.train
     tokens = random_tokens(vocab_size, device)
     model = config.model.build(vocab_size).to(device).train()
@@ -134,36 +128,12 @@ def time_plain(config: RunConfig, device: torch.device, steps: int) -> float:
         optimizer.step()
         loss.item()
 
-    for _ in range(5):
-        step()
-    return median_ms(step, device, steps)
-
-
-def median_ms(step: Callable[[], None], device: torch.device, steps: int) -> float:
-    if device.type != "cuda":
-        times = []
-        for _ in range(steps):
-            started = time.perf_counter()
-            step()
-            times.append(1000 * (time.perf_counter() - started))
-        return statistics.median(times)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
-    events[0].record()
-    for event in events[1:]:
-        step()
-        event.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in pairwise(events))
+    return 1000 * time_calls(step, device, seconds).seconds
 
 
 def random_tokens(vocab_size: int, device: torch.device) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocab_size, (1 << 20,), generator=generator).int().to(device)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

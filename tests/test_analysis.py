@@ -1,10 +1,13 @@
 """What a study folder says, and how sure one may be of it."""
 
 import math
+import time
 
 import pytest
 from scipy import stats
+from written_study import steady, write_study
 
+from attnlab.analysis.analysis import analyse
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.paired import Estimate, paired_difference
 from attnlab.analysis.settings import shared_and_own
@@ -81,12 +84,9 @@ def test_the_perplexity_of_a_variant_is_exp_of_its_mean_loss(study):
 
 def test_one_seed_has_no_spread_and_no_interval(study):
     finish(study, "mha", {0: 5.0})
-    finish(study, "mla", {0: 5.1})
-    mla = read_table(study).ranked[1]
-    assert mla.numbers["final_loss"].spread is None
-    assert mla.to_baseline.mean == pytest.approx(0.1)
-    assert mla.to_baseline.interval is None
-    assert mla.to_baseline.separable is None
+    assert read_table(study).ranked[0].numbers["final_loss"].spread is None
+    difference = paired_difference({0: 5.1}, {0: 5.0})
+    assert (difference.mean, difference.interval) == (pytest.approx(0.1), None)
 
 
 def test_the_paired_interval_equals_the_one_computed_by_hand():
@@ -95,7 +95,6 @@ def test_the_paired_interval_equals_the_one_computed_by_hand():
     assert difference.mean == pytest.approx(0.2)
     assert difference.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
     assert difference.interval == pytest.approx((-0.0484, 0.4484), abs=1e-4)
-    assert difference.separable is False
 
 
 def test_the_paired_interval_equals_scipys():
@@ -103,26 +102,12 @@ def test_the_paired_interval_equals_scipys():
     difference = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
     expected = stats.ttest_rel(first, second).confidence_interval(0.95)
     assert difference.interval == pytest.approx((expected.low, expected.high))
-    assert difference.separable is True
 
 
-def test_only_seeds_that_both_finished_are_paired(study):
-    finish(study, "mha", {0: 5.0, 1: 6.0, 2: 7.0})
-    finish(study, "mla", {1: 6.1, 2: 7.3})
-    mla = next(variant for variant in read_table(study).variants if variant.name == "mla")
-    assert (mla.to_baseline.n, mla.to_baseline.mean) == (2, pytest.approx(0.2))
+def test_only_seeds_that_both_finished_are_paired():
+    difference = paired_difference({1: 6.1, 2: 7.3}, {0: 5.0, 1: 6.0, 2: 7.0})
+    assert (difference.n, difference.mean) == (2, pytest.approx(0.2))
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
-
-
-def test_two_names_for_one_function_are_not_told_apart(study):
-    losses = {0: 5.1, 1: 5.123456789, 2: 5.3}
-    finish(study, "mha", losses)
-    finish(study, "mqa", losses)
-    mha, mqa = read_table(study).ranked
-    assert (mha.rank, mqa.rank) == (1, 1)
-    assert mqa.to_baseline.mean == 0
-    assert mqa.to_baseline.interval == (0, 0)
-    assert mqa.to_baseline.separable is False
 
 
 def test_a_diverged_seed_is_counted_and_listed_and_its_variant_still_ranked(study):
@@ -181,6 +166,33 @@ def test_settings_are_split_into_shared_and_own():
     )
     assert shared == {"train.steps": 1}
     assert own == {"a": {"model.window": 2}, "b": {}}
+
+
+def test_the_loss_by_position_is_a_mean_over_seeds(study):
+    for seed, shift in ((0, 0.0), (1, 0.2)):
+        bins = {"first": [0, 1, 2, 4], "loss": [9 + shift, 8 + shift, 7 + shift, 6 + shift]}
+        begin(study, "mha", seed).finish(
+            {"status": "finished", "final_loss": 6.0, "final_loss_by_position": bins}
+        )
+    curve = read_table(study).ranked[0].by_position("final")
+    assert curve.steps == (0, 1, 2, 4)
+    assert curve.mean == pytest.approx((9.1, 8.1, 7.1, 6.1))
+    assert read_table(study).ranked[0].by_position("test").steps == ()
+
+
+def test_a_hundred_runs_are_analysed_in_seconds(tmp_path):
+    losses = {f"v{place}": steady(5 + place / 100, place) for place in range(20)}
+    write_study(tmp_path, losses, baseline="v0")
+    start = time.process_time()
+    found = analyse(tmp_path)
+    assert time.process_time() - start < 5
+    assert len(found.pairs) == 20 * 19
+    assert found.diverged["v3"] == (0, 5)
+
+
+def test_diverged_and_failed_runs_are_counted_of_those_planned(tmp_path):
+    losses = {"mha": [5.0, 5.1, None], "wild": ["loss is nan", "failed: no memory", 5.0]}
+    assert analyse(write_study(tmp_path, losses)).diverged == {"mha": (0, 3), "wild": (2, 3)}
 
 
 def test_analysis_and_report_do_without_torch():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,79 @@ def test_a_failed_run_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
     assert RunFolder(tmp_path / "results" / "tiny_study", "identity", 0).status() == "diverged"
     failures = json.loads((tmp_path / "results/tiny_study/failures.json").read_text())
     assert failures["identity"]["seeds"]["0"]["status"] == "diverged"
+
+
+def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
+    (tmp_path / "tuned.py").write_text(
+        "from dataclasses import replace\n"
+        "from attnlab.tuning import LearningRates\n"
+        "from tiny_study import study\n"
+        "study = replace(study.only(['identity']), seeds=1,\n"
+        "    learning_rates=LearningRates(multiples=(1, 4), most=4))\n"
+    )
+    arguments = ("run", "tuned.py", "--device", "cpu", "--workers", "1")
+    done = attnlab(*arguments)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "before them 2 to 4 runs to tune learning rates" in words
+    assert "1/3+ identity at 0.01: validation loss" in words
+    choice = json.loads((tmp_path / "results/tuned/identity/tuning/choice.json").read_text())
+    assert f"identity: learning rate {choice['learning_rate']:g}, the" in words
+    run = RunFolder(tmp_path / "results/tuned", "identity", 0)
+    assert run.config()["train"]["learning_rate"] == choice["learning_rate"] != 0.01
+    record = json.loads((tmp_path / "results/tuned/study.json").read_text())
+    assert record["learning_rates"]["seed"] == 1000
+
+    again = attnlab(*arguments)
+    assert again.exit_code == 0
+    assert "1 run, 1 of them done" in again.output
+    assert "validation loss 0" not in again.output
+    untuned = attnlab(*arguments, "--no-tune")
+    assert untuned.exit_code == 2
+    assert "train.learning_rate is" in " ".join(untuned.stderr.split())
+    elsewhere = attnlab(*arguments, "--no-tune", "--out", "untuned")
+    assert elsewhere.exit_code == 0
+    run = RunFolder(tmp_path / "untuned", "identity", 0)
+    assert run.config()["train"]["learning_rate"] == 0.01
+
+
+def test_a_variant_without_a_rate_that_works_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
+    (tmp_path / "hopeless.py").write_text(
+        "from dataclasses import replace\n"
+        "from attnlab.tuning import LearningRates\n"
+        "from tiny_study import study\n"
+        "study = replace(study.only(['identity']), seeds=1,\n"
+        "    learning_rates=LearningRates(multiples=(1,), most=3))\n"
+    )
+    done = attnlab(
+        *("run", "hopeless.py", "--device", "cpu", "--workers", "1"),
+        *("train.learning_rate=1e30", "train.clip_norm=1e30"),
+    )
+    assert done.exit_code == 1
+    assert "it diverged at every learning rate that was tried" in " ".join(done.output.split())
+    failures = json.loads((tmp_path / "results/hopeless/failures.json").read_text())
+    assert failures["identity"]["seeds"]["0"]["status"] == "failed"
+
+
+def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
+    path = tmp_path / "asks.py"
+    text = (
+        "from dataclasses import replace\n"
+        "from tiny_study import study\n"
+        "from attnlab.question import Pick\n"
+        "study = replace(study.only(['identity']), seeds=1, margin={})\n"
+    )
+    arguments = ("run", "asks.py", "--device", "cpu", "--no-check")
+    path.write_text(text.format("0.01"))
+    assert attnlab(*arguments).exit_code == 0
+    record = tmp_path / "results" / "asks" / "study.json"
+    before = json.loads(record.read_text())
+    sys.modules.pop(next(name for name in sys.modules if name.startswith("attnlab_file_asks")))
+    path.write_text(text.format("0.05, questions=(Pick(text='Which?'),)"))
+    assert attnlab(*arguments[:-1]).exit_code == 0
+    after = json.loads(record.read_text())
+    assert (after["margin"], after["questions"]) == (0.05, [{"kind": "pick", "text": "Which?"}])
+    assert (after["command"], after["checked"]) == (before["command"], False)
 
 
 def test_list_names_studies_mechanisms_and_their_settings(attnlab):

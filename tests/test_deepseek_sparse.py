@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from rotation import rotate
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rotation import rotate
 from attnlab.config import ConfigError
 from attnlab.kernels import sparse_attention
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse

@@ -16,6 +16,7 @@ def facts(**changed) -> Facts:
     hopper = {
         "capability": (9, 0),
         "fla": "0.6.0",
+        "layers": "0.6.0",
         "triton": "3.7.1",
         "tilelang": False,
         "nvcc": False,
@@ -77,6 +78,20 @@ def test_without_cuda_the_reason_names_it_and_nothing_is_imported():
     script = f"import sys; {asked}; print({{'fla', 'triton'}} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert said.stdout == "set()\n", said.stderr
+
+
+def test_only_layers_with_a_gate_a_head_are_wrong_on_hopper(monkeypatch):
+    monkeypatch.setattr(fla, "facts", lambda: facts(triton="3.6.0"))
+    assert fla.layer_unusable_because("GatedLinearAttention") is None
+    assert "issue 640" in fla.layer_unusable_because("GatedDeltaNet")
+    monkeypatch.setattr(fla, "facts", facts)
+    assert fla.layer_unusable_because("GatedDeltaNet") is None
+
+
+def test_layers_need_the_package_of_layers(monkeypatch):
+    monkeypatch.setattr(fla, "facts", lambda: facts(layers=None))
+    assert fla.unusable_because("cuda") is None
+    assert "pip install 'attnlab[fla]'" in fla.layer_unusable_because("GatedLinearAttention")
 
 
 def test_the_record_says_which_version_there_is(monkeypatch):

@@ -15,10 +15,12 @@ import torch
 
 from attnlab import checkpoint
 from attnlab.data import Places
-from attnlab.launch import Seat, launch, plan, seats
+from attnlab.launch import Seat, launch, seats
 from attnlab.mechanism import MechanismConfig
+from attnlab.plan import plan
 from attnlab.record import RunFolder
 from attnlab.run import Ended
+from attnlab.tuning import LearningRates
 
 STUDY = Path(tiny_study.__file__)
 
@@ -35,22 +37,23 @@ def fingerprints(study, places):
 
 def test_what_has_ended_is_not_run_again(tmp_path, places):
     study = replace(tiny_study.study.only(["mha", "identity"]), seeds=1)
-    planned = plan(study, tmp_path, fingerprints(study, places))
-    assert [p.ended for p in planned] == [False, False]
-    first = list(launch(planned, tmp_path, places, [Seat("cpu", 1)]))
+    agenda = plan(study, tmp_path, fingerprints(study, places))
+    assert agenda.verdict_count() == (0, 2, 2)
+    first = list(launch(agenda, tmp_path, places, [Seat("cpu", 1)]))
     assert [h.event.status for h in first if isinstance(h.event, Ended)] == ["finished"] * 2
 
     more = replace(study, seeds=2)
-    planned = plan(more, tmp_path, fingerprints(more, places))
-    assert [p.ended for p in planned] == [True, True, False, False]
-    second = list(launch(planned, tmp_path, places, [Seat("cpu", 1)] * 2))
-    assert {h.planned.run.seed for h in second} == {1}
+    agenda = plan(more, tmp_path, fingerprints(more, places))
+    assert agenda.verdict_count() == (2, 4, 4)
+    second = list(launch(agenda, tmp_path, places, [Seat("cpu", 1)] * 2))
+    assert {h.run.seed for h in second} == {1}
+    assert agenda.verdict_count() == (4, 4, 4)
 
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_spent(tmp_path, places):
     study = replace(tiny_study.study.only(["identity"]), seeds=1)
-    planned = plan(study, tmp_path, fingerprints(study, places))
-    list(launch(planned, tmp_path, places, [Seat("cpu", 1)]))
+    agenda = plan(study, tmp_path, fingerprints(study, places))
+    list(launch(agenda, tmp_path, places, [Seat("cpu", 1)]))
     with pytest.raises(ValueError, match=r"train\.steps is 12 there, 20 asked") as error:
         plan(study.override(["train.steps=20"]), tmp_path, fingerprints(study, places))
     assert "choose another --out" in str(error.value)
@@ -78,6 +81,7 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(tmp_path, places
         "        raise RuntimeError('it never worked')\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     base = tiny_study.base
     study = replace(
         tiny_study.study,
@@ -88,9 +92,9 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(tmp_path, places
             "mha": base,
         },
     )
-    planned = plan(study, tmp_path / "out", fingerprints(study, places))
-    events = list(launch(planned, tmp_path / "out", places, [Seat("cpu", 1)]))
-    ended = {h.planned.run.variant: h.event for h in events if isinstance(h.event, Ended)}
+    agenda = plan(study, tmp_path / "out", fingerprints(study, places))
+    events = list(launch(agenda, tmp_path / "out", places, [Seat("cpu", 1)]))
+    ended = {h.run.variant: h.event for h in events if isinstance(h.event, Ended)}
     assert ended["deadly"].status == "failed"
     assert "SIGKILL" in ended["deadly"].reason
     assert ended["broken"].reason == "RuntimeError: it never worked"
@@ -133,6 +137,71 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, places)
     weights = [checkpoint.load_newest(f.checkpoints, f.identity()).model for f in (whole, cut)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert json.loads((tmp_path / "cut" / "failures.json").read_text()) == {}
+
+
+def tuned_study():
+    """Two variants that are the same function."""
+    train = replace(tiny_study.base.train, steps=60, eval_every=60, checkpoint_every=20)
+    base = replace(tiny_study.base, train=train)
+    return replace(
+        tiny_study.study,
+        seeds=1,
+        variants={"mha": base, "twin": base},
+        learning_rates=LearningRates(multiples=(1, 2), most=3),
+    )
+
+
+def losses(study_dir):
+    return {
+        str(path.parent.relative_to(study_dir)): json.loads(path.read_text())["final_loss"]
+        for path in study_dir.rglob("summary.json")
+    }
+
+
+def test_tuning_killed_in_the_middle_goes_on_to_the_same_choice_and_verdict(tmp_path, places):
+    """The whole command is killed with SIGKILL while it tunes, and another goes on."""
+    (tmp_path / "tuned.py").write_text("from test_launch import tuned_study\nstudy = tuned_study()")
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "attnlab", "run", "tuned.py", "--no-check"),
+            *("--device", "cpu", "--workers", "1", "--out", str(cut)),
+        ],
+        env={
+            **os.environ,
+            "ATTNLAB_CACHE": str(places.cache),
+            "PYTHONPATH": os.pathsep.join(["src", str(Path(__file__).parent), *sys.path]),
+        },
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(cut.glob("twin/tuning/*/*.partial/checkpoints/step-*0")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    study, ended = tuned_study(), losses(cut)
+    assert 2 <= len(ended) < 6
+    times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
+
+    for folder in (cut, whole):
+        agenda = plan(study, folder, fingerprints(study, places))
+        list(launch(agenda, folder, places, [Seat("cpu", 1)]))
+    assert losses(cut) == losses(whole)
+    assert len(losses(whole)) == 2 * 3 + 2
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    chosen = {
+        name: json.loads((cut / name / "tuning" / "choice.json").read_text())
+        for name in study.variants
+    }
+    assert chosen["mha"] == chosen["twin"]
+    for name, choice in chosen.items():
+        config = RunFolder(cut, name, 0).config()
+        assert config["train"]["learning_rate"] == choice["learning_rate"]
+    assert not list(cut.glob("*/tuning/*/*/checkpoints"))
 
 
 def test_seats_are_the_devices_there_are():

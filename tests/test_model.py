@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnlab.mechanisms  # noqa: F401  loads the zoo
-from attnlab.feedforward import Dense, SwiGLU
+from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
@@ -23,7 +23,9 @@ def tiny(*mechanisms: MechanismConfig, **fields: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
-@pytest.mark.parametrize("feedforward", [Dense(d_ff=48), SwiGLU(d_ff=40)])
+@pytest.mark.parametrize(
+    "feedforward", [Dense(d_ff=48), SwiGLU(d_ff=40), MixtureOfExperts(d_ff=16, n_shared_experts=1)]
+)
 def test_parameters_by_part_add_up_to_the_models(kind, feedforward):
     config = tiny(MechanismConfig.kinds[kind](), feedforward=feedforward)
     model = config.build(VOCAB)
@@ -87,3 +89,19 @@ def test_auxiliary_losses_of_all_layers_are_summed_and_kept_apart():
     assert losses.auxiliary > 0
     plain = cross_entropy(model.logits(tokens_BT1[:, :-1]).mT, tokens_BT1[:, 1:])
     torch.testing.assert_close(losses.language_model, plain)
+
+
+def test_a_block_may_have_two_losses_of_its_own():
+    sparse = MechanismConfig.from_dict({"kind": "deepseek_sparse", "top_k": 4})
+    tokens_BT1 = torch.randint(VOCAB, (2, 9))
+
+    def auxiliary(mechanism, balance_loss):
+        experts = MixtureOfExperts(d_ff=8, balance_loss=balance_loss)
+        return (
+            tiny(mechanism, feedforward=experts).build(VOCAB).train().losses(tokens_BT1).auxiliary
+        )
+
+    together, index, balance = auxiliary(sparse, 0.01), auxiliary(sparse, 0.0), 2 * 0.01
+    torch.testing.assert_close(together - index, torch.tensor(balance), rtol=0.3, atol=0)
+    assert index > 0
+    assert auxiliary(GroupedQuery(), 0.0) == 0

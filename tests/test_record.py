@@ -6,12 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from attnlab import record
-from attnlab.record import RunFolder, StudyRecord, folder_name, replace_file, write_json
+from attnlab.record import (
+    RunFolder,
+    StudyRecord,
+    folder_name,
+    replace_file,
+    tuning_runs,
+    write_json,
+)
 
 CONFIG = {"identity": "aaaa", "train": {"steps": 100, "learning_rate": 0.1}}
 ENVIRONMENT = {"device": "cpu"}
@@ -260,6 +268,64 @@ def test_a_study_is_read_back_with_every_run_planned_or_present(tmp_path):
     runs = written.runs(tmp_path)
     seeds = {name: [run.seed for run in folders] for name, folders in runs.items()}
     assert seeds == {"mha": [0, 1, 7], "mla": [0, 1], "dropped": [0]}
+
+
+def test_a_record_of_the_first_version_is_read_with_defaults(tmp_path):
+    study(["mha"]).write(tmp_path)
+    path = tmp_path / "study.json"
+    fields = json.loads(path.read_text())
+    for name in ("learning_rates", "match", "margin", "questions", "checked"):
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    assert StudyRecord.read(tmp_path) == study(["mha"])
+
+
+def test_what_a_study_asks_and_how_it_was_tuned_is_read_back(tmp_path):
+    written = replace(
+        study(["mha"]),
+        learning_rates={"multiples": [1.0, 2.0], "seed": 1000},
+        match={"what": "params", "mismatch": {"mha": 0.0}},
+        margin=0.02,
+        questions=({"kind": "pick", "text": "Which?"},),
+    )
+    written.write(tmp_path)
+    assert StudyRecord.read(tmp_path) == written
+
+
+def test_a_part_of_a_study_joins_what_the_folder_has(tmp_path):
+    whole = replace(
+        study(["mha", "mla", "gqa"], seeds=(0, 1, 2)),
+        checked=True,
+        learning_rates={"most": 7},
+        match={"what": "params", "mismatch": {"mha": 0.0, "mla": 0.1, "gqa": 0.2}},
+    )
+    assert whole.joined(tmp_path) == whole
+    whole.write(tmp_path)
+    part = replace(
+        study(["mla", "new"], seeds=(0,)),
+        baseline="mla",
+        match={"what": "params", "mismatch": {"mla": 0.3, "new": 0.4}},
+    )
+    joined = part.joined(tmp_path)
+    assert joined.variants == ("mha", "mla", "gqa", "new")
+    assert joined.seeds == (0, 1, 2)
+    assert joined.baseline == "mha"  # left out, not given up
+    assert not joined.checked
+    assert joined.learning_rates == {"most": 7}
+    assert joined.match["mismatch"] == {"mha": 0.0, "mla": 0.3, "gqa": 0.2, "new": 0.4}
+    moved = replace(study(["mha", "mla"]), baseline="mla")
+    assert moved.joined(tmp_path).baseline == "mla"
+
+
+def test_tuning_runs_are_apart_from_the_runs_of_the_verdict(tmp_path):
+    written = study(["a/b 0.5"], seeds=(0,))
+    for rate in (3e-4, 1e-5, 0.0012):
+        RunFolder(tmp_path, "a/b 0.5", 1000, tuning_rate=rate).open(CONFIG, ENVIRONMENT)
+    tuning = tuning_runs(tmp_path, "a/b 0.5", 1000)
+    assert list(tuning) == [1e-5, 3e-4, 0.0012]
+    assert all(folder.status() == "partial" for folder in tuning.values())
+    assert tuning_runs(tmp_path, "a/b 0.5", 0) == {}
+    assert [run.status() for run in written.runs(tmp_path)["a/b 0.5"]] == ["absent"]
 
 
 def test_a_folder_without_a_study_says_so(tmp_path):

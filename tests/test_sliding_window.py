@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from rotation import rotate
 from torch.testing import assert_close
 
-from rotation import rotate
 from attnlab.config import ConfigError
 from attnlab.mechanism import state_bytes
 from attnlab.mechanisms.grouped_query import GroupedQuery

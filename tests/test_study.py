@@ -33,6 +33,40 @@ def test_the_mechanisms_study_is_as_specified():
         assert (train.log_every, train.eval_every) == (50, 100)
         assert config.data.to_dict()["tokenizer"] == {"kind": "bpe", "vocab_size": 32_000}
     assert study.variants["gqa_1"] == study.variants["mqa"]
+    assert study.seeds == 5
+    assert study.learning_rates.grid(3e-4) == (3e-4, 6e-4, 1.2e-3, 2.4e-3)
+    assert (study.learning_rates.factor, study.learning_rates.most) == (2, 7)
+    kinds = [question.kind() for question in study.questions]
+    asked = ["best_quality", "best_for_cost", "gives_up", "needed", "every_layer", "pick"]
+    assert kinds == asked
+
+
+def test_attention_is_taken_out_of_one_layer_at_a_time():
+    study = load_study("attention_needed")
+    layers = {
+        name: [mechanism.kind() for mechanism in config.model.per_layer()]
+        for name, config in study.variants.items()
+    }
+    assert layers.pop("mha") == ["grouped_query"] * 4
+    assert layers.pop("identity") == ["identity"] * 4
+    for i, (name, kinds) in enumerate(layers.items()):
+        assert name == f"identity_at_{i}"
+        assert [kind == "identity" for kind in kinds] == [layer == i for layer in range(4)]
+    first = load_study("mechanisms")
+    for name in ("mha", "identity"):
+        assert study.variants[name] == first.variants[name]
+    assert (study.seeds, study.learning_rates) == (first.seeds, first.learning_rates)
+
+
+def test_what_the_questions_of_a_shipped_study_name_is_there():
+    studies = shipped()
+    for study in studies.values():
+        for question in study.questions:
+            for field in ("variants", "than", "without"):
+                named = getattr(question, field, ())
+                named = (named,) if isinstance(named, str) else named
+                assert set(named) <= set(study.variants), (study.name, question)
+            assert getattr(question, "study", study.name) in studies
 
 
 def test_the_quickstart_has_the_same_variants_but_for_their_sizes():
@@ -73,6 +107,9 @@ def test_runs_go_seed_by_seed():
     runs = [(run.seed, run.variant) for run in tiny_study.study.runs()]
     assert runs[:5] == [(0, "mha"), (0, "mqa"), (0, "sparse"), (0, "identity"), (1, "mha")]
     assert len(runs) == 8
+    tuned = tiny_study.study.runs({"mha": 0.5})
+    rates = {run.variant: run.config.train.learning_rate for run in tuned}
+    assert rates == {"mha": 0.5, "mqa": 0.01, "sparse": 0.01, "identity": 0.01}
 
 
 def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
@@ -137,6 +174,8 @@ def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
     [
         ({"variants": {}}, "variants: name at least one"),
         ({"seeds": 0}, "seeds: must be at least 1"),
+        ({"seeds": 1001}, "seeds: must be at least 1, and at most 1000; got 1001"),
+        ({"margin": -0.1}, "margin: must not be negative"),
         ({"baseline": "x"}, "baseline: no variant 'x'"),
     ],
 )

@@ -146,6 +146,17 @@ def test_the_record_holds_what_was_measured(tmp_path, places):
     assert summary["test_loss"] > 0
     assert summary["final_perplexity"] == pytest.approx(math.exp(summary["final_loss"]))
     assert summary["final_bits_per_byte"] == pytest.approx(summary["final_loss"] / math.log(2))
+    for split in ("final", "test"):
+        by_position = summary[f"{split}_loss_by_position"]
+        assert by_position["first"] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28]
+        assert len(by_position["loss"]) == 16
+        recalled = summary[f"{split}_recall_fraction"]
+        parts = (summary[f"{split}_recall_loss"], summary[f"{split}_other_loss"])
+        assert 0 < recalled < 1
+        assert recalled * parts[0] + (1 - recalled) * parts[1] == pytest.approx(
+            summary[f"{split}_loss"]
+        )
+    assert summary["alarms"] == []
     assert summary["tokens"] == 12 * 2 * 32
     assert 0 < summary["step_time"] < summary["train_time"] < summary["total_time"]
     assert summary["tokens_per_second"] == pytest.approx(2 * 32 / summary["step_time"])

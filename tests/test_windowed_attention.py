@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from attnlab.kernels import flex
 from attnlab.kernels import windowed_attention as kernel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -127,7 +128,7 @@ def test_flex_says_why_it_cannot_run():
 def test_the_block_mask_holds_every_pair_of_the_window_and_whole_blocks_nothing_else(
     tokens, window
 ):
-    mask = kernel._block_mask(tokens, window, CPU)
+    mask = flex._block_mask(tokens, window, CPU)
     position = torch.arange(-(-tokens // 128) * 128)
     age = position[:, None] - position
     inside = ((age >= 0) & (age < window)).unflatten(1, (-1, 128)).unflatten(0, (-1, 128))

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from attnlab.data.text import Text
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
-    from attnlab.feedforward import Dense, SwiGLU
+    from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
     from attnlab.mechanism import Cost, Mechanism, MechanismConfig
     from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+    from attnlab.mechanisms.fla_layer import fla_layer
     from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
     from attnlab.mechanisms.grouped_query import GroupedQuery
     from attnlab.mechanisms.identity import Identity
@@ -36,6 +37,7 @@ _HOME = {
     "MLA": "mechanisms.mla",
     "Mechanism": "mechanism",
     "MechanismConfig": "mechanism",
+    "MixtureOfExperts": "feedforward",
     "ModelConfig": "model",
     "RunConfig": "study",
     "SlidingWindow": "mechanisms.sliding_window",
@@ -46,6 +48,7 @@ _HOME = {
     "Tokens": "data.tokens",
     "TrainConfig": "train_config",
     "WikiText2": "data.wikitext2",
+    "fla_layer": "mechanisms.fla_layer",
     "load_study": "study",
 }
 
@@ -59,6 +62,7 @@ __all__ = [
     "Identity",
     "Mechanism",
     "MechanismConfig",
+    "MixtureOfExperts",
     "ModelConfig",
     "RunConfig",
     "SlidingWindow",
@@ -70,6 +74,7 @@ __all__ = [
     "TrainConfig",
     "WikiText2",
     "__version__",
+    "fla_layer",
     "load_study",
 ]
 

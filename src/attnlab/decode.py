@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnlab.model import LanguageModel
+from attnlab.training_step import side_stream
 
 EAGER_STEPS = 3  # real steps that warm up kernels and allocator before the graph is recorded
 
@@ -70,7 +71,7 @@ class Decoder:
 
     def _on_a_side_stream(self, tokens_B: Tensor) -> Tensor:
         """As recording wants it: nothing allocated now belongs to a stream recorded later."""
-        side = torch.cuda.Stream(tokens_B.device)
+        side = side_stream(tokens_B.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             logits_BV = self._advance(tokens_B)
@@ -80,7 +81,7 @@ class Decoder:
     def _record(self, tokens_B: Tensor) -> None:
         self._tokens_B = tokens_B.clone()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=side_stream(tokens_B.device)):
             self._logits_BV = self._advance(self._tokens_B)
 
 

@@ -71,6 +71,22 @@ def _software() -> Iterator[Finding]:
         f"{found}; usable" if reason is None else f"{found}; {fell_back}",
         reason if reason and torch.cuda.is_available() else "",
     )
+    yield _fla_layers()
+
+
+def _fla_layers() -> Finding:
+    what = "fla:NAME"
+    reason = fla.layer_unusable_because("")
+    if reason is None:
+        try:
+            reasons = [fla.layer_unusable_because(name) for name in fla.layer_names()]
+        except ValueError as error:
+            reason = str(error)
+        else:
+            usable = f"{reasons.count(None)} of {len(reasons)} layers usable as mechanisms"
+            return Finding(what, usable, next(filter(None, reasons), ""))
+    remedy = reason if torch.cuda.is_available() else ""
+    return Finding(what, "no layer of flash-linear-attention can be a mechanism here", remedy)
 
 
 def _devices() -> Iterator[Finding]:

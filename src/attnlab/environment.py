@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from attnlab.kernels import fla
 from attnlab.version import __version__, package_version
 
 _PACKAGES = (
@@ -25,6 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}",
         "packages": {name: found for name in _PACKAGES if (found := package_version(name))},
+        **fla.version(),
         "device": _device(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

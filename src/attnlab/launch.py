@@ -1,44 +1,39 @@
 """Runs what is missing of a study, on the devices there are.
 
 One worker process a device (on CPUs: one a core, with one thread each while there are runs enough)
-takes runs from a queue and reports what happens. A worker that dies takes its own run down, not the
-study: the run is recorded as failed and another worker takes its place.
+takes runs from an agenda, which may grow by what comes of them, and reports what happens. A worker
+lives until the agenda is empty. One that dies takes its own run down, not the study: the run is
+recorded as failed and another worker takes its place.
 """
 
 import multiprocessing
 import os
 import re
 import signal
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from attnlab.agenda import Agenda, Planned
 from attnlab.data import Places
 from attnlab.environment import usable_cores
-from attnlab.record import RunFolder
 from attnlab.run import Ended, Event, execute
-from attnlab.study import Run, RunConfig, Study
-
-
-class Planned(NamedTuple):
-    """A run, and where it stands on disk."""
-
-    run: Run
-    identity: str
-    ended: bool
+from attnlab.study import Run, RunConfig
+from attnlab.tuned import Tuned
 
 
 class Happened(NamedTuple):
     """An event of a run."""
 
-    planned: Planned
+    run: Run
     event: Event
+    tuned: Tuned | None = None  # how the search for a learning rate ended, where this ended it
 
 
 @dataclass(frozen=True)
@@ -47,35 +42,6 @@ class Seat:
 
     device: str
     threads: int
-
-
-def plan(study: Study, study_dir: Path, fingerprints: dict[str, str]) -> list[Planned]:
-    """All runs of the study, with their identities. `fingerprints` are of each variant's data.
-
-    Raises ValueError if the folder holds runs with other settings.
-    """
-    planned, conflicts = list[Planned](), list[str]()
-    for run in study.runs():
-        identity = run.config.identity(fingerprints[run.variant])
-        folder = RunFolder(study_dir, run.variant, run.seed)
-        folder.settle()
-        different = folder.conflict({**run.config.to_dict(), "identity": identity})
-        if different:
-            shown = "; ".join(
-                f"{path} is {a!r} there, {b!r} asked"
-                for path, (a, b) in list(different.items())[:4]
-            )
-            conflicts.append(f"{folder.path}: {shown}")
-        planned.append(Planned(run, identity, folder.status() in ("finished", "diverged")))
-    if conflicts:
-        more = f"\nand {len(conflicts) - 3} more" if len(conflicts) > 3 else ""
-        raise ValueError(
-            "these runs have other settings than those asked for; nothing was started:\n"
-            + "\n".join(conflicts[:3])
-            + more
-            + f"\nchoose another --out, or remove them from {study_dir}"
-        )
-    return planned
 
 
 def seats(device: str, runs: int, workers: int | None = None) -> list[Seat]:
@@ -102,31 +68,33 @@ def seats(device: str, runs: int, workers: int | None = None) -> list[Seat]:
 
 
 def launch(
-    planned: Sequence[Planned], study_dir: Path, places: Places, seats: Sequence[Seat]
+    agenda: Agenda, study_dir: Path, places: Places, seats: Sequence[Seat]
 ) -> Generator[Happened, None, None]:
-    """Run all that has not ended; yield what happens, as it happens.
+    """Run all that is on the agenda; yield what happens, as it happens.
 
     Closing the iterator (or Ctrl-C) stops the workers; each run keeps its last checkpoint.
     """
-    waiting = deque(p for p in planned if not p.ended)
-    workers = [_Worker(seat, study_dir, places) for seat in seats[: len(waiting)]]
-    try:
+    agenda.begin()
+    workers = [_Worker(seat, study_dir, places) for seat in seats]
+
+    def hand_out() -> None:
         for worker in workers:
-            worker.give(waiting.popleft())
-        while any(worker.planned for worker in workers):
-            busy = {w.pipe: w for w in workers if w.planned is not None}
+            if worker.planned is None and (planned := agenda.next()) is not None:
+                worker.give(planned)
+
+    try:
+        hand_out()
+        while busy := {w.pipe: w for w in workers if w.planned is not None}:
             for pipe in wait(list(busy), timeout=60):
                 worker = busy[pipe]  # pyright: ignore[reportArgumentType]
-                planned_run = worker.planned
-                assert planned_run is not None
+                planned, tuned = worker.planned, None
+                assert planned is not None
                 event = worker.receive()
                 if isinstance(event, Ended):
                     worker.planned = None
-                    if waiting:
-                        if not worker.process.is_alive():
-                            worker.start()
-                        worker.give(waiting.popleft())
-                yield Happened(planned_run, event)
+                    tuned = agenda.ended(planned)
+                    hand_out()
+                yield Happened(planned.run, event, tuned)
     finally:
         for worker in workers:
             worker.stop()
@@ -136,7 +104,7 @@ class _Worker:
     def __init__(self, seat: Seat, study_dir: Path, places: Places) -> None:
         self.seat, self.study_dir, self.places = seat, study_dir, places
         self.planned: Planned | None = None
-        self.start()
+        self.process: SpawnProcess | None = None  # until there is a run for it
 
     def start(self) -> None:
         # threads that spin while they wait for each other crawl when anything else wants a core
@@ -150,24 +118,30 @@ class _Worker:
         theirs.close()
 
     def give(self, planned: Planned) -> None:
-        self.planned = planned
+        if self.process is None or not self.process.is_alive():
+            self.start()
+        self.planned, run = planned, planned.run
         with suppress(BrokenPipeError):  # it died: `receive` finds out
-            self.pipe.send((planned.run.variant, planned.run.config.to_dict(), planned.identity))
+            self.pipe.send((run.variant, run.config.to_dict(), run.tunes, planned.identity))
 
     def receive(self) -> Event:
         """The worker's next event; the end of its run where the worker is dead."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
+            assert self.process is not None
+            assert self.planned is not None
             self.process.join()
             reason = _death(self.process.exitcode)
-            assert self.planned is not None
-            run = self.planned.run
-            RunFolder(self.study_dir, run.variant, run.seed).fail(reason)
+            folder = self.planned.run.folder(self.study_dir)
+            if not folder.ended.is_dir():  # it may have died between its run's end and its message
+                folder.fail(reason)
             return Ended("failed", reason, None)
 
     def stop(self) -> None:
         """Let an idle worker leave by itself, and end one that is in the middle of a run."""
+        if self.process is None:
+            return
         self.pipe.close()
         if self.planned is None:
             self.process.join(timeout=10)
@@ -186,10 +160,10 @@ def _work(pipe: Connection, seat: Seat, study_dir: Path, places: Places) -> None
         torch.cuda.set_device(device)
     while True:
         try:
-            variant, config, identity = pipe.recv()
+            variant, config, tunes, identity = pipe.recv()
         except EOFError:
             return
-        run = Run(variant=variant, config=RunConfig.from_dict(config))
+        run = Run(variant=variant, config=RunConfig.from_dict(config), tunes=tunes)
         for event in execute(run, study_dir, identity, places, device):
             pipe.send(event)
 

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D model width.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,17 @@ class Cost:
 class MechanismConfig(Choice, ABC):
     """Settings of one mechanism; knows its cost before any tensor exists."""
 
+    computes_in: ClassVar[torch.dtype | None] = None  # whatever it is given; None: in just that
+    flops_are_exact: ClassVar[bool] = True  # False: at least those, where nothing can count all
+
+    @property
+    def exact_length(self) -> int | None:
+        """How many tokens a sequence may have for a prefix alone, and for decoding, to be exact.
+
+        Beyond, an output depends on how many tokens follow. None: never, which most promise.
+        """
+        return None
+
     def problems_at(self, d_model: int) -> Iterator[Problem]:
         """What is impossible at this model width, each with its field. By default nothing."""
         del d_model
@@ -55,6 +66,8 @@ class MechanismConfig(Choice, ABC):
 
 class Mechanism(nn.Module, ABC, Generic[State]):
     """Causal map over a sequence, in two equivalent views: all at once, or token by token."""
+
+    decodes_by: str = "state"  # what a step goes on from, for benches and records
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from attnlab.config import Config, Problem
-from attnlab.feedforward import Dense, FeedForward
+from attnlab.feedforward import Dense, FeedForward, FeedForwardLayer
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 
@@ -35,17 +35,23 @@ class Parts(NamedTuple):
     attention: int  # the mechanisms, whatever they are
     feed_forward: int
     other: int  # norms
+    idle: int = 0  # of those of the feed-forward: experts that a token does not go to
 
     @property
     def total(self) -> int:
-        return sum(self)
+        return self.embedding + self.attention + self.feed_forward + self.other
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token meets."""
+        return self.total - self.idle
 
 
 class Losses(NamedTuple):
     """Scalars of one batch; they are recorded apart and minimised together."""
 
     language_model: Tensor  # nats per token
-    auxiliary: Tensor  # sum over the layers of the mechanisms' own losses
+    auxiliary: Tensor  # sum over the layers of the mechanisms' and feed-forwards' own losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +85,14 @@ class ModelConfig(Config):
 
     def parts(self, vocab_size: int) -> Parts:
         """Parameters, before any tensor exists."""
+        feed_forward = self.feedforward.cost(self.d_model).params
+        idle = feed_forward - self.feedforward.active_params(self.d_model)
         return Parts(
             embedding=vocab_size * self.d_model,
             attention=sum(m.cost(self.d_model, 1).params for m in self.per_layer()),
-            feed_forward=self.n_layers * self.feedforward.cost(self.d_model).params,
+            feed_forward=self.n_layers * feed_forward,
             other=(2 * self.n_layers + 1) * self.d_model,
+            idle=self.n_layers * idle,
         )
 
     def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
@@ -125,7 +134,8 @@ class LanguageModel(nn.Module):
 
         `capacity` is the number of tokens, the prompt's included, that there must be room for.
         """
-        x_BTD, states = self.embed(tokens_BT), list[Any]()
+        x_BTD = self.embed(tokens_BT)
+        states: list[Any] = []
         for block in self.layers():
             x_BTD, state = block.prefill(x_BTD, capacity)
             states.append(state)
@@ -133,7 +143,8 @@ class LanguageModel(nn.Module):
 
     def step(self, tokens_B: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
         """Read one more token a sequence; `logits_BV` of the next. The states are used up."""
-        x_BD, after = self.embed(tokens_B), list[Any]()
+        x_BD = self.embed(tokens_B)
+        after: list[Any] = []  # list[Any]() is beyond torch.compile
         for block, state in zip(self.layers(), states, strict=True):
             x_BD, state_after = block.step(x_BD, state)
             after.append(state_after)
@@ -151,6 +162,19 @@ class LanguageModel(nn.Module):
         for mechanism in self.mechanisms():
             mechanism.at_step(step)
 
+    def drain_statistics(self) -> dict[str, object]:
+        """What the feed-forward layers counted in training since the last call: for each name the
+        values of the layers, as JSON. Waits for the device; empty where nothing is counted.
+        """
+        counted = [block.feedforward.drain_statistics() for block in self.layers()]
+        return {f"router_{name}": [layer[name] for layer in counted] for name in counted[0]}
+
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """Names of the kernels that a forward pass runs there, for records."""
+        names = {block.feedforward.kernel_on(device, dtype) for block in self.layers()}
+        names |= {mechanism.kernel_on(device, dtype) for mechanism in self.mechanisms()}
+        return sorted(name for name in names if name is not None)
+
     def layers(self) -> Iterator["Block"]:
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -163,8 +187,8 @@ class LanguageModel(nn.Module):
         x_BTD = self.embed(tokens_BT)
         auxiliary = x_BTD.new_zeros(())
         for block in self.blocks:
-            x_BTD, loss = block(x_BTD)
-            if loss is not None:
+            x_BTD, losses = block(x_BTD)
+            for loss in losses:
                 auxiliary = auxiliary + loss
         return self.norm(x_BTD), auxiliary
 
@@ -178,9 +202,15 @@ class Block(nn.Module):
         self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.feedforward = config.feedforward.build(config.d_model, config.dropout)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
-        mixed_BTD, loss = self._mix(_autocast(self.mix_norm(x_BTD)))
-        return self._feed(self._add(x_BTD, mixed_BTD)), loss
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`y_BTD`, and what losses its layers have of their own."""
+        losses: list[Tensor] = []
+        for norm, layer in ((self.mix_norm, self.mix), (self.feedforward_norm, self.feedforward)):
+            y_BTD, loss = self._run(layer, _autocast(norm(x_BTD)))
+            x_BTD = self._add(x_BTD, y_BTD)
+            if loss is not None:
+                losses.append(loss)
+        return x_BTD, losses
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, Any]:
         mixed_BTD, state = self.mix.prefill(_autocast(self.mix_norm(x_BTD)), capacity)
@@ -196,8 +226,10 @@ class Block(nn.Module):
     def _add(self, x_D: Tensor, branch_D: Tensor) -> Tensor:
         return x_D + dropout(branch_D, self.dropout, self.training)
 
-    def _mix(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.mix.forward_with_loss(x_BTD) if self.training else (self.mix(x_BTD), None)
+    def _run(
+        self, layer: Mechanism[Any] | FeedForwardLayer, x_BTD: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return layer.forward_with_loss(x_BTD) if self.training else (layer(x_BTD), None)
 
 
 def initialise(model: LanguageModel, seed: int) -> None:

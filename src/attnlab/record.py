@@ -3,6 +3,10 @@
     results/<study>/study.json                 the question, its variants and seeds
     results/<study>/<variant>/seed-0.partial/  a run under way, interrupted, or failed
     results/<study>/<variant>/seed-0/          a run that ended: finished or diverged
+    results/<study>/<variant>/tuning/          what chose its learning rate:
+        choice.json        the rate, and the loss at each that was tried
+        lr-0.0006/seed-<k>/  a run like any other, but its checkpoints go when it has ended
+    each of which holds
         config.json        every setting, with the variant's name and the run's identity
         environment.json   where it runs; what it ran on before a resume, under "earlier"
         metrics.jsonl      one JSON object a line, each with its "step"
@@ -20,9 +24,10 @@ import json
 import math
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 from urllib.parse import unquote
@@ -36,11 +41,18 @@ Json = dict[str, Any]
 
 
 class RunFolder:
-    """One seed of one variant of a study. Making the object touches nothing on disk."""
+    """One seed of one variant of a study. Making the object touches nothing on disk.
 
-    def __init__(self, study_dir: Path, variant: str, seed: int) -> None:
-        self.variant, self.seed = variant, seed
+    A run that tunes the learning rate is named by the rate that it tries, too.
+    """
+
+    def __init__(
+        self, study_dir: Path, variant: str, seed: int, *, tuning_rate: float | None = None
+    ) -> None:
+        self.variant, self.seed, self.tuning_rate = variant, seed, tuning_rate
         folder = study_dir / folder_name(variant)
+        if tuning_rate is not None:
+            folder = folder / "tuning" / f"lr-{tuning_rate:g}"
         self.ended, self.partial = folder / f"seed-{seed}", folder / f"seed-{seed}.partial"
 
     @property
@@ -118,10 +130,15 @@ class RunFolder:
         self._summarise({"status": "failed", "reason": reason})
 
     def settle(self) -> None:
-        """Give an ended run its final name, where a kill came between summary and renaming."""
+        """Give an ended run its final name, where a kill came between summary and renaming.
+
+        Of a run that tuned the learning rate the losses are kept, and the weights are not.
+        """
         if self.status() in ("finished", "diverged") and not self.ended.is_dir():
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.partial.rename(self.ended)
+        if self.tuning_rate is not None:
+            shutil.rmtree(self.ended / "checkpoints", ignore_errors=True)
 
     def config(self) -> Json | None:
         return self._read("config.json")
@@ -175,6 +192,31 @@ class StudyRecord:
     command: str
     attnlab_version: str
     checked: bool = False  # the mechanism of every run had passed the checks before it was trained
+    learning_rates: Json | None = None  # how they were tuned; None: as the variants say
+    match: Json | None = None  # what all variants have alike, and the "mismatch" left, relative
+    margin: float = 0.01  # nats a token: differences within it are practically nothing
+    questions: tuple[Json, ...] = ()  # each with its "kind" and "text"
+
+    def joined(self, study_dir: Path) -> Self:
+        """This study, and the variants and seeds that the folder has besides."""
+        if not (study_dir / "study.json").is_file():
+            return self
+        before = type(self).read(study_dir)
+        left_out = [name for name in before.variants if name not in self.variants]
+        match = self.match or before.match
+        if self.match and before.match:
+            mismatch = {**before.match.get("mismatch", {}), **self.match["mismatch"]}
+            match = {**self.match, "mismatch": mismatch}
+        return replace(
+            self,
+            # a baseline that is left out on the command line is not given up
+            baseline=before.baseline if before.baseline in left_out else self.baseline,
+            variants=tuple(dict.fromkeys([*before.variants, *self.variants])),
+            seeds=tuple(sorted({*before.seeds, *self.seeds})),
+            checked=self.checked and before.checked,
+            learning_rates=self.learning_rates or before.learning_rates,
+            match=match,
+        )
 
     def write(self, study_dir: Path) -> None:
         """Raises ValueError where two variants would share a folder."""
@@ -196,8 +238,8 @@ class StudyRecord:
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
         fields = _parse(path.read_text(encoding="utf-8"), path)
-        for name in ("variants", "seeds"):
-            fields[name] = tuple(fields[name])
+        for name in ("variants", "seeds", "questions"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
 
     def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:
@@ -211,6 +253,15 @@ class StudyRecord:
             variant: [RunFolder(study_dir, variant, seed) for seed in sorted(found)]
             for variant, found in seeds.items()
         }
+
+
+def tuning_runs(study_dir: Path, variant: str, seed: int) -> dict[float, RunFolder]:
+    """By learning rate, ascending: the folders of the runs that tuned it, ended or not."""
+    tuning, rates = study_dir / folder_name(variant) / "tuning", set[float]()
+    for folder in tuning.glob(f"lr-*/seed-{seed}*"):
+        with contextlib.suppress(ValueError):  # no folder of ours
+            rates.add(float(folder.parent.name.removeprefix("lr-")))
+    return {rate: RunFolder(study_dir, variant, seed, tuning_rate=rate) for rate in sorted(rates)}
 
 
 def folder_name(variant: str) -> str:

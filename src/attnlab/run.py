@@ -4,8 +4,6 @@ A run that was cut off goes on from its last checkpoint; what it measured after 
 again, on a CPU to the same bits.
 """
 
-import math
-import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +17,10 @@ from attnlab.data.batches import window_starts
 from attnlab.environment import describe
 from attnlab.evaluate import HeldOut, Quality
 from attnlab.memory import PeakMemory
+from attnlab.plausible import Watch
 from attnlab.record import RunFolder, replace_file
 from attnlab.study import Run, RunConfig
+from attnlab.summary import cost_of, petaflops
 from attnlab.train import CheckpointDue, Clock, DivergedError, Measurement, train
 from attnlab.training_step import TrainingStep, autocast
 
@@ -34,6 +34,7 @@ class Progress(NamedTuple):
     steps: int
     loss: float | None  # the latest training loss
     tokens_per_second: float | None
+    alarm: str | None = None  # raised since the last event
 
 
 class Ended(NamedTuple):
@@ -54,7 +55,7 @@ def execute(
 
     KeyboardInterrupt and a kill go through: the folder then stands as at the last checkpoint.
     """
-    folder = RunFolder(study_dir, run.variant, run.seed)
+    folder = run.folder(study_dir)
     try:
         yield from _Execution(run.config, folder, identity, places, device).events()
     except Exception as error:
@@ -73,14 +74,14 @@ class _Execution:
         device: torch.device,
     ) -> None:
         self.config, self.folder, self.identity, self.device = config, folder, identity, device
-        self.started = time.perf_counter()
-        self.seconds_before = 0.0  # of this run in earlier processes
+        self.clock = Clock()
         self.environment = describe(device)
         self.corpus = _corpus(config.data, places)
-        self.memory, self.clock = PeakMemory(device), Clock()
+        self.memory = PeakMemory(device)
         self.autocast = autocast(config.train, device)
         self.model = config.model.build(self.corpus.vocab_size, config.seed).to(device)
-        self.compiled = config.train.compiles_on(device.type, _petaflops(config, self.corpus))
+        arithmetic = petaflops(config, self.corpus.vocab_size)
+        self.compiled = config.train.compiles_on(device.type, arithmetic)
         self.step = TrainingStep(
             config.train,
             self.model,
@@ -93,12 +94,14 @@ class _Execution:
     def events(self) -> Iterator[Event]:
         self._open()
         valid = self._held_out("valid")
+        watch = Watch(self.corpus, self.config.train, self.model, self.autocast, valid)
+        watch.resume(self.folder.metrics())
         quality: Quality | None = None
 
         def evaluate() -> dict[str, float | None]:
             nonlocal quality
             quality = valid.quality(self.model, self.autocast)
-            return _named("eval", quality)
+            return quality.mean("eval")
 
         config = self.config.train
         progress = Progress(self.step.step, config.steps, None, None)
@@ -108,19 +111,24 @@ class _Execution:
                 if isinstance(event, CheckpointDue):
                     self._save()
                 else:
-                    self.folder.append({"step": event.step, **event.values})
-                    progress = self._progress(event, progress)
+                    said = watch.look(event.step, event.values)
+                    counted = self.model.drain_statistics()
+                    self.folder.append({"step": event.step, **event.values, **counted, **said})
+                    progress = self._progress(event, progress, said.get("alarm"))
                     yield progress
         except DivergedError as error:
-            self._finish({"status": "diverged", "reason": str(error)})
+            self._finish({"status": "diverged", "reason": str(error), **watch.said()})
             yield Ended("diverged", str(error), None)
             return
+        if alarm := watch.last_look():
+            yield progress._replace(alarm=alarm)
         # a run that was cut off after its last step has no evaluation of this process
         quality = quality or valid.quality(self.model, self.autocast)
-        final: Json = _named("final", quality)
+        final: Json = quality.detailed("final")
         if self.corpus.test is not None:
-            final |= _named("test", self._held_out("test").quality(self.model, self.autocast))
-        self._finish({"status": "finished", "reason": None, **final})
+            test = self._held_out("test").quality(self.model, self.autocast)
+            final |= test.detailed("test")
+        self._finish({"status": "finished", "reason": None, **final, **watch.said()})
         yield Ended("finished", None, quality.loss)
 
     def _open(self) -> None:
@@ -137,45 +145,23 @@ class _Execution:
         if found is not None:
             self.model.load_state_dict(found.model)
             self.step.restore(found.step, found.optimizer)
-            self.seconds_before = found.seconds["total"]
             self.clock.resume(found.seconds)
         self.folder.truncate_after(found.step if found is not None else -1)
 
     def _save(self) -> None:
-        seconds = self.clock.seconds() | {"total": self._total_seconds()}
-        checkpoint.save(
-            self.folder.checkpoints,
-            checkpoint.Checkpoint(
-                self.step.step, self.model.state_dict(), self.step.state(), seconds
-            ),
-            self.identity,
-        )
+        model, optimizer = self.model.state_dict(), self.step.state()
+        state = checkpoint.Checkpoint(self.step.step, model, optimizer, self.clock.seconds())
+        checkpoint.save(self.folder.checkpoints, state, self.identity)
 
     def _finish(self, outcome: Json) -> None:
-        config, clock = self.config, self.clock
-        seconds = clock.step_seconds
-        tokens_a_step = config.train.batch_size * config.train.seq_len
         losses = [m["eval_loss"] for m in self.folder.metrics() if m.get("eval_loss") is not None]
-        cost = config.model.cost(self.corpus.vocab_size, config.train.seq_len)
-        parts = config.model.parts(self.corpus.vocab_size)
+        config, vocab_size = self.config, self.corpus.vocab_size
         self.folder.finish(
             {
                 **outcome,
                 "best_loss": min(losses, default=None),
-                "steps": self.step.step,
-                "tokens": self.step.step * tokens_a_step,
-                "total_time": self._total_seconds(),
-                "train_time": clock.train_seconds,
-                "eval_time": clock.eval_seconds,
-                "compile_time": clock.compile_seconds,
-                "step_time": seconds,
-                "tokens_per_second": tokens_a_step / seconds if seconds else None,
-                "peak_memory_bytes": self.memory.peak_bytes,
-                "attention_type": [m.kind() for m in config.model.per_layer()],
+                **cost_of(config, vocab_size, self.step.step, self.clock, self.memory),
                 "kernels": self._kernels(),
-                "parameters": parts._asdict() | {"total": parts.total},
-                "flops_per_token": cost.flops,
-                "state_bytes": cost.state_bytes,
                 "device": self.environment["device"]["name"],
                 "parent": None,
             }
@@ -183,7 +169,7 @@ class _Execution:
 
     def _kernels(self) -> list[str]:
         dtype = getattr(torch, self.config.train.precision_on(self.device.type))
-        return sorted({m.kernel_on(self.device, dtype) for m in self.model.mechanisms()})
+        return self.model.kernels_on(self.device, dtype)
 
     def _held_out(self, split: Literal["valid", "test"]) -> HeldOut:
         train_config = self.config.train
@@ -195,14 +181,16 @@ class _Execution:
             device=self.device,
         )
 
-    def _progress(self, event: Measurement, before: Progress) -> Progress:
+    def _progress(self, event: Measurement, before: Progress, alarm: str | None) -> Progress:
         seconds = self.clock.step_seconds
         tokens_a_step = self.config.train.batch_size * self.config.train.seq_len
-        rate = tokens_a_step / seconds if seconds else None
-        return Progress(event.step, before.steps, event.values.get("train_loss", before.loss), rate)
-
-    def _total_seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.started
+        return Progress(
+            event.step,
+            before.steps,
+            loss=event.values.get("train_loss", before.loss),
+            tokens_per_second=tokens_a_step / seconds if seconds else None,
+            alarm=alarm,
+        )
 
 
 @lru_cache(maxsize=1)
@@ -220,20 +208,3 @@ def _starts(config: RunConfig, corpus: Corpus) -> Any:
         steps=train_config.steps,
         seed=config.seed,
     )
-
-
-def _petaflops(config: RunConfig, corpus: Corpus) -> float:
-    """Arithmetic of the whole run: forward, and backward at twice that, at half the context."""
-    train_config = config.train
-    context = math.ceil(train_config.seq_len / 2)
-    tokens = train_config.steps * train_config.batch_size * train_config.seq_len
-    return 3 * config.model.cost(corpus.vocab_size, context).flops * tokens / 1e15
-
-
-def _named(prefix: str, quality: Quality) -> dict[str, float | None]:
-    return {
-        f"{prefix}_loss": quality.loss,
-        f"{prefix}_perplexity": quality.perplexity,
-        f"{prefix}_accuracy": quality.accuracy,
-        f"{prefix}_bits_per_byte": quality.bits_per_byte,
-    }

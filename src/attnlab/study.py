@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,9 +26,14 @@ from attnlab.config import (
     suggestion,
 )
 from attnlab.data import DataConfig
-from attnlab.mechanism import MechanismConfig
+from attnlab.matching import Match
+from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model import ModelConfig
+from attnlab.question import Question
+from attnlab.record import RunFolder, StudyRecord
 from attnlab.train_config import TrainConfig
+from attnlab.tuning import TUNING_SEED, LearningRates
+from attnlab.version import __version__
 
 _SHIPPED = Path(__file__).parent / "studies"
 
@@ -52,6 +57,14 @@ class RunConfig(Config):
             self, model=dataclasses.replace(self.model, mechanisms=mechanisms)
         )
 
+    def with_learning_rate(self, rate: float) -> "RunConfig":
+        """The same run with another peak learning rate."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, learning_rate=rate))
+
+    def cost(self) -> Cost:
+        """Of one token at the end of a sequence, in the whole model."""
+        return self.model.cost(self.data.tokenizer.vocab_size, self.train.seq_len)
+
     def identity(self, fingerprint: str) -> str:
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources."""
         config = self.to_dict() | {"data": self.data.substance()}
@@ -62,35 +75,52 @@ class RunConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One variant with one seed."""
+    """One variant with one seed; where it tunes the learning rate, with the rate that it tries."""
 
     variant: str
     config: RunConfig
+    tunes: bool = False
 
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    def folder(self, study_dir: Path) -> RunFolder:
+        """Where it is on disk, or will be."""
+        rate = self.config.train.learning_rate if self.tunes else None
+        return RunFolder(study_dir, self.variant, self.seed, tuning_rate=rate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A question and the variants that answer it, each trained with seeds 0 to `seeds` - 1.
 
-    Raises `ConfigError` for a study that cannot be run as it stands.
+    With `learning_rates` each variant's rate is tuned first. With `match` the variants are made as
+    large as the baseline when the study is made: `variants` are those that are trained. Raises
+    `ConfigError` for a study that cannot be run as it stands.
     """
 
     question: str
     variants: Mapping[str, RunConfig]
     baseline: str | None = None  # a variant's name; the first by default
     seeds: int = 3
+    learning_rates: LearningRates | None = None  # None: those that the variants name
+    match: Match | None = None
+    reference: RunConfig | None = None  # what `match` compares with; None: the baseline
+    margin: float = 0.01  # nats a token: differences within it are practically nothing
+    questions: tuple[Question, ...] = ()  # that the report answers one by one
+    lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # the file's name where it is loaded from one
 
     def __post_init__(self) -> None:
         problems = list[Problem]()
         if not self.variants:
             problems.append(Problem("variants", "name at least one"))
-        if self.seeds < 1:
-            problems.append(Problem("seeds", f"must be at least 1, got {self.seeds}"))
+        if not 1 <= self.seeds <= TUNING_SEED:
+            message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
+            problems.append(Problem("seeds", message))
+        if self.margin < 0:
+            problems.append(Problem("margin", f"must not be negative, got {self.margin}"))
         if self.baseline is None and self.variants:
             object.__setattr__(self, "baseline", next(iter(self.variants)))
         elif self.baseline not in self.variants:
@@ -98,14 +128,70 @@ class Study:
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
         if problems:
             raise ConfigError(problems)
+        if self.match is not None:
+            object.__setattr__(self, "variants", self._changed(self._matched))
 
-    def runs(self) -> list[Run]:
-        """All runs, seed by seed, so that every variant has a result early."""
+    def runs(self, rates: Mapping[str, float] | None = None) -> list[Run]:
+        """The verdict's runs, seed by seed, so that every variant has a result early.
+
+        `rates` are the learning rates that were chosen, by variant; the others train at their own.
+        """
+        chosen = rates or {}
         return [
-            Run(variant=name, config=dataclasses.replace(config, seed=seed))
+            self.verdict_run(name, seed, chosen.get(name))
             for seed in range(self.seeds)
-            for name, config in self.variants.items()
+            for name in self.variants
         ]
+
+    def verdict_run(self, variant: str, seed: int, rate: float | None = None) -> Run:
+        """A run of the verdict, at the learning rate that was chosen or else the variant's own."""
+        config = dataclasses.replace(self.variants[variant], seed=seed)
+        return Run(
+            variant=variant, config=config if rate is None else config.with_learning_rate(rate)
+        )
+
+    def tuning_run(self, variant: str, rate: float) -> Run:
+        """The run that tries a learning rate."""
+        config = dataclasses.replace(self.variants[variant], seed=TUNING_SEED)
+        return Run(variant=variant, config=config.with_learning_rate(rate), tunes=True)
+
+    def tuning_bounds(self) -> tuple[int, int]:
+        """How many runs tune the learning rate of a variant: at least, and at most."""
+        if self.learning_rates is None:
+            return 0, 0
+        return len(self.learning_rates.multiples), self.learning_rates.most
+
+    def fewest_runs(self) -> int:
+        """All runs, with as few as there can be to tune the learning rates."""
+        return len(self.variants) * (self.seeds + self.tuning_bounds()[0])
+
+    def mismatch(self) -> dict[str, float]:
+        """What `match` left, relative to the reference, by variant; empty without it."""
+        if self.match is None:
+            return {}
+        target = self._size(self._reference())
+        return {
+            name: (self._size(config) - target) / max(1, target)
+            for name, config in self.variants.items()
+        }
+
+    def record(self, *, command: str, checked: bool) -> StudyRecord:
+        """What the study's folder says of it."""
+        tuning, match = self.learning_rates, self.match
+        return StudyRecord(
+            name=self.name,
+            question=self.question,
+            baseline=self.baseline,
+            variants=tuple(self.variants),
+            seeds=tuple(range(self.seeds)),
+            command=command,
+            attnlab_version=__version__,
+            checked=checked,
+            learning_rates=tuning and {**tuning.to_dict(), "seed": TUNING_SEED},
+            match=match and {**match.to_dict(), "mismatch": self.mismatch()},
+            margin=self.margin,
+            questions=tuple(question.to_dict() for question in self.questions),
+        )
 
     def only(self, names: Iterable[str]) -> "Study":
         """The same study with these variants alone. Its baseline is kept where it is among them."""
@@ -118,8 +204,12 @@ class Study:
         if problems:
             raise ConfigError(problems)
         kept = {name: config for name, config in self.variants.items() if name in asked}
-        baseline = self.baseline if self.baseline in kept else None
-        return dataclasses.replace(self, variants=kept, baseline=baseline)
+        return dataclasses.replace(
+            self,
+            variants=kept,
+            baseline=self.baseline if self.baseline in kept else None,
+            reference=self._reference() if self.match else None,
+        )
 
     def override(self, assignments: Iterable[str]) -> "Study":
         """The same study with dotted settings replaced in every variant.
@@ -127,10 +217,31 @@ class Study:
         Raises `ConfigError` with every problem; one that only some variants have names them.
         """
         changes = list(assignments)
+        return dataclasses.replace(
+            self,
+            variants=self._changed(lambda config: override(config, changes)),
+            reference=self.reference and override(self.reference, changes),
+        )
+
+    def at_length(self, length: str) -> "Study":
+        """The same study at one of its `lengths`: named settings to be replaced in every variant.
+
+        Where they change anything the study is another, `name_length`, with a folder of its own.
+        """
+        if length not in self.lengths:
+            known = suggestion(length, self.lengths)
+            raise ConfigError([Problem("length", f"no length {length!r}{known}")])
+        changes = self.lengths[length]
+        if not changes:
+            return self
+        return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
+
+    def _changed(self, change: Callable[[RunConfig], RunConfig]) -> dict[str, RunConfig]:
+        """Every variant changed; raises `ConfigError` with the problems of all of them."""
         changed, found = dict[str, RunConfig](), dict[Problem, list[str]]()
         for name, config in self.variants.items():
             try:
-                changed[name] = override(config, changes)
+                changed[name] = change(config)
             except ConfigError as error:
                 for problem in error.problems:
                     found.setdefault(problem, []).append(name)
@@ -139,7 +250,21 @@ class Study:
                 problem if len(names) == len(self.variants) else _only_in(problem, names)
                 for problem, names in found.items()
             )
-        return dataclasses.replace(self, variants=changed)
+        return changed
+
+    def _matched(self, config: RunConfig) -> RunConfig:
+        reference = self._reference()
+        if self.match is None or config == reference:
+            return config
+        return self.match.solve(config, self._size, self._size(reference))
+
+    def _size(self, config: RunConfig) -> int:
+        assert self.match is not None
+        return getattr(config.cost(), self.match.what)
+
+    def _reference(self) -> RunConfig:
+        assert self.baseline is not None
+        return self.reference or self.variants[self.baseline]
 
 
 def shipped() -> dict[str, Study]:

@@ -34,9 +34,11 @@ class DivergedError(Exception):
 
 
 class Clock:
-    """Where the seconds of a run went."""
+    """Where the seconds of a run went, from when this object is made."""
 
     def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._total_before = 0.0  # in earlier processes
         self.compile_seconds = 0.0  # first steps: compilation, warm-up, recording of the graph
         self.train_seconds = 0.0  # all other steps
         self.eval_seconds = 0.0
@@ -45,12 +47,14 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """For a checkpoint; `resume` takes it back in a later process."""
         return {
+            "total": self.total_seconds,
             "compile": self.compile_seconds,
             "train": self.train_seconds,
             "eval": self.eval_seconds,
         }
 
     def resume(self, seconds: Mapping[str, float]) -> None:
+        self._total_before = seconds["total"]
         self.compile_seconds = seconds["compile"]
         self.train_seconds = seconds["train"]
         self.eval_seconds = seconds["eval"]
@@ -58,6 +62,10 @@ class Clock:
     def add_stretch(self, seconds: float, steps: int) -> None:
         self.train_seconds += seconds
         self._step_seconds.append(seconds / steps)
+
+    @property
+    def total_seconds(self) -> float:
+        return self._total_before + time.perf_counter() - self._started
 
     @property
     def step_seconds(self) -> float | None:

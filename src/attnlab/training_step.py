@@ -140,7 +140,7 @@ class TrainingStep:
 
     def _update_on_a_side_stream(self) -> None:
         """As recording wants it: nothing allocated now belongs to a stream recorded later."""
-        side = _side_stream(self.device)
+        side = side_stream(self.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._update()
@@ -150,7 +150,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=_side_stream(self.device)):
+            with torch.cuda.graph(graph, stream=side_stream(self.device)):
                 self._update()
         except RuntimeError as error:
             advice = "a mechanism waits for the device or depends on its values in Python"
@@ -165,7 +165,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for the life of the process: matrix products keep a workspace for each stream."""
     return torch.cuda.Stream(device)
 

@@ -6,7 +6,7 @@ For one seed all variants share batches and the initial values of shared weights
 they have in common cancels in d_s. Student 1908. sd is the sample standard deviation (n - 1).
 
 One interval covers the true difference 95 % of the time. Reading ten of them at once, unadjusted,
-finds a difference where there is none far more often than 5 % of the time.
+finds a difference where there is none far more often than 5 % of the time: `separation` adjusts.
 """
 
 import math
@@ -55,11 +55,6 @@ class Difference:
         if self.half_width is None:
             return None
         return self.mean - self.half_width, self.mean + self.half_width
-
-    @property
-    def separable(self) -> bool | None:
-        """Whether the interval leaves out 0. None where there is no interval."""
-        return None if self.half_width is None else abs(self.mean) > self.half_width
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:

@@ -13,6 +13,23 @@ def of_variant(config: Settings) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in OF_ONE_RUN}
 
 
+def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...]:
+    """The names in groups of equal settings of the variant, in order.
+
+    >>> same_settings({"a": {"seed": 0, "window": 2}, "b": {"window": 4}, "c": {"window": 2}})
+    (('a', 'c'), ('b',))
+    """
+    groups: list[tuple[Settings, list[str]]] = []
+    for name, config in configs.items():
+        settings = of_variant(config)
+        same = next((names for other, names in groups if other == settings), None)
+        if same is None:
+            groups.append((settings, [name]))
+        else:
+            same.append(name)
+    return tuple(tuple(names) for _, names in groups)
+
+
 def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[str, Settings]]:
     """`{dotted path: value}` that all variants agree on, and the rest by variant.
 

@@ -1,4 +1,4 @@
-"""A study folder as one object: what ran, its numbers over seeds, the ranking, what failed.
+"""A study folder as one object: what ran, its numbers over seeds, what failed.
 
 Numbers are means over the finished seeds of a variant, with their sample standard deviation. The
 perplexity of a variant is exp of its mean loss (the geometric mean of its runs' perplexities), so
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
-from attnlab.analysis.paired import Difference, Estimate, paired_difference
+from attnlab.analysis.paired import Estimate
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
 
 # keys of summary.json; losses in nats a token, times in seconds
 NUMBERS = (
     *("final_loss", "final_perplexity", "final_accuracy", "final_bits_per_byte", "best_loss"),
     *("test_loss", "test_perplexity", "test_accuracy", "test_bits_per_byte"),
+    # on tokens that repeat an earlier bigram of their context, and on the rest (Zoology's split)
+    *("final_recall_loss", "final_other_loss", "final_recall_fraction"),
+    *("test_recall_loss", "test_other_loss", "test_recall_fraction"),
     *("steps", "tokens", "total_time", "train_time", "eval_time", "compile_time"),
     *("step_time", "tokens_per_second", "peak_memory_bytes", "flops_per_token", "state_bytes"),
 )
@@ -47,9 +50,6 @@ class Variant:
     runs: tuple[Run, ...]  # by seed, those still to run included
     numbers: Mapping[str, Estimate]  # by key of summary.json, where a finished run has one
     parameters: Mapping[str, int]  # by part of the model; empty before a run has finished
-    rank: int | None = None  # from 1, by final_loss; equal losses share a rank
-    to_baseline: Difference | None = None  # of final_loss, this one minus the baseline
-    to_best: Difference | None = None  # of final_loss, this one minus the first in rank
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -78,6 +78,22 @@ class Variant:
         found = {run.seed: run.summary.get(key) for run in self.finished}
         return {seed: value for seed, value in found.items() if value is not None}
 
+    def by_position(self, split: str = "final") -> Curve:
+        """Loss by position in the sequence, of the "final" validation or of the "test" split.
+
+        A curve whose steps are the first position of each bin.
+        """
+        found = {run.seed: run.summary.get(f"{split}_loss_by_position") for run in self.finished}
+        points = {
+            seed: [
+                {"step": first, "loss": loss}
+                for first, loss in zip(bins["first"], bins["loss"], strict=True)
+            ]
+            for seed, bins in found.items()
+            if bins
+        }
+        return Curve.of(points, "loss")
+
     def curve(self, key: str) -> Curve:
         """A key of metrics.jsonl over the finished seeds, or over all where none has finished."""
         runs = self.finished or self.runs
@@ -99,12 +115,12 @@ class Table:
     @property
     def ranked(self) -> tuple[Variant, ...]:
         """Variants with at least one finished seed, the lowest validation loss first."""
-        ranked = [variant for variant in self.variants if variant.rank is not None]
+        ranked = [variant for variant in self.variants if "final_loss" in variant.numbers]
         return tuple(sorted(ranked, key=lambda variant: variant.numbers["final_loss"].mean))
 
     @property
     def unranked(self) -> tuple[Variant, ...]:
-        return tuple(variant for variant in self.variants if variant.rank is None)
+        return tuple(v for v in self.variants if "final_loss" not in v.numbers)
 
     @property
     def failures(self) -> tuple[tuple[Variant, Run], ...]:
@@ -129,11 +145,11 @@ class Table:
 def read_table(study_dir: Path) -> Table:
     """Read every run of a study folder. Raises ValueError where there is no study."""
     study = StudyRecord.read(study_dir)
-    variants = [
+    variants = tuple(
         _variant(study_dir, name, tuple(_run(folder) for folder in folders))
         for name, folders in study.runs(study_dir).items()
-    ]
-    return Table(path=study_dir, study=study, variants=_compared(variants, study.baseline))
+    )
+    return Table(path=study_dir, study=study, variants=variants)
 
 
 def _run(folder: RunFolder) -> Run:
@@ -165,27 +181,3 @@ def _variant(study_dir: Path, name: str, runs: tuple[Run, ...]) -> Variant:
             numbers[key] = replace(numbers[key], mean=mean)
     parameters = next((run.summary.get("parameters") or {} for run in variant.finished), {})
     return replace(variant, numbers=numbers, parameters=parameters)
-
-
-def _compared(variants: list[Variant], baseline: str | None) -> tuple[Variant, ...]:
-    """The variants with their ranks, and their differences to the baseline and to the best."""
-    loss = {v.name: v.numbers["final_loss"].mean for v in variants if "final_loss" in v.numbers}
-    by_seed = {variant.name: variant.by_seed("final_loss") for variant in variants}
-    best = min(loss, key=lambda name: loss[name], default=None)
-
-    def to(other: str | None, name: str) -> Difference | None:
-        if other is None or other == name:
-            return None
-        return paired_difference(by_seed[name], by_seed.get(other, {}))
-
-    return tuple(
-        replace(
-            variant,
-            rank=1 + sum(other < loss[variant.name] for other in loss.values()),
-            to_baseline=to(baseline, variant.name),
-            to_best=to(best, variant.name),
-        )
-        if variant.name in loss
-        else variant
-        for variant in variants
-    )

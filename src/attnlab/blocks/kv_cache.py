@@ -35,7 +35,7 @@ class KVCache(NamedTuple):
         slot_T = next_positions(self.seen, tokens)[dropped:] % slots
         self.k_BGSK.index_copy_(2, slot_T, k_BGTK[:, :, dropped:].to(self.k_BGSK.dtype))
         self.v_BGSV.index_copy_(2, slot_T, v_BGTV[:, :, dropped:].to(self.v_BGSV.dtype))
-        return self._replace(seen=self.seen + tokens)
+        return KVCache(self.k_BGSK, self.v_BGSV, self.seen + tokens)
 
     def attend(self, q_BHK: Tensor) -> Tensor:
         """`y_BHV`: one query a head over all tokens kept, scaled by K^-0.5."""

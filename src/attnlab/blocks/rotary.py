@@ -5,16 +5,44 @@
 
 so that the product of a query and a key depends on their distance alone. The two halves of a head
 are paired, as in Llama; DeepSeek's code pairs neighbours, which is the same up to the order of the
-columns of the projections. Su et al. 2021 (arXiv:2104.09864).
+columns of the projections. Su et al. 2021 (arXiv:2104.09864). Other w_i are in `rope_scaling`.
 
-Shapes: ... any, T tokens, K rotary width (even).
+Shapes: ... any, T tokens, K rotary width (even), N width of a head.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from attnlab.blocks.rope_scaling import RopeScaling, Yarn, unscaled
+from attnlab.config import Problem
+
+
+class Rope(NamedTuple):
+    theta: float
+    width: int  # how many columns turn
+    scaling: RopeScaling | None = None
+
+    @property
+    def amplitude(self) -> float:
+        return 1.0 if self.scaling is None else self.scaling.amplitude
+
+    @property
+    def softmax_factor(self) -> float:
+        return 1.0 if self.scaling is None else self.scaling.softmax_factor
+
+    @property
+    def exact_length(self) -> int | None:
+        return None if self.scaling is None else self.scaling.exact_length
+
+    def frequency(self, length: Tensor) -> Tensor:
+        """`frequency_P`, P = K / 2, radians a position in float64, where `length` are read."""
+        if self.scaling is None:
+            return unscaled(self.theta, self.width, length.device)
+        return self.scaling.frequency(self.theta, self.width, length)
 
 
 class Turn(NamedTuple):
@@ -24,50 +52,80 @@ class Turn(NamedTuple):
     sin_TK: Tensor  # with the sign that each half of a head takes it with
 
 
-def turn(theta: float, width: int, start: int | Tensor, tokens: int, like: Tensor) -> Turn:
+def turn(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Turn:
     """Of `tokens` tokens, the first at position `start`, on the device of `like`.
 
     A start that only the device knows is a tensor (int64, no dimension). Raises ValueError for an
     odd width.
     """
-    if width % 2:
-        raise ValueError(f"rotary width must be even, got {width}")
+    if rope.width % 2:
+        raise ValueError(f"rotary width must be even, got {rope.width}")
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     compiling = torch.compiler.is_compiling()
+    exact_length = rope.exact_length
     if isinstance(start, Tensor):
-        frequency_K = (_frequencies if compiling else _kept_frequencies)(theta, width, like.device)
+        if compiling or exact_length is not None:
+            frequency_K = _frequencies(rope, start + tokens)
+        else:
+            frequency_K = _kept_frequencies(rope, like.device)
         position_T = start + torch.arange(tokens, device=like.device)
-        return _turn_at(position_T, frequency_K, dtype)
-    length = 1 << (start + tokens - 1).bit_length()  # few distinct tables, whatever the lengths
-    table = (_table if compiling else _kept_table)(theta, width, length, like.device, dtype)
-    return Turn(*(each_TK[start : start + tokens] for each_TK in table))
+        return _turn_at(rope, position_T, frequency_K, dtype)
+    end = start + tokens
+    rows = 1 << (end - 1).bit_length()  # few distinct tables, whatever the lengths
+    length = 0 if exact_length is None else max(end, exact_length)
+    table = (_table if compiling else _kept_table)(rope, rows, length, like.device, dtype)
+    return Turn(*(each_TK[start:end] for each_TK in table))
 
 
-def rotate(x_TK: Tensor, turn: Turn) -> Tensor:
-    """Turn `x` of shape (..., T, K), computed in float32 or wider, in the dtype of `x`."""
-    half = x_TK.shape[-1] // 2
-    return torch.addcmul(x_TK * turn.cos_TK, x_TK.roll(half, -1), turn.sin_TK).to(x_TK.dtype)
+def rotate(x_TN: Tensor, turn: Turn) -> Tensor:
+    """Turn `x` of shape (..., T, N), computed in float32 or wider, in the dtype of `x`.
+
+    Of a head wider than the turn the first columns are turned, and the others stay.
+    """
+    width = turn.cos_TK.shape[-1]
+    if not width:
+        return x_TN
+    if width < x_TN.shape[-1]:
+        return torch.cat([rotate(x_TN[..., :width], turn), x_TN[..., width:]], -1)
+    rolled_TN = x_TN.roll(width // 2, -1)
+    return torch.addcmul(x_TN * turn.cos_TK, rolled_TN, turn.sin_TK).to(x_TN.dtype)
 
 
-def _turn_at(position_T: Tensor, frequency_K: Tensor, dtype: torch.dtype) -> Turn:
+def rope_problems(theta: float, scaling: RopeScaling | None) -> Iterator[Problem]:
+    """What is wrong with a mechanism's `rope_theta`."""
+    if theta <= 0:
+        yield Problem("rope_theta", f"must be positive, got {theta}")
+    elif theta <= 1 and isinstance(scaling, Yarn):
+        yield Problem("rope_theta", f"must be more than 1 for yarn, got {theta}")
+
+
+def _turn_at(rope: Rope, position_T: Tensor, frequency_K: Tensor, dtype: torch.dtype) -> Turn:
     angle_TK = position_T[:, None] * frequency_K
-    return Turn(angle_TK.cos().to(dtype), angle_TK.sin().to(dtype))
+    turns = angle_TK.cos(), angle_TK.sin()
+    if rope.amplitude != 1:
+        turns = (each_TK * rope.amplitude for each_TK in turns)
+    return Turn(*(each_TK.to(dtype) for each_TK in turns))
 
 
-def _frequencies(theta: float, width: int, device: torch.device) -> Tensor:
+def _frequencies(rope: Rope, length: Tensor) -> Tensor:
     """Radians a position; negative for the first half, whose sine is subtracted. In float64."""
     with torch.inference_mode(False), torch.no_grad():
-        pair = torch.arange(0, width, 2, device=device, dtype=torch.float64)
-        frequency = theta ** (-pair / width)
-        return torch.cat([-frequency, frequency])
+        frequency_P = rope.frequency(length)
+        return torch.cat([-frequency_P, frequency_P])
 
 
-def _table(theta: float, width: int, length: int, device: torch.device, dtype: torch.dtype) -> Turn:
-    """Of every position before `length`."""
+def _table(rope: Rope, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> Turn:
+    """Of every position before `rows`, where `length` tokens are read."""
     with torch.inference_mode(False), torch.no_grad():
-        position_T = torch.arange(length, device=device)
-        return _turn_at(position_T, _frequencies(theta, width, device), dtype)
+        position_T = torch.arange(rows, device=device)
+        frequency_K = _frequencies(rope, torch.full((), length, device=device))
+        return _turn_at(rope, position_T, frequency_K, dtype)
 
 
-_kept_frequencies = lru_cache(maxsize=64)(_frequencies)
+@lru_cache(maxsize=64)
+def _kept_frequencies(rope: Rope, device: torch.device) -> Tensor:
+    """Where they do not depend on the length."""
+    return _frequencies(rope, torch.zeros((), dtype=torch.int64, device=device))
+
+
 _kept_table = lru_cache(maxsize=64)(_table)

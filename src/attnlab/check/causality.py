@@ -79,10 +79,11 @@ def gradients(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def prefixes(subject: Subject) -> Iterator[Finding]:
-    """The outputs of the first tokens do not know that more will follow."""
+    """The outputs of the first tokens do not know that more will follow, up to `exact_length`."""
     for mode in (EVAL,) if subject.quick else (EVAL, FIRST_STEP, TRAIN):
         mechanism, limit = subject.build(mode), tolerance(subject.dtype)
         for batch, tokens in subject.shapes:
+            tokens = subject.exact(tokens)
             x_BTD = subject.tokens(batch, tokens)
             with subject.at(mode, batch, tokens):
                 y_BTD = subject.forward(mechanism, mode, x_BTD)

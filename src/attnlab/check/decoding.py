@@ -2,6 +2,8 @@
 
 Also past the window or top-k, where a ring overwrites its oldest token. In float64: a sparse
 mechanism in float32 may choose another token of two that score alike, and both would be right.
+One that is not exact at every length, and says so (`MechanismConfig.exact_length`), is held to it
+up to that length.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -25,6 +27,7 @@ AFTER_PROMPT = 12  # tokens decoded after each prompt
 def steps(subject: Subject) -> Iterator[Finding]:
     mechanism, limit = subject.build(), tolerance(subject.dtype)
     for batch, tokens in subject.shapes if subject.quick else [(1, 1), (1, 139), (3, subject.past)]:
+        tokens = subject.exact(tokens)
         with subject.at(EVAL, batch, tokens) as place:
             x_BTD = subject.tokens(batch, tokens)
             y_BTD = subject.forward(mechanism, EVAL, x_BTD)
@@ -41,7 +44,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def prompts(subject: Subject) -> Iterator[Finding]:
     mechanism, limit = subject.build(), tolerance(subject.dtype)
-    tokens = subject.past
+    tokens = subject.exact(subject.past)
     for batch in (3,) if subject.quick else (1, 3):
         x_BTD = subject.tokens(batch, tokens)
         with subject.at(EVAL, batch, tokens):

@@ -1,7 +1,8 @@
 """The mechanism under test: how it is built, at which shapes, in which modes, on which numbers.
 
 Checks run on the CPU in float64, where a mistake stands out by ten orders of magnitude; a mechanism
-that refuses it is taken in float32, and one that refuses the CPU on the CUDA device there is.
+that refuses it is taken in float32, and one that refuses the CPU on the CUDA device there is. One
+that computes in a single dtype is taken in it, on the CUDA device where there is one.
 
 Parameters are not left as the model starts them: a projection that begins at zero would hide all
 that lies behind it. Matrices are drawn at the scale that keeps the variance of what they multiply,
@@ -23,6 +24,7 @@ from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
 
 LATE = 1_000_000  # a training step by which every schedule is over
+_CUDA = [("cuda", torch.float32), ("cuda", torch.bfloat16)]  # some kernels have no float32
 REACH_WORDS = ("window", "top_k", "chunk", "block")  # fields that bound what a token sees at once
 
 
@@ -76,6 +78,11 @@ class Subject:
         """Batch sizes 1 and 3 in turn, and the lengths."""
         return [(1 if i % 2 else 3, tokens) for i, tokens in enumerate(self.lengths)]
 
+    def exact(self, tokens: int) -> int:
+        """No more tokens than decoding is promised to be exact for."""
+        limit = self.config.exact_length
+        return tokens if limit is None else min(tokens, limit)
+
     def cuts(self, tokens: int) -> list[int]:
         """Where to part a sequence: at both ends, in the middle, and around every boundary."""
         edges = {1, 2, tokens // 3, tokens // 2, tokens - 1}
@@ -108,11 +115,15 @@ class Subject:
         return mechanism
 
     def can_drop(self) -> bool:
-        """Whether it can be built with dropout: a kernel may have none, and say so."""
+        """Whether it has dropout here: a kernel may have none, and say so."""
         try:
             with _seeded(0):
-                self.config.build(self.d_model, DROPOUT.dropout)
+                mechanism = self.config.build(self.d_model, DROPOUT.dropout)
         except ConfigError:
+            return False
+        try:
+            mechanism.kernel_on(self.device, self.dtype)
+        except ValueError:
             return False
         return True
 
@@ -167,9 +178,10 @@ class Subject:
     @cached_property
     def _place(self) -> tuple[torch.device, torch.dtype]:
         """The first device and dtype that the mechanism runs on; the first of all if none."""
-        places = [("cpu", torch.float64), ("cpu", torch.float32)]
-        if torch.cuda.is_available():
-            places.append(("cuda", torch.float32))
+        cuda = torch.cuda.is_available()
+        places = [("cpu", torch.float64), ("cpu", torch.float32), *_CUDA * cuda]
+        if self.config.computes_in is not None:
+            places = [("cuda" if cuda else "cpu", self.config.computes_in)]
         for device, dtype in places:
             try:
                 with torch.no_grad(), _seeded(0):
@@ -180,7 +192,8 @@ class Subject:
             except Exception:
                 continue
             return torch.device(device), dtype
-        return torch.device("cpu"), torch.float64
+        device, dtype = places[0]
+        return torch.device(device), dtype
 
 
 def bounds(config: MechanismConfig) -> dict[str, int]:

@@ -90,11 +90,14 @@ def describe(result: Result) -> str:
 
 def fitting_width(config: MechanismConfig) -> int:
     """The smallest of some usual model widths that the settings fit. Raises ConfigError if none."""
+    problems = list[Problem]()
     for width in _WIDTHS:
-        if not list(config.problems_at(width)):
+        problems = list(config.problems_at(width))
+        if not problems:
             return width
     listed = ", ".join(str(width) for width in _WIDTHS)
-    raise ConfigError([Problem("", f"fits none of the model widths {listed}: give d_model")])
+    none = Problem("", f"fits none of the model widths {listed}: give d_model")
+    raise ConfigError([none, *problems])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The verdicts as a person reads them, and as JSON values."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -77,7 +78,8 @@ def _grid(results: Iterable[Result], *, with_causes: bool) -> Grid:
 
 
 def _settings(target: Target) -> str:
-    settings = {**target.config.to_dict(), "d_model": target.d_model}
-    kind = settings.pop("kind")
-    words = [f"{key}={value}" for key, value in settings.items()]
-    return ", ".join(words if kind == target.name else [str(kind), *words])
+    """What is not as it is by default, and the model width."""
+    config, values = target.config, target.config.to_dict()
+    changed = [f.name for f in fields(config) if getattr(config, f.name) != f.default]
+    words = [f"{name}={values[name]}" for name in changed] + [f"d_model={target.d_model}"]
+    return ", ".join(words if config.kind() == target.name else [config.kind(), *words])

@@ -66,7 +66,7 @@ def _named(name: str, changes: list[str]) -> Iterator[Target]:
         for kind, cls in sorted(MechanismConfig.kinds.items()):
             if not is_own(cls):
                 yield from _named(kind, changes)
-    elif name in MechanismConfig.kinds or ".py:" in name:
+    elif name in MechanismConfig.kinds or ":" in name:
         config = small(name, {key: Typed(value) for key, value in _parted(changes)})
         yield Target(name, config, fitting_width(config))
     elif name.endswith(".py") or name in shipped():
@@ -75,7 +75,8 @@ def _named(name: str, changes: list[str]) -> Iterator[Target]:
         known = ["all", *MechanismConfig.kinds, *shipped()]
         raise ValueError(
             f"nothing to check is called {name!r}{suggestion(name, known)}; "
-            "a class (my_file.py:MyMechanism) or a path to a study works too"
+            "a class (my_file.py:MyMechanism), a layer (fla:GatedLinearAttention) or a path to a "
+            "study works too"
         )
 
 

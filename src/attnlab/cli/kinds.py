@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from attnlab.blocks.rope_scaling import RopeScaling
 from attnlab.cli.app import JsonOption, app, console
 from attnlab.config import Choice
 from attnlab.data import DataConfig
@@ -20,12 +21,13 @@ from attnlab.study import shipped
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """Name what can be asked for: studies, mechanisms, data, tokenizers, feed-forward layers."""
+    """Name what can be asked for: studies, mechanisms, scalings of RoPE, data and the rest."""
     families: dict[str, type[Choice]] = {
         "mechanisms": MechanismConfig,
         "data": DataConfig,
         "tokenizers": Tokenizer,
         "feed-forward": FeedForward,
+        "rope scalings": RopeScaling,
     }
     studies = shipped()
     if as_json:
@@ -50,6 +52,8 @@ def list_(as_json: JsonOption = False) -> None:
         for kind, cls in family.kinds.items():
             settings = ", ".join(f"{key}={value}" for key, value in _fields(cls).items())
             grid.add_row(kind, _summary(cls), escape(settings))
+        for prefix, find in family.elsewhere.items():
+            grid.add_row(f"{prefix}:NAME", (find.__doc__ or "").partition(":")[0], "its own")
         console.print(grid)
 
 

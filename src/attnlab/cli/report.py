@@ -1,4 +1,4 @@
-"""`attnlab report`: rebuild tables and figures of a study from its run folders."""
+"""`attnlab report`: rebuild the page, tables and figures of a study from its run folders."""
 
 import json
 import sys
@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from attnlab.analysis.table import Table
+from attnlab.analysis.analysis import Analysis
 from attnlab.cli.app import JsonOption, app, console, told
-from attnlab.report.files import results, write_report
+from attnlab.report.files import PAGE, write_report
+from attnlab.report.json_files import results
 from attnlab.report.terminal import TerminalReport
 
 
@@ -19,14 +20,14 @@ def report(
     study_dir: Annotated[Path, typer.Argument(help="A study's folder.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Rebuild tables and figures of a study from its run folders."""
+    """Rebuild the page, tables and figures of a study from its run folders."""
     show(write_report(study_dir), as_json)
 
 
-def show(table: Table, as_json: bool) -> None:
+def show(analysis: Analysis, as_json: bool) -> None:
     """Print the ranking, or the results as JSON."""
     if as_json:
-        sys.stdout.write(json.dumps(results(table), indent=2) + "\n")
+        sys.stdout.write(json.dumps(results(analysis), indent=2) + "\n")
     else:
-        console.print(TerminalReport(table))
-        console.print(f"\nReport: {table.path / 'report.md'}", highlight=False, soft_wrap=True)
+        console.print(TerminalReport(analysis))
+        console.print(f"\nReport: {analysis.table.path / PAGE}", highlight=False, soft_wrap=True)

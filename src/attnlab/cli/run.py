@@ -11,19 +11,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from attnlab.agenda import Agenda
 from attnlab.check.table import Verdicts
 from attnlab.check.targets import of_study
-from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, places, status, told
+from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, places, told
 from attnlab.cli.check import check_all
+from attnlab.cli.plan import corpora, show_plan
 from attnlab.cli.report import show
-from attnlab.data import DataConfig, Places
-from attnlab.launch import Planned, launch, plan, seats
+from attnlab.launch import launch, seats
+from attnlab.plan import plan
 from attnlab.progress import StudyProgress
 from attnlab.record import StudyRecord
 from attnlab.report.files import write_report, write_results
 from attnlab.run import Ended
 from attnlab.study import Study, load_study
-from attnlab.version import __version__
 
 
 @app.command()
@@ -32,6 +33,9 @@ def run(  # noqa: PLR0913  one parameter an option
     study: Annotated[str, typer.Argument(help="A shipped study's name, or a Python file.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings to change: train.steps=100 ...")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option(help="One of the study's named lengths.", show_default=False)
     ] = None,
     only: Annotated[str | None, typer.Option(help="Variants, separated by commas.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds a variant.", show_default=False)] = None,
@@ -43,57 +47,73 @@ def run(  # noqa: PLR0913  one parameter an option
     workers: Annotated[
         int | None, typer.Option(help="Runs at a time.", show_default="one a CUDA device or core")
     ] = None,
+    no_tune: Annotated[
+        bool, typer.Option("--no-tune", help="Train at the learning rates that the variants name.")
+    ] = False,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Train without checking the mechanisms first.")
     ] = False,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it would take, and train nothing.")
+    ] = False,
+    spread: Annotated[
+        float | None,
+        typer.Option(help="For --plan: standard deviation of a run's loss.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train every variant of STUDY that is not trained yet, and compare them.
 
-    The mechanisms are checked first; nothing is trained where one breaks a promise.
+    The mechanisms are checked first; nothing is trained where one breaks a promise. Where the study
+    tunes learning rates, each variant's is chosen next, on validation data and a seed of its own.
     """
-    chosen = load_study(study)
-    if only:
-        chosen = chosen.only(name.strip() for name in only.split(","))
-    if seeds is not None:
-        chosen = dataclasses.replace(chosen, seeds=seeds)
-    changes = list(overrides or [])
-    if steps is not None:
-        changes.insert(0, f"train.steps={steps}")
-    chosen = chosen.override(changes)
+    chosen = _asked(study, length, only, seeds, steps, overrides or [])
+    if no_tune:
+        chosen = dataclasses.replace(chosen, learning_rates=None)
     study_dir = out or Path("results") / chosen.name
+    where_data_is, talk = places(), errors if as_json else console
+    where = seats(device, chosen.fewest_runs(), workers)
+    if only_plan:
+        show_plan(chosen, study_dir, where_data_is, where, spread, as_json=as_json)
+        return
 
-    where = seats(device, len(chosen.runs()), workers)
-    where_data_is = places()
-    talk = errors if as_json else console
-    planned = plan(chosen, study_dir, _fingerprints(chosen, where_data_is, talk))
-    left = dict.fromkeys(p.run.variant for p in planned if not p.ended)
+    read = corpora(chosen, where_data_is, talk)
+    agenda = plan(chosen, study_dir, {name: corpus.fingerprint for name, corpus in read.items()})
+    left = agenda.left()
     if left and not no_check:
         _refuse_what_is_broken(chosen.only(left), talk)
-    if left or not (study_dir / "study.json").is_file():  # else the record stays that of its runs
-        _study_record(chosen, study_dir, checked=not no_check).write(study_dir)
-    _announce(chosen, planned, study_dir, talk)
-    events = launch(planned, study_dir, where_data_is, where)
+    _record(chosen, study_dir, checked=not no_check, trains=bool(left)).write(study_dir)
+    _announce(agenda, talk)
+    events = launch(agenda, study_dir, where_data_is, where)
     try:
-        with closing(events), StudyProgress(planned, talk) as progress:
+        with closing(events), StudyProgress(agenda, talk) as progress:
             for happened in events:
                 progress.show(happened)
-                if isinstance(happened.event, Ended):
+                if isinstance(happened.event, Ended) and not happened.run.tunes:
                     write_results(study_dir)
     finally:  # an interrupted study has a report of what it did
-        table = write_report(study_dir)
-    show(table, as_json)
-    raise typer.Exit(1 if table.failures else 0)
+        analysis = write_report(study_dir)
+    show(analysis, as_json)
+    raise typer.Exit(1 if analysis.table.failures else 0)
 
 
-def _fingerprints(study: Study, places: Places, talk: Console) -> dict[str, str]:
-    """Of each variant's data, which is read, tokenized and cached here, before any worker asks."""
-    found: dict[DataConfig, str] = {}
-    with status("reading the data", talk):
-        for config in study.variants.values():
-            if config.data not in found:
-                found[config.data] = config.data.load(places).fingerprint
-    return {name: found[config.data] for name, config in study.variants.items()}
+def _asked(
+    name: str,
+    length: str | None,
+    only: str | None,
+    seeds: int | None,
+    steps: int | None,
+    overrides: list[str],
+) -> Study:
+    """The study with what the command line changes."""
+    study = load_study(name)
+    if length:
+        study = study.at_length(length)
+    if only:
+        study = study.only(variant.strip() for variant in only.split(","))
+    if seeds is not None:
+        study = dataclasses.replace(study, seeds=seeds)
+    return study.override(overrides if steps is None else [f"train.steps={steps}", *overrides])
 
 
 def _refuse_what_is_broken(study: Study, talk: Console) -> None:
@@ -106,37 +126,38 @@ def _refuse_what_is_broken(study: Study, talk: Console) -> None:
         raise typer.Exit(1)
 
 
-def _study_record(study: Study, study_dir: Path, *, checked: bool) -> StudyRecord:
-    """What the folder's study is now: this study, and any variant that the folder has besides."""
-    names, seeds = list(study.variants), set(range(study.seeds))
-    if (study_dir / "study.json").is_file():
-        before = StudyRecord.read(study_dir)
-        names = [*before.variants, *(name for name in names if name not in before.variants)]
-        seeds |= set(before.seeds)
-        checked = checked and before.checked
-    assert study.baseline is not None
-    return StudyRecord(
-        name=study.name,
-        question=study.question,
-        baseline=study.baseline,
-        variants=tuple(names),
-        seeds=tuple(sorted(seeds)),
-        command=shlex.join(["attnlab", *sys.argv[1:]]),
-        attnlab_version=__version__,
-        checked=checked,
+def _record(study: Study, study_dir: Path, *, checked: bool, trains: bool) -> StudyRecord:
+    """What the folder's record says from now on. Where all runs have ended, how they came to be
+    stays as it was written then.
+    """
+    command = shlex.join(["attnlab", *sys.argv[1:]])
+    record = study.record(command=command, checked=checked).joined(study_dir)
+    if trains or not (study_dir / "study.json").is_file():
+        return record
+    before = StudyRecord.read(study_dir)
+    return dataclasses.replace(
+        record,
+        command=before.command,
+        attnlab_version=before.attnlab_version,
+        checked=before.checked,
     )
 
 
-def _announce(study: Study, planned: list[Planned], study_dir: Path, talk: Console) -> None:
-    left = sum(not p.ended for p in planned)
-    done = f", {len(planned) - left} of them done" if left < len(planned) else ""
+def _announce(agenda: Agenda, talk: Console) -> None:
+    study, verdict, tuning = agenda.study, agenda.verdict_count(), agenda.tuning_count()
+    done = f", {verdict.ended} of them done" if verdict.ended else ""
     talk.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
     talk.print(
         f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
-        f"{_count(len(planned), 'run')}{done}; "
-        f"results in {study_dir}",
+        f"{_count(verdict.at_least, 'run')}{done}; results in {agenda.study_dir}",
         highlight=False,
     )
+    if tuning.at_most:
+        done = f", {tuning.ended} of them done" if tuning.ended else ""
+        bounds = f"{tuning.at_least}"
+        if tuning.at_most > tuning.at_least:
+            bounds += f" to {tuning.at_most}"
+        talk.print(f"before them {bounds} runs to tune learning rates{done}", highlight=False)
 
 
 def _count(number: int, word: str) -> str:

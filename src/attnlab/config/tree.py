@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -70,15 +70,21 @@ class Choice(Config):
     {'unit_square': <class 'attnlab.config.tree.UnitSquare'>}
 
     Wherever a kind is named, in JSON or on the command line, a class of one's own can be named by
-    its file: `my_mechanism.py:MyAttention`.
+    its file: `my_mechanism.py:MyAttention`. A family may take in what another package has, by a
+    prefix: `fla:GatedLinearAttention`.
     """
 
     kinds: ClassVar[dict[str, type["Choice"]]]
+    elsewhere: ClassVar[
+        dict[str, Callable[[str], type["Choice"]]]
+    ]  # by prefix; ValueError for none
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if Choice in cls.__bases__:
-            cls.kinds = {}
+            cls.kinds, cls.elsewhere = {}, {}
+            return
+        if ":" in cls.name():  # found by its prefix
             return
         known = cls.kinds.get(cls.name(), cls)
         if known.__module__ == cls.__module__ or is_own(known):
@@ -101,12 +107,14 @@ class Choice(Config):
 
     @classmethod
     def of_kind(cls, kind: str) -> type[Self]:
-        """The class that a kind, or `file.py:Class`, names.
+        """The class that a kind, `file.py:Class` or `prefix:Class` names.
 
         Raises:
             ValueError: no such kind, file or class; says which are known.
         """
         path, _, class_name = kind.rpartition(":")
+        if path in cls.elsewhere:
+            return cast("type[Self]", cls.elsewhere[path](class_name))
         if not path.endswith(".py"):
             if kind in cls.kinds:
                 return cast("type[Self]", cls.kinds[kind])

@@ -2,42 +2,87 @@
 
     y_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
 
-| kernel    | what it is                                                             | where     |
-|-----------|------------------------------------------------------------------------|-----------|
-| `plain`   | the definition: scores of T x T, softmax in float32                    | anywhere  |
-| `sdpa`    | torch's scaled_dot_product_attention: its fused kernels, O(T) memory   | anywhere  |
-| `blocked` | the definition for a block of queries at a time                        | anywhere  |
+| kernel      | what it is                                                          | where        |
+|-------------|---------------------------------------------------------------------|--------------|
+| `plain`     | the definition: scores of T x T, softmax in float32                 | anywhere     |
+| `blocked`   | the definition for a block of queries at a time                     | anywhere     |
+| `sdpa`      | torch's scaled_dot_product_attention: the one of its kernels that   | anywhere     |
+|             | torch takes to; O(T) memory where that is a fused one               |              |
+| `math`      | its form of T x T                                                   | anywhere     |
+| `flash`     | FlashAttention-2, and torch's own after it on a CPU; O(T) memory.   | half         |
+|             | Dao 2023 (arXiv:2307.08691)                                         | precision on |
+|             |                                                                     | CUDA; a CPU, |
+|             |                                                                     | no dropout   |
+| `efficient` | xFormers' memory-efficient attention; O(T) memory                   | CUDA         |
+| `cudnn`     | that of cuDNN; O(T) memory                                          | CUDA, half   |
+|             |                                                                     | precision    |
+| `flex`      | torch's FlexAttention, compiled; O(T) memory                        | CUDA,        |
+|             |                                                                     | no dropout   |
 
 `auto` is `sdpa`, but `blocked` on a CPU with dropout: torch's fused CPU kernel has no dropout, and
-what it falls back to makes a T x T mask.
+what it falls back to makes a T x T mask. All compute the same function.
 
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
 V value width.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-Kernel = Literal["auto", "plain", "sdpa", "blocked"]
+from attnlab.kernels import flex
+
+Kernel = Literal["auto", "plain", "blocked", "sdpa", "math", "flash", "efficient", "cudnn", "flex"]
 
 _BLOCK = 128  # queries at a time
+_WIDEST = 256  # head of `flash` and `cudnn`
+_BACKENDS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 
 
-def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
-    """The kernel that runs: `auto` by the rule above, any other as named."""
-    if kernel != "auto":
-        return kernel
+def auto(device: torch.device, dropout: float) -> Kernel:
+    """What `auto` stands for."""
     return "blocked" if device.type == "cpu" and dropout else "sdpa"
+
+
+def resolve(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, *, dropout: float, width: int
+) -> Kernel:
+    """The kernel that runs: `auto` by the rule above, any other as named.
+
+    `width` is that of the widest head, be it of keys or values. Raises ValueError where the one
+    that is named cannot run, and says why.
+    """
+    if kernel == "auto":
+        return auto(device, dropout)
+    if kernel == "flex":
+        flex.require(device, dropout, instead="sdpa")
+    elif reason := _refusal(kernel, device, dtype, dropout, width):
+        raise ValueError(f"kernel {kernel!r} {reason}")
+    return kernel
+
+
+def require_dropout(kernel: Kernel, dropout: float) -> None:
+    """Raises ConfigError where the kernel that is named has no dropout on any device."""
+    if kernel == "flex":
+        flex.require_no_dropout(dropout, instead="sdpa")
 
 
 def attention(
     q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, *, kernel: Kernel, dropout: float = 0.0
 ) -> Tensor:
     """`y_BHTV`; `dropout` is the probability of dropping an attention weight."""
+    if kernel == "flex":
+        return flex.attention(q_BHTK, k_BGTK, v_BGTV)
     repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
     k_BHTK, v_BHTV = (
         x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
@@ -47,16 +92,57 @@ def attention(
     if kernel == "blocked":
         starts = range(0, q_BHTK.shape[2], _BLOCK)
         return torch.cat([_block(q_BHTK, k_BHTK, v_BHTV, dropout, start) for start in starts], 2)
-    # the fused kernels want one head width; zeros appended to the values come out as zeros
-    missing = q_BHTK.shape[-1] - v_BHTV.shape[-1]
-    y_BHTV = scaled_dot_product_attention(
-        q_BHTK,
-        k_BHTK,
-        pad(v_BHTV, (0, missing)) if missing > 0 else v_BHTV,
-        dropout_p=dropout,
-        is_causal=True,
-    )
-    return y_BHTV[..., : v_BHTV.shape[-1]]
+    return _torchs(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)
+
+
+def _torchs(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, kernel: Kernel, dropout: float
+) -> Tensor:
+    """With zeros after each head, for kernels that want both widths alike, or in eights."""
+    if kernel == "cudnn" and q_BHTK.shape[2] == 1:  # it does not take a single token
+        q_BHTK, k_BHTK, v_BHTV = (pad(x, (0, 0, 0, 1)) for x in (q_BHTK, k_BHTK, v_BHTV))
+        return _torchs(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)[:, :, :1]
+    key, value = q_BHTK.shape[-1], v_BHTV.shape[-1]
+    if kernel == "math":
+        wide_key, wide_value = key, value
+    elif kernel in ("efficient", "cudnn"):
+        wide_key, wide_value = key + -key % 8, value + -value % 8
+    else:
+        wide_key = wide_value = max(key, value)
+    backend = _BACKENDS.get(kernel)
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        y_BHTV = scaled_dot_product_attention(
+            flex.widened(q_BHTK, wide_key),
+            flex.widened(k_BHTK, wide_key),
+            flex.widened(v_BHTV, wide_value),
+            dropout_p=dropout,
+            is_causal=True,
+            scale=None if wide_key == key else key**-0.5,
+        )
+    return y_BHTV[..., :value]
+
+
+def _refusal(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, dropout: float, width: int
+) -> str | None:
+    """Why it cannot run so, and what could."""
+    if kernel in ("efficient", "cudnn") and device.type != "cuda":
+        return f"needs CUDA, and this is {device.type}: name 'sdpa' or 'auto'"
+    if kernel == "flash" and device.type == "cpu" and dropout:
+        return (
+            f"has no dropout on attention weights on a CPU, and {dropout} is asked for: "
+            "name 'blocked' or 'auto', or set the dropout to 0"
+        )
+    if kernel in ("flash", "cudnn") and device.type == "cuda":
+        if dtype not in (torch.bfloat16, torch.float16):
+            name = str(dtype).removeprefix("torch.")
+            return (
+                f"computes in bfloat16 or float16 on CUDA, and this is {name}: "
+                "name 'efficient' or 'auto', or compute in bfloat16"
+            )
+        if width > _WIDEST:
+            return f"takes heads of up to {_WIDEST}, and this is {width}: name 'efficient'"
+    return None
 
 
 def definition(

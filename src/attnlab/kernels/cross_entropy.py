@@ -41,7 +41,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         with torch.autocast(device, enabled=False):
             low_VD = weight_VD.to(dtype)
-            losses, dx_chunks, dweight_VD = list[Tensor](), list[Tensor](), None
+            losses: list[Tensor] = []  # list[Tensor]() is beyond torch.compile
+            dx_chunks: list[Tensor] = []
+            dweight_VD = None
             for x_CD, target_C in zip(
                 x_ND.to(dtype).split(chunk), target_N.split(chunk), strict=True
             ):

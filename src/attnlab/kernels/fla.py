@@ -1,8 +1,11 @@
-"""Whether flash-linear-attention can run here, and its functions, imported only when it can.
+"""Whether flash-linear-attention can run here, and what is taken from it where it can.
 
-Its kernels need CUDA and Triton. On Hopper (compute capability 9.x) its gated-delta backward
-computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue 640); there it is right only through
-TileLang, which compiles with nvcc. Versions before 0.6.0 do not know where that ends.
+Its kernels need CUDA and Triton. On Hopper (compute capability 9.x) its backward with one gate a
+head, that of the gated delta rule, computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue
+640); there it is right only through TileLang, which compiles with nvcc. Versions before 0.6.0 do
+not know where that ends. Layers whose backward is another are as good there as elsewhere.
+
+It comes as two packages: `fla-core` has the functions, `flash-linear-attention` the layers.
 
 Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 """
@@ -10,6 +13,7 @@ Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 import importlib
 import importlib.util
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,12 +21,20 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from torch import nn
 
+from attnlab.config import suggestion
 from attnlab.version import package_version
 
 _OLDEST = "0.6.0"
 _WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton, from the first to before the second
 _INSTALL = "pip install 'attnlab[fla]'"
+_GATED_BY_HEAD = frozenset(  # layers whose backward is the one of issue 640
+    (
+        *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),
+        *("SimpleGatedLinearAttention", "YOCOGatedRetention"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +43,7 @@ class Facts:
 
     capability: tuple[int, int] | None  # of the CUDA device
     fla: str | None
+    layers: str | None  # the package that has its layers
     triton: str | None
     tilelang: bool
     nvcc: bool
@@ -46,8 +59,23 @@ def unusable_because(device_type: str) -> str | None:
     return problem(facts())
 
 
+def layer_unusable_because(layer: str) -> str | None:
+    """Why its layer of this name cannot run on this machine's CUDA device, None where it can."""
+    found = facts()
+    if reason := missing(found):
+        return reason
+    if found.layers is None:
+        return f"the layers of flash-linear-attention are not installed: {_INSTALL}"
+    return wrong_on_hopper(found) if layer in _GATED_BY_HEAD else None
+
+
 def problem(facts: Facts) -> str | None:
-    """The rule itself, of the facts alone."""
+    """The rule of the gated delta rule, of the facts alone."""
+    return missing(facts) or wrong_on_hopper(facts)
+
+
+def missing(facts: Facts) -> str | None:
+    """What no part of it can do without."""
     if facts.capability is None:
         return "flash-linear-attention needs CUDA, and torch sees no CUDA device"
     if facts.fla is None:
@@ -56,9 +84,15 @@ def problem(facts: Facts) -> str | None:
         return f"flash-linear-attention {facts.fla} is older than {_OLDEST}: {_INSTALL} --upgrade"
     if facts.triton is None:
         return "flash-linear-attention needs Triton: install the triton that torch's release pins"
+    return None
+
+
+def wrong_on_hopper(facts: Facts) -> str | None:
+    """Whether gradients would be wrong, where nothing is missing."""
+    assert facts.capability is not None
+    assert facts.triton is not None
     first, end = _WRONG_ON_HOPPER
-    hopper = facts.capability[0] == 9
-    if not hopper or not Version(first) <= Version(facts.triton) < Version(end):
+    if facts.capability[0] != 9 or not Version(first) <= Version(facts.triton) < Version(end):
         return None
     wrong = (
         "flash-linear-attention computes wrong gated-delta gradients on Hopper with Triton "
@@ -79,6 +113,7 @@ def facts() -> Facts:
     return Facts(
         capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
         fla=package_version("fla-core") or package_version("flash-linear-attention"),
+        layers=package_version("flash-linear-attention"),
         triton=package_version("triton"),
         tilelang=importlib.util.find_spec("tilelang") is not None,
         nvcc=bool(shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")),
@@ -94,6 +129,40 @@ def chunk_gated_delta_rule() -> Callable[..., Any]:
     if reason := unusable_because("cuda"):
         raise ValueError(reason)
     return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+
+
+def layer_class(name: str) -> type[nn.Module]:
+    """Its layer of this name.
+
+    Raises:
+        ValueError: there is none, or it cannot run here; says why.
+    """
+    if reason := layer_unusable_because(name):
+        raise ValueError(reason)
+    names = layer_names()
+    if name not in names:
+        known = suggestion(name, names)
+        raise ValueError(f"flash-linear-attention {facts().layers} has no layer {name!r}{known}")
+    return getattr(_layers(), name)
+
+
+def layer_names() -> list[str]:
+    """Of its layers, where it can run. Raises ValueError where one of its own needs is missing."""
+    return sorted(_layers().__all__)
+
+
+def new_cache() -> Any:
+    """An empty one of the caches that its layers decode with."""
+    return importlib.import_module("fla.models.utils").Cache()
+
+
+def _layers() -> Any:
+    try:
+        with warnings.catch_warnings():  # at what it does without, which concerns few layers
+            warnings.simplefilter("ignore")
+            return importlib.import_module("fla.layers")
+    except ImportError as error:
+        raise ValueError(f"the layers of flash-linear-attention do not load: {error}") from error
 
 
 def version() -> dict[str, str | None]:

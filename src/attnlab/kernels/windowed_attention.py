@@ -17,19 +17,16 @@ Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key
 V value width, W window, N blocks.
 """
 
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from attnlab.kernels import attention
+from attnlab.kernels import attention, flex
 
 Kernel = Literal["auto", "plain", "banded", "flex"]
-
-_FLEX_BLOCK = 128  # queries and keys of one block of FlexAttention's mask
 
 
 def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
@@ -40,21 +37,8 @@ def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
     if kernel == "auto":
         return "flex" if device.type == "cuda" and not dropout else "banded"
     if kernel == "flex":
-        require_no_dropout(dropout)
-        if device.type != "cuda":
-            raise ValueError(
-                f"kernel 'flex' needs CUDA, and this is {device.type}: name 'banded' or 'auto'"
-            )
+        flex.require(device, dropout, instead="banded")
     return kernel
-
-
-def require_no_dropout(dropout: float) -> None:
-    """Raises ValueError, saying why, where FlexAttention is asked to drop attention weights."""
-    if dropout:
-        raise ValueError(
-            f"kernel 'flex' has no dropout on attention weights, and {dropout} is asked for: "
-            "name 'banded' or 'auto', or set the dropout to 0"
-        )
 
 
 def windowed_attention(
@@ -68,7 +52,7 @@ def windowed_attention(
 ) -> Tensor:
     """`y_BHTV`; `dropout` is the probability of dropping an attention weight."""
     if kernel == "flex":
-        return _flex(q_BHTK, k_BGTK, v_BGTV, window)
+        return flex.attention(q_BHTK, k_BGTK, v_BGTV, window)
     repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
     k_BHTK, v_BHTV = (
         x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
@@ -95,7 +79,7 @@ def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout
     tokens = q_BHTK.shape[2]
     first_BHWV = attention.attention(
         *(x[:, :, :window] for x in (q_BHTK, k_BHTK, v_BHTV)),
-        kernel=attention.resolve("auto", q_BHTK.device, dropout),
+        kernel=attention.auto(q_BHTK.device, dropout),
         dropout=dropout,
     )
     if tokens <= window:
@@ -117,51 +101,3 @@ def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout
         dropout_p=dropout,
     ).unflatten(1, (q_BHTK.shape[1], -1))
     return torch.cat([first_BHWV, later_BHNWV.flatten(2, 3)[:, :, : tokens - window]], 2)
-
-
-def _flex(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int) -> Tensor:
-    mask = _block_mask(q_BHTK.shape[2], window, q_BHTK.device)
-    grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
-    return _compiled_flex_attention()(q_BHTK, k_BGTK, v_BGTV, block_mask=mask, enable_gqa=grouped)
-
-
-@cache
-def _compiled_flex_attention() -> Any:
-    import torch._dynamo
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # each dtype, shape and grad mode is a compilation; beyond the limit, which is 8, fullgraph
-    # makes torch raise an error where it would otherwise take to the T x T form
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 64)
-    return torch.compile(flex_attention, fullgraph=True)
-
-
-@cache
-def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
-    """Which blocks of keys a block of queries sees: in part, or whole. Never of T x T."""
-    from torch.nn.attention.flex_attention import BlockMask
-
-    row_N = torch.arange(-(-tokens // _FLEX_BLOCK), device=device)
-    age_NN = (row_N[:, None] - row_N) * _FLEX_BLOCK  # of a block's first key to the first query
-    touched_NN = (age_NN >= 0) & (age_NN - _FLEX_BLOCK + 1 < window)
-    whole_NN = (age_NN > 0) & (age_NN + _FLEX_BLOCK - 1 < window)
-
-    width = torch.tensor(window, device=device)  # as a tensor: one compilation for all windows
-
-    def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        del batch, head
-        return (query >= key) & (query - key < width)
-
-    def listed(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
-        number_N = blocks_NN.sum(-1, dtype=torch.int32)
-        which_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True).int()
-        return number_N[None, None], which_NN[None, None]
-
-    return BlockMask.from_kv_blocks(
-        *listed(touched_NN & ~whole_NN),
-        *listed(whole_NN),
-        BLOCK_SIZE=_FLEX_BLOCK,
-        mask_mod=inside,
-        seq_lengths=(tokens, tokens),
-    )

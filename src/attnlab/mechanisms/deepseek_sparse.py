@@ -9,8 +9,8 @@ loss does not reach it, and so is its target. For the first `dense_warmup_steps`
 heads look at every position, so that the indexer has something to learn from before it chooses.
 
 DeepSeek-AI 2025 (DeepSeek-V3.2), here over grouped-query heads with rotary queries and keys.
-Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width, S slots,
-J index heads, I index width.
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
+K width of a query and a key head, V width of a value head, S slots, J index heads, I index width.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attnlab.blocks.kv_cache import attend_once, filled, next_positions, none_seen
-from attnlab.blocks.rotary import Turn, rotate, turn
+from attnlab.blocks.rotary import Rope, rotate, turn
 from attnlab.blocks.rotary_heads import RotaryHeads, RotaryHeadsConfig
 from attnlab.config import Problem
 from attnlab.kernels import sparse_attention
@@ -65,16 +65,14 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
             )
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        kv_width = d_model // self.n_heads * self.n_kv_heads
         heads, width = self.index_n_heads, self.index_head_dim
-        projections = 2 * d_model**2 + 2 * d_model * kv_width
-        projections += d_model * (heads * width + width + heads)  # of the indexer: q k w
+        indexer = d_model * (heads * width + width + heads)  # q k w
         index = heads * (width + 1) * context
-        attention = 2 * d_model * min(context, self.top_k)  # scores and values
+        attention = self.look_flops(d_model, min(context, self.top_k))
         return Cost(
-            params=projections + 2 * width,  # the last is the norm of the index keys
-            flops=2 * (projections + index + attention),
-            state_bytes=itemsize * (2 * kv_width + width) * context,
+            params=self.projection_params(d_model) + indexer + 2 * width,  # norm of the index keys
+            flops=self.projection_flops(d_model) + 2 * (indexer + index) + attention,
+            state_bytes=itemsize * (self.kv_width(d_model) + width) * context,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "DeepseekSparseAttention":
@@ -91,6 +89,7 @@ class LightningIndexer(nn.Module):
     def __init__(self, config: DeepseekSparse, d_model: int) -> None:
         super().__init__()
         self.config = config
+        self.rope = Rope(config.rope_theta, config.index_rope_width, config.rope_scaling)
         heads, width = config.index_n_heads, config.index_head_dim
         self.q_proj = nn.Linear(d_model, heads * width, bias=False)
         self.k_proj = nn.Linear(d_model, width, bias=False)
@@ -104,29 +103,25 @@ class LightningIndexer(nn.Module):
         q_BTJI = rearrange(self.q_proj(x_BTD), "B T (J I) -> B T J I", J=heads)
         k_BTI = self.k_norm(self.k_proj(x_BTD))
         weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
-        rope, tokens = self.config.index_rope_width, x_BTD.shape[1]
-        by = turn(self.config.rope_theta, rope, start, tokens, like=k_BTI)
-        q_BTJI = self._rotate_part(q_BTJI.transpose(1, 2), by).transpose(1, 2)
-        return sparse_attention.Index(q_BTJI, self._rotate_part(k_BTI, by), weights_BTJ)
-
-    def _rotate_part(self, x_TI: Tensor, by: Turn) -> Tensor:
-        rope = self.config.index_rope_width
-        return torch.cat([rotate(x_TI[..., :rope], by), x_TI[..., rope:]], -1)
+        by = turn(self.rope, start, x_BTD.shape[1], like=k_BTI)
+        q_BTJI = rotate(q_BTJI.transpose(1, 2), by).transpose(1, 2)
+        return sparse_attention.Index(q_BTJI, rotate(k_BTI, by), weights_BTJ)
 
 
 class SparseCache(NamedTuple):
     k_BGSK: Tensor
-    v_BGSK: Tensor
+    v_BGSV: Tensor
     index_k_BSI: Tensor
     seen: Tensor  # tokens written so far, also the next token's position: int64, no dimension
 
-    def append(self, k_BGTK: Tensor, v_BGTK: Tensor, index_k_BTI: Tensor) -> "SparseCache":
+    def append(self, k_BGTK: Tensor, v_BGTV: Tensor, index_k_BTI: Tensor) -> "SparseCache":
         """Write T more tokens, in place. There must be room for them."""
         slot_T = next_positions(self.seen, index_k_BTI.shape[1])
         self.k_BGSK.index_copy_(2, slot_T, k_BGTK.to(self.k_BGSK.dtype))
-        self.v_BGSK.index_copy_(2, slot_T, v_BGTK.to(self.v_BGSK.dtype))
+        self.v_BGSV.index_copy_(2, slot_T, v_BGTV.to(self.v_BGSV.dtype))
         self.index_k_BSI.index_copy_(1, slot_T, index_k_BTI.to(self.index_k_BSI.dtype))
-        return self._replace(seen=self.seen + index_k_BTI.shape[1])
+        seen = self.seen + index_k_BTI.shape[1]
+        return SparseCache(self.k_BGSK, self.v_BGSV, self.index_k_BSI, seen)
 
 
 class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
@@ -161,7 +156,7 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         new, kv_heads = self.o_proj.weight.new_zeros, self.config.n_kv_heads
         return SparseCache(
             new(batch_size, kv_heads, capacity, self.head_dim),
-            new(batch_size, kv_heads, capacity, self.head_dim),
+            new(batch_size, kv_heads, capacity, self.v_head_dim),
             new(batch_size, capacity, self.config.index_head_dim),
             none_seen(self.o_proj.weight),
         )
@@ -169,14 +164,14 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, SparseCache]:
         look = self._look(x_BTD)
         state = self.init_state(x_BTD.shape[0], capacity)
-        return look.y_BTD, state.append(look.k_BGTK, look.v_BGTK, look.read.k_BSI)
+        return look.y_BTD, state.append(look.k_BGTK, look.v_BGTV, look.read.k_BSI)
 
     def step(self, x_BD: Tensor, state: SparseCache) -> tuple[Tensor, SparseCache]:
         x_B1D, start = x_BD[:, None], state.seen
-        q_BH1K, k_BG1K, v_BG1K = self._qkv(x_B1D, start)
+        q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start)
         with _full_precision(x_BD):
             index: sparse_attention.Index = self.indexer(x_B1D, start)
-            state = state.append(k_BG1K, v_BG1K, index.k_BSI)
+            state = state.append(k_BG1K, v_BG1V, index.k_BSI)
             index_k_BSI = state.index_k_BSI.to(index.k_BSI.dtype)
             index_B1S = sparse_attention.index_scores(index._replace(k_BSI=index_k_BSI))
         slots = index_B1S.shape[-1]
@@ -184,10 +179,13 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         index_B1S = index_B1S.masked_fill(~is_seen_S, -torch.inf)
         selected_BS = sparse_attention.select(index_B1S, self.config.top_k)[:, 0] & is_seen_S
         kept = (selected_BS.int()).topk(min(slots, self.config.top_k), sorted=False)
-        slot_BGnK = kept.indices[:, None, :, None].expand(-1, k_BG1K.shape[1], -1, self.head_dim)
-        k_BGnK, v_BGnK = (x.gather(2, slot_BGnK) for x in (state.k_BGSK, state.v_BGSK))
-        y_BHK = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnK, kept.values.bool())
-        return self.o_proj(y_BHK.flatten(1)), state
+        slot_B1n1 = kept.indices[:, None, :, None]
+        k_BGnK, v_BGnV = (
+            x_BGSK.gather(2, slot_B1n1.expand(-1, x_BGSK.shape[1], -1, x_BGSK.shape[3]))
+            for x_BGSK in (state.k_BGSK, state.v_BGSV)
+        )
+        y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, kept.values.bool())
+        return self.o_proj(y_BHV.flatten(1)), state
 
     def _look(self, x_BTD: Tensor) -> "_Look":
         config = self.config
@@ -199,17 +197,17 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         if self.training:
             selected_BTS = selected_BTS | (sparse_attention.causal(index_BTS) & self.is_dense)
 
-        q_BHTK, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
+        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
         repeats = config.n_heads // config.n_kv_heads
-        k_BHTK, v_BHTK = (
-            x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTK)
+        k_BHTK, v_BHTV = (
+            x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
         )
         with _full_precision(x_BTD):  # autocast would widen the weights of T x T
-            y_BHTK, weights_BHTS = sparse_attention.attend(
-                q_BHTK, k_BHTK, v_BHTK, selected_BTS, self.dropout if self.training else 0.0
+            y_BHTV, weights_BHTS = sparse_attention.attend(
+                q_BHTK, k_BHTK, v_BHTV, selected_BTS, self.dropout if self.training else 0.0
             )
-        y_BTD = self._output(y_BHTK)
-        return _Look(y_BTD, weights_BHTS, read, index_BTS, selected_BTS, k_BGTK, v_BGTK)
+        y_BTD = self._output(y_BHTV)
+        return _Look(y_BTD, weights_BHTS, read, index_BTS, selected_BTS, k_BGTK, v_BGTV)
 
 
 class _Look(NamedTuple):
@@ -221,7 +219,7 @@ class _Look(NamedTuple):
     index_BTS: Tensor
     selected_BTS: Tensor
     k_BGTK: Tensor
-    v_BGTK: Tensor
+    v_BGTV: Tensor
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

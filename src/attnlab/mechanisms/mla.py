@@ -9,10 +9,11 @@ Decoding keeps c and r alone and never rebuilds a key or value (the absorbed for
 a . W_uk c = (W_uk^T a) . c, the query goes into the latent space, attends there as if all heads
 shared the one key [c ; r] and the one value c, and comes back through W_uv.
 
-DeepSeek-AI 2024 (arXiv:2405.04434), here with a full-rank query. Projections bear the names of
+With a `q_lora_rank` the queries are read out of a latent of their own, norm(W_dq x_t), as in
+DeepSeek-V3. DeepSeek-AI 2024 (arXiv:2405.04434, arXiv:2412.19437). Projections bear the names of
 DeepSeek's code: `kv_a_proj_with_mqa` is W_dkv above W_kr, `kv_b_proj` is W_uk and W_uv by head.
 Shapes: B batch, T tokens, D model width, H heads, N width of the part without rotary, P width of
-the rotary part, K = N + P, V value width, R latent rank, S slots, C = R + P.
+the rotary part, K = N + P, V value width, R latent rank, M = H K, S slots, C = R + P.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from attnlab.blocks.kv_cache import filled, next_positions, none_seen, softmax_over_seen
-from attnlab.blocks.rotary import rotate, turn
+from attnlab.blocks.latent import RMSNorm
+from attnlab.blocks.rope_scaling import RopeScaling
+from attnlab.blocks.rotary import Rope, rope_problems, rotate, turn
 from attnlab.config import Problem
 from attnlab.kernels import attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
@@ -33,11 +36,13 @@ from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 @dataclass(frozen=True, kw_only=True)
 class MLA(MechanismConfig):
     n_heads: int = 4
+    q_lora_rank: int | None = None  # None: queries are read out of the token itself
     kv_lora_rank: int = 64
     qk_nope_head_dim: int = 32
     qk_rope_head_dim: int = 32
     v_head_dim: int = 32
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     kernel: attention.Kernel = "auto"
 
     def problems(self) -> Iterator[Problem]:
@@ -49,8 +54,17 @@ class MLA(MechanismConfig):
                 "qk_rope_head_dim",
                 f"must be even and at least 2, got {self.qk_rope_head_dim}: RoPE turns pairs",
             )
-        if self.rope_theta <= 0:
-            yield Problem("rope_theta", f"must be positive, got {self.rope_theta}")
+        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+            yield Problem("q_lora_rank", f"must be at least 1, got {self.q_lora_rank}")
+        yield from rope_problems(self.rope_theta, self.rope_scaling)
+
+    @property
+    def exact_length(self) -> int | None:
+        return self.rope.exact_length
+
+    @property
+    def rope(self) -> Rope:
+        return Rope(self.rope_theta, self.qk_rope_head_dim, self.rope_scaling)
 
     @property
     def qk_head_dim(self) -> int:
@@ -62,18 +76,21 @@ class MLA(MechanismConfig):
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        outer = d_model * (
-            self.n_heads * (self.qk_head_dim + self.v_head_dim) + self.cache_width
-        )  # q and o, then the latent and the rotary key
-        inner = self.n_heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
-        seen = self.n_heads * (self.cache_width + self.kv_lora_rank) * context  # scores, values
+        heads, q_rank = self.n_heads, self.q_lora_rank or 0
+        outer = self.cache_width + heads * self.v_head_dim + q_rank  # what reads or writes D
+        inner = heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
+        queries = (q_rank or d_model) * heads * self.qk_head_dim
+        projections = d_model * outer + inner + queries
+        seen = heads * (self.cache_width + self.kv_lora_rank) * context  # scores, values
         return Cost(
-            params=outer + inner + self.kv_lora_rank,  # the last is the norm
-            flops=2 * (outer + inner + seen),
+            params=projections + self.kv_lora_rank + q_rank,  # the last two are norms
+            flops=2 * (projections + seen),
             state_bytes=itemsize * self.cache_width * context,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "MultiHeadLatentAttention":
+        """Raises ConfigError where the kernel that is named has no dropout."""
+        attention.require_dropout(self.kernel, dropout)
         return MultiHeadLatentAttention(self, d_model, dropout)
 
 
@@ -86,7 +103,7 @@ class LatentCache(NamedTuple):
         tokens = latent_BTC.shape[1]
         slot_T = next_positions(self.seen, tokens)
         self.latent_BSC.index_copy_(1, slot_T, latent_BTC.to(self.latent_BSC.dtype))
-        return self._replace(seen=self.seen + tokens)
+        return LatentCache(self.latent_BSC, self.seen + tokens)
 
 
 class MultiHeadLatentAttention(Mechanism[LatentCache]):
@@ -94,9 +111,14 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         super().__init__()
         self.config, self.dropout = config, dropout
         heads, rank = config.n_heads, config.kv_lora_rank
-        self.q_proj = nn.Linear(d_model, heads * config.qk_head_dim, bias=False)
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(d_model, heads * config.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(d_model, config.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(d_model, config.cache_width, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(rank, eps=1e-6)
+        self.kv_a_layernorm = RMSNorm(rank)
         self.kv_b_proj = nn.Linear(
             rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
@@ -132,28 +154,33 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         y_BHV = einsum(y_BHR, w_uv_HVR.to(y_BHR.dtype), "B H R, H V R -> B H V")
         return self.o_proj(y_BHV.flatten(1)), state
 
-    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        del dtype
-        return attention.resolve(self.config.kernel, device, self.dropout)
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> attention.Kernel:
+        config = self.config
+        width = max(config.qk_head_dim, config.v_head_dim)
+        return attention.resolve(config.kernel, device, dtype, dropout=self.dropout, width=width)
 
     def _queries(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
+        """`q_BHTK`, such that the softmax's scale is K^-0.5 whatever the scaling of RoPE."""
         config = self.config
-        q_BHTK = rearrange(self.q_proj(x_BTD), "B T (H K) -> B H T K", H=config.n_heads)
+        if config.q_lora_rank is None:
+            q_BTM = self.q_proj(x_BTD)
+        else:
+            q_BTM = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", H=config.n_heads)
         q_BHTN, q_BHTP = q_BHTK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
-        return torch.cat([q_BHTN, self._rotate(q_BHTP, start)], -1)
+        q_BHTK = torch.cat([q_BHTN, self._rotate(q_BHTP, start)], -1)
+        factor = config.rope.softmax_factor
+        return q_BHTK if factor == 1 else q_BHTK * factor
 
     def _latents(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
         """All that the heads share of a token: its normalised latent and its rotary key."""
         latent_BTR, k_BTP = self.kv_a_proj_with_mqa(x_BTD).split(
             [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
         )
-        weight_R = self.kv_a_layernorm.weight
-        normed_BTR = self.kv_a_layernorm(latent_BTR.to(weight_R.dtype)).to(latent_BTR.dtype)
-        return torch.cat([normed_BTR, self._rotate(k_BTP, start)], -1)
+        return torch.cat([self.kv_a_layernorm(latent_BTR), self._rotate(k_BTP, start)], -1)
 
     def _rotate(self, x_TP: Tensor, start: int | Tensor) -> Tensor:
-        tokens, width = x_TP.shape[-2:]
-        return rotate(x_TP, turn(self.config.rope_theta, width, start, tokens, like=x_TP))
+        return rotate(x_TP, turn(self.config.rope, start, x_TP.shape[-2], like=x_TP))
 
     def _attend(self, q_BHTK: Tensor, latent_BTC: Tensor) -> Tensor:
         config = self.config
@@ -166,7 +193,7 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
             q_BHTK,
             torch.cat([k_BHTN, k_BHTP], -1),
             v_BHTV,
-            kernel=attention.resolve(config.kernel, q_BHTK.device, self.dropout),
+            kernel=self.kernel_on(q_BHTK.device, q_BHTK.dtype),
             dropout=self.dropout if self.training else 0.0,
         )
         return self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))

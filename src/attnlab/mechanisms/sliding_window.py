@@ -5,7 +5,8 @@
 with rotary queries and keys. Training costs O(T W) and decoding keeps `window` tokens, however
 long the sequence. Beltagy et al. 2020 (arXiv:2004.05150); Jiang et al. 2023 (arXiv:2310.06825).
 
-Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width.
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
+K width of a query and a key head, V width of a value head.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from torch import Tensor
 from attnlab.blocks.cached_heads import CachedHeads
 from attnlab.blocks.kv_cache import KVCache
 from attnlab.blocks.rotary_heads import RotaryHeadsConfig
-from attnlab.config import ConfigError, Problem
-from attnlab.kernels import windowed_attention
+from attnlab.config import Problem
+from attnlab.kernels import flex, windowed_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 
 
@@ -33,21 +34,17 @@ class SlidingWindow(RotaryHeadsConfig, MechanismConfig):
             yield Problem("window", f"must be at least 1, the token itself, got {self.window}")
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        kv_width, projections = self.kv_width(d_model), self.projection_params(d_model)
-        seen = min(context, self.window)
+        seen, projections = min(context, self.window), self.projection_flops(d_model)
         return Cost(
-            params=projections,
-            flops=2 * projections + 2 * 2 * d_model * seen,  # q k v o, then scores and values
-            state_bytes=itemsize * 2 * kv_width * seen,  # keys and values
+            params=self.projection_params(d_model),
+            flops=projections + self.look_flops(d_model, seen),
+            state_bytes=itemsize * self.kv_width(d_model) * seen,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "SlidingWindowAttention":
         """Raises ConfigError where `flex` is named with dropout, which it does not have."""
         if self.kernel == "flex":
-            try:
-                windowed_attention.require_no_dropout(dropout)
-            except ValueError as error:
-                raise ConfigError([Problem("kernel", str(error))]) from None
+            flex.require_no_dropout(dropout, instead="banded")
         return SlidingWindowAttention(self, d_model, dropout)
 
 
@@ -63,13 +60,13 @@ class SlidingWindowAttention(CachedHeads, Mechanism[KVCache]):
     def _slots(self, capacity: int) -> int:
         return min(capacity, self.config.window)
 
-    def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
-        y_BHTK = windowed_attention.windowed_attention(
+    def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
+        y_BHTV = windowed_attention.windowed_attention(
             q_BHTK,
             k_BGTK,
-            v_BGTK,
+            v_BGTV,
             window=self.config.window,
             kernel=windowed_attention.resolve(self.config.kernel, q_BHTK.device, self.dropout),
             dropout=self.dropout if self.training else 0.0,
         )
-        return self._output(y_BHTK)
+        return self._output(y_BHTV)

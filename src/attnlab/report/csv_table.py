@@ -7,8 +7,9 @@ import csv
 import io
 from typing import Any
 
-from attnlab.analysis.paired import Difference
-from attnlab.analysis.table import PARTS, Table, Variant
+from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.table import PARTS, Variant
+from attnlab.report.rows import Row, rows
 
 COLUMNS = {  # key of summary.json: column
     "final_loss": "validation_loss_nats_per_token",
@@ -34,40 +35,55 @@ COLUMNS = {  # key of summary.json: column
 WITH_SPREAD = ("final_loss", "final_perplexity", "test_loss", "step_time")
 
 
-def csv_table(table: Table) -> str:
-    """The table as text, a header and one row a variant; variants without a rank come last."""
-    rows = [_row(variant) for variant in (*table.ranked, *table.unranked)]
+def csv_table(analysis: Analysis) -> str:
+    """A header and one row a variant; those without a finished run come last."""
+    shown = rows(analysis)
+    ranked = {row.name for row in shown}
+    unfinished = [Row(v, analysis) for v in analysis.table.variants if v.name not in ranked]
+    lines = [_row(row) for row in (*shown, *unfinished)]
     text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(lines)
     return text.getvalue()
 
 
-def _row(variant: Variant) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "rank": variant.rank,
+def _row(row: Row) -> dict[str, Any]:
+    variant, analysis = row.variant, row.analysis
+    cells: dict[str, Any] = {
+        "place": row.place,
+        "tier": row.tier,
         "variant": variant.name,
         "mechanism": variant.mechanism,
         "seeds_finished": len(variant.finished),
         "seeds_planned": len(variant.runs),
         "seeds_failed": len(variant.failures),
+        "left_out": row.left_out,
+        "learning_rate": _rate(variant),
     }
     for key, column in COLUMNS.items():
-        number = variant.numbers.get(key)
-        row[column] = None if number is None else number.mean
+        number = row.numbers.get(key)
+        cells[column] = None if number is None else number.mean
         if key in WITH_SPREAD:
-            row[f"{column}_sd"] = None if number is None else number.spread
-    row |= _difference("baseline", variant.to_baseline) | _difference("best", variant.to_best)
-    return row | {f"parameters_{part}": variant.parameters.get(part) for part in PARTS}
+            cells[f"{column}_sd"] = None if number is None else number.spread
+    cells |= _difference("baseline", row.to_baseline)
+    cells |= _difference("best", analysis.to_best.get(row.name))
+    return cells | {f"parameters_{part}": variant.parameters.get(part) for part in PARTS}
 
 
-def _difference(other: str, difference: Difference | None) -> dict[str, Any]:
-    low, high = (difference and difference.interval) or (None, None)
-    column = f"loss_minus_{other}_nats_per_token"
+def _rate(variant: Variant) -> float | None:
+    return variant.config.get("train", {}).get("learning_rate")
+
+
+def _difference(other: str, pair: Comparison | None) -> dict[str, Any]:
+    """Of the verdict's metric; low and high of the simultaneous interval, then of the paired."""
+    start = f"minus_{other}"
     return {
-        column: difference and difference.mean,
-        f"{column}_low_95": low,
-        f"{column}_high_95": high,
+        f"{start}_nats_per_token": pair and pair.mean,
+        f"{start}_low_95": pair and pair.low,
+        f"{start}_high_95": pair and pair.high,
+        f"{start}_paired_low_95": pair and pair.paired_low,
+        f"{start}_paired_high_95": pair and pair.paired_high,
+        f"{start}_p_adjusted": pair and pair.p,
     }

@@ -1,98 +1,84 @@
-"""comparison.png: quality, its spread over seeds, cost, and how the runs got there.
+"""comparison.png and .svg: quality with its tiers, differences, cost, and how the runs got there.
 
-Rows are in order of rank. A variant keeps one colour, marker and line in all panels, by its place
-in the study. A variant far from the others is not drawn to scale in the upper row: an arrow at the
-edge gives its value, so that the differences among the rest stay visible.
+Rows are in order of the verdict. A variant keeps one colour, marker and line in all panels, by its
+place in the study. A variant far from the others is not drawn to scale in the upper row: an arrow
+at the edge gives its value, so that the differences among the rest stay visible.
 """
 
-import io
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from attnlab.analysis.table import Table, Variant
-from attnlab.report.panels import GREY, Look, curves, dots, minus_reference, times
-
-# Okabe and Ito 2008, told apart by the colour-blind; without yellow, too light for lines on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p", "X", "P", "h")
-DOTS_PER_INCH = 150
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a dollar sign in a variant's name is a dollar sign
-}
+from attnlab.analysis.analysis import Analysis
+from attnlab.report.drawing import png, style
+from attnlab.report.looks import GREY, looks_of
+from attnlab.report.panels.by_row import dots, forest, tiers, times
+from attnlab.report.panels.curves import curves, minus_reference
+from attnlab.report.panels.frame import name_rows, shortened
+from attnlab.report.rows import rows, split_name
+from attnlab.report.svg import whole_svg
 
 
-def comparison_png(table: Table) -> bytes:
-    """The figure as a PNG file, 1,800 pixels wide. The same table gives the same bytes."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        file = io.BytesIO()
-        _figure(table).savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return file.getvalue()
+def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
+    """A PNG file, 1,800 pixels wide, and an SVG file. The same analysis gives the same bytes."""
+    with style():
+        figure = _figure(analysis)
+        return png(figure), whole_svg(figure)
 
 
-def _figure(table: Table) -> Figure:
-    shown = table.ranked
-    looks = {
-        variant.name: Look(
-            COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
-        )
-        for i, variant in enumerate(table.variants)
-    }
-    rows = 0.27 * max(len(shown), 4) + 0.9
-    figure = Figure(figsize=(12, rows + 4.6), layout="constrained")
-    figure.suptitle(_title(table), x=0.01, ha="left", fontsize=10, color=GREY)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(rows, 4.2))
+def _figure(analysis: Analysis) -> Figure:
+    shown = rows(analysis)
+    compared = [row for row in shown if row.compared]
+    looks = looks_of(variant.name for variant in analysis.table.variants)
+    names = {row.name: row.variant for row in compared}
+    reference = names.get(analysis.table.study.baseline or "", next(iter(names.values()), None))
+    height = 0.27 * max(len(shown), 4) + 0.9
+    figure = Figure(figsize=(12, height + 4.6), layout="constrained")
+    figure.suptitle(_title(analysis), x=0.01, ha="left", fontsize=10, color=GREY)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(height, 4.2))
     above, below = parts
-    loss, ppl, time = above.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
-    dots(loss, table, looks, "final_loss", digits=2)
-    loss.set(title="Validation loss", xlabel="nats a token")
-    dots(ppl, table, looks, "final_perplexity", digits=0)
-    ppl.set(title="Validation perplexity", xlabel="exp of the loss")
+    loss, difference, time = above.subplots(1, 3, sharey=True, width_ratios=(1.1, 1.1, 1))
+    dots(loss, shown, looks, analysis.metric, digits=2)
+    loss.set(title=f"{split_name(analysis).capitalize()} loss", xlabel="nats a token")
+    if reference is not None:
+        forest(difference, shown, looks, reference.name)
+        difference.set(title=f"Loss minus {shortened(reference.name, 20)}", xlabel="nats a token")
     times(time, shown, looks)
     time.set(title="Time per training step", xlabel="milliseconds, median of a run")
-    names = [_name(variant) for variant in shown]
-    loss.set_yticks(range(len(shown)), names)
-    loss.set_ylim(max(len(shown), 1) - 0.4, -0.6)
-    for axes in (loss, ppl, time):
+    if analysis.tiers:
+        for axes in (loss, difference, time):
+            tiers(axes, shown, named=axes is loss)
+    name_rows(loss, shown)
+    for axes in (loss, difference, time):
         axes.tick_params(axis="y", length=0)
         if axes.get_xticks().size:
             axes.locator_params(axis="x", nbins=5)
 
     whole, paired = below.subplots(1, 2, width_ratios=(1, 1.1))
     curves(whole, shown, looks)
-    minus_reference(paired, table, looks)
+    label = {"xlabel": "training step", "ylabel": "validation loss, nats a token"}
+    whole.set(title="Learning curves", **label)
+    if reference is None:
+        paired.set_axis_off()
+        return figure
+    minus_reference(paired, shown, looks, reference)
+    label["ylabel"] = "difference, nats a token"
+    paired.set(title=f"Learning curves minus {shortened(reference.name, 28)}", **label)
+    if shown:
+        paired.legend(
+            loc="center left", bbox_to_anchor=(1.01, 0.5), title="in this order", handlelength=3.2
+        )
     return figure
 
 
-def _title(table: Table) -> str:
-    count, of = len(table.ranked), len(table.variants)
-    words = f"{table.study.name}: {count if count == of else f'{count} of {of}'} variants"
-    if table.most_seeds < 2:
-        return f"{words}, one seed: no error bars" if table.ranked else words
-    words += f", {table.most_seeds} seeds (dots); marker and bar: mean ± standard deviation"
-    baseline = table.study.baseline
-    return words if baseline is None else f"{words}; dashed: {baseline}"
-
-
-def _name(variant: Variant) -> str:
-    name = variant.name if len(variant.name) <= 28 else f"{variant.name[:27]}…"
-    some = len(variant.finished) < len(variant.runs)
-    return f"{name} ({len(variant.finished)} of {len(variant.runs)})" if some else name
+def _title(analysis: Analysis) -> str:
+    table = analysis.table
+    count, of = len(analysis.order), len(table.variants)
+    said = f"{table.study.name}: {count if count == of else f'{count} of {of}'} variants"
+    seeds = len(analysis.seeds)
+    if seeds < 2:
+        return f"{said}, one seed: no error bars" if seeds else said
+    said += f", {seeds} seeds (dots); marker and bar: mean ± standard deviation"
+    if not analysis.tiers:
+        return said
+    return f"{said}; differences: 95 % intervals, thin for all pairs at once, thick for one alone"

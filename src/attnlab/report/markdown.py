@@ -1,4 +1,4 @@
-"""report.md: the question, what the numbers allow one to say, the numbers, and how they were made.
+"""report.md: what `page` shows, in short, for who reads it where HTML does not render.
 
 The text is in `templates/report.md.j2`.
 """
@@ -8,67 +8,71 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from attnlab.analysis.settings import describe, flat, shared_and_own
-from attnlab.analysis.table import Table, Variant
-from attnlab.report import units
-from attnlab.report.verdict import headline, mechanism_of, seeds_of, unfinished, verdict
+from attnlab.analysis.analysis import Analysis
+from attnlab.report import columns as column
+from attnlab.report import units, words
+from attnlab.report.columns import VARIANT, Column
+from attnlab.report.provenance import environment, settings
+from attnlab.report.rows import rows
+from attnlab.version import __version__
 
-OF_ONE_START = ("started", "earlier")  # in environment.json: when, and where before a resume
 
-
-def markdown(table: Table, picture: str | None) -> str:
+def markdown(analysis: Analysis, picture: str | None) -> str:
     """The report as text. `picture` is the path to show, relative to the report, or None."""
-    configs = {variant.name: variant.config for variant in table.variants if variant.config}
-    shared, own = shared_and_own(configs)
-    environment = Environment(
+    shown, table = rows(analysis), analysis.table
+    shared, own = settings(table)
+    templates = Environment(
         loader=PackageLoader("attnlab.report"),
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML; `cell` escapes what would break a table
     )
-    environment.filters["cell"] = _cell
-    return environment.get_template("report.md.j2").render(
-        table=table,
-        baseline=table.study.baseline,
-        headline=headline(table),
-        verdict=verdict(table),
-        unfinished=unfinished(table),
+    templates.filters["cell"] = _cell
+    return templates.get_template("report.md.j2").render(
+        analysis=analysis,
+        study=table.study,
+        how_sure=words.how_sure(analysis),
+        facts=words.facts(analysis),
+        legend=words.LEGEND if analysis.tiers else "",
         picture=picture,
-        picture_words="Validation loss, perplexity, time per step and learning curves by variant",
-        tested=any("test_loss" in variant.numbers for variant in table.ranked),
+        rows=shown,
+        ranking=column.known(column.ranking(analysis), shown),
+        differences=_differences(analysis),
+        costs=column.known([VARIANT, *column.costs()], shown),
+        parts=column.known([VARIANT, *column.parts()], shown),
+        missing=words.unfinished(table),
+        alarms=words.alarms(table),
         shared=shared,
         own=own,
-        environment=_environment(table),
+        environment=environment(table),
         units=units,
-        describe=describe,
-        mean=_mean,
-        whole=_whole,
-        mechanism_of=mechanism_of,
-        seeds_of=seeds_of,
+        version=__version__,
     )
 
 
-def _environment(table: Table) -> dict[str, str]:
-    """Where the runs ran, by dotted path; where they differ, every value."""
-    seen: dict[str, dict[str, None]] = {}
-    for run in table.runs:
-        there = {key: value for key, value in run.environment.items() if key not in OF_ONE_START}
-        for path, value in flat(there).items():
-            seen.setdefault(path, {})[describe(value)] = None
-    starts = sorted(
-        run.environment["started"] for run in table.runs if "started" in run.environment
-    )
-    when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
-    return {path: " | ".join(values) for path, values in seen.items()} | when
+def _differences(analysis: Analysis) -> list[Column]:
+    """The forest plot in numbers."""
+    if not analysis.to_baseline or not analysis.tiers:
+        return []
+    to = analysis.to_baseline
 
+    def mean(name: str) -> str:
+        return f"{to[name].mean:+.4f}" if name in to else "baseline"
 
-def _mean(variant: Variant, key: str) -> float | None:
-    return variant.numbers[key].mean if key in variant.numbers else None
+    def simultaneous(name: str) -> str:
+        return units.interval(to[name].low, to[name].high) if name in to else ""
 
+    def plain(name: str) -> str:
+        pair = to.get(name)
+        return units.interval(pair.paired_low, pair.paired_high) if pair else ""
 
-def _whole(value: int | None) -> str:
-    return units.UNKNOWN if value is None else f"{value:,}"
+    return [
+        VARIANT,
+        Column(title="difference", text=lambda r: mean(r.name), value=lambda _: None),
+        Column(title="for all pairs at once", text=lambda r: simultaneous(r.name)),
+        Column(title="for this pair alone", text=lambda r: plain(r.name)),
+    ]
 
 
 def _cell(value: Any) -> str:

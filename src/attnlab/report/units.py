@@ -2,7 +2,8 @@
 
 import math
 
-from attnlab.analysis.paired import Difference, Estimate
+from attnlab.analysis.analysis import Comparison
+from attnlab.analysis.paired import Estimate
 
 UNKNOWN = "–"
 
@@ -35,12 +36,34 @@ def estimate(value: Estimate | None, digits: int = 4) -> str:
     return f"{number(value.mean, digits)}{spread}"
 
 
-def difference(value: Difference | None) -> str:
-    """Mean ± half width of the 95 % interval; the mean alone for one seed."""
+def comparison(value: Comparison | None) -> str:
+    """Mean ± half width of the simultaneous 95 % interval; the mean alone for one seed."""
     if value is None:
         return UNKNOWN
-    half_width = "" if value.half_width is None else f" ± {value.half_width:.4f}"
-    return f"{value.mean:+.4f}{half_width}"
+    if value.low is None or value.high is None:
+        return f"{value.mean:+.4f}"
+    return f"{value.mean:+.4f} ± {(value.high - value.low) / 2:.4f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """
+    >>> interval(-0.1, 0.02)
+    '-0.1000 to +0.0200'
+    """
+    return UNKNOWN if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def measured(value: float | None, unit: str) -> str:
+    """A cost in its unit, as `analysis.pareto.Front` names it.
+
+    >>> measured(0.0123, "seconds"), measured(2**21, "bytes"), measured(1.2e7, "FLOPs")
+    ('12.3 ms', '2.00 MiB', '12.0 M')
+    """
+    if unit == "bytes":
+        return size(value)
+    if unit == "seconds":
+        return UNKNOWN if value is None else f"{milliseconds(value)} ms"
+    return count(value)
 
 
 def count(value: float | None) -> str:

@@ -14,8 +14,10 @@ from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import ModelConfig
+from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Pick
 from attnlab.study import RunConfig, Study
 from attnlab.train_config import TrainConfig
+from attnlab.tuning import LearningRates
 
 base = RunConfig(
     data=WikiText2(),
@@ -38,10 +40,26 @@ base = RunConfig(
     ),
 )
 
+# 3e-4 is low for so small a model and so short a run: the grid goes up from there
+learning_rates = LearningRates(multiples=(1, 2, 4, 8), factor=2, most=7)
+
 study = Study(
     question=__doc__ or "",
     baseline="mha",
-    seeds=3,
+    seeds=5,
+    learning_rates=learning_rates,
+    margin=0.01,
+    questions=(
+        BestQuality(text="Is MHA still the best, or do the efficient variants close the gap?"),
+        BestForCost(text="Which has the best quality for its cost?"),
+        GivesUp(
+            text="How much do sparse and linear attention give up?",
+            variants=("sparse_512", "sparse_256", "linear"),
+        ),
+        Needed(text="Is attention needed at all?"),
+        EveryLayer(text="Is it needed in every layer?"),
+        Pick(text="What to pick when memory, speed or quality comes first?"),
+    ),
     variants={
         "mha": base,
         "mla": base.with_mechanisms(

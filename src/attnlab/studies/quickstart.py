@@ -13,6 +13,7 @@ from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import ModelConfig
+from attnlab.question import BestForCost, BestQuality, GivesUp, Needed, Pick
 from attnlab.study import RunConfig, Study
 from attnlab.train_config import TrainConfig
 
@@ -41,6 +42,16 @@ study = Study(
     question=__doc__ or "",
     baseline="mha",
     seeds=3,
+    questions=(
+        BestQuality(text="Is MHA still the best, or do the efficient variants close the gap?"),
+        BestForCost(text="Which has the best quality for its cost?"),
+        GivesUp(
+            text="How much do sparse and linear attention give up?",
+            variants=("sparse_64", "sparse_32", "linear"),
+        ),
+        Needed(text="Is attention needed at all?"),
+        Pick(text="What to pick when memory, speed or quality comes first?"),
+    ),
     variants={
         "mha": base,
         "mla": base.with_mechanisms(

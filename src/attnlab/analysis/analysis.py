@@ -1,0 +1,56 @@
+"""A study as one object: what every page, table and figure is made from.
+
+`analyse` reads the run folders; nothing here imports torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from attnlab.analysis.answers import Answer, answers_of
+from attnlab.analysis.comparison import Comparison
+from attnlab.analysis.controls import Control, controls_of
+from attnlab.analysis.costs import costs_of
+from attnlab.analysis.headline import headline
+from attnlab.analysis.pareto import Front, front_of
+from attnlab.analysis.picks import Pick, picks_of
+from attnlab.analysis.rates import RateCurve, rate_curves
+from attnlab.analysis.serving import Serving
+from attnlab.analysis.table import read_table
+from attnlab.analysis.verdict import Verdict, verdict_of
+
+__all__ = ["Analysis", "Answer", "Comparison", "Control", "Front", "Pick", "RateCurve", "analyse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Verdict):
+    """The verdict, and what follows from it beside the costs."""
+
+    controls: tuple[Control, ...]
+    diverged: Mapping[str, tuple[int, int]]  # variant: (runs diverged or failed, runs planned)
+    rates: Mapping[str, RateCurve]  # variant: its tuning; empty where nothing was tuned
+    fronts: tuple[Front, ...]  # one a cost
+    picks: tuple[Pick, ...]  # one a use case
+    answers: tuple[Answer, ...]  # one a question of the study
+    headline: tuple[str, str]  # the verdict in two sentences
+
+
+def analyse(study_dir: Path) -> Analysis:
+    """Read a study folder, at any time. Raises ValueError where there is no study."""
+    table = read_table(study_dir)
+    verdict = verdict_of(table)
+    serving = Serving.read(study_dir)
+    costs = costs_of(table, serving)
+    controls = controls_of(verdict)
+    fronts = tuple(front_of(cost, verdict) for cost in costs)
+    picks = picks_of(verdict, costs, serving)
+    return Analysis(
+        **{field.name: getattr(verdict, field.name) for field in fields(Verdict)},
+        controls=controls,
+        diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
+        rates=rate_curves(table),
+        fronts=fronts,
+        picks=picks,
+        answers=answers_of(verdict, fronts, picks),
+        headline=headline(verdict, controls),
+    )

@@ -1,0 +1,75 @@
+"""The verdict in two sentences that a newcomer understands."""
+
+from collections.abc import Sequence
+
+from attnlab.analysis.comparison import Comparison
+from attnlab.analysis.controls import Control
+from attnlab.analysis.verdict import Verdict
+from attnlab.analysis.wording import listed
+
+SPLIT = {"test_loss": "test", "final_loss": "validation"}
+
+
+def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
+    """What won and by how much; then where the others are, or why there is no winner."""
+    if not verdict.order:
+        return "No run that can be compared has finished yet.", _left_out(verdict) or verdict.why
+    best = verdict.order[0]
+    loss = f"{verdict.means[best]:.3f} nats a token on the {SPLIT[verdict.metric]} text"
+    if not verdict.tiers:
+        has = "has the lowest loss" if len(verdict.order) > 1 else "stands alone"
+        return f"{best} {has} ({loss}), but that is no verdict.", f"{verdict.why}{_more(verdict)}"
+    lead = [names for names in verdict.functions if verdict.tiers[names[0]] == 1]
+    if len(lead) == 1:
+        rival = verdict.functions[1][0]
+        by = _plus_minus(verdict.pairs[best, rival])
+        first = f"{listed(lead[0])} predicts this text best: {loss}, {by} better than the next, "
+        first += f"{rival}."
+    elif len(lead) == len(verdict.functions):
+        first = f"No winner: the differences between the {len(lead)} variants are within the noise "
+        first += f"(the lowest mean is {best}'s, {loss})."
+    else:
+        names = listed([name for names in lead for name in names])
+        first = f"{names} share the lead: {loss} for {best}, and the others cannot be told from it."
+    for control in controls:
+        if control.same_rate and control.ties is False:
+            return first, control.note
+    return first, _others(verdict) + _left_out(verdict)
+
+
+def _others(verdict: Verdict) -> str:
+    """The tiers behind the first, each with how far it is behind."""
+    said: list[str] = []
+    for tier in sorted(set(verdict.tiers.values()) - {1}):
+        names = [name for name in verdict.order if verdict.tiers[name] == tier]
+        behind = sorted(verdict.to_best[name].mean for name in names)
+        ends = dict.fromkeys([f"{behind[0]:.3f}", f"{behind[-1]:.3f}"])
+        said.append(f"{listed(names)} ({' to '.join(ends)} nats behind)")
+    if not said:
+        smallest = f"{verdict.detectable:.3f}" if verdict.detectable is not None else "?"
+        return f"With {len(verdict.seeds)} seeds, differences under {smallest} nats go unseen."
+    return f"Behind {'it' if len(_leaders(verdict)) == 1 else 'them'}: {'; then '.join(said)}."
+
+
+def _leaders(verdict: Verdict) -> list[str]:
+    return [name for name, tier in verdict.tiers.items() if tier == 1]
+
+
+def _left_out(verdict: Verdict) -> str:
+    if not verdict.left_out:
+        return ""
+    name, reason = next(iter(verdict.left_out.items()))
+    if len(verdict.left_out) == 1:
+        return f" Not compared: {name} ({reason})."
+    return f" Not compared: {listed(list(verdict.left_out))} ({name}: {reason})."
+
+
+def _more(verdict: Verdict) -> str:
+    return " Run it with --seeds 3 or more for error bars." if len(verdict.seeds) == 1 else ""
+
+
+def _plus_minus(pair: Comparison) -> str:
+    if pair.low is None or pair.high is None:
+        return f"{abs(pair.mean):.3f}"
+    half = max(pair.high - pair.mean, pair.mean - pair.low)
+    return f"{abs(pair.mean):.3f} ± {half:.3f}"

@@ -1,0 +1,81 @@
+"""Sensitivity to the learning rate, from the runs that tuned it.
+
+    loss(rate) = best + curvature * log2(rate / best rate)^2
+
+through the chosen rate and its two neighbours: a parabola in the logarithm, where rates are chosen.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnlab.analysis.table import Table, Variant
+from attnlab.record import tuning_runs
+from attnlab.tuning import TUNING_SEED
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateCurve:
+    """Validation loss of one variant against the peak learning rate."""
+
+    rates: tuple[float, ...]  # ascending
+    losses: tuple[float | None, ...]  # nats a token, None where it diverged
+    chosen: float
+    interior: bool  # a lower and a higher rate were tried, and were no better
+    curvature: float | None  # nats per squared factor of 2; None without a parabola
+    within_factor_2: float | None  # nats: what a rate off by a factor of 2 costs, at most
+
+
+def rate_curves(table: Table) -> dict[str, RateCurve]:
+    """Of every variant whose learning rate was tuned, as far as that has come."""
+    curves = {variant.name: _curve(table, variant) for variant in table.variants}
+    return {name: curve for name, curve in curves.items() if curve is not None}
+
+
+def _curve(table: Table, variant: Variant) -> RateCurve | None:
+    losses = _losses(table, variant)
+    worth = {rate: loss for rate, loss in losses.items() if loss is not None}
+    if not worth:
+        return None
+    used = variant.config.get("train", {}).get("learning_rate")
+    chosen = used if used in worth else min(worth, key=lambda rate: worth[rate])
+    rates = list(losses)
+    place = rates.index(chosen)
+    around = rates[max(0, place - 1) : place + 2]
+    beside = [losses[rate] for rate in around if rate != chosen]
+    fitted = _parabola({rate: worth[rate] for rate in around if rate in worth})
+    return RateCurve(
+        rates=tuple(rates),
+        losses=tuple(losses.values()),
+        chosen=chosen,
+        interior=len(beside) == 2 and all(x is None or x >= worth[chosen] for x in beside),
+        curvature=None if fitted is None else fitted[0],
+        within_factor_2=None if fitted is None else _rise(fitted, math.log2(chosen)),
+    )
+
+
+def _losses(table: Table, variant: Variant) -> dict[float, float | None]:
+    """By rate, ascending: what ended finished or diverged. A failed run will be tried again."""
+    found: dict[float, float | None] = {}
+    for rate, folder in tuning_runs(table.path, variant.name, TUNING_SEED).items():
+        summary = folder.summary() or {}
+        if summary.get("status") in ("finished", "diverged"):
+            finished = summary["status"] == "finished"
+            found[rate] = summary.get("final_loss") if finished else None
+    return found
+
+
+def _parabola(points: Mapping[float, float]) -> tuple[float, float] | None:
+    """`(a, b)` of a x^2 + b x + c, x = log2(rate), through three points; None where a <= 0."""
+    if len(points) != 3:
+        return None
+    a, b, _ = np.polyfit([math.log2(rate) for rate in points], list(points.values()), 2)
+    return (float(a), float(b)) if a > 0 else None
+
+
+def _rise(fitted: tuple[float, float], x: float) -> float:
+    """By how much the parabola is higher one factor of 2 away, on the worse side."""
+    a, b = fitted
+    return a + abs(2 * a * x + b)

@@ -1,0 +1,68 @@
+"""How long a piece of work takes: the median of many calls after a warm-up, and their spread.
+
+On CUDA an event is recorded between the calls, and nothing waits for the device until the last one
+is done; elsewhere the clock is read between them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+LEAST, MOST = 5, 200  # calls that are timed
+WARM_UP = 3  # calls before
+PATIENCE = 10  # times the budget: no single call that takes longer is repeated
+
+MOST_CALLS = WARM_UP + 1 + MOST  # of one `time_calls`
+
+
+class Times(NamedTuple):
+    seconds: float  # the median
+    spread_seconds: float | None  # between the quartiles; None of one call
+    repeats: int
+
+
+def time_calls(call: Callable[[], object], device: torch.device, budget: float) -> Times:
+    """Call again and again, for about `budget` seconds, at least 5 and at most 200 times.
+
+    A call that takes over ten times the budget is made twice, and the second counts.
+    """
+    for warm_up in range(WARM_UP):
+        seconds = _one(call, device)
+        if warm_up and seconds > PATIENCE * budget:  # the first may have compiled something
+            return Times(seconds, None, 1)
+    repeats = min(MOST, max(LEAST, round(budget / max(_one(call, device), 1e-9))))
+    lower, median, upper = statistics.quantiles(_each(call, device, repeats), n=4)
+    return Times(median, upper - lower, repeats)
+
+
+def _one(call: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _each(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    if device.type != "cuda":
+        clock = [time.perf_counter()]
+        for _ in range(repeats):
+            call()
+            clock.append(time.perf_counter())
+        return [after - before for before, after in pairwise(clock)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    _wait(device)
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(events)]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

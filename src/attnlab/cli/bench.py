@@ -1,0 +1,166 @@
+"""`attnlab bench`: what mechanisms cost to train and to serve, against context and batch."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from attnlab.bench.account import account, to_account_for
+from attnlab.bench.ceilings import measure_ceilings
+from attnlab.bench.conditions import Conditions
+from attnlab.bench.ledger import Ledger
+from attnlab.bench.point import Point, activities, numbers, points
+from attnlab.bench.session import measure_all
+from attnlab.bench.table import BenchTable, line
+from attnlab.bench.targets import Setup, Sizes, Target, study_of, targets
+from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, status, told
+from attnlab.config import ConfigError, Problem, suggestion
+from attnlab.environment import describe
+from attnlab.launch import seats
+from attnlab.record import replace_file, to_json
+
+
+def _size(default: int) -> Any:
+    """An option for one of the sizes of the model that a kind is put into."""
+    return typer.Option(help="Of a kind's model.", show_default=str(default), min=1)
+
+
+@app.command("bench")
+@told
+def bench_(  # noqa: PLR0913  one parameter an option
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="A study or its path, all, a kind, file.py:Class, each perhaps with its own "
+            "settings (mla:kv_lora_rank=128); then settings of all: train.seq_len=512 ...",
+            show_default=False,
+        ),
+    ],
+    only: Annotated[str | None, typer.Option(help="Variants, separated by commas.")] = None,
+    contexts: Annotated[
+        str | None, typer.Option(help="Tokens: 1k,4k,16k,64k.", show_default="from seq_len to 64K")
+    ] = None,
+    batches: Annotated[str, typer.Option(help="Sequences at a time.")] = "1,8",
+    measure: Annotated[
+        str, typer.Option("--what", help="What is measured.")
+    ] = "train,prefill,decode",
+    d_model: Annotated[int | None, _size(Sizes.d_model)] = None,
+    n_layers: Annotated[int | None, _size(Sizes.n_layers)] = None,
+    n_heads: Annotated[int | None, _size(Sizes.n_heads)] = None,
+    vocab_size: Annotated[int | None, _size(Sizes.vocab_size)] = None,
+    seconds: Annotated[float, typer.Option(help="Of timed calls a point, about.", min=0.001)] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of bench.json.", show_default="results/STUDY")
+    ] = None,
+    device: DeviceOption = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the models.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a training step, prefill and decoding: time, memory, decode state, FLOPs.
+
+    Times are medians ± half of the interquartile range. Each point is kept in bench.json as soon as
+    it is measured; the same command goes on with the missing ones.
+    """
+    words = [word for word in what if not _is_setting(word)]
+    study = study_of(words)
+    sizes = {
+        name: value
+        for name, value in (
+            ("d_model", d_model),
+            ("n_layers", n_layers),
+            ("n_heads", n_heads),
+            ("vocab_size", vocab_size),
+        )
+        if value is not None
+    }
+    if study is not None and sizes:
+        raise ValueError(f"a study has its own sizes; {', '.join(sizes)} is for kinds")
+    changes = [word for word in what if _is_setting(word)]
+    chosen = _only(targets(words, changes, Sizes(**sizes)), only)
+    asked = list(
+        points(
+            [(target.name, target.setup.train.seq_len) for target in chosen],
+            activities(measure),
+            numbers(contexts, "--contexts") if contexts else None,
+            numbers(batches, "--batches"),
+        )
+    )
+    where, talk = torch.device(seats(device, 1)[0].device), errors if as_json else console
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    setups = dict(chosen)
+    ledger = Ledger.open(
+        out or Path("results") / (study.name if study else "bench"),
+        environment=describe(where),
+        compiled=compiled,
+        setups=setups,
+    )
+    with status("measuring what the device can do", talk):
+        under = Conditions(
+            device=where,
+            ceilings=measure_ceilings(where, seconds / 4),
+            compiled=compiled,
+            seconds=seconds,
+        )
+    command = shlex.join(["attnlab", *sys.argv[1:]])
+    ledger.note(ceilings=under.ceilings._asdict(), command=command)
+    try:
+        with status("measuring", talk):
+            for result in measure_all(asked, setups, under, ledger):
+                talk.print(line(result), highlight=False, markup=False, soft_wrap=True)
+            _account(ledger, setups, under, talk)
+    finally:  # an interrupted bench has pictures of what it did
+        pictures = _draw(ledger)
+    if as_json:
+        sys.stdout.write(to_json(ledger.contents).decode())
+    else:
+        console.print(BenchTable(ledger.contents), highlight=False)
+        console.print(f"\n{', '.join(pictures)} in {ledger.folder}", highlight=False)
+    failed = any(point["status"] == "failed" for point in ledger.points)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _is_setting(word: str) -> bool:
+    """`section.key=value`, and not `kind:key=value`."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and ":" not in key
+
+
+def _only(found: list[Target], names: str | None) -> list[Target]:
+    """These targets alone. Raises ConfigError for a name that is none of them."""
+    if names is None:
+        return found
+    asked, known = [name.strip() for name in names.split(",")], [target.name for target in found]
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ConfigError(
+            Problem("only", f"no variant {name!r}{suggestion(name, known)}") for name in unknown
+        )
+    return [target for target in found if target.name in asked]
+
+
+def _account(ledger: Ledger, setups: Mapping[str, Setup], under: Conditions, talk: Console) -> None:
+    """Say where the time goes of decoded tokens that are far from their bounds."""
+    if under.device.type == "cuda":
+        for point in to_account_for(ledger.points):
+            if point["variant"] in setups:
+                try:
+                    ledger.put(account(point, setups[point["variant"]], under))
+                except RuntimeError as error:
+                    talk.print(f"no account of {Point.of(point)}: {error}", markup=False)
+
+
+def _draw(ledger: Ledger) -> list[str]:
+    """The pictures, one a batch size; their names."""
+    from attnlab.bench.figure import bench_png  # matplotlib takes a second to import
+
+    written = ["bench.json"]
+    for batch in sorted({point["batch"] for point in ledger.points}):
+        written.append(f"bench-batch-{batch}.png")
+        replace_file(ledger.folder / written[-1], bench_png(ledger.contents, batch))
+    return written

@@ -1,0 +1,216 @@
+"""`attnlab run STUDY --plan`: what a study would take and could find, before anything is spent."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from attnlab.agenda import Agenda, Count
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.power import detectable
+from attnlab.cli.app import console, errors, status
+from attnlab.data import Corpus, DataConfig, DataError, Places
+from attnlab.forecast import Forecast
+from attnlab.launch import Seat
+from attnlab.plan import plan
+from attnlab.record import to_json
+from attnlab.report.units import count, duration, size
+from attnlab.study import RunConfig, Study
+from attnlab.timing import Pace, time_run
+
+
+def show_plan(
+    study: Study,
+    study_dir: Path,
+    places: Places,
+    seats: list[Seat],
+    spread: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Print it. Raises ValueError where the folder holds runs with other settings."""
+    talk = errors if as_json else console
+    try:
+        read = corpora(study, places, talk)
+    except DataError as error:
+        agenda = Agenda(study, study_dir, dict.fromkeys(study.variants, ""))
+        read, paces, untimed = {}, {}, dict.fromkeys(study.variants, str(error))
+    else:
+        agenda = plan(study, study_dir, {name: corpus.fingerprint for name, corpus in read.items()})
+        paces, untimed = _paces(agenda, read, seats[0], talk)
+    forecast = Forecast(
+        agenda=agenda,
+        workers=len(seats),
+        paces=paces,
+        tokenizer_bytes=_tokenizer_bytes(read),
+    )
+    power = _power(study, study_dir, spread)
+    if as_json:
+        sys.stdout.write(to_json(_as_json(forecast, untimed, power)).decode())
+    else:
+        _print(forecast, untimed, power, seats)
+
+
+def corpora(study: Study, places: Places, talk: Console) -> dict[str, Corpus]:
+    """Each variant's data, which is read, tokenized and cached here, before any worker asks."""
+    found = dict[DataConfig, Corpus]()
+    with status("reading the data", talk):
+        for config in study.variants.values():
+            if config.data not in found:
+                found[config.data] = config.data.load(places)
+    return {name: found[config.data] for name, config in study.variants.items()}
+
+
+def _paces(
+    agenda: Agenda, read: Mapping[str, Corpus], seat: Seat, talk: Console
+) -> tuple[dict[str, Pace], dict[str, str]]:
+    """Of the variants that are not done; and why others could not be timed."""
+    paces, untimed, timed = dict[str, Pace](), dict[str, str](), dict[RunConfig, Pace]()
+    for name in agenda.left():
+        config = agenda.study.variants[name]
+        with status(f"timing {name}", talk):
+            try:
+                if config not in timed:
+                    timed[config] = _time(config, read[name], seat)
+                paces[name] = timed[config]
+            except Exception as error:  # whatever its model raises, the plan says so and goes on
+                untimed[name] = f"{type(error).__name__}: {error}"
+    return paces, untimed
+
+
+def _time(config: RunConfig, corpus: Corpus, seat: Seat) -> Pace:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(seat.threads)
+    try:
+        return time_run(config, corpus, torch.device(seat.device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _tokenizer_bytes(read: Mapping[str, Corpus]) -> dict[str, int]:
+    by_fingerprint = dict[str, int]()
+    for corpus in read.values():
+        if corpus.fingerprint not in by_fingerprint:
+            by_fingerprint[corpus.fingerprint] = len(corpus.codec.to_json().encode())
+    return {name: by_fingerprint[corpus.fingerprint] for name, corpus in read.items()}
+
+
+def _power(study: Study, study_dir: Path, spread: float | None) -> dict[str, Any]:
+    """The difference that these seeds could find, and from which spread of a run's loss."""
+    source = "as given" if spread is not None else None
+    if spread is not None and spread <= 0:
+        raise ValueError(f"--spread must be positive, got {spread}")
+    if spread is None and (study_dir / "study.json").is_file():
+        spread = analyse(study_dir).noise
+        source = None if spread is None else f"as that of the runs in {study_dir}"
+    variants, seeds = len(study.variants), study.seeds
+    possible = variants > 1 and seeds > 1
+    return {
+        "spread": spread,
+        "spread_source": source,
+        "spreads": detectable(1.0, variants=variants, seeds=seeds) if possible else None,
+        "nats": detectable(spread, variants=variants, seeds=seeds)
+        if possible and spread is not None
+        else None,
+    }
+
+
+def _as_json(
+    forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any]
+) -> dict[str, Any]:
+    agenda, seconds = forecast.agenda, forecast.seconds()
+    return {
+        "study": agenda.study.name,
+        "runs": {
+            "tuning": agenda.tuning_count()._asdict(),
+            "verdict": agenda.verdict_count()._asdict(),
+        },
+        "workers": forecast.workers,
+        "seconds": seconds and {"at_least": seconds[0], "at_most": seconds[1]},
+        "disk_bytes": {
+            "checkpoints": forecast.checkpoint_bytes(),
+            "records": forecast.record_bytes(),
+        },
+        "detectable": dict(power),
+        "variants": {
+            name: {
+                "parameters": forecast.parameters(name),
+                "tuning": agenda.tuning_count([name])._asdict(),
+                "verdict": agenda.verdict_count([name])._asdict(),
+                "run_seconds": forecast.run_seconds(name),
+                "step_seconds": forecast.paces[name].step if name in forecast.paces else None,
+                "not_timed": untimed.get(name),
+            }
+            for name in agenda.study.variants
+        },
+    }
+
+
+def _print(
+    forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any], seats: list[Seat]
+) -> None:
+    agenda, study = forecast.agenda, forecast.agenda.study
+    console.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
+    console.print(_grid(forecast))
+    tuning, verdict = agenda.tuning_count(), agenda.verdict_count()
+    lines = {"runs": f"{_runs(verdict)} for the verdict"}
+    if tuning.at_most:
+        lines["runs"] = f"{_runs(tuning)} to tune learning rates, then {lines['runs']}"
+    lines["time"] = _time_left(forecast, untimed, seats)
+    checkpoints, records = forecast.checkpoint_bytes(), forecast.record_bytes()
+    lines["disk"] = f"{size(checkpoints + records)}, {size(checkpoints)} of it checkpoints"
+    lines["finds"] = _finds(study, power)
+    for name, text in lines.items():
+        console.print(f"{name:<6}{escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _grid(forecast: Forecast) -> Grid:
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("variant", "parameters", "ms/step", "a run", "to tune", "for the verdict"):
+        grid.add_column(title, justify="left" if title == "variant" else "right")
+    agenda = forecast.agenda
+    for name in agenda.study.variants:
+        pace = forecast.paces.get(name)
+        grid.add_row(
+            escape(name),
+            count(forecast.parameters(name)),
+            f"{1000 * pace.step:.2f}" if pace else "–",
+            duration(forecast.run_seconds(name)),
+            _runs(agenda.tuning_count([name])),
+            _runs(agenda.verdict_count([name])),
+        )
+    return grid
+
+
+def _runs(count: Count) -> str:
+    bounds = f"{count.at_least}"
+    if count.at_most > count.at_least:
+        bounds += f" to {count.at_most}"
+    return f"{bounds} ({count.ended} done)" if count.ended else bounds
+
+
+def _time_left(forecast: Forecast, untimed: Mapping[str, str], seats: list[Seat]) -> str:
+    seconds = forecast.seconds()
+    if seconds is None:
+        name, reason = next(iter(untimed.items()))
+        return f"not timed: {name}: {reason.splitlines()[0]}"
+    least, most = map(duration, seconds)
+    bounds = least if least == most else f"{least} to {most}"
+    devices = ", ".join(dict.fromkeys(seat.device for seat in seats))
+    return f"about {bounds}, {len(seats)} at a time on {devices}"
+
+
+def _finds(study: Study, power: Mapping[str, Any]) -> str:
+    if power["spreads"] is None:
+        return "no difference: a verdict needs two variants and two seeds"
+    between = f"between any two of {len(study.variants)} variants, 4 times in 5"
+    if power["nats"] is None:
+        spreads = f"differences from {power['spreads']:.1f} times the spread of a run's loss"
+        return f"{spreads} {between}; --spread says how large that is"
+    spread = f"a run's loss spreads by {power['spread']:.4f}, {power['spread_source']}"
+    return f"differences from {power['nats']:.4f} nats {between} ({spread})"

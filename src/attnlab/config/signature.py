@@ -1,0 +1,68 @@
+"""Settings out of a signature: what a class of another package takes, as fields of a config."""
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import field
+from typing import Any, cast
+
+_PLAIN = (bool, int, float, str)
+
+
+def settings_of(
+    function: Callable[..., Any], leave_out: Collection[str] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and field of every argument that JSON can say, as `make_dataclass` takes them.
+
+    The type comes from the annotation and, where that says nothing usable, from the default.
+
+    >>> def layer(width: int, rate: float = 1, mask: list | None = None, **more): ...
+    >>> [(name, hint) for name, hint, _ in settings_of(layer, leave_out=["width"])]
+    [('rate', <class 'float'>)]
+    """
+    try:
+        hints = typing.get_type_hints(_annotated(function))
+    except NameError:  # of something that is imported for type checkers alone
+        hints = {}
+    for name, argument in inspect.signature(function).parameters.items():
+        is_named = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+        if name in leave_out or not is_named:
+            continue
+        is_required = argument.default is argument.empty
+        default = None if is_required else argument.default
+        hint = _type(hints.get(name), default, may_be_none=default is None and not is_required)
+        if hint is not None and _is_finite(default):
+            yield name, hint, field() if is_required else field(default=default)
+
+
+def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function.__init__ if isinstance(function, type) else function
+
+
+def _type(hint: Any, default: Any, *, may_be_none: bool) -> Any:
+    """What a setting must be; None for what is no setting."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = set(typing.get_args(hint)) if is_union else {hint}
+    named = options - {types.NoneType, None}
+    if not (len(named) == 1 and _is_plain(*named)):
+        named = {type(default)} - {types.NoneType}
+    if not (named and _is_plain(*named)):
+        return None
+    (base,) = named
+    if base is int and isinstance(default, float):
+        base = float
+    return base | None if may_be_none or types.NoneType in options else base
+
+
+def _is_plain(hint: Any) -> bool:
+    """A scalar, or a tuple of scalars."""
+    items = [item for item in typing.get_args(hint) if item is not ...]
+    is_tuple = typing.get_origin(hint) is tuple and bool(items)
+    return all(item in _PLAIN for item in (items if is_tuple else [hint]))
+
+
+def _is_finite(default: Any) -> bool:
+    parts = cast("tuple[Any, ...]", default) if isinstance(default, tuple) else (default,)
+    return all(math.isfinite(part) for part in parts if isinstance(part, float))

@@ -1,0 +1,1 @@
+"""The panels of every figure, each drawn on axes that it is given. One file, one kind."""

@@ -1,0 +1,34 @@
+"""Where the numbers come from: settings shared and own, machines, versions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attnlab.analysis.settings import describe, flat, shared_and_own
+from attnlab.analysis.table import Table
+
+OF_ONE_START = ("started", "earlier")  # in environment.json: when, and where before a resume
+
+
+def settings(table: Table) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """`{path: value}` that all variants share, and by variant what it has of its own."""
+    configs = {variant.name: variant.config for variant in table.variants if variant.config}
+    shared, own = shared_and_own(configs)
+    return _described(shared), {name: _described(of_one) for name, of_one in own.items()}
+
+
+def environment(table: Table) -> dict[str, str]:
+    """Where the runs ran, by dotted path; where they differ, every value."""
+    seen: dict[str, dict[str, None]] = {}
+    for run in table.runs:
+        there = {key: value for key, value in run.environment.items() if key not in OF_ONE_START}
+        for path, value in flat(there).items():
+            seen.setdefault(path, {})[describe(value)] = None
+    starts = sorted(
+        run.environment["started"] for run in table.runs if "started" in run.environment
+    )
+    when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
+    return {path: " | ".join(values) for path, values in seen.items()} | when
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, str]:
+    return {path: describe(value) for path, value in values.items()}

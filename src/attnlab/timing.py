@@ -1,0 +1,145 @@
+"""How long the runs of a study take: a few real steps of each variant, timed before any is spent.
+
+    a run = start + steps x step + evaluations x validation + checkpoints x save + test
+
+Steps, windows and weights are those of the run itself, on its own device. A part of each held-out
+split is scored, and its time scaled up.
+"""
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from attnlab import checkpoint
+from attnlab.data import Corpus
+from attnlab.data.batches import window_starts
+from attnlab.evaluate import HeldOut
+from attnlab.memory import PeakMemory
+from attnlab.model import LanguageModel
+from attnlab.study import RunConfig
+from attnlab.summary import petaflops
+from attnlab.training_step import TrainingStep, autocast
+
+LONGEST = 1.0  # seconds of timed steps, about
+MOST_STEPS = 50
+MOST_BATCHES = 4  # of a held-out split
+
+
+class Pace(NamedTuple):
+    """Seconds that the parts of one run take."""
+
+    once: float  # what the first run of a process takes longer: kernels are compiled or loaded
+    start: float  # the model, and steps that compile, warm up or record
+    step: float
+    validation: float  # of the whole split, once
+    test: float  # of the whole split; 0 where there is none
+    save: float  # a checkpoint
+
+    def seconds(self, config: RunConfig) -> float:
+        """Of a whole run, not the first."""
+        train = config.train
+        evaluations = math.ceil(train.steps / train.eval_every)
+        saves = math.ceil(train.steps / train.checkpoint_every)
+        return (
+            self.start
+            + train.steps * self.step
+            + evaluations * self.validation
+            + saves * self.save
+            + self.test
+        )
+
+
+def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
+    """Time a run of these settings for some seconds. Raises what its model raises."""
+    first = _started(config, corpus, device)[1]
+    step, start = _started(config, corpus, device)
+    splits = corpus.splits()
+    seconds = {
+        split: _split_seconds(step.model, config, corpus, split, device)
+        for split in splits
+        if split != "train"
+    }
+    return Pace(
+        once=max(0.0, first - start),
+        start=start,
+        step=_step_seconds(step, config.train.steps, device),
+        validation=seconds["valid"],
+        test=seconds.get("test", 0.0),
+        save=_save_seconds(step),
+    )
+
+
+def _started(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[TrainingStep, float]:
+    """A run whose next step has its steady pace, and the seconds that it took to get there."""
+    PeakMemory(device)  # gives back what the one before has left
+    begin = time.perf_counter()
+    train = config.train
+    model = config.model.build(corpus.vocab_size, config.seed).to(device)
+    model.train()
+    step = TrainingStep(
+        train,
+        model,
+        torch.from_numpy(corpus.train.astype("int32")).to(device),
+        window_starts(
+            len(corpus.train),
+            seq_len=train.seq_len,
+            batch_size=train.batch_size,
+            steps=train.steps,
+            seed=config.seed,
+        ),
+        seed=config.seed,
+        compiled=train.compiles_on(device.type, petaflops(config, corpus.vocab_size)),
+    )
+    while not step.warm and step.step < train.steps:
+        step.advance()
+    _wait(device)
+    return step, time.perf_counter() - begin
+
+
+def _step_seconds(step: TrainingStep, last: int, device: torch.device) -> float:
+    first, begin, seconds = step.step, time.perf_counter(), 0.0
+    while step.step < min(last, first + MOST_STEPS) and seconds < LONGEST:
+        step.advance()
+        _wait(device)
+        seconds = time.perf_counter() - begin
+    return seconds / max(1, step.step - first)  # a run that is all warm-up has no other steps
+
+
+def _split_seconds(
+    model: LanguageModel,
+    config: RunConfig,
+    corpus: Corpus,
+    split: str,
+    device: torch.device,
+) -> float:
+    train, tokens = config.train, corpus.splits()[split]
+    part = tokens[: MOST_BATCHES * train.eval_batch_size * train.seq_len + 1]
+    held_out = HeldOut(
+        dataclasses.replace(corpus, **{split: part}),
+        split,
+        seq_len=train.seq_len,
+        batch_size=train.eval_batch_size,
+        device=device,
+    )
+    held_out.quality(model, autocast(train, device))  # not the first time in its process
+    begin = time.perf_counter()
+    held_out.quality(model, autocast(train, device))
+    return (time.perf_counter() - begin) * len(tokens) / len(part)
+
+
+def _save_seconds(step: TrainingStep) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {})
+        checkpoint.save(Path(folder), state, "timing")
+        return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

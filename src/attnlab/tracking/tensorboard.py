@@ -1,0 +1,40 @@
+"""Runs in TensorBoard: `tensorboard --logdir results/STUDY/tensorboard`.
+
+Each has a folder there by its variant and seed; its tags are the names in `metrics.jsonl`.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from attnlab.record import RunFolder
+
+
+def mirrors(study_dir: Path) -> Callable[[RunFolder], "TensorBoard"]:
+    """What makes a run's mirror. Raises ValueError where TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise ValueError("TensorBoard is not installed: pip install 'attnlab[tracking]'")
+    top = study_dir / "tensorboard"
+    return lambda run: TensorBoard(top / run.ended.relative_to(study_dir))
+
+
+class TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        # imported here: it takes a second, and is an extra
+        from torch.utils.tensorboard import SummaryWriter
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def end(self, summary: Mapping[str, Any] | None) -> None:
+        """The final numbers are points at the last step."""
+        for name, value in (summary or {}).items():
+            if name.startswith(("final_", "test_")) and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, (summary or {}).get("steps"))
+        self._writer.close()

@@ -1,0 +1,157 @@
+"""Kernels of attention are one function, and one that cannot run says why."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from attnlab.check import assert_correct
+from attnlab.config import ConfigError
+from attnlab.kernels import attention as kernels
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.mla import MLA
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ON_A_CPU = ["plain", "blocked", "sdpa", "math", "flash"]
+WIDTHS = [(16, 16), (32, 48), (48, 32), (10, 6), (6, 10)]  # of keys and values
+
+
+def by_hand(q_BHTK, k_BGTK, v_BGTV):
+    """One query at a time over a slice of the keys: no mask at all."""
+    group = q_BHTK.shape[1] // k_BGTK.shape[1]
+    heads = []
+    for head in range(q_BHTK.shape[1]):
+        q_BTK, k_BTK, v_BTV = q_BHTK[:, head], k_BGTK[:, head // group], v_BGTV[:, head // group]
+        rows = []
+        for t in range(q_BTK.shape[1]):
+            scores_BS = torch.einsum("bk,bsk->bs", q_BTK[:, t], k_BTK[:, : t + 1])
+            weights_BS = (scores_BS / q_BTK.shape[-1] ** 0.5).softmax(-1)
+            rows.append(torch.einsum("bs,bsv->bv", weights_BS, v_BTV[:, : t + 1]))
+        heads.append(torch.stack(rows, 1))
+    return torch.stack(heads, 1)
+
+
+def inputs(tokens, widths, n_kv_heads=2, dtype=torch.float64, device=CPU):
+    generator = torch.Generator().manual_seed(0)
+    key, value = widths
+    shapes = [(4, key), (n_kv_heads, key), (n_kv_heads, value)]
+    drawn = [torch.randn(2, h, tokens, w, generator=generator) for h, w in shapes]
+    return [x.to(device, dtype).requires_grad_() for x in drawn]
+
+
+def value_and_gradients(form, qkv):
+    y_BHTV = form(*qkv)
+    direction = torch.cos(torch.arange(y_BHTV.numel(), device=y_BHTV.device)).view(y_BHTV.shape)
+    return y_BHTV, torch.autograd.grad((y_BHTV * direction).sum(), qkv)
+
+
+@pytest.mark.parametrize("kernel", ON_A_CPU)
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 130])
+def test_each_kernel_is_the_definition_with_gradients(tokens, widths, kernel):
+    qkv = inputs(tokens, widths)
+    got = value_and_gradients(lambda *qkv: kernels.attention(*qkv, kernel=kernel), qkv)
+    assert_close(got, value_and_gradients(by_hand, qkv))
+
+
+@pytest.mark.parametrize("config", [GroupedQuery(), GroupedQuery(v_head_dim=24), MLA()], ids=str)
+def test_variants_that_differ_in_their_kernel_alone_are_the_same_function(config):
+    x_BTD = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0)).double()
+    outputs = []
+    for kernel in ["auto", *ON_A_CPU]:
+        torch.manual_seed(0)
+        mechanism = type(config)(**vars(config) | {"kernel": kernel}).build(64).double()
+        outputs.append(mechanism(x_BTD))
+    for y_BTD in outputs[1:]:
+        assert_close(y_BTD, outputs[0])
+
+
+@pytest.mark.parametrize("kernel", ["math", "flash"])
+def test_a_mechanism_with_a_kernel_of_its_own_keeps_its_promises(kernel):
+    assert_correct(GroupedQuery(kernel=kernel), d_model=32, quick=True)
+    assert_correct(GroupedQuery(kernel=kernel, v_head_dim=10), d_model=32)
+
+
+def resolved(kernel, device=CUDA, dtype=torch.bfloat16, dropout=0.0, width=64):
+    return kernels.resolve(kernel, device, dtype, dropout=dropout, width=width)
+
+
+@pytest.mark.parametrize(
+    ("device", "dropout", "expected"),
+    [(CPU, 0.0, "sdpa"), (CPU, 0.1, "blocked"), (CUDA, 0.0, "sdpa"), (CUDA, 0.1, "sdpa")],
+)
+def test_auto_follows_its_rule(device, dropout, expected):
+    assert resolved("auto", device, dropout=dropout) == expected
+
+
+@pytest.mark.parametrize("kernel", [*ON_A_CPU, "efficient", "cudnn", "flex"])
+def test_a_kernel_is_what_was_named(kernel):
+    assert resolved(kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("kernel", "where", "reason"),
+    [
+        ("efficient", {"device": CPU}, "kernel 'efficient' needs CUDA, and this is cpu: name"),
+        ("cudnn", {"device": CPU}, "kernel 'cudnn' needs CUDA, and this is cpu"),
+        ("flex", {"device": CPU}, "kernel 'flex' needs CUDA, and this is cpu"),
+        ("flex", {"dropout": 0.1}, "no dropout on attention weights, and 0.1 is asked for"),
+        ("flash", {"device": CPU, "dropout": 0.1}, "no dropout on attention weights on a CPU"),
+        ("flash", {"dtype": torch.float32}, "bfloat16 or float16 on CUDA, and this is float32"),
+        ("cudnn", {"dtype": torch.float32}, "bfloat16 or float16 on CUDA, and this is float32"),
+        ("flash", {"width": 264}, "heads of up to 256, and this is 264: name 'efficient'"),
+        ("cudnn", {"width": 264}, "heads of up to 256, and this is 264: name 'efficient'"),
+    ],
+)
+def test_a_kernel_that_cannot_run_says_why(kernel, where, reason):
+    with pytest.raises(ValueError, match=reason):
+        resolved(kernel, **where)
+
+
+@pytest.mark.parametrize("config", [GroupedQuery(kernel="flex"), MLA(kernel="flex")], ids=str)
+def test_flex_with_dropout_is_refused_before_anything_is_built(config):
+    config.build(32)
+    with pytest.raises(ConfigError, match=r"^kernel: .*no dropout on attention weights"):
+        config.build(32, dropout=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["sdpa", "math", "flash", "efficient", "cudnn", "flex"])
+@pytest.mark.parametrize("widths", [*WIDTHS, (64, 64), (128, 192), (192, 128)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 130, 512])
+def test_each_kernel_is_the_definition_on_cuda(tokens, widths, kernel):
+    qkv = inputs(tokens, widths, dtype=torch.bfloat16, device=CUDA)
+    got = value_and_gradients(lambda *qkv: kernels.attention(*qkv, kernel=kernel), qkv)
+    wide = [x.detach().double().requires_grad_() for x in qkv]
+    y_BHTV, gradients = value_and_gradients(
+        lambda *qkv: kernels.attention(*qkv, kernel="plain"), wide
+    )
+    for mine, exact in zip([got[0], *got[1]], [y_BHTV, *gradients], strict=True):
+        error = (mine.double() - exact).abs().max() / exact.abs().max()
+        assert error < 0.02, f"off by {error:.3g} of the largest"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["math", "flash", "efficient", "cudnn", "flex"])
+def test_what_is_named_is_what_runs_in_a_model_that_trains_in_bfloat16(kernel):
+    mechanism = GroupedQuery(kernel=kernel, n_heads=4, n_kv_heads=4, head_dim=32, v_head_dim=48)
+    mechanism = mechanism.build(128).cuda()
+    x_BTD = torch.randn(2, 200, 128, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        y_BTD = mechanism(x_BTD)
+    y_BTD.float().square().mean().backward()
+    assert y_BTD.isfinite().all()
+    assert x_BTD.grad.isfinite().all()
+    assert mechanism.kernel_on(x_BTD.device, torch.bfloat16) == kernel
+
+
+@pytest.mark.gpu
+def test_flash_in_float32_on_cuda_is_refused():
+    mechanism = GroupedQuery(kernel="flash").build(32).cuda()
+    with pytest.raises(ValueError, match="this is float32: name 'efficient'"):
+        mechanism(torch.zeros(1, 2, 32, device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["efficient", "cudnn", "flex"])
+def test_kernels_that_need_cuda_keep_their_promises_there(kernel):
+    assert_correct(GroupedQuery(kernel=kernel), d_model=64, quick=True)

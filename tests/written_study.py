@@ -1,0 +1,62 @@
+"""Study folders written by hand: any losses, without training."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attnlab.record import RunFolder, StudyRecord
+
+
+def write_study(
+    folder: Path,
+    losses: Mapping[str, Sequence[float | str | None]],
+    *,
+    baseline: str = "mha",
+    questions: Sequence[Mapping[str, object]] = (),
+    **more: Mapping[str, object],
+) -> Path:
+    """One run for each loss, by seed. `more` is of the summary, by variant.
+
+    A text is why the run diverged or, from "failed: " on, failed; None is still to run.
+    """
+    StudyRecord(
+        name=folder.name,
+        question="Which?",
+        baseline=baseline,
+        variants=tuple(losses),
+        seeds=tuple(range(max(len(found) for found in losses.values()))),
+        command=f"attnlab run {folder.name}",
+        attnlab_version="0.1.0",
+        questions=tuple(dict(said) for said in questions),
+    ).write(folder)
+    for variant, by_seed in losses.items():
+        for seed, loss in enumerate(by_seed):
+            if loss is not None:
+                write_run(RunFolder(folder, variant, seed), loss, **more.get(variant, {}))
+    return folder
+
+
+def write_run(run: RunFolder, loss: float | str, rate: float = 3e-4, **summary: object) -> None:
+    """`summary` may name the "function", where two variants are to be the same."""
+    function = summary.pop("function", run.variant)
+    model = {"mechanisms": [{"kind": function}]}
+    config = {"identity": "x", "model": model, "train": {"learning_rate": rate}}
+    run.open(config, {"device": "cpu"})
+    if isinstance(loss, str):
+        if loss.startswith("failed: "):
+            run.fail(loss.removeprefix("failed: "))
+        else:
+            run.finish({"status": "diverged", "reason": loss})
+        return
+    whole = {"final_loss": loss, "final_perplexity": math.exp(loss), "alarms": []}
+    run.finish({"status": "finished", **whole, **summary})
+
+
+NOISE = (0.0, 0.004, -0.003, 0.001, -0.002)  # of the seeds, the same for all variants
+
+
+def steady(loss: float, place: int = 0, seeds: int = 5) -> list[float]:
+    """Losses of one variant around `loss`: noise of about 0.001 that differs by `place`."""
+    own = [0.001 * math.sin(7 * place + 3 * seed) for seed in range(seeds)]
+    mean = sum(own) / seeds
+    return [loss + NOISE[seed] + own[seed] - mean for seed in range(seeds)]
