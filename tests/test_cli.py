@@ -80,6 +80,8 @@ def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tm
         (("run", TINY, "--steps", "2"), "2 of 2 steps"),
         (("run", TINY, "--device", "cuda:9"), "device 'cuda:9' is not there"),
         (("run", TINY, "--device", "gpu"), "no device 'gpu': name auto, cpu, cuda or cuda:1"),
+        (("run", TINY, "--track", "tensorbord"), "'tensorbord'; did you mean 'tensorboard'?"),
+        (("run", "fair_search", "--length", "fats"), "did you mean 'fast'?"),
         (("report", "nowhere"), "no study in nowhere"),
     ],
 )

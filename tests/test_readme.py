@@ -100,9 +100,15 @@ def test_every_link_leads_somewhere():
 
 
 def test_the_results_that_ship_are_those_of_the_study_that_ships():
-    study = load_study("mechanisms")
-    for run in study.runs():
-        folder = ROOT / "results/mechanisms" / run.variant / f"seed-{run.seed}"
+    study, results = load_study("mechanisms"), ROOT / "results/mechanisms"
+    choices = {
+        variant: json.loads((results / variant / "tuning/choice.json").read_text())
+        for variant in study.variants
+    }
+    runs = study.runs({variant: choice["learning_rate"] for variant, choice in choices.items()})
+    assert len(runs) == 55
+    for run in runs:
+        folder = results / run.variant / f"seed-{run.seed}"
         fingerprint = json.loads((folder / "environment.json").read_text())["data"]["fingerprint"]
         identity = json.loads((folder / "config.json").read_text())["identity"]
         assert run.config.identity(fingerprint) == identity, folder

@@ -9,7 +9,7 @@ from attnlab.config import ConfigError
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.study import Study, load_study, shipped
+from attnlab.study import Study, _present, load_study, shipped
 
 
 def test_the_mechanisms_study_is_as_specified():
@@ -123,6 +123,12 @@ def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
     ]
     identities = {base.identity("data"), base.identity("other data")}
     assert len(identities | {config.identity("data") for config in others}) == 5
+
+
+def test_an_absent_setting_is_as_if_there_were_no_such_setting():
+    settings = {"a": 0, "b": 0.0, "c": "", "d": [{"e": True}]}
+    more = {**settings, "bias": False, "scaling": None, "d": [{"e": True, "norm": False}]}
+    assert _present(more) == _present(settings) == settings
 
 
 def test_the_same_data_in_another_place_is_the_same_run():

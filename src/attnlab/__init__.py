@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
     from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
+    from attnlab.matching import Match
     from attnlab.mechanism import Cost, Mechanism, MechanismConfig
     from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
     from attnlab.mechanisms.fla_layer import fla_layer
@@ -23,22 +24,32 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.mla import MLA
     from attnlab.mechanisms.sliding_window import SlidingWindow
     from attnlab.model import ModelConfig
+    from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Pick
     from attnlab.study import RunConfig, Study, load_study
     from attnlab.train_config import TrainConfig
+    from attnlab.tuning import LearningRates
 
 # loaded when asked for, so that analysis and report, which live here too, do without torch
 _HOME = {
+    "BestForCost": "question",
+    "BestQuality": "question",
     "Cost": "mechanism",
     "DeepseekSparse": "mechanisms.deepseek_sparse",
     "Dense": "feedforward",
+    "EveryLayer": "question",
     "GatedDeltaNet": "mechanisms.gated_delta_net",
+    "GivesUp": "question",
     "GroupedQuery": "mechanisms.grouped_query",
     "Identity": "mechanisms.identity",
+    "LearningRates": "tuning",
     "MLA": "mechanisms.mla",
+    "Match": "matching",
     "Mechanism": "mechanism",
     "MechanismConfig": "mechanism",
     "MixtureOfExperts": "feedforward",
     "ModelConfig": "model",
+    "Needed": "question",
+    "Pick": "question",
     "RunConfig": "study",
     "SlidingWindow": "mechanisms.sliding_window",
     "Stdlib": "data.stdlib",
@@ -54,16 +65,24 @@ _HOME = {
 
 __all__ = [
     "MLA",
+    "BestForCost",
+    "BestQuality",
     "Cost",
     "DeepseekSparse",
     "Dense",
+    "EveryLayer",
     "GatedDeltaNet",
+    "GivesUp",
     "GroupedQuery",
     "Identity",
+    "LearningRates",
+    "Match",
     "Mechanism",
     "MechanismConfig",
     "MixtureOfExperts",
     "ModelConfig",
+    "Needed",
+    "Pick",
     "RunConfig",
     "SlidingWindow",
     "Stdlib",

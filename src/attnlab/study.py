@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, cast
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
 from attnlab.config import (
@@ -66,9 +66,13 @@ class RunConfig(Config):
         return self.model.cost(self.data.tokenizer.vocab_size, self.train.seq_len)
 
     def identity(self, fingerprint: str) -> str:
-        """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources."""
+        """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
+
+        A setting that is none or false says that something is absent, as it was before there was
+        such a setting: it does not count.
+        """
         config = self.to_dict() | {"data": self.data.substance()}
-        what = {"config": config, "data": fingerprint, "sources": own_sources(self)}
+        what = {"config": _present(config), "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -294,6 +298,17 @@ def _study_of(module: types.ModuleType, name: str) -> Study:
     if not isinstance(study, Study):
         raise ValueError(f"{module.__file__} defines no `study = Study(...)`")
     return study if study.name else dataclasses.replace(study, name=name)
+
+
+def _present(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        items = cast("dict[str, Any]", settings).items()
+        return {
+            name: _present(item) for name, item in items if item is not None and item is not False
+        }
+    if isinstance(settings, list):
+        return [_present(value) for value in cast("list[Any]", settings)]
+    return settings
 
 
 def _only_in(problem: Problem, variants: list[str]) -> Problem:

@@ -25,6 +25,7 @@ from attnlab.record import StudyRecord
 from attnlab.report.files import write_report, write_results
 from attnlab.run import Ended
 from attnlab.study import Study, load_study
+from attnlab.tracking import Tracker
 
 
 @app.command()
@@ -60,6 +61,10 @@ def run(  # noqa: PLR0913  one parameter an option
         float | None,
         typer.Option(help="For --plan: standard deviation of a run's loss.", show_default=False),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Mirror metrics to tensorboard or wandb; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train every variant of STUDY that is not trained yet, and compare them.
@@ -77,6 +82,7 @@ def run(  # noqa: PLR0913  one parameter an option
         show_plan(chosen, study_dir, where_data_is, where, spread, as_json=as_json)
         return
 
+    tracker = Tracker(track or [], study_dir, lambda text: talk.print(text, markup=False))
     read = corpora(chosen, where_data_is, talk)
     agenda = plan(chosen, study_dir, {name: corpus.fingerprint for name, corpus in read.items()})
     left = agenda.left()
@@ -86,9 +92,10 @@ def run(  # noqa: PLR0913  one parameter an option
     _announce(agenda, talk)
     events = launch(agenda, study_dir, where_data_is, where)
     try:
-        with closing(events), StudyProgress(agenda, talk) as progress:
+        with closing(events), StudyProgress(agenda, talk) as progress, tracker:
             for happened in events:
                 progress.show(happened)
+                tracker.follow(happened.run.folder(study_dir))
                 if isinstance(happened.event, Ended) and not happened.run.tunes:
                     write_results(study_dir)
     finally:  # an interrupted study has a report of what it did
