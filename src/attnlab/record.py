@@ -203,6 +203,7 @@ class StudyRecord:
             return self
         before = type(self).read(study_dir)
         left_out = [name for name in before.variants if name not in self.variants]
+        first, then = (before, self) if left_out else (self, before)
         match = self.match or before.match
         if self.match and before.match:
             mismatch = {**before.match.get("mismatch", {}), **self.match["mismatch"]}
@@ -211,7 +212,7 @@ class StudyRecord:
             self,
             # a baseline that is left out on the command line is not given up
             baseline=before.baseline if before.baseline in left_out else self.baseline,
-            variants=tuple(dict.fromkeys([*before.variants, *self.variants])),
+            variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
             seeds=tuple(sorted({*before.seeds, *self.seeds})),
             checked=self.checked and before.checked,
             learning_rates=self.learning_rates or before.learning_rates,

@@ -40,8 +40,8 @@ base = RunConfig(
     ),
 )
 
-# 3e-4 is low for so small a model and so short a run: the grid goes up from there
-learning_rates = LearningRates(multiples=(1, 2, 4, 8), factor=2, most=7)
+# 3e-4 is low for so small a model and so short a run: the grid lies above it
+learning_rates = LearningRates(multiples=(4, 8, 16, 32), factor=2, most=7)
 
 study = Study(
     question=__doc__ or "",
