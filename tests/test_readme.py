@@ -10,6 +10,7 @@ import test_mechanism_contract as contract
 import torch
 
 import attnlab
+from attnlab.analysis.analysis import analyse
 from attnlab.config import ConfigError, load_file
 from attnlab.mechanism import MechanismConfig
 from attnlab.study import load_study
@@ -39,21 +40,46 @@ def test_the_results_snippet_runs_on_the_results_that_ship(monkeypatch, capsys):
     exec(block("comprehensive_results.json"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11
-    assert lines[0].startswith("1. linear: Loss 5.34")
+    assert lines[0].startswith("1. linear: Loss 4.66")
 
 
 def test_the_table_is_that_of_the_results_that_ship():
     results = json.loads((ROOT / "results/mechanisms/comprehensive_results.json").read_text())
+    number = r"([+-]?[\d.]+)"
     rows = re.findall(
-        r"^\| (\d+) \| (\w+) \|.*\| (\S+) ± (\S+) \| .*\| (\S+) \| [^|]+\|$", README, re.M
+        rf"^\| (\d+) \| (\d+) \| (\w+) \| [^|]+ \| {number} ± {number} "
+        rf"\| (?:{number} ± {number}|baseline) \| {number} \| [^|]+ \|$",
+        README,
+        re.MULTILINE,
     )
     assert len(rows) == len(results) == 11
-    for rank, name, loss, spread, step in rows:
+    for rank, tier, name, loss, spread, difference, half_width, step in rows:
         result = results[name]
-        assert int(rank) == result["rank"]
-        assert loss == f"{result['final_loss']:.4f}"
-        assert spread == f"{result['spread']['final_loss']:.4f}"
+        assert (int(rank), int(tier)) == (result["rank"], result["tier"])
+        assert loss == f"{result['test_loss']:.4f}"
+        assert spread == f"{result['spread']['test_loss']:.4f}"
         assert step == f"{1000 * result['step_time']:.2f}"
+        if name != "mha":
+            to_mha = result["difference_to_baseline"]
+            assert difference == f"{to_mha['mean']:+.4f}"
+            assert half_width == f"{(to_mha['high_95'] - to_mha['low_95']) / 2:.4f}"
+
+
+def test_the_verdict_is_that_of_the_results_that_ship():
+    quoted = " ".join(re.findall(r"^> (.*)$", README, re.MULTILINE))
+    assert quoted == " ".join(analyse(ROOT / "results/mechanisms").headline)
+
+
+def test_the_times_of_decoding_are_those_that_ship():
+    points = json.loads((ROOT / "results/decode/bench.json").read_text())["points"]
+    rows = re.findall(r"^\| ([\w ,-]+) ((?:\| [\d.]+ ){4})\| \S+ \w+ \|$", README, re.MULTILINE)
+    times = [[f"{float(time):.2f}" for time in cells.split("|")[1:]] for _, cells in rows]
+    measured: dict[str, list[str]] = {}
+    for point in sorted(points, key=lambda point: point["context"]):
+        if point["batch"] == 1:
+            measured.setdefault(point["variant"], []).append(f"{1000 * point['seconds']:.2f}")
+    assert sorted(times) == sorted(measured.values())
+    assert len(times) == 6
 
 
 def test_the_mechanism_keeps_the_contract(tmp_path, monkeypatch):

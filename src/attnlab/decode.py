@@ -42,20 +42,22 @@ class Decoder:
         self._records = graph and model.embed.weight.is_cuda and self.graph_problem is None
         self._eager_steps_left = EAGER_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._tokens_B = self._logits_BV = torch.empty(0)  # the graph's own, once there is one
+        self._tokens_B: Tensor | None = None  # one tensor for all steps that lead to the graph
+        self._logits_BV = torch.empty(0)  # the graph's own, once there is one
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> Tensor:
         """Read one more token a sequence; `logits_BV` of the next, valid until the next step."""
         if not self._records:
             return self._advance(tokens_B)
+        if self._tokens_B is None:
+            self._tokens_B = tokens_B.clone()
+        self._tokens_B.copy_(tokens_B)
         if self._eager_steps_left:
             self._eager_steps_left -= 1
-            return self._on_a_side_stream(tokens_B)
+            return self._on_a_side_stream(self._tokens_B)
         if self._graph is None:
-            self._record(tokens_B)
-        assert self._graph is not None
-        self._tokens_B.copy_(tokens_B)
+            self._graph = self._recorded(self._tokens_B)
         self._graph.replay()
         return self._logits_BV
 
@@ -78,11 +80,11 @@ class Decoder:
         torch.cuda.current_stream().wait_stream(side)
         return logits_BV
 
-    def _record(self, tokens_B: Tensor) -> None:
-        self._tokens_B = tokens_B.clone()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=side_stream(tokens_B.device)):
-            self._logits_BV = self._advance(self._tokens_B)
+    def _recorded(self, tokens_B: Tensor) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side_stream(tokens_B.device)):
+            self._logits_BV = self._advance(tokens_B)
+        return graph
 
 
 @torch.inference_mode()
