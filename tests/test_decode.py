@@ -62,9 +62,6 @@ def test_decoding_in_place_gives_the_models_own_steps(kind):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning"
-)  # the compiler's, of float32 products and softmax
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recorded_step_decodes_the_same(kind, compiled):

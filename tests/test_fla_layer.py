@@ -11,13 +11,13 @@ import tiny_study
 import torch
 
 from attnlab import doctor
-from attnlab.check import check
-from attnlab.check.suite import describe
-from attnlab.check.targets import targets
+from attnlab.checks import judge
+from attnlab.checks.suite import describe
+from attnlab.checks.targets import targets
 from attnlab.config import ConfigError, own_sources
 from attnlab.config.override import override
 from attnlab.data.batches import window_starts
-from attnlab.generate import Sampling, generate
+from attnlab.generation import Sampling, generate
 from attnlab.kernels import fla
 from attnlab.kernels.fla import Facts
 from attnlab.mechanism import MechanismConfig, state_bytes
@@ -208,11 +208,11 @@ class TestSettings:
 class TestMechanism:
     @pytest.mark.parametrize("name", ["Sum", "Causal"])
     def test_it_keeps_the_promises_of_the_contract(self, name):
-        broken = [r for r in check(f"fla:{name}", d_model=32, quick=True) if not r.holds]
+        broken = [r for r in judge(f"fla:{name}", d_model=32, quick=True) if not r.holds]
         assert not broken
 
     def test_the_suite_sees_what_is_wrong_with_a_layer(self):
-        broken = {r.name for r in check("fla:Leaky", d_model=32, quick=True) if not r.holds}
+        broken = {r.name for r in judge("fla:Leaky", d_model=32, quick=True) if not r.holds}
         assert {"no position sees the future", "step by step equals all at once"} <= broken
 
     def test_its_cost_is_counted_without_a_number_existing(self):
@@ -226,7 +226,7 @@ class TestMechanism:
         }
 
     def test_flops_are_held_as_a_lower_bound(self, monkeypatch):
-        (flops,) = (r for r in check("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
+        (flops,) = (r for r in judge("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
         assert flops.holds
         whole = module.FlaLayer.cost
         monkeypatch.setattr(
@@ -234,7 +234,7 @@ class TestMechanism:
             "cost",
             lambda *a, **k: replace(whole(*a, **k), flops=10 * whole(*a, **k).flops),
         )
-        (flops,) = (r for r in check("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
+        (flops,) = (r for r in judge("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
         assert not flops.holds
 
     def test_it_decodes_by_recomputation_where_there_is_no_cache_or_none_is_wanted(self):
@@ -327,7 +327,6 @@ ON_CUDA = {
     "RWKV7Attention": {"head_dim": 32, "num_hidden_layers": 2},
     "SimpleGatedLinearAttention": {"num_heads": 4},
 }
-says_much = pytest.mark.filterwarnings("default")  # the package warns of what it does without
 
 
 @pytest.fixture
@@ -338,19 +337,17 @@ def real():
     fla_layer.cache_clear()
 
 
-@says_much
 @pytest.mark.gpu
 @pytest.mark.usefixtures("real")
 @pytest.mark.parametrize("layer", sorted(ON_CUDA))
 def test_on_cuda_a_layer_keeps_the_promises_of_the_contract(layer):
     if reason := fla.layer_unusable_because(layer):
         pytest.skip(reason)
-    results = check(fla_layer(layer)(**ON_CUDA[layer]), d_model=128, quick=True)
+    results = judge(fla_layer(layer)(**ON_CUDA[layer]), d_model=128, quick=True)
     broken = [describe(result) for result in results if not result.holds]
     assert not broken, "\n".join(broken)
 
 
-@says_much
 @pytest.mark.gpu
 @pytest.mark.usefixtures("real")
 def test_on_cuda_every_layer_fits_some_width_or_says_why_not():
@@ -364,7 +361,6 @@ def test_on_cuda_every_layer_fits_some_width_or_says_why_not():
     assert all(len(why) > 20 for why in refused.values())
 
 
-@says_much
 @pytest.mark.gpu
 @pytest.mark.usefixtures("real")
 @pytest.mark.parametrize("layer", ["DeltaNet", "GatedLinearAttention", "KimiDeltaAttention"])

@@ -206,7 +206,6 @@ def on_cuda(arguments, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(
     flash.unusable_because("cuda") is not None, reason=str(flash.unusable_because("cuda"))
 )
