@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnlab.check import assert_correct
+from attnlab.checks import assert_correct
 from attnlab.config import ConfigError
 from attnlab.kernels import attention as kernels
 from attnlab.mechanisms.grouped_query import GroupedQuery

@@ -47,6 +47,9 @@ def test_settings_are_of_all_of_one_target_or_of_a_section():
     assert narrow.setup.model.mechanisms[0].n_kv_heads == 2
     assert wide.setup.model.mechanisms[0].window == 32
     assert {target.setup.train.precision for target in (narrow, wide)} == {"float32"}
+    of_setting = ["rope_scaling=linear", "rope_scaling.factor=4", "model.n_layers=1"]
+    ((_, setup),) = targets(["grouped_query"], of_setting, SIZES)
+    assert (setup.model.mechanisms[0].rope_scaling.factor, setup.model.n_layers) == (4.0, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnlab.check import Result, assert_correct, check, describe, plugin
-from attnlab.check.small import small
-from attnlab.check.subject import Subject
-from attnlab.check.suite import PROPERTIES
+from attnlab.checks import Result, assert_correct, describe, judge, plugin
+from attnlab.checks.small import small
+from attnlab.checks.subject import Subject
+from attnlab.checks.suite import PROPERTIES
 from attnlab.config import ConfigError, load_file
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -96,7 +96,7 @@ def broken(results: list[Result]) -> dict[str, Result]:
 
 @pytest.mark.parametrize("bug", CAUGHT_BY)
 def test_a_planted_bug_is_caught_by_the_property_that_should(planted, bug):
-    found = broken(check(getattr(planted, bug), quick=True))
+    found = broken(judge(getattr(planted, bug), quick=True))
     assert CAUGHT_BY[bug] in found
     result = found[CAUGHT_BY[bug]]
     assert result.deviation > 0
@@ -105,12 +105,12 @@ def test_a_planted_bug_is_caught_by_the_property_that_should(planted, bug):
 
 @pytest.mark.parametrize("bug", [bug for bugs in ALONE.values() for bug in bugs])
 def test_a_bug_that_breaks_one_promise_is_blamed_for_one(planted, bug):
-    assert list(broken(check(getattr(planted, bug), quick=True))) == [CAUGHT_BY[bug]]
+    assert list(broken(judge(getattr(planted, bug), quick=True))) == [CAUGHT_BY[bug]]
 
 
 @pytest.mark.parametrize("bug", ["ChunkReadsAhead", "FutureSeenAfterWarmUp", "RingOverwritesEarly"])
 def test_the_whole_suite_sees_what_the_quick_one_sees(planted, bug):
-    quick, whole = (broken(check(getattr(planted, bug), quick=quick)) for quick in (True, False))
+    quick, whole = (broken(judge(getattr(planted, bug), quick=quick)) for quick in (True, False))
     assert quick.keys() <= whole.keys()
 
 
@@ -140,7 +140,7 @@ def test_no_false_alarm_on_fifty_random_shapes_and_seeds():
     draw = random.Random(0)
     for trial in range(50):
         config, d_model = random_mechanism(draw)
-        found = broken(check(config, d_model=d_model, seed=trial, quick=trial % 5 > 0))
+        found = broken(judge(config, d_model=d_model, seed=trial, quick=trial % 5 > 0))
         assert not found, f"{config} at {d_model}: {[describe(r) for r in found.values()]}"
 
 
@@ -183,19 +183,19 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
 
 
 def test_a_result_says_where_by_how_much_and_why(planted):
-    found = broken(check(planted.MaskOffByOne, quick=True))[FUTURE]
+    found = broken(judge(planted.MaskOffByOne, quick=True))[FUTURE]
     assert re.match(r"position 0 sees tokens from 1 on \(eval, float64, batch 1, 7 ", found.where)
     assert 1e-3 < found.deviation < 100
     assert "mask that is off by one" in found.cause
-    flops = broken(check(planted.FlopsOffByThree, quick=True))["FLOPs of a step are as stated"]
+    flops = broken(judge(planted.FlopsOffByThree, quick=True))["FLOPs of a step are as stated"]
     assert flops.deviation == 3
     assert re.fullmatch(r"[\d,]+ FLOPs stated, [\d,]+ counted", flops.how_much)
-    unused = broken(check(planted.UnusedParameter, quick=True))[TRAINED]
+    unused = broken(judge(planted.UnusedParameter, quick=True))[TRAINED]
     assert unused.where == "scale"
 
 
 def test_what_a_mechanism_raises_is_a_broken_property_and_no_crash(planted):
-    results = check(planted.RaisesOnLongSequences(), d_model=8, quick=True)
+    results = judge(planted.RaisesOnLongSequences(), d_model=8, quick=True)
     found = broken(results)
     assert len(results) == len(PROPERTIES)
     assert {"parameters are as stated", "settings survive JSON"}.isdisjoint(found)
@@ -217,7 +217,7 @@ def test_an_output_projection_that_begins_at_zero_hides_nothing(planted):
     mechanism = planted.MaskOffByOne(n_heads=2, n_kv_heads=2)
     planted.MaskOffByOne.Module, original = Hidden, planted.MaskOffByOne.Module
     try:
-        assert FUTURE in broken(check(mechanism, quick=True))
+        assert FUTURE in broken(judge(mechanism, quick=True))
     finally:
         planted.MaskOffByOne.Module = original
 
@@ -225,7 +225,7 @@ def test_an_output_projection_that_begins_at_zero_hides_nothing(planted):
 def test_checks_leave_the_random_stream_and_the_threads_as_they_were():
     torch.manual_seed(5)
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    check("grouped_query", quick=True)
+    judge("grouped_query", quick=True)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 
@@ -241,11 +241,11 @@ def test_sequences_are_longer_than_the_window_and_odd():
 
 def test_settings_that_fit_no_width_are_told_as_such():
     with pytest.raises(ConfigError, match="n_heads: 4 does not divide d_model 30"):
-        check(GroupedQuery(), d_model=30)
+        judge(GroupedQuery(), d_model=30)
     with pytest.raises(ConfigError, match=r"fits none of the model widths 32, .*: give d_model"):
-        check(GroupedQuery(n_heads=11, n_kv_heads=11))
+        judge(GroupedQuery(n_heads=11, n_kv_heads=11))
     with pytest.raises(ValueError, match="did you mean 'mla'"):
-        check("mlaa")
+        judge("mlaa")
 
 
 def test_the_fixture_fails_with_everything_that_is_broken(planted, check_mechanism):

@@ -8,10 +8,12 @@ import tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.check.suite import PROPERTIES
-from attnlab.check.targets import of_study, targets
+from attnlab.blocks.rope_scaling import Linear
+from attnlab.checks.suite import PROPERTIES
+from attnlab.checks.targets import of_study, targets
 from attnlab.cli.app import console, errors
 from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.record import StudyRecord
 from attnlab.study import load_study
 
@@ -82,6 +84,15 @@ def test_the_same_in_json(attnlab):
     assert first["property"] == PROPERTIES[0].name
     assert (first["verdict"], first["deviation"]) == ("broken", None)
     assert first["how_much"] == "raised RuntimeError: seven is too many"
+
+
+def test_settings_of_a_setting_are_said_with_dots():
+    said = ["rope_scaling=linear", "rope_scaling.factor=4", "head_dim=8"]
+    (target,) = targets(["grouped_query"], said)
+    assert target.config == GroupedQuery(rope_scaling=Linear(factor=4.0), head_dim=8)
+    changed = ["model.mechanisms.0.n_heads=4"]
+    study = tiny_study.study.only(["mha"])
+    assert targets([study], changed)[0].config.to_dict()["n_heads"] == 4
 
 
 def test_all_is_every_shipped_kind_and_no_kind_of_ones_own(attnlab):

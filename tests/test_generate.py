@@ -9,17 +9,18 @@ import torch
 import attnlab.mechanisms  # noqa: F401  loads the zoo
 from attnlab.config import ConfigError
 from attnlab.data import Places
-from attnlab.generate import Sampling, generate
+from attnlab.execution import execute
+from attnlab.generation import Sampling, generate
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import LanguageModel, ModelConfig
-from attnlab.run import execute
 from attnlab.study import Run
 from attnlab.trained import load_run
 
 CPU = torch.device("cpu")
 VOCAB, BATCH, PROMPT, NEW = 61, 3, 9, 24
+SHIPPED = sorted(MechanismConfig.kinds)
 SHORTENED = {"window": 8, "top_k": 8}
 
 
@@ -41,7 +42,7 @@ def said(model: LanguageModel, **settings: object) -> torch.Tensor:
     return torch.stack(list(tokens), 1)
 
 
-@pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
+@pytest.mark.parametrize("kind", SHIPPED)
 def test_greedy_text_is_what_repeated_full_forwards_give(kind):
     model = built(kind)
     tokens_BT = prompt()
@@ -112,6 +113,43 @@ def test_impossible_settings_and_prompts_are_refused():
     empty = torch.zeros(1, 0, dtype=torch.long)
     with pytest.raises(ValueError, match="the prompt is empty"):
         next(generate(built("identity"), empty, max_new_tokens=1, sampling=Sampling()))
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_text_is_made_in_the_precision_that_is_asked_for_and_the_caller_keeps_their_own(kind):
+    model, dtypes = built(kind).float(), set()
+    for mechanism in model.mechanisms():
+        mechanism.register_forward_pre_hook(lambda _, inputs: dtypes.add(inputs[0].dtype))
+        step, prefill = mechanism.step, mechanism.prefill
+        mechanism.step = lambda x, state, step=step: (dtypes.add(x.dtype), step(x, state))[1]
+        mechanism.prefill = lambda x, n, prefill=prefill: (dtypes.add(x.dtype), prefill(x, n))[1]
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)
+    tokens = generate(model, prompt(), max_new_tokens=3, sampling=Sampling(), autocast=bfloat16)
+    for tokens_B in tokens:
+        assert tokens_B.shape == (BATCH,)
+        assert not torch.is_autocast_enabled("cpu")
+    assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+def test_a_run_with_a_kernel_of_half_precision_goes_on_from_a_prompt(tmp_path, kernel):
+    cuda = torch.device("cuda", 0)
+    mechanism = GroupedQuery(n_heads=2, n_kv_heads=2, kernel=kernel)
+    run = Run(variant="a", config=tiny_study.base.with_mechanisms(mechanism))
+    events = list(execute(run, tmp_path, "identity", Places(None, tmp_path / "cache"), cuda))
+    assert events[-1].status == "finished", events[-1]
+    trained = load_run(tmp_path / "a" / "seed-0", cuda)
+    tokens_BT = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(0)).to(cuda)
+    greedy = {"max_new_tokens": 8, "sampling": Sampling(temperature=0.0)}
+    with pytest.raises(ValueError, match="computes in bfloat16"):
+        next(generate(trained.model, tokens_BT, **greedy))
+    for tokens_B in generate(trained.model, tokens_BT, **greedy, autocast=trained.autocast):
+        with torch.no_grad(), trained.autocast:
+            logits_BV = trained.model.logits(tokens_BT)[:, -1].float()
+        chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
+        assert (chosen_B >= logits_BV.amax(-1) - 0.05).all()  # the likeliest, or rounded off it
+        tokens_BT = torch.cat([tokens_BT, tokens_B[:, None]], 1)
 
 
 def test_tokens_come_as_they_are_made():

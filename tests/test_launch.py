@@ -15,11 +15,11 @@ import torch
 
 from attnlab import checkpoint
 from attnlab.data import Places
+from attnlab.execution import Ended
 from attnlab.launch import Seat, launch, seats
 from attnlab.mechanism import MechanismConfig
 from attnlab.plan import plan
 from attnlab.record import RunFolder
-from attnlab.run import Ended
 from attnlab.tuning import LearningRates
 
 STUDY = Path(tiny_study.__file__)

@@ -15,12 +15,12 @@ from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.decode import Decoder
+from attnlab.execution import Progress, execute
 from attnlab.feedforward import MixtureOfExperts
 from attnlab.feedforward.routing import combine, dispatch, route
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model import ModelConfig
 from attnlab.record import RunFolder
-from attnlab.run import Progress, execute
 from attnlab.study import Run
 from attnlab.training_step import TrainingStep
 

@@ -12,6 +12,7 @@ from attnlab import plausible
 from attnlab.config import load_file
 from attnlab.data import Places
 from attnlab.evaluate import HeldOut
+from attnlab.execution import Progress, execute
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.mla import MLA
@@ -19,7 +20,6 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import ModelConfig
 from attnlab.plausible import MOVES, Watch, look_ahead
 from attnlab.record import RunFolder
-from attnlab.run import Progress, execute
 from attnlab.study import Run
 
 CPU = torch.device("cpu")

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from test_agenda import TUNED, finish, loss_of, make
 
+from attnlab.execution import Ended, Progress
 from attnlab.launch import Happened
 from attnlab.progress import StudyProgress
-from attnlab.run import Ended, Progress
 
 
 @pytest.fixture

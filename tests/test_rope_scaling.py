@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from attnlab.blocks.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
 from attnlab.blocks.rotary import Rope, rotate, turn
-from attnlab.check import assert_correct, check
+from attnlab.checks import assert_correct, judge
 from attnlab.config import ConfigError
 from attnlab.decode import Decoder
 from attnlab.mechanism import MechanismConfig
@@ -73,7 +73,7 @@ def test_scaling_by_the_length_is_exact_up_to_the_original_length_and_no_further
 
 def test_a_mechanism_that_hides_where_it_is_exact_is_found_out(monkeypatch):
     monkeypatch.setattr(GroupedQuery, "exact_length", None)
-    results = check(GroupedQuery(rope_scaling=DYNAMIC), d_model=32, quick=True)
+    results = judge(GroupedQuery(rope_scaling=DYNAMIC), d_model=32, quick=True)
     assert {result.name for result in results if not result.holds} == {
         "a prefix alone gives the same",
         "step by step equals all at once",

@@ -7,7 +7,7 @@ import torch
 from rotation import rotate
 from torch.testing import assert_close
 
-from attnlab.check import assert_correct
+from attnlab.checks import assert_correct
 from attnlab.config import ConfigError
 from attnlab.feedforward import Dense
 from attnlab.mechanism import MechanismConfig, state_bytes

@@ -34,7 +34,7 @@ def test_the_mechanisms_study_is_as_specified():
         assert config.data.to_dict()["tokenizer"] == {"kind": "bpe", "vocab_size": 32_000}
     assert study.variants["gqa_1"] == study.variants["mqa"]
     assert study.seeds == 5
-    assert study.learning_rates.grid(3e-4) == (3e-4, 6e-4, 1.2e-3, 2.4e-3)
+    assert study.learning_rates.grid(3e-4) == (1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
     assert (study.learning_rates.factor, study.learning_rates.most) == (2, 7)
     kinds = [question.kind() for question in study.questions]
     asked = ["best_quality", "best_for_cost", "gives_up", "needed", "every_layer", "pick"]

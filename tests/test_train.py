@@ -12,8 +12,8 @@ import torch
 from attnlab import checkpoint
 from attnlab.data import Places
 from attnlab.data.batches import window_starts
+from attnlab.execution import Ended, Progress, execute
 from attnlab.record import RunFolder
-from attnlab.run import Ended, Progress, execute
 from attnlab.study import Run, RunConfig
 from attnlab.train_config import TrainConfig
 from attnlab.training_step import TrainingStep

@@ -1,6 +1,11 @@
 """attnlab: which attention mechanism should my model use? Controlled comparisons with evidence.
 
-What a study file needs is importable from here; everything else from its own module.
+What a study file needs is importable from here, and what the command line does:
+
+    run         a study from question to verdict     check, assert_correct   are mechanisms right?
+    analyse     a study's folder, as one object      load_run, generate      a trained model, text
+
+Everything else is importable from its own module.
 """
 
 from importlib import import_module
@@ -9,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 from attnlab.version import __version__
 
 if TYPE_CHECKING:
+    from attnlab.analysis.analysis import Analysis, analyse
+    from attnlab.checks.suite import assert_correct
+    from attnlab.checks.targets import check
     from attnlab.data.stdlib import Stdlib
     from attnlab.data.text import Text
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
     from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
+    from attnlab.generation import Sampling, generate
     from attnlab.matching import Match
     from attnlab.mechanism import Cost, Mechanism, MechanismConfig
     from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
@@ -25,14 +34,18 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.sliding_window import SlidingWindow
     from attnlab.model import ModelConfig
     from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Pick
+    from attnlab.running import BrokenPromiseError, run
     from attnlab.study import RunConfig, Study, load_study
     from attnlab.train_config import TrainConfig
+    from attnlab.trained import load_run
     from attnlab.tuning import LearningRates
 
 # loaded when asked for, so that analysis and report, which live here too, do without torch
 _HOME = {
+    "Analysis": "analysis.analysis",
     "BestForCost": "question",
     "BestQuality": "question",
+    "BrokenPromiseError": "running",
     "Cost": "mechanism",
     "DeepseekSparse": "mechanisms.deepseek_sparse",
     "Dense": "feedforward",
@@ -51,6 +64,7 @@ _HOME = {
     "Needed": "question",
     "Pick": "question",
     "RunConfig": "study",
+    "Sampling": "generation",
     "SlidingWindow": "mechanisms.sliding_window",
     "Stdlib": "data.stdlib",
     "Study": "study",
@@ -59,14 +73,22 @@ _HOME = {
     "Tokens": "data.tokens",
     "TrainConfig": "train_config",
     "WikiText2": "data.wikitext2",
+    "analyse": "analysis.analysis",
+    "assert_correct": "checks.suite",
+    "check": "checks.targets",
     "fla_layer": "mechanisms.fla_layer",
+    "generate": "generation",
+    "load_run": "trained",
     "load_study": "study",
+    "run": "running",
 }
 
 __all__ = [
     "MLA",
+    "Analysis",
     "BestForCost",
     "BestQuality",
+    "BrokenPromiseError",
     "Cost",
     "DeepseekSparse",
     "Dense",
@@ -84,6 +106,7 @@ __all__ = [
     "Needed",
     "Pick",
     "RunConfig",
+    "Sampling",
     "SlidingWindow",
     "Stdlib",
     "Study",
@@ -93,8 +116,14 @@ __all__ = [
     "TrainConfig",
     "WikiText2",
     "__version__",
+    "analyse",
+    "assert_correct",
+    "check",
     "fla_layer",
+    "generate",
+    "load_run",
     "load_study",
+    "run",
 ]
 
 

@@ -23,7 +23,7 @@ import torch
 from attnlab.agenda import Agenda, Planned
 from attnlab.data import Places
 from attnlab.environment import usable_cores
-from attnlab.run import Ended, Event, execute
+from attnlab.execution import Ended, Event, execute
 from attnlab.study import Run, RunConfig
 from attnlab.tuned import Tuned
 

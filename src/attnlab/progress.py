@@ -17,8 +17,8 @@ from rich.progress import (
 )
 
 from attnlab.agenda import Agenda
+from attnlab.execution import Ended
 from attnlab.launch import Happened
-from attnlab.run import Ended
 from attnlab.study import Run
 from attnlab.tuned import Tuned
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,6 +10,7 @@ from attnlab import checkpoint
 from attnlab.data.codec import Codec
 from attnlab.model import LanguageModel
 from attnlab.study import RunConfig
+from attnlab.training_step import autocast
 
 
 class Trained(NamedTuple):
@@ -18,13 +19,19 @@ class Trained(NamedTuple):
     codec: Codec  # text to token ids and back
     step: int  # of the checkpoint
 
+    @property
+    def autocast(self) -> Any:
+        """The context of forward passes on its device, in the precision that it was trained in."""
+        return autocast(self.config.train, self.model.embed.weight.device)
 
-def load_run(folder: Path, device: torch.device) -> Trained:
+
+def load_run(folder: Path | str, device: torch.device | str = "cpu") -> Trained:
     """The newest whole checkpoint of a run, finished or not.
 
     `folder` is a run's own, such as results/quickstart/mha/seed-0. Raises ValueError where that is
     no run, or none of its checkpoints is there and undamaged.
     """
+    folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
         runs = sorted(str(run) for run in folder.glob("**/seed-*") if run.is_dir())[:5]
         hint = f"; did you mean {' or '.join(runs)}?" if runs else ""

@@ -1,6 +1,6 @@
 """A study as one object: what every page, table and figure is made from.
 
-`analyse` reads the run folders; nothing here imports torch.
+`analyse` reads the run folders of a study; nothing here imports torch.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,20 @@ from attnlab.analysis.pareto import Front, front_of
 from attnlab.analysis.picks import Pick, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.serving import Serving
-from attnlab.analysis.table import read_table
+from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.verdict import Verdict, verdict_of
 
-__all__ = ["Analysis", "Answer", "Comparison", "Control", "Front", "Pick", "RateCurve", "analyse"]
+__all__ = [
+    "Analysis",
+    "Answer",
+    "Comparison",
+    "Control",
+    "Front",
+    "Pick",
+    "RateCurve",
+    "analyse",
+    "analysis_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +47,13 @@ class Analysis(Verdict):
 
 def analyse(study_dir: Path) -> Analysis:
     """Read a study folder, at any time. Raises ValueError where there is no study."""
-    table = read_table(study_dir)
+    return analysis_of(read_table(study_dir))
+
+
+def analysis_of(table: Table) -> Analysis:
+    """What follows from a table: of a study, or of several folders side by side."""
     verdict = verdict_of(table)
-    serving = Serving.read(study_dir)
+    serving = Serving.read(table.path)
     costs = costs_of(table, serving)
     controls = controls_of(verdict)
     fronts = tuple(front_of(cost, verdict) for cost in costs)

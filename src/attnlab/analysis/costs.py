@@ -7,6 +7,7 @@ from attnlab.analysis.serving import Serving
 from attnlab.analysis.table import Table
 
 COUNTED, TIMED = 0.01, 0.05  # relative; a step is timed to a few per cent
+OF_THE_DEVICE = ("step_time", "peak_memory_bytes")
 FROM_SUMMARY = (
     ("flops_per_token", "forward FLOPs a token", "FLOPs", COUNTED),
     ("step_time", "time of a training step", "seconds", TIMED),
@@ -31,7 +32,11 @@ class Cost:
 
 
 def costs_of(table: Table, serving: Serving) -> tuple[Cost, ...]:
-    """Every kind of cost that some variant has."""
+    """Every kind of cost that some variant has.
+
+    Of runs on several devices, without what depends on the device.
+    """
+    several = len(table.devices) > 1
     parameters = {v.name: v.parameters["total"] for v in table.variants if "total" in v.parameters}
     costs = [
         Cost(key="parameters", label="parameters", unit="", resolution=COUNTED, of=parameters),
@@ -44,6 +49,7 @@ def costs_of(table: Table, serving: Serving) -> tuple[Cost, ...]:
                 of={v.name: v.numbers[key].mean for v in table.variants if key in v.numbers},
             )
             for key, label, unit, resolution in FROM_SUMMARY
+            if not (several and key in OF_THE_DEVICE)
         ),
         Cost(
             key="decode_seconds",

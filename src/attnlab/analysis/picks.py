@@ -81,8 +81,13 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
     known = [costs[key] for key in keys if key in costs and costs[key].of]
     if not known or known[0].key != keys[0]:
         if keys[0] in FROM_BENCH:
+            if verdict.table.sources:
+                run = "`attnlab bench` of one study that has all of these variants."
+                return _no_winner(use, "Decoding is measured study by study.", run)
             run = f"`attnlab bench {verdict.table.study.name}` measures it."
             return _no_winner(use, "Decoding was not measured in this study.", run)
+        if len(verdict.table.devices) > 1:
+            return _no_winner(use, "The runs ran on different devices.", "Runs on one device.")
         return _no_winner(use, "The runs did not record it.", "Runs that record it.")
     first = known[0]
     than = verdict.baseline or verdict.order[0]

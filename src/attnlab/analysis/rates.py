@@ -8,6 +8,7 @@ through the chosen rate and its two neighbours: a parabola in the logarithm, whe
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -30,12 +31,12 @@ class RateCurve:
 
 def rate_curves(table: Table) -> dict[str, RateCurve]:
     """Of every variant whose learning rate was tuned, as far as that has come."""
-    curves = {variant.name: _curve(table, variant) for variant in table.variants}
+    curves = {variant.name: _curve(variant) for variant in table.variants}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 
-def _curve(table: Table, variant: Variant) -> RateCurve | None:
-    losses = _losses(table, variant)
+def _curve(variant: Variant) -> RateCurve | None:
+    losses = _losses(variant)
     worth = {rate: loss for rate, loss in losses.items() if loss is not None}
     if not worth:
         return None
@@ -56,10 +57,11 @@ def _curve(table: Table, variant: Variant) -> RateCurve | None:
     )
 
 
-def _losses(table: Table, variant: Variant) -> dict[float, float | None]:
+def _losses(variant: Variant) -> dict[float, float | None]:
     """By rate, ascending: what ended finished or diverged. A failed run will be tried again."""
     found: dict[float, float | None] = {}
-    for rate, folder in tuning_runs(table.path, variant.name, TUNING_SEED).items():
+    name = unquote(variant.folder.name)
+    for rate, folder in tuning_runs(variant.folder.parent, name, TUNING_SEED).items():
         summary = folder.summary() or {}
         if summary.get("status") in ("finished", "diverged"):
             finished = summary["status"] == "finished"

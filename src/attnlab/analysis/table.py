@@ -6,13 +6,14 @@ that loss and perplexity rank alike; its spread is the standard deviation of the
 A folder may be read at any time: before the first run has ended, or while others are written.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.paired import Estimate
+from attnlab.analysis.wording import listed
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
 
 # keys of summary.json; losses in nats a token, times in seconds
@@ -106,11 +107,14 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A study, as far as it has come."""
+    """A study, as far as it has come; or runs of several folders, side by side."""
 
     path: Path
     study: StudyRecord
     variants: tuple[Variant, ...]  # in the study's order
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    # ^ of runs side by side: the folders that were given, each with its variants
+    unfair: tuple[str, ...] = ()  # what is not alike among them, although losses depend on it
 
     @property
     def ranked(self) -> tuple[Variant, ...]:
@@ -137,6 +141,29 @@ class Table:
         return sum(run.status in ("absent", "partial") for run in self.runs)
 
     @property
+    def devices(self) -> dict[str, tuple[str, ...]]:
+        """What finished runs ran on, each with its variants."""
+        found: dict[str, dict[str, None]] = {}
+        for variant in self.variants:
+            for run in variant.finished:
+                if run.summary.get("device"):
+                    found.setdefault(run.summary["device"], {})[variant.name] = None
+        return {device: tuple(names) for device, names in found.items()}
+
+    def where(self, names: Iterable[str]) -> str:
+        """Variants for people: a folder stands for its variants where all that it started are in.
+
+        Of those in a study the names.
+        """
+        started, left, whole = {v.name for v in self.variants if v.config}, list(names), list[str]()
+        for folder, held in self.sources.items():
+            here = started.intersection(held)
+            if here and here.issubset(left):
+                whole.append(folder)
+                left = [name for name in left if name not in held]
+        return listed([*whole, *left])
+
+    @property
     def most_seeds(self) -> int:
         """The largest number of finished seeds of any variant."""
         return max((len(variant.finished) for variant in self.variants), default=0)
@@ -146,13 +173,16 @@ def read_table(study_dir: Path) -> Table:
     """Read every run of a study folder. Raises ValueError where there is no study."""
     study = StudyRecord.read(study_dir)
     variants = tuple(
-        _variant(study_dir, name, tuple(_run(folder) for folder in folders))
+        variant_of(
+            name, study_dir / folder_name(name), tuple(read_run(folder) for folder in folders)
+        )
         for name, folders in study.runs(study_dir).items()
     )
     return Table(path=study_dir, study=study, variants=variants)
 
 
-def _run(folder: RunFolder) -> Run:
+def read_run(folder: RunFolder) -> Run:
+    """One run, whatever became of it."""
     summary = folder.summary() or {}
     return Run(
         seed=folder.seed,
@@ -165,10 +195,9 @@ def _run(folder: RunFolder) -> Run:
     )
 
 
-def _variant(study_dir: Path, name: str, runs: tuple[Run, ...]) -> Variant:
-    variant = Variant(
-        name=name, folder=study_dir / folder_name(name), runs=runs, numbers={}, parameters={}
-    )
+def variant_of(name: str, folder: Path, runs: tuple[Run, ...]) -> Variant:
+    """A variant with its numbers over seeds."""
+    variant = Variant(name=name, folder=folder, runs=runs, numbers={}, parameters={})
     numbers: dict[str, Estimate] = {}
     for key in NUMBERS:
         estimate = Estimate.of(list(variant.by_seed(key).values()))

@@ -7,11 +7,10 @@ its `n_heads`, and `n_kv_heads` where it has such, are the model's, and the widt
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from attnlab.config import Config, ConfigError, Problem, override, suggestion
+from attnlab.config import Config, ConfigError, Problem, override, settings, suggestion
 from attnlab.config.own_code import is_own
-from attnlab.config.tree import Typed
 from attnlab.feedforward import Dense
 from attnlab.mechanism import MechanismConfig
 from attnlab.model import ModelConfig
@@ -28,6 +27,9 @@ class Setup(Config):
     model: ModelConfig
     vocab_size: int
     train: TrainConfig
+
+
+_SECTIONS = [field.name for field in fields(Setup)]
 
 
 class Target(NamedTuple):
@@ -49,8 +51,8 @@ def targets(words: Iterable[str], assignments: Sequence[str], sizes: Sizes) -> l
     """`all`, a kind, `file.py:Class`, a study or its path, each perhaps with `:key=value,...`.
 
     `assignments` hold for every target: those of a section (`model.n_layers=2`) for its setup,
-    those without for the settings of kinds. Raises ValueError for a name that is nothing of these
-    or comes twice, and ConfigError for impossible settings.
+    the others (`window=64`, `rope_scaling.factor=4`) for the settings of kinds. Raises ValueError
+    for a name that is nothing of these or comes twice, and ConfigError for impossible settings.
     """
     found = [target for word in words for target in _named(word, assignments, sizes)]
     if not found:
@@ -93,14 +95,14 @@ def _setup(kind: str, changes: Sequence[str], sizes: Sizes) -> Setup:
     if sizes.d_model % sizes.n_heads:
         problem = f"{sizes.n_heads} heads do not divide d_model {sizes.d_model}"
         raise ConfigError([Problem("n_heads", problem)])
-    of_setup = [change for change in changes if "." in change.partition("=")[0]]
-    settings = dict[str, Any](_fitting(MechanismConfig.of_kind(kind), sizes))
+    of_setup, of_kind = list[str](), list[str]()
     for change in changes:
-        if change not in of_setup:
-            key, _, value = change.partition("=")
-            settings[key.strip()] = Typed(value.strip())
+        section, dot, _ = change.partition("=")[0].partition(".")
+        (of_setup if dot and section in _SECTIONS else of_kind).append(change)
+    fitting = _fitting(MechanismConfig.of_kind(kind), sizes)
+    mechanism = MechanismConfig.from_dict({"kind": kind, **fitting, **settings(of_kind)})
     model = ModelConfig(
-        mechanisms=(MechanismConfig.from_dict({"kind": kind, **settings}),),
+        mechanisms=(mechanism,),
         n_layers=sizes.n_layers,
         d_model=sizes.d_model,
         feedforward=Dense(d_ff=4 * sizes.d_model),

@@ -5,10 +5,21 @@ study cannot run here; 2 the command or its settings are wrong, and nothing was 
 interrupted, and what was done is kept.
 """
 
-from attnlab.cli import bench, check, doctor, generate, kinds, report, run
+from attnlab.cli import bench, check, compare, doctor, generate, kinds, report, run
 from attnlab.cli.app import app
 
-__all__ = ["app", "bench", "check", "doctor", "generate", "kinds", "main", "report", "run"]
+__all__ = [
+    "app",
+    "bench",
+    "check",
+    "compare",
+    "doctor",
+    "generate",
+    "kinds",
+    "main",
+    "report",
+    "run",
+]
 
 
 def main() -> None:

@@ -1,11 +1,9 @@
 """What all commands share: the application, where it prints, what it does with mistakes."""
 
-import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
@@ -13,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from attnlab.config import ConfigError
-from attnlab.data import Places
 from attnlab.version import __version__
 
 P = ParamSpec("P")
@@ -62,17 +59,6 @@ def version(
     if show:
         sys.stdout.write(f"attnlab {__version__}\n")
         raise typer.Exit
-
-
-def places() -> Places:
-    """Folders of data and cache: the only place where the environment is read for them."""
-    data = os.environ.get("ATTNLAB_DATA")
-    cache = os.environ.get("ATTNLAB_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return Places(
-        data=Path(data).expanduser() if data else None,
-        cache=Path(cache).expanduser() if cache else home / "attnlab",
-    )
 
 
 @contextmanager

@@ -4,10 +4,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
-from attnlab.check.table import Verdicts, verdicts_as_json
-from attnlab.check.targets import Checked, Target, targets
+from attnlab.checks.table import Verdicts, verdicts_as_json
+from attnlab.checks.targets import Checked, targets
 from attnlab.cli.app import JsonOption, app, console, errors, status, told
 from attnlab.record import to_json
 
@@ -32,18 +32,12 @@ def check(
     asked = targets([word for word in what if "=" not in word], settings)
     if not asked:
         raise ValueError("name what to check: all, a kind, file.py:Class or a study")
-    checked = check_all(asked, errors if as_json else console)
+    checked, talk = list[Checked](), errors if as_json else console
+    for target in asked:
+        with status(f"checking {escape(target.name)}", talk):
+            checked.append(target.check())
     if as_json:
         sys.stdout.write(to_json(verdicts_as_json(checked)).decode())
     else:
         console.print(Verdicts(checked), highlight=False)
     raise typer.Exit(0 if all(one.holds for one in checked) else 1)
-
-
-def check_all(asked: list[Target], talk: Console, *, quick: bool = False) -> list[Checked]:
-    """Check one after the other, saying which."""
-    checked = list[Checked]()
-    for target in asked:
-        with status(f"checking {target.name}", talk):
-            checked.append(target.check(quick=quick))
-    return checked

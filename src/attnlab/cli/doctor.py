@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab import doctor
-from attnlab.cli.app import JsonOption, app, console, places, told
+from attnlab.asked import places
+from attnlab.cli.app import JsonOption, app, console, told
 
 
 @app.command("doctor")

@@ -7,7 +7,7 @@ import torch
 import typer
 
 from attnlab.cli.app import DeviceOption, app, console, told
-from attnlab.generate import Sampling, generate
+from attnlab.generation import Sampling, generate
 from attnlab.launch import seats
 from attnlab.trained import Trained, load_run
 
@@ -36,7 +36,11 @@ def generate_(  # noqa: PLR0913  one parameter an option
     columns = list[list[int]]()
     shown = ""
     for tokens_B in generate(
-        trained.model, prompt_BT, max_new_tokens=max_new_tokens, sampling=sampling
+        trained.model,
+        prompt_BT,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        autocast=trained.autocast,
     ):
         columns.append(tokens_B.tolist())
         if samples == 1:

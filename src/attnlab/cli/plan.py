@@ -13,8 +13,9 @@ from rich.table import Table as Grid
 from attnlab.agenda import Agenda, Count
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.power import detectable
+from attnlab.asked import corpora
 from attnlab.cli.app import console, errors, status
-from attnlab.data import Corpus, DataConfig, DataError, Places
+from attnlab.data import Corpus, DataError, Places
 from attnlab.forecast import Forecast
 from attnlab.launch import Seat
 from attnlab.plan import plan
@@ -36,7 +37,8 @@ def show_plan(
     """Print it. Raises ValueError where the folder holds runs with other settings."""
     talk = errors if as_json else console
     try:
-        read = corpora(study, places, talk)
+        with status("reading the data", talk):
+            read = corpora(study, places)
     except DataError as error:
         agenda = Agenda(study, study_dir, dict.fromkeys(study.variants, ""))
         read, paces, untimed = {}, {}, dict.fromkeys(study.variants, str(error))
@@ -54,16 +56,6 @@ def show_plan(
         sys.stdout.write(to_json(_as_json(forecast, untimed, power)).decode())
     else:
         _print(forecast, untimed, power, seats)
-
-
-def corpora(study: Study, places: Places, talk: Console) -> dict[str, Corpus]:
-    """Each variant's data, which is read, tokenized and cached here, before any worker asks."""
-    found = dict[DataConfig, Corpus]()
-    with status("reading the data", talk):
-        for config in study.variants.values():
-            if config.data not in found:
-                found[config.data] = config.data.load(places)
-    return {name: found[config.data] for name, config in study.variants.items()}
 
 
 def _paces(

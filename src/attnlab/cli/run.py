@@ -1,31 +1,26 @@
 """`attnlab run`: train every variant of a study that is not trained yet, and compare them."""
 
-import dataclasses
 import shlex
 import sys
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, Self
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from attnlab import running
 from attnlab.agenda import Agenda
-from attnlab.check.table import Verdicts
-from attnlab.check.targets import of_study
-from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, places, told
-from attnlab.cli.check import check_all
-from attnlab.cli.plan import corpora, show_plan
+from attnlab.asked import changed, folder_of, places
+from attnlab.checks.table import Verdicts
+from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, status, told
+from attnlab.cli.plan import show_plan
 from attnlab.cli.report import show
-from attnlab.launch import launch, seats
-from attnlab.plan import plan
+from attnlab.launch import Happened, seats
 from attnlab.progress import StudyProgress
-from attnlab.record import StudyRecord
-from attnlab.report.files import write_report, write_results
-from attnlab.run import Ended
-from attnlab.study import Study, load_study
-from attnlab.tracking import Tracker
+from attnlab.running import Begun, BrokenPromiseError, Doing, Note
 
 
 @app.command()
@@ -72,82 +67,73 @@ def run(  # noqa: PLR0913  one parameter an option
     The mechanisms are checked first; nothing is trained where one breaks a promise. Where the study
     tunes learning rates, each variant's is chosen next, on validation data and a seed of its own.
     """
-    chosen = _asked(study, length, only, seeds, steps, overrides or [])
-    if no_tune:
-        chosen = dataclasses.replace(chosen, learning_rates=None)
-    study_dir = out or Path("results") / chosen.name
-    where_data_is, talk = places(), errors if as_json else console
-    where = seats(device, chosen.fewest_runs(), workers)
+    chosen = changed(
+        study,
+        length=length,
+        only=only or None,
+        seeds=seeds,
+        steps=steps,
+        overrides=overrides or [],
+        tune=not no_tune,
+    )
+    talk = errors if as_json else console
     if only_plan:
-        show_plan(chosen, study_dir, where_data_is, where, spread, as_json=as_json)
+        where = seats(device, chosen.fewest_runs(), workers)
+        show_plan(chosen, folder_of(chosen, out), places(), where, spread, as_json=as_json)
         return
-
-    tracker = Tracker(track or [], study_dir, lambda text: talk.print(text, markup=False))
-    read = corpora(chosen, where_data_is, talk)
-    agenda = plan(chosen, study_dir, {name: corpus.fingerprint for name, corpus in read.items()})
-    left = agenda.left()
-    if left and not no_check:
-        _refuse_what_is_broken(chosen.only(left), talk)
-    _record(chosen, study_dir, checked=not no_check, trains=bool(left)).write(study_dir)
-    _announce(agenda, talk)
-    events = launch(agenda, study_dir, where_data_is, where)
     try:
-        with closing(events), StudyProgress(agenda, talk) as progress, tracker:
-            for happened in events:
-                progress.show(happened)
-                tracker.follow(happened.run.folder(study_dir))
-                if isinstance(happened.event, Ended) and not happened.run.tunes:
-                    write_results(study_dir)
-    finally:  # an interrupted study has a report of what it did
-        analysis = write_report(study_dir)
+        with _Shown(talk) as shown:
+            analysis = running.run(
+                chosen,
+                check=not no_check,
+                out=out,
+                device=device,
+                workers=workers,
+                track=track or [],
+                watch=shown.tell,
+                command=shlex.join(["attnlab", *sys.argv[1:]]),
+            )
+    except BrokenPromiseError as error:
+        talk.print(Verdicts(error.checked), highlight=False)
+        talk.print("[bold red]nothing was trained[/bold red]; --no-check trains it as it is")
+        raise typer.Exit(1) from None
     show(analysis, as_json)
     raise typer.Exit(1 if analysis.table.failures else 0)
 
 
-def _asked(
-    name: str,
-    length: str | None,
-    only: str | None,
-    seeds: int | None,
-    steps: int | None,
-    overrides: list[str],
-) -> Study:
-    """The study with what the command line changes."""
-    study = load_study(name)
-    if length:
-        study = study.at_length(length)
-    if only:
-        study = study.only(variant.strip() for variant in only.split(","))
-    if seeds is not None:
-        study = dataclasses.replace(study, seeds=seeds)
-    return study.override(overrides if steps is None else [f"train.steps={steps}", *overrides])
+class _Shown:
+    """What happens, on a console: one thing at a time that lasts."""
 
+    def __init__(self, talk: Console) -> None:
+        self.talk = talk
+        self.lasting = ExitStack()
+        self.progress: StudyProgress | None = None
 
-def _refuse_what_is_broken(study: Study, talk: Console) -> None:
-    """Exit code 1, with what is wrong, if a mechanism of the study breaks a promise."""
-    checked = check_all(of_study(study), talk, quick=True)
-    broken = [one for one in checked if not one.holds]
-    if broken:
-        talk.print(Verdicts(broken), highlight=False)
-        talk.print("[bold red]nothing was trained[/bold red]; --no-check trains it as it is")
-        raise typer.Exit(1)
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.lasting.close()
 
-def _record(study: Study, study_dir: Path, *, checked: bool, trains: bool) -> StudyRecord:
-    """What the folder's record says from now on. Where all runs have ended, how they came to be
-    stays as it was written then.
-    """
-    command = shlex.join(["attnlab", *sys.argv[1:]])
-    record = study.record(command=command, checked=checked).joined(study_dir)
-    if trains or not (study_dir / "study.json").is_file():
-        return record
-    before = StudyRecord.read(study_dir)
-    return dataclasses.replace(
-        record,
-        command=before.command,
-        attnlab_version=before.attnlab_version,
-        checked=before.checked,
-    )
+    def tell(self, said: Doing | Begun | Happened | Note) -> None:
+        match said:
+            case Doing(what):
+                self.lasting.close()
+                self.lasting.enter_context(status(escape(what), self.talk))
+            case Begun(agenda):
+                self.lasting.close()
+                _announce(agenda, self.talk)
+                self.progress = self.lasting.enter_context(StudyProgress(agenda, self.talk))
+            case Happened():
+                assert self.progress is not None
+                self.progress.show(said)
+            case Note(text):
+                self.talk.print(text, markup=False)
 
 
 def _announce(agenda: Agenda, talk: Console) -> None:

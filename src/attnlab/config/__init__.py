@@ -1,7 +1,7 @@
 """Settings: frozen, strict, to JSON and back, hashed into a run's identity."""
 
 from attnlab.config.differences import differences
-from attnlab.config.override import override
+from attnlab.config.override import override, settings
 from attnlab.config.own_code import load_file
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, own_sources
@@ -15,5 +15,6 @@ __all__ = [
     "load_file",
     "override",
     "own_sources",
+    "settings",
     "suggestion",
 ]

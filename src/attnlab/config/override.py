@@ -31,6 +31,21 @@ def override(config: C, assignments: Iterable[str]) -> C:
     return changed
 
 
+def settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """The tree of dotted assignments alone, for `from_dict` of a kind that is yet to be made.
+
+    >>> settings(["window=64", "rope_scaling.kind=yarn", "rope_scaling.factor=4"])
+    {'window': '64', 'rope_scaling': {'kind': 'yarn', 'factor': '4'}}
+    """
+    tree, found = _OfNewKind(), list[Problem]()
+    for assignment in assignments:
+        path, _, text = assignment.partition("=")
+        _assign(tree, path.strip().split("."), Typed(text.strip()), found)
+    if found:
+        raise ConfigError(found)
+    return tree
+
+
 class _OfNewKind(dict[str, Any]):
     """Settings of a kind that the command line chose: which fields they have is not known yet."""
 

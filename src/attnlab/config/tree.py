@@ -112,6 +112,8 @@ class Choice(Config):
         Raises:
             ValueError: no such kind, file or class; says which are known.
         """
+        if is_own(cls) and kind == cls.kind():  # by whatever name its file was imported
+            return cls
         path, _, class_name = kind.rpartition(":")
         if path in cls.elsewhere:
             return cast("type[Self]", cls.elsewhere[path](class_name))

@@ -96,6 +96,8 @@ class Charts:
         timed = any(row.variant.curve("train_seconds").steps for row in shown)
         title = "Validation loss while training, nats a token"
         text = "Mean over seeds and a band of one standard deviation, or each seed's line."
+        if timed and len(self.analysis.table.devices) > 1:
+            text += " Seconds are of different devices, and no comparison."
         forms: dict[str, str] = {}
         for against, scale in product(("step", "time") if timed else ("step",), ("linear", "log")):
 

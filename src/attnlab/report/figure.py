@@ -44,7 +44,7 @@ def _figure(analysis: Analysis) -> Figure:
         forest(difference, shown, looks, reference.name)
         difference.set(title=f"Loss minus {shortened(reference.name, 20)}", xlabel="nats a token")
     times(time, shown, looks)
-    time.set(title="Time per training step", xlabel="milliseconds, median of a run")
+    time.set(title="Time per training step", xlabel=_milliseconds(analysis))
     if analysis.tiers:
         for axes in (loss, difference, time):
             tiers(axes, shown, named=axes is loss)
@@ -71,10 +71,16 @@ def _figure(analysis: Analysis) -> Figure:
     return figure
 
 
+def _milliseconds(analysis: Analysis) -> str:
+    several = len(analysis.table.devices) > 1
+    return f"milliseconds, {'on different devices' if several else 'median of a run'}"
+
+
 def _title(analysis: Analysis) -> str:
     table = analysis.table
     count, of = len(analysis.order), len(table.variants)
-    said = f"{table.study.name}: {count if count == of else f'{count} of {of}'} variants"
+    what = f"not a fair {table.study.name}" if table.unfair else table.study.name
+    said = f"{what}: {count if count == of else f'{count} of {of}'} variants"
     seeds = len(analysis.seeds)
     if seeds < 2:
         return f"{said}, one seed: no error bars" if seeds else said

@@ -1,4 +1,4 @@
-"""Everything in a study folder that is derived from its runs, made again from one analysis of them.
+"""Everything that is derived from runs, made again from one analysis of them.
 
     report.html                  the page: the answer, its evidence, its limits
     report.md                    the same in short
@@ -9,6 +9,9 @@
     <variant>/config.json        every setting of the variant
     <variant>/metrics.json       its curves and times, means over seeds and by seed
 
+In a study's folder they lie beside the runs. A comparison of several folders has one of its own,
+without the last two: the folders that it reads stay as they are.
+
 Each file is replaced as a whole, so that a reader never meets half of one, and several processes
 may do this at once.
 """
@@ -17,6 +20,7 @@ from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis, analyse
 from attnlab.analysis.settings import of_variant
+from attnlab.analysis.table import Table
 from attnlab.record import StudyRecord, replace_file, to_json
 from attnlab.report.csv_table import csv_table
 from attnlab.report.json_files import failures, metrics, results
@@ -28,23 +32,32 @@ PICTURE, PAGE = "comparison.png", "report.html"
 
 def write_report(study_dir: Path) -> Analysis:
     """Write every derived file. Raises ValueError where there is no study."""
+    _settle(study_dir)
+    analysis = analyse(study_dir)
+    _write_variants(analysis.table)
+    write_comparison(analysis)
+    return analysis
+
+
+def write_comparison(analysis: Analysis) -> None:
+    """Write what is about all variants together, into the table's folder."""
     from attnlab.report.figure import comparison  # matplotlib takes a second to import
     from attnlab.report.page import page
 
-    _settle(study_dir)
-    analysis = analyse(study_dir)
+    path = analysis.table.path
+    path.mkdir(parents=True, exist_ok=True)
     png, svg = comparison(analysis)
-    _update(study_dir / PICTURE, png)
-    _update(study_dir / "comparison.svg", svg)
-    _update(study_dir / PAGE, page(analysis).encode())
+    _update(path / PICTURE, png)
+    _update(path / "comparison.svg", svg)
+    _update(path / PAGE, page(analysis).encode())
     _write_results(analysis)
-    return analysis
 
 
 def write_results(study_dir: Path) -> Analysis:
     """Write all but the page and the picture, quickly: for use after every run."""
     _settle(study_dir)
     analysis = analyse(study_dir)
+    _write_variants(analysis.table)
     _write_results(analysis)
     return analysis
 
@@ -55,15 +68,17 @@ def _settle(study_dir: Path) -> None:
             folder.settle()
 
 
-def _write_results(analysis: Analysis) -> None:
-    table = analysis.table
-    path = table.path
-    _update(path / "comprehensive_results.json", to_json(results(analysis)))
-    _update(path / "failures.json", to_json(failures(table)))
+def _write_variants(table: Table) -> None:
     for variant in table.variants:
         if variant.folder.is_dir():
             _update(variant.folder / "config.json", to_json(of_variant(variant.config)))
             _update(variant.folder / "metrics.json", to_json(metrics(variant)))
+
+
+def _write_results(analysis: Analysis) -> None:
+    path = analysis.table.path
+    _update(path / "comprehensive_results.json", to_json(results(analysis)))
+    _update(path / "failures.json", to_json(failures(analysis.table)))
     picture = PICTURE if (path / PICTURE).is_file() else None
     _update(path / "report.md", markdown(analysis, picture).encode())
     _update(path / "table.csv", csv_table(analysis).encode())

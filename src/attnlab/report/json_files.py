@@ -82,7 +82,7 @@ def _result(row: Row) -> dict[str, Any]:
         "seeds_planned": [run.seed for run in variant.runs],
         "difference_to_baseline": _difference(row.to_baseline),
         "difference_to_best": _difference(analysis.to_best.get(row.name)),
-        "folder": variant.folder.name,
+        "folder": str(variant.folder) if analysis.table.sources else variant.folder.name,
     }
 
 

@@ -6,6 +6,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.report import columns as column
 from attnlab.report.columns import Column
 from attnlab.report.rows import Row, rows, split_name
+from attnlab.report.words import unfair
 
 QUALITY = {"tier", "variant", "perplexity"}
 COST = {"params", "ms/step", "peak memory", "decode state"}
@@ -32,6 +33,7 @@ def latex(analysis: Analysis) -> str:
     lines = [
         f"% {split_name(analysis)} loss in nats a token, mean and standard deviation over seeds; "
         "differences with half of the simultaneous 95 % interval",
+        *(f"% {line}" for line in unfair(analysis.table)),
         f"\\begin{{tabular}}{{{''.join('r' if c.value else 'l' for c in chosen)}}}",
         r"\toprule",
         _line([c.title for c in chosen]),

@@ -32,9 +32,11 @@ def markdown(analysis: Analysis, picture: str | None) -> str:
     return templates.get_template("report.md.j2").render(
         analysis=analysis,
         study=table.study,
+        unfair=words.unfair(table),
+        devices=words.devices(table),
         how_sure=words.how_sure(analysis),
         facts=words.facts(analysis),
-        legend=words.LEGEND if analysis.tiers else "",
+        legend=words.legend(analysis) if analysis.tiers else "",
         picture=picture,
         rows=shown,
         ranking=column.known(column.ranking(analysis), shown),

@@ -32,11 +32,10 @@ class TerminalReport:
             if left_out:
                 yield _indented(f"too narrow for: {', '.join(left_out)}", "dim")
             yield _indented(_legend(analysis, columns), "dim")
+            if words.devices(analysis.table):
+                yield _indented(words.devices(analysis.table), "yellow")
             yield Text()
-        first, second = analysis.headline
-        yield Text(first, style="bold")
-        if second:
-            yield Text(second)
+        yield from _verdict(analysis)
         yield Text(f"How sure? {words.how_sure(analysis)}", style="dim")
         left = [f"{name}: {why}" for name, why in analysis.left_out.items()]
         missing = [*words.alarms(analysis.table), *words.unfinished(analysis.table)]
@@ -46,6 +45,17 @@ class TerminalReport:
                 yield Text(title, style="bold")
             for line in lines:
                 yield _indented(line, "red" if ": diverged" in line or ": failed" in line else "")
+
+
+def _verdict(analysis: Analysis) -> RenderResult:
+    unfair = words.unfair(analysis.table)
+    if unfair:
+        yield Text(unfair[0], style="bold red")
+        yield from (_indented(line, "red") for line in unfair[1:])
+    first, second = analysis.headline
+    yield Text(first, style="bold")
+    if second:
+        yield Text(second)
 
 
 def _columns(analysis: Analysis, shown: tuple[Row, ...]) -> list[Column]:

@@ -1,7 +1,10 @@
 """What a report says beside the analysis' own sentences: how sure it is, and what is missing."""
 
+from typing import Any
+
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Table
+from attnlab.report import units
 from attnlab.report.rows import split_name
 
 METHODS = {
@@ -30,6 +33,8 @@ def facts(analysis: Analysis) -> dict[str, str]:
         found["Noise of one run"] = f"{analysis.noise:.4f} nats, what variants share taken out"
     if analysis.tiers:
         found["Margin"] = f"differences within ± {analysis.margin:g} nats are practically nothing"
+    if analysis.order:
+        found["Measured at"] = f"{_scale(analysis)}; other sizes and texts may rank otherwise"
     found["Learning rates"] = _rates(analysis)
     found["Checked before training"] = (
         "yes: every mechanism kept its promises (causality, decoding, stated cost)"
@@ -56,7 +61,52 @@ def how_sure(analysis: Analysis) -> str:
     said = [f"{count} seeds", METHODS[analysis.method]]
     if analysis.detectable is not None:
         said.append(f"finds differences from {analysis.detectable:.3f} nats")
-    return "; ".join([*said, f"margin ± {analysis.margin:g} nats"]) + "."
+    said.append(f"margin ± {analysis.margin:g} nats")
+    return f"{'; '.join(said)}. Measured at {_scale(analysis)}."
+
+
+def legend(analysis: Analysis) -> str:
+    """What a tier and an interval are."""
+    tiers = [analysis.tiers[name] for name in analysis.order if name in analysis.tiers]
+    if tiers == sorted(tiers):
+        return LEGEND
+    return (
+        f"{LEGEND} A variant whose seeds scatter widely is hard to tell apart: it may share a "
+        "better tier than one with a lower mean."
+    )
+
+
+def _scale(analysis: Analysis) -> str:
+    """How large the models are, and how much of what they have read."""
+    variants = [v for v in analysis.table.variants if v.name in analysis.order]
+    sizes = sorted({variant.parameters["total"] for variant in variants if variant.parameters})
+    tokens = sorted({v.numbers["tokens"].mean for v in variants if "tokens" in v.numbers})
+    kinds = [v.config.get("data", {}).get("kind") for v in variants]
+    data = dict.fromkeys(kind for kind in kinds if kind)
+    said = [f"{_span(sizes)} parameters"] if sizes else []
+    if tokens:
+        said.append(f"{_span(tokens)} tokens" + (f" of {', '.join(data)}" if data else ""))
+    return ", ".join(said) or "an unknown size"
+
+
+def _span(values: list[Any]) -> str:
+    ends = dict.fromkeys(units.count(value) for value in (values[0], values[-1]))
+    return " to ".join(ends)
+
+
+def unfair(table: Table) -> tuple[str, ...]:
+    """What stands above the verdict where unlike runs were compared on request; else nothing."""
+    if not table.unfair:
+        return ()
+    return ("Not a fair comparison, made on request (--anyway). Not alike:", *table.unfair)
+
+
+def devices(table: Table) -> str:
+    """What stands beside times that were taken on several devices; else empty."""
+    if len(table.devices) < 2:
+        return ""
+    said = "; ".join(f"{table.where(names)} on {device}" for device, names in table.devices.items())
+    return f"Times and peak memory are of different devices, and no comparison: {said}."
 
 
 def unfinished(table: Table) -> list[str]:
@@ -105,6 +155,8 @@ def _seeds(analysis: Analysis) -> str:
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         return f"one ({listed}): no error bars, and no verdict"
+    if analysis.table.unfair:
+        return f"{len(seeds)} ({listed})"
     return f"{len(seeds)} ({listed}), the same batches and first weights for all variants in each"
 
 
@@ -114,6 +166,9 @@ def _rates(analysis: Analysis) -> str:
         return "not tuned: each variant as its settings say"
     edge = [name for name, curve in rates.items() if not curve.interior]
     said = f"tuned for {len(rates)} variants on the validation split"
+    untuned = [v.name for v in analysis.table.variants if v.config and v.name not in rates]
+    if untuned:
+        said += f", not for {', '.join(untuned)}"
     if edge:
         return f"{said}; the best lies at the edge of what was tried for {', '.join(edge)}"
     return f"{said}, each with worse rates on both sides of the best"

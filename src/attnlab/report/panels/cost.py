@@ -1,10 +1,11 @@
 """Loss beside a cost: the lower left is where to be; on the front, more buys better."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from attnlab.analysis.analysis import Front
 from attnlab.report import units
@@ -80,8 +81,24 @@ def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
             ticks = [0.0, min(positive), (min(positive) * max(positive)) ** 0.5, max(positive)]
             axes.set_xticks(ticks)
     else:
-        axes.locator_params(axis="x", nbins=4)
+        if positive and unit == "bytes":  # whole ones of the binary unit that they read in
+            binary = 1024 ** int(math.log(min(positive), 1024))
+            axes.xaxis.set_major_locator(_InUnits(binary))
+        else:
+            axes.locator_params(axis="x", nbins=4)
         axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(FuncFormatter(words))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
+
+
+class _InUnits(MaxNLocator):
+    """Ticks at round numbers of a unit."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__(nbins=4)
+        self._unit = unit
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        ticks: Any = super().tick_values(vmin / self._unit, vmax / self._unit)
+        return ticks * self._unit

@@ -23,7 +23,8 @@ def row_name(row: Row, longest: int) -> str:
 
 
 def shortened(name: str, longest: int) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    end = longest // 2 - 1  # names of one folder differ there
+    return name if len(name) <= longest else f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def off_scale(axes: Axes, row: int, text: str, look: Look, tip: str, *, right: bool) -> None:

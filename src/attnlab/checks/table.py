@@ -8,8 +8,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as Grid
 from rich.text import Text
 
-from attnlab.check.result import Result
-from attnlab.check.targets import Checked, Target
+from attnlab.checks.result import Result
+from attnlab.checks.targets import Checked, Target
 
 
 class Verdicts:

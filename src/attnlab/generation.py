@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -49,23 +50,33 @@ class Sampling(Config):
 
 @torch.inference_mode()
 def generate(
-    model: LanguageModel, prompt_BT: Tensor, *, max_new_tokens: int, sampling: Sampling
+    model: LanguageModel,
+    prompt_BT: Tensor,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    autocast: AbstractContextManager[object] | None = None,
 ) -> Iterator[Tensor]:
     """Yield `tokens_B`, one more token a sequence, as they come.
 
-    The model is put in eval mode. Raises ValueError for a prompt without tokens.
+    The model is put in eval mode. `autocast` is the context of its forward passes, for a trained
+    one `Trained.autocast`: a kernel of half precision wants it. None computes in the dtype of the
+    weights. Raises ValueError for a prompt without tokens.
     """
     if not prompt_BT.shape[1]:
         raise ValueError("the prompt is empty: give at least one token to go on from")
     model.eval()
+    passes = autocast or nullcontext()
     generator = torch.Generator(prompt_BT.device).manual_seed(sampling.seed)
-    logits_BV, states = model.prefill(prompt_BT, prompt_BT.shape[1] + max_new_tokens)
+    with passes:
+        logits_BV, states = model.prefill(prompt_BT, prompt_BT.shape[1] + max_new_tokens)
     decoder = Decoder(model, states)
     for last in range(max_new_tokens - 1, -1, -1):
         tokens_B = sampling.choose(logits_BV, generator)
         yield tokens_B
         if last:
-            logits_BV = decoder.step(tokens_B)
+            with passes:  # a graph records its casts too
+                logits_BV = decoder.step(tokens_B)
 
 
 def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 In the `conftest.py` of your tests
 
-    from attnlab.check.plugin import check_mechanism
+    from attnlab.checks.plugin import check_mechanism
 
 and then in any of them
 
@@ -10,17 +10,17 @@ and then in any of them
         check_mechanism(MyAttention(n_heads=2))
 
 which fails with what is broken, where, by how much, and what is usually behind it. Without the
-fixture, `from attnlab.check import assert_correct` does the same.
+fixture, `from attnlab import assert_correct` does the same.
 """
 
 from collections.abc import Callable
 
 import pytest
 
-from attnlab.check.suite import assert_correct
+from attnlab.checks.suite import assert_correct
 
 
 @pytest.fixture
 def check_mechanism() -> Callable[..., None]:
-    """`attnlab.check.assert_correct`: takes a config, a class, a kind or a place."""
+    """`attnlab.assert_correct`: takes a config, a class, a kind or a place."""
     return assert_correct

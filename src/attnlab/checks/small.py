@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
-from attnlab.check.subject import bounds
+from attnlab.checks.subject import bounds
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 

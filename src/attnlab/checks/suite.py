@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import torch
 
-from attnlab.check import causality, cost, decoding, numbers, repetition, rows
-from attnlab.check.result import Property, Result
-from attnlab.check.small import small
-from attnlab.check.subject import Subject
+from attnlab.checks import causality, cost, decoding, numbers, repetition, rows
+from attnlab.checks.result import Property, Result
+from attnlab.checks.small import small
+from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
 from attnlab.mechanism import MechanismConfig
 
@@ -35,7 +35,7 @@ PROPERTIES: tuple[Property, ...] = (
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
-def check(
+def judge(
     mechanism: MechanismConfig | type[MechanismConfig] | str,
     *,
     d_model: int | None = None,
@@ -54,7 +54,7 @@ def check(
     ValueError for a kind that is not there, and ConfigError (a ValueError) for settings that fit
     no width, or not the one given.
 
-    >>> results = check("identity", quick=True)
+    >>> results = judge("identity", quick=True)
     >>> all(result.holds for result in results)
     True
     """
@@ -74,8 +74,8 @@ def assert_correct(
     d_model: int | None = None,
     quick: bool = False,
 ) -> None:
-    """`check` for a test: raises AssertionError that says what is broken, where and by how much."""
-    broken = [r for r in check(mechanism, d_model=d_model, quick=quick) if not r.holds]
+    """`judge` for a test: raises AssertionError that says what is broken, where and by how much."""
+    broken = [r for r in judge(mechanism, d_model=d_model, quick=quick) if not r.holds]
     if broken:
         raise AssertionError("\n".join(describe(result) for result in broken))
 

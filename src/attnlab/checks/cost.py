@@ -13,8 +13,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnlab.check.result import Finding, promise
-from attnlab.check.subject import EVAL, Subject
+from attnlab.checks.result import Finding, promise
+from attnlab.checks.subject import EVAL, Subject
 from attnlab.mechanism import state_bytes
 
 

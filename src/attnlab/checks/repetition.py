@@ -10,8 +10,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from attnlab.check.result import Finding, by_position, promise, relative, tolerance
-from attnlab.check.subject import DROPOUT, EVAL, TRAIN, Subject
+from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.subject import DROPOUT, EVAL, TRAIN, Subject
 from attnlab.mechanism import MechanismConfig
 from attnlab.model import ModelConfig
 

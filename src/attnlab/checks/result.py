@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlab.check.subject import Subject
+from attnlab.checks.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.check.result import Finding, by_position, promise, relative, tolerance
-from attnlab.check.subject import EVAL, TRAIN, Subject
+from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.subject import EVAL, TRAIN, Subject
 
 
 @promise(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.check.result import Finding, promise
-from attnlab.check.subject import (
+from attnlab.checks.result import Finding, promise
+from attnlab.checks.subject import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
     EVAL,

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.check.result import Finding, by_position, promise, relative, tolerance
-from attnlab.check.subject import EVAL, Subject
+from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.subject import EVAL, Subject
 
 AFTER_PROMPT = 12  # tokens decoded after each prompt
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.check.result import Finding, by_position, promise, relative, tolerance
-from attnlab.check.subject import (
+from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.subject import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
     DROPOUT,

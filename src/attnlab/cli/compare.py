@@ -1,0 +1,57 @@
+"""`attnlab compare`: studies, variants and single runs side by side."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnlab.analysis.analysis import analysis_of
+from attnlab.analysis.side_by_side import read_side_by_side
+from attnlab.cli.app import JsonOption, app, errors, told
+from attnlab.cli.report import show
+from attnlab.report.files import write_comparison
+from attnlab.report.words import unfair
+
+
+@app.command()
+@told
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR",
+            help="Of studies, of variants or of runs: results/STUDY/VARIANT/seed-0.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("results/compare"),
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="A variant.", show_default="of the first study, or the first variant"),
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Even where it is not fair; the report says so.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Set studies, variants or single runs side by side, in one report.
+
+    The folders are only read.
+
+    Refused where runs read other tokens, took other steps, or were measured on other splits.
+    """
+    command = shlex.join(["attnlab", *sys.argv[1:]])
+    table = read_side_by_side(folders, out=out, command=command, baseline=baseline)
+    if table.unfair and not anyway:
+        differ = "\n".join(f"  {line}" for line in table.unfair)
+        raise ValueError(
+            f"not a fair comparison\n{differ}\n--anyway makes it all the same, and says so in it"
+        )
+    analysis = analysis_of(table)
+    write_comparison(analysis)
+    if as_json:
+        for line in unfair(table):
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+    show(analysis, as_json)

@@ -1,0 +1,225 @@
+"""The command line's work as functions: what they return, write and refuse, in scripts as well."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import tiny_study
+import torch
+
+import attnlab
+from attnlab.config import ConfigError
+from attnlab.execution import Ended, Progress
+from attnlab.launch import Happened
+from attnlab.mechanism import MechanismConfig
+from attnlab.running import Begun, Doing
+
+TESTS = Path(__file__).parent
+SCRIPT = """
+import attnlab
+from attnlab import Identity
+from tiny_study import study
+
+{guard}
+    analysis = attnlab.run(study, only=["identity"], seeds=1, device="cpu", out="out")
+    print(*(variant.name for variant in analysis.table.variants))
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def quick(tmp_path, cache, monkeypatch):
+    """What makes a call quick, and keeps it here."""
+    monkeypatch.chdir(tmp_path)
+    return {"device": "cpu", "workers": 1, "seeds": 1, "cache": cache}
+
+
+@pytest.fixture
+def bugs(monkeypatch):
+    """A file of mechanisms, imported as one's own; its kinds are forgotten afterwards."""
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    return import_module("planted.bugs")
+
+
+def python(*arguments, cwd, cache):
+    environment = {**os.environ, "ATTNLAB_CACHE": str(cache)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, cache):
+    """A study that ran: its analysis, and what its watcher was told."""
+    said = []
+    analysis = attnlab.run(
+        tiny_study.__file__,
+        only=["mha", "identity"],
+        seeds=1,
+        steps=6,
+        out=tmp_path_factory.mktemp("results") / "tiny",
+        device="cpu",
+        workers=1,
+        cache=cache,
+        watch=said.append,
+    )
+    return analysis, said
+
+
+def test_a_study_runs_to_its_verdict_and_the_record_has_the_call(done):
+    analysis, _ = done
+    assert {variant.name for variant in analysis.table.variants} == {"mha", "identity"}
+    assert not analysis.table.failures
+    folder = analysis.table.path
+    assert (folder / "report.html").is_file()
+    record = json.loads((folder / "study.json").read_text())
+    assert record["checked"] is True
+    assert record["command"] == (
+        f"attnlab.run({tiny_study.__file__!r}, only=['mha', 'identity'], seeds=1, steps=6)"
+    )
+    assert attnlab.analyse(folder).headline == analysis.headline
+
+
+def test_a_watcher_is_told_what_happens_in_order(done):
+    _, said = done
+    assert [word.what for word in said if isinstance(word, Doing)] == [
+        "reading the data",
+        "checking mha",
+        "checking identity",
+        "writing the report",
+    ]
+    begun = next(i for i, word in enumerate(said) if isinstance(word, Begun))
+    assert all(isinstance(word, Happened) for word in said[begun + 1 : -1])
+    events = [word.event for word in said[begun + 1 : -1]]
+    assert isinstance(events[0], Progress)
+    assert isinstance(events[-1], Ended)
+    assert said[begun].agenda.verdict_count().ended == 2
+
+
+def test_a_run_is_loaded_and_goes_on_from_a_prompt(done):
+    analysis, _ = done
+    trained = attnlab.load_run(analysis.table.path / "mha" / "seed-0")
+    prompt_BT = torch.from_numpy(trained.codec.encode(["def "]).astype("int64"))[None]
+    tokens = attnlab.generate(
+        trained.model, prompt_BT, max_new_tokens=5, sampling=attnlab.Sampling(temperature=0)
+    )
+    assert len(list(tokens)) == 5
+
+
+def test_an_interrupt_goes_through_and_leaves_a_report_and_the_same_call_goes_on(quick):
+    def interrupt(said):
+        if isinstance(said, Happened) and isinstance(said.event, Ended):
+            raise KeyboardInterrupt
+
+    call = {"only": ["mha", "identity"], "out": "out", "check": False, **quick}
+    with pytest.raises(KeyboardInterrupt):
+        attnlab.run(tiny_study.study, watch=interrupt, **call)
+    assert Path("out/report.html").is_file()
+    (first,) = Path("out").glob("*/seed-0/summary.json")
+    written = first.stat().st_mtime_ns
+    analysis = attnlab.run(tiny_study.study, **call)
+    assert len(list(Path("out").glob("*/seed-0/summary.json"))) == 2
+    assert first.stat().st_mtime_ns == written
+    assert not analysis.table.failures
+
+
+def test_what_failed_is_in_the_analysis_and_no_exception(quick):
+    impossible = ["train.learning_rate=1e30", "train.clip_norm=1e30"]
+    analysis = attnlab.run(
+        tiny_study.study, only=["identity"], overrides=impossible, out="out", **quick
+    )
+    ((variant, failed),) = analysis.table.failures
+    assert (variant.name, failed.status) == ("identity", "diverged")
+
+
+def test_a_broken_mechanism_is_not_trained_and_the_error_has_what_is_wrong(quick, bugs):
+    variants = {"leaky": tiny_study.base.with_mechanisms(bugs.MeanOverTime())}
+    study = replace(tiny_study.study, baseline="leaky", variants=variants)
+    with pytest.raises(attnlab.BrokenPromiseError, match="leaky: no position sees the future") as e:
+        attnlab.run(study, out="out", **quick)
+    (checked,) = e.value.checked
+    assert checked.target.name == "leaky"
+    assert not checked.holds
+    assert not Path("out").exists()
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypatch):
+    with pytest.raises(ValueError, match="no study 'quikstart'; did you mean 'quickstart'"):
+        attnlab.run("quikstart")
+    with pytest.raises(ConfigError, match="no field 'stpes'"):
+        attnlab.run("quickstart", overrides=["train.stpes=1"])
+    with pytest.raises(ValueError, match="this study has no name"):
+        attnlab.run(tiny_study.study, **quick)
+    monkeypatch.setattr(attnlab.Identity, "__module__", "__main__")
+    with pytest.raises(ValueError, match="Identity: is defined in __main__"):
+        attnlab.run(tiny_study.study, out="out", **quick)
+    assert not list(Path().iterdir())
+
+
+def test_the_published_call_is_that_of_a_shipped_study(quick):
+    """It trains on a corpus that is not here, and so ends where that is looked for."""
+    with pytest.raises(ValueError, match="not found; looked in"):
+        attnlab.run("deepseek", only=["baseline", "lora", "flash"], data="nowhere", **quick)
+
+
+def test_a_script_needs_its_guard_and_nothing_else(tmp_path, cache):
+    (tmp_path / "guarded.py").write_text(SCRIPT.format(guard='if __name__ == "__main__":'))
+    done = python("guarded.py", cwd=tmp_path, cache=cache)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "identity\n", "")
+
+
+def test_a_script_without_its_guard_is_told_so(tmp_path, cache):
+    (tmp_path / "bare.py").write_text(SCRIPT.format(guard="if True:"))
+    done = python("bare.py", cwd=tmp_path, cache=cache)
+    assert "if __name__ == '__main__':" in done.stderr
+    failures = json.loads((tmp_path / "out/failures.json").read_text())
+    assert "its process ended with exit code 1" in str(failures["identity"])
+
+
+def test_check_gives_what_the_command_shows(bugs):
+    (kind,) = attnlab.check("sliding_window", overrides=["window=5"], quick=True)
+    assert (kind.target.name, kind.target.config.window, kind.holds) == ("sliding_window", 5, True)
+    (broken,) = attnlab.check(bugs.FlopsOffByThree, quick=True)
+    assert broken.target.config == bugs.FlopsOffByThree()
+    assert [result.name for result in broken.results if not result.holds] == [
+        "FLOPs of a step are as stated"
+    ]
+    settings, *of_study = attnlab.check(
+        attnlab.GroupedQuery(n_heads=4), tiny_study.study.only(["mha", "identity"]), quick=True
+    )
+    assert settings.target.config == attnlab.GroupedQuery(n_heads=4)
+    assert [checked.target.name for checked in of_study] == ["mha", "identity"]
+    assert all(checked.holds for checked in (settings, *of_study))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import attnlab",
+        "from attnlab import analyse, Analysis",
+        "import attnlab; dir(attnlab), attnlab.__version__",
+    ],
+)
+def test_the_package_alone_does_without_torch(program, tmp_path, cache):
+    tail = "; import sys; sys.exit('torch' in sys.modules)"
+    assert python("-c", program + tail, cwd=tmp_path, cache=cache).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["checks.targets", "generation", "execution", "cli", "running"])
+def test_no_module_takes_the_place_of_a_function(module, tmp_path, cache):
+    program = (
+        f"import attnlab, attnlab.{module}\n"
+        "assert all(callable(f) for f in (attnlab.run, attnlab.check, attnlab.generate))"
+    )
+    done = python("-c", program, cwd=tmp_path, cache=cache)
+    assert done.returncode == 0, done.stderr
