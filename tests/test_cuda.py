@@ -11,7 +11,7 @@ from attnlab.data.batches import window_starts
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import MechanismConfig
 from attnlab.model import ModelConfig
-from attnlab.study import RunConfig
+from attnlab.run_config import RunConfig
 from attnlab.training_step import TrainingStep
 
 pytestmark = pytest.mark.gpu

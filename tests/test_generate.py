@@ -15,7 +15,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import LanguageModel, ModelConfig
-from attnlab.study import Run
+from attnlab.run_config import Run
 from attnlab.trained import load_run
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from attnlab.feedforward.routing import combine, dispatch, route
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model import ModelConfig
 from attnlab.record import RunFolder
-from attnlab.study import Run
+from attnlab.run_config import Run
 from attnlab.training_step import TrainingStep
 
 D_MODEL, D_FF, TOKENS = 16, 24, 37

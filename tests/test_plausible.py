@@ -20,7 +20,7 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import ModelConfig
 from attnlab.plausible import MOVES, Watch, look_ahead
 from attnlab.record import RunFolder
-from attnlab.study import Run
+from attnlab.run_config import Run
 
 CPU = torch.device("cpu")
 LONG = {

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from attnlab import record
 from attnlab.record import (
     RunFolder,
     StudyRecord,
     folder_name,
+    json_files,
     replace_file,
     tuning_runs,
     write_json,
@@ -156,7 +156,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def full(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(record.os, "fsync", full)
+    monkeypatch.setattr(json_files.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_json(path, {"value": 2})
     assert json.loads(path.read_text()) == {"value": 1}

@@ -9,7 +9,8 @@ from attnlab.config import ConfigError
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.study import Study, _present, load_study, shipped
+from attnlab.run_config import _present
+from attnlab.study import Study, load_study, shipped
 
 
 def test_the_mechanisms_study_is_as_specified():

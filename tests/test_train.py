@@ -14,7 +14,7 @@ from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.execution import Ended, Progress, execute
 from attnlab.record import RunFolder
-from attnlab.study import Run, RunConfig
+from attnlab.run_config import Run, RunConfig
 from attnlab.train_config import TrainConfig
 from attnlab.training_step import TrainingStep
 

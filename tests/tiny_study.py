@@ -7,7 +7,8 @@ from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.model import ModelConfig
-from attnlab.study import RunConfig, Study
+from attnlab.run_config import RunConfig
+from attnlab.study import Study
 from attnlab.train_config import TrainConfig
 
 base = RunConfig(

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.sliding_window import SlidingWindow
     from attnlab.model import ModelConfig
     from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Pick
+    from attnlab.run_config import RunConfig
     from attnlab.running import BrokenPromiseError, run
-    from attnlab.study import RunConfig, Study, load_study
+    from attnlab.study import Study, load_study
     from attnlab.train_config import TrainConfig
     from attnlab.trained import load_run
     from attnlab.tuning import LearningRates
@@ -63,7 +64,7 @@ _HOME = {
     "ModelConfig": "model",
     "Needed": "question",
     "Pick": "question",
-    "RunConfig": "study",
+    "RunConfig": "run_config",
     "Sampling": "generation",
     "SlidingWindow": "mechanisms.sliding_window",
     "Stdlib": "data.stdlib",

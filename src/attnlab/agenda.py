@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from attnlab.study import Run, Study
+from attnlab.run_config import Run
+from attnlab.study import Study
 from attnlab.tuned import Tuned, tried
 from attnlab.tuning import Try
 

@@ -19,7 +19,7 @@ from attnlab.evaluate import HeldOut, Quality
 from attnlab.memory import PeakMemory
 from attnlab.plausible import Watch
 from attnlab.record import RunFolder, replace_file
-from attnlab.study import Run, RunConfig
+from attnlab.run_config import Run, RunConfig
 from attnlab.summary import cost_of, petaflops
 from attnlab.train import CheckpointDue, Clock, DivergedError, Measurement, train
 from attnlab.training_step import TrainingStep, autocast

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from attnlab.agenda import Agenda, Count
 from attnlab.checkpoint import KEPT
-from attnlab.study import RunConfig
+from attnlab.run_config import RunConfig
 from attnlab.timing import Pace
 
 NUMBERS_A_WEIGHT = 3  # itself and two moments, in float32

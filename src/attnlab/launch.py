@@ -24,7 +24,7 @@ from attnlab.agenda import Agenda, Planned
 from attnlab.data import Places
 from attnlab.environment import usable_cores
 from attnlab.execution import Ended, Event, execute
-from attnlab.study import Run, RunConfig
+from attnlab.run_config import Run, RunConfig
 from attnlab.tuned import Tuned
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from attnlab.agenda import Agenda
 from attnlab.record import RunFolder, tuning_runs
-from attnlab.study import Run, Study
+from attnlab.run_config import Run
+from attnlab.study import Study
 from attnlab.tuned import tried
 from attnlab.tuning import TUNING_SEED, Try
 

@@ -19,7 +19,7 @@ from rich.progress import (
 from attnlab.agenda import Agenda
 from attnlab.execution import Ended
 from attnlab.launch import Happened
-from attnlab.study import Run
+from attnlab.run_config import Run
 from attnlab.tuned import Tuned
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from attnlab.memory import PeakMemory
-from attnlab.study import RunConfig
+from attnlab.run_config import RunConfig
 from attnlab.train import Clock
 
 

@@ -21,7 +21,7 @@ from attnlab.data.batches import window_starts
 from attnlab.evaluate import HeldOut
 from attnlab.memory import PeakMemory
 from attnlab.model import LanguageModel
-from attnlab.study import RunConfig
+from attnlab.run_config import RunConfig
 from attnlab.summary import petaflops
 from attnlab.training_step import TrainingStep, autocast
 

@@ -9,7 +9,7 @@ import torch
 from attnlab import checkpoint
 from attnlab.data.codec import Codec
 from attnlab.model import LanguageModel
-from attnlab.study import RunConfig
+from attnlab.run_config import RunConfig
 from attnlab.training_step import autocast
 
 

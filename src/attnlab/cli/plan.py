@@ -21,7 +21,8 @@ from attnlab.launch import Seat
 from attnlab.plan import plan
 from attnlab.record import to_json
 from attnlab.report.units import count, duration, size
-from attnlab.study import RunConfig, Study
+from attnlab.run_config import RunConfig
+from attnlab.study import Study
 from attnlab.timing import Pace, time_run
 
 

@@ -7,8 +7,9 @@ the loss rises by is what attention in that layer is worth.
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.question import GivesUp, Needed
+from attnlab.run_config import RunConfig
 from attnlab.studies.mechanisms import base, learning_rates
-from attnlab.study import RunConfig, Study
+from attnlab.study import Study
 
 N_LAYERS = base.model.n_layers
 

@@ -22,7 +22,8 @@ from attnlab.feedforward import MixtureOfExperts
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model import ModelConfig
 from attnlab.question import BestForCost, BestQuality, GivesUp, Pick
-from attnlab.study import RunConfig, Study
+from attnlab.run_config import RunConfig
+from attnlab.study import Study
 from attnlab.train_config import TrainConfig
 from attnlab.tuning import LearningRates
 

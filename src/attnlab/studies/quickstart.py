@@ -14,7 +14,8 @@ from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import ModelConfig
 from attnlab.question import BestForCost, BestQuality, GivesUp, Needed, Pick
-from attnlab.study import RunConfig, Study
+from attnlab.run_config import RunConfig
+from attnlab.study import Study
 from attnlab.train_config import TrainConfig
 
 base = RunConfig(

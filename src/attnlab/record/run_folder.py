@@ -13,31 +13,22 @@
         summary.json       "status", "reason" and the final numbers
         checkpoints/       the trainer's
 
-A whole file is written under a temporary name, flushed to disk and renamed over the old one.
-`metrics.jsonl` grows line by line; a last line that a kill cut off is no line. A diverged run would
-diverge again, so it has ended; a failed one (an exception) keeps its `.partial` name and its reason
-and can be tried again. What is not a finite number is null in JSON, and named in "not_finite".
+Whole files are replaced as a whole; `metrics.jsonl` grows line by line, and a last line that a kill
+cut off is no line. A diverged run would diverge again, so it has ended; a failed one (an exception)
+keeps its `.partial` name and its reason and can be tried again.
 """
 
 import contextlib
-import json
-import math
-import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, cast
-from urllib.parse import unquote
-
-import numpy as np
+from typing import Any, Literal, cast
 
 from attnlab.config import differences
+from attnlab.record.json_files import Json, parse, replace_file, to_line, write_json
 
 Status = Literal["absent", "partial", "finished", "diverged", "failed"]
-Json = dict[str, Any]
 
 
 class RunFolder:
@@ -111,7 +102,7 @@ class RunFolder:
         """Add one line, such as `{"step": 100, "eval_loss": 5.1}`."""
         assert "step" in metrics, f"metrics without a step: {metrics}"
         with (self.partial / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
+            file.write(to_line(metrics))
 
     def truncate_after(self, step: int) -> None:
         """Forget what was measured after a checkpoint's step; -1 forgets everything."""
@@ -155,7 +146,7 @@ class RunFolder:
         Raises ValueError where an earlier line is damaged.
         """
         lines = (self._text("metrics.jsonl") or "").split("\n")[:-1]
-        return [_parse(line, self.path / "metrics.jsonl", n) for n, line in enumerate(lines, 1)]
+        return [parse(line, self.path / "metrics.jsonl", n) for n, line in enumerate(lines, 1)]
 
     def _whole(self, config: Mapping[str, Any]) -> Json:
         return {**config, "variant": self.variant, "seed": self.seed}
@@ -165,12 +156,12 @@ class RunFolder:
         write_json(self.partial / "summary.json", {"reason": None, **summary, **run})
 
     def _keep_metrics(self, wanted: Callable[[Json], bool]) -> None:
-        kept = "".join(_line(metrics) for metrics in self.metrics() if wanted(metrics))
+        kept = "".join(to_line(metrics) for metrics in self.metrics() if wanted(metrics))
         replace_file(self.partial / "metrics.jsonl", kept.encode())
 
     def _read(self, name: str) -> Json | None:
         text = self._text(name)
-        return None if text is None else _parse(text, self.path / name)
+        return None if text is None else parse(text, self.path / name)
 
     def _text(self, name: str) -> str | None:
         # twice, because the run may end, and its folder be renamed, between the two looks
@@ -178,82 +169,6 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError):
                 return (folder / name).read_text(encoding="utf-8")
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyRecord:
-    """What a study set out to do, as its folder says."""
-
-    name: str
-    question: str
-    baseline: str | None
-    variants: tuple[str, ...]  # in the study's order
-    seeds: tuple[int, ...]
-    command: str
-    attnlab_version: str
-    checked: bool = False  # the mechanism of every run had passed the checks before it was trained
-    learning_rates: Json | None = None  # how they were tuned; None: as the variants say
-    match: Json | None = None  # what all variants have alike, and the "mismatch" left, relative
-    margin: float = 0.01  # nats a token: differences within it are practically nothing
-    questions: tuple[Json, ...] = ()  # each with its "kind" and "text"
-
-    def joined(self, study_dir: Path) -> Self:
-        """This study, and the variants and seeds that the folder has besides."""
-        if not (study_dir / "study.json").is_file():
-            return self
-        before = type(self).read(study_dir)
-        left_out = [name for name in before.variants if name not in self.variants]
-        first, then = (before, self) if left_out else (self, before)
-        match = self.match or before.match
-        if self.match and before.match:
-            mismatch = {**before.match.get("mismatch", {}), **self.match["mismatch"]}
-            match = {**self.match, "mismatch": mismatch}
-        return replace(
-            self,
-            # a baseline that is left out on the command line is not given up
-            baseline=before.baseline if before.baseline in left_out else self.baseline,
-            variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
-            seeds=tuple(sorted({*before.seeds, *self.seeds})),
-            checked=self.checked and before.checked,
-            learning_rates=self.learning_rates or before.learning_rates,
-            match=match,
-        )
-
-    def write(self, study_dir: Path) -> None:
-        """Raises ValueError where two variants would share a folder."""
-        folders: dict[str, str] = {}
-        for variant in self.variants:
-            other = folders.setdefault(folder_name(variant).casefold(), variant)
-            if other != variant:
-                raise ValueError(
-                    f"variants {other!r} and {variant!r} would share a folder where file names "
-                    "ignore case; rename one"
-                )
-        study_dir.mkdir(parents=True, exist_ok=True)
-        write_json(study_dir / "study.json", asdict(self))
-
-    @classmethod
-    def read(cls, study_dir: Path) -> Self:
-        """Raises ValueError where the folder holds no study."""
-        path = study_dir / "study.json"
-        if not path.is_file():
-            raise ValueError(f"no study in {study_dir}: there is no {path}")
-        fields = _parse(path.read_text(encoding="utf-8"), path)
-        for name in ("variants", "seeds", "questions"):
-            fields[name] = tuple(fields.get(name, ()))
-        return cls(**fields)
-
-    def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:
-        """By variant, in order: every run planned, and any other that the folder holds."""
-        seeds = {variant: set(self.seeds) for variant in self.variants}
-        for folder in sorted(study_dir.glob("*/seed-*")):
-            match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
-            if match and folder.is_dir():
-                seeds.setdefault(unquote(folder.parent.name), set()).add(int(match[1]))
-        return {
-            variant: [RunFolder(study_dir, variant, seed) for seed in sorted(found)]
-            for variant, found in seeds.items()
-        }
 
 
 def tuning_runs(study_dir: Path, variant: str, seed: int) -> dict[float, RunFolder]:
@@ -278,62 +193,3 @@ def folder_name(variant: str) -> str:
         raise ValueError("a variant needs a name")
     unsafe = r'[\x00-\x1f\x7f%/\\:*?"<>|]|(?<!\d)\.|\.(?!\d)|^ | $'
     return re.sub(unsafe, lambda match: f"%{ord(match[0]):02X}", variant)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, meets the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write one object, whole or not at all."""
-    replace_file(path, to_json(value))
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """One object in standard JSON, indented."""
-    text = json.dumps(_standard(value), indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
-
-
-def _line(metrics: Mapping[str, Any]) -> str:
-    return json.dumps(_standard(metrics), allow_nan=False) + "\n"  # ASCII: no character is torn
-
-
-def _parse(text: str, path: Path, line: int | None = None) -> Json:
-    try:
-        return cast("Json", json.loads(text))
-    except json.JSONDecodeError as error:
-        where = path if line is None else f"{path} line {line}"
-        raise ValueError(
-            f"{where} is damaged ({error}); restore it, or delete {path.parent} to run it again"
-        ) from None
-
-
-def _standard(value: Any) -> Any:
-    """`value` in what JSON can say; an object names its numbers that are not finite."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        items = {str(key): item for key, item in cast("Mapping[Any, Any]", value).items()}
-        lost = {
-            key: str(float(item))
-            for key, item in items.items()
-            if isinstance(item, float | np.floating) and not math.isfinite(item)
-        }
-        said = {key: _standard(item) for key, item in items.items()}
-        return said | {"not_finite": lost} if lost else said
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_standard(item) for item in cast("Iterable[Any]", value)]
-    return value

@@ -1,0 +1,89 @@
+"""One run of a study: every setting that decides its result, and what makes it the same run.
+
+A run's identity is the hash of its whole configuration, the fingerprint of its data and the source
+of any class of the user's own. The same identity is never computed twice.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
+from attnlab.config import Config, Problem, own_sources
+from attnlab.data import DataConfig
+from attnlab.mechanism import Cost, MechanismConfig
+from attnlab.model import ModelConfig
+from attnlab.record import RunFolder
+from attnlab.train_config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """Everything that decides the result of one run."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+
+    def problems(self) -> Iterator[Problem]:
+        if self.seed < 0:
+            yield Problem("seed", f"must not be negative, got {self.seed}")
+
+    def with_mechanisms(self, *mechanisms: MechanismConfig) -> "RunConfig":
+        """The same run with other mechanisms, tiled over the layers."""
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, mechanisms=mechanisms)
+        )
+
+    def with_learning_rate(self, rate: float) -> "RunConfig":
+        """The same run with another peak learning rate."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, learning_rate=rate))
+
+    def cost(self) -> Cost:
+        """Of one token at the end of a sequence, in the whole model."""
+        return self.model.cost(self.data.tokenizer.vocab_size, self.train.seq_len)
+
+    def identity(self, fingerprint: str) -> str:
+        """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
+
+        A setting that is none or false says that something is absent, as it was before there was
+        such a setting: it does not count.
+        """
+        config = self.to_dict() | {"data": self.data.substance()}
+        what = {"config": _present(config), "data": fingerprint, "sources": own_sources(self)}
+        canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One variant with one seed; where it tunes the learning rate, with the rate that it tries."""
+
+    variant: str
+    config: RunConfig
+    tunes: bool = False
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    def folder(self, study_dir: Path) -> RunFolder:
+        """Where it is on disk, or will be."""
+        rate = self.config.train.learning_rate if self.tunes else None
+        return RunFolder(study_dir, self.variant, self.seed, tuning_rate=rate)
+
+
+def _present(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        items = cast("dict[str, Any]", settings).items()
+        return {
+            name: _present(item) for name, item in items if item is not None and item is not False
+        }
+    if isinstance(settings, list):
+        return [_present(value) for value in cast("list[Any]", settings)]
+    return settings
