@@ -1,5 +1,7 @@
 """On CUDA: every mechanism trains inside a recorded graph, to what the eager step gives."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -89,3 +91,22 @@ def test_the_fused_loss_equals_float32_cross_entropy():
     expected.backward()
     for a, b in zip(ours, (expected.detach(), x_ND.grad, w_VD.grad), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_run_of_a_process_measures_the_memory_that_a_later_one_does():
+    code = """
+import torch
+from attnlab.memory import PeakMemory, side_stream
+
+device = torch.device("cuda", 0)
+for _ in range(2):
+    memory = PeakMemory(device)
+    with memory.measuring(), torch.cuda.stream(side_stream(device)):
+        x = torch.ones(512, 512, device=device)
+        y = x @ x
+    print(memory.peak_bytes)
+    del x, y
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, later = map(int, done.stdout.split())
+    assert first == later == 2 * 4 * 512**2

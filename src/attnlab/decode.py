@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnlab.memory import side_stream
 from attnlab.model import LanguageModel
-from attnlab.training_step import side_stream
 
 EAGER_STEPS = 3  # real steps that warm up kernels and allocator before the graph is recorded
 

@@ -10,13 +10,13 @@ Shapes: S steps, B batch, T tokens, C what is measured.
 
 import math
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnlab.memory import side_stream
 from attnlab.model import LanguageModel, stream
 from attnlab.optimizer import adamw, learning_rates, set_learning_rate
 from attnlab.train_config import TrainConfig
@@ -162,12 +162,6 @@ class TrainingStep:
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@cache
-def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for the life of the process: matrix products keep a workspace for each stream."""
-    return torch.cuda.Stream(device)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> Any:
