@@ -23,8 +23,8 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     if len(lead) == 1:
         rival = verdict.functions[1][0]
         by = _plus_minus(verdict.pairs[best, rival])
-        first = f"{listed(lead[0])} predicts this text best: {loss}, {by} better than the next, "
-        first += f"{rival}."
+        first = f"{_introduced(verdict, lead[0])} predicts this text best: {loss}, {by} better than "
+        first += f"the next, {rival}."
     elif len(lead) == len(verdict.functions):
         first = f"No winner: the differences between the {len(lead)} variants are within the noise "
         first += f"(the lowest mean is {best}'s, {loss})."
@@ -35,6 +35,13 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         if control.same_rate and control.ties is False:
             return first, control.note
     return first, _others(verdict) + _left_out(verdict)
+
+
+def _introduced(verdict: Verdict, names: Sequence[str]) -> str:
+    """The names, and what mechanism that is where they do not say so."""
+    (mechanism,) = {v.mechanism for v in verdict.table.variants if v.name == names[0]}
+    said = mechanism.replace("_", " ")
+    return f"{listed(names)} ({said})" if said and mechanism not in names else listed(names)
 
 
 def _others(verdict: Verdict) -> str:
