@@ -23,7 +23,9 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     if len(lead) == 1:
         rival = verdict.functions[1][0]
         by = _plus_minus(verdict.pairs[best, rival])
-        first = f"{_introduced(verdict, lead[0])} predicts this text best: {loss}, {by} better than "
+        first = (
+            f"{_introduced(verdict, lead[0])} predicts this text best: {loss}, {by} better than "
+        )
         first += f"the next, {rival}."
     elif len(lead) == len(verdict.functions):
         first = f"No winner: the differences between the {len(lead)} variants are within the noise "
