@@ -118,6 +118,21 @@ def test_a_loss_that_is_no_number_once_the_future_changes_is_a_leak(corpus):
     assert "nan" in (watch.last_look() or "")
 
 
+@pytest.mark.parametrize(("windows", "alarms"), [(1, 0), (4, 1)])
+def test_what_moves_in_one_window_alone_is_no_leak(corpus, windows, alarms):
+    model = tiny_study.base.model.build(256)
+
+    def ahead(x_BTD):
+        y_BTD = torch.zeros_like(x_BTD)
+        y_BTD[:windows, :-1] = 100 * x_BTD[:windows, 1:]
+        return y_BTD
+
+    model.blocks[0].mix.forward = ahead
+    watch = a_watch(corpus, model)
+    watch.last_look()
+    assert len(watch.alarms) == alarms
+
+
 def test_good_models_and_good_memories_are_not_suspicious(corpus):
     watch = a_watch(corpus)
     good = {"train_loss": 0.6 * watch.ngrams, "eval_loss": 0.6 * watch.ngrams}
