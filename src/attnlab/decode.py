@@ -15,8 +15,7 @@ from torch import Tensor
 
 from attnlab.memory import side_stream
 from attnlab.model import LanguageModel
-
-EAGER_STEPS = 3  # real steps that warm up kernels and allocator before the graph is recorded
+from attnlab.training_step import EAGER_STEPS
 
 
 class Decoder:

@@ -19,10 +19,11 @@ from attnlab.bench.point import Point
 from attnlab.bench.stopwatch import MOST_CALLS, Times, time_calls
 from attnlab.bench.targets import Setup
 from attnlab.bench.work import counted_flops
-from attnlab.decode import EAGER_STEPS, Decoder, full_state, is_count, tensors
+from attnlab.decode import Decoder, full_state, is_count, tensors
 from attnlab.memory import PeakMemory
 from attnlab.model import LanguageModel
 from attnlab.record import Json
+from attnlab.training_step import EAGER_STEPS
 
 
 def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
