@@ -85,6 +85,11 @@ def test_stated_work_is_counted_work_where_nothing_is_computed_that_is_masked():
     for what in ("train", "prefill"):
         result = measured("identity", what, 5, 2)
         assert result["flops_counted"] == result["flops_stated"]
+    of_experts = ["model.feedforward=mixture_of_experts", "model.feedforward.balance_loss=0"]
+    (routed,) = targets(["identity"], of_experts, SIZES)
+    for what in ("train", "prefill", "decode"):
+        result = measure(routed.setup, Point("identity", what, 5, 2), UNDER)
+        assert result["flops_counted"] == result["flops_stated"], what
     square = measured("grouped_query", "prefill", 5, 2)  # the counter sees T x T, not half of it
     masked = 2 * 2 * 2 * 2 * 16 * (5 * 5 - 15)  # batch, layers, products, FLOPs, D, positions
     assert square["flops_counted"] - square["flops_stated"] == masked

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.memory import side_stream
+from attnlab.memory import beside, side_stream
 from attnlab.model import LanguageModel
 from attnlab.training_step import EAGER_STEPS
 
@@ -54,7 +54,8 @@ class Decoder:
         self._tokens_B.copy_(tokens_B)
         if self._eager_steps_left:
             self._eager_steps_left -= 1
-            return self._on_a_side_stream(self._tokens_B)
+            with beside(tokens_B.device):
+                return self._advance(self._tokens_B)
         if self._graph is None:
             self._graph = self._recorded(self._tokens_B)
         self._graph.replay()
@@ -68,15 +69,6 @@ class Decoder:
         for mine, new in zip(tensors(self.states), tensors(after), strict=True):
             if not new.is_set_to(mine) and not (self.hold and is_count(mine)):
                 mine.copy_(new)
-        return logits_BV
-
-    def _on_a_side_stream(self, tokens_B: Tensor) -> Tensor:
-        """As recording wants it: nothing allocated now belongs to a stream recorded later."""
-        side = side_stream(tokens_B.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            logits_BV = self._advance(tokens_B)
-        torch.cuda.current_stream().wait_stream(side)
         return logits_BV
 
     def _recorded(self, tokens_B: Tensor) -> torch.cuda.CUDAGraph:

@@ -59,6 +59,20 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@contextmanager
+def beside(device: torch.device) -> Generator[None, None, None]:
+    """Work on the side stream, between what the current one was given before and is given after.
+
+    Recording a CUDA graph wants the steps before it there: nothing that they allocate belongs to a
+    stream that is recorded later.
+    """
+    side, current = side_stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        yield
+    current.wait_stream(side)
+
+
 def _make_workspaces(device: torch.device) -> None:
     """Those of the two streams that a run uses, so that no run is the first to need them."""
     for stream in (torch.cuda.current_stream(device), side_stream(device)):

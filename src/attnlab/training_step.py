@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnlab.memory import side_stream
+from attnlab.memory import beside, side_stream
 from attnlab.model import LanguageModel, stream
 from attnlab.optimizer import adamw, learning_rates, set_learning_rate
 from attnlab.train_config import TrainConfig
@@ -78,7 +78,8 @@ class TrainingStep:
         if self._graph is not None:
             self._graph.replay()
         elif self._records:
-            self._update_on_a_side_stream()
+            with beside(self.device):
+                self._update()
         else:
             self._update()
         self.step += 1
@@ -137,14 +138,6 @@ class TrainingStep:
         row_C = torch.stack([losses.language_model, losses.auxiliary, norm]).detach()
         self.measured_SC.index_copy_(0, self._step_1, row_C[None].float())
         self._step_1 += 1
-
-    def _update_on_a_side_stream(self) -> None:
-        """As recording wants it: nothing allocated now belongs to a stream recorded later."""
-        side = side_stream(self.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._update()
-        torch.cuda.current_stream().wait_stream(side)
 
     def _record(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -66,7 +66,7 @@ def counted_flops(work: Callable[[], object], device: torch.device) -> int | Non
     # where nothing is compiled, the compiler need not be loaded
     eager = torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
     try:
-        with eager, FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
+        with eager, FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH) as counter:
             work()
     except Exception:  # of all kinds; what is wrong with the work itself will show when it is timed
         return None
@@ -81,8 +81,15 @@ def _backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
-# torch's counter knows its fused attention on CUDA alone
-_FUSED_ON_CPU: dict[Any, Any] = {
+def _grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    """Rows by group: each row meets one matrix, whichever side the groups are of."""
+    batch = a[0] if len(a) == len(b) == 3 else 1
+    return 2 * batch * a[-2] * a[-1] * b[-1]
+
+
+# torch's counter knows its fused attention on CUDA alone, and no product of groups
+_UNKNOWN_TO_TORCH: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+    torch.ops.aten._grouped_mm: _grouped,
 }
