@@ -74,8 +74,10 @@ def test_a_run_goes_on_from_a_checkpoint_in_the_middle(kind):
 
 
 def test_a_compiled_step_trains_as_the_eager_one():
-    compiled_S = losses(trained("grouped_query", 0.0, compile="on"))
-    torch.testing.assert_close(compiled_S, losses(trained("grouped_query", 0.0)), rtol=1e-2, atol=0)
+    """In float32: what bfloat16 rounds differently, a few steps of AdamW make large."""
+    compiled_S = losses(trained("grouped_query", 0.0, precision="float32", compile="on"))
+    eager_S = losses(trained("grouped_query", 0.0, precision="float32"))
+    torch.testing.assert_close(compiled_S, eager_S, rtol=1e-3, atol=0)
 
 
 def test_the_fused_loss_equals_float32_cross_entropy():

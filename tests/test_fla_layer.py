@@ -33,7 +33,7 @@ import warnings
 import torch
 from torch import nn
 
-__all__ = ["Causal", "Crossed", "Leaky", "NeedsFlash", "Sum"]
+__all__ = ["Causal", "Crossed", "Leaky", "NeedsFlash", "Stuck", "Sum"]
 is_fast_path_available = True
 
 
@@ -90,6 +90,14 @@ class Leaky(Causal):
         return self.proj(hidden_states + hidden_states.mean(1, keepdim=True))
 
 
+class Stuck(Sum):
+    """Fills a cache that it cannot go on from."""
+
+    def forward(self, hidden_states, past_key_values=None, **kwargs):
+        assert not past_key_values or not len(past_key_values), "q_len must equal kv_len"
+        return super().forward(hidden_states, past_key_values=past_key_values, **kwargs)
+
+
 class NeedsFlash(Sum):
     def __init__(self, **kwargs):
         raise ImportError("Please install Flash Attention first")
@@ -121,7 +129,7 @@ USABLE = Facts(
 def _forget() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "fla"]:
         del sys.modules[name]
-    for cached in (fla_layer, module._on_meta, module._cache_bytes):
+    for cached in (fla_layer, module._on_meta, module._cache_works, module._cache_bytes):
         cached.cache_clear()
 
 
@@ -206,7 +214,7 @@ class TestSettings:
 
 @pytest.mark.usefixtures("stand_in")
 class TestMechanism:
-    @pytest.mark.parametrize("name", ["Sum", "Causal"])
+    @pytest.mark.parametrize("name", ["Sum", "Causal", "Stuck"])
     def test_it_keeps_the_promises_of_the_contract(self, name):
         broken = [r for r in judge(f"fla:{name}", d_model=32, quick=True) if not r.holds]
         assert not broken
@@ -239,7 +247,8 @@ class TestMechanism:
 
     def test_it_decodes_by_recomputation_where_there_is_no_cache_or_none_is_wanted(self):
         x_BTD = torch.randn(2, 5, 32)
-        for config in (fla_layer("Causal")(), fla_layer("Sum")(decode="recomputation")):
+        never = fla_layer("Causal")(), fla_layer("Sum")(decode="recomputation")
+        for config in (*never, fla_layer("Stuck")()):
             mixer = config.build(32)
             _, state = mixer.prefill(x_BTD, capacity=7)
             assert isinstance(state, SeenState)
@@ -308,7 +317,7 @@ def test_what_the_layers_import_and_is_not_there_is_named(stand_in, tmp_path):
 
 @pytest.mark.usefixtures("stand_in")
 def test_the_doctor_counts_the_layers_that_can_run():
-    assert doctor._fla_layers() == ("fla:NAME", "5 of 5 layers usable as mechanisms", "", False)
+    assert doctor._fla_layers() == ("fla:NAME", "6 of 6 layers usable as mechanisms", "", False)
 
 
 ON_CUDA = {

@@ -347,7 +347,12 @@ def trained(device, **train):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("how", [{}, {"compile": "on"}, {"precision": "float32"}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    # compiled, the embedding's gradient is added by atomics: one bit in bfloat16 may route anew
+    [{}, {"precision": "float32"}, {"precision": "float32", "compile": "on"}],
+    ids=str,
+)
 def test_a_recorded_step_routes_anew_each_time(how):
     recorded, eager = trained("cuda", **how), trained("cuda", **how, cuda_graph="off")
     assert recorded._graph is not None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from rotation import rotate
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from attnlab.config import ConfigError
 from attnlab.mechanisms.mla import MLA
@@ -133,3 +134,14 @@ def test_impossible_settings_are_named(settings, message):
 def test_any_model_width_fits(width):
     assert not list(MLA().problems_at(width))
     assert MLA().build(width)(torch.zeros(1, 3, width)).shape == (1, 3, width)
+
+
+@pytest.mark.parametrize("settings", [*SHAPES, SMALL | {"q_lora_rank": 6}])
+def test_a_sequence_read_at_once_costs_its_keys_and_values_and_not_its_latents(settings):
+    mechanism, tokens = made(**settings, kernel="plain"), 13
+    with FlopCounterMode(display=False) as counter:
+        mechanism(torch.zeros(1, tokens, 32, dtype=torch.float64))
+    # the counter sees every token attend to all of them
+    stated = tokens * mechanism.config.forward_flops(32, tokens)
+    assert stated == counter.get_total_flops()
+    assert mechanism.config.forward_flops(32, 9) != mechanism.config.cost(32, 9).flops

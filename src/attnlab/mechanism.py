@@ -59,6 +59,13 @@ class MechanismConfig(Choice, ABC):
         `itemsize` is the bytes of one number in the decode state: 2 in bfloat16, 4 in float32.
         """
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """FLOPs of one token in a sequence that is read all at once, as in training.
+
+        Those of a decode step, unless a step does other arithmetic to the same end.
+        """
+        return self.cost(d_model, context).flops
+
     @abstractmethod
     def build(self, d_model: int, dropout: float = 0.0) -> "Mechanism[Any]":
         """The module. `dropout` applies to attention weights, where there are any."""

@@ -107,6 +107,12 @@ class ModelConfig(Config):
             state_bytes=sum(layer.state_bytes for layer in layers),
         )
 
+    def forward_flops(self, vocab_size: int, context: int) -> int:
+        """FLOPs of one token that sees `context` tokens, where all are read at once."""
+        mixing = sum(m.forward_flops(self.d_model, context) for m in self.per_layer())
+        feeding = self.n_layers * self.feedforward.cost(self.d_model).flops
+        return mixing + feeding + 2 * vocab_size * self.d_model
+
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
         model = LanguageModel(self, vocab_size)
         initialise(model, seed)

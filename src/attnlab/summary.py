@@ -37,4 +37,4 @@ def petaflops(config: RunConfig, vocab_size: int) -> float:
     """Arithmetic of the whole run: forward, and backward at twice that, at half the context."""
     context = math.ceil(config.train.seq_len / 2)
     tokens = config.train.steps * config.train.batch_size * config.train.seq_len
-    return 3 * config.model.cost(vocab_size, context).flops * tokens / 1e15
+    return 3 * config.model.forward_flops(vocab_size, context) * tokens / 1e15

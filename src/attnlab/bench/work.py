@@ -1,12 +1,12 @@
 """How much work a point is: FLOPs as stated and as counted.
 
-Stated is what the mechanisms' `Cost` says of each token, whatever the kernel does: a token attends
-to itself and those before it. Counted is what torch's counter sees on the way: it takes causal
-attention for the whole square, sees what is computed twice twice, and does not see into the kernels
-of others. A backward pass is stated as twice its forward.
+Stated is what the mechanisms say of each token, whatever the kernel does: a token attends to itself
+and those before it; `Cost` in decoding, `forward_flops` where all tokens are read at once. Counted
+is what torch's counter sees on the way: it takes causal attention for the whole square, sees what
+is computed twice twice, and does not see into the kernels of others. A backward pass is stated as
+twice its forward.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -27,25 +27,18 @@ def stated_flops(setup: Setup, point: Point) -> int:
     model, vocab_size = setup.model, setup.vocab_size
     if point.what == "decode":
         return point.batch * model.cost(vocab_size, point.context).flops
-    layers = sum(
-        number
-        * summed(
-            lambda context, m=mechanism: m.cost(model.d_model, context).flops, 1, point.context
-        )
-        for mechanism, number in Counter(model.per_layer()).items()
-    )
-    layers += point.context * model.n_layers * model.feedforward.cost(model.d_model).flops
     projection = 2 * vocab_size * model.d_model
+    tokens = summed(lambda context: model.forward_flops(vocab_size, context), 1, point.context)
     if point.what == "prefill":
-        return point.batch * (layers + projection)  # of the last token alone
-    return 3 * point.batch * (layers + point.context * projection)
+        return point.batch * (tokens - (point.context - 1) * projection)  # of the last token alone
+    return 3 * point.batch * tokens
 
 
 def summed(flops: Callable[[int], int], first: int, last: int) -> int:
     """The sum over all contexts from `first` to `last`, of few of them.
 
     What bends one way alone, and meets its chord in the middle, is a straight line; a cost bends
-    once, at a window or top-k.
+    where a window or top-k is full, and always the same way.
 
     >>> summed(lambda context: min(context, 700), 1, 1000) == sum(range(700)) + 301 * 700
     True

@@ -58,14 +58,13 @@ def gradients(subject: Subject) -> Iterator[Finding]:
         for batch, tokens in _shapes(subject, mode):
             with subject.at(mode, batch, tokens) as place:
                 x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
-                y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
-                if not y_BTD.isfinite().all():
-                    continue  # a property of its own
-                weighted_BTD = y_BTD * subject.tokens(batch, tokens, mode, seed=1)
+                weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
                 for cut in subject.cuts(tokens):
-                    (by_x_BTD,) = torch.autograd.grad(
-                        weighted_BTD[:, :cut].sum(), x_BTD, retain_graph=True
-                    )
+                    # anew for each cut: a compiled kernel's backward runs once
+                    y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
+                    if not y_BTD.isfinite().all():
+                        break  # a property of its own
+                    (by_x_BTD,) = torch.autograd.grad((y_BTD * weight_BTD)[:, :cut].sum(), x_BTD)
                     allowed_BTD = torch.cat([by_x_BTD[:, :cut], 0 * x_BTD[:, cut:]], 1)
                     deviation, first = by_position(relative(allowed_BTD, by_x_BTD), limit)
                     where = f"outputs before {cut} have a gradient by token {first} ({place})"

@@ -18,6 +18,7 @@ from attnlab.config import ConfigError, Problem
 
 _BLOCK = 128  # queries and keys of one block of the mask
 _NARROWEST = 16  # head that it takes
+_WIDE = 128  # values up to here fit on chip in blocks that torch picks by the keys' width alone
 
 
 def require(device: torch.device, dropout: float, instead: str) -> None:
@@ -43,9 +44,10 @@ def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int | None
     """`y_BHTV`: a token sees itself and the `window - 1` tokens before it; None: all of them."""
     tokens, device = q_BHTK.shape[2], q_BHTK.device
     key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
+    key_width = max(key, _NARROWEST if value <= _WIDE else value)
     y_BHTV = _compiled()(
-        widened(q_BHTK, max(key, _NARROWEST)),
-        widened(k_BGTK, max(key, _NARROWEST)),
+        widened(q_BHTK, key_width),
+        widened(k_BGTK, key_width),
         widened(v_BGTV, max(value, _NARROWEST)),
         block_mask=_block_mask(tokens, tokens if window is None else window, device),
         scale=key**-0.5,

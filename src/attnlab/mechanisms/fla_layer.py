@@ -10,7 +10,7 @@ as any other kind's. The model's width is given to it, and it is the only layer 
 Its kernels are made for bfloat16: autocast to it is on inside, whatever the layer is given. The
 matrices of linear projections begin by the model's rule, all else as the layer itself begins it.
 
-A token is decoded through the layer's own cache or, where its `forward` takes none or the setting
+A token is decoded through the layer's own cache or, where that does not work or the setting
 `decode` says so, by recomputation: the inputs are kept, and `forward` goes over them at each step.
 
 Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
@@ -23,7 +23,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -80,7 +80,7 @@ class FlaLayer(MechanismConfig):
         return Cost(
             params=sum(parameter.numel() for parameter in layer.parameters()),
             flops=2 * sum(weights),
-            state_bytes=_cache_bytes(self, d_model, context) if self.uses_cache else kept,
+            state_bytes=_cache_bytes(self, d_model, context) if self.caches(d_model) else kept,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "FlaMixer":
@@ -97,12 +97,9 @@ class FlaLayer(MechanismConfig):
             torch.default_generator.manual_seed(seed)  # not those of CUDA devices
             return cls(hidden_size=d_model, **settings)
 
-    @property
-    def uses_cache(self) -> bool:
-        if self.decode == "auto":
-            forward = inspect.signature(fla.layer_class(self.layer).forward)
-            return "past_key_values" in forward.parameters
-        return self.decode == "cache"
+    def caches(self, d_model: int) -> bool:
+        """Whether a token is decoded through the layer's own cache."""
+        return _cache_works(self, d_model) if self.decode == "auto" else self.decode == "cache"
 
 
 @cache
@@ -148,14 +145,15 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
     def __init__(self, config: FlaLayer, d_model: int) -> None:
         super().__init__()
         self.config, self.d_model = config, d_model
-        self.decodes_by = "cache" if config.uses_cache else "recomputation"
+        self.caches = config.caches(d_model)
+        self.decodes_by = "cache" if self.caches else "recomputation"
         self.layer = config.new_layer(d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self._run(x_BTD)
 
     def init_state(self, batch_size: int, capacity: int) -> tuple[Any, ...]:
-        if self.config.uses_cache:
+        if self.caches:
             return (fla.new_cache(),)
         like = next(self.parameters())
         return SeenState(like.new_zeros(batch_size, capacity, self.d_model), none_seen(like))
@@ -219,6 +217,23 @@ def _on_meta(config: FlaLayer, d_model: int) -> nn.Module:
             return config.new_layer(d_model)
     except (NotImplementedError, RuntimeError):
         return config.new_layer(d_model)
+
+
+@lru_cache(maxsize=256)
+def _cache_works(config: FlaLayer, d_model: int) -> bool:
+    """Whether the layer takes a cache, and goes on from one: some raise an error at a step."""
+    forward = inspect.signature(fla.layer_class(config.layer).forward)
+    if "past_key_values" not in forward.parameters:
+        return False
+    mixer = replace(config, decode="cache").build(d_model).to(_DEVICE, torch.bfloat16).eval()
+    x_1TD = torch.zeros(1, 3, d_model, device=_DEVICE, dtype=torch.bfloat16)
+    try:
+        with torch.no_grad():
+            _, state = mixer.prefill(x_1TD[:, :2], 3)
+            mixer.step(x_1TD[:, 2], state)
+    except Exception:  # of whatever kind: it is the layer's own
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -76,17 +76,26 @@ class MLA(MechanismConfig):
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        heads, q_rank = self.n_heads, self.q_lora_rank or 0
-        outer = self.cache_width + heads * self.v_head_dim + q_rank  # what reads or writes D
-        inner = heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
-        queries = (q_rank or d_model) * heads * self.qk_head_dim
-        projections = d_model * outer + inner + queries
-        seen = heads * (self.cache_width + self.kv_lora_rank) * context  # scores, values
+        projections, q_rank = self._projections(d_model), self.q_lora_rank or 0
+        seen = self.n_heads * (self.cache_width + self.kv_lora_rank) * context  # scores, values
         return Cost(
             params=projections + self.kv_lora_rank + q_rank,  # the last two are norms
             flops=2 * (projections + seen),
             state_bytes=itemsize * self.cache_width * context,
         )
+
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """With keys and values read out of the latents, which are wider than heads."""
+        seen = self.n_heads * (self.qk_head_dim + self.v_head_dim) * context
+        return 2 * (self._projections(d_model) + seen)
+
+    def _projections(self, d_model: int) -> int:
+        """Multiply-adds of a token: the absorbed form has the same matrices on another side."""
+        heads, q_rank = self.n_heads, self.q_lora_rank or 0
+        outer = self.cache_width + heads * self.v_head_dim + q_rank  # what reads or writes D
+        inner = heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
+        queries = (q_rank or d_model) * heads * self.qk_head_dim
+        return d_model * outer + inner + queries
 
     def build(self, d_model: int, dropout: float = 0.0) -> "MultiHeadLatentAttention":
         """Raises ConfigError where the kernel that is named has no dropout."""
