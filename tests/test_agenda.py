@@ -99,7 +99,7 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
     assert agenda.steps_left() == 0
 
 
-def test_tuning_runs_lie_where_they_are_looked_for_and_keep_no_weights(tmp_path):
+def test_tuning_runs_lie_where_they_are_looked_for_and_keep_no_checkpoints(tmp_path):
     agenda = make(TUNED, tmp_path)
     planned = agenda.next()
     run = planned.run.folder(tmp_path)

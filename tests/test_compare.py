@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from written_study import steady, write_study
 
 from attnlab.analysis.analysis import Analysis, analysis_of
+from attnlab.analysis.settings import shared_and_own
 from attnlab.analysis.side_by_side import read_side_by_side
 from attnlab.cli import app
 from attnlab.cli.app import console, errors
@@ -159,6 +160,15 @@ def test_one_variant_of_a_study_that_differs_is_named_alone(first, second):
         change(second / "mha" / f"seed-{seed}" / "config.json", {"train": {"steps": 10}})
     (steps, *_) = [line for line in side_by_side(first, second).table.unfair if "steps" in line]
     assert steps == f"training steps: 1000 in {first} and linear; 10 in second/mha"
+
+
+def test_a_record_from_before_there_was_a_setting_is_of_the_same_function(first, second):
+    alike(second, train={"keep": "none", "extends": None})
+    found = side_by_side(first, second)
+    assert [control.names for control in found.controls] == [("first/mha", "second/mha")]
+    shared, own = shared_and_own({one.name: one.config for one in found.table.variants})
+    assert shared["train.extends"] is None
+    assert own["first/mha"].keys() == {"model.mechanisms"}
 
 
 def test_the_same_settings_on_other_data_are_another_function(first, second):

@@ -75,6 +75,15 @@ def test_the_disk_is_what_checkpoints_take(tmp_path):
     assert stated == pytest.approx((2 * 2 + 1) * one, rel=0.1)  # two seeds, two each, one more
 
 
+def test_a_run_that_keeps_none_takes_disk_while_it_is_under_way_alone(tmp_path):
+    study = STUDY.only(["mha"]).override(["train.keep=none"])
+    one = 12 * tiny_study.base.cost().params
+    assert forecast(tmp_path, study=study).checkpoint_bytes() == 2 * one  # at steps 4 and 8 of 12
+    short = study.override(["train.checkpoint_every=12"])
+    assert forecast(tmp_path, study=short).checkpoint_bytes() == 0
+    assert PACE.seconds(short.variants["mha"]) == 1 + 12 * 0.5 + 2 * 2 + 4
+
+
 def test_a_few_real_steps_are_timed(tmp_path):
     corpus = tiny_study.base.data.load(Places(None, tmp_path))
     pace = time_run(tiny_study.base, corpus, torch.device("cpu"))

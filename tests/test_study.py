@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import tiny_study
 
-from attnlab.config import ConfigError
+from attnlab.config import ConfigError, present
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.run_config import _present
 from attnlab.study import Study, load_study, shipped
 
 
@@ -129,7 +128,7 @@ def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
 def test_an_absent_setting_is_as_if_there_were_no_such_setting():
     settings = {"a": 0, "b": 0.0, "c": "", "d": [{"e": True}]}
     more = {**settings, "bias": False, "scaling": None, "d": [{"e": True, "norm": False}]}
-    assert _present(more) == _present(settings) == settings
+    assert present(more) == present(settings) == settings
 
 
 def test_the_same_data_in_another_place_is_the_same_run():

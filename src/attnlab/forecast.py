@@ -62,14 +62,15 @@ class Forecast:
 
     def checkpoint_bytes(self) -> int:
         """What stays of the weights of all runs for the verdict, and of those under way."""
-        study, stay, largest = self.agenda.study, 0, 0
+        study, stay, passing = self.agenda.study, 0, 0
         for variant, config in study.variants.items():
             one = 4 * NUMBERS_A_WEIGHT * self.parameters(variant)
-            kept = min(KEPT, math.ceil(config.train.steps / config.train.checkpoint_every))
+            written = config.train.n_checkpoints
+            kept = 0 if config.train.keep == "none" else min(KEPT, written)
             stay += _left(self.agenda.verdict_count([variant]))[0] * kept * one
-            largest = max(largest, one)
-        # the next one is written before an old one goes
-        return stay + self.workers * largest if self.agenda.left() else 0
+            # the next one is written before an old one goes
+            passing = max(passing, (min(KEPT + 1, written) - kept) * one)
+        return stay + self.workers * passing if self.agenda.left() else 0
 
     def record_bytes(self) -> int:
         """Everything else in the run folders, at most."""

@@ -10,10 +10,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
-from attnlab.config import Config, Problem, own_sources
+from attnlab.config import Config, Problem, own_sources, present
 from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model import ModelConfig
@@ -52,10 +51,12 @@ class RunConfig(Config):
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
 
         A setting that is none or false says that something is absent, as it was before there was
-        such a setting: it does not count.
+        such a setting: it does not count. Nor does what has no influence on the result: where the
+        data lies, which checkpoints are kept.
         """
-        config = self.to_dict() | {"data": self.data.substance()}
-        what = {"config": _present(config), "data": fingerprint, "sources": own_sources(self)}
+        without_influence = {"data": self.data.substance(), "train": self.train.substance()}
+        config = self.to_dict() | without_influence
+        what = {"config": present(config), "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -76,14 +77,3 @@ class Run:
         """Where it is on disk, or will be."""
         rate = self.config.train.learning_rate if self.tunes else None
         return RunFolder(study_dir, self.variant, self.seed, tuning_rate=rate)
-
-
-def _present(settings: Any) -> Any:
-    if isinstance(settings, dict):
-        items = cast("dict[str, Any]", settings).items()
-        return {
-            name: _present(item) for name, item in items if item is not None and item is not False
-        }
-    if isinstance(settings, list):
-        return [_present(value) for value in cast("list[Any]", settings)]
-    return settings

@@ -80,9 +80,11 @@ class Study:
         )
 
     def tuning_run(self, variant: str, rate: float) -> Run:
-        """The run that tries a learning rate."""
-        config = dataclasses.replace(self.variants[variant], seed=TUNING_SEED)
-        return Run(variant=variant, config=config.with_learning_rate(rate), tunes=True)
+        """The run that tries a learning rate. Of it the loss is wanted, and the weights are not."""
+        config = self.variants[variant]
+        train = dataclasses.replace(config.train, learning_rate=rate, keep="none")
+        config = dataclasses.replace(config, seed=TUNING_SEED, train=train)
+        return Run(variant=variant, config=config, tunes=True)
 
     def tuning_bounds(self) -> tuple[int, int]:
         """How many runs tune the learning rate of a variant: at least, and at most."""

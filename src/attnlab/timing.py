@@ -44,12 +44,11 @@ class Pace(NamedTuple):
         """Of a whole run, not the first."""
         train = config.train
         evaluations = math.ceil(train.steps / train.eval_every)
-        saves = math.ceil(train.steps / train.checkpoint_every)
         return (
             self.start
             + train.steps * self.step
             + evaluations * self.validation
-            + saves * self.save
+            + train.n_checkpoints * self.save
             + self.test
         )
 

@@ -104,7 +104,7 @@ def train(
         if values:
             values |= {"train_seconds": clock.train_seconds}
             yield Measurement(end, values)
-        if _is_due(end, config.checkpoint_every, config):
+        if config.checkpoint_due(end):
             yield CheckpointDue(end)
 
 

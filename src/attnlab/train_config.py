@@ -1,11 +1,13 @@
 """How a model is trained: the same for all variants of a study."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from attnlab.config import Config, Problem
 
+WITHOUT_INFLUENCE = ("keep",)  # on the result: not part of a run's identity
 COMPILE_FROM_PETAFLOPS = 2.0  # of training: below that compiling costs more time than it saves
 
 
@@ -25,6 +27,7 @@ class TrainConfig(Config):
     eval_every: int = 100
     eval_batch_size: int = 16  # sequences at a time; no influence on the result
     checkpoint_every: int = 500
+    keep: Literal["last", "none"] = "last"  # checkpoints, once the run has ended
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 autocast on CUDA
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA, where the run is long enough
     cuda_graph: Literal["auto", "off"] = "auto"  # auto: the whole step is one graph on CUDA
@@ -47,6 +50,25 @@ class TrainConfig(Config):
             yield Problem("final_learning_rate_ratio", "must be in [0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             yield Problem("betas", f"must be in [0, 1), got {list(self.betas)}")
+
+    def substance(self) -> dict[str, Any]:
+        """`to_dict` without what has no influence on the result."""
+        fields = self.to_dict().items()
+        return {name: value for name, value in fields if name not in WITHOUT_INFLUENCE}
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether the state after `step` (counted from 1) is written: the last one is to be kept,
+        those before it are for a run that is cut off.
+        """
+        if step == self.steps:
+            return self.keep != "none"
+        return step % self.checkpoint_every == 0
+
+    @property
+    def n_checkpoints(self) -> int:
+        """How many a whole run writes."""
+        before_the_last = math.ceil(self.steps / self.checkpoint_every) - 1
+        return before_the_last + (self.keep != "none")
 
     def precision_on(self, device_type: str) -> str:
         """`bfloat16` (autocast over float32 weights) or `float32`."""

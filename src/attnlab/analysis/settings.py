@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, cast
 
+from attnlab.config import present
+from attnlab.train_config import WITHOUT_INFLUENCE
+
 Settings = Mapping[str, Any]
 OF_ONE_RUN = ("variant", "seed", "identity")
 
@@ -14,14 +17,17 @@ def of_variant(config: Settings) -> dict[str, Any]:
 
 
 def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...]:
-    """The names in groups of equal settings of the variant, in order.
+    """The names in groups of equal settings of the variant, in order. Equal is what would give the
+    same result: what is absent in one may be none in the other.
 
     >>> same_settings({"a": {"seed": 0, "window": 2}, "b": {"window": 4}, "c": {"window": 2}})
     (('a', 'c'), ('b',))
     """
     groups: list[tuple[Settings, list[str]]] = []
     for name, config in configs.items():
-        settings = of_variant(config)
+        settings = present(of_variant(config))
+        train = settings.get("train", {}).items()
+        settings["train"] = {name: of for name, of in train if name not in WITHOUT_INFLUENCE}
         same = next((names for other, names in groups if other == settings), None)
         if same is None:
             groups.append((settings, [name]))
@@ -33,15 +39,16 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
 def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[str, Settings]]:
     """`{dotted path: value}` that all variants agree on, and the rest by variant.
 
-    A list, such as the mechanisms of the layers, counts as one value.
+    A list, such as the mechanisms of the layers, counts as one value. A setting that a variant does
+    not have is as if it were none.
     """
     trees = {variant: flat(of_variant(config)) for variant, config in configs.items()}
-    paths = dict.fromkeys(path for settings in trees.values() for path in settings)
+    counted = [flat(present(of_variant(config))) for config in configs.values()]
     shared: dict[str, Any] = {}
-    for path in paths:
-        values = [settings.get(path, _Missing) for settings in trees.values()]
+    for path, value in (item for settings in trees.values() for item in settings.items()):
+        values = [settings.get(path) for settings in counted]
         if all(value == values[0] for value in values):
-            shared[path] = values[0]
+            shared.setdefault(path, value)
     own = {
         variant: {path: value for path, value in settings.items() if path not in shared}
         for variant, settings in trees.items()
@@ -66,10 +73,6 @@ def describe(value: Any) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class _Missing:
-    """Stands for a setting that a variant does not have."""
 
 
 def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:

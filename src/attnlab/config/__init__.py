@@ -3,6 +3,7 @@
 from attnlab.config.differences import differences
 from attnlab.config.override import override, settings
 from attnlab.config.own_code import load_file
+from attnlab.config.present import present
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, own_sources
 
@@ -15,6 +16,7 @@ __all__ = [
     "load_file",
     "override",
     "own_sources",
+    "present",
     "settings",
     "suggestion",
 ]

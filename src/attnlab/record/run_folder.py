@@ -5,13 +5,13 @@
     results/<study>/<variant>/seed-0/          a run that ended: finished or diverged
     results/<study>/<variant>/tuning/          what chose its learning rate:
         choice.json        the rate, and the loss at each that was tried
-        lr-0.0006/seed-<k>/  a run like any other, but its checkpoints go when it has ended
+        lr-0.0006/seed-<k>/  a run like any other
     each of which holds
         config.json        every setting, with the variant's name and the run's identity
         environment.json   where it runs; what it ran on before a resume, under "earlier"
         metrics.jsonl      one JSON object a line, each with its "step"
         summary.json       "status", "reason" and the final numbers
-        checkpoints/       the trainer's
+        checkpoints/       the trainer's; gone when the run has ended, where it keeps none
 
 Whole files are replaced as a whole; `metrics.jsonl` grows line by line, and a last line that a kill
 cut off is no line. A diverged run would diverge again, so it has ended; a failed one (an exception)
@@ -121,15 +121,16 @@ class RunFolder:
         self._summarise({"status": "failed", "reason": reason})
 
     def settle(self) -> None:
-        """Give an ended run its final name, where a kill came between summary and renaming.
-
-        Of a run that tuned the learning rate the losses are kept, and the weights are not.
+        """Put away an ended run, also where a kill came between its summary and this: checkpoints
+        go where none is kept, and the folder gets its final name.
         """
-        if self.status() in ("finished", "diverged") and not self.ended.is_dir():
+        if self.status() not in ("finished", "diverged"):
+            return
+        if (self.config() or {}).get("train", {}).get("keep") == "none":
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if not self.ended.is_dir():
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.partial.rename(self.ended)
-        if self.tuning_rate is not None:
-            shutil.rmtree(self.ended / "checkpoints", ignore_errors=True)
 
     def config(self) -> Json | None:
         return self._read("config.json")

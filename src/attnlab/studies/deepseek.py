@@ -58,6 +58,7 @@ base = RunConfig(
         weight_decay=0.01,
         log_every=25,
         eval_every=100,
+        keep="none",
     ),
 )
 

@@ -54,6 +54,7 @@ base = RunConfig(
         weight_decay=0.01,
         log_every=10,
         eval_every=25,
+        keep="none",
     ),
 )
 
