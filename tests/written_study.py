@@ -13,6 +13,7 @@ def write_study(
     *,
     baseline: str = "mha",
     questions: Sequence[Mapping[str, object]] = (),
+    claims: Sequence[Mapping[str, object]] = (),
     **more: Mapping[str, object],
 ) -> Path:
     """One run for each loss, by seed. `more` is of the summary, by variant.
@@ -28,6 +29,7 @@ def write_study(
         command=f"attnlab run {folder.name}",
         attnlab_version="0.1.0",
         questions=tuple(dict(said) for said in questions),
+        claims=tuple(dict(said) for said in claims),
     ).write(folder)
     for variant, by_seed in losses.items():
         for seed, loss in enumerate(by_seed):

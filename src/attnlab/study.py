@@ -9,6 +9,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from attnlab.claim import Claim
 from attnlab.config import ConfigError, Problem, load_file, override, suggestion
 from attnlab.matching import Match
 from attnlab.question import Question
@@ -38,6 +39,7 @@ class Study:
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
     margin: float = 0.01  # nats a token: differences within it are practically nothing
     questions: tuple[Question, ...] = ()  # that the report answers one by one
+    claims: tuple[Claim, ...] = ()  # published ones, that the report judges one by one
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # the file's name where it is loaded from one
 
@@ -120,6 +122,7 @@ class Study:
             match=match and {**match.to_dict(), "mismatch": self.mismatch()},
             margin=self.margin,
             questions=tuple(question.to_dict() for question in self.questions),
+            claims=tuple(claim.to_dict() for claim in self.claims),
         )
 
     def only(self, names: Iterable[str]) -> "Study":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attnlab.analysis.answers import Answer, answers_of
+from attnlab.analysis.claims import Judgement, judgements_of
 from attnlab.analysis.comparison import Comparison
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import costs_of
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Control",
     "Front",
+    "Judgement",
     "Pick",
     "RateCurve",
     "analyse",
@@ -42,6 +44,7 @@ class Analysis(Verdict):
     fronts: tuple[Front, ...]  # one a cost
     picks: tuple[Pick, ...]  # one a use case
     answers: tuple[Answer, ...]  # one a question of the study
+    judgements: tuple[Judgement, ...]  # one a published claim of the study
     headline: tuple[str, str]  # the verdict in two sentences
 
 
@@ -66,5 +69,6 @@ def analysis_of(table: Table) -> Analysis:
         fronts=fronts,
         picks=picks,
         answers=answers_of(verdict, fronts, picks),
+        judgements=judgements_of(verdict, costs),
         headline=headline(verdict, controls),
     )

@@ -26,6 +26,7 @@ class StudyRecord:
     match: Json | None = None  # what all variants have alike, and the "mismatch" left, relative
     margin: float = 0.01  # nats a token: differences within it are practically nothing
     questions: tuple[Json, ...] = ()  # each with its "kind" and "text"
+    claims: tuple[Json, ...] = ()  # published ones, each with its "kind", "text" and "source"
 
     def joined(self, study_dir: Path) -> Self:
         """This study, and the variants and seeds that the folder has besides."""
@@ -69,7 +70,7 @@ class StudyRecord:
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
         fields = parse(path.read_text(encoding="utf-8"), path)
-        for name in ("variants", "seeds", "questions"):
+        for name in ("variants", "seeds", "questions", "claims"):
             fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
 

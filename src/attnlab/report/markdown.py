@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.report import columns as column
-from attnlab.report import units, words
+from attnlab.report import published, units, words
 from attnlab.report.columns import VARIANT, Column
 from attnlab.report.provenance import environment, settings
 from attnlab.report.rows import rows
@@ -40,6 +40,8 @@ def markdown(analysis: Analysis, picture: str | None) -> str:
         picture=picture,
         rows=shown,
         ranking=column.known(column.ranking(analysis), shown),
+        judged=published.JUDGED,
+        numbers=published.numbers(analysis),
         differences=_differences(analysis),
         costs=column.known([VARIANT, *column.costs()], shown),
         parts=column.known([VARIANT, *column.parts()], shown),

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.report import columns as column
-from attnlab.report import units, words
+from attnlab.report import published, units, words
 from attnlab.report.charts import Charts
 from attnlab.report.columns import VARIANT, Column
 from attnlab.report.provenance import environment, settings
@@ -22,6 +22,7 @@ from attnlab.version import __version__
 SECTIONS = {
     "ranking": "Ranking",
     "answers": "The study's questions",
+    "claims": "What was published, and what was found",
     "picks": "What to pick",
     "quality": "Quality",
     "rates": "Learning rates",
@@ -53,6 +54,8 @@ def page(analysis: Analysis) -> str:
         "ranking_caption": "Every variant, the best first",
         "costs": column.known([VARIANT, *column.costs()], shown),
         "parts": column.known([VARIANT, *column.parts()], shown),
+        "judged": published.JUDGED,
+        "numbers": published.numbers(analysis),
         "looks": {row.name: charts.looks[row.name] for row in shown},
         "samples": samples,
         "loss": charts.loss(),
@@ -79,6 +82,7 @@ def page(analysis: Analysis) -> str:
         "missing": held["missing"] or held["alarms"] or analysis.left_out,
         "settings": shared,
         "answers": analysis.answers,
+        "claims": analysis.judgements,
         "picks": analysis.picks,
     }
     held["sections"] = {
