@@ -8,7 +8,7 @@ from attnlab.claim import Alike, AmongBest, AmongWorst, InRange, Ordered, Within
 from attnlab.config import ConfigError
 from attnlab.report.markdown import markdown
 from attnlab.report.page import page
-from attnlab.report.published import numbers
+from attnlab.report.published import published_grids
 
 SAID = {"text": "So it is.", "source": "Somebody 2020"}
 OPEN = "not separable at this budget"
@@ -160,7 +160,7 @@ def test_published_and_found_stand_side_by_side_in_the_reports(tmp_path):
         **SAID, variants=("delta", "mha"), published=(("delta", 3.25), ("mha", 3.5), ("gone", 4.0))
     )
     analysis = analyse(write_study(tmp_path, LOSSES, claims=[claim.to_dict()]))
-    (table,) = numbers(analysis)
+    (table,) = published_grids(analysis)
     assert table.heading[1:3] == (
         "published loss, nats a token",
         "validation loss here, nats a token",

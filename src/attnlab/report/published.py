@@ -1,10 +1,8 @@
 """What was published beside what was found, as tables: one for each source and measure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from attnlab.analysis.analysis import Analysis
 from attnlab.report import units
+from attnlab.report.grid import Grid
 from attnlab.report.rows import Row, rows, split_name
 
 JUDGED = (
@@ -14,16 +12,7 @@ JUDGED = (
 )
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """Published numbers of some variants, and the losses found here."""
-
-    source: str
-    heading: Sequence[str]
-    lines: Sequence[Sequence[str]]  # the first cell is the variant
-
-
-def numbers(analysis: Analysis) -> tuple[Numbers, ...]:
+def published_grids(analysis: Analysis) -> tuple[Grid, ...]:
     """In the order published, the best first."""
     found = {row.name: row for row in rows(analysis)}
     published: dict[tuple[str, str], dict[str, float]] = {}
@@ -32,8 +21,8 @@ def numbers(analysis: Analysis) -> tuple[Numbers, ...]:
             published.setdefault((judged.source, judged.measure), {}).update(judged.published)
     here = f"{split_name(analysis)} loss here, nats a token"
     return tuple(
-        Numbers(
-            source=source,
+        Grid(
+            caption=source,
             heading=("variant", f"published {measure}", here, "place here"),
             lines=[
                 (name, f"{value:g}", *_found(found.get(name), analysis.metric))

@@ -199,6 +199,13 @@ study = Study(
         BestForCost(text="Which has the best quality for its size?", cost="parameters"),
         Pick(text="What to pick when quality, memory, speed or size comes first?"),
     ),
+    families={
+        "baseline": ("baseline",),
+        "lora": ("lora_small", "lora_medium", "lora_large", "lora_xl"),
+        "enhanced": ("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl"),
+        "rope": ("rope_only", "rope_small", "rope_large"),
+        "bias": ("bias_only",),
+    },
     claims=claims,
     variants=variants,
 )
