@@ -4,6 +4,7 @@ What a study file needs is importable from here, and what the command line does:
 
     run         a study from question to verdict     check, assert_correct   are mechanisms right?
     analyse     a study's folder, as one object      load_run, generate      a trained model, text
+    use_fla     flash-linear-attention from a clone of one's own
 
 Everything else is importable from its own module.
 """
