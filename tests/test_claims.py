@@ -75,6 +75,19 @@ def test_a_place_is_refuted_by_as_many_as_are_separably_before_it(tmp_path, clai
     assert judged(tmp_path, claim)[0] == ruling
 
 
+def test_what_is_not_compared_might_have_any_place(tmp_path):
+    losses = LOSSES | {"window": ["loss is nan"] * 5}
+    best = AmongBest(**SAID, variant="delta")
+    ruling, words = judged(tmp_path / "a", best, losses)
+    assert ruling == "not judged"
+    assert "window is not compared: diverged with seeds 0, 1, 2, 3, 4" in words
+    assert judged(tmp_path / "b", AmongBest(**SAID, variant="delta", places=2), losses)[0] == (
+        "confirmed"
+    )
+    assert judged(tmp_path / "c", AmongBest(**SAID, variant="mha"), losses)[0] == "refuted"
+    assert judged(tmp_path / "d", Within(**SAID, spread=0.5), losses)[0] == "not judged"
+
+
 def test_names_of_one_function_share_a_place(tmp_path):
     losses = {**LOSSES, "delta_again": steady(5.0, 3)}
     claim = AmongBest(**SAID, variant="delta")

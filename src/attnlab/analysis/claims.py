@@ -77,7 +77,8 @@ def _judged(claim: Claim, verdict: Verdict, costs: Sequence[Cost]) -> Judged:
         case AmongWorst(variant=name, places=places):
             return _among(name, places, verdict, best=False)
         case Within(spread=spread, variants=names):
-            return _within(names or verdict.order, spread, verdict)
+            every = tuple(variant.name for variant in verdict.table.variants)
+            return _within(names or every, spread, verdict)
         case Alike(variants=names):
             return _alike(names, verdict)
         case _:
@@ -105,7 +106,7 @@ def _ordered(names: Sequence[str], verdict: Verdict) -> Judged:
 
 
 def _among(name: str, places: int, verdict: Verdict, *, best: bool) -> Judged:
-    """Among the best, or the worst, so many functions."""
+    """Among the best, or the worst; what is not compared might have any place."""
     if name not in verdict.means:
         return "not judged", _known([name], verdict)[1]
     others = [names[0] for names in verdict.functions if name not in names]
@@ -118,10 +119,13 @@ def _among(name: str, places: int, verdict: Verdict, *, best: bool) -> Judged:
         f"{name} has place {place} of {len(others) + 1} by mean loss: {len(better) or 'none'} "
         f"separably better, {len(worse) or 'none'} separably worse.",
         _against(name, rival, verdict),
+        *_known(list(verdict.left_out), verdict)[1],
     )
     if len(before) >= places:
         return "refuted", found
-    return ("confirmed" if len(behind) > len(others) - places else OPEN), found
+    if len(behind) > len(others) + len(verdict.left_out) - places:
+        return "confirmed", found
+    return ("not judged" if verdict.left_out else OPEN), found
 
 
 def _within(names: Sequence[str], spread: float, verdict: Verdict) -> Judged:
