@@ -5,7 +5,16 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
-from attnlab.analysis.analysis import Analysis, Answer, Control, Front, Pick, RateCurve, analyse
+from attnlab.analysis.analysis import (
+    Analysis,
+    Answer,
+    Control,
+    Front,
+    Judgement,
+    Pick,
+    RateCurve,
+    analyse,
+)
 from attnlab.analysis.paired import paired_difference
 from attnlab.analysis.verdict import Comparison
 from attnlab.record import RunFolder, StudyRecord
@@ -187,5 +196,15 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
             ),
         ),
         answers=(Answer(question="Is attention needed?", short="Yes.", evidence=("by 1.1 nats",)),),
+        judgements=(
+            Judgement(
+                claim="`mha` beats `identity`.",
+                source="Nobody 2020",
+                measure="loss, nats a token",
+                published={"mha": 4.5, "identity": 5.5, "gone": 6.5},
+                ruling="confirmed",
+                found=("by 1.1 nats, too",),
+            ),
+        ),
         headline=("The hybrid is best.", "The floor is far."),
     )

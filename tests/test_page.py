@@ -70,6 +70,8 @@ def test_the_verdict_comes_first_and_everything_else_has_its_place(whole):
             '<h2 id="ranking-h">',
             "gqa_1 and mqa are one function and tie.",
             "<h3>Is attention needed?</h3>",
+            '<h2 id="claims-h">',
+            "by 1.1 nats, too",
             "no winner",
             "Validation loss by variant",
             "Difference to mha",

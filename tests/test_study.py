@@ -69,6 +69,17 @@ def test_what_the_questions_of_a_shipped_study_name_is_there():
             assert getattr(question, "study", study.name) in studies
 
 
+def test_what_the_claims_of_a_shipped_study_name_is_there():
+    claimed = {name: study for name, study in shipped().items() if study.claims}
+    assert {"deepseek", "fair_search", "mechanisms"} <= claimed.keys()
+    for study in claimed.values():
+        for claim in study.claims:
+            said = claim.to_dict()
+            named = [*said.get("variants", []), *(name for name, _ in claim.published)]
+            named += [said["variant"]] if "variant" in said else []
+            assert set(named) <= study.variants.keys(), claim
+
+
 def test_the_quickstart_has_the_same_variants_but_for_their_sizes():
     first, quick = load_study("mechanisms"), load_study("quickstart")
     assert [name.split("_")[0] for name in quick.variants] == [

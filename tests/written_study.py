@@ -13,6 +13,8 @@ def write_study(
     *,
     baseline: str = "mha",
     questions: Sequence[Mapping[str, object]] = (),
+    claims: Sequence[Mapping[str, object]] = (),
+    families: Mapping[str, tuple[str, ...]] | None = None,
     **more: Mapping[str, object],
 ) -> Path:
     """One run for each loss, by seed. `more` is of the summary, by variant.
@@ -28,6 +30,8 @@ def write_study(
         command=f"attnlab run {folder.name}",
         attnlab_version="0.1.0",
         questions=tuple(dict(said) for said in questions),
+        claims=tuple(dict(said) for said in claims),
+        families=families or {},
     ).write(folder)
     for variant, by_seed in losses.items():
         for seed, loss in enumerate(by_seed):
@@ -37,9 +41,11 @@ def write_study(
 
 
 def write_run(run: RunFolder, loss: float | str, rate: float = 3e-4, **summary: object) -> None:
-    """`summary` may name the "function", where two variants are to be the same."""
-    function = summary.pop("function", run.variant)
-    model = {"mechanisms": [{"kind": function}]}
+    """`summary` may name the "function", where two variants are to be the same, and a "kernel"."""
+    mechanism = {"kind": summary.pop("function", run.variant)}
+    if "kernel" in summary:
+        mechanism["kernel"] = summary.pop("kernel")
+    model = {"mechanisms": [mechanism]}
     config = {"identity": "x", "model": model, "train": {"learning_rate": rate}}
     run.open(config, {"device": "cpu"})
     if isinstance(loss, str):

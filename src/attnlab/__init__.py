@@ -4,6 +4,7 @@ What a study file needs is importable from here, and what the command line does:
 
     run         a study from question to verdict     check, assert_correct   are mechanisms right?
     analyse     a study's folder, as one object      load_run, generate      a trained model, text
+    use_fla     flash-linear-attention from a clone of one's own
 
 Everything else is importable from its own module.
 """
@@ -15,8 +16,10 @@ from attnlab.version import __version__
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis, analyse
+    from attnlab.asked import use_fla
     from attnlab.checks.suite import assert_correct
     from attnlab.checks.targets import check
+    from attnlab.claim import Alike, AmongBest, AmongWorst, InRange, Ordered, Within
     from attnlab.data.stdlib import Stdlib
     from attnlab.data.text import Text
     from attnlab.data.tokens import Tokens
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
 
 # loaded when asked for, so that analysis and report, which live here too, do without torch
 _HOME = {
+    "Alike": "claim",
+    "AmongBest": "claim",
+    "AmongWorst": "claim",
     "Analysis": "analysis.analysis",
     "BestForCost": "question",
     "BestQuality": "question",
@@ -55,6 +61,7 @@ _HOME = {
     "GivesUp": "question",
     "GroupedQuery": "mechanisms.grouped_query",
     "Identity": "mechanisms.identity",
+    "InRange": "claim",
     "LearningRates": "tuning",
     "MLA": "mechanisms.mla",
     "Match": "matching",
@@ -63,6 +70,7 @@ _HOME = {
     "MixtureOfExperts": "feedforward",
     "ModelConfig": "model",
     "Needed": "question",
+    "Ordered": "claim",
     "Pick": "question",
     "RunConfig": "run_config",
     "Sampling": "generation",
@@ -74,6 +82,7 @@ _HOME = {
     "Tokens": "data.tokens",
     "TrainConfig": "train_config",
     "WikiText2": "data.wikitext2",
+    "Within": "claim",
     "analyse": "analysis.analysis",
     "assert_correct": "checks.suite",
     "check": "checks.targets",
@@ -82,10 +91,14 @@ _HOME = {
     "load_run": "trained",
     "load_study": "study",
     "run": "running",
+    "use_fla": "asked",
 }
 
 __all__ = [
     "MLA",
+    "Alike",
+    "AmongBest",
+    "AmongWorst",
     "Analysis",
     "BestForCost",
     "BestQuality",
@@ -98,6 +111,7 @@ __all__ = [
     "GivesUp",
     "GroupedQuery",
     "Identity",
+    "InRange",
     "LearningRates",
     "Match",
     "Mechanism",
@@ -105,6 +119,7 @@ __all__ = [
     "MixtureOfExperts",
     "ModelConfig",
     "Needed",
+    "Ordered",
     "Pick",
     "RunConfig",
     "Sampling",
@@ -116,6 +131,7 @@ __all__ = [
     "Tokens",
     "TrainConfig",
     "WikiText2",
+    "Within",
     "__version__",
     "analyse",
     "assert_correct",
@@ -125,6 +141,7 @@ __all__ = [
     "load_run",
     "load_study",
     "run",
+    "use_fla",
 ]
 
 

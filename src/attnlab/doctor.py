@@ -15,7 +15,7 @@ import torch
 
 from attnlab.data import DataConfig, DataError, Places
 from attnlab.environment import usable_cores
-from attnlab.kernels import fla
+from attnlab.kernels import fla, fla_clone
 from attnlab.mechanism import MechanismConfig
 from attnlab.study import shipped
 from attnlab.version import __version__, package_version
@@ -64,7 +64,7 @@ def _software() -> Iterator[Finding]:
     else:
         yield Finding("triton", "not installed", "install the triton that torch's release pins")
     reason = fla.unusable_because("cuda")
-    found = package_version("flash-linear-attention") or "not installed"
+    found = _which_fla()
     fell_back = "Gated DeltaNet runs attnlab's own kernel instead"
     yield Finding(
         "flash-linear-attention",
@@ -72,6 +72,16 @@ def _software() -> Iterator[Finding]:
         reason if reason and torch.cuda.is_available() else "",
     )
     yield _fla_layers()
+
+
+def _which_fla() -> str:
+    """Its version, and where from where it is not the installed one."""
+    clone = fla_clone.in_use()
+    if clone is None:
+        return package_version("flash-linear-attention") or "not installed"
+    commit = f"commit {clone.commit[:12]}" if clone.commit else "in no git repository"
+    changes = ", with changes" if clone.dirty else ""
+    return f"{clone.version} from the local clone {clone.path}, {commit}{changes}"
 
 
 def _fla_layers() -> Finding:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from attnlab.kernels import fla
-from attnlab.version import __version__, package_version
+from attnlab.version import __version__, git_state, package_version
 
 _PACKAGES = (
     *("numpy", "torch", "triton", "tokenizers", "safetensors"),
@@ -22,7 +21,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """JSON values; times are UTC."""
     return {
         "attnlab": __version__,
-        "git": _git(),
+        "git": git_state(Path(__file__)),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}",
         "packages": {name: found for name in _PACKAGES if (found := package_version(name))},
@@ -55,22 +54,3 @@ def _device(device: torch.device) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "cuda": torch.version.cuda,
     }
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the source tree that runs, and whether it had changes; None outside of one."""
-    source = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(source), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-    commit = git("rev-parse", "HEAD")
-    if not tracked or commit is None:
-        return None
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

@@ -24,6 +24,7 @@ from attnlab.agenda import Agenda, Planned
 from attnlab.data import Places
 from attnlab.environment import usable_cores
 from attnlab.execution import Ended, Event, execute
+from attnlab.kernels import fla
 from attnlab.run_config import Run, RunConfig
 from attnlab.tuned import Tuned
 
@@ -112,7 +113,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_work, args=(theirs, self.seat, self.study_dir, self.places), daemon=True
+            target=_work,
+            args=(theirs, self.seat, self.study_dir, self.places, fla.clone_path()),
+            daemon=True,
         )
         self.process.start()
         theirs.close()
@@ -151,9 +154,13 @@ class _Worker:
                 self.process.join(timeout=5)
 
 
-def _work(pipe: Connection, seat: Seat, study_dir: Path, places: Places) -> None:
+def _work(
+    pipe: Connection, seat: Seat, study_dir: Path, places: Places, fla_path: Path | None
+) -> None:
     """A worker process: runs what the pipe names until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
+    if fla_path is not None:
+        fla.use_clone(fla_path)
     torch.set_num_threads(seat.threads)
     device = torch.device(seat.device)
     if device.type == "cuda":

@@ -34,7 +34,11 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class MechanismConfig(Choice, ABC):
-    """Settings of one mechanism; knows its cost before any tensor exists."""
+    """Settings of one mechanism; knows its cost before any tensor exists.
+
+    A setting called `kernel` chooses among forms that compute the same: variants that differ in it
+    alone are one function.
+    """
 
     computes_in: ClassVar[torch.dtype | None] = None  # whatever it is given; None: in just that
     flops_are_exact: ClassVar[bool] = True  # False: at least those, where nothing can count all

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from attnlab.agenda import Agenda
 from attnlab.analysis.analysis import Analysis
-from attnlab.asked import changed, corpora, folder_of, places
+from attnlab.asked import changed, corpora, folder_of, places, use_fla
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
 from attnlab.execution import Ended
@@ -75,6 +75,7 @@ def run(  # noqa: PLR0913  one parameter an option
     cache: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    fla_path: Path | str | None = None,
     track: Iterable[str] = (),
     watch: Watch | None = None,
     command: str | None = None,
@@ -105,6 +106,8 @@ def run(  # noqa: PLR0913  one parameter an option
         cache: a folder for derived files, ATTNLAB_CACHE or ~/.cache/attnlab by default.
         device: auto, cpu, cuda or cuda:1.
         workers: runs at a time, by default one a CUDA device or CPU core.
+        fla_path: a clone of flash-linear-attention to use in place of the installed package,
+            ATTNLAB_FLA_PATH by default.
         track: tools to mirror metrics to: tensorboard, wandb.
         watch: is told what happens, as it happens: a `Doing`, `Begun`, `Happened` (an event of a
             run) or `Note`. Nothing is printed.
@@ -124,6 +127,7 @@ def run(  # noqa: PLR0913  one parameter an option
         RuntimeError: a script does without the `if`.
     """
     get_preparation_data("")  # raises where a worker is at importing the script
+    use_fla(fla_path)
     only = only if only is None or isinstance(only, str) else list(only)
     asked: dict[str, Any] = {"length": length, "only": only, "seeds": seeds, "steps": steps}
     asked |= {"overrides": list(overrides), "tune": tune}

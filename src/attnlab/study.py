@@ -2,13 +2,14 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from attnlab.claim import Claim
 from attnlab.config import ConfigError, Problem, load_file, override, suggestion
 from attnlab.matching import Match
 from attnlab.question import Question
@@ -38,6 +39,9 @@ class Study:
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
     margin: float = 0.01  # nats a token: differences within it are practically nothing
     questions: tuple[Question, ...] = ()  # that the report answers one by one
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    # ^ variants that the report also compares by their means
+    claims: tuple[Claim, ...] = ()  # published ones, that the report judges one by one
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # the file's name where it is loaded from one
 
@@ -55,6 +59,7 @@ class Study:
         elif self.baseline not in self.variants:
             known = ", ".join(self.variants)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
+        problems.extend(self._family_problems())
         if problems:
             raise ConfigError(problems)
         if self.match is not None:
@@ -122,6 +127,8 @@ class Study:
             match=match and {**match.to_dict(), "mismatch": self.mismatch()},
             margin=self.margin,
             questions=tuple(question.to_dict() for question in self.questions),
+            families=self.families,
+            claims=tuple(claim.to_dict() for claim in self.claims),
         )
 
     def only(self, names: Iterable[str]) -> "Study":
@@ -138,6 +145,11 @@ class Study:
         return dataclasses.replace(
             self,
             variants=kept,
+            families={
+                family: left
+                for family, names in self.families.items()
+                if (left := tuple(name for name in names if name in kept))
+            },
             baseline=self.baseline if self.baseline in kept else None,
             reference=self._reference() if self.match else None,
         )
@@ -166,6 +178,18 @@ class Study:
         if not changes:
             return self
         return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
+
+    def _family_problems(self) -> Iterator[Problem]:
+        """Unknown variants, and those of several families."""
+        seen = dict[str, str]()
+        for family, names in self.families.items():
+            for name in names:
+                if name not in self.variants:
+                    message = f"no variant {name!r}{suggestion(name, self.variants)}"
+                    yield Problem(f"families.{family}", message)
+                elif name in seen:
+                    yield Problem(f"families.{family}", f"{name} is in {seen[name]} already")
+                seen[name] = family
 
     def _changed(self, change: Callable[[RunConfig], RunConfig]) -> dict[str, RunConfig]:
         """Every variant changed; raises `ConfigError` with the problems of all of them."""

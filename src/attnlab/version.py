@@ -1,6 +1,9 @@
-"""Versions of installed packages, attnlab's own among them."""
+"""Versions of installed packages, attnlab's own among them, and of source trees."""
 
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 
 def package_version(name: str) -> str | None:
@@ -9,6 +12,27 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def git_state(file: Path) -> dict[str, Any] | None:
+    """The commit of the source tree that `file` belongs to, and whether tracked files have changes.
+
+    None where git does not track the file.
+    """
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(file.parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", file.name)
+    commit = git("rev-parse", "HEAD")
+    if not tracked or commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 __version__ = package_version("attnlab") or "0+source"  # the latter where it runs from source

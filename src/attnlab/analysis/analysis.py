@@ -8,14 +8,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attnlab.analysis.answers import Answer, answers_of
+from attnlab.analysis.claims import Judgement, judgements_of
 from attnlab.analysis.comparison import Comparison
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import costs_of
+from attnlab.analysis.efficiency import Efficiency, efficiencies_of
+from attnlab.analysis.families import Families, families_of
 from attnlab.analysis.headline import headline
 from attnlab.analysis.pareto import Front, front_of
 from attnlab.analysis.picks import Pick, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.serving import Serving
+from attnlab.analysis.spread import Spread, spreads_of
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.verdict import Verdict, verdict_of
 
@@ -25,6 +29,7 @@ __all__ = [
     "Comparison",
     "Control",
     "Front",
+    "Judgement",
     "Pick",
     "RateCurve",
     "analyse",
@@ -42,6 +47,10 @@ class Analysis(Verdict):
     fronts: tuple[Front, ...]  # one a cost
     picks: tuple[Pick, ...]  # one a use case
     answers: tuple[Answer, ...]  # one a question of the study
+    judgements: tuple[Judgement, ...]  # one a published claim of the study
+    families: Families | None  # None where the study names none; so are the next two empty
+    spreads: tuple[Spread, ...]  # all variants together, one a number
+    efficiencies: tuple[Efficiency, ...]  # one a variant beside the baseline
     headline: tuple[str, str]  # the verdict in two sentences
 
 
@@ -58,6 +67,7 @@ def analysis_of(table: Table) -> Analysis:
     controls = controls_of(verdict)
     fronts = tuple(front_of(cost, verdict) for cost in costs)
     picks = picks_of(verdict, costs, serving)
+    families = families_of(verdict)
     return Analysis(
         **{field.name: getattr(verdict, field.name) for field in fields(Verdict)},
         controls=controls,
@@ -66,5 +76,9 @@ def analysis_of(table: Table) -> Analysis:
         fronts=fronts,
         picks=picks,
         answers=answers_of(verdict, fronts, picks),
+        judgements=judgements_of(verdict, costs),
+        families=families,
+        spreads=spreads_of(verdict) if families else (),
+        efficiencies=efficiencies_of(verdict) if families else (),
         headline=headline(verdict, controls),
     )

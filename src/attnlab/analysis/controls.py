@@ -1,8 +1,10 @@
 """A/A controls: variants that are the same function under two names, and so must tie.
 
-They are recognised by their settings, which differ in nothing but the name. In the layout they
-count once, as the mean of their losses: two columns of the same numbers would make the noise look
-smaller than it is. Whether they tie is judged apart, by the noise of the whole layout.
+They are recognised by their settings, which differ in nothing but the name; or in the kernel, which
+computes the same in another way (`kernels`), so that they agree within the noise and not to the
+last bit. In the layout they count once, as the mean of their losses: two columns of the same
+numbers would make the noise look smaller than it is. Whether they tie is judged apart, by the noise
+of the whole layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +12,36 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from attnlab.analysis.kernels import bought, differing, without_kernels
 from attnlab.analysis.settings import same_settings
 from attnlab.analysis.verdict import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """Variants whose settings differ in nothing but the name (and perhaps the learning rate)."""
+    """Variants whose settings differ in nothing but the name, the kernel or the learning rate."""
 
     names: tuple[str, ...]
     same_rate: bool  # False: tuned to different learning rates, so they need not tie
+    kernels: tuple[str, ...] = ()  # by name, where they differ; else empty
     largest_difference: float | None  # at any seed, nats; None where no seed is shared
     ties: bool | None  # whether the comparison leaves them together; None where it has no verdict
     note: str  # one sentence
+    bought: str = ""  # what the kernels save, in time and memory
 
 
 def controls_of(verdict: Verdict) -> tuple[Control, ...]:
     """Every group of variants that are the same function, but perhaps for the learning rate."""
     configs = {v.name: v.config for v in verdict.table.variants if v.config}
-    groups = same_settings({name: _without_rate(config) for name, config in configs.items()})
+    functions = {name: _without_rate(without_kernels(of)) for name, of in configs.items()}
+    groups = same_settings(functions)
     return tuple(_control(names, configs, verdict) for names in groups if len(names) > 1)
 
 
 def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict) -> Control:
-    same_rate = len(same_settings({name: configs[name] for name in names})) == 1
+    same_rate = len(same_settings({n: without_kernels(configs[n]) for n in names})) == 1
+    same_kernel = len(same_settings({n: _without_rate(configs[n]) for n in names})) == 1
+    kernels = () if same_kernel else differing(names, configs)
     by_seed = [v.by_seed(verdict.metric) for v in verdict.table.variants if v.name in names]
     differences = [
         abs(first[seed] - second[seed])
@@ -44,34 +52,38 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
     judged = verdict.method != "none" and all(pair is not None for pair in pairs)
     ties = not any(pair and pair.separable for pair in pairs) if judged else None
     largest = max(differences, default=None)
+    who = f"{', '.join(names[:-1])} and {names[-1]} are the same function"
+    if kernels:
+        who += f" on different kernels ({', '.join(kernels)})"
     return Control(
         names=tuple(names),
         same_rate=same_rate,
+        kernels=kernels,
         largest_difference=largest,
         ties=ties,
-        note=_note(names, same_rate, largest, ties),
+        note=_note(who, same_rate, largest, ties),
+        bought=bought(names, kernels, verdict.table) if kernels else "",
     )
 
 
-def _note(names: Sequence[str], same_rate: bool, largest: float | None, ties: bool | None) -> str:
-    who = f"{', '.join(names[:-1])} and {names[-1]}"
+def _note(who: str, same_rate: bool, largest: float | None, ties: bool | None) -> str:
     if not same_rate:
         return (
-            f"{who} are the same function, tuned to different learning rates: a difference between "
+            f"{who}, tuned to different learning rates: a difference between "
             "them is one of the learning rate."
         )
     if largest is None:
-        return f"{who} are the same function; they have not finished a seed in common yet."
+        return f"{who}; they have not finished a seed in common yet."
     if largest == 0:
-        return f"{who} are the same function, and their losses are equal to the last bit."
+        return f"{who}, and their losses are equal to the last bit."
     apart = f"their losses differ by up to {largest:.2g} nats at a seed"
     if ties is False:
         return (
-            f"{who} are the same function, and yet the comparison separates them ({apart}): "
+            f"{who}, and yet the comparison separates them ({apart}): "
             "something else differs between these runs, so do not trust this verdict."
         )
     end = ", which is within the noise" if ties else ""
-    return f"{who} are the same function; {apart}{end}."
+    return f"{who}; {apart}{end}."
 
 
 def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:

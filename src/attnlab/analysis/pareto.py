@@ -6,7 +6,7 @@ A variant is on the front unless another
     costs the same and is separably better.
 
 So what costs more must buy quality that the seeds can show. Costs within the resolution of their
-measurement are the same, and so are the costs of one function under two names.
+measurement are the same, and so are the costs of one function under two names by one kernel.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def front_of(cost: Cost, verdict: Verdict) -> Front:
 
 
 def _beats(other: str, name: str, cost: Cost, verdict: Verdict) -> bool:
-    if verdict.same_function(other, name) or cost.cheaper(name, other):
+    if verdict.same_work(other, name) or cost.cheaper(name, other):
         return False
     if cost.cheaper(other, name):
         return not verdict.worse(other, name)

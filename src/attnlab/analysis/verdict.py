@@ -1,7 +1,8 @@
 """Which variants can be told apart, and how sure one may be of it: the statistics of a study.
 
 Read from the complete blocks alone (`entry`), by Tukey's or Holm's procedure (`separation`). One
-function under several names (`settings.same_settings`) counts once, and gets the same result.
+function under several names (`settings.same_settings`), or on several kernels (`kernels`), counts
+once, and gets the same result.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 from attnlab.analysis import separation
 from attnlab.analysis.comparison import Comparison, Functions, Method
 from attnlab.analysis.entry import Entry, entry
+from attnlab.analysis.kernels import kernels_in, without_kernels
 from attnlab.analysis.layout import Layout
 from attnlab.analysis.power import detectable
 from attnlab.analysis.settings import same_settings
@@ -66,6 +68,11 @@ class Verdict:
         """Whether the two are names of one function, or gave the same losses."""
         return any(first in names and second in names for names in self.functions)
 
+    def same_work(self, first: str, second: str) -> bool:
+        """Whether they are one function by the same kernels, and so cost the same."""
+        kernels = {v.name: kernels_in(v.config) for v in self.table.variants}
+        return self.same_function(first, second) and kernels[first] == kernels[second]
+
     def _to(self, other: str | None) -> Mapping[str, Comparison]:
         return {name: pair for (name, second), pair in self.pairs.items() if second == other}
 
@@ -80,7 +87,8 @@ def verdict_of(table: Table) -> Verdict:
     means = {name: math.fsum(found.values()) / len(entered.seeds) for name, found in losses.items()}
     order = sorted(means, key=lambda name: means[name])
     configs = {
-        variant.name: variant.config or {"variant": variant.name} for variant in table.variants
+        variant.name: without_kernels(variant.config) or {"function": variant.name}
+        for variant in table.variants
     }
     functions = Functions.of(losses, same_settings({name: configs[name] for name in order}))
     layout = functions.layout()

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
 import typer
@@ -26,6 +27,14 @@ console = Console()
 errors = Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON, nothing else.")]
+FlaPathOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--fla-path",
+        help="A clone of flash-linear-attention to use in place of the installed package.",
+        show_default="ATTNLAB_FLA_PATH",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
 

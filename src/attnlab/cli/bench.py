@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
+from attnlab.asked import use_fla
 from attnlab.bench.account import account, to_account_for
 from attnlab.bench.ceilings import measure_ceilings
 from attnlab.bench.conditions import Conditions
@@ -18,7 +19,16 @@ from attnlab.bench.point import Point, activities, numbers, points
 from attnlab.bench.session import measure_all
 from attnlab.bench.table import BenchTable, line
 from attnlab.bench.targets import Setup, Sizes, Target, study_of, targets
-from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, status, told
+from attnlab.cli.app import (
+    DeviceOption,
+    FlaPathOption,
+    JsonOption,
+    app,
+    console,
+    errors,
+    status,
+    told,
+)
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.environment import describe
 from attnlab.launch import seats
@@ -59,6 +69,7 @@ def bench_(  # noqa: PLR0913  one parameter an option
     ] = None,
     device: DeviceOption = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the models.")] = False,
+    fla_path: FlaPathOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a training step, prefill and decoding: time, memory, decode state, FLOPs.
@@ -66,6 +77,7 @@ def bench_(  # noqa: PLR0913  one parameter an option
     Times are medians ± half of the interquartile range. Each point is kept in bench.json as soon as
     it is measured; the same command goes on with the missing ones.
     """
+    use_fla(fla_path)
     words = [word for word in what if not _is_setting(word)]
     study = study_of(words)
     sizes = {

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from attnlab.asked import use_fla
 from attnlab.checks.table import Verdicts, verdicts_as_json
 from attnlab.checks.targets import Checked, targets
-from attnlab.cli.app import JsonOption, app, console, errors, status, told
+from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, status, told
 from attnlab.record import to_json
 
 
@@ -22,12 +23,14 @@ def check(
             show_default=False,
         ),
     ],
+    fla_path: FlaPathOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hold mechanisms against every promise of the contract: causality, decoding, cost, ...
 
     A kind is checked at small sizes, the variants of a study at their own.
     """
+    use_fla(fla_path)
     settings = [word for word in what if "=" in word]
     asked = targets([word for word in what if "=" not in word], settings)
     if not asked:

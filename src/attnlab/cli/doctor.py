@@ -9,14 +9,15 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab import doctor
-from attnlab.asked import places
-from attnlab.cli.app import JsonOption, app, console, told
+from attnlab.asked import places, use_fla
+from attnlab.cli.app import FlaPathOption, JsonOption, app, console, told
 
 
 @app.command("doctor")
 @told
-def doctor_(as_json: JsonOption = False) -> None:
+def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None:
     """Look at devices, packages, kernels, data and disk. Exit code 1 if `quickstart` cannot run."""
+    use_fla(fla_path)
     findings = doctor.examine(places(), Path("results"))
     if as_json:
         rows = [finding._asdict() for finding in findings]

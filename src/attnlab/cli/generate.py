@@ -6,7 +6,8 @@ from typing import Annotated
 import torch
 import typer
 
-from attnlab.cli.app import DeviceOption, app, console, told
+from attnlab.asked import use_fla
+from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told
 from attnlab.generation import Sampling, generate
 from attnlab.launch import seats
 from attnlab.trained import Trained, load_run
@@ -24,8 +25,10 @@ def generate_(  # noqa: PLR0913  one parameter an option
     seed: Annotated[int, typer.Option(help="Decides every draw.")] = 0,
     samples: Annotated[int, typer.Option(help="How many texts.", min=1)] = 1,
     device: DeviceOption = "auto",
+    fla_path: FlaPathOption = None,
 ) -> None:
     """Go on from a prompt with a run's newest checkpoint. One text is shown as it is made."""
+    use_fla(fla_path)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     trained = load_run(run, torch.device(seats(device, 1)[0].device))
     ids = trained.codec.encode([prompt])

@@ -13,9 +13,18 @@ from rich.markup import escape
 
 from attnlab import running
 from attnlab.agenda import Agenda
-from attnlab.asked import changed, folder_of, places
+from attnlab.asked import changed, folder_of, places, use_fla
 from attnlab.checks.table import Verdicts
-from attnlab.cli.app import DeviceOption, JsonOption, app, console, errors, status, told
+from attnlab.cli.app import (
+    DeviceOption,
+    FlaPathOption,
+    JsonOption,
+    app,
+    console,
+    errors,
+    status,
+    told,
+)
 from attnlab.cli.plan import show_plan
 from attnlab.cli.report import show
 from attnlab.launch import Happened, seats
@@ -60,6 +69,7 @@ def run(  # noqa: PLR0913  one parameter an option
         list[str] | None,
         typer.Option(help="Mirror metrics to tensorboard or wandb; may be repeated."),
     ] = None,
+    fla_path: FlaPathOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train every variant of STUDY that is not trained yet, and compare them.
@@ -67,6 +77,7 @@ def run(  # noqa: PLR0913  one parameter an option
     The mechanisms are checked first; nothing is trained where one breaks a promise. Where the study
     tunes learning rates, each variant's is chosen next, on validation data and a seed of its own.
     """
+    use_fla(fla_path)
     chosen = changed(
         study,
         length=length,

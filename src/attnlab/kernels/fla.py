@@ -5,18 +5,19 @@ head, that of the gated delta rule, computes wrong gradients with Triton 3.4.0 t
 640); there it is right only through TileLang, which compiles with nvcc. Versions before 0.6.0 do
 not know where that ends. Layers whose backward is another are as good there as elsewhere.
 
-It comes as two packages: `fla-core` has the functions, `flash-linear-attention` the layers.
+It comes as two packages: `fla-core` has the functions, `flash-linear-attention` the layers; or as a
+local clone that has both (`fla_clone`).
 
 Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 """
 
-import importlib
 import importlib.util
 import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from packaging.version import Version
 from torch import nn
 
 from attnlab.config import suggestion
+from attnlab.kernels import fla_clone
 from attnlab.version import package_version
 
 _OLDEST = "0.6.0"
@@ -110,14 +112,33 @@ def wrong_on_hopper(facts: Facts) -> str | None:
 @cache
 def facts() -> Facts:
     """The facts of this machine, looked up once."""
+    clone = fla_clone.in_use()
+    layers = package_version("flash-linear-attention")
+    if clone is not None:
+        layers = clone.version if (clone.package / "layers").is_dir() else None
     return Facts(
         capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
-        fla=package_version("fla-core") or package_version("flash-linear-attention"),
-        layers=package_version("flash-linear-attention"),
+        fla=clone.version if clone else package_version("fla-core") or layers,
+        layers=layers,
         triton=package_version("triton"),
         tilelang=importlib.util.find_spec("tilelang") is not None,
         nvcc=bool(shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")),
     )
+
+
+def use_clone(path: Path) -> None:
+    """Take flash-linear-attention from a local clone, in this process.
+
+    Raises ValueError where there is none, or where it is too late.
+    """
+    fla_clone.use(path)
+    facts.cache_clear()
+
+
+def clone_path() -> Path | None:
+    """Of the clone that this process uses, for the processes that it starts."""
+    clone = fla_clone.in_use()
+    return clone and clone.path
 
 
 def chunk_gated_delta_rule() -> Callable[..., Any]:
@@ -128,7 +149,7 @@ def chunk_gated_delta_rule() -> Callable[..., Any]:
     """
     if reason := unusable_because("cuda"):
         raise ValueError(reason)
-    return importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    return fla_clone.imported("fla.ops.gated_delta_rule").chunk_gated_delta_rule
 
 
 def layer_class(name: str) -> type[nn.Module]:
@@ -153,19 +174,26 @@ def layer_names() -> list[str]:
 
 def new_cache() -> Any:
     """An empty one of the caches that its layers decode with."""
-    return importlib.import_module("fla.models.utils").Cache()
+    return fla_clone.imported("fla.models.utils").Cache()
 
 
 def _layers() -> Any:
     try:
         with warnings.catch_warnings():  # at what it does without, which concerns few layers
             warnings.simplefilter("ignore")
-            return importlib.import_module("fla.layers")
+            return fla_clone.imported("fla.layers")
     except ImportError as error:
         raise ValueError(f"the layers of flash-linear-attention do not load: {error}") from error
 
 
-def version() -> dict[str, str | None]:
+def version() -> dict[str, Any]:
     """For a run's record: where flash-linear-attention comes from, and its version."""
-    found = facts().fla
+    clone, found = fla_clone.in_use(), facts().fla
+    if clone is not None:
+        return {
+            "fla_source": "local_clone",
+            "fla_version": clone.version,
+            "fla_commit": clone.commit,
+            "fla_dirty": clone.dirty,
+        }
     return {"fla_source": "installed" if found else None, "fla_version": found}

@@ -1,7 +1,8 @@
 """study.json: what a study set out to do, and how."""
 
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
@@ -26,6 +27,8 @@ class StudyRecord:
     match: Json | None = None  # what all variants have alike, and the "mismatch" left, relative
     margin: float = 0.01  # nats a token: differences within it are practically nothing
     questions: tuple[Json, ...] = ()  # each with its "kind" and "text"
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    claims: tuple[Json, ...] = ()  # published ones, each with its "kind", "text" and "source"
 
     def joined(self, study_dir: Path) -> Self:
         """This study, and the variants and seeds that the folder has besides."""
@@ -47,6 +50,12 @@ class StudyRecord:
             checked=self.checked and before.checked,
             learning_rates=self.learning_rates or before.learning_rates,
             match=match,
+            families={
+                name: tuple(
+                    dict.fromkeys([*first.families.get(name, ()), *then.families.get(name, ())])
+                )
+                for name in dict.fromkeys([*first.families, *then.families])
+            },
         )
 
     def write(self, study_dir: Path) -> None:
@@ -69,8 +78,10 @@ class StudyRecord:
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
         fields = parse(path.read_text(encoding="utf-8"), path)
-        for name in ("variants", "seeds", "questions"):
+        for name in ("variants", "seeds", "questions", "claims"):
             fields[name] = tuple(fields.get(name, ()))
+        families = fields.get("families", {})
+        fields["families"] = {name: tuple(variants) for name, variants in families.items()}
         return cls(**fields)
 
     def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:

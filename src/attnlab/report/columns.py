@@ -7,7 +7,7 @@ dash, and sorts last.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.table import PARTS
 from attnlab.report import units
 from attnlab.report.rows import Row, split_name, split_of
@@ -89,6 +89,13 @@ def costs() -> list[Column]:
             about="parameters, embedding included",
             expendable=3,
         ),
+        Column(
+            title="active",
+            text=lambda r: units.UNKNOWN if _active(r) is None else units.count(_active(r)),
+            value=_active,
+            about="parameters that work on one token; not shown where all do",
+            expendable=8,
+        ),
         _cost("FLOPs/token", "flops_per_token", units.count, "forward, at full context", 10),
         _cost("ms/step", "step_time", units.milliseconds, "median of a run", 2),
         _cost("tokens/s", "tokens_per_second", units.count, "while training", 7),
@@ -132,6 +139,13 @@ def mechanism_of(row: Row) -> str:
     return row.variant.mechanism or units.UNKNOWN
 
 
+def _active(row: Row) -> int | None:
+    """None where every parameter is active."""
+    parameters = row.variant.parameters
+    active = parameters.get("active")
+    return None if active == parameters.get("total") else active
+
+
 def _place(row: Row) -> str:
     return units.UNKNOWN if row.place is None else str(row.place)
 
@@ -145,11 +159,12 @@ def _mean_difference(row: Row) -> float | None:
 
 
 def _standing(row: Row) -> str:
-    """In words, what the difference to the baseline comes to."""
-    pair = row.to_baseline
-    if row.baseline:
-        return "baseline"
-    if pair is None:
+    return "baseline" if row.baseline else standing(row.to_baseline)
+
+
+def standing(pair: Comparison | None) -> str:
+    """In words, what a difference comes to."""
+    if pair is None or pair.p is None:
         return units.UNKNOWN
     if pair.equivalent:
         return "the same within the margin"

@@ -69,7 +69,9 @@ def _row(row: Row) -> dict[str, Any]:
             cells[f"{column}_sd"] = None if number is None else number.spread
     cells |= _difference("baseline", row.to_baseline)
     cells |= _difference("best", analysis.to_best.get(row.name))
-    return cells | {f"parameters_{part}": variant.parameters.get(part) for part in PARTS}
+    return cells | {
+        f"parameters_{part}": variant.parameters.get(part) for part in (*PARTS, "active")
+    }
 
 
 def _rate(variant: Variant) -> float | None:

@@ -8,8 +8,8 @@ from attnlab.report.columns import Column
 from attnlab.report.rows import Row, rows, split_name
 from attnlab.report.words import unfair
 
-QUALITY = {"tier", "variant", "perplexity"}
-COST = {"params", "ms/step", "peak memory", "decode state"}
+QUALITY = {"tier", "variant", "perplexity", "accuracy"}
+COST = {"params", "active", "ms/step", "peak memory", "decode state"}
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},

@@ -12,7 +12,9 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.report import columns as column
 from attnlab.report import units, words
 from attnlab.report.columns import VARIANT, Column
+from attnlab.report.families import family_grids
 from attnlab.report.provenance import environment, settings
+from attnlab.report.published import JUDGED, published_grids
 from attnlab.report.rows import rows
 from attnlab.version import __version__
 
@@ -40,6 +42,9 @@ def markdown(analysis: Analysis, picture: str | None) -> str:
         picture=picture,
         rows=shown,
         ranking=column.known(column.ranking(analysis), shown),
+        judged=JUDGED,
+        published=published_grids(analysis),
+        families=family_grids(analysis),
         differences=_differences(analysis),
         costs=column.known([VARIANT, *column.costs()], shown),
         parts=column.known([VARIANT, *column.parts()], shown),

@@ -15,13 +15,17 @@ from attnlab.report import columns as column
 from attnlab.report import units, words
 from attnlab.report.charts import Charts
 from attnlab.report.columns import VARIANT, Column
+from attnlab.report.families import family_grids
 from attnlab.report.provenance import environment, settings
+from attnlab.report.published import JUDGED, published_grids
 from attnlab.report.rows import Row, rows
 from attnlab.version import __version__
 
 SECTIONS = {
     "ranking": "Ranking",
     "answers": "The study's questions",
+    "claims": "What was published, and what was found",
+    "families": "All variants together, and by family",
     "picks": "What to pick",
     "quality": "Quality",
     "rates": "Learning rates",
@@ -53,6 +57,9 @@ def page(analysis: Analysis) -> str:
         "ranking_caption": "Every variant, the best first",
         "costs": column.known([VARIANT, *column.costs()], shown),
         "parts": column.known([VARIANT, *column.parts()], shown),
+        "judged": JUDGED,
+        "published": published_grids(analysis),
+        "families": family_grids(analysis),
         "looks": {row.name: charts.looks[row.name] for row in shown},
         "samples": samples,
         "loss": charts.loss(),
@@ -79,6 +86,7 @@ def page(analysis: Analysis) -> str:
         "missing": held["missing"] or held["alarms"] or analysis.left_out,
         "settings": shared,
         "answers": analysis.answers,
+        "claims": analysis.judgements,
         "picks": analysis.picks,
     }
     held["sections"] = {

@@ -43,6 +43,9 @@ def facts(analysis: Analysis) -> dict[str, str]:
     )
     if analysis.controls:
         found["Controls"] = " ".join(control.note for control in analysis.controls)
+    kernels = [control.bought for control in analysis.controls if control.bought]
+    if kernels:
+        found["What the kernel buys"] = " ".join(kernels)
     ended_badly = {name: runs for name, runs in analysis.diverged.items() if runs[0]}
     if ended_badly:
         found["Diverged or failed"] = ", ".join(

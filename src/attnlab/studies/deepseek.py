@@ -16,6 +16,7 @@ learning rate is tuned, from 5e-4 upwards.
 from dataclasses import replace
 
 from attnlab.blocks.rope_scaling import Dynamic, Linear
+from attnlab.claim import Alike
 from attnlab.data.tokenizer import BPE
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.feedforward import MixtureOfExperts
@@ -76,6 +77,13 @@ study = Study(
         BestForCost(text="Which has the best quality for its time?", cost="step_time"),
         BestForCost(text="And for its memory?", cost="peak_memory_bytes"),
         Pick(text="What to pick when quality, memory, speed or size comes first?"),
+    ),
+    claims=(
+        Alike(
+            text="`lora` and `flash` are the same function: their losses agree within the noise.",
+            source="The definition of the study: they differ in the kernel alone",
+            variants=("lora", "flash"),
+        ),
     ),
     variants={
         "baseline": base,

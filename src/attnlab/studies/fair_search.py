@@ -27,6 +27,7 @@ and the rest of the model 159.4: embedding 25.2, experts 134.2. The published ra
 """
 
 from attnlab.blocks.rope_scaling import Linear
+from attnlab.claim import AmongBest, AmongWorst, InRange, Ordered, Within
 from attnlab.data.tokenizer import BPE
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.feedforward import MixtureOfExperts
@@ -98,6 +99,63 @@ variants = {
     "bias_only": attention(bias=True),
 }
 
+PUBLISHED = (
+    ("rope_small", 7.7571),
+    ("enhanced_medium", 7.7807),
+    ("rope_only", 7.7881),
+    ("lora_small", 7.7888),
+    ("bias_only", 7.7914),
+    ("baseline", 7.8146),
+)
+SOURCE = "The study as published: one seed, 50 steps, another text and tokenizer"
+
+claims = (
+    AmongBest(
+        text="`rope_small` is the best of all thirteen.",
+        source=SOURCE,
+        variant="rope_small",
+    ),
+    Ordered(
+        text="The order is `rope_small`, `enhanced_medium`, `rope_only`, `lora_small`, "
+        "`bias_only`, `baseline`.",
+        source=SOURCE,
+        published=PUBLISHED,
+        variants=tuple(name for name, _ in PUBLISHED),
+    ),
+    Ordered(
+        text="`rope_small` is better than `baseline`, by 0.0575 nats.",
+        source=SOURCE,
+        variants=("rope_small", "baseline"),
+    ),
+    AmongWorst(
+        text="`baseline` is among the last: in the worse half.",
+        source=SOURCE,
+        variant="baseline",
+        places=6,
+    ),
+    Within(
+        text="All thirteen lie within 0.1056 nats (7.7571 to 7.8627).",
+        source=SOURCE,
+        spread=0.1056,
+    ),
+    InRange(
+        text="All have 162.6 to 177.8 M parameters.",
+        source=SOURCE,
+        cost="parameters",
+        low=162.6e6,
+        high=177.8e6,
+        resolution=0.05e6,
+    ),
+    InRange(
+        text="All need 15.2 to 17.0 GB of memory.",
+        source=f"{SOURCE}; another program; GB read as 10^9 bytes",
+        cost="peak_memory_bytes",
+        low=15.2e9,
+        high=17.0e9,
+        resolution=0.05e9,
+    ),
+)
+
 study = Study(
     question=__doc__ or "",
     baseline="baseline",
@@ -142,5 +200,13 @@ study = Study(
         BestForCost(text="Which has the best quality for its size?", cost="parameters"),
         Pick(text="What to pick when quality, memory, speed or size comes first?"),
     ),
+    families={
+        "baseline": ("baseline",),
+        "lora": ("lora_small", "lora_medium", "lora_large", "lora_xl"),
+        "enhanced": ("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl"),
+        "rope": ("rope_only", "rope_small", "rope_large"),
+        "bias": ("bias_only",),
+    },
+    claims=claims,
     variants=variants,
 )
