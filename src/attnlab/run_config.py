@@ -15,6 +15,7 @@ from typing import Any, cast
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
 from attnlab.config import Config, Problem, own_sources
 from attnlab.data import DataConfig
+from attnlab.eval_config import EvalConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model import ModelConfig
 from attnlab.record import RunFolder
@@ -28,6 +29,7 @@ class RunConfig(Config):
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
 
     def problems(self) -> Iterator[Problem]:
@@ -52,7 +54,7 @@ class RunConfig(Config):
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
 
         A setting that is none or false says that something is absent, as it was before there was
-        such a setting: it does not count.
+        such a setting: it does not count, and nor does a section in which nothing else is said.
         """
         config = self.to_dict() | {"data": self.data.substance()}
         what = {"config": _present(config), "data": fingerprint, "sources": own_sources(self)}
@@ -81,9 +83,10 @@ class Run:
 def _present(settings: Any) -> Any:
     if isinstance(settings, dict):
         items = cast("dict[str, Any]", settings).items()
-        return {
+        present = {
             name: _present(item) for name, item in items if item is not None and item is not False
         }
+        return {name: item for name, item in present.items() if item != {}}
     if isinstance(settings, list):
         return [_present(value) for value in cast("list[Any]", settings)]
     return settings

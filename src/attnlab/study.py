@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from attnlab.config import ConfigError, Problem, load_file, override, suggestion
+from attnlab.eval_config import EvalConfig
 from attnlab.matching import Match
 from attnlab.question import Question
 from attnlab.record import StudyRecord
@@ -80,8 +81,8 @@ class Study:
         )
 
     def tuning_run(self, variant: str, rate: float) -> Run:
-        """The run that tries a learning rate."""
-        config = dataclasses.replace(self.variants[variant], seed=TUNING_SEED)
+        """The run that tries a learning rate. It is measured at the length of its training alone."""
+        config = dataclasses.replace(self.variants[variant], seed=TUNING_SEED, eval=EvalConfig())
         return Run(variant=variant, config=config.with_learning_rate(rate), tunes=True)
 
     def tuning_bounds(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from attnlab.analysis.comparison import Comparison
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import costs_of
 from attnlab.analysis.headline import headline
+from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.pareto import Front, front_of
 from attnlab.analysis.picks import Pick, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
@@ -39,6 +40,7 @@ class Analysis(Verdict):
     controls: tuple[Control, ...]
     diverged: Mapping[str, tuple[int, int]]  # variant: (runs diverged or failed, runs planned)
     rates: Mapping[str, RateCurve]  # variant: its tuning; empty where nothing was tuned
+    lengths: Mapping[str, AtLengths]  # variant: at other windows; empty where none was measured
     fronts: tuple[Front, ...]  # one a cost
     picks: tuple[Pick, ...]  # one a use case
     answers: tuple[Answer, ...]  # one a question of the study
@@ -63,6 +65,7 @@ def analysis_of(table: Table) -> Analysis:
         controls=controls,
         diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
         rates=rate_curves(table),
+        lengths=at_lengths(table),
         fronts=fronts,
         picks=picks,
         answers=answers_of(verdict, fronts, picks),

@@ -4,6 +4,7 @@ from attnlab.config.differences import differences
 from attnlab.config.override import override, settings
 from attnlab.config.own_code import load_file
 from attnlab.config.problem import ConfigError, Problem, suggestion
+from attnlab.config.token_count import TokenCount, token_count
 from attnlab.config.tree import Choice, Config, own_sources
 
 __all__ = [
@@ -11,10 +12,12 @@ __all__ = [
     "Config",
     "ConfigError",
     "Problem",
+    "TokenCount",
     "differences",
     "load_file",
     "override",
     "own_sources",
     "settings",
     "suggestion",
+    "token_count",
 ]

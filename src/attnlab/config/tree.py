@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file, source_digest, source_name
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
+from attnlab.config.token_count import TokenCount, token_count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,9 @@ def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _optional(arguments, value, path, found)
+    if hint is TokenCount:
+        count = token_count(value) if isinstance(value, Typed) else None
+        return _scalar(int, value if count is None else count, path, found)
     if origin is Literal:
         return _one_of(arguments, value, path, found)
     if origin is tuple:
