@@ -40,7 +40,7 @@ def write_run(run: RunFolder, loss: float | str, rate: float = 3e-4, **summary: 
     """`summary` may name the "function", where two variants are to be the same."""
     function = summary.pop("function", run.variant)
     model = {"mechanisms": [{"kind": function}]}
-    config = {"identity": "x", "model": model, "train": {"learning_rate": rate}}
+    config = {"identity": "x", "model": model, "train": {"learning_rate": rate, "seq_len": 1024}}
     run.open(config, {"device": "cpu"})
     if isinstance(loss, str):
         if loss.startswith("failed: "):

@@ -81,7 +81,7 @@ class Study:
         )
 
     def tuning_run(self, variant: str, rate: float) -> Run:
-        """The run that tries a learning rate. It is measured at the length of its training alone."""
+        """The run that tries a learning rate, measured at the length of its training alone."""
         config = dataclasses.replace(self.variants[variant], seed=TUNING_SEED, eval=EvalConfig())
         return Run(variant=variant, config=config.with_learning_rate(rate), tunes=True)
 

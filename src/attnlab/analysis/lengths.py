@@ -76,7 +76,7 @@ def _by_direction(changes: Mapping[str, Difference], length: int) -> Iterator[st
     if groups["better"]:
         yield f"{start} it falls: {listed(groups['better'])}."
     if groups["unclear"]:
-        yield f"{start} no change can be told from none: {listed(groups['unclear'])}."
+        yield f"{start} a change cannot be told from none: {listed(groups['unclear'])}."
 
 
 def _of(variant: Variant, among: int) -> AtLengths:

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from attnlab.analysis.lengths import AtLengths
+from attnlab.analysis.paired import Estimate
 from attnlab.report import units
 from attnlab.report.looks import GREY, Looks, mark
 from attnlab.report.panels.frame import beyond
@@ -28,7 +29,7 @@ def against_length(
         tips = [f"{name}, {at:,} tokens: {units.estimate(e)}" for at, e in each.loss.items()]
         for artist in bar.get_children():
             mark(artist, look.group, tips=tips if artist is bar.lines[0] else [name])
-    low, high = window([Extent(loss, loss) for loss in _losses(shown)])
+    low, high = window([_extent(e) for each in shown.values() for e in each.loss.values()])
     axes.set_ylim(low, high)
     beyond(axes, low, high, {name: [*each.loss.values()][-1].mean for name, each in shown.items()})
     lengths = sorted({length for each in shown.values() for length in each.loss})
@@ -45,5 +46,5 @@ def mark_training(axes: Axes, found: Mapping[str, AtLengths]) -> None:
         axes.axvline(trained.pop(), color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
 
 
-def _losses(shown: Mapping[str, AtLengths]) -> list[float]:
-    return [e.mean for each in shown.values() for e in each.loss.values()]
+def _extent(e: Estimate) -> Extent:
+    return Extent(e.mean - (e.spread or 0), e.mean + (e.spread or 0))
