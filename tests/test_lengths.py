@@ -23,6 +23,7 @@ from attnlab.report.csv_table import csv_table
 from attnlab.report.markdown import markdown
 from attnlab.report.page import page
 from attnlab.run_config import Run
+from attnlab.study import load_study
 
 CPU = torch.device("cpu")
 LENGTHS = ("eval.lengths=16,32,128",)
@@ -135,6 +136,22 @@ def test_no_lengths_are_the_run_of_before_and_lengths_another():
     assert measured.identity("x") != base.identity("x")
     asked = changed(study, overrides=LENGTHS)
     assert asked.tuning_run("mha", 1e-3) == study.tuning_run("mha", 1e-3)
+
+
+def test_the_study_of_extrapolation_scales_from_the_length_of_its_training():
+    asked = load_study("extrapolation")
+    lengths = {
+        variant: scaling.original_max_position_embeddings
+        for variant, config in asked.variants.items()
+        if hasattr(
+            scaling := getattr(config.model.mechanisms[0], "rope_scaling", None),
+            "original_max_position_embeddings",
+        )
+    }
+    assert lengths == dict.fromkeys(("dynamic", "yarn", "llama3"), 1024)
+    for config in asked.variants.values():
+        assert config.train.seq_len == config.eval.lengths[0] == 1024
+        assert config.eval.lengths[-1] == 16 * 1024
 
 
 def measured_study(folder, changes, seeds=5):

@@ -9,7 +9,8 @@ That is not how they are used to stretch a model that was trained without: `line
 `llama3` then turn more slowly from the first step, the model learns with that, and what is asked is
 whether it reads further for it. `dynamic` does nothing as far as the original length, so it is
 trained as `rope` is and stretched only where it is measured: at the length of training the two are
-one function. `nope` has no positions but the order that the causal mask gives.
+one function. Their original length stays 1,024 where `train.seq_len` is set to another. `nope` has
+no positions but the order that the causal mask gives.
 """
 
 from dataclasses import replace
