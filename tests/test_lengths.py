@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ from attnlab.record import RunFolder
 from attnlab.report.csv_table import csv_table
 from attnlab.report.markdown import markdown
 from attnlab.report.page import page
-from attnlab.run_config import Run
+from attnlab.run_config import Run, RunConfig
 from attnlab.study import load_study
 
+RESULTS = Path(__file__).parents[1] / "results"
 CPU = torch.device("cpu")
 LENGTHS = ("eval.lengths=16,32,128",)
 
@@ -128,12 +130,15 @@ def test_a_window_longer_than_the_validation_split_is_refused_as_the_data_is_rea
 
 
 def test_no_lengths_are_the_run_of_before_and_lengths_another():
-    settings = base.to_dict()
-    assert settings["eval"] == {"lengths": None}
-    del settings["eval"]
-    measured = replace(base, eval=EvalConfig(lengths=(64,)))
-    assert type(base).from_dict(settings).identity("x") == base.identity("x")
-    assert measured.identity("x") != base.identity("x")
+    before = RunFolder(RESULTS / "mechanisms", "mha", 0)
+    recorded, environment = before.config(), before.environment()
+    identity, fingerprint = recorded.pop("identity"), environment["data"]["fingerprint"]
+    assert "eval" not in recorded
+    del recorded["variant"]
+    config = RunConfig.from_dict(recorded)
+    assert config.identity(fingerprint) == identity
+    measured = replace(config, eval=EvalConfig(lengths=(64,)))
+    assert measured.identity(fingerprint) != identity
     asked = changed(study, overrides=LENGTHS)
     assert asked.tuning_run("mha", 1e-3) == study.tuning_run("mha", 1e-3)
 
@@ -154,8 +159,12 @@ def test_the_study_of_extrapolation_scales_from_the_length_of_its_training():
         assert config.eval.lengths[-1] == 16 * 1024
 
 
+def _spread(change, seed):
+    return change * (1 + 0.02 * seed)
+
+
 def measured_study(folder, changes, seeds=5):
-    """A study written by hand; each variant's loss changes by these nats at other lengths."""
+    """A study written by hand; its loss changes by these nats, one for all seeds or one each."""
     losses = {name: steady(5.0 + 0.1 * i, i, seeds) for i, name in enumerate(changes)}
     write_study(folder, losses)
     for name, by_length in changes.items():
@@ -164,7 +173,8 @@ def measured_study(folder, changes, seeds=5):
             text = summary.read_text()
             said = {
                 str(length): {
-                    "loss": loss + change * (1 + 0.02 * seed),
+                    "loss": loss
+                    + (change[seed] if isinstance(change, tuple) else _spread(change, seed)),
                     "loss_by_position": {"first": [0, 1], "loss": [loss + 1, loss]},
                 }
                 for length, change in by_length.items()
@@ -177,13 +187,13 @@ def test_what_is_said_of_a_length_is_what_its_interval_allows(tmp_path):
     changes = {
         "mha": {512: 0.1, 1024: 0.0, 4096: 0.5},
         "window": {512: 0.1, 1024: 0.0, 4096: -0.2},
-        "flat": {512: 0.1, 1024: 0.0, 4096: 0.0},
+        "unsure": {512: 0.1, 1024: 0.0, 4096: (0.03, -0.02, 0.01, -0.02, 0.02)},
     }
     analysis = measured_study(tmp_path / "s", changes)
     rises, falls, unclear = sentences(analysis.lengths)
     assert "4,096 tokens the loss rises, in nats: mha +0.520 [" in rises
     assert "falls: window -0.208 [" in falls
-    assert "flat" in unclear
+    assert "told from none: unsure +0.004 [-0.0" in unclear
     assert analysis.lengths["mha"].trained == 1024
     assert analysis.means["mha"] == pytest.approx(5.0)  # the verdict stays where it was
 

@@ -1,9 +1,9 @@
 """Lengths of sequences, as people type them: 4k is 4,096 tokens."""
 
 import re
-from typing import NewType
+from typing import Annotated
 
-TokenCount = NewType("TokenCount", int)
+TokenCount = Annotated[int, "tokens"]
 # ^ the type of a field whose value may be typed with a k; a record has whole numbers alone
 
 

@@ -187,7 +187,7 @@ def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _optional(arguments, value, path, found)
-    if hint is TokenCount:
+    if hint == TokenCount:
         count = token_count(value) if isinstance(value, Typed) else None
         return _scalar(int, value if count is None else count, path, found)
     if origin is Literal:
@@ -286,7 +286,7 @@ def _walk(node: object) -> Iterator[Config]:
 
 @functools.cache
 def _hints(cls: type[Config]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
