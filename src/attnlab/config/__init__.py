@@ -4,8 +4,8 @@ from attnlab.config.differences import differences
 from attnlab.config.override import override, settings
 from attnlab.config.own_code import load_file
 from attnlab.config.problem import ConfigError, Problem, suggestion
-from attnlab.config.token_count import TokenCount, token_count
 from attnlab.config.tree import Choice, Config, own_sources
+from attnlab.config.typed_length import TokenCount, token_count
 
 __all__ = [
     "Choice",

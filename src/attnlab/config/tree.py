@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file, source_digest, source_name
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
-from attnlab.config.token_count import TokenCount, token_count
+from attnlab.config.typed_length import TokenCount, token_count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
