@@ -46,7 +46,7 @@ def write_run(run: RunFolder, loss: float | str, rate: float = 3e-4, **summary: 
     if "kernel" in summary:
         mechanism["kernel"] = summary.pop("kernel")
     model = {"mechanisms": [mechanism]}
-    config = {"identity": "x", "model": model, "train": {"learning_rate": rate}}
+    config = {"identity": "x", "model": model, "train": {"learning_rate": rate, "seq_len": 1024}}
     run.open(config, {"device": "cpu"})
     if isinstance(loss, str):
         if loss.startswith("failed: "):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from attnlab.data.text import Text
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
+    from attnlab.eval_config import EvalConfig
     from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
     from attnlab.generation import Sampling, generate
     from attnlab.matching import Match
@@ -56,6 +57,7 @@ _HOME = {
     "Cost": "mechanism",
     "DeepseekSparse": "mechanisms.deepseek_sparse",
     "Dense": "feedforward",
+    "EvalConfig": "eval_config",
     "EveryLayer": "question",
     "GatedDeltaNet": "mechanisms.gated_delta_net",
     "GivesUp": "question",
@@ -106,6 +108,7 @@ __all__ = [
     "Cost",
     "DeepseekSparse",
     "Dense",
+    "EvalConfig",
     "EveryLayer",
     "GatedDeltaNet",
     "GivesUp",

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
+from attnlab.eval_config import EvalConfig
 from attnlab.kernels import fla
 from attnlab.study import Study, load_study
 
@@ -76,9 +78,30 @@ def use_fla(path: Path | str | None = None) -> None:
 
 
 def corpora(study: Study, places: Places) -> dict[str, Corpus]:
-    """Each variant's data, which is read, tokenized and cached here, before any worker asks."""
+    """Each variant's data, which is read, tokenized and cached here, before any worker asks.
+
+    Raises ConfigError where a validation split does not fill one window of `eval.lengths`.
+    """
     found = dict[DataConfig, Corpus]()
     for config in study.variants.values():
         if config.data not in found:
             found[config.data] = config.data.load(places)
-    return {name: found[config.data] for name, config in study.variants.items()}
+    by_variant = {name: found[config.data] for name, config in study.variants.items()}
+    problems = dict.fromkeys(
+        problem
+        for name, config in study.variants.items()
+        for problem in _too_long(config.eval, len(by_variant[name].valid))
+    )
+    if problems:
+        raise ConfigError(problems)
+    return by_variant
+
+
+def _too_long(measured: EvalConfig, n_tokens: int) -> Iterator[Problem]:
+    for length in measured.lengths or ():
+        if length >= n_tokens:
+            yield Problem(
+                "eval.lengths",
+                f"a window of {length} needs {length + 1} tokens, and the validation split has "
+                f"{n_tokens}: leave it out, or give more text",
+            )

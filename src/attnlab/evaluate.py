@@ -68,6 +68,10 @@ class Quality(NamedTuple):
             f"{prefix}_recall_fraction": self.recall_fraction,
         }
 
+    def at_a_length(self) -> dict[str, Any]:
+        """The same without a prefix, for one of a summary's `final_by_length`."""
+        return {key.removeprefix("final_"): it for key, it in self.detailed("final").items()}
+
 
 class _Batch(NamedTuple):
     tokens_BT1: Tensor
@@ -100,6 +104,16 @@ class HeldOut:
                 recall_BC = repeated_bigrams(tokens_BT1)[:, -counted:]
                 self.batches.append(_Batch(tokens_BT1, recall_BC))
         self.recalls = int(torch.stack([batch.recall_BC.sum() for batch in self.batches]).sum())
+
+    @torch.no_grad()
+    def try_out(self, model: LanguageModel, context: Any) -> None:
+        """Score one batch and forget it. Raises what the model raises at this length."""
+        tokens_BT1 = self.batches[0].tokens_BT1
+        training = model.training
+        model.eval()
+        with context:
+            score(model, tokens_BT1[:, :-1], tokens_BT1[:, 1:])
+        model.train(training)
 
     @torch.no_grad()
     def quality(self, model: LanguageModel, context: Any) -> Quality:

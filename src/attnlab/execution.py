@@ -94,6 +94,7 @@ class _Execution:
     def events(self) -> Iterator[Event]:
         self._open()
         valid = self._held_out("valid")
+        self._try_out_longest()
         watch = Watch(self.corpus, self.config.train, self.model, self.autocast, valid)
         watch.resume(self.folder.metrics())
         quality: Quality | None = None
@@ -124,7 +125,7 @@ class _Execution:
             yield progress._replace(alarm=alarm)
         # a run that was cut off after its last step has no evaluation of this process
         quality = quality or valid.quality(self.model, self.autocast)
-        final: Json = quality.detailed("final")
+        final: Json = quality.detailed("final") | self._by_length(quality)
         if self.corpus.test is not None:
             test = self._held_out("test").quality(self.model, self.autocast)
             final |= test.detailed("test")
@@ -171,15 +172,42 @@ class _Execution:
         dtype = getattr(torch, self.config.train.precision_on(self.device.type))
         return self.model.kernels_on(self.device, dtype)
 
-    def _held_out(self, split: Literal["valid", "test"]) -> HeldOut:
+    def _held_out(self, split: Literal["valid", "test"], length: int | None = None) -> HeldOut:
+        """In windows of a length, that of training by default, and no more tokens at a time."""
         train_config = self.config.train
+        length = length or train_config.seq_len
+        tokens = train_config.eval_batch_size * train_config.seq_len
         return HeldOut(
             self.corpus,
             split,
-            seq_len=train_config.seq_len,
-            batch_size=train_config.eval_batch_size,
+            seq_len=length,
+            batch_size=max(1, tokens // length),
             device=self.device,
         )
+
+    def _try_out_longest(self) -> None:
+        """Before training is spent on a model that cannot be measured as asked."""
+        if self.config.eval.lengths is None:
+            return
+        longest = self.config.eval.lengths[-1]
+        try:
+            self._held_out("valid", longest).try_out(self.model, self.autocast)
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeError(f"eval.lengths: at {longest} tokens: {error}") from error
+
+    def _by_length(self, quality: Quality) -> Json:
+        """What `eval.lengths` asks for; `quality` is that at the length of training."""
+        lengths = self.config.eval.lengths
+        if lengths is None:
+            return {}
+        found: Json = {}
+        for length in lengths:
+            at_length = quality
+            if length != self.config.train.seq_len:
+                held_out = self._held_out("valid", length)
+                at_length = held_out.quality(self.model, self.autocast)
+            found[str(length)] = at_length.at_a_length()
+        return {"final_by_length": found}
 
     def _progress(self, event: Measurement, before: Progress, alarm: str | None) -> Progress:
         seconds = self.clock.step_seconds

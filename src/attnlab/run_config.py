@@ -14,6 +14,7 @@ from pathlib import Path
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
 from attnlab.config import Config, Problem, own_sources, present
 from attnlab.data import DataConfig
+from attnlab.eval_config import EvalConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model import ModelConfig
 from attnlab.record import RunFolder
@@ -27,6 +28,7 @@ class RunConfig(Config):
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
 
     def problems(self) -> Iterator[Problem]:
@@ -51,8 +53,9 @@ class RunConfig(Config):
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
 
         A setting that is none or false says that something is absent, as it was before there was
-        such a setting: it does not count. Nor does what has no influence on the result: where the
-        data lies, which checkpoints are kept.
+        such a setting: it does not count, and nor does a section in which nothing else is said.
+        Nor does what has no influence on the result: where the data lies, which checkpoints are
+        kept.
         """
         without_influence = {"data": self.data.substance(), "train": self.train.substance()}
         config = self.to_dict() | without_influence

@@ -11,6 +11,7 @@ from typing import Any
 
 from attnlab.claim import Claim
 from attnlab.config import ConfigError, Problem, load_file, override, suggestion
+from attnlab.eval_config import EvalConfig
 from attnlab.matching import Match
 from attnlab.question import Question
 from attnlab.record import StudyRecord
@@ -85,10 +86,13 @@ class Study:
         )
 
     def tuning_run(self, variant: str, rate: float) -> Run:
-        """The run that tries a learning rate. Of it the loss is wanted, and the weights are not."""
+        """The run that tries a learning rate, measured at the length of its training alone.
+
+        Of it the loss is wanted, and the weights are not.
+        """
         config = self.variants[variant]
         train = dataclasses.replace(config.train, learning_rate=rate, keep="none")
-        config = dataclasses.replace(config, seed=TUNING_SEED, train=train)
+        config = dataclasses.replace(config, seed=TUNING_SEED, train=train, eval=EvalConfig())
         return Run(variant=variant, config=config, tunes=True)
 
     def tuning_bounds(self) -> tuple[int, int]:

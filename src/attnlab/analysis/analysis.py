@@ -15,6 +15,7 @@ from attnlab.analysis.costs import costs_of
 from attnlab.analysis.efficiency import Efficiency, efficiencies_of
 from attnlab.analysis.families import Families, families_of
 from attnlab.analysis.headline import headline
+from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.pareto import Front, front_of
 from attnlab.analysis.picks import Pick, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
@@ -44,6 +45,7 @@ class Analysis(Verdict):
     controls: tuple[Control, ...]
     diverged: Mapping[str, tuple[int, int]]  # variant: (runs diverged or failed, runs planned)
     rates: Mapping[str, RateCurve]  # variant: its tuning; empty where nothing was tuned
+    lengths: Mapping[str, AtLengths]  # variant: at other windows; empty where none was measured
     fronts: tuple[Front, ...]  # one a cost
     picks: tuple[Pick, ...]  # one a use case
     answers: tuple[Answer, ...]  # one a question of the study
@@ -73,6 +75,7 @@ def analysis_of(table: Table) -> Analysis:
         controls=controls,
         diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
         rates=rate_curves(table),
+        lengths=at_lengths(table),
         fronts=fronts,
         picks=picks,
         answers=answers_of(verdict, fronts, picks),

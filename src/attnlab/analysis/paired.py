@@ -57,13 +57,18 @@ class Difference:
         return self.mean - self.half_width, self.mean + self.half_width
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """`first - second` over the seeds that both have, as `{seed: value}`. None for no such seed."""
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], among: int = 1
+) -> Difference | None:
+    """`first - second` over the seeds that both have, as `{seed: value}`. None for no such seed.
+
+    The interval is one of `among` that are to hold all at once (Bonferroni).
+    """
     estimate = Estimate.of([first[seed] - second[seed] for seed in first if seed in second])
     if estimate is None:
         return None
     half_width = None
     if estimate.spread is not None:
-        quantile = float(stdtrit(estimate.n - 1, (1 + CONFIDENCE) / 2))
+        quantile = float(stdtrit(estimate.n - 1, 1 - (1 - CONFIDENCE) / (2 * among)))
         half_width = quantile * estimate.spread / math.sqrt(estimate.n)
     return Difference(mean=estimate.mean, half_width=half_width, n=estimate.n)

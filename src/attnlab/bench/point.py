@@ -1,8 +1,9 @@
 """One place to measure: a variant, what it does, how many tokens it sees, how many sequences."""
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, cast
+
+from attnlab.config import token_count
 
 What = Literal["train", "prefill", "decode"]
 ACTIVITIES: tuple[What, ...] = ("train", "prefill", "decode")
@@ -69,9 +70,8 @@ def numbers(text: str, option: str) -> list[int]:
     """
     found = list[int]()
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)([kK]?)\s*", word)
-        value = int(match[1]) * (1024 if match[2] else 1) if match else 0
-        if value < 1:
+        value = token_count(word)
+        if not value:
             raise ValueError(f"{option} {text}: {word!r} is no whole number; say 1k,4k or 1,8")
         found.append(value)
     return found

@@ -6,12 +6,14 @@ from attnlab.config.own_code import load_file
 from attnlab.config.present import present
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, own_sources
+from attnlab.config.typed_length import TokenCount, token_count
 
 __all__ = [
     "Choice",
     "Config",
     "ConfigError",
     "Problem",
+    "TokenCount",
     "differences",
     "load_file",
     "override",
@@ -19,4 +21,5 @@ __all__ = [
     "present",
     "settings",
     "suggestion",
+    "token_count",
 ]

@@ -1,7 +1,8 @@
 """Settings without those that are absent.
 
 A setting that is none or false says that something is absent, as it was before there was such a
-setting: two records of which one does not have it say the same.
+setting, and so does a section in which nothing else is said: two records of which one does not have
+it say the same.
 """
 
 from typing import Any, cast
@@ -12,12 +13,15 @@ def present(settings: Any) -> Any:
 
     >>> present({"window": 64, "bias": False, "norm": {"eps": None, "gain": 0}})
     {'window': 64, 'norm': {'gain': 0}}
+    >>> present({"seed": 0, "eval": {"lengths": None}})
+    {'seed': 0}
     """
     if isinstance(settings, dict):
         items = cast("dict[str, Any]", settings).items()
-        return {
+        said = {
             name: present(item) for name, item in items if item is not None and item is not False
         }
+        return {name: item for name, item in said.items() if item != {}}
     if isinstance(settings, list):
         return [present(value) for value in cast("list[Any]", settings)]
     return settings

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file, source_digest, source_name
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
+from attnlab.config.typed_length import TokenCount, token_count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,9 @@ def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _optional(arguments, value, path, found)
+    if hint == TokenCount:
+        count = token_count(value) if isinstance(value, Typed) else None
+        return _scalar(int, value if count is None else count, path, found)
     if origin is Literal:
         return _one_of(arguments, value, path, found)
     if origin is tuple:
@@ -282,7 +286,7 @@ def _walk(node: object) -> Iterator[Config]:
 
 @functools.cache
 def _hints(cls: type[Config]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 

@@ -7,11 +7,14 @@ style shows one.
 """
 
 from itertools import product
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from attnlab.analysis.analysis import Analysis, Front
-from attnlab.analysis.table import Variant
+from attnlab.analysis.lengths import longest, read_at
+from attnlab.analysis.table import Run, Variant
+from attnlab.report import units
 from attnlab.report.bench import SHOWN, bench_points, of_kind
 from attnlab.report.canvas import WIDTH, Canvas, Chart, Draw
 from attnlab.report.looks import Looks, looks_of
@@ -20,6 +23,7 @@ from attnlab.report.panels.context import Point, against_context
 from attnlab.report.panels.cost import pareto
 from attnlab.report.panels.curves import curves, minus_reference
 from attnlab.report.panels.frame import name_rows
+from attnlab.report.panels.length import against_length, mark_training
 from attnlab.report.panels.position import positions
 from attnlab.report.panels.scales import scaled, tokens_on_top
 from attnlab.report.panels.tuning import rates
@@ -140,7 +144,11 @@ class Charts:
 
     def positions(self) -> tuple[Chart, ...]:
         key = f"{self.split}_loss_by_position"
-        shown = [r for r in self.rows if any(run.summary.get(key) for run in r.variant.finished)]
+
+        def read(run: Run) -> Any:
+            return run.summary.get(key)
+
+        shown = [row for row in self.rows if any(map(read, row.variant.finished))]
         if not shown:
             return ()
         title = "Loss by position in the sequence"
@@ -148,7 +156,7 @@ class Charts:
 
         def against_position(minus: Variant | None) -> Draw:
             def draw(axes: Axes) -> None:
-                positions(axes, shown, self.looks, key, minus)
+                positions(axes, shown, self.looks, read, minus)
                 axes.set_xlabel("position, from 1")
 
             return draw
@@ -159,6 +167,39 @@ class Charts:
             text = "Below 0 is better at that position."
             charts.append(self.canvas.chart(against_position(self.reference), title, text))
         return tuple(charts)
+
+    def lengths(self) -> tuple[Chart, ...]:
+        found = self.analysis.lengths
+        shown = [row for row in self.rows if row.name in found]
+        if not shown:
+            return ()
+        length = longest(found)
+
+        def against(axes: Axes) -> None:
+            against_length(axes, shown, self.looks, found)
+            axes.set_xlabel("tokens a window")
+
+        def at_longest(axes: Axes) -> None:
+            def read(run: Run) -> Any:
+                return read_at(run, length, "loss_by_position")
+
+            positions(axes, shown, self.looks, read)
+            mark_training(axes, found)
+            axes.set_xlabel("position, from 1")
+
+        return (
+            self.canvas.chart(
+                against,
+                "Validation loss against the length of the window",
+                "Mean ± standard deviation over seeds; dashed: the length of training. More "
+                "context lowers the loss of a model that can read it.",
+            ),
+            self.canvas.chart(
+                at_longest,
+                f"Loss by position in windows of {units.tokens(length)} tokens",
+                "Dashed: the length of training. What rises right of it cannot read so far.",
+            ),
+        )
 
     def bench(self) -> tuple[Chart, ...]:
         points, charts = bench_points(self.analysis.table.path), list[Chart]()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.paired import Difference, Estimate
 from attnlab.analysis.table import PARTS
 from attnlab.report import units
 from attnlab.report.rows import Row, split_name, split_of
@@ -121,6 +122,48 @@ def parts() -> list[Column]:
         return Column(title=part.replace("_", "-"), text=text, value=value)
 
     return [column(part) for part in PARTS]
+
+
+def lengths(analysis: Analysis) -> list[Column]:
+    """The loss at the length of training, and its change at each other; empty where none was."""
+
+    def trained(row: Row) -> Estimate | None:
+        found = analysis.lengths.get(row.name)
+        return found and found.loss.get(found.trained)
+
+    def column(length: int) -> Column:
+        def change(row: Row) -> Difference | None:
+            found = analysis.lengths.get(row.name)
+            return found and found.change.get(length)
+
+        def value(row: Row) -> float | None:
+            found = change(row)
+            return found and found.mean
+
+        return Column(
+            title=f"Δ {units.tokens(length)}",
+            text=lambda row: units.change(change(row)),
+            value=value,
+            about=f"loss at {length:,} tokens a window minus that at the length of training",
+        )
+
+    def loss(row: Row) -> float | None:
+        found = trained(row)
+        return found and found.mean
+
+    others = sorted({at for found in analysis.lengths.values() for at in found.change})
+    if not others:
+        return []
+    return [
+        VARIANT,
+        Column(
+            title="loss as trained",
+            text=lambda row: units.estimate(trained(row)),
+            value=loss,
+            about="nats a token of the validation split, at the length of training",
+        ),
+        *map(column, others),
+    ]
 
 
 VARIANT = Column(title="variant", text=lambda row: row.name)

@@ -69,9 +69,27 @@ def _row(row: Row) -> dict[str, Any]:
             cells[f"{column}_sd"] = None if number is None else number.spread
     cells |= _difference("baseline", row.to_baseline)
     cells |= _difference("best", analysis.to_best.get(row.name))
+    cells |= _lengths(row, analysis)
     return cells | {
         f"parameters_{part}": variant.parameters.get(part) for part in (*PARTS, "active")
     }
+
+
+def _lengths(row: Row, analysis: Analysis) -> dict[str, Any]:
+    """At every length that any variant was measured at; nothing where none was."""
+    found = analysis.lengths.get(row.name)
+    cells: dict[str, Any] = {}
+    for length in sorted({at for each in analysis.lengths.values() for at in each.loss}):
+        loss = found and found.loss.get(length)
+        change = found and found.change.get(length)
+        low, high = (change and change.interval) or (None, None)
+        column = f"validation_loss_at_{length}_tokens"
+        cells[f"{column}_nats_per_token"] = loss and loss.mean
+        cells[f"{column}_sd"] = loss and loss.spread
+        cells[f"{column}_minus_as_trained"] = change and change.mean
+        cells[f"{column}_minus_as_trained_low_95"] = low
+        cells[f"{column}_minus_as_trained_high_95"] = high
+    return cells
 
 
 def _rate(variant: Variant) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.lengths import sentences
 from attnlab.report import columns as column
 from attnlab.report import units, words
 from attnlab.report.columns import VARIANT, Column
@@ -46,6 +47,9 @@ def markdown(analysis: Analysis, picture: str | None) -> str:
         published=published_grids(analysis),
         families=family_grids(analysis),
         differences=_differences(analysis),
+        length_columns=column.lengths(analysis),
+        length_rows=[row for row in shown if row.name in analysis.lengths],
+        length_sentences=sentences(analysis.lengths),
         costs=column.known([VARIANT, *column.costs()], shown),
         parts=column.known([VARIANT, *column.parts()], shown),
         missing=words.unfinished(table),

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.lengths import sentences
 from attnlab.report import columns as column
 from attnlab.report import units, words
 from attnlab.report.charts import Charts
@@ -28,6 +29,7 @@ SECTIONS = {
     "families": "All variants together, and by family",
     "picks": "What to pick",
     "quality": "Quality",
+    "lengths": "Beyond the length of training",
     "rates": "Learning rates",
     "cost": "Quality and cost",
     "bench": "Speed and memory against context",
@@ -68,6 +70,10 @@ def page(analysis: Analysis) -> str:
         "timed": any("time" in form for chart in curves for form in chart.forms),
         "positions": charts.positions(),
         "recall": charts.recall(),
+        "lengths": charts.lengths(),
+        "length_columns": column.lengths(analysis),
+        "length_rows": [row for row in shown if row.name in analysis.lengths],
+        "length_sentences": sentences(analysis.lengths),
         "pareto": charts.pareto(),
         "rates": charts.rates(),
         "rate_rows": [row for row in shown if row.name in analysis.rates],

@@ -3,7 +3,7 @@
 import math
 
 from attnlab.analysis.analysis import Comparison
-from attnlab.analysis.paired import Estimate
+from attnlab.analysis.paired import Difference, Estimate
 
 UNKNOWN = "–"
 
@@ -51,6 +51,23 @@ def interval(low: float | None, high: float | None) -> str:
     '-0.1000 to +0.0200'
     """
     return UNKNOWN if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def tokens(length: int) -> str:
+    """A length of sequences, by powers of two where it is whole in them.
+
+    >>> tokens(512), tokens(2048), tokens(3000)
+    ('512', '2K', '3,000')
+    """
+    return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"
+
+
+def change(value: Difference | None) -> str:
+    """Mean ± half width of the interval; the mean alone for one seed."""
+    if value is None:
+        return UNKNOWN
+    half = "" if value.half_width is None else f" ± {value.half_width:.4f}"
+    return f"{value.mean:+.4f}{half}"
 
 
 def measured(value: float | None, unit: str) -> str:

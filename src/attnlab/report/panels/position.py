@@ -1,24 +1,29 @@
 """Loss by position in the sequence: does a mechanism use the context that it is given?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from attnlab.analysis.paired import Estimate
-from attnlab.analysis.table import Variant
+from attnlab.analysis.table import Run, Variant
 from attnlab.report.looks import Looks, mark
 from attnlab.report.panels.frame import beyond, say
 from attnlab.report.rows import Row
 from attnlab.report.scale import Extent, window
 
 
-def by_position(variant: Variant, key: str, minus: Variant | None = None) -> dict[int, Estimate]:
-    """`{first position of the bin: loss}` over the finished seeds, or minus another's by seed."""
-    lines = {run.seed: _line(run.summary.get(key)) for run in variant.finished}
+def by_position(
+    variant: Variant, read: Callable[[Run], Any], minus: Variant | None = None
+) -> dict[int, Estimate]:
+    """`{first position of the bin: loss}` over the finished seeds, or minus another's by seed.
+
+    `read` finds {"first": [0, 1, ...], "loss": [...]} in a run, or None.
+    """
+    lines = {run.seed: _line(read(run)) for run in variant.finished}
     if minus is not None:
-        others = {run.seed: _line(run.summary.get(key)) for run in minus.finished}
+        others = {run.seed: _line(read(run)) for run in minus.finished}
         lines = {
             seed: {at: loss - others[seed][at] for at, loss in line.items() if at in others[seed]}
             for seed, line in lines.items()
@@ -33,10 +38,14 @@ def by_position(variant: Variant, key: str, minus: Variant | None = None) -> dic
 
 
 def positions(
-    axes: Axes, rows: Sequence[Row], looks: Looks, key: str, minus: Variant | None = None
+    axes: Axes,
+    rows: Sequence[Row],
+    looks: Looks,
+    read: Callable[[Run], Any],
+    minus: Variant | None = None,
 ) -> None:
     """Against the position, counted from 1, by powers of two; or minus a reference."""
-    found = {row.name: by_position(row.variant, key, minus) for row in rows}
+    found = {row.name: by_position(row.variant, read, minus) for row in rows}
     found = {name: line for name, line in found.items() if line}
     if not found:
         say(axes, "not measured")
@@ -60,7 +69,6 @@ def positions(
 
 
 def _line(value: Any) -> dict[int, float]:
-    """Of {"first": [0, 1, ...], "loss": [...]} in a run's summary."""
     if not value:
         return {}
     return {at: loss for at, loss in zip(value["first"], value["loss"], strict=True) if loss}
