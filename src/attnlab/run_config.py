@@ -7,13 +7,14 @@ of any class of the user's own. The same identity is never computed twice.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
-from attnlab.config import Config, Problem, own_sources
+from attnlab.by_layer import ByLayer
+from attnlab.config import Config, ConfigError, Problem, own_sources
 from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model import ModelConfig
@@ -34,10 +35,22 @@ class RunConfig(Config):
         if self.seed < 0:
             yield Problem("seed", f"must not be negative, got {self.seed}")
 
-    def with_mechanisms(self, *mechanisms: MechanismConfig) -> "RunConfig":
-        """The same run with other mechanisms, tiled over the layers."""
+    def with_mechanisms(
+        self, *mechanisms: MechanismConfig, layers: Mapping[int, MechanismConfig] | None = None
+    ) -> "RunConfig":
+        """The same run with other mechanisms, tiled over the layers.
+
+        Or with one mechanism, and others in the `layers` that are named, from 0. Raises
+        `ConfigError`.
+        """
+        pattern: tuple[MechanismConfig, ...] | ByLayer = mechanisms
+        if layers:
+            if len(mechanisms) > 1:
+                message = f"beside layers name one, for the layers that are left; got {len(mechanisms)}"
+                raise ConfigError([Problem("mechanisms", message)])
+            pattern = ByLayer(default=next(iter(mechanisms), None), layers=layers)
         return dataclasses.replace(
-            self, model=dataclasses.replace(self.model, mechanisms=mechanisms)
+            self, model=dataclasses.replace(self.model, mechanisms=pattern)
         )
 
     def with_learning_rate(self, rate: float) -> "RunConfig":
@@ -52,9 +65,9 @@ class RunConfig(Config):
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
 
         A setting that is none or false says that something is absent, as it was before there was
-        such a setting: it does not count.
+        such a setting: it does not count. Nor does how the mechanisms of the layers are written.
         """
-        config = self.to_dict() | {"data": self.data.substance()}
+        config = self.to_dict() | {"data": self.data.substance(), "model": self.model.substance()}
         what = {"config": _present(config), "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
