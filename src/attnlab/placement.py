@@ -1,6 +1,6 @@
 """Where in a model a few layers go: indices from 0, ascending, for `with_mechanisms(layers=...)`.
 
-    base.with_mechanisms(GatedDeltaNet(), layers=dict.fromkeys(spread_evenly(12, 2), attention))
+base.with_mechanisms(GatedDeltaNet(), layers=dict.fromkeys(spread_evenly(12, 2), attention))
 """
 
 

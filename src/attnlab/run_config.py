@@ -46,12 +46,12 @@ class RunConfig(Config):
         pattern: tuple[MechanismConfig, ...] | ByLayer = mechanisms
         if layers:
             if len(mechanisms) > 1:
-                message = f"beside layers name one, for the layers that are left; got {len(mechanisms)}"
+                message = (
+                    f"beside layers name one, for the layers that are left; got {len(mechanisms)}"
+                )
                 raise ConfigError([Problem("mechanisms", message)])
             pattern = ByLayer(default=next(iter(mechanisms), None), layers=layers)
-        return dataclasses.replace(
-            self, model=dataclasses.replace(self.model, mechanisms=pattern)
-        )
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, mechanisms=pattern))
 
     def with_learning_rate(self, rate: float) -> "RunConfig":
         """The same run with another peak learning rate."""

@@ -208,7 +208,9 @@ def _union(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]
     if isinstance(value, Typed) and value.startswith("{"):
         value = parsed(value, path, found)
     settings = isinstance(value, Mapping) and "kind" not in value
-    return _decode(config if settings or isinstance(value, config) else sequence, value, path, found)
+    return _decode(
+        config if settings or isinstance(value, config) else sequence, value, path, found
+    )
 
 
 def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
