@@ -6,7 +6,6 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from attnlab.analysis.analysis import analyse
 from attnlab.checks.suite import judge
 from attnlab.checks.targets import of_study
 from attnlab.cli import app
@@ -36,6 +35,7 @@ SMALL = [
     "train.batch_size=2",
     "train.steps=2",
     "train.warmup_steps=1",
+    "data.tokenizer.vocab_size=256",
 ]
 
 
@@ -59,7 +59,11 @@ def test_the_hybrids_are_as_specified():
         assert (train.steps, train.batch_size, train.seq_len) == (300, 48, 1024)
         assert train.weight_decay == 0.1
         assert train.learning_rate == (1e-3 if name == "deltanet" else 2e-3)
-        assert config.data.tokenizer.to_dict() == {"kind": "gpt2", "path": None, "vocab_size": 50257}
+        assert config.data.tokenizer.to_dict() == {
+            "kind": "gpt2",
+            "path": None,
+            "vocab_size": 50257,
+        }
 
 
 def test_the_learning_rates_are_those_of_the_published_search():
@@ -118,12 +122,12 @@ def books(tmp_path, monkeypatch):
 
 
 def test_the_hybrids_find_their_books_and_are_planned(books):
-    asked = ["run", "hybrids", "--plan", "--json", "--seeds", "1", "--device", "cpu", *SMALL]
-    done = CliRunner().invoke(app, [*asked, "--only", "deltanet,hybrid_sparse,transformer"])
+    asked = ["run", "hybrids", "--plan", "--json", "--only", "hybrid_sparse", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*asked, *SMALL])
     assert done.exit_code == 0, done.output
-    plan = json.loads(done.stdout)
-    assert "not found" not in done.output
-    assert plan
+    planned = json.loads(done.stdout)["variants"]["hybrid_sparse"]
+    assert planned["not_timed"] is None
+    assert planned["run_seconds"] > 0
 
 
 def test_without_the_books_the_error_says_what_to_do(books):
@@ -134,21 +138,3 @@ def test_without_the_books_the_error_says_what_to_do(books):
     assert done.exit_code == 2
     assert "text 'books' not found" in done.output
     assert "set ATTNLAB_DATA to their folder" in done.output
-
-
-def test_a_hybrid_is_named_in_the_table_by_its_layers(books):
-    folder = books / "out"
-    asked = ["run", "hybrids", "--no-tune", "--no-check", "--seeds", "1", "--out", str(folder)]
-    only = ["--only", "hybrid_sparse,transformer", "--device", "cpu", *SMALL]
-    done = CliRunner().invoke(app, [*asked, *only])
-    assert done.exit_code == 0, done.output
-    table = analyse(folder).table
-    assert {v.name: v.mechanism for v in table.variants} == {
-        "hybrid_sparse": "gated_delta_net, grouped_query in layers 5 and 11",
-        "transformer": "grouped_query",
-    }
-    written = (folder / "report.md").read_text()
-    assert "| gated_delta_net, grouped_query in layers 5 and 11 |" in written
-    (settings,) = [s for s in written.splitlines() if s.startswith("| hybrid_sparse | model.mech")]
-    assert settings.count("gated_delta_net(") == settings.count("grouped_query(") == 1
-    assert ") in layers 5 and 11" in settings

@@ -1,5 +1,7 @@
 """Where a few layers go; each function is also shown by its doctest."""
 
+from itertools import pairwise
+
 import pytest
 
 from attnlab.placement import every_nth, first_middle_last, first_n, last_n, spread_evenly
@@ -18,7 +20,7 @@ def test_a_place_has_as_many_layers_as_were_asked_for(place, n_layers):
 def test_an_even_spread_leaves_gaps_that_differ_by_one_at_most():
     for n in range(1, 13):
         ends = [-1, *spread_evenly(12, n)]
-        gaps = {after - before for before, after in zip(ends, ends[1:], strict=False)}
+        gaps = {after - before for before, after in pairwise(ends)}
         assert max(gaps) - min(gaps) <= 1
         assert ends[-1] == 11
 
