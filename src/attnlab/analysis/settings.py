@@ -92,4 +92,4 @@ def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 def _by_layer(value: Settings) -> bool:
     """Whether these are mechanisms that are given layer by layer (`attnlab.by_layer`)."""
-    return value.keys() == {"default", "layers"}
+    return set(value) == {"default", "layers"}
