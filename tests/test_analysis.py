@@ -10,7 +10,7 @@ from written_study import steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.paired import Estimate, paired_difference
-from attnlab.analysis.settings import shared_and_own
+from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.table import read_table
 from attnlab.record import RunFolder, StudyRecord
 
@@ -71,7 +71,7 @@ def test_numbers_are_means_and_sample_spreads_over_seeds(study):
     assert mha.numbers["final_loss"].n == 3
     assert mha.numbers["steps"].mean == 200
     assert "test_loss" not in mha.numbers
-    assert mha.mechanism == "delta + mha"
+    assert mha.mechanism == "delta, mha in layer 2"
     assert mha.parameters["total"] == 3
 
 
@@ -166,6 +166,27 @@ def test_settings_are_split_into_shared_and_own():
     )
     assert shared == {"train.steps": 1}
     assert own == {"a": {"model.window": 2}, "b": {}}
+
+
+def test_mechanisms_by_layer_are_one_setting_in_words():
+    delta, mha = {"kind": "delta", "head_dim": 64}, {"kind": "mha"}
+    by_layer = {"default": delta, "layers": {"5": mha, "11": mha}}
+    shared, own = shared_and_own(
+        {
+            "hybrid": {"model": {"mechanisms": by_layer, "n_layers": 12}},
+            "mha": {"model": {"mechanisms": [mha], "n_layers": 12}},
+        }
+    )
+    assert shared == {"model.n_layers": 12}
+    assert {
+        name: {path: describe(value) for path, value in of.items()} for name, of in own.items()
+    } == {
+        "hybrid": {"model.mechanisms": "delta(head_dim=64), mha in layers 5 and 11"},
+        "mha": {"model.mechanisms": "mha"},
+    }
+    assert describe({"default": None, "layers": {"0": mha, "1": delta}}) == (
+        "mha in layer 0, delta(head_dim=64) in layer 1"
+    )
 
 
 def test_the_loss_by_position_is_a_mean_over_seeds(study):

@@ -79,12 +79,14 @@ def test_every_layer_is_answered_from_the_study_beside(tmp_path):
         "mha": steady(5.0, 1),
         "without_0": steady(5.0002, 2),
         "without_1": steady(5.2, 3),
+        "near_0": steady(5.3, 5),
         "identity": steady(5.5, 4),
     }
     kinds = {
         "mha": ["mha", "mha"],
         "without_0": ["identity", "mha"],
         "without_1": ["mha", "identity"],
+        "near_0": ["window", "mha"],  # something else, which is not nothing
         "identity": ["identity", "identity"],
     }
     more = {name: {"attention_type": of_layers} for name, of_layers in kinds.items()}
@@ -93,6 +95,7 @@ def test_every_layer_is_answered_from_the_study_beside(tmp_path):
     assert short.startswith("Not shown for every layer: it is needed in layer 1, not so in 0")
     assert "Layer 1: without_1 is worse than mha by 0.200 nats [" in evidence
     assert "identity is" not in evidence
+    assert "near_0" not in evidence
 
 
 def test_what_to_pick_names_every_use_case(tmp_path):

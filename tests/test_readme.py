@@ -34,6 +34,20 @@ def test_the_study_file_loads(tmp_path):
     assert [layer.kind() for layer in layers] == ["gated_delta_net"] * 3 + ["grouped_query"]
 
 
+def test_the_hybrids_of_the_readme_have_attention_where_they_say():
+    names: dict[str, Any] = {}
+    exec(block("spread_evenly"), names)
+    variants, n_layers = names["variants"], names["base"].model.n_layers
+    placed = {
+        name: [i for i, m in enumerate(c.model.per_layer()) if m == names["attention"]]
+        for name, c in variants.items()
+    }
+    assert placed["at_1"] == [1]
+    assert placed["first_n_1"] == [0]
+    assert placed["last_n_1"] == placed["spread_evenly_1"] == [n_layers - 1]
+    assert len(variants) == 1 + 3 * (n_layers - 1)
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # users' snippets do that
 def test_the_results_snippet_runs_on_the_results_that_ship(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

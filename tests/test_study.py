@@ -1,6 +1,8 @@
 """A study is a question with variants; its runs have identities."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_study
@@ -41,21 +43,40 @@ def test_the_mechanisms_study_is_as_specified():
     assert kinds == asked
 
 
-def test_attention_is_taken_out_of_one_layer_at_a_time():
-    study = load_study("attention_needed")
+def test_attention_is_replaced_layer_by_layer():
+    study, full = load_study("attention_needed"), ["grouped_query"] * 4
     layers = {
         name: [mechanism.kind() for mechanism in config.model.per_layer()]
         for name, config in study.variants.items()
     }
-    assert layers.pop("mha") == ["grouped_query"] * 4
-    assert layers.pop("identity") == ["identity"] * 4
-    for i, (name, kinds) in enumerate(layers.items()):
-        assert name == f"identity_at_{i}"
-        assert [kind == "identity" for kind in kinds] == [layer == i for layer in range(4)]
+    assert layers.pop("mha") == full
+    places = {f"at_{i}": [i] for i in range(4)}
+    places |= {"first_2": [0, 1], "first_3": [0, 1, 2], "last_2": [2, 3], "last_3": [1, 2, 3]}
+    for name, kind in (("identity", "identity"), ("sliding", "sliding_window")):
+        assert layers.pop(name) == [kind] * 4
+        for where, replaced in places.items():
+            expected = [kind if i in replaced else full[i] for i in range(4)]
+            assert layers.pop(f"{name}_{where}") == expected
+    assert layers == {}
     first = load_study("mechanisms")
-    for name in ("mha", "identity"):
-        assert study.variants[name] == first.variants[name]
+    for name, same in (("mha", "mha"), ("identity", "identity"), ("sliding", "sliding_256")):
+        assert study.variants[name] == first.variants[same]
     assert (study.seeds, study.learning_rates) == (first.seeds, first.learning_rates)
+
+
+def test_the_runs_that_ship_are_those_of_the_studies():
+    for folder in (Path(__file__).parent.parent / "results").iterdir():
+        for name, config in load_study(folder.name).variants.items() if has_study(folder) else ():
+            for run in (folder / name).glob("seed-*"):
+                written = json.loads((run / "config.json").read_text())
+                data = json.loads((run / "environment.json").read_text())["data"]
+                rate, seed = written["train"]["learning_rate"], written["seed"]
+                again = replace(config.with_learning_rate(rate), seed=seed)
+                assert again.identity(data["fingerprint"]) == written["identity"], run
+
+
+def has_study(folder: Path) -> bool:
+    return (folder / "study.json").exists()
 
 
 def test_what_the_questions_of_a_shipped_study_name_is_there():
@@ -97,7 +118,11 @@ def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
     for study in shipped().values():
         first = next(iter(study.variants.values()))
         for config in study.variants.values():
-            assert config.with_mechanisms(*first.model.mechanisms) == first
+            model = replace(config.model, mechanisms=first.model.mechanisms)
+            same = replace(config, model=model)
+            if study.learning_rates is not None:  # each is tuned from a rate of its own
+                same = same.with_learning_rate(first.train.learning_rate)
+            assert same == first
 
 
 def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):

@@ -17,11 +17,13 @@ from attnlab.version import __version__
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis, analyse
     from attnlab.asked import use_fla
+    from attnlab.by_layer import ByLayer
     from attnlab.checks.suite import assert_correct
     from attnlab.checks.targets import check
     from attnlab.claim import Alike, AmongBest, AmongWorst, InRange, Ordered, Within
     from attnlab.data.stdlib import Stdlib
     from attnlab.data.text import Text
+    from attnlab.data.tokenizer import GPT2
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
     from attnlab.eval_config import EvalConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.mla import MLA
     from attnlab.mechanisms.sliding_window import SlidingWindow
     from attnlab.model import ModelConfig
+    from attnlab.placement import every_nth, first_middle_last, first_n, last_n, spread_evenly
     from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Pick
     from attnlab.run_config import RunConfig
     from attnlab.running import BrokenPromiseError, run
@@ -54,11 +57,13 @@ _HOME = {
     "BestForCost": "question",
     "BestQuality": "question",
     "BrokenPromiseError": "running",
+    "ByLayer": "by_layer",
     "Cost": "mechanism",
     "DeepseekSparse": "mechanisms.deepseek_sparse",
     "Dense": "feedforward",
     "EvalConfig": "eval_config",
     "EveryLayer": "question",
+    "GPT2": "data.tokenizer",
     "GatedDeltaNet": "mechanisms.gated_delta_net",
     "GivesUp": "question",
     "GroupedQuery": "mechanisms.grouped_query",
@@ -88,15 +93,21 @@ _HOME = {
     "analyse": "analysis.analysis",
     "assert_correct": "checks.suite",
     "check": "checks.targets",
+    "every_nth": "placement",
+    "first_middle_last": "placement",
+    "first_n": "placement",
     "fla_layer": "mechanisms.fla_layer",
     "generate": "generation",
+    "last_n": "placement",
     "load_run": "trained",
     "load_study": "study",
     "run": "running",
+    "spread_evenly": "placement",
     "use_fla": "asked",
 }
 
 __all__ = [
+    "GPT2",
     "MLA",
     "Alike",
     "AmongBest",
@@ -105,6 +116,7 @@ __all__ = [
     "BestForCost",
     "BestQuality",
     "BrokenPromiseError",
+    "ByLayer",
     "Cost",
     "DeepseekSparse",
     "Dense",
@@ -139,11 +151,16 @@ __all__ = [
     "analyse",
     "assert_correct",
     "check",
+    "every_nth",
+    "first_middle_last",
+    "first_n",
     "fla_layer",
     "generate",
+    "last_n",
     "load_run",
     "load_study",
     "run",
+    "spread_evenly",
     "use_fla",
 ]
 

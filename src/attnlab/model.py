@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
+from attnlab.by_layer import ByLayer, shortest_tile
 from attnlab.config import Config, Problem
 from attnlab.feedforward import Dense, FeedForward, FeedForwardLayer
 from attnlab.kernels.cross_entropy import linear_cross_entropy
@@ -56,32 +57,45 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    mechanisms: tuple[MechanismConfig, ...]  # repeated over the layers: one, or a hybrid pattern
+    mechanisms: tuple[MechanismConfig, ...] | ByLayer  # one, some tiled over the layers, or each
     n_layers: int = 4
     d_model: int = 128
     feedforward: FeedForward = field(default_factory=Dense)
     dropout: float = 0.0  # on attention weights, the hidden layer and the residual branches
 
     def problems(self) -> Iterator[Problem]:
-        if not self.mechanisms:
-            yield Problem("mechanisms", "name at least one")
         if self.n_layers < 1:
             yield Problem("n_layers", f"must be at least 1, got {self.n_layers}")
-        elif len(self.mechanisms) > self.n_layers:
-            yield Problem(
-                "mechanisms", f"{len(self.mechanisms)} for n_layers {self.n_layers}: some never run"
-            )
         if not 0 <= self.dropout < 1:
             yield Problem("dropout", f"must be in [0, 1), got {self.dropout}")
         if self.d_model < 1:
             yield Problem("d_model", f"must be at least 1, got {self.d_model}")
-            return
-        for i, mechanism in enumerate(self.mechanisms):
+        elif isinstance(self.mechanisms, ByLayer):
+            found = self.mechanisms.problems_in(self.n_layers, self.d_model)
+            yield from (problem.under("mechanisms") for problem in found)
+        else:
+            yield from self._problems_of_tile(self.mechanisms)
+
+    def _problems_of_tile(self, tile: tuple[MechanismConfig, ...]) -> Iterator[Problem]:
+        if not tile:
+            yield Problem("mechanisms", "name at least one")
+        elif len(tile) > self.n_layers >= 1:
+            unused = f"{len(tile)} for n_layers {self.n_layers}: some never run"
+            yield Problem("mechanisms", unused)
+        for i, mechanism in enumerate(tile):
             for problem in mechanism.problems_at(self.d_model):
                 yield problem.under(f"mechanisms.{i}")
 
     def per_layer(self) -> list[MechanismConfig]:
+        """The mechanism of every layer, in order."""
+        if isinstance(self.mechanisms, ByLayer):
+            return self.mechanisms.in_order(self.n_layers)
         return list(islice(cycle(self.mechanisms), self.n_layers))
+
+    def substance(self) -> dict[str, Any]:
+        """`to_dict`, the same for every way to write the same layers."""
+        tile = shortest_tile(self.per_layer())
+        return self.to_dict() | {"mechanisms": [mechanism.to_dict() for mechanism in tile]}
 
     def parts(self, vocab_size: int) -> Parts:
         """Parameters, before any tensor exists."""

@@ -7,12 +7,13 @@ of any class of the user's own. The same identity is never computed twice.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
-from attnlab.config import Config, Problem, own_sources, present
+from attnlab.by_layer import ByLayer
+from attnlab.config import Config, ConfigError, Problem, own_sources, present
 from attnlab.data import DataConfig
 from attnlab.eval_config import EvalConfig
 from attnlab.mechanism import Cost, MechanismConfig
@@ -35,11 +36,23 @@ class RunConfig(Config):
         if self.seed < 0:
             yield Problem("seed", f"must not be negative, got {self.seed}")
 
-    def with_mechanisms(self, *mechanisms: MechanismConfig) -> "RunConfig":
-        """The same run with other mechanisms, tiled over the layers."""
-        return dataclasses.replace(
-            self, model=dataclasses.replace(self.model, mechanisms=mechanisms)
-        )
+    def with_mechanisms(
+        self, *mechanisms: MechanismConfig, layers: Mapping[int, MechanismConfig] | None = None
+    ) -> "RunConfig":
+        """The same run with other mechanisms, tiled over the layers.
+
+        Or with one mechanism, and others in the `layers` that are named, from 0. Raises
+        `ConfigError`.
+        """
+        pattern: tuple[MechanismConfig, ...] | ByLayer = mechanisms
+        if layers:
+            if len(mechanisms) > 1:
+                message = (
+                    f"beside layers name one, for the layers that are left; got {len(mechanisms)}"
+                )
+                raise ConfigError([Problem("mechanisms", message)])
+            pattern = ByLayer(default=next(iter(mechanisms), None), layers=layers)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, mechanisms=pattern))
 
     def with_learning_rate(self, rate: float) -> "RunConfig":
         """The same run with another peak learning rate."""
@@ -54,11 +67,11 @@ class RunConfig(Config):
 
         A setting that is none or false says that something is absent, as it was before there was
         such a setting: it does not count, and nor does a section in which nothing else is said.
-        Nor does what has no influence on the result: where the data lies, which checkpoints are
-        kept.
+        Nor does how the mechanisms of the layers are written, or what has no influence on the
+        result: where the data lies, which checkpoints are kept.
         """
-        without_influence = {"data": self.data.substance(), "train": self.train.substance()}
-        config = self.to_dict() | without_influence
+        substance = {name: getattr(self, name).substance() for name in ("data", "model", "train")}
+        config = self.to_dict() | substance
         what = {"config": present(config), "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -173,7 +173,7 @@ def _refuse_what_no_worker_can_import(study: Study) -> None:
             "into a file of its own and import it from there",
         )
         for run in study.variants.values()
-        for config in (run.data, run.model.feedforward, *run.model.mechanisms)
+        for config in (run.data, run.model.feedforward, *run.model.per_layer())
         if type(config).__module__ == "__main__"
     )
     if problems:

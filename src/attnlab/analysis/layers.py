@@ -1,7 +1,7 @@
 """Which layers can do without attention: read from a study that takes it out of one at a time.
 
 The study lies beside this one. Its baseline has attention in every layer; a variant that differs
-from it in the mechanism of exactly one layer says what that layer is worth.
+from it in exactly one layer, where nothing is mixed, says what that layer is worth.
 """
 
 from pathlib import Path
@@ -9,6 +9,8 @@ from pathlib import Path
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.verdict import Verdict, verdict_of
 from attnlab.analysis.wording import Said, against, apart, listed
+
+UNMIXED = "identity"  # the mechanism that is none
 
 
 def every_layer(study: str, beside: Path) -> Said:
@@ -28,7 +30,7 @@ def _answer(verdict: Verdict, baseline: str) -> Said:
     layers = _layers(verdict.table, baseline)
     single = {name: layer for name, layer in layers.items() if (name, baseline) in verdict.pairs}
     if not single:
-        return "Not answered: no variant differs from the baseline in one layer alone.", ()
+        return "Not answered: no variant leaves attention out of one layer alone.", ()
     needed = [name for name in single if verdict.worse(name, baseline)]
     free = [name for name in single if name not in needed]
     if not free:
@@ -50,7 +52,7 @@ def _answer(verdict: Verdict, baseline: str) -> Said:
 
 
 def _layers(table: Table, baseline: str) -> dict[str, int]:
-    """`{variant: layer}` of those that differ from the baseline in one layer. From 0."""
+    """`{variant: layer}` of those that leave it out of one layer, and differ in no other."""
     kinds = {
         variant.name: variant.finished[0].summary.get("attention_type")
         for variant in table.variants
@@ -60,6 +62,6 @@ def _layers(table: Table, baseline: str) -> dict[str, int]:
     for name, own in kinds.items():
         if isinstance(own, list) and isinstance(full, list) and len(own) == len(full):
             other = [i for i, (a, b) in enumerate(zip(own, full, strict=True)) if a != b]
-            if len(other) == 1:
+            if len(other) == 1 and own[other[0]] == UNMIXED:
                 found[name] = other[0]
     return found

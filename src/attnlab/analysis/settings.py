@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, cast
 
+from attnlab.analysis.pattern import with_others
 from attnlab.config import present
 from attnlab.train_config import WITHOUT_INFLUENCE
 
@@ -39,8 +40,8 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
 def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[str, Settings]]:
     """`{dotted path: value}` that all variants agree on, and the rest by variant.
 
-    A list, such as the mechanisms of the layers, counts as one value. A setting that a variant does
-    not have is as if it were none.
+    The mechanisms of the layers, and any other list, count as one value. A setting that a variant
+    does not have is as if it were none.
     """
     trees = {variant: flat(of_variant(config)) for variant, config in configs.items()}
     counted = [flat(present(of_variant(config))) for config in configs.values()]
@@ -61,7 +62,12 @@ def describe(value: Any) -> str:
 
     >>> describe([{"kind": "delta", "head_dim": 32}] * 3 + [{"kind": "mha"}])
     '3 x delta(head_dim=32), mha'
+    >>> describe({"default": {"kind": "delta"}, "layers": {"5": {"kind": "mha"}}})
+    'delta, mha in layer 5'
     """
+    if isinstance(value, Mapping) and _by_layer(value):
+        layers = {int(layer): describe(item) for layer, item in value["layers"].items()}
+        return with_others(describe(value["default"]) if value["default"] else "", layers)
     if isinstance(value, Mapping):
         fields = dict(cast("Settings", value))
         kind = fields.pop("kind", "")
@@ -76,11 +82,16 @@ def describe(value: Any) -> str:
 
 
 def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `{dotted path: value}`. A list counts as one value."""
+    """Nested settings as `{dotted path: value}`. A list, or a mechanism by layer, is one value."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _by_layer(value):
             found |= flat(cast("Settings", value), f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found
+
+
+def _by_layer(value: Settings) -> bool:
+    """Whether these are mechanisms that are given layer by layer (`attnlab.by_layer`)."""
+    return set(value) == {"default", "layers"}

@@ -13,6 +13,7 @@ from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.paired import Estimate
+from attnlab.analysis.pattern import in_words
 from attnlab.analysis.wording import listed
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
 
@@ -62,11 +63,11 @@ class Variant:
 
     @property
     def mechanism(self) -> str:
-        """The kinds of its layers, once a run has ended; else empty."""
+        """The kinds of its layers, in words, once a run has ended; else empty."""
         for run in self.runs:
             kinds = run.summary.get("attention_type")
             if kinds:
-                return kinds if isinstance(kinds, str) else " + ".join(dict.fromkeys(kinds))
+                return kinds if isinstance(kinds, str) else in_words(kinds)
         return ""
 
     @property

@@ -88,7 +88,7 @@ def _shares(found: Json, setup: Setup, point: Point, under: Conditions) -> Json:
     stated, seconds = stated_flops(setup, point), found["seconds"]
     shares: Json = {
         "flops_stated": stated,
-        "flops_exact": all(m.flops_are_exact for m in setup.model.mechanisms),  # or at least so
+        "flops_exact": all(m.flops_are_exact for m in setup.model.per_layer()),  # or at least so
         "matrix_fraction": stated / seconds / under.ceilings.matrix_flops_per_second,
         "compiled": under.compiled,
     }

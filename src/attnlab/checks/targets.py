@@ -72,7 +72,7 @@ def of_study(study: Study) -> list[Target]:
     """The distinct mechanisms of a study's variants, at their own settings and model width."""
     found = list[tuple[MechanismConfig, int, list[str]]]()
     for variant, run in study.variants.items():
-        for config in run.model.mechanisms:
+        for config in run.model.per_layer():
             for known, d_model, variants in found:
                 if known == config and d_model == run.model.d_model:
                     variants.append(variant)

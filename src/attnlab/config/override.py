@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
-from attnlab.config.tree import Config, Typed
+from attnlab.config.scalars import Typed
+from attnlab.config.tree import Config
 
 C = TypeVar("C", bound=Config)
 

@@ -7,18 +7,17 @@ types, impossible values) is collected, and raised once as a `ConfigError` with 
 
 import dataclasses
 import functools
-import json
-import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
+from attnlab.config.frozen_map import FrozenMap
 from attnlab.config.own_code import is_own, load_file, source_digest, source_name
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
-from attnlab.config.typed_length import TokenCount, token_count
+from attnlab.config.scalars import Typed, one_of, parsed, scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,10 +127,6 @@ class Choice(Config):
         return found
 
 
-class Typed(str):
-    """A value as typed on a command line, still to be read by the type of its field."""
-
-
 def own_sources(config: Config) -> dict[str, str]:
     """Digest of every user's file whose classes occur in the settings, by kind."""
     nodes = (node for node in _walk(config) if isinstance(node, Choice) and is_own(type(node)))
@@ -186,44 +181,45 @@ def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     """`value` as the type `hint`; a mismatch is added to `found`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _optional(arguments, value, path, found)
-    if hint == TokenCount:
-        count = token_count(value) if isinstance(value, Typed) else None
-        return _scalar(int, value if count is None else count, path, found)
+        return _union(arguments, value, path, found)
     if origin is Literal:
-        return _one_of(arguments, value, path, found)
+        return one_of(arguments, value, path, found)
     if origin is tuple:
         return _sequence(arguments, value, path, found)
+    if origin is Mapping:
+        return _numbered(arguments[1], value, path, found)
     if isinstance(hint, type) and issubclass(hint, Config):
         if isinstance(value, hint):
             return value
         if isinstance(value, Typed) and value.startswith("{"):
-            value = _json(value, path, found)
+            value = parsed(value, path, found)
         return _build(hint, value, path, found)
-    return _scalar(hint, value, path, found)
+    return scalar(hint, value, path, found)
 
 
-def _optional(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
-    """Of `X | None`, the only kind of union that settings have."""
-    (hint,) = (option for option in options if option is not type(None))
-    if value is None or (isinstance(value, Typed) and value.lower() == "none"):
-        return None
-    return _decode(hint, value, path, found)
-
-
-def _one_of(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
-    if value not in options:
-        listed = ", ".join(str(option) for option in options)
-        found.append(Problem(path, f"expected one of {listed}; got {value!r}"))
-        return value
-    return options[options.index(value)]
+def _union(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
+    """Of `X | None`, or of a tuple and a config: settings that name no kind are the config's."""
+    if type(None) in options:
+        (hint,) = (option for option in options if option is not type(None))
+        if value is None or (isinstance(value, Typed) and value.lower() == "none"):
+            return None
+        return _decode(hint, value, path, found)
+    sequence, config = sorted(options, key=lambda option: isinstance(option, type))
+    if isinstance(value, Typed) and value.startswith("{"):
+        value = parsed(value, path, found)
+    settings = isinstance(value, Mapping) and "kind" not in value
+    return _decode(
+        config if settings or isinstance(value, config) else sequence, value, path, found
+    )
 
 
 def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
     """A tuple of fixed length, or `tuple[X, ...]`."""
     if isinstance(value, Typed):
-        items = _json(value, path, found) if value.startswith("[") else value.split(",")
+        items = parsed(value, path, found) if value.startswith("[") else value.split(",")
         value = [Typed(item) if isinstance(item, str) else item for item in items or ()]
+    if isinstance(value, Config | Mapping):
+        value = [value]  # one alone
     if not isinstance(value, list | tuple):
         found.append(Problem(path, f"expected a list, got {value!r}"))
         return value
@@ -235,35 +231,19 @@ def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem
     return tuple(_decode(hint, item, join(path, str(i)), found) for i, (hint, item) in pairs)
 
 
-def _scalar(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
-    if isinstance(value, Typed):
-        value = _read(hint, value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        found.append(Problem(path, f"expected {words.get(hint, hint)}, got {value!r}"))
-    elif isinstance(value, float) and not math.isfinite(value):
-        found.append(Problem(path, f"expected a finite number, got {value!r}"))
-    return value
-
-
-def _read(hint: Any, text: Typed) -> Any:
-    """Text as the type of its field, or as it is where it is no such thing."""
-    try:
-        if hint is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return hint(text)
-    except (ValueError, KeyError):
-        return str(text)
-
-
-def _json(text: str, path: str, found: list[Problem]) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        found.append(Problem(path, f"not JSON: {error}"))
-        return None
+def _numbered(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
+    """A mapping from whole numbers, in their order; in JSON its keys are their digits."""
+    if not isinstance(value, Mapping):
+        found.append(Problem(path, f"expected an object from numbers, got {value!r}"))
+        return value
+    items: dict[int, Any] = {}
+    for key, item in cast("Mapping[Any, Any]", value).items():
+        n = scalar(int, Typed(key) if isinstance(key, str) else key, join(path, str(key)), found)
+        if n in items:
+            found.append(Problem(join(path, str(key)), f"{n} is given twice"))
+        elif isinstance(n, int):
+            items[n] = _decode(hint, item, join(path, str(key)), found)
+    return FrozenMap(dict(sorted(items.items())))
 
 
 def _encode(value: object) -> object:
@@ -271,6 +251,9 @@ def _encode(value: object) -> object:
         return value.to_dict()
     if isinstance(value, tuple):
         return [_encode(item) for item in cast("tuple[object, ...]", value)]
+    if isinstance(value, FrozenMap):
+        items = cast("FrozenMap[int, object]", value).items()
+        return {str(key): _encode(item) for key, item in items}
     return value
 
 
@@ -279,8 +262,9 @@ def _walk(node: object) -> Iterator[Config]:
         yield node
         for field in dataclasses.fields(node):
             yield from _walk(getattr(node, field.name))
-    elif isinstance(node, tuple):
-        for item in cast("tuple[object, ...]", node):
+    elif isinstance(node, tuple | FrozenMap):
+        items = node.values() if isinstance(node, FrozenMap) else node
+        for item in cast("Iterable[object]", items):
             yield from _walk(item)
 
 

@@ -1,0 +1,111 @@
+"""How much attention does a Gated DeltaNet need, and in which layers?
+
+A model of twelve layers and about 150 million parameters on 16.5 million tokens of books: Gated
+DeltaNet in every layer, attention in every layer, and eleven hybrids of the two. As published, with
+one seed, untuned rates and 300 steps, attention in two of twelve layers is best (4.055) and in all
+of them worst (5.146), with none at 4.396. Does that hold when every variant has a learning rate of
+its own?
+
+The rates published are 1e-3 for pure DeltaNet and 2e-3 for the rest. Each is tuned from half to
+twice that, and further out wherever the best lies at the edge: together the published search, 5e-4
+to 4e-3. 300 steps read 14.7 million tokens, within one pass; `--length fast` is 200 steps,
+`thorough` 700, about two passes.
+
+The text is a folder `books` in the data folder (ATTNLAB_DATA), with train.txt, valid.txt and
+test.txt (.gz is fine); `gpt2-tokenizer` beside it holds GPT-2's vocab.json and merges.txt.
+"""
+
+from attnlab.data.text import Text
+from attnlab.data.tokenizer import GPT2
+from attnlab.feedforward import SwiGLU
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.model import ModelConfig
+from attnlab.placement import every_nth, last_n, spread_evenly
+from attnlab.question import BestForCost, BestQuality, GivesUp, Needed, Pick
+from attnlab.run_config import RunConfig
+from attnlab.study import Study
+from attnlab.train_config import TrainConfig
+from attnlab.tuning import LearningRates
+
+N_LAYERS = 12
+attention = GroupedQuery(n_heads=12, n_kv_heads=12)
+delta = GatedDeltaNet(n_heads=12, head_dim=64, expand_v=1.0)
+
+base = RunConfig(
+    data=Text(paths=("books",), tokenizer=GPT2()),
+    model=ModelConfig(
+        mechanisms=(attention,),
+        n_layers=N_LAYERS,
+        d_model=768,
+        feedforward=SwiGLU(d_ff=3072),
+    ),
+    train=TrainConfig(
+        steps=300,
+        batch_size=48,
+        seq_len=1024,
+        learning_rate=2e-3,
+        warmup_steps=30,
+        weight_decay=0.1,
+        log_every=10,
+        eval_every=100,
+    ),
+)
+
+attention_layers = {
+    "hybrid_8": last_n(N_LAYERS, 1),
+    "hybrid_sparse": spread_evenly(N_LAYERS, 2),
+    "hybrid_25": (4, 8, 11),
+    "hybrid_late": last_n(N_LAYERS, 4),
+    "hybrid_42": (2, 4, 6, 8, 11),
+    "hybrid_alternating": every_nth(N_LAYERS, 2),
+    "hybrid_58": (1, 3, 5, 7, 8, 9, 11),
+    "hybrid_67": (1, 2, 4, 5, 7, 8, 10, 11),
+    "hybrid_75": (1, 2, 3, 5, 6, 7, 9, 10, 11),
+    "hybrid_83": (1, 2, 3, 4, 5, 6, 7, 8, 10, 11),
+    "hybrid_92": last_n(N_LAYERS, 11),
+}
+variants = {
+    "deltanet": base.with_mechanisms(delta).with_learning_rate(1e-3),
+    **{
+        name: base.with_mechanisms(delta, layers=dict.fromkeys(layers, attention))
+        for name, layers in attention_layers.items()
+    },
+    "transformer": base,
+}
+
+study = Study(
+    question=__doc__ or "",
+    baseline="transformer",
+    seeds=2,
+    learning_rates=LearningRates(multiples=(0.5, 1, 2), factor=2, most=7),
+    margin=0.01,
+    lengths={
+        "fast": ("train.steps=200", "train.warmup_steps=20"),
+        "medium": (),
+        "thorough": ("train.steps=700", "train.warmup_steps=70"),
+    },
+    questions=(
+        BestQuality(text="Published: the Transformer is worst, by 0.7 to 1.1 nats. Is it?"),
+        GivesUp(
+            text="Published: attention in two of twelve layers is best. Is another amount as good?",
+            variants=tuple(name for name in variants if name != "hybrid_sparse"),
+            than="hybrid_sparse",
+        ),
+        Needed(
+            text="Is any attention needed beside Gated DeltaNet?",
+            without="deltanet",
+            than="hybrid_sparse",
+        ),
+        GivesUp(
+            text="Does it matter where it is: do three and five layers that are spread do better "
+            "than the last four?",
+            variants=("hybrid_25", "hybrid_42"),
+            than="hybrid_late",
+        ),
+        BestForCost(text="Which amounts are worth their training time?", cost="step_time"),
+        BestForCost(text="Which are worth their decode state?", cost="state_bytes"),
+        Pick(text="What to pick when quality, memory, speed or long context comes first?"),
+    ),
+    variants=variants,
+)
