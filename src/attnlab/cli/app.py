@@ -27,6 +27,9 @@ errors = Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON, nothing else.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+BestOption = Annotated[
+    bool, typer.Option("--best", help="The weights of the lowest validation loss, not the last.")
+]
 
 
 def told(command: Callable[P, R]) -> Callable[P, R]:
