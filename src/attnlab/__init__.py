@@ -3,7 +3,8 @@
 What a study file needs is importable from here, and what the command line does:
 
     run         a study from question to verdict     check, assert_correct   are mechanisms right?
-    analyse     a study's folder, as one object      load_run, generate      a trained model, text
+    extend      a finished run, and more steps       load_run, generate      a trained model, text
+    analyse     a study's folder, as one object      export_run              a model as a folder
 
 Everything else is importable from its own module.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from attnlab.data.text import Text
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
+    from attnlab.extending import extend
     from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
     from attnlab.generation import Sampling, generate
     from attnlab.matching import Match
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from attnlab.running import BrokenPromiseError, run
     from attnlab.study import Study, load_study
     from attnlab.train_config import TrainConfig
-    from attnlab.trained import load_run
+    from attnlab.trained import export_run, load_run
     from attnlab.tuning import LearningRates
 
 # loaded when asked for, so that analysis and report, which live here too, do without torch
@@ -77,6 +79,8 @@ _HOME = {
     "analyse": "analysis.analysis",
     "assert_correct": "checks.suite",
     "check": "checks.targets",
+    "export_run": "trained",
+    "extend": "extending",
     "fla_layer": "mechanisms.fla_layer",
     "generate": "generation",
     "load_run": "trained",
@@ -120,6 +124,8 @@ __all__ = [
     "analyse",
     "assert_correct",
     "check",
+    "export_run",
+    "extend",
     "fla_layer",
     "generate",
     "load_run",
