@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -202,6 +203,33 @@ def test_times_of_different_devices_are_no_comparison(first, second):
     found = side_by_side(first, second)
     assert [front.key for front in found.fronts] == ["flops_per_token", "step_time"]
     assert "no comparison" not in page(found)
+
+
+def test_curves_stand_against_steps_tokens_and_time(first, second):
+    """Where a step reads as many tokens for all, they are a second scale of the steps."""
+    for study in (first, second):
+        alike(study, summary={"steps": 1000, "tokens": 256_000})
+        for metrics in study.glob("*/seed-*/metrics.jsonl"):
+            lines = ({"step": s, "eval_loss": 5.0, "train_seconds": s / 9} for s in (500, 1000))
+            metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    forms, words = _curves(page(side_by_side(first, second)))
+    assert forms == {"step", "time"}
+    assert words == ["steps and tokens", "time"]
+
+    alike(second, train={"batch_size": 8}, summary={"steps": 1000, "tokens": 512_000})
+    read = page(side_by_side(first, second))
+    forms, words = _curves(read)
+    assert forms == {"step", "tokens", "time"}
+    assert words == ["steps", "tokens", "time"]
+    (drawn,) = re.findall(r'<div class="form tokens linear">(.*?)</div>', read, re.DOTALL)
+    assert "500k" in drawn  # where the second ends; the first, half way there
+
+
+def _curves(read: str) -> tuple[set[str], list[str]]:
+    """What the page's curves are drawn against, and what its switch offers."""
+    forms = set(re.findall(r'<div class="form (\w+) (?:linear|log)">', read))
+    switch = read.partition("Curves against")[2].partition("</fieldset>")[0]
+    return forms, [w.strip() for w in re.findall(r">([^<>]+)</label>", switch)]
 
 
 def test_a_margin_and_the_checks_are_those_of_the_studies(first, second):

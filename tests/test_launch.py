@@ -125,7 +125,7 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, places)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert cut.status() == "partial"
-    assert checkpoint.load_newest(cut.checkpoints, cut.identity()) is not None
+    assert checkpoint.load_newest(cut.checkpoints, cut.identity()).checkpoint is not None
     subprocess.run(**command(tmp_path / "cut"), check=True, capture_output=True)
 
     whole = RunFolder(tmp_path / "whole", "mha", 0)
@@ -134,7 +134,8 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, places)
         for folder in (whole, cut)
     )
     assert first == second
-    weights = [checkpoint.load_newest(f.checkpoints, f.identity()).model for f in (whole, cut)]
+    ends = [checkpoint.load_newest(f.checkpoints, f.identity()) for f in (whole, cut)]
+    weights = [end.checkpoint.model for end in ends]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert json.loads((tmp_path / "cut" / "failures.json").read_text()) == {}
 

@@ -306,7 +306,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path):
     cut.close()
     list(run("cut"))
     folders = [RunFolder(tmp_path / name, "moe", 0) for name in ("whole", "cut")]
-    whole, resumed = (checkpoint.load_newest(f.checkpoints, "same").model for f in folders)
+    found = (checkpoint.load_newest(f.checkpoints, "same") for f in folders)
+    whole, resumed = (end.checkpoint.model for end in found)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert whole["blocks.0.feedforward.bias_E"].any()

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from attnlab.agenda import Agenda
 from attnlab.analysis.power import detectable
-from attnlab.checkpoint import Checkpoint, save
+from attnlab.checkpoint import Best, Checkpoint, save
 from attnlab.cli import app
 from attnlab.data import Places
 from attnlab.forecast import WORKER_START, Forecast
@@ -64,12 +64,13 @@ def test_the_time_is_that_of_the_runs_that_are_left(tmp_path):
 def test_the_disk_is_what_checkpoints_take(tmp_path):
     study = replace(STUDY.only(["mha"]), learning_rates=None)
     model = tiny_study.base.model.build(256)
+    weights = model.state_dict()
     moments = {
         f"{moment}.{name}": torch.zeros_like(parameter)
         for moment in ("exp_avg", "exp_avg_sq")
         for name, parameter in model.named_parameters()
     }
-    save(tmp_path / "one", Checkpoint(4, model.state_dict(), moments, {}), "x")
+    save(tmp_path / "one", Checkpoint(4, weights, moments, {}, Best(2, 5.0, weights)), "x")
     one = sum(p.stat().st_size for p in tmp_path.glob("one/*/*.safetensors"))
     stated = forecast(tmp_path / "none", study=study).checkpoint_bytes()
     assert stated == pytest.approx((2 * 2 + 1) * one, rel=0.1)  # two seeds, two each, one more

@@ -80,3 +80,10 @@ def test_an_alarm_is_shown(shown):
     progress.show(Happened(run, Progress(6, 12, 0.1, None, alarm="too good to be true")))
     assert "mha at 0.01: too good to be true" in out.getvalue()
     assert study_bar(progress)[0] == 3
+
+
+def test_a_note_is_shown_with_the_first_event_too(shown):
+    agenda, progress, out = shown
+    note = "checkpoint step-000008: [damaged]; that of step 4 is used instead"
+    progress.show(Happened(agenda.next().run, Progress(4, 12, None, None, note=note)))
+    assert f"mha at 0.01: {note}" in out.getvalue()

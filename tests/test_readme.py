@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import test_mechanism_contract as contract
+import tiny_study
 import torch
 
 import attnlab
 from attnlab.analysis.analysis import analyse
 from attnlab.config import ConfigError, load_file
+from attnlab.data import Places
+from attnlab.execution import execute
 from attnlab.mechanism import MechanismConfig
+from attnlab.run_config import Run
 from attnlab.study import load_study
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +156,16 @@ def test_the_results_that_ship_are_those_of_the_study_that_ships():
         fingerprint = json.loads((folder / "environment.json").read_text())["data"]["fingerprint"]
         identity = json.loads((folder / "config.json").read_text())["identity"]
         assert run.config.identity(fingerprint) == identity, folder
+
+
+def test_an_exported_run_gives_its_model_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run(variant="mha", config=tiny_study.base)
+    list(execute(run, tmp_path, "x", Places(None, tmp_path / "cache"), torch.device("cpu")))
+    attnlab.export_run("mha/seed-0", "my_model")
+    names: dict[str, Any] = {}
+    exec(block('load_run("my_model")'), names)
+    assert names["logits_BTV"].shape == (1, 4, 256)
 
 
 def test_the_users_own_test_passes_and_can_fail(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 What a study file needs is importable from here, and what the command line does:
 
     run         a study from question to verdict     check, assert_correct   are mechanisms right?
-    analyse     a study's folder, as one object      load_run, generate      a trained model, text
+    extend      a finished run, and more steps       load_run, generate      a trained model, text
+    analyse     a study's folder, as one object      export_run              a model as a folder
     use_fla     flash-linear-attention from a clone of one's own
 
 Everything else is importable from its own module.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from attnlab.data.tokens import Tokens
     from attnlab.data.wikitext2 import WikiText2
     from attnlab.eval_config import EvalConfig
+    from attnlab.extending import extend
     from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
     from attnlab.generation import Sampling, generate
     from attnlab.matching import Match
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from attnlab.running import BrokenPromiseError, run
     from attnlab.study import Study, load_study
     from attnlab.train_config import TrainConfig
-    from attnlab.trained import load_run
+    from attnlab.trained import export_run, load_run
     from attnlab.tuning import LearningRates
 
 # loaded when asked for, so that analysis and report, which live here too, do without torch
@@ -94,6 +96,8 @@ _HOME = {
     "assert_correct": "checks.suite",
     "check": "checks.targets",
     "every_nth": "placement",
+    "export_run": "trained",
+    "extend": "extending",
     "first_middle_last": "placement",
     "first_n": "placement",
     "fla_layer": "mechanisms.fla_layer",
@@ -152,6 +156,8 @@ __all__ = [
     "assert_correct",
     "check",
     "every_nth",
+    "export_run",
+    "extend",
     "first_middle_last",
     "first_n",
     "fla_layer",

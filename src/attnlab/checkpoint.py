@@ -1,22 +1,30 @@
-"""Checkpoints: model and optimizer as safetensors, and a small JSON file; no code is loaded.
+"""Checkpoints: what a run needs to go on, and the best weights it has had.
 
-    checkpoints/step-000500/{model.safetensors, optimizer.safetensors, state.json}
+    checkpoints/step-000500/{model.safetensors, optimizer.safetensors, best.safetensors, state.json}
 
-A checkpoint is written under a temporary name and renamed when it is whole, so a kill at any
-instant leaves the one before. `state.json` holds the SHA-256 of the other files.
+A checkpoint holds all that was true after its step, the weights of the lowest validation loss until
+then among it, so that a run that goes on from it is in every respect where it was. There is no
+`best` where those weights are the ones of the step itself.
 """
 
-import hashlib
-import json
-import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from attnlab.sealed import UNFINISHED, DamagedError, discard, seal, unseal
+
 KEPT = 2  # the newest, and the one before in case the newest is damaged
+
+
+class Best(NamedTuple):
+    """The weights of the lowest validation loss so far."""
+
+    step: int
+    loss: float  # nats a token
+    model: dict[str, Tensor]  # the state dict
 
 
 class Checkpoint(NamedTuple):
@@ -24,65 +32,86 @@ class Checkpoint(NamedTuple):
     model: dict[str, Tensor]  # its state dict
     optimizer: dict[str, Tensor]  # `TrainingStep.state`
     seconds: dict[str, float]  # where the run's time went so far
+    best: Best | None  # None where the run keeps its last checkpoint alone
+
+
+class Found(NamedTuple):
+    """What a folder of checkpoints has for a run."""
+
+    checkpoint: Checkpoint | None  # the newest that can be used
+    passed_over: tuple[str, ...]  # newer ones, each with why it cannot
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know; None where the newest was as it should be."""
+        if not self.passed_over:
+            return None
+        used = self.checkpoint
+        then = "there is no other" if used is None else f"that of step {used.step} is used instead"
+        return f"checkpoint {'; '.join(self.passed_over)}; {then}"
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
-    """Write a checkpoint of the run `identity` into `folder`; keep the newest `KEPT`."""
-    final = folder / f"step-{checkpoint.step:06d}"
-    temporary = final.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
-        on_host = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(on_host, temporary / f"{name}.safetensors")
-    sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+    """Write a checkpoint of the run `identity` into `folder`; keep the newest `KEPT`.
+
+    Raises OSError, as on a full disk; the checkpoints before it are then as they were.
+    """
+    best = checkpoint.best
+    files: dict[str, dict[str, Tensor]] = {
+        "model.safetensors": checkpoint.model,
+        "optimizer.safetensors": checkpoint.optimizer,
+    }
+    if best is not None and best.step != checkpoint.step:
+        files["best.safetensors"] = best.model
     state = {
         "step": checkpoint.step,
         "identity": identity,
         "seconds": checkpoint.seconds,
-        "sha256": sums,
+        "best": best and {"step": best.step, "loss": best.loss},
     }
-    (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    for path in temporary.iterdir():
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-    temporary.rename(final)
-    _flush(folder)
+    try:
+        seal(folder / f"step-{checkpoint.step:06d}", files, state)
+    except OSError as error:
+        before = [path.name for path in _folders(folder)]
+        left = f"{before[-1]} is whole" if before else "there is none before it"
+        raise OSError(
+            f"the checkpoint of step {checkpoint.step} could not be written ({error}); {left}, "
+            "and the same command goes on from there"
+        ) from error
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a kill left unfinished, and all checkpoints but the newest `KEPT`."""
+    for unfinished in folder.glob(f"step-*{UNFINISHED}"):
+        shutil.rmtree(unfinished)
     for old in _folders(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        discard(old)
 
 
-def load_newest(folder: Path, identity: str) -> Checkpoint | None:
-    """The newest checkpoint of this run that is whole and undamaged; None where there is none."""
+def load_newest(folder: Path, identity: str) -> Found:
+    """The newest checkpoint of this run that is whole and unaltered."""
+    passed_over = list[str]()
     for candidate in reversed(_folders(folder)):
         try:
-            state = json.loads((candidate / "state.json").read_text())
-            sums = {name: _sha256(candidate / name) for name in state["sha256"]}
-        except (OSError, ValueError, KeyError):
-            continue
-        if sums == state["sha256"] and state["identity"] == identity:
-            return Checkpoint(
-                step=state["step"],
-                model=load_file(candidate / "model.safetensors"),
-                optimizer=load_file(candidate / "optimizer.safetensors"),
-                seconds=state["seconds"],
-            )
-    return None
+            return Found(_load(candidate, identity), tuple(passed_over))
+        except DamagedError as error:
+            passed_over.append(f"{candidate.name}: {error}")
+    return Found(None, tuple(passed_over))
+
+
+def _load(folder: Path, identity: str) -> Checkpoint:
+    state: dict[str, Any] = unseal(folder)
+    if state["identity"] != identity:
+        raise DamagedError("it is of another run")
+    step, best = state["step"], state["best"]
+    model = load_file(folder / "model.safetensors")
+    if best is not None:
+        at_best = model if best["step"] == step else load_file(folder / "best.safetensors")
+        best = Best(best["step"], best["loss"], at_best)
+    optimizer = load_file(folder / "optimizer.safetensors")
+    return Checkpoint(step, model, optimizer, state["seconds"], best)
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the file or folder on disk, not only in the system's memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return sorted(path for path in folder.glob("step-*") if path.suffix != UNFINISHED)

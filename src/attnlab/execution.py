@@ -5,6 +5,7 @@ again, on a CPU to the same bits.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from attnlab import checkpoint
+from attnlab.checkpoint import Best
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.data.batches import window_starts
 from attnlab.environment import describe
@@ -35,6 +37,7 @@ class Progress(NamedTuple):
     loss: float | None  # the latest training loss
     tokens_per_second: float | None
     alarm: str | None = None  # raised since the last event
+    note: str | None = None  # something that a person should know, and no alarm
 
 
 class Ended(NamedTuple):
@@ -60,7 +63,8 @@ def execute(
         yield from _Execution(run.config, folder, identity, places, device).events()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        folder.fail(reason)
+        with suppress(OSError):  # on a full disk the reason is at least said
+            folder.fail(reason)
         yield Ended("failed", reason, None)
 
 
@@ -75,8 +79,9 @@ class _Execution:
     ) -> None:
         self.config, self.folder, self.identity, self.device = config, folder, identity, device
         self.clock = Clock()
+        self.best: Best | None = None
         self.environment = describe(device)
-        self.corpus = _corpus(config.data, places)
+        self.corpus = corpus_of(config.data, places)
         self.memory = PeakMemory(device)
         self.autocast = autocast(config.train, device)
         self.model = config.model.build(self.corpus.vocab_size, config.seed).to(device)
@@ -92,7 +97,7 @@ class _Execution:
         )
 
     def events(self) -> Iterator[Event]:
-        self._open()
+        found = self._open()
         valid = self._held_out("valid")
         self._try_out_longest()
         watch = Watch(self.corpus, self.config.train, self.model, self.autocast, valid)
@@ -106,12 +111,13 @@ class _Execution:
 
         config = self.config.train
         progress = Progress(self.step.step, config.steps, None, None)
-        yield progress
+        yield progress._replace(note=found.note)
         try:
             for event in train(self.step, config, evaluate, self.clock, self.memory):
                 if isinstance(event, CheckpointDue):
                     self._save()
                 else:
+                    self._look_for_best(event)
                     said = watch.look(event.step, event.values)
                     counted = self.model.drain_statistics()
                     self.folder.append({"step": event.step, **event.values, **counted, **said})
@@ -132,39 +138,57 @@ class _Execution:
         self._finish({"status": "finished", "reason": None, **final, **watch.said()})
         yield Ended("finished", None, quality.loss)
 
-    def _open(self) -> None:
+    def _open(self) -> checkpoint.Found:
         """The folder, and the state of the last checkpoint where there is one."""
+        found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
+        state = found.checkpoint
         environment = self.environment | {
             "kernels": self._kernels(),
             "precision": self.config.train.precision_on(self.device.type),
             "compiled": self.compiled,
             "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
+            "begins": {"step": state.step if state else 0, "passed_over": found.passed_over},
         }
         self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
+        checkpoint.tidy(self.folder.checkpoints)
         replace_file(self.folder.path / "tokenizer.json", self.corpus.codec.to_json().encode())
-        found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
-        if found is not None:
-            self.model.load_state_dict(found.model)
-            self.step.restore(found.step, found.optimizer)
-            self.clock.resume(found.seconds)
-        self.folder.truncate_after(found.step if found is not None else -1)
+        if state is not None:
+            self.model.load_state_dict(state.model)
+            self.step.restore(state.step, state.optimizer)
+            self.clock.resume(state.seconds)
+            self.best = state.best
+        self.folder.truncate_after(state.step if state is not None else -1)
+        return found
+
+    def _look_for_best(self, event: Measurement) -> None:
+        loss = event.values.get("eval_loss")
+        if self.config.train.keep != "best_and_last" or loss is None:
+            return
+        if self.best is None or loss < self.best.loss:
+            weights = self.model.state_dict().items()
+            on_host = {name: w.detach().to("cpu", copy=True) for name, w in weights}
+            self.best = Best(event.step, loss, on_host)
 
     def _save(self) -> None:
         model, optimizer = self.model.state_dict(), self.step.state()
-        state = checkpoint.Checkpoint(self.step.step, model, optimizer, self.clock.seconds())
+        seconds = self.clock.seconds()
+        state = checkpoint.Checkpoint(self.step.step, model, optimizer, seconds, self.best)
         checkpoint.save(self.folder.checkpoints, state, self.identity)
 
     def _finish(self, outcome: Json) -> None:
-        losses = [m["eval_loss"] for m in self.folder.metrics() if m.get("eval_loss") is not None]
+        evaluated = [m for m in self.folder.metrics() if m.get("eval_loss") is not None]
+        best = min(evaluated, key=lambda m: m["eval_loss"], default={})
         config, vocab_size = self.config, self.corpus.vocab_size
+        parent = config.parent()
         self.folder.finish(
             {
                 **outcome,
-                "best_loss": min(losses, default=None),
+                "best_loss": best.get("eval_loss"),
+                "best_step": best.get("step"),
                 **cost_of(config, vocab_size, self.step.step, self.clock, self.memory),
                 "kernels": self._kernels(),
                 "device": self.environment["device"]["name"],
-                "parent": None,
+                "parent": parent and parent.identity(self.corpus.fingerprint),
             }
         )
 
@@ -222,7 +246,7 @@ class _Execution:
 
 
 @lru_cache(maxsize=1)
-def _corpus(data: DataConfig, places: Places) -> Corpus:
+def corpus_of(data: DataConfig, places: Places) -> Corpus:
     """The corpus, read once for all runs of a process that share it."""
     return data.load(places)
 

@@ -14,7 +14,7 @@ from attnlab.checkpoint import KEPT
 from attnlab.run_config import RunConfig
 from attnlab.timing import Pace
 
-NUMBERS_A_WEIGHT = 3  # itself and two moments, in float32
+NUMBERS_A_WEIGHT = 3  # of a checkpoint: itself and two moments, in float32; and perhaps its best
 WORKER_START = 10.0  # seconds to import torch and find the device
 LINE_BYTES = 220  # of metrics.jsonl
 RECORD_BYTES = 12_000  # settings, environment and summary of one run
@@ -61,10 +61,11 @@ class Forecast:
         return self.agenda.study.variants[variant].cost().params
 
     def checkpoint_bytes(self) -> int:
-        """What stays of the weights of all runs for the verdict, and of those under way."""
+        """At most: what stays of all runs for the verdict, and of those under way."""
         study, stay, passing = self.agenda.study, 0, 0
         for variant, config in study.variants.items():
-            one = 4 * NUMBERS_A_WEIGHT * self.parameters(variant)
+            numbers = NUMBERS_A_WEIGHT + (config.train.keep == "best_and_last")
+            one = 4 * numbers * self.parameters(variant)
             written = config.train.n_checkpoints
             kept = 0 if config.train.keep == "none" else min(KEPT, written)
             stay += _left(self.agenda.verdict_count([variant]))[0] * kept * one

@@ -44,7 +44,7 @@ def _conflicts(
     rate = None
     if study.learning_rates is not None:
         for tuning_rate, folder in tuning_runs(study_dir, variant, TUNING_SEED).items():
-            if why := _conflict(study.tuning_run(variant, tuning_rate), folder, fingerprint):
+            if why := conflict(study.tuning_run(variant, tuning_rate), folder, fingerprint):
                 yield folder, why
         own_rate = study.variants[variant].train.learning_rate
         decision = study.learning_rates.decide(own_rate, tried(study_dir, variant))
@@ -54,11 +54,12 @@ def _conflicts(
         folder = run.folder(study_dir)
         if study.learning_rates is not None and rate is None and folder.identity() is not None:
             yield folder, "it was trained before its learning rate was tuned"
-        elif why := _conflict(run, folder, fingerprint):
+        elif why := conflict(run, folder, fingerprint):
             yield folder, why
 
 
-def _conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
+def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
+    """How the run that is there differs from this one; empty where it does not or none is there."""
     settings = run.config.to_dict() | {"identity": run.config.identity(fingerprint)}
     different = list(folder.conflict(settings).items())[:4]
     return "; ".join(f"{path} is {a!r} there, {b!r} asked" for path, (a, b) in different)

@@ -82,9 +82,11 @@ class StudyProgress:
             speed = event.tokens_per_second
             rate = f"{speed:,.0f} tokens/s" if speed else "warming up"
             self.bars.update(at.bar, completed=event.step, description=_name(run) + loss, rate=rate)
-        if not isinstance(event, Ended) and event.alarm is not None:
-            said = f"{escape(_name(run))}: {escape(event.alarm)}"
-            self.console.print(f"        [bold red]{said}[/bold red]", highlight=False)
+        if not isinstance(event, Ended):
+            for style, said in (("bold red", event.alarm), ("yellow", event.note)):
+                if said is not None:
+                    text = f"        {_name(run)}: {said}"
+                    self.console.print(text, style=style, markup=False, highlight=False)
         left = self.agenda.steps_left() - sum(at.step for at in self.under_way.values())
         self.bars.update(self.study, completed=self.made, total=self.made + left)
 

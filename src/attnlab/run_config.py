@@ -19,7 +19,7 @@ from attnlab.eval_config import EvalConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model import ModelConfig
 from attnlab.record import RunFolder
-from attnlab.train_config import TrainConfig
+from attnlab.train_config import Schedule, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,15 @@ class RunConfig(Config):
     def with_learning_rate(self, rate: float) -> "RunConfig":
         """The same run with another peak learning rate."""
         return dataclasses.replace(self, train=dataclasses.replace(self.train, learning_rate=rate))
+
+    def extended(self, steps: int, schedule: Schedule) -> "RunConfig":
+        """The same run and more steps; see `TrainConfig.extended`."""
+        return dataclasses.replace(self, train=self.train.extended(steps, schedule))
+
+    def parent(self) -> "RunConfig | None":
+        """The run that this one extends; None where it extends none."""
+        train = self.train.shorter()
+        return None if train is None else dataclasses.replace(self, train=train)
 
     def cost(self) -> Cost:
         """Of one token at the end of a sequence, in the whole model."""

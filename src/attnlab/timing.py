@@ -134,7 +134,7 @@ def _split_seconds(
 def _save_seconds(step: TrainingStep) -> float:
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {})
+        state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {}, None)
         checkpoint.save(Path(folder), state, "timing")
         return time.perf_counter() - begin
 

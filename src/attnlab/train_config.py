@@ -2,13 +2,28 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from attnlab.config import Config, Problem
 
+Schedule = Literal["rederived", "constant"]
 WITHOUT_INFLUENCE = ("keep",)  # on the result: not part of a run's identity
 COMPILE_FROM_PETAFLOPS = 2.0  # of training: below that compiling costs more time than it saves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension(Config):
+    """The shorter run that a run goes on from, as far as it decides the steps after it."""
+
+    steps: int  # of the shorter run
+    schedule: Schedule  # of the learning rate, from there on
+    extends: "Extension | None" = None  # the one that the shorter run went on from
+
+    def problems(self) -> Iterator[Problem]:
+        if self.steps < 1:
+            yield Problem("steps", f"must be at least 1, got {self.steps}")
+        yield from _not_shorter(self.extends, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +42,8 @@ class TrainConfig(Config):
     eval_every: int = 100
     eval_batch_size: int = 16  # sequences at a time; no influence on the result
     checkpoint_every: int = 500
-    keep: Literal["last", "none"] = "last"  # checkpoints, once the run has ended
+    extends: Extension | None = None  # None: it begins at step 0
+    keep: Literal["best_and_last", "last", "none"] = "best_and_last"  # once the run has ended
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 autocast on CUDA
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA, where the run is long enough
     cuda_graph: Literal["auto", "off"] = "auto"  # auto: the whole step is one graph on CUDA
@@ -46,10 +62,25 @@ class TrainConfig(Config):
         if 1 <= self.steps <= self.warmup_steps:
             advice = f"the peak is never reached; set it below {self.steps}"
             yield Problem("warmup_steps", f"{self.warmup_steps} of {self.steps} steps: {advice}")
+        yield from _not_shorter(self.extends, self.steps)
         if not 0 <= self.final_learning_rate_ratio <= 1:
             yield Problem("final_learning_rate_ratio", "must be in [0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             yield Problem("betas", f"must be in [0, 1), got {list(self.betas)}")
+
+    def extended(self, steps: int, schedule: Schedule) -> "TrainConfig":
+        """These settings, and more steps. The learning rate stays as it was in the steps that there
+        were; then it is what it would be there in a run of `steps` from the start, or, "constant",
+        what it was at the last of them.
+        """
+        extends = Extension(steps=self.steps, schedule=schedule, extends=self.extends)
+        return replace(self, steps=steps, extends=extends)
+
+    def shorter(self) -> "TrainConfig | None":
+        """The settings of the run that this one extends; None where it extends none."""
+        if self.extends is None:
+            return None
+        return replace(self, steps=self.extends.steps, extends=self.extends.extends)
 
     def substance(self) -> dict[str, Any]:
         """`to_dict` without what has no influence on the result."""
@@ -81,3 +112,8 @@ class TrainConfig(Config):
         if self.compile == "auto":
             return device_type == "cuda" and petaflops >= COMPILE_FROM_PETAFLOPS
         return self.compile == "on"
+
+
+def _not_shorter(extends: Extension | None, steps: int) -> Iterator[Problem]:
+    if extends is not None and extends.steps >= steps:
+        yield Problem("extends.steps", f"must be below {steps}, got {extends.steps}")

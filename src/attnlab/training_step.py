@@ -173,11 +173,15 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def _rates(config: TrainConfig) -> list[float]:
-    return list(
-        learning_rates(
-            config.steps,
-            peak=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-            final_ratio=config.final_learning_rate_ratio,
-        )
+    """The learning rate of every step: of those of a run that this one extends, as they were."""
+    shorter = config.shorter()
+    before = _rates(shorter) if shorter is not None else []
+    if config.extends is not None and config.extends.schedule == "constant":
+        return before + [before[-1]] * (config.steps - len(before))
+    whole = learning_rates(
+        config.steps,
+        peak=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        final_ratio=config.final_learning_rate_ratio,
     )
+    return [*before, *whole[len(before) :]]

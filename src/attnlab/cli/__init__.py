@@ -5,7 +5,7 @@ study cannot run here; 2 the command or its settings are wrong, and nothing was 
 interrupted, and what was done is kept.
 """
 
-from attnlab.cli import bench, check, compare, doctor, generate, kinds, report, run
+from attnlab.cli import bench, check, compare, doctor, export, extend, generate, kinds, report, run
 from attnlab.cli.app import app
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "check",
     "compare",
     "doctor",
+    "export",
+    "extend",
     "generate",
     "kinds",
     "main",

@@ -36,6 +36,9 @@ FlaPathOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+BestOption = Annotated[
+    bool, typer.Option("--best", help="The weights of the lowest validation loss, not the last.")
+]
 
 
 def told(command: Callable[P, R]) -> Callable[P, R]:

@@ -7,7 +7,15 @@ import torch
 import typer
 
 from attnlab.asked import use_fla
-from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told
+from attnlab.cli.app import (
+    BestOption,
+    DeviceOption,
+    FlaPathOption,
+    app,
+    console,
+    errors,
+    told,
+)
 from attnlab.generation import Sampling, generate
 from attnlab.launch import seats
 from attnlab.trained import Trained, load_run
@@ -16,7 +24,10 @@ from attnlab.trained import Trained, load_run
 @app.command("generate")
 @told
 def generate_(  # noqa: PLR0913  one parameter an option
-    run: Annotated[Path, typer.Argument(help="A run's folder: results/STUDY/VARIANT/seed-0.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, results/STUDY/VARIANT/seed-0, or an exported one."),
+    ],
     prompt: Annotated[str, typer.Option(help="The text to go on from.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to make.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
@@ -24,13 +35,18 @@ def generate_(  # noqa: PLR0913  one parameter an option
     top_p: Annotated[float | None, typer.Option(help="Of the fewest that reach p.")] = None,
     seed: Annotated[int, typer.Option(help="Decides every draw.")] = 0,
     samples: Annotated[int, typer.Option(help="How many texts.", min=1)] = 1,
+    best: BestOption = False,
     device: DeviceOption = "auto",
     fla_path: FlaPathOption = None,
 ) -> None:
-    """Go on from a prompt with a run's newest checkpoint. One text is shown as it is made."""
+    """Go on from a prompt with a run's last weights. One text is shown as it is made."""
     use_fla(fla_path)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    trained = load_run(run, torch.device(seats(device, 1)[0].device))
+    trained = load_run(
+        run, torch.device(seats(device, 1)[0].device), which="best" if best else "last"
+    )
+    if trained.note is not None:
+        errors.print(trained.note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     ids = trained.codec.encode([prompt])
     if not len(ids):
         raise ValueError("--prompt is empty: give some text to go on from")

@@ -21,9 +21,10 @@ keeps its `.partial` name and its reason and can be tried again.
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
+from urllib.parse import unquote
 
 from attnlab.config import differences
 from attnlab.record.json_files import Json, parse, replace_file, to_line, write_json
@@ -45,6 +46,21 @@ class RunFolder:
         if tuning_rate is not None:
             folder = folder / "tuning" / f"lr-{tuning_rate:g}"
         self.ended, self.partial = folder / f"seed-{seed}", folder / f"seed-{seed}.partial"
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """The run whose own folder this is. Raises ValueError where it is none."""
+        folder = path if len(path.parts) > 2 else path.resolve()
+        match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
+        if match is None or not folder.is_dir():
+            raise ValueError(
+                f"no run in {path}: name the folder of one, as results/quickstart/mha/seed-0"
+            )
+        variant = unquote(folder.parent.name)
+        if folder_name(variant) != folder.parent.name:
+            name = folder_name(variant)
+            raise ValueError(f"{folder.parent}: call this folder {name}, or without dots")
+        return cls(folder.parent.parent, variant, int(match[1]))
 
     @property
     def path(self) -> Path:
@@ -80,6 +96,11 @@ class RunFolder:
         settings = {path: pair for path, pair in found.items() if path != "identity"}
         return settings or found
 
+    def inherit(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what another run has measured, before `open`."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._write_metrics(metrics)
+
     def open(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Begin the run, or go on with one that was interrupted or failed.
 
@@ -93,6 +114,8 @@ class RunFolder:
         if before is not None:
             earlier = before.pop("earlier", [])
             environment = {**environment, "earlier": [*earlier, before]}
+        for unfinished in self.partial.glob(".*.tmp"):  # what a kill left of a file's replacement
+            unfinished.unlink()
         write_json(self.partial / "config.json", self._whole(config))
         write_json(self.partial / "environment.json", environment)
         self._keep_metrics(lambda _: True)
@@ -157,8 +180,10 @@ class RunFolder:
         write_json(self.partial / "summary.json", {"reason": None, **summary, **run})
 
     def _keep_metrics(self, wanted: Callable[[Json], bool]) -> None:
-        kept = "".join(to_line(metrics) for metrics in self.metrics() if wanted(metrics))
-        replace_file(self.partial / "metrics.jsonl", kept.encode())
+        self._write_metrics(metrics for metrics in self.metrics() if wanted(metrics))
+
+    def _write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        replace_file(self.partial / "metrics.jsonl", "".join(map(to_line, metrics)).encode())
 
     def _read(self, name: str) -> Json | None:
         text = self._text(name)

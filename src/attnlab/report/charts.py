@@ -2,14 +2,15 @@
 
 All are drawn at one width that a phone shows whole, and stand beside each other where there is
 room. The panels draw; here is what they draw, and the words under it. What a switch on the page
-chooses between (steps or time, linear or logarithmic axes) is drawn in each form, and the page's
-style shows one.
+chooses between (steps, tokens or time, linear or logarithmic axes) is drawn in each form, and the
+page's style shows one.
 """
 
 from itertools import product
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from attnlab.analysis.analysis import Analysis, Front
 from attnlab.analysis.lengths import longest, read_at
@@ -21,11 +22,11 @@ from attnlab.report.looks import Looks, looks_of
 from attnlab.report.panels.by_row import dots, forest, tiers
 from attnlab.report.panels.context import Point, against_context
 from attnlab.report.panels.cost import pareto
-from attnlab.report.panels.curves import curves, minus_reference
+from attnlab.report.panels.curves import Against, curves, minus_reference
 from attnlab.report.panels.frame import name_rows
 from attnlab.report.panels.length import against_length, mark_training
 from attnlab.report.panels.position import positions
-from attnlab.report.panels.scales import scaled, tokens_on_top
+from attnlab.report.panels.scales import scaled, tokens_a_step, tokens_on_top
 from attnlab.report.panels.tuning import rates
 from attnlab.report.rows import Row, rows, split_name, split_of
 
@@ -103,16 +104,21 @@ class Charts:
         if timed and len(self.analysis.table.devices) > 1:
             text += " Seconds are of different devices, and no comparison."
         forms: dict[str, str] = {}
-        for against, scale in product(("step", "time") if timed else ("step",), ("linear", "log")):
+        unlike = len(set(tokens_a_step(shown).values())) > 1  # tokens are no second scale of steps
+        axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
+        axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
+        axis |= {"time": ("train_seconds", "seconds of training")} if timed else {}
+        for against, scale in product(axis, ("linear", "log")):
 
             def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
-                key = "step" if against == "step" else "train_seconds"
+                key, label = axis[against]
                 curves(axes, shown, self.looks, key, seeds=True)
                 scaled(axes, scale, both=True)
-                words = {"step": "training step", "time": "seconds of training"}
-                axes.set_xlabel(words[against])
+                axes.set_xlabel(label)
                 if against == "step":
                     tokens_on_top(axes, shown)
+                elif against == "tokens":
+                    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
             forms[f"{against} {scale}"] = self.canvas.svg(draw, title, text)
         charts = [Chart(title=title, text=text, forms=forms)]

@@ -5,6 +5,7 @@ CSS. The text is in `templates/page.html.j2`, made of the pieces of `templates/p
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +15,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.lengths import sentences
 from attnlab.report import columns as column
 from attnlab.report import units, words
+from attnlab.report.canvas import Chart
 from attnlab.report.charts import Charts
 from attnlab.report.columns import VARIANT, Column
 from attnlab.report.families import family_grids
@@ -67,7 +69,7 @@ def page(analysis: Analysis) -> str:
         "loss": charts.loss(),
         "forest": charts.forest(),
         "curves": curves,
-        "timed": any("time" in form for chart in curves for form in chart.forms),
+        "against": _against(curves),
         "positions": charts.positions(),
         "recall": charts.recall(),
         "lengths": charts.lengths(),
@@ -101,6 +103,14 @@ def page(analysis: Analysis) -> str:
         if key in ("ranking", "again") or filled.get(key, held.get(key))
     }
     return templates().get_template("page.html.j2").render(held)
+
+
+def _against(curves: Sequence[Chart]) -> dict[str, str]:
+    """What the curves are drawn against, in words."""
+    drawn = {form.split()[0] for chart in curves for form in chart.forms}
+    steps = "steps" if "tokens" in drawn else "steps and tokens"
+    said = {"step": steps, "tokens": "tokens", "time": "time"}
+    return {against: words for against, words in said.items() if against in drawn}
 
 
 def templates() -> Environment:

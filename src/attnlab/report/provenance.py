@@ -6,7 +6,7 @@ from typing import Any
 from attnlab.analysis.settings import describe, flat, shared_and_own
 from attnlab.analysis.table import Table
 
-OF_ONE_START = ("started", "earlier")  # in environment.json: when, and where before a resume
+OF_ONE_START = ("started", "earlier", "begins")  # in environment.json: when, and from where
 
 
 def settings(table: Table) -> tuple[dict[str, str], dict[str, dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""Learning curves: the validation loss against the step or the time, and minus a reference."""
+"""Learning curves: validation loss against steps, tokens or time, and minus a reference."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ from attnlab.analysis.paired import Estimate
 from attnlab.analysis.table import Variant
 from attnlab.report.looks import Look, Looks, mark
 from attnlab.report.panels.frame import beyond, say
+from attnlab.report.panels.scales import tokens_a_step
 from attnlab.report.rows import Row
 from attnlab.report.scale import Extent, window
 
-Against = Literal["step", "train_seconds"]
+Against = Literal["step", "tokens", "train_seconds"]
 MOST_POINTS = 40  # of a line; more are thinned, the last always stays
 
 
@@ -38,7 +39,7 @@ def curves(
         return
     seen: list[float] = []
     for row in rows:
-        curve, x = found[row.name], _x(row.variant, against)
+        curve, x = found[row.name], _x(row, against)
         _line(axes, curve, row.name, looks[row.name], x)
         if seeds:
             _each_seed(axes, curve, row.name, looks[row.name], x)
@@ -123,13 +124,14 @@ def _spread(curve: Curve, step: int) -> str:
     return "" if e is None or e.spread is None else f" ± {e.spread:.4f}"
 
 
-def _x(variant: Variant, against: Against) -> dict[int, float]:
+def _x(row: Row, against: Against) -> dict[int, float]:
     """Where each step stands on the axis."""
-    curve = variant.curve("eval_loss")
-    if against == "step":
-        return {step: float(step) for points in curve.by_seed.values() for step in points[0]}
-    times = variant.curve("train_seconds")
-    return dict(zip(times.steps, times.mean, strict=True))
+    if against == "train_seconds":
+        times = row.variant.curve("train_seconds")
+        return dict(zip(times.steps, times.mean, strict=True))
+    curve = row.variant.curve("eval_loss")
+    a_step = 1.0 if against == "step" else tokens_a_step([row]).get(row.name, math.nan)
+    return {step: step * a_step for points in curve.by_seed.values() for step in points[0]}
 
 
 def _last(found: Mapping[str, Curve]) -> int:

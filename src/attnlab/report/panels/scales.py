@@ -30,13 +30,18 @@ def scaled(axes: Axes, scale: str, *, both: bool) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def tokens_on_top(axes: Axes, shown: Sequence[Row]) -> None:
-    """A second scale in tokens, where all variants read as many a step."""
-    a_step = {
-        row.numbers["tokens"].mean / row.numbers["steps"].mean
+def tokens_a_step(shown: Sequence[Row]) -> dict[str, float]:
+    """By variant, of those that say."""
+    return {
+        row.name: row.numbers["tokens"].mean / row.numbers["steps"].mean
         for row in shown
         if "tokens" in row.numbers and row.numbers.get("steps")
     }
+
+
+def tokens_on_top(axes: Axes, shown: Sequence[Row]) -> None:
+    """A second scale in tokens, where all variants read as many a step."""
+    a_step = set(tokens_a_step(shown).values())
     if len(a_step) != 1:
         return
     (tokens,) = a_step
