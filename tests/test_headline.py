@@ -26,6 +26,21 @@ def test_a_shared_lead_is_no_winner(tmp_path):
     assert second == "Behind them: delta (0.300 nats behind)."
 
 
+def test_who_cannot_be_told_from_the_best_for_its_own_noise_shares_no_lead(tmp_path):
+    losses = {
+        "mha": steady(5.0, 1),
+        "mla": steady(5.0003, 2),
+        "delta": steady(5.3, 3),
+        "wild": [4.9, 6.4, 5.2, 5.9, 5.1],
+    }
+    first, second = headline(tmp_path, losses)
+    assert first.startswith("mha and mla share the lead: 5.000 nats")
+    assert first.endswith(
+        "Nor can wild, 0.500 nats behind: losses there vary too much from seed to seed."
+    )
+    assert second == "Behind them: delta (0.300 nats behind)."
+
+
 def test_where_nothing_can_be_told_apart_it_says_what_would_have_been(tmp_path):
     first, second = headline(tmp_path, {"mha": steady(5.0, 1), "mla": steady(5.0003, 2)})
     assert first.startswith(

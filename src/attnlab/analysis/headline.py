@@ -1,6 +1,7 @@
 """The verdict in two sentences that a newcomer understands."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from attnlab.analysis.comparison import Comparison
 from attnlab.analysis.controls import Control
@@ -31,8 +32,7 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         first = f"No winner: the differences between the {len(lead)} variants are within the noise "
         first += f"(the lowest mean is {best}'s, {loss})."
     else:
-        names = listed([name for names in lead for name in names])
-        first = f"{names} share the lead: {loss} for {best}, and the others cannot be told from it."
+        first = _shared(verdict, loss)
     for control in controls:
         if control.same_rate and control.ties is False:
             return first, control.note
@@ -46,14 +46,35 @@ def _introduced(verdict: Verdict, names: Sequence[str]) -> str:
     return f"{listed(names)} ({said})" if said and mechanism not in names else listed(names)
 
 
+def _shared(verdict: Verdict, loss: str) -> str:
+    """Who shares the lead; and who cannot be told from it for being noisy, though others can."""
+    best, tiers = verdict.order[0], verdict.tiers
+    near = list(takewhile(lambda name: tiers[name] == 1, verdict.order))
+    far = [name for name in verdict.order if tiers[name] == 1 and name not in near]
+    if len(near) == 1:
+        first = f"{best} has the lowest loss: {loss}."
+    else:
+        said = f"{listed(near)} share the lead: {loss} for {best}"
+        first = f"{said}, and the others cannot be told from it."
+    if not far:
+        return first
+    nor = "Nor can" if len(near) > 1 else "It cannot be told from"
+    why = "losses there vary too much from seed to seed"
+    return f"{first} {nor} {listed(far)}, {_behind(verdict, far)}: {why}."
+
+
+def _behind(verdict: Verdict, names: Sequence[str]) -> str:
+    behind = sorted(verdict.to_best[name].mean for name in names)
+    ends = dict.fromkeys([f"{behind[0]:.3f}", f"{behind[-1]:.3f}"])
+    return f"{' to '.join(ends)} nats behind"
+
+
 def _others(verdict: Verdict) -> str:
     """The tiers behind the first, each with how far it is behind."""
     said: list[str] = []
     for tier in sorted(set(verdict.tiers.values()) - {1}):
         names = [name for name in verdict.order if verdict.tiers[name] == tier]
-        behind = sorted(verdict.to_best[name].mean for name in names)
-        ends = dict.fromkeys([f"{behind[0]:.3f}", f"{behind[-1]:.3f}"])
-        said.append(f"{listed(names)} ({' to '.join(ends)} nats behind)")
+        said.append(f"{listed(names)} ({_behind(verdict, names)})")
     if not said:
         smallest = f"{verdict.detectable:.3f}" if verdict.detectable is not None else "?"
         return f"With {len(verdict.seeds)} seeds, differences under {smallest} nats go unseen."
