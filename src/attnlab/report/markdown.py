@@ -35,6 +35,8 @@ def markdown(analysis: Analysis, picture: str | None) -> str:
     return templates.get_template("report.md.j2").render(
         analysis=analysis,
         study=table.study,
+        question=words.lead(table.study.question),
+        asked=words.rest(table.study.question),
         unfair=words.unfair(table),
         devices=words.devices(table),
         how_sure=words.how_sure(analysis),

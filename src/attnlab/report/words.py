@@ -1,6 +1,8 @@
 """What a report says beside the analysis' own sentences: how sure it is, and what is missing."""
 
-from typing import Any
+import re
+from textwrap import dedent
+from typing import Any, NamedTuple
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Table
@@ -146,9 +148,27 @@ def lead(question: str) -> str:
     return question.strip().splitlines()[0] if question.strip() else ""
 
 
-def rest(question: str) -> str:
-    """What follows it, on one line."""
-    return " ".join(" ".join(question.strip().splitlines()[1:]).split())
+class Paragraph(NamedTuple):
+    text: str
+    preformatted: bool  # indented in the study's file: a formula or a table, as it stands
+
+
+def rest(question: str) -> list[Paragraph]:
+    r"""What follows it, by paragraph.
+
+    >>> for paragraph in rest("Why?\n\nFor a\nreason.\n\n    a = b\n    c = d\n"):
+    ...     print(paragraph)
+    Paragraph(text='For a reason.', preformatted=False)
+    Paragraph(text='a = b\nc = d', preformatted=True)
+    """
+    found = list[Paragraph]()
+    for block in re.split(r"\n\s*\n", question.strip("\n").partition("\n")[2]):
+        lines = [line for line in block.splitlines() if line.strip()]
+        if lines and all(line.startswith("    ") for line in lines):
+            found.append(Paragraph(dedent("\n".join(lines)), True))
+        elif lines:
+            found.append(Paragraph(" ".join(block.split()), False))
+    return found
 
 
 def _seeds(analysis: Analysis) -> str:

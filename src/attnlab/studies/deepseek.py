@@ -70,7 +70,9 @@ study = Study(
     learning_rates=LearningRates(multiples=(1, 2, 4), factor=2, most=6),
     margin=0.01,
     questions=(
-        BestQuality(text="Does any feature make the model better than plain attention?"),
+        BestQuality(
+            text="Is plain attention the best, or does some feature make the model better?"
+        ),
         GivesUp(text="What do latents change?", variants=("lora", "flash"), than="baseline"),
         GivesUp(text="What do scaled positions change?", variants=("rope",), than="flash"),
         GivesUp(text="What do narrow heads and biases change?", variants=("full",), than="flash"),

@@ -178,9 +178,7 @@ study = Study(
         ),
     },
     questions=(
-        BestQuality(
-            text="Is any variant better than plain attention, or are the published ranks noise?"
-        ),
+        BestQuality(text="Is plain attention the best of the thirteen?"),
         GivesUp(
             text="What do low-rank projections alone change?",
             variants=("lora_small", "lora_medium", "lora_large", "lora_xl"),
