@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from attnlab.matching import Match
     from attnlab.mechanism import Cost, Mechanism, MechanismConfig
     from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+    from attnlab.mechanisms.delta_net import DeltaNet
     from attnlab.mechanisms.fla_layer import fla_layer
     from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+    from attnlab.mechanisms.gla import GLA
     from attnlab.mechanisms.grouped_query import GroupedQuery
     from attnlab.mechanisms.identity import Identity
+    from attnlab.mechanisms.kda import KDA
+    from attnlab.mechanisms.mamba2 import Mamba2
     from attnlab.mechanisms.mla import MLA
     from attnlab.mechanisms.sliding_window import SlidingWindow
     from attnlab.model import ModelConfig
@@ -49,14 +53,18 @@ _HOME = {
     "BrokenPromiseError": "running",
     "Cost": "mechanism",
     "DeepseekSparse": "mechanisms.deepseek_sparse",
+    "DeltaNet": "mechanisms.delta_net",
     "Dense": "feedforward",
     "EveryLayer": "question",
+    "GLA": "mechanisms.gla",
     "GatedDeltaNet": "mechanisms.gated_delta_net",
     "GivesUp": "question",
     "GroupedQuery": "mechanisms.grouped_query",
     "Identity": "mechanisms.identity",
+    "KDA": "mechanisms.kda",
     "LearningRates": "tuning",
     "MLA": "mechanisms.mla",
+    "Mamba2": "mechanisms.mamba2",
     "Match": "matching",
     "Mechanism": "mechanism",
     "MechanismConfig": "mechanism",
@@ -85,6 +93,8 @@ _HOME = {
 }
 
 __all__ = [
+    "GLA",
+    "KDA",
     "MLA",
     "Analysis",
     "BestForCost",
@@ -92,6 +102,7 @@ __all__ = [
     "BrokenPromiseError",
     "Cost",
     "DeepseekSparse",
+    "DeltaNet",
     "Dense",
     "EveryLayer",
     "GatedDeltaNet",
@@ -99,6 +110,7 @@ __all__ = [
     "GroupedQuery",
     "Identity",
     "LearningRates",
+    "Mamba2",
     "Match",
     "Mechanism",
     "MechanismConfig",
