@@ -9,10 +9,10 @@ No exponent in it may be positive, or it overflows. With one decay a head, exp(G
 matrix of its own. With one a channel the tokens are halved again and again: those of a second half
 see those of the first across the boundary r between them, and both exp(G_c - G_r) and
 exp(G_r - G_s) are at most 1. That is log2 C rounds of batched products, and nothing of size
-C x C x K. Exponents are differences of running sums, so what is seen has a relative error of at most
+C x C x K. Exponents are differences of running sums: what is seen has a relative error of at most
 about |G| times the dtype's rounding.
 
-Yang et al. 2023 (arXiv:2312.06635), section 4.3, cut into blocks of one size for the same reason.
+Yang et al. 2023 (arXiv:2312.06635) cut chunks into blocks of one size for the same reason.
 Shapes: B batch, T tokens, H heads, K key width, V value width, G decays of a head: 1 or K;
 N chunks, C tokens of a chunk, Z = B H, X any width.
 """
