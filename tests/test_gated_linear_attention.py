@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_agreement import CUDA, assert_recordable, assert_same, on_cuda, relative_errors
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnlab.kernels import fla as flash
@@ -11,7 +12,7 @@ from attnlab.kernels.gated_linear_attention import chunked, fla, recurrent, reso
 
 NAMES = ("q", "k", "v", "g", "memory")
 FUNCTIONS = {"head": "chunk_simple_gla", "channel": "chunk_gla"}
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 
 
 def inputs(tokens, gate, key=8, value=8, *, heads=2, decay=0.1, dtype=torch.float64, seed=0):
@@ -38,13 +39,6 @@ def results(run, arguments):
     gradients = torch.autograd.grad(loss, arguments)
     named = zip((f"d{name}" for name in NAMES), gradients, strict=True)
     return {"y": y, "memory": memory, **dict(named)}
-
-
-def assert_same(actual, expected, **tolerance):
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            actual[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,22 +136,6 @@ def test_only_one_gate_a_head_is_refused_for_its_gradients(monkeypatch):
     assert resolve("auto", CUDA, torch.bfloat16, 32, "channel") == "fla"
 
 
-def on_cuda(arguments, dtype):
-    """q, k, v in `dtype`, the rest in float32; and the same numbers in float64."""
-    kinds = (dtype, dtype, dtype, torch.float32, torch.float32)
-    low = [
-        x.detach().to(CUDA, kind).requires_grad_() for x, kind in zip(arguments, kinds, strict=True)
-    ]
-    return low, [x.detach().double().requires_grad_() for x in low]
-
-
-def relative_errors(actual, expected):
-    return {
-        name: ((actual[name].double() - value).norm() / value.norm()).item()
-        for name, value in expected.items()
-    }
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [64, 75, 1024])
 @pytest.mark.parametrize("gate", FUNCTIONS)
@@ -185,21 +163,4 @@ def test_chunks_on_cuda_compute_the_definition(gate, tokens):
 @pytest.mark.parametrize("gate", FUNCTIONS)
 def test_chunks_can_be_recorded_in_a_cuda_graph(gate):
     arguments, _ = on_cuda(inputs(200, gate, heads=4, key=32, value=32), torch.float32)
-
-    def gradients():
-        y, _ = chunked(*arguments)
-        return torch.autograd.grad(y.square().sum(), arguments)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        gradients()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = gradients()
-    with torch.no_grad():
-        arguments[2].mul_(2)
-    graph.replay()
-    for actual, expected in zip(recorded, gradients(), strict=True):
-        torch.testing.assert_close(actual, expected)
+    assert_recordable(chunked, arguments)
