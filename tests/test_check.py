@@ -79,7 +79,10 @@ ALONE = {
     FINITE: ["NotANumberInBfloat16"],
     BITS: ["BufferFromTheGlobalStream"],
 }
-ZOO = ("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse", "gated_delta_net")
+ZOO = (
+    *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse"),
+    *("gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,9 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
     n_kv_heads = draw.choice([n for n in range(1, n_heads + 1) if n_heads % n == 0])
     heads = {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
     theta = {"rope_theta": draw.choice([100.0, 1e4, 1e6])}
+    memory = {"n_heads": n_heads, "head_dim": draw.randint(2, 20)}
+    memory |= {"expand_v": draw.choice([1.0, 2.0])}
+    convolution = {"conv_size": draw.randint(1, 6)}
     kind = draw.choice(ZOO)
     settings = {
         "identity": {},
@@ -171,12 +177,15 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
             "index_n_heads": draw.randint(2, 4),
             "index_head_dim": 4 * draw.randint(2, 6),
         },
-        "gated_delta_net": {
+        "gated_delta_net": memory | convolution | {"output_gate": draw.random() < 0.7},
+        "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},
+        "gla": memory | {"gate_rank": draw.randint(2, 20)},
+        "kda": memory | convolution,
+        "mamba2": {
             "n_heads": n_heads,
             "head_dim": draw.randint(2, 20),
-            "expand_v": draw.choice([1.0, 2.0]),
-            "conv_size": draw.randint(1, 6),
-            "output_gate": draw.random() < 0.7,
+            "d_state": draw.randint(2, 20),
+            **convolution,
         },
     }[kind]
     return MechanismConfig.from_dict({"kind": kind, **settings}), 2 * n_heads * draw.randint(1, 12)

@@ -19,6 +19,10 @@ KINDS = {
     "deepseek_sparse": {"n_heads": 2, "n_kv_heads": 2, "top_k": 4, "index_head_dim": 8},
     "mla": {"n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4},
     "gated_delta_net": {"n_heads": 2, "head_dim": 8},
+    "delta_net": {"n_heads": 2, "head_dim": 8},
+    "gla": {"n_heads": 2, "head_dim": 8},
+    "kda": {"n_heads": 2, "head_dim": 8},
+    "mamba2": {"n_heads": 2, "head_dim": 8, "d_state": 8},
     "identity": {},
 }
 BATCH, PROMPT, STEPS = 3, 5, 9

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_agreement import CUDA, assert_recordable, assert_same, on_cuda, relative_errors
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,10 +12,22 @@ from attnlab.kernels import fla as flash
 from attnlab.kernels.gated_delta_rule import chunked, fla, recurrent, resolve, step
 
 NAMES = ("q", "k", "v", "g", "beta", "memory")
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GATES = ["head", "channel"]
+CPU = torch.device("cpu")
 
 
-def inputs(tokens, heads=2, key=8, value=8, *, decay=0.1, batch=2, dtype=torch.float64, seed=0):
+def inputs(
+    tokens,
+    heads=2,
+    key=8,
+    value=8,
+    *,
+    gate="head",
+    decay=0.1,
+    batch=2,
+    dtype=torch.float64,
+    seed=0,
+):
     """q, k, v, g, beta and a memory to begin with; queries and keys of length 1."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -25,7 +38,7 @@ def inputs(tokens, heads=2, key=8, value=8, *, decay=0.1, batch=2, dtype=torch.f
         normalize(normal(batch, tokens, heads, key), dim=-1),
         normalize(normal(batch, tokens, heads, key), dim=-1),
         normal(batch, tokens, heads, value),
-        -decay * normal(batch, tokens, heads).exp(),
+        -decay * normal(batch, tokens, heads, *([key] if gate == "channel" else [])).exp(),
         normal(batch, tokens, heads).sigmoid(),
         normal(batch, heads, key, value),
     )
@@ -45,13 +58,6 @@ def results(run, arguments):
     return {"y": y, "memory": memory, **dict(named)}
 
 
-def assert_same(actual, expected, **tolerance):
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            actual[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     tokens=st.integers(1, 200),
@@ -60,14 +66,33 @@ def assert_same(actual, expected, **tolerance):
     value=st.sampled_from([1, 3, 8]),
     chunk=st.sampled_from([None, 1, 16, 64]),
     decay=st.sampled_from([0.0, 0.02, 1.0, 50.0]),
+    gate=st.sampled_from(GATES),
     seed=st.integers(0, 99),
 )
 def test_chunks_compute_the_definition_and_its_gradients(
-    tokens, heads, key, value, chunk, decay, seed
+    tokens, heads, key, value, chunk, decay, gate, seed
 ):
-    arguments = inputs(tokens, heads, key, value, decay=decay, batch=1, seed=seed)
+    arguments = inputs(tokens, heads, key, value, gate=gate, decay=decay, batch=1, seed=seed)
     actual = results(lambda *x: chunked(*x, chunk=chunk), arguments)
     assert_same(actual, results(recurrent, arguments), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("run", [recurrent, chunked])
+def test_without_a_gate_nothing_decays(run):
+    q, k, v, g, beta, memory = inputs(70)
+    expected = results(run, [q, k, v, torch.zeros_like(g).requires_grad_(), beta, memory])
+    y, last = run(q, k, v, None, beta, memory)
+    assert_same({"y": y, "memory": last}, {name: expected[name] for name in ("y", "memory")})
+
+
+def test_a_channel_that_forgets_leaves_the_others_alone():
+    q, k, v, g, beta, memory = inputs(70, gate="channel", decay=0.0)
+    forgets = torch.zeros_like(g)
+    forgets[:, 69, :, 3] = -1000.0
+    _, kept = chunked(q, k, v, g, torch.zeros_like(beta), memory)
+    _, last = chunked(q, k, v, forgets, torch.zeros_like(beta), memory)
+    assert last[:, :, 3].abs().max() == 0
+    torch.testing.assert_close(last[:, :, 4:], kept[:, :, 4:])
 
 
 def test_without_a_memory_it_begins_with_zeros():
@@ -79,8 +104,9 @@ def test_without_a_memory_it_begins_with_zeros():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("g", [-50.0, -1000.0])
-def test_a_strong_decay_gives_finite_gradients_and_the_definition(g, dtype):
-    arguments = inputs(130, dtype=dtype)
+@pytest.mark.parametrize("gate", GATES)
+def test_a_strong_decay_gives_finite_gradients_and_the_definition(gate, g, dtype):
+    arguments = inputs(130, gate=gate, dtype=dtype)
     arguments[3] = torch.full_like(arguments[3], g).requires_grad_()
     actual = results(chunked, arguments)
     assert all(x.isfinite().all() for x in actual.values())
@@ -114,8 +140,9 @@ def test_repeated_keys_lose_no_precision_in_float32(keys, beta, chunk):
 
 @torch.no_grad()
 @pytest.mark.parametrize("cut", [1, 31, 32, 33, 64, 99])
-def test_a_sequence_in_two_parts_equals_one_pass(cut):
-    *sequence, memory = inputs(100)
+@pytest.mark.parametrize("gate", GATES)
+def test_a_sequence_in_two_parts_equals_one_pass(gate, cut):
+    *sequence, memory = inputs(100, gate=gate)
     y, last = chunked(*sequence, memory)
     first_y, between = chunked(*(x[:, :cut] for x in sequence), memory)
     second_y, end = chunked(*(x[:, cut:] for x in sequence), between)
@@ -124,8 +151,9 @@ def test_a_sequence_in_two_parts_equals_one_pass(cut):
 
 
 @torch.no_grad()
-def test_steps_follow_the_definition():
-    *sequence, memory = inputs(40, key=5, value=3)
+@pytest.mark.parametrize("gate", GATES)
+def test_steps_follow_the_definition(gate):
+    *sequence, memory = inputs(40, key=5, value=3, gate=gate)
     expected_y, expected_memory = recurrent(*sequence, memory)
     outputs = []
     for token in zip(*(x.unbind(1) for x in sequence), strict=True):
@@ -153,8 +181,9 @@ def test_with_beta_1_a_key_recalls_the_value_last_written():
 
 
 @pytest.mark.parametrize("run", [recurrent, chunked])
-def test_autocast_changes_nothing(run):
-    arguments = inputs(70, dtype=torch.float32)
+@pytest.mark.parametrize("gate", GATES)
+def test_autocast_changes_nothing(gate, run):
+    arguments = inputs(70, gate=gate, dtype=torch.float32)
 
     def under_autocast(*arguments):
         with torch.autocast("cpu", torch.bfloat16):
@@ -180,71 +209,60 @@ def test_auto_is_chunked_on_a_cpu_and_naming_fla_there_says_why_not():
 
 
 def test_auto_on_cuda_is_fla_where_it_is_right(monkeypatch):
-    monkeypatch.setattr(flash, "unusable_because", lambda device_type: None)
+    monkeypatch.setattr(flash, "unusable_because", lambda device_type, function: None)
     assert resolve("auto", CUDA, torch.bfloat16, 32) == "fla"
     assert resolve("auto", CUDA, torch.float32, 32) == "chunked"
     assert resolve("auto", CUDA, torch.bfloat16, 512) == "chunked"
     assert resolve("recurrent", CUDA, torch.bfloat16, 32) == "recurrent"
-    monkeypatch.setattr(flash, "unusable_because", lambda device_type: "wrong gradients")
+    monkeypatch.setattr(flash, "unusable_because", lambda device_type, function: "wrong gradients")
     assert resolve("auto", CUDA, torch.bfloat16, 32) == "chunked"
 
 
-def relative_errors(actual, expected):
-    return {
-        name: ((actual[name].double() - value).norm() / value.norm()).item()
-        for name, value in expected.items()
-    }
+def test_only_one_gate_a_head_is_refused_for_its_gradients(monkeypatch):
+    hopper = {"capability": (9, 0), "fla": "0.6.0", "layers": None, "triton": "3.6.0"}
+    monkeypatch.setattr(flash, "facts", lambda: flash.Facts(**hopper, tilelang=False, nvcc=False))
+    for gate, kernel in (("none", "fla"), ("head", "chunked"), ("channel", "fla")):
+        assert resolve("auto", CUDA, torch.bfloat16, 32, gate) == kernel
 
 
-def on_cuda(arguments, dtype):
-    """q, k, v in `dtype`, the rest in float32; and the same numbers in float64."""
-    kinds = (dtype, dtype, dtype, torch.float32, torch.float32, torch.float32)
-    low = [
-        x.detach().to(CUDA, kind).requires_grad_() for x, kind in zip(arguments, kinds, strict=True)
-    ]
-    return low, [x.detach().double().requires_grad_() for x in low]
+FUNCTIONS = {
+    "none": "chunk_delta_rule",
+    "head": "chunk_gated_delta_rule",
+    "channel": "chunk_kda",
+}
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    flash.unusable_because("cuda") is not None, reason=str(flash.unusable_because("cuda"))
-)
 @pytest.mark.parametrize("tokens", [64, 75, 1024])
-def test_fla_in_bfloat16_is_within_1_percent_and_its_gradients_within_3(tokens):
-    arguments = inputs(tokens, heads=4, key=32, value=32, decay=0.05)
+@pytest.mark.parametrize("gate", FUNCTIONS)
+def test_fla_in_bfloat16_is_within_1_percent_and_its_gradients_within_3(gate, tokens):
+    if reason := flash.unusable_because("cuda", FUNCTIONS[gate]):
+        pytest.skip(reason)
+    arguments = inputs(tokens, heads=4, key=32, value=32, gate=gate, decay=0.05)
     low, exact = on_cuda(arguments, torch.bfloat16)
-    errors = relative_errors(results(fla, low), results(recurrent, exact))
+
+    def gated(run):
+        return run if gate != "none" else lambda q, k, v, *rest: run(q, k, v, None, *rest)
+
+    if gate == "none":
+        del low[3], exact[3]
+    errors = relative_errors(results(gated(fla), low), results(gated(recurrent), exact))
     for name, error in errors.items():
         assert error < (0.01 if name in ("y", "memory") else 0.03), errors
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 75, 1024])
-def test_chunks_on_cuda_compute_the_definition(tokens):
-    arguments = inputs(tokens, heads=4, key=32, value=32, decay=0.05)
+@pytest.mark.parametrize("gate", GATES)
+def test_chunks_on_cuda_compute_the_definition(gate, tokens):
+    arguments = inputs(tokens, heads=4, key=32, value=32, gate=gate, decay=0.05)
     low, exact = on_cuda(arguments, torch.float32)
     errors = relative_errors(results(chunked, low), results(recurrent, exact))
     assert max(errors.values()) < 1e-4, errors
 
 
 @pytest.mark.gpu
-def test_chunks_can_be_recorded_in_a_cuda_graph():
-    arguments, _ = on_cuda(inputs(200, heads=4, key=32, value=32), torch.float32)
-
-    def gradients():
-        y, _ = chunked(*arguments)
-        return torch.autograd.grad(y.square().sum(), arguments)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        gradients()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = gradients()
-    with torch.no_grad():
-        arguments[2].mul_(2)
-    graph.replay()
-    for actual, expected in zip(recorded, gradients(), strict=True):
-        torch.testing.assert_close(actual, expected)
+@pytest.mark.parametrize("gate", GATES)
+def test_chunks_can_be_recorded_in_a_cuda_graph(gate):
+    arguments, _ = on_cuda(inputs(200, heads=4, key=32, value=32, gate=gate), torch.float32)
+    assert_recordable(chunked, arguments)

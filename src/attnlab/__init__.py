@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from attnlab.matching import Match
     from attnlab.mechanism import Cost, Mechanism, MechanismConfig
     from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+    from attnlab.mechanisms.delta_net import DeltaNet
     from attnlab.mechanisms.fla_layer import fla_layer
     from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+    from attnlab.mechanisms.gla import GLA
     from attnlab.mechanisms.grouped_query import GroupedQuery
     from attnlab.mechanisms.identity import Identity
+    from attnlab.mechanisms.kda import KDA
+    from attnlab.mechanisms.mamba2 import Mamba2
     from attnlab.mechanisms.mla import MLA
     from attnlab.mechanisms.sliding_window import SlidingWindow
     from attnlab.model import ModelConfig
@@ -62,17 +66,21 @@ _HOME = {
     "ByLayer": "by_layer",
     "Cost": "mechanism",
     "DeepseekSparse": "mechanisms.deepseek_sparse",
+    "DeltaNet": "mechanisms.delta_net",
     "Dense": "feedforward",
     "EvalConfig": "eval_config",
     "EveryLayer": "question",
+    "GLA": "mechanisms.gla",
     "GPT2": "data.tokenizer",
     "GatedDeltaNet": "mechanisms.gated_delta_net",
     "GivesUp": "question",
     "GroupedQuery": "mechanisms.grouped_query",
     "Identity": "mechanisms.identity",
     "InRange": "claim",
+    "KDA": "mechanisms.kda",
     "LearningRates": "tuning",
     "MLA": "mechanisms.mla",
+    "Mamba2": "mechanisms.mamba2",
     "Match": "matching",
     "Mechanism": "mechanism",
     "MechanismConfig": "mechanism",
@@ -111,7 +119,9 @@ _HOME = {
 }
 
 __all__ = [
+    "GLA",
     "GPT2",
+    "KDA",
     "MLA",
     "Alike",
     "AmongBest",
@@ -123,6 +133,7 @@ __all__ = [
     "ByLayer",
     "Cost",
     "DeepseekSparse",
+    "DeltaNet",
     "Dense",
     "EvalConfig",
     "EveryLayer",
@@ -132,6 +143,7 @@ __all__ = [
     "Identity",
     "InRange",
     "LearningRates",
+    "Mamba2",
     "Match",
     "Mechanism",
     "MechanismConfig",

@@ -65,7 +65,7 @@ def _software() -> Iterator[Finding]:
         yield Finding("triton", "not installed", "install the triton that torch's release pins")
     reason = fla.unusable_because("cuda")
     found = _which_fla()
-    fell_back = "Gated DeltaNet runs attnlab's own kernel instead"
+    fell_back = "Gated DeltaNet and its family run attnlab's own kernels instead"
     yield Finding(
         "flash-linear-attention",
         f"{found}; usable" if reason is None else f"{found}; {fell_back}",

@@ -3,9 +3,10 @@
 Those are single files that need torch and einops alone. They are loaded by path: importing the
 package would import its kernels, and with them Triton.
 
-The mathematics is the same: scale K^-0.5, memory of K x V, g as a logarithm. Three things differ.
+The mathematics is the same: scale K^-0.5, memory of K x V, g as a logarithm. Four things differ.
 The order of arguments changes from function to function, so they go by name. `delta_rule` wants
 heads before tokens. `naive_dsa` scales the index scores by I^-0.5, ours leaves that to the weights.
+Our gated linear attention leaves the scale of queries to its mechanisms.
 
 Shapes: B batch, T tokens, H heads, G key-value heads, K key width, V value width, S keys, J index
 heads, I index width.
@@ -22,6 +23,7 @@ from references.agreement import DTYPES, assert_close, computing_in
 from torch.nn.functional import normalize
 
 from attnlab.kernels import gated_delta_rule as rule
+from attnlab.kernels import gated_linear_attention as linear
 from attnlab.kernels import sparse_attention
 
 SIZES = [(1, 1, 1, 1, 1), (3, 7, 2, 4, 6), (2, 75, 3, 8, 5), (1, 130, 2, 16, 16)]  # B T H K V
@@ -39,7 +41,7 @@ def naive(operation: str) -> ModuleType:
     return module
 
 
-def inputs(batch, number, heads, key, value, dtype):
+def inputs(batch, number, heads, key, value, dtype, gate="head"):
     """Queries, keys, values, g, beta and a memory to begin with."""
     generator = torch.Generator().manual_seed(number)
 
@@ -50,20 +52,31 @@ def inputs(batch, number, heads, key, value, dtype):
         normalize(normal(batch, number, heads, key), dim=-1),
         normalize(normal(batch, number, heads, key), dim=-1),
         normal(batch, number, heads, value),
-        -0.1 * normal(batch, number, heads).exp(),
+        -0.1 * normal(batch, number, heads, *([key] if gate == "channel" else [])).exp(),
         normal(batch, number, heads).sigmoid(),
         normal(batch, heads, key, value),
     )
     return [x.to(dtype).requires_grad_() for x in made]
 
 
-def stepped(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, memory_BHKV):
-    """The decode step, over all tokens."""
-    arguments, outputs = (q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH), []
-    for t in range(q_BTHK.shape[1]):
-        y_BHV, memory_BHKV = rule.step(*(x[:, t] for x in arguments), memory_BHKV)
-        outputs.append(y_BHV)
-    return torch.stack(outputs, 1), memory_BHKV
+def over_tokens(step):
+    """A decode step, over all tokens."""
+
+    def stepped(*arguments):
+        *sequences, memory_BHKV = arguments
+        outputs = []
+        for t in range(sequences[0].shape[1]):
+            token = (None if x is None else x[:, t] for x in sequences)
+            y_BHV, memory_BHKV = step(*token, memory_BHKV)
+            outputs.append(y_BHV)
+        return torch.stack(outputs, 1), memory_BHKV
+
+    return stepped
+
+
+RULE = [rule.recurrent, rule.chunked, over_tokens(rule.step)]
+LINEAR = [linear.recurrent, linear.chunked, over_tokens(linear.step)]
+FORMS = ["recurrent", "chunked", "step"]
 
 
 def assert_same(run, definition, arguments, reference: ModuleType) -> None:
@@ -83,7 +96,7 @@ def assert_same(run, definition, arguments, reference: ModuleType) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("form", ["recurrent", "chunk"])
-@pytest.mark.parametrize("run", [rule.recurrent, rule.chunked, stepped])
+@pytest.mark.parametrize("run", RULE, ids=FORMS)
 def test_the_gated_delta_rule_is_flas(run, form, size, dtype):
     reference = naive("gated_delta_rule")
     function = getattr(reference, f"naive_{form}_gated_delta_rule")
@@ -98,10 +111,10 @@ def test_the_gated_delta_rule_is_flas(run, form, size, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("run", [rule.recurrent, rule.chunked, stepped])
+@pytest.mark.parametrize("run", RULE, ids=FORMS)
 def test_without_decay_it_is_flas_delta_rule(run, size, dtype):
     reference = naive("delta_rule")
-    q, k, v, g, beta, memory = inputs(*size, dtype)
+    q, k, v, _, beta, memory = inputs(*size, dtype)
 
     def definition(q, k, v, beta, memory):
         by_head = (x.transpose(1, 2) for x in (q, k, v, beta))
@@ -109,9 +122,64 @@ def test_without_decay_it_is_flas_delta_rule(run, size, dtype):
         return y_BHTV.transpose(1, 2), memory_BHKV
 
     def ungated(q, k, v, beta, memory):
-        return run(q, k, v, torch.zeros_like(g), beta, memory)
+        return run(q, k, v, None, beta, memory)
 
     assert_same(ungated, definition, [q, k, v, beta, memory], reference)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("run", RULE, ids=FORMS)
+def test_with_a_decay_a_channel_it_is_flas_kimi_delta_attention(run, size, dtype):
+    reference = naive("kda")
+
+    def definition(q, k, v, g, beta, memory):
+        return reference.naive_recurrent_kda(
+            q, k, v, g, beta, initial_state=memory, output_final_state=True
+        )
+
+    assert_same(run, definition, inputs(*size, dtype, gate="channel"), reference)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("run", RULE[:2], ids=FORMS[:2])
+def test_it_is_also_flas_chunks_of_kimi_delta_attention(run, dtype):
+    reference = naive("kda")
+
+    def definition(q, k, v, g, beta, memory):
+        return reference.naive_chunk_kda(
+            q, k, v, g, beta, initial_state=memory, output_final_state=True, chunk_size=16
+        )
+
+    assert_same(run, definition, inputs(2, 48, 2, 8, 5, dtype, gate="channel"), reference)
+
+
+def scaled(run):
+    """Ours over queries scaled as theirs are."""
+    return lambda q, *others: run(q * q.shape[-1] ** -0.5, *others)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("run", LINEAR, ids=FORMS)
+@pytest.mark.parametrize(
+    ("gate", "operation", "function"),
+    [
+        ("channel", "gla", "naive_recurrent_gla"),
+        ("head", "simple_gla", "naive_recurrent_simple_gla"),
+        ("head", "simple_gla", "naive_chunk_simple_gla"),
+    ],
+)
+def test_gated_linear_attention_is_flas(gate, operation, function, run, size, dtype):
+    reference = naive(operation)
+    q, k, v, g, _, memory = inputs(*size, dtype, gate)
+
+    def definition(q, k, v, g, memory):
+        return getattr(reference, function)(
+            q, k, v, g, initial_state=memory, output_final_state=True
+        )
+
+    assert_same(scaled(run), definition, [q, k, v, g, memory], reference)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -31,12 +31,20 @@ from attnlab.version import package_version
 _OLDEST = "0.6.0"
 _WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton, from the first to before the second
 _INSTALL = "pip install 'attnlab[fla]'"
-_GATED_BY_HEAD = frozenset(  # layers whose backward is the one of issue 640
+_GATED_BY_HEAD = frozenset(  # layers and functions whose backward is the one of issue 640
     (
         *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),
         *("SimpleGatedLinearAttention", "YOCOGatedRetention"),
+        *("chunk_gated_delta_rule", "chunk_simple_gla"),
     )
 )
+_OPERATIONS = {  # its functions that kernels run, and the part of `fla.ops` that each is in
+    "chunk_delta_rule": "delta_rule",
+    "chunk_gated_delta_rule": "gated_delta_rule",
+    "chunk_gla": "gla",
+    "chunk_kda": "kda",
+    "chunk_simple_gla": "simple_gla",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +59,14 @@ class Facts:
     nvcc: bool
 
 
-def unusable_because(device_type: str) -> str | None:
-    """Why flash-linear-attention cannot run on this machine's `device_type`, None where it can.
+def unusable_because(device_type: str, function: str = "chunk_gated_delta_rule") -> str | None:
+    """Why its function cannot run on this machine's `device_type`, None where it can.
 
     The sentence also says what would make it run. Nothing of flash-linear-attention is imported.
     """
     if device_type != "cuda":
         return f"flash-linear-attention needs a CUDA device, not {device_type}"
-    return problem(facts())
+    return problem(facts(), function)
 
 
 def layer_unusable_because(layer: str) -> str | None:
@@ -71,9 +79,9 @@ def layer_unusable_because(layer: str) -> str | None:
     return wrong_on_hopper(found) if layer in _GATED_BY_HEAD else None
 
 
-def problem(facts: Facts) -> str | None:
-    """The rule of the gated delta rule, of the facts alone."""
-    return missing(facts) or wrong_on_hopper(facts)
+def problem(facts: Facts, function: str = "chunk_gated_delta_rule") -> str | None:
+    """The rule of a function, of the facts alone."""
+    return missing(facts) or (wrong_on_hopper(facts) if function in _GATED_BY_HEAD else None)
 
 
 def missing(facts: Facts) -> str | None:
@@ -97,7 +105,7 @@ def wrong_on_hopper(facts: Facts) -> str | None:
     if facts.capability[0] != 9 or not Version(first) <= Version(facts.triton) < Version(end):
         return None
     wrong = (
-        "flash-linear-attention computes wrong gated-delta gradients on Hopper with Triton "
+        "flash-linear-attention computes wrong gradients of gates on Hopper with Triton "
         f"{facts.triton} (its issue 640)"
     )
     if not facts.tilelang:
@@ -141,15 +149,15 @@ def clone_path() -> Path | None:
     return clone and clone.path
 
 
-def chunk_gated_delta_rule() -> Callable[..., Any]:
+def function(name: str) -> Callable[..., Any]:
     """Its function of that name, imported now.
 
     Raises:
         ValueError: it cannot run here; says why.
     """
-    if reason := unusable_because("cuda"):
+    if reason := unusable_because("cuda", name):
         raise ValueError(reason)
-    return fla_clone.imported("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+    return getattr(fla_clone.imported(f"fla.ops.{_OPERATIONS[name]}"), name)
 
 
 def layer_class(name: str) -> type[nn.Module]:

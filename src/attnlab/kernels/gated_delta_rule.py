@@ -1,62 +1,70 @@
-"""The gated delta rule: a matrix memory that forgets by a scalar and overwrites along a key.
+"""The gated delta rule: a matrix memory that forgets by a gate and overwrites along a key.
 
-    S_t = exp(g_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T        y_t = K^-0.5 q_t S_t
+    S_t = (I - beta_t k_t k_t^T) Diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T      y_t = K^-0.5 q_t S_t
 
-| kernel      | what it is                                                         | where    |
-|-------------|--------------------------------------------------------------------|----------|
-| `recurrent` | the definition, token by token                                     | anywhere |
-| `chunked`   | matrix products within chunks of tokens, one product between them  | anywhere |
-| `fla`       | flash-linear-attention's chunk_gated_delta_rule, dtype of `v`      | CUDA     |
+| gate      | g            | of                   | flash-linear-attention's |
+|-----------|--------------|----------------------|--------------------------|
+| `none`    | None         | DeltaNet             | `chunk_delta_rule`       |
+| `head`    | (B, T, H)    | Gated DeltaNet       | `chunk_gated_delta_rule` |
+| `channel` | (B, T, H, K) | Kimi Delta Attention | `chunk_kda`              |
 
-`auto` is `fla` where it can run (CUDA, and what kernels/fla.py asks for) on bfloat16 or float16
-with heads of at most 256, and `chunked` everywhere else. The first two compute in float32, or
-float64 if that is given, also under autocast.
+It has the three forms of kernels/forms.py.
 
-Within a chunk of C tokens, with G the running sum of g, E_cs = exp(G_c - G_s) for s <= c and 0
-elsewhere, and A the part of (beta k k^T) * E strictly below the diagonal, what the tokens write is
-U - W S for the memory S before the chunk, where
+Within a chunk of C tokens, with G the running sum of g and A the part strictly below the diagonal
+of the decayed scores (kernels/chunks.py) of beta k and k, what the tokens write is U - W S for the
+memory S before the chunk, where
 
     (I + A) [U W] = [beta v, beta exp(G) k]
 
-With R = (E_last k)^T the memory after the chunk is exp(G_last) S + R (U - W S), so linear in S: one
-product a chunk is all that is sequential. Keys are meant to be of length 1 and beta in [0, 1].
+With R = (exp(G_last - G) k)^T the memory after the chunk is Diag(exp(G_last)) S + R (U - W S), so
+linear in S: one product a chunk is all that is sequential. Keys are meant to be of length 1 and
+beta in [0, 1].
 
-Yang, Kautz, Hatamizadeh 2024 (arXiv:2412.06464); Yang et al. 2024 (arXiv:2406.06484).
-Shapes: B batch, T tokens, H heads, K key width, V value width; N chunks, C tokens of a chunk,
-Z = B H, F = V + K.
+Yang, Kautz, Hatamizadeh 2024 (arXiv:2412.06464); Yang et al. 2024 (arXiv:2406.06484); Kimi Team
+2025 (arXiv:2510.26692).
+Shapes: B batch, T tokens, H heads, K key width, V value width, G decays of a head: 1 or K;
+N chunks, C tokens of a chunk, Z = B H, F = V + K.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 from attnlab.kernels import fla as flash
+from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
+from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs
 
-Kernel = Literal["auto", "recurrent", "chunked", "fla"]
+_FUNCTIONS: dict[Gate, str] = {
+    "none": "chunk_delta_rule",
+    "head": "chunk_gated_delta_rule",
+    "channel": "chunk_kda",
+}
 
 
-def resolve(kernel: Kernel, device: torch.device, dtype: torch.dtype, key_width: int) -> Kernel:
-    """The kernel that runs: `auto` by the rule above, any other as named.
+def resolve(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, key_width: int, gate: Gate = "head"
+) -> Form:
+    """The form that runs, by the rule of kernels/forms.py.
 
     Raises:
         ValueError: `fla` was named and cannot run on this device; says why.
     """
-    if kernel == "auto":
-        fits = dtype in (torch.bfloat16, torch.float16) and key_width <= 256
-        return "fla" if fits and flash.unusable_because(device.type) is None else "chunked"
-    if kernel == "fla" and (reason := flash.unusable_because(device.type)):
-        raise ValueError(f"kernel 'fla' cannot run here: {reason}. 'chunked' runs anywhere")
-    return kernel
+    return form_that_runs(kernel, device, dtype, key_width, _FUNCTIONS[gate])
 
 
 def gated_delta_rule(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor, beta_BTH: Tensor, kernel: Kernel
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g_BTH: Tensor | None,
+    beta_BTH: Tensor,
+    kernel: Kernel,
 ) -> tuple[Tensor, Tensor]:
     """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros."""
-    chosen = resolve(kernel, v_BTHV.device, v_BTHV.dtype, k_BTHK.shape[-1])
+    gate = _gate(g_BTH, k_BTHK)
+    chosen = resolve(kernel, v_BTHV.device, v_BTHV.dtype, k_BTHK.shape[-1], gate)
     run = {"recurrent": recurrent, "chunked": chunked, "fla": fla}[chosen]
     return run(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
 
@@ -65,21 +73,22 @@ def recurrent(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
-    g_BTH: Tensor,
+    g_BTH: Tensor | None,
     beta_BTH: Tensor,
     memory_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition, from a memory or from zeros. Returns `y_BTHV` and the last `memory_BHKV`."""
     with torch.autocast(v_BTHV.device.type, enabled=False):
-        q, k, v, g, beta = _wide(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
+        g_BTHG = _decays(g_BTH, k_BTHK)
+        q, k, v, g, beta = wide(q_BTHK, k_BTHK, v_BTHV, g_BTHG, beta_BTH)
         width = k.shape[-1]
-        memory_BHKV = _begin(memory_BHKV, k, v)
+        memory_BHKV = begin(memory_BHKV, k, v)
         eye_KK = torch.eye(width, device=k.device, dtype=k.dtype)
         outputs: list[Tensor] = []
         for t in range(k.shape[1]):
             k_BHK1, v_BH1V = k[:, t, :, :, None], v[:, t, :, None]
             beta_BH11 = beta[:, t, :, None, None]
-            keep_BHKK = g[:, t, :, None, None].exp() * (eye_KK - beta_BH11 * k_BHK1 * k_BHK1.mT)
+            keep_BHKK = g[:, t, :, None].exp() * (eye_KK - beta_BH11 * k_BHK1 * k_BHK1.mT)
             memory_BHKV = keep_BHKK @ memory_BHKV + beta_BH11 * k_BHK1 * v_BH1V
             outputs.append((q[:, t, :, None] * width**-0.5 @ memory_BHKV)[:, :, 0])
         return torch.stack(outputs, 1), memory_BHKV
@@ -89,7 +98,7 @@ def chunked(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
-    g_BTH: Tensor,
+    g_BTH: Tensor | None,
     beta_BTH: Tensor,
     memory_BHKV: Tensor | None = None,
     chunk: int | None = None,
@@ -99,61 +108,64 @@ def chunked(
     Differentiable once. Nothing in it waits for the device, so it can be recorded in a CUDA graph.
     """
     with torch.autocast(v_BTHV.device.type, enabled=False):
-        q, k, v, g, beta = _wide(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
+        g_BTHG = _decays(g_BTH, k_BTHK)
+        q, k, v, g, beta = wide(q_BTHK, k_BTHK, v_BTHV, g_BTHG, beta_BTH)
         batch, tokens, heads, width = k.shape
-        memory_ZKV = _begin(memory_BHKV, k, v).flatten(0, 1)
-        chunk = chunk or (32 if k.device.type == "cpu" else 64)
-        chunk = min(chunk, 1 << (tokens - 1).bit_length())
-        q_NZCK, k_NZCK, v_NZCV = (_split(x, chunk) for x in (q, k, v))
-        g_NZC1, beta_NZC1 = (_split(x[..., None], chunk) for x in (g, beta))
+        memory_ZKV = begin(memory_BHKV, k, v).flatten(0, 1)
+        chunk = chunk or chunk_length(tokens, k.device)
+        q_NZCK, k_NZCK, v_NZCV, g_NZCG = (split(x, chunk) for x in (q, k, v, g))
+        beta_NZC1 = split(beta[..., None], chunk)
 
-        total_NZC1 = g_NZC1.cumsum(-2)
-        later_CC = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
-        # masked before exp: exp(G_c - G_s) overflows for s > c, and inf * 0 is no gradient
-        E_NZCC = (total_NZC1 - total_NZC1.mT).masked_fill(later_CC, -torch.inf).exp()
-        decay_NZC1 = total_NZC1.exp()
-
+        total_NZCG = g_NZCG.cumsum(-2)
+        decay_NZCG, last_NZ1G = total_NZCG.exp(), total_NZCG[..., -1:, :]
         written_NZCK = k_NZCK * beta_NZC1
-        A_NZCC = (written_NZCK @ k_NZCK.mT) * E_NZCC
-        wanted_NZCF = torch.cat([v_NZCV * beta_NZC1, written_NZCK * decay_NZC1], -1)
+        A_NZCC, scores_NZCC = decayed_scores(total_NZCG, k_NZCK, written_NZCK, q_NZCK)
+        wanted_NZCF = torch.cat([v_NZCV * beta_NZC1, written_NZCK * decay_NZCG], -1)
         UW_NZCF: Any = _UnitLowerSolve.apply(A_NZCC, wanted_NZCF)
 
-        carried_NZKC = (k_NZCK * E_NZCC[..., -1:, :].mT).mT
+        carried_NZKC = (k_NZCK * (last_NZ1G - total_NZCG).exp()).mT
         RU_NZKV, RW_NZKK = (carried_NZKC @ UW_NZCF).split([v.shape[-1], width], -1)
         eye_KK = torch.eye(width, device=k.device, dtype=k.dtype)
-        keep_NZKK = eye_KK * decay_NZC1[..., -1:, :] - RW_NZKK
+        keep_NZKK = eye_KK * decay_NZCG[..., -1:, :] - RW_NZKK
         memory_NZKV, last_ZKV = _LinearScan.apply(keep_NZKK, RU_NZKV, memory_ZKV)  # pyright: ignore[reportGeneralTypeIssues]
 
         U_NZCV, W_NZCK = UW_NZCF.split([v.shape[-1], width], -1)
         fresh_NZCV = U_NZCV - W_NZCK @ memory_NZKV
-        scores_NZCC = (q_NZCK @ k_NZCK.mT) * E_NZCC
-        y_NZCV = (q_NZCK * decay_NZC1) @ memory_NZKV + scores_NZCC @ fresh_NZCV
-        y_BTHV = y_NZCV.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
-        return y_BTHV[:, :tokens] * width**-0.5, last_ZKV.unflatten(0, (batch, heads))
+        y_NZCV = (q_NZCK * decay_NZCG) @ memory_NZKV + scores_NZCC @ fresh_NZCV
+        y_BTHV = join(y_NZCV, batch, tokens) * width**-0.5
+        return y_BTHV, last_ZKV.unflatten(0, (batch, heads))
 
 
 def fla(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
     v_BTHV: Tensor,
-    g_BTH: Tensor,
+    g_BTH: Tensor | None,
     beta_BTH: Tensor,
     memory_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32."""
-    run = flash.chunk_gated_delta_rule()
+    run = flash.function(_FUNCTIONS[_gate(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
-    return run(q, k, v_BTHV, g_BTH, beta_BTH, initial_state=memory_BHKV, output_final_state=True)
+    gate = {} if g_BTH is None else {"g": g_BTH}
+    start = {"initial_state": memory_BHKV, "output_final_state": True}
+    return run(q=q, k=k, v=v_BTHV, beta=beta_BTH, **gate, **start)
 
 
 def step(
-    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BH: Tensor, beta_BH: Tensor, memory_BHKV: Tensor
+    q_BHK: Tensor,
+    k_BHK: Tensor,
+    v_BHV: Tensor,
+    g_BH: Tensor | None,
+    beta_BH: Tensor,
+    memory_BHKV: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One token: `y_BHV` and the memory after it. 6 K V FLOPs a head: read, write, read."""
     with torch.autocast(v_BHV.device.type, enabled=False):
-        q, k, v, g, beta, memory_BHKV = _wide(q_BHK, k_BHK, v_BHV, g_BH, beta_BH, memory_BHKV)
+        g_BHG = _decays(g_BH, k_BHK)
+        q, k, v, g, beta, memory_BHKV = wide(q_BHK, k_BHK, v_BHV, g_BHG, beta_BH, memory_BHKV)
         q_BH1K, k_BH1K, v_BH1V = q[:, :, None], k[:, :, None], v[:, :, None]
-        memory_BHKV = memory_BHKV * g[..., None, None].exp()
+        memory_BHKV = memory_BHKV * g[..., None].exp()
         fresh_BH1V = beta[..., None, None] * (v_BH1V - k_BH1K @ memory_BHKV)
         memory_BHKV = memory_BHKV + k_BH1K.mT @ fresh_BH1V
         return (q_BH1K * k.shape[-1] ** -0.5 @ memory_BHKV)[:, :, 0], memory_BHKV
@@ -236,23 +248,12 @@ class _LinearScan(torch.autograd.Function):
         return grad[1:] @ states[:-1].mT, grad[1:], grad[0]
 
 
-def _split(x_BTHX: Tensor, chunk: int) -> Tensor:
-    """(B, T, H, X) into (N, Z, C, X). Zeros are appended: they neither forget nor write."""
-    batch, tokens, heads, width = x_BTHX.shape
-    missing = -tokens % chunk
-    padded = pad(x_BTHX, (0, 0, 0, 0, 0, missing)) if missing else x_BTHX
-    x_BNCHX = padded.unflatten(1, (-1, chunk))
-    return x_BNCHX.permute(1, 0, 3, 2, 4).reshape(-1, batch * heads, chunk, width)
+def _gate(g_BTH: Tensor | None, k_BTHK: Tensor) -> Gate:
+    if g_BTH is None:
+        return "none"
+    return "channel" if g_BTH.ndim == k_BTHK.ndim else "head"
 
 
-def _begin(memory_BHKV: Tensor | None, k_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
-    batch, _, heads, width = k_BTHK.shape
-    if memory_BHKV is None:
-        return k_BTHK.new_zeros(batch, heads, width, v_BTHV.shape[-1])
-    return memory_BHKV.to(k_BTHK.dtype)
-
-
-def _wide(*tensors: Tensor) -> list[Tensor]:
-    """All in one dtype: float32, or float64 where one of them is."""
-    double = any(x.dtype == torch.float64 for x in tensors)
-    return [x.to(torch.float64 if double else torch.float32) for x in tensors]
+def _decays(g_H: Tensor | None, k_HK: Tensor) -> Tensor:
+    """g as (..., H, G); zeros where nothing decays."""
+    return k_HK.new_zeros(*k_HK.shape[:-1], 1) if g_H is None else decays(g_H, k_HK)

@@ -1,0 +1,132 @@
+"""Gated linear attention: a matrix memory that forgets by a gate and adds what it is given.
+
+    S_t = Diag(exp(g_t)) S_{t-1} + k_t v_t^T        y_t = q_t S_t
+
+| gate      | g            | of                     | flash-linear-attention's |
+|-----------|--------------|------------------------|--------------------------|
+| `head`    | (B, T, H)    | Mamba-2                | `chunk_simple_gla`       |
+| `channel` | (B, T, H, K) | Gated Linear Attention | `chunk_gla`              |
+
+Queries are not scaled here. It has the three forms of kernels/forms.py. Within a chunk of C tokens,
+with G the running sum of g, the decayed scores (kernels/chunks.py) of q and k multiply v, and
+exp(G) q reads the memory before the chunk, which then becomes
+Diag(exp(G_last)) S + (exp(G_last - G) k)^T v.
+
+Yang et al. 2023 (arXiv:2312.06635); Dao and Gu 2024 (arXiv:2405.21060).
+Shapes: B batch, T tokens, H heads, K key width, V value width, G decays of a head: 1 or K;
+N chunks, C tokens of a chunk, Z = B H.
+"""
+
+import torch
+from torch import Tensor
+
+from attnlab.kernels import fla as flash
+from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
+from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs
+
+_FUNCTIONS: dict[Gate, str] = {"head": "chunk_simple_gla", "channel": "chunk_gla"}
+
+
+def resolve(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, key_width: int, gate: Gate
+) -> Form:
+    """The form that runs, by the rule of kernels/forms.py.
+
+    Raises:
+        ValueError: `fla` was named and cannot run on this device; says why.
+    """
+    return form_that_runs(kernel, device, dtype, key_width, _FUNCTIONS[gate])
+
+
+def gated_linear_attention(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor, kernel: Kernel
+) -> tuple[Tensor, Tensor]:
+    """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros."""
+    device, dtype = v_BTHV.device, v_BTHV.dtype
+    chosen = resolve(kernel, device, dtype, k_BTHK.shape[-1], _gate(g_BTH, k_BTHK))
+    run = {"recurrent": recurrent, "chunked": chunked, "fla": fla}[chosen]
+    return run(q_BTHK, k_BTHK, v_BTHV, g_BTH)
+
+
+def recurrent(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g_BTH: Tensor,
+    memory_BHKV: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition, from a memory or from zeros. Returns `y_BTHV` and the last `memory_BHKV`."""
+    with torch.autocast(v_BTHV.device.type, enabled=False):
+        q, k, v, g = wide(q_BTHK, k_BTHK, v_BTHV, decays(g_BTH, k_BTHK))
+        memory_BHKV = begin(memory_BHKV, k, v)
+        outputs: list[Tensor] = []
+        for t in range(k.shape[1]):
+            written_BHKV = k[:, t, :, :, None] * v[:, t, :, None]
+            memory_BHKV = g[:, t, :, :, None].exp() * memory_BHKV + written_BHKV
+            outputs.append((q[:, t, :, None] @ memory_BHKV)[:, :, 0])
+        return torch.stack(outputs, 1), memory_BHKV
+
+
+def chunked(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g_BTH: Tensor,
+    memory_BHKV: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same in chunks, for any T >= 1. C is a power of two: 32 on a CPU, 64 elsewhere.
+
+    Nothing in it waits for the device, so it can be recorded in a CUDA graph.
+    """
+    with torch.autocast(v_BTHV.device.type, enabled=False):
+        q, k, v, g = wide(q_BTHK, k_BTHK, v_BTHV, decays(g_BTH, k_BTHK))
+        batch, tokens, heads, _ = k.shape
+        chunk = chunk or chunk_length(tokens, k.device)
+        q_NZCK, k_NZCK, v_NZCV, g_NZCG = (split(x, chunk) for x in (q, k, v, g))
+
+        total_NZCG = g_NZCG.cumsum(-2)
+        last_NZ1G = total_NZCG[..., -1:, :]
+        written_NZKV = (k_NZCK * (last_NZ1G - total_NZCG).exp()).mT @ v_NZCV
+        before_NZKV, last_ZKV = _carry(
+            last_NZ1G.mT.exp(), written_NZKV, begin(memory_BHKV, k, v).flatten(0, 1)
+        )
+        (scores_NZCC,) = decayed_scores(total_NZCG, k_NZCK, q_NZCK)
+        y_NZCV = scores_NZCC @ v_NZCV + (q_NZCK * total_NZCG.exp()) @ before_NZKV
+        return join(y_NZCV, batch, tokens), last_ZKV.unflatten(0, (batch, heads))
+
+
+def fla(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g_BTH: Tensor,
+    memory_BHKV: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32."""
+    run = flash.function(_FUNCTIONS[_gate(g_BTH, k_BTHK)])
+    q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
+    start = {"initial_state": memory_BHKV, "output_final_state": True}
+    return run(q=q, k=k, v=v_BTHV, g=g_BTH, scale=1.0, **start)
+
+
+def step(
+    q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BH: Tensor, memory_BHKV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token: `y_BHV` and the memory after it. 4 K V FLOPs a head: write, read."""
+    with torch.autocast(v_BHV.device.type, enabled=False):
+        q, k, v, g, memory_BHKV = wide(q_BHK, k_BHK, v_BHV, decays(g_BH, k_BHK), memory_BHKV)
+        memory_BHKV = memory_BHKV * g[..., None].exp() + k[..., None] @ v[:, :, None]
+        return (q[:, :, None] @ memory_BHKV)[:, :, 0], memory_BHKV
+
+
+def _carry(keep_NZG1: Tensor, written_NZKV: Tensor, memory_ZKV: Tensor) -> tuple[Tensor, Tensor]:
+    """The memory before each chunk, and after the last."""
+    memories = [memory_ZKV]
+    for keep_ZG1, written_ZKV in zip(keep_NZG1.unbind(), written_NZKV.unbind(), strict=True):
+        memories.append(torch.addcmul(written_ZKV, keep_ZG1, memories[-1]))
+    return torch.stack(memories[:-1]), memories[-1]
+
+
+def _gate(g_BTH: Tensor, k_BTHK: Tensor) -> Gate:
+    return "channel" if g_BTH.ndim == k_BTHK.ndim else "head"
