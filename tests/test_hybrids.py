@@ -70,6 +70,7 @@ def test_the_learning_rates_are_those_of_the_published_search():
     study = load_study("hybrids")
     assert study.learning_rates.grid(1e-3) == (5e-4, 1e-3, 2e-3)
     assert study.learning_rates.grid(2e-3) == (1e-3, 2e-3, 4e-3)
+    assert study.tuning_run("transformer", 2e-3).config.train.steps == 200
 
 
 def test_the_sizes_of_the_hybrids():

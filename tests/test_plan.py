@@ -48,8 +48,9 @@ def test_the_time_is_that_of_the_runs_that_are_left(tmp_path):
     one_run = 1 + 12 * 0.5 + 2 * 2 + 3 * 0.25 + 4  # 12 steps, 2 evaluations, 3 checkpoints
     assert PACE.seconds(tiny_study.base) == one_run
     least, most = forecast(tmp_path).seconds()
-    assert least == pytest.approx(WORKER_START + (9 + 6) * one_run + 3 * 3)
-    assert most == pytest.approx(WORKER_START + (18 + 6) * one_run + 3 * 3)
+    tuning_run = one_run - 0.25  # its last checkpoint is not wanted
+    assert least == pytest.approx(WORKER_START + 9 * tuning_run + 6 * one_run + 3 * 3)
+    assert most == pytest.approx(WORKER_START + 18 * tuning_run + 6 * one_run + 3 * 3)
     assert forecast(tmp_path, workers=3).seconds()[0] == pytest.approx(
         WORKER_START + (least - WORKER_START) / 3
     )
@@ -59,6 +60,14 @@ def test_the_time_is_that_of_the_runs_that_are_left(tmp_path):
     test_agenda.work(test_agenda.make(STUDY, tmp_path))
     assert forecast(tmp_path).seconds() == (0, 0)
     assert forecast(tmp_path).checkpoint_bytes() == 0
+
+
+def test_runs_that_tune_at_fewer_steps_are_forecast_to_take_less(tmp_path):
+    short = replace(STUDY, learning_rates=replace(STUDY.learning_rates, steps=6))
+    whole, fewer = (forecast(tmp_path, study=study).seconds()[0] for study in (STUDY, short))
+    saved = [PACE.seconds(s.tuning_run("mha", 1e-3).config) for s in (STUDY, short)]
+    tuned = len(STUDY.variants) * len(STUDY.learning_rates.multiples)
+    assert whole - fewer == pytest.approx(tuned * (saved[0] - saved[1]))
 
 
 def test_the_disk_is_what_checkpoints_take(tmp_path):

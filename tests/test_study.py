@@ -12,6 +12,7 @@ from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.study import Study, load_study, shipped
+from attnlab.tuning import LearningRates
 
 
 def test_the_mechanisms_study_is_as_specified():
@@ -225,3 +226,14 @@ def test_a_study_that_cannot_be_run_says_why(fields, message):
     whole = {"question": "?", "variants": {"mha": tiny_study.base}}
     with pytest.raises(ConfigError, match=message):
         Study(**{**whole, **fields})
+
+
+def test_rates_are_tried_at_fewer_steps_where_the_study_says_so():
+    rates = LearningRates(steps=20)
+    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=50))
+    study = Study(question="q", variants={"mha": config}, learning_rates=rates)
+    assert study.tuning_run("mha", 1e-3).config.train.steps == 20
+    assert study.verdict_run("mha", 0).config.train.steps == 50
+    assert study.override(["train.steps=15"]).tuning_run("mha", 1e-3).config.train.steps == 15
+    with pytest.raises(ConfigError, match=r"learning_rates.steps: the peak is never reached"):
+        study.override(["train.warmup_steps=20"])

@@ -30,7 +30,7 @@ class Forecast:
     tokenizer_bytes: Mapping[str, int]  # by variant; of the copy in each run's folder
 
     def run_seconds(self, variant: str) -> float | None:
-        """Of one run; None where the variant could not be timed."""
+        """Of one run for the verdict; None where the variant could not be timed."""
         pace = self.paces.get(variant)
         return None if pace is None else pace.seconds(self.agenda.study.variants[variant])
 
@@ -44,9 +44,16 @@ class Forecast:
             seconds = self.run_seconds(variant)
             if seconds is None:
                 return None
-            fewest_runs, most_runs = self.runs_left(variant)
-            least += fewest_runs * seconds
-            most += most_runs * seconds
+            study = self.agenda.study
+            own_rate = study.variants[variant].train.learning_rate
+            tunes = self.paces[variant].seconds(study.tuning_run(variant, own_rate).config)
+            for count, one in (
+                (self.agenda.verdict_count([variant]), seconds),
+                (self.agenda.tuning_count([variant]), tunes),
+            ):
+                fewest_runs, most_runs = _left(count)
+                least += fewest_runs * one
+                most += most_runs * one
             once += self.paces[variant].once  # each worker may meet each variant
         workers = self.workers
         return WORKER_START + (least + once) / workers, WORKER_START + most / workers + once

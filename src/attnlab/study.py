@@ -61,6 +61,10 @@ class Study:
             known = ", ".join(self.variants)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
         problems.extend(self._family_problems())
+        warmup = max((config.train.warmup_steps for config in self.variants.values()), default=0)
+        if self.learning_rates and (self.learning_rates.steps or warmup + 1) <= warmup:
+            advice = f"the peak is never reached; set it above the {warmup} steps of warm-up"
+            problems.append(Problem("learning_rates.steps", advice))
         if problems:
             raise ConfigError(problems)
         if self.match is not None:
@@ -91,9 +95,18 @@ class Study:
         Of it the loss is wanted, and the weights are not.
         """
         config = self.variants[variant]
-        train = dataclasses.replace(config.train, learning_rate=rate, keep="none")
+        train = dataclasses.replace(
+            config.train,
+            steps=self._tuning_steps(config),
+            learning_rate=rate,
+            keep="none",
+        )
         config = dataclasses.replace(config, seed=TUNING_SEED, train=train, eval=EvalConfig())
         return Run(variant=variant, config=config, tunes=True)
+
+    def _tuning_steps(self, config: RunConfig) -> int:
+        fewer = self.learning_rates and self.learning_rates.steps
+        return min(config.train.steps, fewer or config.train.steps)
 
     def tuning_bounds(self) -> tuple[int, int]:
         """How many runs tune the learning rate of a variant: at least, and at most."""

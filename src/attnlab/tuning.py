@@ -40,6 +40,7 @@ class LearningRates(Config):
     multiples: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # of the variant's own rate: the grid
     factor: float = 2.0  # from a best rate at the edge to the next one out
     most: int = 7  # rates a variant: the bound on what tuning costs
+    steps: int | None = None  # at most, of a run that tries a rate; None: as many as any other
 
     def problems(self) -> Iterator[Problem]:
         if not self.multiples:
@@ -54,6 +55,8 @@ class LearningRates(Config):
             least = max(3, len(self.multiples))
             advice = "three at least have one inside, and the grid is tried whole"
             yield Problem("most", f"must be at least {least}, got {self.most}: {advice}")
+        if self.steps is not None and self.steps < 1:
+            yield Problem("steps", f"must be at least 1, got {self.steps}")
 
     def grid(self, own_rate: float) -> tuple[float, ...]:
         """The rates to begin with, ascending.
