@@ -196,6 +196,8 @@ def test_list_names_studies_mechanisms_and_their_settings(attnlab):
     assert known["mechanisms"]["sliding_window"]["window"] == 256
     assert known["studies"]["mechanisms"]["variants"][0] == "mha"
     assert known["data"]["text"]["paths"] == "required"
+    assert known["settings"]["train"]["warmup_steps"] == 100
+    assert "warmup_steps=100" in shown.output.replace("\n", "")
 
 
 def test_report_rebuilds_what_is_derived(attnlab, tmp_path):

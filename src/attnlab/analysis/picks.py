@@ -150,6 +150,8 @@ def _cheaper_still(
         for name in verdict.order
         if name in cost.of and name not in tolerated and cost.cheaper(name, winner)
     ]
+    if not refused and not cost.of[winner]:
+        return "Nothing in this cost: there is none to save."
     if not refused:
         return f"A variant that needs less than {amount(cost.of[winner], cost.unit)}."
     name = refused[0]

@@ -11,17 +11,20 @@ from rich.table import Table as Grid
 
 from attnlab.blocks.rope_scaling import RopeScaling
 from attnlab.cli.app import JsonOption, app, console
-from attnlab.config import Choice
+from attnlab.config import Choice, Config
 from attnlab.data import DataConfig
 from attnlab.data.tokenizer import Tokenizer
+from attnlab.eval_config import EvalConfig
 from attnlab.feedforward import FeedForward
 from attnlab.mechanism import MechanismConfig
+from attnlab.model import ModelConfig
 from attnlab.study import shipped
+from attnlab.train_config import TrainConfig
 
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """Name what can be asked for: studies, mechanisms, scalings of RoPE, data and the rest."""
+    """Name what can be asked for: studies, mechanisms, data, and every setting with its default."""
     families: dict[str, type[Choice]] = {
         "mechanisms": MechanismConfig,
         "data": DataConfig,
@@ -29,6 +32,7 @@ def list_(as_json: JsonOption = False) -> None:
         "feed-forward": FeedForward,
         "rope scalings": RopeScaling,
     }
+    sections = {"model": ModelConfig, "train": TrainConfig, "eval": EvalConfig}
     studies = shipped()
     if as_json:
         kinds = {
@@ -39,7 +43,9 @@ def list_(as_json: JsonOption = False) -> None:
             name: {"question": study.question.strip(), "variants": list(study.variants)}
             for name, study in studies.items()
         }
-        sys.stdout.write(json.dumps({"studies": described, **kinds}, indent=2) + "\n")
+        settings = {name: _fields(cls) for name, cls in sections.items()}
+        listed = {"studies": described, **kinds, "settings": settings}
+        sys.stdout.write(json.dumps(listed, indent=2) + "\n")
         return
     grid = Grid(
         "study", "question", "variants", title="Studies: attnlab run NAME", title_justify="left"
@@ -55,17 +61,24 @@ def list_(as_json: JsonOption = False) -> None:
         for prefix, find in family.elsewhere.items():
             grid.add_row(f"{prefix}:NAME", (find.__doc__ or "").partition(":")[0], "its own")
         console.print(grid)
+    grid = Grid(
+        "section", "settings", title="Of every run: section.key=value", title_justify="left"
+    )
+    for name, cls in sections.items():
+        settings = ", ".join(f"{key}={value}" for key, value in _fields(cls).items())
+        grid.add_row(name, escape(settings))
+    console.print(grid)
 
 
-def _fields(cls: type[Choice]) -> Mapping[str, Any]:
-    """Settings of a kind and their defaults; "required" where there is none."""
+def _fields(cls: type[Config]) -> Mapping[str, Any]:
+    """Settings and their defaults; "required" where there is none."""
 
     def default(field: "dataclasses.Field[Any]") -> Any:
         if field.default is not dataclasses.MISSING:
             return field.default
         if field.default_factory is not dataclasses.MISSING:
             made = field.default_factory()
-            return made.to_dict() if isinstance(made, Choice) else made
+            return made.to_dict() if isinstance(made, Config) else made
         return "required"
 
     return {field.name: default(field) for field in dataclasses.fields(cls)}

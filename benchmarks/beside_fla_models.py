@@ -1,0 +1,138 @@
+"""Training at the size of the study `hybrids`: attnlab beside flash-linear-attention's own models.
+
+    python benchmarks/beside_fla_models.py [--only deltanet,hybrid_sparse] [--batch 48] [--json F]
+
+Twelve layers of 768, 1,024 tokens a sequence, on one CUDA device, both sides in one run, random
+tokens, medians as `attnlab bench` takes them. For each variant tokens a second and peak memory of
+
+- `fla`: flash-linear-attention's model class of the same sizes, weights in bfloat16, its fused
+  norms, SwiGLU and linear cross-entropy, AdamW, clipping; eager, as its examples train it. Its
+  attention layer wants the package flash-attn, in whose place torch's fused attention stands.
+- `attnlab`: the trainer's step, bfloat16 autocast over float32 weights, one recorded CUDA graph.
+- `compiled`: the same with the model compiled, as the study runs it.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from training_step import warm
+
+from attnlab.bench.stopwatch import time_calls
+from attnlab.memory import PeakMemory
+from attnlab.record import write_json
+from attnlab.run_config import RunConfig
+from attnlab.studies.hybrids import N_LAYERS, attention_layers
+from attnlab.study import load_study
+
+DEVICE = torch.device("cuda")
+
+
+def attnlab_step(name: str, config: RunConfig, *, compiled: bool) -> Callable[[], object]:
+    del name  # the settings say all
+    return warm(config, DEVICE, compiled=compiled)[0].advance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="deltanet,hybrid_sparse,transformer")
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timed steps, about")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    variants, rows = load_study("hybrids").variants, []
+    print(f"{'variant':15}{'side':>10}{'ms/step':>10}{'tokens/s':>12}{'peak GiB':>10}")
+    for name in options.only.split(","):
+        config = variants[name]
+        config = replace(config, train=replace(config.train, batch_size=options.batch))
+        for side, start in SIDES.items():
+            took = measured(partial(start, name, config), config, options.seconds)
+            rows.append({"variant": name, "side": side} | took)
+            row = rows[-1]
+            print(f"{name:15}{side:>10}{row['ms']:10.2f}{row['tokens_per_second']:12,.0f}"
+                  f"{row['peak_bytes'] / 2**30:10.1f}", flush=True)  # fmt: skip
+    if options.json:
+        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        write_json(options.json, facts | {"batch": options.batch, "rows": rows})
+
+
+def measured(
+    started: Callable[[], Callable[[], object]], config: RunConfig, seconds: float
+) -> dict[str, float]:
+    memory = PeakMemory(DEVICE)
+    with memory.measuring():
+        step = started()
+        took = time_calls(step, DEVICE, seconds).seconds
+    tokens = config.train.batch_size * config.train.seq_len
+    return {
+        "ms": 1000 * took,
+        "tokens_per_second": tokens / took,
+        "peak_bytes": memory.peak_bytes or 0,
+    }
+
+
+def fla_step(name: str, config: RunConfig) -> Callable[[], object]:
+    """An update of flash-linear-attention's model on a batch of random tokens."""
+    model = fla_model(name, config).to(DEVICE, torch.bfloat16).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+    shape = config.train.batch_size, config.train.seq_len
+    tokens_BT = torch.randint(config.data.tokenizer.vocab_size, shape, device=DEVICE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def fla_model(name: str, config: RunConfig) -> torch.nn.Module:
+    import fla.layers.attn
+    from fla.models import (
+        GatedDeltaNetConfig,
+        GatedDeltaNetForCausalLM,
+        TransformerConfig,
+        TransformerForCausalLM,
+    )
+
+    fla.layers.attn.flash_attn_func = torchs_attention
+    feedforward: Any = config.model.feedforward
+    shared = {
+        "hidden_size": config.model.d_model,
+        "num_hidden_layers": N_LAYERS,
+        "intermediate_size": feedforward.d_ff,
+        "vocab_size": config.data.tokenizer.vocab_size,
+        "tie_word_embeddings": True,
+        "fuse_cross_entropy": False,
+        "fuse_linear_cross_entropy": True,
+    }
+    if name == "transformer":
+        return TransformerForCausalLM(TransformerConfig(num_heads=12, **shared))
+    layers = list(attention_layers.get(name, ()))
+    attention = {"layers": layers, "num_heads": 12, "window_size": None} if layers else None
+    return GatedDeltaNetForCausalLM(
+        GatedDeltaNetConfig(num_heads=12, head_dim=64, expand_v=1.0, attn=attention, **shared)
+    )
+
+
+def torchs_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, **_: object) -> Tensor:
+    """Causal over everything, with the arguments of flash-attn's function."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
+    return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+SIDES: dict[str, Callable[[str, RunConfig], Callable[[], object]]] = {
+    "fla": fla_step,
+    "attnlab": partial(attnlab_step, compiled=False),
+    "compiled": partial(attnlab_step, compiled=True),
+}
+
+if __name__ == "__main__":
+    main()
