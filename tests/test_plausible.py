@@ -86,7 +86,7 @@ def test_one_position_of_look_ahead_raises_the_alarm_while_it_trains(tmp_path, p
 
 def test_a_leak_that_gained_little_is_found_at_the_end(tmp_path, places, planted):
     leak = planted.TopKOverMaskedPositions(n_heads=2, n_kv_heads=2)
-    *_, last, _ended = run(leak, tmp_path, places, **LONG | {"steps": 160})
+    *_, last, _ended = run(leak, tmp_path, places, **LONG)
     summary = RunFolder(tmp_path, "x", 0).summary()
     assert summary["final_loss"] > summary["ngram_loss"]
     assert summary["alarms"] == [last.alarm]
