@@ -317,7 +317,10 @@ def test_what_the_layers_import_and_is_not_there_is_named(stand_in, tmp_path):
 
 @pytest.mark.usefixtures("stand_in")
 def test_the_doctor_counts_the_layers_that_can_run():
-    assert doctor._fla_layers() == ("fla:NAME", "6 of 6 layers usable as mechanisms", "", False)
+    name, found, remedy, stops = doctor._fla_layers()
+    assert (name, stops) == ("fla:NAME", False)
+    assert found == "4 of 6 layers usable as mechanisms; not Crossed, NeedsFlash"
+    assert remedy == "attnlab check fla:Crossed says why"
 
 
 ON_CUDA = {

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import torch
 
+from attnlab.checks.suite import fitting_width
 from attnlab.data import DataConfig, DataError, Places
 from attnlab.environment import usable_cores
 from attnlab.kernels import fla, fla_clone
 from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.fla_layer import fla_layer
 from attnlab.study import shipped
 from attnlab.version import __version__, package_version
 
@@ -89,14 +91,29 @@ def _fla_layers() -> Finding:
     reason = fla.layer_unusable_because("")
     if reason is None:
         try:
-            reasons = [fla.layer_unusable_because(name) for name in fla.layer_names()]
+            names = fla.layer_names()
         except ValueError as error:
             reason = str(error)
         else:
-            usable = f"{reasons.count(None)} of {len(reasons)} layers usable as mechanisms"
-            return Finding(what, usable, next(filter(None, reasons), ""))
+            unusable = [name for name in names if not _is_a_mechanism(name)]
+            usable = f"{len(names) - len(unusable)} of {len(names)} layers usable as mechanisms"
+            if not unusable:
+                return Finding(what, usable)
+            why = f"attnlab check fla:{unusable[0]} says why"
+            return Finding(what, f"{usable}; not {', '.join(unusable)}", why)
     remedy = reason if torch.cuda.is_available() else ""
     return Finding(what, "no layer of flash-linear-attention can be a mechanism here", remedy)
+
+
+def _is_a_mechanism(layer: str) -> bool:
+    """Whether the layer can be made with its own defaults, at some width."""
+    if fla.layer_unusable_because(layer):
+        return False
+    try:
+        fitting_width(fla_layer(layer)())
+    except (ValueError, TypeError):  # it is part of another, needs a package, a setting, ...
+        return False
+    return True
 
 
 def _devices() -> Iterator[Finding]:
