@@ -252,7 +252,7 @@ def test_the_doctor_says_what_runs_here(attnlab):
     assert "ATTNLAB_DATA" in shown.output
     rows = {row["what"]: row for row in json.loads(attnlab("doctor", "--json").stdout)}
     assert rows["data of quickstart"]["remedy"] == ""
-    assert rows["data of mechanisms"]["remedy"]
+    assert any(row["remedy"] for what, row in rows.items() if "mechanisms" in what)
 
 
 def test_the_doctor_ends_with_1_where_the_default_study_cannot_run(attnlab, monkeypatch):

@@ -16,6 +16,15 @@ def examined(tmp_path: Path, **changes: object) -> dict[str, doctor.Finding]:
     return {finding.what: finding for finding in doctor.examine(places, tmp_path / "results")}
 
 
+def data_of(study: str, findings: dict[str, doctor.Finding]) -> doctor.Finding:
+    (found,) = (
+        finding
+        for what, finding in findings.items()
+        if what.startswith("data of ") and study in what.removeprefix("data of ").split(", ")
+    )
+    return found
+
+
 def test_the_default_study_can_run_here(tmp_path):
     findings = examined(tmp_path)
     assert doctor.can_run(list(findings.values()))
@@ -33,13 +42,15 @@ def test_every_mechanism_names_its_kernel(tmp_path):
 
 def test_missing_data_is_told_with_its_remedy_and_does_not_stop_the_default_study(tmp_path):
     findings = examined(tmp_path)
-    missing = findings["data of mechanisms"]
+    missing = data_of("mechanisms", findings)
+    assert missing is data_of("deepseek", findings)  # one source is one line
+    assert missing is not data_of("hybrids", findings)
     assert not missing.well
     assert "ATTNLAB_DATA" in missing.remedy
     assert doctor.can_run(list(findings.values()))
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text("some text\n")
-    assert examined(tmp_path, data=tmp_path)["data of mechanisms"].well
+    assert data_of("mechanisms", examined(tmp_path, data=tmp_path)).well
 
 
 def test_a_full_disk_stops_the_default_study(tmp_path, monkeypatch):

@@ -140,19 +140,25 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
 
 
 def _data(places: Places) -> Iterator[Finding]:
-    for name, study in shipped().items():
-        for data in dict.fromkeys(config.data for config in study.variants.values()):
-            yield _source(name, data, places)
+    """Each source once, with the studies that read it."""
+    asked = {name: {c.data for c in study.variants.values()} for name, study in shipped().items()}
+    sources = {data: _source(data, places) for data in set[DataConfig]().union(*asked.values())}
+    studies_by_source = dict[Finding, list[str]]()
+    for name, wanted in asked.items():
+        for source in dict.fromkeys(sources[data] for data in wanted):
+            studies_by_source.setdefault(source, []).append(name)
+    for source, studies in studies_by_source.items():
+        what = f"data of {', '.join(studies)}"
+        yield source._replace(what=what, needed=DEFAULT_STUDY in studies)
 
 
-def _source(study: str, data: DataConfig, places: Places) -> Finding:
-    what, needed = f"data of {study}", study == DEFAULT_STUDY
+def _source(data: DataConfig, places: Places) -> Finding:
     try:
         texts = data.texts(places)
     except DataError as error:
         lines = str(error).splitlines()
-        return Finding(what, f"{data.kind()}: {lines[0].partition(';')[0]}", lines[-1], needed)
-    return Finding(what, f"{data.kind()}: {texts.origin}", needed=needed)
+        return Finding("", f"{data.kind()}: {lines[0].partition(';')[0]}", lines[-1])
+    return Finding("", f"{data.kind()}: {texts.origin}")
 
 
 def _cache(places: Places) -> Finding:
