@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
         at_change = rng.randint(1, changes) if killed % 2 else None
         after = rng.uniform(0, seconds)
         say(f"kill {killed}: at {f'change {at_change}' if at_change else f'{after:.3f} seconds'}")
-        process = fork(lambda: train(folder / f"run-{run}", places, kill_at=at_change))  # noqa: B023
+        process = fork(partial(train, folder / f"run-{run}", places, kill_at=at_change))
         status = None if at_change else ended_within(process, after)
         if status is None:
             if not at_change:
