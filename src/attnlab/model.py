@@ -112,20 +112,21 @@ class ModelConfig(Config):
     def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
         """Cost of one token that sees `context` tokens, itself included, in the whole model."""
         layers = [m.cost(self.d_model, context, itemsize) for m in self.per_layer()]
-        projection = 2 * vocab_size * self.d_model
         return Cost(
             params=self.parts(vocab_size).total,
-            flops=sum(layer.flops for layer in layers)
-            + self.n_layers * self.feedforward.cost(self.d_model).flops
-            + projection,
+            flops=sum(layer.flops for layer in layers) + self._unmixed_flops(vocab_size),
             state_bytes=sum(layer.state_bytes for layer in layers),
         )
 
     def forward_flops(self, vocab_size: int, context: int) -> int:
         """FLOPs of one token that sees `context` tokens, where all are read at once."""
         mixing = sum(m.forward_flops(self.d_model, context) for m in self.per_layer())
+        return mixing + self._unmixed_flops(vocab_size)
+
+    def _unmixed_flops(self, vocab_size: int) -> int:
+        """Of one token, whatever its context: feed-forward layers and the output projection."""
         feeding = self.n_layers * self.feedforward.cost(self.d_model).flops
-        return mixing + feeding + 2 * vocab_size * self.d_model
+        return feeding + 2 * vocab_size * self.d_model
 
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
         model = LanguageModel(self, vocab_size)

@@ -62,7 +62,8 @@ class Study:
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
         problems.extend(self._family_problems())
         warmup = max((config.train.warmup_steps for config in self.variants.values()), default=0)
-        if self.learning_rates and (self.learning_rates.steps or warmup + 1) <= warmup:
+        tuning_steps = self.learning_rates and self.learning_rates.steps
+        if tuning_steps is not None and tuning_steps <= warmup:
             advice = f"the peak is never reached; set it above the {warmup} steps of warm-up"
             problems.append(Problem("learning_rates.steps", advice))
         if problems:

@@ -14,6 +14,7 @@ float32, or float64 if that is given, also under autocast.
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from attnlab.kernels import fla
 
@@ -36,3 +37,10 @@ def form_that_runs(
     if kernel == "fla" and (reason := fla.unusable_because(device.type, function)):
         raise ValueError(f"kernel 'fla' cannot run here: {reason}. 'chunked' runs anywhere")
     return kernel
+
+
+def gate_of(g_BTH: Tensor | None, k_BTHK: Tensor) -> Gate:
+    """The gate by the shape of its log decays, beside keys."""
+    if g_BTH is None:
+        return "none"
+    return "channel" if g_BTH.ndim == k_BTHK.ndim else "head"

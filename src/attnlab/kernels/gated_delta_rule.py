@@ -34,7 +34,7 @@ from torch.autograd.function import once_differentiable
 
 from attnlab.kernels import fla as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
-from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs
+from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of
 
 _FUNCTIONS: dict[Gate, str] = {
     "none": "chunk_delta_rule",
@@ -63,7 +63,7 @@ def gated_delta_rule(
     kernel: Kernel,
 ) -> tuple[Tensor, Tensor]:
     """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros."""
-    gate = _gate(g_BTH, k_BTHK)
+    gate = gate_of(g_BTH, k_BTHK)
     chosen = resolve(kernel, v_BTHV.device, v_BTHV.dtype, k_BTHK.shape[-1], gate)
     run = {"recurrent": recurrent, "chunked": chunked, "fla": fla}[chosen]
     return run(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
@@ -145,7 +145,7 @@ def fla(
     memory_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32."""
-    run = flash.function(_FUNCTIONS[_gate(g_BTH, k_BTHK)])
+    run = flash.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
     gate = {} if g_BTH is None else {"g": g_BTH}
     start = {"initial_state": memory_BHKV, "output_final_state": True}
@@ -246,12 +246,6 @@ class _LinearScan(torch.autograd.Function):
         for n in reversed(range(len(M))):
             torch.baddbmm(read[n], M[n].mT, grad[n + 1], out=grad[n])
         return grad[1:] @ states[:-1].mT, grad[1:], grad[0]
-
-
-def _gate(g_BTH: Tensor | None, k_BTHK: Tensor) -> Gate:
-    if g_BTH is None:
-        return "none"
-    return "channel" if g_BTH.ndim == k_BTHK.ndim else "head"
 
 
 def _decays(g_H: Tensor | None, k_HK: Tensor) -> Tensor:

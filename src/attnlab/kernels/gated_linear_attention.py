@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attnlab.kernels import fla as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
-from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs
+from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of
 
 _FUNCTIONS: dict[Gate, str] = {"head": "chunk_simple_gla", "channel": "chunk_gla"}
 
@@ -43,7 +43,7 @@ def gated_linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros."""
     device, dtype = v_BTHV.device, v_BTHV.dtype
-    chosen = resolve(kernel, device, dtype, k_BTHK.shape[-1], _gate(g_BTH, k_BTHK))
+    chosen = resolve(kernel, device, dtype, k_BTHK.shape[-1], gate_of(g_BTH, k_BTHK))
     run = {"recurrent": recurrent, "chunked": chunked, "fla": fla}[chosen]
     return run(q_BTHK, k_BTHK, v_BTHV, g_BTH)
 
@@ -104,7 +104,7 @@ def fla(
     memory_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32."""
-    run = flash.function(_FUNCTIONS[_gate(g_BTH, k_BTHK)])
+    run = flash.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
     start = {"initial_state": memory_BHKV, "output_final_state": True}
     return run(q=q, k=k, v=v_BTHV, g=g_BTH, scale=1.0, **start)
@@ -126,7 +126,3 @@ def _carry(keep_NZG1: Tensor, written_NZKV: Tensor, memory_ZKV: Tensor) -> tuple
     for keep_ZG1, written_ZKV in zip(keep_NZG1.unbind(), written_NZKV.unbind(), strict=True):
         memories.append(torch.addcmul(written_ZKV, keep_ZG1, memories[-1]))
     return torch.stack(memories[:-1]), memories[-1]
-
-
-def _gate(g_BTH: Tensor, k_BTHK: Tensor) -> Gate:
-    return "channel" if g_BTH.ndim == k_BTHK.ndim else "head"
