@@ -141,12 +141,13 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
 
 def _data(places: Places) -> Iterator[Finding]:
     """Each source once, with the studies that read it."""
-    asked = {name: {c.data for c in study.variants.values()} for name, study in shipped().items()}
-    sources = {data: _source(data, places) for data in set[DataConfig]().union(*asked.values())}
-    studies_by_source = dict[Finding, list[str]]()
-    for name, wanted in asked.items():
-        for source in dict.fromkeys(sources[data] for data in wanted):
-            studies_by_source.setdefault(source, []).append(name)
+    sources, studies_by_source = dict[DataConfig, Finding](), dict[Finding, list[str]]()
+    for name, study in shipped().items():
+        for data in dict.fromkeys(config.data for config in study.variants.values()):
+            if data not in sources:
+                sources[data] = _source(data, places)
+            studies = studies_by_source.setdefault(sources[data], [])
+            studies.extend([name] if name not in studies else [])
     for source, studies in studies_by_source.items():
         what = f"data of {', '.join(studies)}"
         yield source._replace(what=what, needed=DEFAULT_STUDY in studies)

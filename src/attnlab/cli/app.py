@@ -73,6 +73,13 @@ def version(
         raise typer.Exit
 
 
+def verbatim(
+    text: str, talk: Console = console, *, style: str | None = None, end: str = "\n"
+) -> None:
+    """Print text as it stands: brackets are no markup, numbers have no colour, lines stay whole."""
+    talk.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def status(text: str, talk: Console) -> Generator[None, None, None]:
     """Say what is going on, on a terminal, for as long as it does."""

@@ -28,6 +28,7 @@ from attnlab.cli.app import (
     errors,
     status,
     told,
+    verbatim,
 )
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.environment import describe
@@ -124,7 +125,7 @@ def bench_(  # noqa: PLR0913  one parameter an option
     try:
         with status("measuring", talk):
             for result in measure_all(asked, setups, under, ledger):
-                talk.print(line(result), highlight=False, markup=False, soft_wrap=True)
+                verbatim(line(result), talk)
             _account(ledger, setups, under, talk)
     finally:  # an interrupted bench has pictures of what it did
         pictures = _draw(ledger)

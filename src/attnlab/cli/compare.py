@@ -9,7 +9,7 @@ import typer
 
 from attnlab.analysis.analysis import analysis_of
 from attnlab.analysis.side_by_side import read_side_by_side
-from attnlab.cli.app import JsonOption, app, errors, told
+from attnlab.cli.app import JsonOption, app, errors, told, verbatim
 from attnlab.cli.report import show
 from attnlab.report.files import write_comparison
 from attnlab.report.words import unfair
@@ -53,5 +53,5 @@ def compare(
     write_comparison(analysis)
     if as_json:
         for line in unfair(table):
-            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            verbatim(line, errors)
     show(analysis, as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import BestOption, app, console, errors, told
+from attnlab.cli.app import BestOption, app, errors, told, verbatim
 from attnlab.trained import export_run
 
 
@@ -22,7 +22,7 @@ def export(
     """
     done = export_run(run, folder, which="best" if best else "last")
     if done.note is not None:
-        errors.print(done.note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        verbatim(done.note, errors, style="yellow")
     files = ", ".join(sorted(path.name for path in done.folder.iterdir()))
     said = f"{done.folder}: {files}, of step {done.step}"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    verbatim(said)

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from attnlab.asked import use_fla
-from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told
+from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told, verbatim
 from attnlab.execution import Ended, Event
 from attnlab.extending import extend
 from attnlab.record import RunFolder
@@ -61,7 +61,7 @@ def extend_(
         bars.update(bar, completed=event.step, total=event.steps, description=loss)
         for style, said in (("bold red", event.alarm), ("yellow", event.note)):
             if said is not None:
-                console.print(said, style=style, markup=False, highlight=False, soft_wrap=True)
+                verbatim(said, style=style)
 
     with bars:
         command = shlex.join(["attnlab", *sys.argv[1:]])
@@ -81,8 +81,8 @@ def extend_(
         said = f"{name}: validation loss {', '.join(losses)}"
     else:
         said = f"{name} {new.status()}: {after.get('reason')}"
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Run: {new.path}", markup=False, highlight=False, soft_wrap=True)
+    verbatim(said)
+    verbatim(f"Run: {new.path}")
     page = new.path.parent.parent / PAGE
-    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    verbatim(f"Report: {page}")
     raise typer.Exit(0 if new.status() == "finished" else 1)

@@ -15,6 +15,7 @@ from attnlab.cli.app import (
     console,
     errors,
     told,
+    verbatim,
 )
 from attnlab.generation import Sampling, generate
 from attnlab.launch import seats
@@ -46,7 +47,7 @@ def generate_(  # noqa: PLR0913  one parameter an option
         run, torch.device(seats(device, 1)[0].device), which="best" if best else "last"
     )
     if trained.note is not None:
-        errors.print(trained.note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        verbatim(trained.note, errors, style="yellow")
     ids = trained.codec.encode([prompt])
     if not len(ids):
         raise ValueError("--prompt is empty: give some text to go on from")
@@ -70,11 +71,11 @@ def generate_(  # noqa: PLR0913  one parameter an option
     for i in range(samples):
         text = trained.codec.decode([*ids.tolist(), *(column[i] for column in columns)])
         console.rule(f"sample {i + 1}")
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        verbatim(text)
 
 
 def _show_more(trained: Trained, ids: list[int], shown: str) -> str:
     """Print what is new. Bytes that are not yet a whole character wait for the rest."""
     text = trained.codec.decode(ids).rstrip("\N{REPLACEMENT CHARACTER}")
-    console.print(text[len(shown) :], end="", markup=False, highlight=False, soft_wrap=True)
+    verbatim(text[len(shown) :], end="")
     return text if len(text) > len(shown) else shown

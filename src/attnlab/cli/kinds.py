@@ -56,8 +56,7 @@ def list_(as_json: JsonOption = False) -> None:
     for name, family in families.items():
         grid = Grid("kind", "what", "settings", title=name.capitalize(), title_justify="left")
         for kind, cls in family.kinds.items():
-            settings = ", ".join(f"{key}={value}" for key, value in _fields(cls).items())
-            grid.add_row(kind, _summary(cls), escape(settings))
+            grid.add_row(kind, _summary(cls), _said(cls))
         for prefix, find in family.elsewhere.items():
             grid.add_row(f"{prefix}:NAME", (find.__doc__ or "").partition(":")[0], "its own")
         console.print(grid)
@@ -65,9 +64,12 @@ def list_(as_json: JsonOption = False) -> None:
         "section", "settings", title="Of every run: section.key=value", title_justify="left"
     )
     for name, cls in sections.items():
-        settings = ", ".join(f"{key}={value}" for key, value in _fields(cls).items())
-        grid.add_row(name, escape(settings))
+        grid.add_row(name, _said(cls))
     console.print(grid)
+
+
+def _said(cls: type[Config]) -> str:
+    return escape(", ".join(f"{key}={value}" for key, value in _fields(cls).items()))
 
 
 def _fields(cls: type[Config]) -> Mapping[str, Any]:
