@@ -132,6 +132,9 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     assert f"identity: learning rate {choice['learning_rate']:g}, the" in words
     run = RunFolder(tmp_path / "results/tuned", "identity", 0)
     assert run.config()["train"]["learning_rate"] == choice["learning_rate"] != 0.01
+    assert "test_loss" in run.summary()
+    for tried in (tmp_path / "results/tuned/identity/tuning").glob("lr-*/seed-1000/summary.json"):
+        assert "test_loss" not in json.loads(tried.read_text())
     record = json.loads((tmp_path / "results/tuned/study.json").read_text())
     assert record["learning_rates"]["seed"] == 1000
 

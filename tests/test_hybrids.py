@@ -68,8 +68,10 @@ def test_the_hybrids_are_as_specified():
 
 def test_the_learning_rates_are_those_of_the_published_search():
     study = load_study("hybrids")
-    assert study.learning_rates.grid(1e-3) == (5e-4, 1e-3, 2e-3)
-    assert study.learning_rates.grid(2e-3) == (1e-3, 2e-3, 4e-3)
+    assert study.learning_rates.grid(1e-3) == (1e-3, 2e-3)
+    assert study.learning_rates.grid(2e-3) == (2e-3, 4e-3)
+    assert study.learning_rates.decide(1e-3, {1e-3: 4.0, 2e-3: 4.1}).rates == (5e-4,)
+    assert study.learning_rates.decide(2e-3, {2e-3: 4.0, 4e-3: 4.1}).rates == (1e-3,)
     assert study.tuning_run("transformer", 2e-3).config.train.steps == 200
 
 

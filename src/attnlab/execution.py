@@ -60,7 +60,7 @@ def execute(
     """
     folder = run.folder(study_dir)
     try:
-        yield from _Execution(run.config, folder, identity, places, device).events()
+        yield from _Execution(run, folder, identity, places, device).events()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         with suppress(OSError):  # on a full disk the reason is at least said
@@ -71,12 +71,14 @@ def execute(
 class _Execution:
     def __init__(
         self,
-        config: RunConfig,
+        run: Run,
         folder: RunFolder,
         identity: str,
         places: Places,
         device: torch.device,
     ) -> None:
+        config = run.config
+        self.tunes = run.tunes
         self.config, self.folder, self.identity, self.device = config, folder, identity, device
         self.clock = Clock()
         self.best: Best | None = None
@@ -132,7 +134,7 @@ class _Execution:
         # a run that was cut off after its last step has no evaluation of this process
         quality = quality or valid.quality(self.model, self.autocast)
         final: Json = quality.detailed("final") | self._by_length(quality)
-        if self.corpus.test is not None:
+        if self.corpus.test is not None and not self.tunes:  # nothing is chosen by the test split
             test = self._held_out("test").quality(self.model, self.autocast)
             final |= test.detailed("test")
         self._finish({"status": "finished", "reason": None, **final, **watch.said()})

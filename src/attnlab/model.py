@@ -23,6 +23,7 @@ from torch.nn.functional import dropout, linear
 from attnlab.by_layer import ByLayer, shortest_tile
 from attnlab.config import Config, Problem
 from attnlab.feedforward import Dense, FeedForward, FeedForwardLayer
+from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 
@@ -171,9 +172,13 @@ class LanguageModel(nn.Module):
             after.append(state_after)
         return linear(self.norm(x_BD), self.embed.weight), after
 
-    def losses(self, tokens_BT1: Tensor) -> Losses:
-        """Mean loss of predicting each of T tokens from those before; takes T + 1 tokens a row."""
-        x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1])
+    def losses(self, tokens_BT1: Tensor, *, compiled: bool = False) -> Losses:
+        """Mean loss of predicting each of T tokens from those before; takes T + 1 tokens a row.
+
+        Compiled is the block, once for each kind of layer that a process meets: between blocks
+        there is nothing to gain.
+        """
+        x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1], compiled=compiled)
         target_N = tokens_BT1[:, 1:].flatten()
         loss = linear_cross_entropy(x_BTD.flatten(0, 1), self.embed.weight, target_N)
         return Losses(loss, auxiliary)
@@ -204,11 +209,14 @@ class LanguageModel(nn.Module):
     def mechanisms(self) -> Iterator[Mechanism[Any]]:
         return (block.mix for block in self.layers())
 
-    def _features_and_auxiliary(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _features_and_auxiliary(
+        self, tokens_BT: Tensor, *, compiled: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        run: Any = compile_once(Block.forward, dynamic=False) if compiled else Block.__call__
         x_BTD = self.embed(tokens_BT)
         auxiliary = x_BTD.new_zeros(())
-        for block in self.blocks:
-            x_BTD, losses = block(x_BTD)
+        for block in self.layers():
+            x_BTD, losses = run(block, x_BTD)
             for loss in losses:
                 auxiliary = auxiliary + loss
         return self.norm(x_BTD), auxiliary
@@ -225,13 +233,11 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`y_BTD`, and what losses its layers have of their own."""
-        losses: list[Tensor] = []
-        for norm, layer in ((self.mix_norm, self.mix), (self.feedforward_norm, self.feedforward)):
-            y_BTD, loss = self._run(layer, _autocast(norm(x_BTD)))
-            x_BTD = self._add(x_BTD, y_BTD)
-            if loss is not None:
-                losses.append(loss)
-        return x_BTD, losses
+        mixed_BTD, of_mixing = self._run(self.mix, _autocast(self.mix_norm(x_BTD)))
+        x_BTD = self._add(x_BTD, mixed_BTD)
+        fed_BTD, of_feeding = self._run(self.feedforward, _autocast(self.feedforward_norm(x_BTD)))
+        losses = [loss for loss in (of_mixing, of_feeding) if loss is not None]
+        return self._add(x_BTD, fed_BTD), losses
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, Any]:
         mixed_BTD, state = self.mix.prefill(_autocast(self.mix_norm(x_BTD)), capacity)

@@ -57,9 +57,7 @@ class TrainingStep:
         self.step = 0
         self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # the same, on the device
         self._autocast = autocast(config, device)
-        if compiled:
-            torch.compiler.reset()  # past a number of models in one process it gives up silently
-        self._losses = torch.compile(model.losses) if compiled else model.losses
+        self._compiled = compiled
         self._records = device.type == "cuda" and config.cuda_graph == "auto"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps_left = EAGER_STEPS if self._records else 1
@@ -131,7 +129,7 @@ class TrainingStep:
         set_learning_rate(self.optimizer, self.rates_S.index_select(0, self._step_1)[0])
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            losses = self._losses(batch_BT1)
+            losses = self.model.losses(batch_BT1, compiled=self._compiled)
         (losses.language_model + losses.auxiliary).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()

@@ -32,8 +32,6 @@ def measure_all(
 ) -> Iterator[Json]:
     """Measure what the ledger does not have yet; each result is in it before it is yielded."""
     known = ledger.settled()
-    if under.device.type == "cuda":
-        _compile_for_many_shapes()
     gc.freeze()  # the collections between points look at what points leave, in no time
     try:
         for point in points:
@@ -61,13 +59,6 @@ def measure(setup: Setup, point: Point, under: Conditions) -> Json:
         result = _result(point, "failed", _said(error))
     release(under)  # out here the traceback, with all it refers to, is gone
     return result
-
-
-def _compile_for_many_shapes() -> None:
-    """On CUDA the loss is always compiled, for each shape; past 8 torch gives up silently."""
-    import torch._dynamo  # takes seconds to load
-
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
 
 def _hopeless(point: Point, known: Mapping[Point, Json], under: Conditions) -> Json | None:

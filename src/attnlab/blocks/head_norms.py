@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
 
 from attnlab.blocks.widened import widened
+from attnlab.kernels.fused import fused
 
 
 def unit(x_HK: Tensor) -> Tensor:
@@ -18,6 +19,7 @@ def unit(x_HK: Tensor) -> Tensor:
     return rms_norm(x_HK, (width,), eps=1e-6 / width) * width**-0.5
 
 
+@fused
 def gated_norm(
     y_HV: Tensor,
     norm: nn.RMSNorm,

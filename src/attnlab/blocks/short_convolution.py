@@ -4,7 +4,8 @@
 
 so that w_{W-1} multiplies the present token, as in a causal `nn.Conv1d` with one group a channel.
 It is a sum of W shifted elementwise products: faster than `conv1d` forward and backward on a CPU,
-and free of its transposes. Its products are no matrix products, so it adds nothing to a `Cost`.
+free of its transposes, and one kernel on CUDA. They are no matrix products, so it adds nothing to a
+`Cost`.
 
 Yang et al. 2024 (arXiv:2412.06464) after Gu and Dao 2023 (arXiv:2312.00752).
 Shapes: B batch, T tokens, C channels, W width of the convolution, P = W - 1 past tokens,
@@ -14,6 +15,8 @@ S = P + T.
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
+
+from attnlab.kernels.fused import fused
 
 
 class ShortConvolution(nn.Module):
@@ -35,7 +38,7 @@ class ShortConvolution(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """`y_BTC`, the tokens before the first being zeros."""
-        return self._slide(self._padded(x_BTC)).to(x_BTC.dtype)
+        return _from_the_start(x_BTC, self.weight)
 
     def init_state(self, batch_size: int) -> Tensor:
         """`past_BPC`: the inputs before the next one, all zeros. In the weight's dtype."""
@@ -43,25 +46,30 @@ class ShortConvolution(nn.Module):
 
     def prefill(self, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
         """`y_BTC`, and the `past_BPC` after the last token, also of fewer tokens than W - 1."""
-        padded_BSC = self._padded(x_BTC)
-        past_BPC = padded_BSC[:, x_BTC.shape[1] :].to(self.weight.dtype, copy=True)
-        return self._slide(padded_BSC).to(x_BTC.dtype), past_BPC
+        last_BPC = x_BTC[:, 1 - self.width or x_BTC.shape[1] :]
+        missing = self.width - 1 - last_BPC.shape[1]
+        past_BPC = pad(last_BPC, (0, 0, missing, 0)).to(self.weight.dtype, copy=True)
+        return self(x_BTC), past_BPC
 
     def step(self, x_BC: Tensor, past_BPC: Tensor) -> tuple[Tensor, Tensor]:
         """One more token: `y_BC` and the next `past_BPC`."""
         window_BWC = torch.cat([past_BPC, x_BC[:, None].to(past_BPC.dtype)], 1)
-        return self._slide(window_BWC)[:, 0].to(x_BC.dtype), window_BWC[:, 1:]
+        return _slide(window_BWC, self.weight)[:, 0].to(x_BC.dtype), window_BWC[:, 1:]
 
-    def _padded(self, x_BTC: Tensor) -> Tensor:
-        """`x_BSC`, W - 1 zeros longer, in float32 or wider: widened once and not once a product."""
-        wide = torch.promote_types(x_BTC.dtype, torch.float32)
-        return pad(x_BTC.to(wide), (0, 0, self.width - 1, 0))
 
-    def _slide(self, x_BSC: Tensor) -> Tensor:
-        """The window over all it fits into: W - 1 tokens fewer come out. In float32 or wider."""
-        tokens = x_BSC.shape[1] - self.width + 1
-        first_C, *rest = self.weight.to(torch.promote_types(x_BSC.dtype, torch.float32)).unbind(1)
-        total_BTC = x_BSC[:, :tokens] * first_C
-        for j, w_C in enumerate(rest, start=1):
-            total_BTC = torch.addcmul(total_BTC, x_BSC[:, j : j + tokens], w_C)
-        return silu(total_BTC)
+@fused
+def _from_the_start(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
+    """`y_BTC`; x is widened once and not once a product."""
+    wide = torch.promote_types(x_BTC.dtype, torch.float32)
+    x_BSC = pad(x_BTC.to(wide), (0, 0, weight_CW.shape[1] - 1, 0))
+    return _slide(x_BSC, weight_CW).to(x_BTC.dtype)
+
+
+def _slide(x_BSC: Tensor, weight_CW: Tensor) -> Tensor:
+    """The window over all it fits into: W - 1 tokens fewer come out. In float32 or wider."""
+    tokens = x_BSC.shape[1] - weight_CW.shape[1] + 1
+    first_C, *rest = weight_CW.to(torch.promote_types(x_BSC.dtype, torch.float32)).unbind(1)
+    total_BTC = x_BSC[:, :tokens] * first_C
+    for j, w_C in enumerate(rest, start=1):
+        total_BTC = torch.addcmul(total_BTC, x_BSC[:, j : j + tokens], w_C)
+    return silu(total_BTC)

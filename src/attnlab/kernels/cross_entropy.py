@@ -4,20 +4,23 @@
 
 The gradient with respect to the logits is known as soon as the logits are (softmax minus one-hot),
 so it is taken in the forward pass, `chunk` tokens at a time, and only the gradients of `x` and `w`
-are kept. The matrix products run in the dtype of autocast, the rest in float32; on CUDA the
-elementwise part is one compiled kernel.
+are kept. The matrix products run in the dtype of autocast, the rest in float32. The
+vocabulary is padded with zeros to a width at which matrix products are fast: a padded logit is zero
+and so is the gradient left in its place. On CUDA the elementwise part is one compiled kernel.
 
-Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary.
+Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary, P the same padded.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
+
+from attnlab.kernels.compiled import compile_once
 
 CHUNK = 8192  # tokens at a time: 0.8 GB of bfloat16 logits at a vocabulary of 50,257
+ALIGNED = 64  # a width divisible by it is one that matrix units like
 
 
 def definition(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
@@ -40,18 +43,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
         )
         with torch.autocast(device, enabled=False):
-            low_VD = weight_VD.to(dtype)
-            losses: list[Tensor] = []  # list[Tensor]() is beyond torch.compile
-            dx_chunks: list[Tensor] = []
-            dweight_VD = None
+            vocab = len(weight_VD)
+            low_PD = pad(weight_VD.to(dtype), (0, 0, 0, -vocab % ALIGNED))
+            differentiate = (
+                compile_once(_fusible, dynamic=False) if device == "cuda" else _as_written
+            )
+            losses, dx_chunks = list[Tensor](), list[Tensor]()
+            dweight_VD = torch.zeros_like(weight_VD)
             for x_CD, target_C in zip(
                 x_ND.to(dtype).split(chunk), target_N.split(chunk), strict=True
             ):
-                loss_C, dlogits_CV = _loss_and_gradient(x_CD @ low_VD.mT, target_C)
-                losses.append(loss_C)
-                dx_chunks.append(dlogits_CV @ low_VD)
-                part_VD = (dlogits_CV.mT @ x_CD).to(weight_VD.dtype)
-                dweight_VD = part_VD if dweight_VD is None else dweight_VD.add_(part_VD)
+                logits_CP = x_CD @ low_PD.mT
+                losses.append(differentiate(logits_CP[:, :vocab], target_C))
+                dx_chunks.append(logits_CP @ low_PD)
+                dweight_VD += (logits_CP.mT @ x_CD)[:vocab]
             ctx.save_for_backward(torch.cat(dx_chunks), dweight_VD)
             ctx.x_dtype, ctx.tokens = x_ND.dtype, len(target_N)
             return torch.cat(losses).mean()
@@ -63,30 +68,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (dx_ND * scale).to(ctx.x_dtype), dweight_VD * scale, None, None
 
 
-def _loss_and_gradient(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of each token, and the gradient of their sum with respect to the logits."""
-    if torch.compiler.is_compiling():
-        return _fusible(logits_CV, target_C)
-    if logits_CV.is_cuda:
-        return _fused()(logits_CV, target_C)
+def _as_written(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Loss of each token; the gradient of their sum takes the place of the logits."""
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     log_p_CV = wide_CV.log_softmax(-1)
     loss_C = -log_p_CV.gather(1, target_C[:, None])[:, 0]
     gradient_CV = log_p_CV.exp_()
     gradient_CV.scatter_add_(1, target_C[:, None], gradient_CV.new_full((len(target_C), 1), -1.0))
-    return loss_C, gradient_CV.to(logits_CV.dtype)
+    logits_CV.copy_(gradient_CV)
+    return loss_C
 
 
-@cache
-def _fused() -> Any:
-    return torch.compile(_fusible, dynamic=False)
-
-
-def _fusible(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor]:
+def _fusible(logits_CV: Tensor, target_C: Tensor) -> Tensor:
     """The same as one reduction and one pass, for a compiler to fuse."""
     wide_CV = logits_CV.float()
     log_total_C = wide_CV.logsumexp(-1)
     loss_C = log_total_C - wide_CV.gather(1, target_C[:, None])[:, 0]
     is_target_CV = torch.arange(wide_CV.shape[1], device=wide_CV.device) == target_C[:, None]
-    gradient_CV = (wide_CV - log_total_C[:, None]).exp() - is_target_CV.float()
-    return loss_C, gradient_CV.to(logits_CV.dtype)
+    logits_CV.copy_((wide_CV - log_total_C[:, None]).exp() - is_target_CV.float())
+    return loss_C

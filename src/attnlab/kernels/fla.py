@@ -26,6 +26,7 @@ from torch import nn
 
 from attnlab.config import suggestion
 from attnlab.kernels import fla_clone
+from attnlab.kernels.compiled import constant
 from attnlab.version import package_version
 
 _OLDEST = "0.6.0"
@@ -59,6 +60,7 @@ class Facts:
     nvcc: bool
 
 
+@constant
 def unusable_because(device_type: str, function: str = "chunk_gated_delta_rule") -> str | None:
     """Why its function cannot run on this machine's `device_type`, None where it can.
 

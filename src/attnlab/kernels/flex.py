@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attnlab.config import ConfigError, Problem
+from attnlab.kernels.compiled import compile_once
 
 _BLOCK = 128  # queries and keys of one block of the mask
 _NARROWEST = 16  # head that it takes
@@ -42,10 +43,14 @@ def require_no_dropout(dropout: float, instead: str) -> None:
 
 def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int | None = None) -> Tensor:
     """`y_BHTV`: a token sees itself and the `window - 1` tokens before it; None: all of them."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     tokens, device = q_BHTK.shape[2], q_BHTK.device
     key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
     key_width = max(key, _NARROWEST if value <= _WIDE else value)
-    y_BHTV = _compiled()(
+    inside = torch.compiler.is_compiling()  # then it is part of what is compiled around it
+    run = flex_attention if inside else compile_once(flex_attention, fullgraph=True)
+    y_BHTV = run(
         widened(q_BHTK, key_width),
         widened(k_BGTK, key_width),
         widened(v_BGTV, max(value, _NARROWEST)),
@@ -60,18 +65,6 @@ def widened(x_BHTK: Tensor, width: int) -> Tensor:
     """Zeros after each head: of queries and keys they change no score, of values they stay."""
     missing = width - x_BHTK.shape[-1]
     return pad(x_BHTK, (0, missing)) if missing else x_BHTK
-
-
-@cache
-def _compiled() -> Any:
-    import torch._dynamo
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # each dtype, shape and grad mode is a compilation; beyond the limit, which is 8, fullgraph
-    # makes torch raise an error where it would otherwise take to the T x T form
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 64)
-    return torch.compile(flex_attention, fullgraph=True)
 
 
 @cache

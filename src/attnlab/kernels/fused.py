@@ -5,11 +5,13 @@ for the life of the process and shared by every model of the same shapes.
 """
 
 from collections.abc import Callable
-from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from attnlab.kernels.compiled import compile_once
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,11 +28,6 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         first = args[0]
         if torch.compiler.is_compiling() or not (isinstance(first, Tensor) and first.is_cuda):
             return function(*args, **kwargs)
-        return _compiled(function)(*args, **kwargs)
+        return compile_once(function)(*args, **kwargs)
 
     return run
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Any:
-    return torch.compile(function)

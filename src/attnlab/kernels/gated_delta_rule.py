@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 
 from attnlab.kernels import fla as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
+from attnlab.kernels.compiled import opaque
 from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of
 
 _FUNCTIONS: dict[Gate, str] = {
@@ -136,6 +137,7 @@ def chunked(
         return y_BTHV, last_ZKV.unflatten(0, (batch, heads))
 
 
+@opaque
 def fla(
     q_BTHK: Tensor,
     k_BTHK: Tensor,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from attnlab.kernels import fla as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
+from attnlab.kernels.compiled import opaque
 from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of
 
 _FUNCTIONS: dict[Gate, str] = {"head": "chunk_simple_gla", "channel": "chunk_gla"}
@@ -96,6 +97,7 @@ def chunked(
         return join(y_NZCV, batch, tokens), last_ZKV.unflatten(0, (batch, heads))
 
 
+@opaque
 def fla(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
