@@ -10,9 +10,13 @@ tokens, medians as `attnlab bench` takes them. For each variant tokens a second 
   attention layer wants the package flash-attn, in whose place torch's fused attention stands.
 - `attnlab`: the trainer's step, bfloat16 autocast over float32 weights, one recorded CUDA graph.
 - `compiled`: the same with the model compiled, as the study runs it.
+
+`gpt2` is the Transformer with GELU in place of SwiGLU: GPT-2's arithmetic, to be held against
+others' rates for it. A side that cannot run says why, and the rest goes on.
 """
 
 import argparse
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from training_step import warm
 
 from attnlab.bench.stopwatch import time_calls
+from attnlab.feedforward import Dense
 from attnlab.memory import PeakMemory
 from attnlab.record import write_json
 from attnlab.run_config import RunConfig
@@ -41,22 +46,32 @@ def attnlab_step(name: str, config: RunConfig, *, compiled: bool) -> Callable[[]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="deltanet,hybrid_sparse,transformer")
+    parser.add_argument("--only", default="deltanet,hybrid_sparse,transformer,gpt2")
+    parser.add_argument("--sides", default="fla,attnlab,compiled")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timed steps, about")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    variants, rows = load_study("hybrids").variants, []
+    variants, rows = dict(load_study("hybrids").variants), []
+    of_transformer = variants["transformer"].model
+    gpt2 = replace(of_transformer, feedforward=Dense(d_ff=4 * of_transformer.d_model))
+    variants["gpt2"] = replace(variants["transformer"], model=gpt2)
     print(f"{'variant':15}{'side':>10}{'ms/step':>10}{'tokens/s':>12}{'peak GiB':>10}")
     for name in options.only.split(","):
         config = variants[name]
         config = replace(config, train=replace(config.train, batch_size=options.batch))
-        for side, start in SIDES.items():
-            took = measured(partial(start, name, config), config, options.seconds)
+        for side in options.sides.split(","):
+            try:
+                took = measured(partial(SIDES[side], name, config), config, options.seconds)
+            except (RuntimeError, ImportError, ValueError, TypeError) as error:
+                print(f"{name:15}{side:>10}  {type(error).__name__}: {str(error)[:300]}")
+                continue
+            finally:
+                gc.collect()  # a model and its optimizer refer to each other
+                torch.cuda.empty_cache()
             rows.append({"variant": name, "side": side} | took)
-            row = rows[-1]
-            print(f"{name:15}{side:>10}{row['ms']:10.2f}{row['tokens_per_second']:12,.0f}"
-                  f"{row['peak_bytes'] / 2**30:10.1f}", flush=True)  # fmt: skip
+            print(f"{name:15}{side:>10}{took['ms']:10.2f}{took['tokens_per_second']:12,.0f}"
+                  f"{took['peak_bytes'] / 2**30:10.1f}", flush=True)  # fmt: skip
     if options.json:
         facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
         write_json(options.json, facts | {"batch": options.batch, "rows": rows})
@@ -104,6 +119,8 @@ def fla_model(name: str, config: RunConfig) -> torch.nn.Module:
 
     fla.layers.attn.flash_attn_func = torchs_attention
     feedforward: Any = config.model.feedforward
+    if name == "gpt2":
+        raise ValueError("it has no class without SwiGLU")
     shared = {
         "hidden_size": config.model.d_model,
         "num_hidden_layers": N_LAYERS,

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny_study
@@ -21,9 +22,10 @@ STEPS = 12
 SHORTENED = {"window": 40, "top_k": 40, "dense_warmup_steps": 6}
 
 
-def trained(kind: str, dropout: float, **changes: object) -> TrainingStep:
+def trained(kind: str, dropout: float, kernel: str = "auto", **changes: object) -> TrainingStep:
     cls = MechanismConfig.kinds[kind]
-    fields = {k: v for k, v in SHORTENED.items() if k in cls.__dataclass_fields__}
+    given = SHORTENED | {"kernel": kernel}
+    fields = {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
     config = RunConfig(
         data=tiny_study.base.data,
         model=ModelConfig(mechanisms=(cls(**fields),), n_layers=2, d_model=128, dropout=dropout),
@@ -60,17 +62,38 @@ def test_dropout_in_a_recorded_step_differs_from_step_to_step_and_repeats_by_see
     assert not torch.equal(first_S, losses(trained(kind, 0.0)))
 
 
-@pytest.mark.parametrize("kind", ["grouped_query", "sliding_window", "mla"])
-def test_a_run_goes_on_from_a_checkpoint_in_the_middle(kind):
-    whole = trained(kind, 0.1)
-    whole_S = losses(whole)
-    first = trained(kind, 0.1)
+def stopped_and_gone_on(*of: Any, **changes: object) -> torch.Tensor:
+    """The losses of a run that another process took over in the middle."""
+    first, second = trained(*of, **changes), trained(*of, **changes)
     for _ in range(6):
         first.advance()
-    second = trained(kind, 0.1)
     second.model.load_state_dict(first.model.state_dict())
     second.restore(6, {name: tensor.clone() for name, tensor in first.state().items()})
-    torch.testing.assert_close(losses(second), whole_S, rtol=1e-2, atol=0)
+    return losses(second)
+
+
+@pytest.mark.parametrize("kind", ["grouped_query", "sliding_window", "mla"])
+def test_a_run_goes_on_from_a_checkpoint_in_the_middle(kind):
+    whole_S = losses(trained(kind, 0.1))
+    torch.testing.assert_close(stopped_and_gone_on(kind, 0.1), whole_S, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize(
+    ("kind", "kernel"),
+    [
+        ("identity", "auto"),
+        ("grouped_query", "math"),
+        ("mla", "math"),
+        ("gated_delta_net", "chunked"),
+        ("gla", "chunked"),
+        ("kda", "chunked"),
+        ("mamba2", "chunked"),
+    ],
+)
+def test_with_deterministic_kernels_it_goes_on_to_the_same_bits(kind, kernel, compile):
+    whole_S = losses(trained(kind, 0.0, kernel, compile=compile))
+    assert torch.equal(stopped_and_gone_on(kind, 0.0, kernel, compile=compile), whole_S)
 
 
 def test_a_compiled_step_trains_as_the_eager_one():
