@@ -11,6 +11,7 @@ from attnlab.config import ConfigError
 from attnlab.kernels import fla
 from attnlab.mechanism import state_bytes
 from attnlab.mechanisms.delta_net import DeltaNet
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.gla import GLA
 from attnlab.mechanisms.kda import KDA
 from attnlab.mechanisms.mamba2 import Mamba2
@@ -267,7 +268,7 @@ def test_impossible_settings_are_reported_all_at_once(kind, settings):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [DeltaNet, GLA, KDA, Mamba2])
+@pytest.mark.parametrize("kind", [DeltaNet, GatedDeltaNet, GLA, KDA, Mamba2])
 def test_with_fla_the_layer_is_the_layer_with_its_chunks(kind):
     """In bfloat16 by autocast: 2 % of the output's norm, 5 % of each gradient's."""
     torch.manual_seed(0)

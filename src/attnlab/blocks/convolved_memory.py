@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from attnlab.blocks.short_convolution import ShortConvolution
 from attnlab.mechanism import Mechanism
@@ -52,7 +53,7 @@ class ConvolvedMemory(Mechanism[MemoryState]):
         """(..., D) of what was read (..., H, V)."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTHV, _ = self.over_time(self.inputs(x_BTD, self.qkv_conv1d(self._qkv(x_BTD))))
+        y_BTHV, _ = self.over_time(self.inputs(x_BTD, self.qkv_conv1d(self._qkv_of_all(x_BTD))))
         return self.output(x_BTD, y_BTHV)
 
     def init_state(self, batch_size: int, capacity: int) -> MemoryState:
@@ -64,12 +65,13 @@ class ConvolvedMemory(Mechanism[MemoryState]):
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
         del capacity
-        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._qkv(x_BTD))
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._qkv_of_all(x_BTD))
         y_BTHV, memory_BHKV = self.over_time(self.inputs(x_BTD, qkv_BTC))
         return self.output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
 
     def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        qkv_BC, past_BPC = self.qkv_conv1d.step(self._qkv(x_BD), state.past_BPC)
+        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
+        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
         y_BHV, memory_BHKV = self.one_more(self.inputs(x_BD, qkv_BC), state.memory_BHKV)
         return self.output(x_BD, y_BHV), MemoryState(memory_BHKV, past_BPC)
 
@@ -79,5 +81,7 @@ class ConvolvedMemory(Mechanism[MemoryState]):
             return ShortConvolution.initial_weight(channels, width, generator)
         return None
 
-    def _qkv(self, x_D: Tensor) -> Tensor:
-        return torch.cat([self.q_proj(x_D), self.k_proj(x_D), self.v_proj(x_D)], -1)
+    def _qkv_of_all(self, x_BTD: Tensor) -> Tensor:
+        """In one product: weights are shorter to join than what many tokens make of them."""
+        projections = self.q_proj, self.k_proj, self.v_proj
+        return linear(x_BTD, torch.cat([projection.weight for projection in projections]))

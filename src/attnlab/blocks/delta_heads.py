@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.blocks.convolved_memory import ConvolvedMemory, Inputs
-from attnlab.blocks.head_norms import unit
 from attnlab.blocks.memory_heads import MemoryHeadsConfig, at_least_1
 from attnlab.blocks.widened import widened
 from attnlab.config import Problem
@@ -69,8 +68,8 @@ class DeltaHeads(ConvolvedMemory):
     def inputs(self, x_D: Tensor, qkv_C: Tensor) -> Inputs:
         """Queries, keys and values by head, then g and beta."""
         heads, key, value = self.memory_shape
-        qk_C, v_C = qkv_C.tensor_split([2 * heads * key], -1)
-        q_HK, k_HK = unit(qk_C.unflatten(-1, (2, heads, key))).unbind(-3)
+        q_C, k_C, v_C = qkv_C.split([heads * key, heads * key, heads * value], -1)
+        q_HK, k_HK = (each_C.unflatten(-1, (heads, key)) for each_C in (q_C, k_C))
         v_HV = v_C.unflatten(-1, (heads, value))
         return q_HK, k_HK, v_HV, self.log_decay(x_D), widened(self.b_proj(x_D)).sigmoid()
 
@@ -80,7 +79,7 @@ class DeltaHeads(ConvolvedMemory):
 
     def one_more(self, inputs: Inputs, memory_BHKV: Tensor) -> tuple[Tensor, Tensor]:
         q_BHK, k_BHK, v_BHV, g_BH, beta_BH = inputs
-        return rule.step(q_BHK, k_BHK, v_BHV, g_BH, beta_BH, memory_BHKV)
+        return rule.step(rule.unit(q_BHK), rule.unit(k_BHK), v_BHV, g_BH, beta_BH, memory_BHKV)
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         return rule.resolve(self.heads.kernel, device, dtype, self.heads.head_dim, self.gate)

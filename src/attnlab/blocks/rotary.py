@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attnlab.blocks.rope_scaling import RopeScaling, Yarn, unscaled
 from attnlab.config import Problem
+from attnlab.kernels.compiled import constant
 
 
 class Rope(NamedTuple):
@@ -73,7 +74,12 @@ def turn(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Turn:
     end = start + tokens
     rows = 1 << (end - 1).bit_length()  # few distinct tables, whatever the lengths
     length = 0 if exact_length is None else max(end, exact_length)
-    table = (_table if compiling else _kept_table)(rope, rows, length, like.device, dtype)
+    if not compiling:
+        table = _kept_table(rope, rows, length, like.device, dtype)
+    elif rope.scaling is not None:
+        table = _table(rope, rows, length, like.device, dtype)
+    else:  # computed in the graph they would be, in float64, for each number that is turned
+        table = (_part(i, rope.theta, rope.width, rows, like.device, dtype) for i in (0, 1))
     return Turn(*(each_TK[start:end] for each_TK in table))
 
 
@@ -129,3 +135,11 @@ def _kept_frequencies(rope: Rope, device: torch.device) -> Tensor:
 
 
 _kept_table = lru_cache(maxsize=64)(_table)
+
+
+@constant
+def _part(
+    which: int, theta: float, width: int, rows: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """One of a kept table's two tensors, of frequencies that are not scaled."""
+    return _kept_table(Rope(theta, width), rows, 0, device, dtype)[which]

@@ -4,8 +4,8 @@
 
 so that w_{W-1} multiplies the present token, as in a causal `nn.Conv1d` with one group a channel.
 It is a sum of W shifted elementwise products: faster than `conv1d` forward and backward on a CPU,
-free of its transposes, and one kernel on CUDA. They are no matrix products, so it adds nothing to a
-`Cost`.
+free of its transposes, and one kernel on CUDA, where flash-linear-attention has one for it as well.
+They are no matrix products, so it adds nothing to a `Cost`.
 
 Yang et al. 2024 (arXiv:2412.06464) after Gu and Dao 2023 (arXiv:2312.00752).
 Shapes: B batch, T tokens, C channels, W width of the convolution, P = W - 1 past tokens,
@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
+from attnlab.kernels import fla
+from attnlab.kernels.compiled import opaque
+from attnlab.kernels.forms import Kernel, through_fla
 from attnlab.kernels.fused import fused
 
 
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over T, then SiLU. The output has the dtype of the input."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, kernel: Kernel = "auto") -> None:
         super().__init__()
         self.width = width
+        self.kernel: Kernel = kernel
         self.weight = nn.Parameter(self.initial_weight(channels, width))
 
     @staticmethod
@@ -38,6 +42,8 @@ class ShortConvolution(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """`y_BTC`, the tokens before the first being zeros."""
+        if through_fla(self.kernel, x_BTC, "causal_conv1d"):
+            return _through_fla(x_BTC, self.weight)
         return _from_the_start(x_BTC, self.weight)
 
     def init_state(self, batch_size: int) -> Tensor:
@@ -59,10 +65,17 @@ class ShortConvolution(nn.Module):
 
 @fused
 def _from_the_start(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
-    """`y_BTC`; x is widened once and not once a product."""
+    """`y_BTC`; x is widened once and not once a product, and after it is padded: a compiler then
+    keeps it narrow for the backward pass.
+    """
+    x_BSC = pad(x_BTC, (0, 0, weight_CW.shape[1] - 1, 0))
     wide = torch.promote_types(x_BTC.dtype, torch.float32)
-    x_BSC = pad(x_BTC.to(wide), (0, 0, weight_CW.shape[1] - 1, 0))
-    return _slide(x_BSC, weight_CW).to(x_BTC.dtype)
+    return _slide(x_BSC.to(wide), weight_CW).to(x_BTC.dtype)
+
+
+@opaque
+def _through_fla(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
+    return fla.function("causal_conv1d")(x_BTC, weight_CW, activation="silu")[0]
 
 
 def _slide(x_BSC: Tensor, weight_CW: Tensor) -> Tensor:

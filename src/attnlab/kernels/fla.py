@@ -39,12 +39,14 @@ _GATED_BY_HEAD = frozenset(  # layers and functions whose backward is the one of
         *("chunk_gated_delta_rule", "chunk_simple_gla"),
     )
 )
-_OPERATIONS = {  # its functions that kernels run, and the part of `fla.ops` that each is in
-    "chunk_delta_rule": "delta_rule",
-    "chunk_gated_delta_rule": "gated_delta_rule",
-    "chunk_gla": "gla",
-    "chunk_kda": "kda",
-    "chunk_simple_gla": "simple_gla",
+_OPERATIONS = {  # its functions that are run here, and the part of `fla` that each is in
+    "causal_conv1d": "modules.causal_conv1d",
+    "chunk_delta_rule": "ops.delta_rule",
+    "chunk_gated_delta_rule": "ops.gated_delta_rule",
+    "chunk_gla": "ops.gla",
+    "chunk_kda": "ops.kda",
+    "chunk_simple_gla": "ops.simple_gla",
+    "rms_norm_gated": "modules.norm.fused_norm_gate",
 }
 
 
@@ -159,7 +161,7 @@ def function(name: str) -> Callable[..., Any]:
     """
     if reason := unusable_because("cuda", name):
         raise ValueError(reason)
-    return getattr(fla_clone.imported(f"fla.ops.{_OPERATIONS[name]}"), name)
+    return getattr(fla_clone.imported(f"fla.{_OPERATIONS[name]}"), name)
 
 
 def layer_class(name: str) -> type[nn.Module]:

@@ -103,7 +103,8 @@ def imported(name: str) -> ModuleType:
     clone = in_use()
     if clone is not None:
         of_fla = [it for key, it in sys.modules.items() if key.split(".")[0] == PACKAGE]
-        foreign = next((it for it in of_fla if not clone.holds(it)), None)
+        # a module that its own code made for an old name has no place
+        foreign = next((it for it in of_fla if _place(it) and not clone.holds(it)), None)
         if foreign is not None:
             raise ValueError(
                 f"{foreign.__name__} was imported from {_place(foreign)}, and not from the clone "
@@ -131,8 +132,9 @@ def _read(path: Path) -> Clone:
 
 
 def _place(module: ModuleType) -> str | None:
-    """Its file; of a package without one, its folder."""
-    return module.__file__ or next(iter(getattr(module, "__path__", ())), None)
+    """Its file; of a package without one, its folder; None of a module that was made by code."""
+    folders = iter(getattr(module, "__path__", ()))
+    return getattr(module, "__file__", None) or next(folders, None)
 
 
 def _inside(file: str | None, folder: Path) -> bool:

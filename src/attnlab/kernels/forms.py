@@ -39,6 +39,14 @@ def form_that_runs(
     return kernel
 
 
+def through_fla(kernel: Kernel, x: Tensor, function: str) -> bool:
+    """Whether what stands beside a recurrence runs through flash-linear-attention too: a function
+    of `x` whose definition is no other form, where it can and no other form was named.
+    """
+    fits = kernel in ("auto", "fla") and x.dtype in (torch.bfloat16, torch.float16)
+    return fits and fla.unusable_because(x.device.type, function) is None
+
+
 def gate_of(g_BTH: Tensor | None, k_BTHK: Tensor) -> Gate:
     """The gate by the shape of its log decays, beside keys."""
     if g_BTH is None:

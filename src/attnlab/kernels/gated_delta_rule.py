@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import rms_norm
 
 from attnlab.kernels import fla as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
@@ -63,11 +64,22 @@ def gated_delta_rule(
     beta_BTH: Tensor,
     kernel: Kernel,
 ) -> tuple[Tensor, Tensor]:
-    """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros."""
+    """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros.
+
+    Queries and keys are made of length 1 before.
+    """
     gate = gate_of(g_BTH, k_BTHK)
     chosen = resolve(kernel, v_BTHV.device, v_BTHV.dtype, k_BTHK.shape[-1], gate)
-    run = {"recurrent": recurrent, "chunked": chunked, "fla": fla}[chosen]
-    return run(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
+    if chosen == "fla":
+        return fla(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, make_unit=True)
+    run = {"recurrent": recurrent, "chunked": chunked}[chosen]
+    return run(unit(q_BTHK), unit(k_BTHK), v_BTHV, g_BTH, beta_BTH)
+
+
+def unit(x_HK: Tensor) -> Tensor:
+    """x / sqrt(|x|^2 + 1e-6) over the last dimension, through the RMS norm, which is one kernel."""
+    width = x_HK.shape[-1]
+    return rms_norm(x_HK, (width,), eps=1e-6 / width) * width**-0.5
 
 
 def recurrent(
@@ -145,13 +157,19 @@ def fla(
     g_BTH: Tensor | None,
     beta_BTH: Tensor,
     memory_BHKV: Tensor | None = None,
+    *,
+    make_unit: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32."""
+    """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32.
+
+    With `make_unit` they also do what `unit` does to queries and keys.
+    """
     run = flash.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
     gate = {} if g_BTH is None else {"g": g_BTH}
     start = {"initial_state": memory_BHKV, "output_final_state": True}
-    return run(q=q, k=k, v=v_BTHV, beta=beta_BTH, **gate, **start)
+    of_keys = {"use_qk_l2norm_in_kernel": make_unit}
+    return run(q=q, k=k, v=v_BTHV, beta=beta_BTH, **gate, **start, **of_keys)
 
 
 def step(

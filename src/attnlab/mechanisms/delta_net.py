@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from attnlab.blocks.delta_heads import DeltaHeads, DeltaHeadsConfig
-from attnlab.blocks.head_norms import gated_norm
+from attnlab.blocks.gated_norm import gated_norm
 from attnlab.blocks.short_convolution import ShortConvolution
 from attnlab.mechanism import Cost, MechanismConfig
 
@@ -48,7 +48,7 @@ class DeltaNetMixer(DeltaHeads):
         self.k_proj = nn.Linear(d_model, keys, bias=False)
         self.v_proj = nn.Linear(d_model, values, bias=False)
         self.b_proj = nn.Linear(d_model, config.n_heads, bias=False)
-        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size)
+        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size, config.kernel)
         if config.output_gate:
             self.g_proj = nn.Linear(d_model, values, bias=False)
         self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
@@ -59,4 +59,4 @@ class DeltaNetMixer(DeltaHeads):
 
     def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         gate_C = self.g_proj(x_D) if self.config.output_gate else None
-        return self.o_proj(gated_norm(y_HV, self.o_norm, gate_C).to(x_D.dtype))
+        return self.o_proj(gated_norm(y_HV, self.o_norm, gate_C, self.config.kernel).to(x_D.dtype))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attnlab.blocks.decay import initial_A_log, initial_dt_bias, log_decay
 from attnlab.blocks.delta_heads import DeltaHeads, DeltaHeadsConfig
-from attnlab.blocks.head_norms import gated_norm
+from attnlab.blocks.gated_norm import gated_norm
 from attnlab.blocks.short_convolution import ShortConvolution
 from attnlab.mechanism import Cost, MechanismConfig
 
@@ -53,7 +53,7 @@ class GatedDeltaNetMixer(DeltaHeads):
         self.b_proj = nn.Linear(d_model, heads, bias=False)
         self.A_log = nn.Parameter(initial_A_log(heads))
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
-        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size)
+        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size, config.kernel)
         if config.output_gate:
             self.g_proj = nn.Linear(d_model, values, bias=False)
         self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
@@ -64,7 +64,7 @@ class GatedDeltaNetMixer(DeltaHeads):
 
     def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         gate_C = self.g_proj(x_D) if self.config.output_gate else None
-        return self.o_proj(gated_norm(y_HV, self.o_norm, gate_C).to(x_D.dtype))
+        return self.o_proj(gated_norm(y_HV, self.o_norm, gate_C, self.config.kernel).to(x_D.dtype))
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
         if name == "A_log":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from attnlab.blocks.head_norms import gated_norm
+from attnlab.blocks.gated_norm import gated_norm
 from attnlab.blocks.memory_heads import MemoryHeadsConfig, at_least_1
 from attnlab.blocks.widened import widened
 from attnlab.config import Problem
@@ -112,4 +112,6 @@ class GLAMixer(Mechanism[GLAState]):
         return q_HK * config.head_dim**-0.5, k_HK, v_HV, g_HK
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
-        return self.o_proj(gated_norm(y_HV, self.o_norm, self.g_proj(x_D)).to(x_D.dtype))
+        return self.o_proj(
+            gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel).to(x_D.dtype)
+        )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from attnlab.blocks.decay import initial_A_log, initial_dt_bias, log_decay
 from attnlab.blocks.delta_heads import DeltaHeads, DeltaHeadsConfig
-from attnlab.blocks.head_norms import gated_norm
+from attnlab.blocks.gated_norm import gated_norm
 from attnlab.blocks.short_convolution import ShortConvolution
 from attnlab.mechanism import Cost, MechanismConfig
 
@@ -56,7 +56,7 @@ class KDAMixer(DeltaHeads):
         )
         self.A_log = nn.Parameter(initial_A_log(heads, lowest=1))
         self.dt_bias = nn.Parameter(initial_dt_bias(keys))
-        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size)
+        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size, config.kernel)
         self.g_proj = nn.Sequential(
             nn.Linear(d_model, narrow, bias=False), nn.Linear(narrow, values)
         )
@@ -69,7 +69,7 @@ class KDAMixer(DeltaHeads):
         return log_decay(f_HK, self.A_log[:, None], dt_bias_HK)
 
     def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
-        y_C = gated_norm(y_HV, self.o_norm, self.g_proj(x_D), torch.sigmoid)
+        y_C = gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel, "sigmoid")
         return self.o_proj(y_C.to(x_D.dtype))
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:

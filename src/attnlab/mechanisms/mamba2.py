@@ -75,7 +75,9 @@ class Mamba2Mixer(ConvolvedMemory):
         self.A_log = nn.Parameter(initial_A_log(heads, lowest=1))
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
         self.D = nn.Parameter(torch.ones(heads))
-        self.qkv_conv1d = ShortConvolution(2 * config.d_state + inner, config.conv_size)
+        self.qkv_conv1d = ShortConvolution(
+            2 * config.d_state + inner, config.conv_size, config.kernel
+        )
         self.g_proj = nn.Linear(d_model, inner, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.o_proj = nn.Linear(inner, d_model, bias=False)
