@@ -28,9 +28,12 @@ def graphs(monkeypatch):
         return graph.forward
 
     compile_as_before = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda f, **options: compile_as_before(f, backend=keep, **options)
-    )
+
+    def compile_and_keep(function=None, **options):
+        ours = getattr(function, "__module__", "").startswith("attnlab.")
+        return compile_as_before(function, **options, **({"backend": keep} if ours else {}))
+
+    monkeypatch.setattr(torch, "compile", compile_and_keep)
     compile_once.cache_clear()
     torch._dynamo.reset()
     yield found
