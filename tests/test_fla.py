@@ -88,6 +88,18 @@ def test_only_layers_with_a_gate_a_head_are_wrong_on_hopper(monkeypatch):
     assert fla.layer_unusable_because("GatedDeltaNet") is None
 
 
+def test_tilelang_helps_the_delta_rule_alone(monkeypatch):
+    with_tilelang = facts(triton="3.6.0", tilelang=True, nvcc=True)
+    assert problem(with_tilelang) is None
+    assert "not even through TileLang: use Triton 3.7.1" in problem(
+        with_tilelang, "chunk_simple_gla"
+    )
+    assert problem(facts(triton="3.7.1"), "chunk_simple_gla") is None
+    monkeypatch.setattr(fla, "facts", lambda: with_tilelang)
+    assert fla.layer_unusable_because("GatedDeltaNet") is None
+    assert "TileLang" in fla.layer_unusable_because("SimpleGatedLinearAttention")
+
+
 def test_layers_need_the_package_of_layers(monkeypatch):
     monkeypatch.setattr(fla, "facts", lambda: facts(layers=None))
     assert fla.unusable_because("cuda") is None

@@ -1,9 +1,10 @@
 """Whether flash-linear-attention can run here, and what is taken from it where it can.
 
 Its kernels need CUDA and Triton. On Hopper (compute capability 9.x) its backward with one gate a
-head, that of the gated delta rule, computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue
-640); there it is right only through TileLang, which compiles with nvcc. Versions before 0.6.0 do
-not know where that ends. Layers whose backward is another are as good there as elsewhere.
+head computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue 640). There that of the gated
+delta rule is right only through TileLang, which compiles with nvcc, and that of simple gated linear
+attention, which keeps its states wide, not even so. Versions before 0.6.0 do not know where that
+ends. Layers whose backward is another are as good there as elsewhere.
 
 It comes as two packages: `fla-core` has the functions, `flash-linear-attention` the layers; or as a
 local clone that has both (`fla_clone`).
@@ -32,13 +33,12 @@ from attnlab.version import package_version
 _OLDEST = "0.6.0"
 _WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton, from the first to before the second
 _INSTALL = "pip install 'attnlab[fla]'"
-_GATED_BY_HEAD = frozenset(  # layers and functions whose backward is the one of issue 640
-    (
-        *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),
-        *("SimpleGatedLinearAttention", "YOCOGatedRetention"),
-        *("chunk_gated_delta_rule", "chunk_simple_gla"),
-    )
+# layers and functions whose backward is the one of issue 640, and those that TileLang does not take
+_GATED_BY_HEAD = (
+    *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),
+    "chunk_gated_delta_rule",
 )
+_BEYOND_TILELANG = ("SimpleGatedLinearAttention", "YOCOGatedRetention", "chunk_simple_gla")
 _OPERATIONS = {  # its functions that are run here, and the part of `fla` that each is in
     "causal_conv1d": "modules.causal_conv1d",
     "chunk_delta_rule": "ops.delta_rule",
@@ -80,12 +80,12 @@ def layer_unusable_because(layer: str) -> str | None:
         return reason
     if found.layers is None:
         return f"the layers of flash-linear-attention are not installed: {_INSTALL}"
-    return wrong_on_hopper(found) if layer in _GATED_BY_HEAD else None
+    return wrong_on_hopper(found, layer)
 
 
 def problem(facts: Facts, function: str = "chunk_gated_delta_rule") -> str | None:
     """The rule of a function, of the facts alone."""
-    return missing(facts) or (wrong_on_hopper(facts) if function in _GATED_BY_HEAD else None)
+    return missing(facts) or wrong_on_hopper(facts, function)
 
 
 def missing(facts: Facts) -> str | None:
@@ -101,17 +101,21 @@ def missing(facts: Facts) -> str | None:
     return None
 
 
-def wrong_on_hopper(facts: Facts) -> str | None:
-    """Whether gradients would be wrong, where nothing is missing."""
+def wrong_on_hopper(facts: Facts, name: str) -> str | None:
+    """Whether gradients of this layer or function would be wrong, where nothing is missing."""
     assert facts.capability is not None
     assert facts.triton is not None
     first, end = _WRONG_ON_HOPPER
+    if name not in (*_GATED_BY_HEAD, *_BEYOND_TILELANG):
+        return None
     if facts.capability[0] != 9 or not Version(first) <= Version(facts.triton) < Version(end):
         return None
     wrong = (
         "flash-linear-attention computes wrong gradients of gates on Hopper with Triton "
         f"{facts.triton} (its issue 640)"
     )
+    if name in _BEYOND_TILELANG:
+        return f"{wrong}, and {name} not even through TileLang: use Triton {end} or newer"
     if not facts.tilelang:
         return f"{wrong}: pip install tilelang, or use Triton {end} or newer"
     if not facts.nvcc:
