@@ -65,16 +65,22 @@ def test_attention_is_replaced_layer_by_layer():
     assert (study.seeds, study.learning_rates) == (first.seeds, first.learning_rates)
 
 
-@pytest.mark.parametrize("name", ["mechanisms", "attention_needed", "deepseek", "fair_search"])
+@pytest.mark.parametrize(
+    "name", ["mechanisms", "attention_needed", "deepseek", "fair_search", "hybrids"]
+)
 def test_the_runs_that_ship_are_those_of_the_study(name):
     folder, found = Path(__file__).parent.parent / "results" / name, 0
-    for variant, config in load_study(name).variants.items():
-        for run in (folder / variant).glob("seed-*"):
+    study = load_study(name)
+    for variant in study.variants:
+        for run in (folder / variant).glob("**/seed-*"):
             written = json.loads((run / "config.json").read_text())
             data = json.loads((run / "environment.json").read_text())["data"]
-            rate, seed = written["train"]["learning_rate"], written["seed"]
-            again = replace(config.with_learning_rate(rate), seed=seed)
-            assert again.identity(data["fingerprint"]) == written["identity"], run
+            rate = written["train"]["learning_rate"]
+            if run.parent.parent.name == "tuning":
+                again = study.tuning_run(variant, rate)
+            else:
+                again = study.verdict_run(variant, written["seed"], rate)
+            assert again.config.identity(data["fingerprint"]) == written["identity"], run
             found += 1
     assert found >= 15
 
