@@ -9,6 +9,7 @@ import tiny_study
 import torch
 from typer.testing import CliRunner
 
+from attnlab import timing
 from attnlab.agenda import Agenda
 from attnlab.analysis.power import detectable
 from attnlab.checkpoint import Best, Checkpoint, save
@@ -104,6 +105,28 @@ def test_a_few_real_steps_are_timed(tmp_path):
     )
     slower = time_run(replace(tiny_study.base, model=slow), corpus, torch.device("cpu"))
     assert slower.step > 2 * pace.step
+
+
+def test_a_step_that_would_take_too_long_is_reckoned_and_not_run(tmp_path, monkeypatch):
+    base = tiny_study.base
+    corpus = base.data.load(Places(None, tmp_path))
+    large = replace(base, train=replace(base.train, batch_size=10**9))
+    flops = 3 * base.model.forward_flops(256, 16) * 10**9 * 32
+    monkeypatch.setattr(timing, "_matrix_rate", lambda *_: flops / 1000)
+    pace = time_run(large, corpus, torch.device("cpu"))
+    assert (pace.timed, pace.step) == (False, pytest.approx(1000))
+    share = len(corpus.valid) / (3 * 10**9 * 32)  # of the tokens, and forward alone
+    assert pace.validation == pytest.approx(1000 * share)
+
+
+def test_the_plan_says_where_it_only_reckons(attnlab):
+    arguments = ("run", TINY, "--plan", "--device", "cpu", "train.batch_size=1000000000")
+    done = attnlab(*arguments)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "time at least" in words
+    assert "by arithmetic alone, a step being too long to be timed" in words
+    assert json.loads(attnlab(*arguments, "--json").stdout)["variants"]["mha"]["timed"] is False
 
 
 @pytest.mark.gpu

@@ -3,13 +3,16 @@
     a run = start + steps x step + evaluations x validation + checkpoints x save + test
 
 Steps, windows and weights are those of the run itself, on its own device. A part of each held-out
-split is scored, and its time scaled up.
+split is scored, and its time scaled up. Where a single step would take long, as that of a large
+model on a CPU, nothing is run: its matrix products, at the rate of one that is timed, are what it
+takes at least.
 """
 
 import dataclasses
 import math
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +31,7 @@ from attnlab.training_step import TrainingStep, autocast
 LONGEST = 1.0  # seconds of timed steps, about
 MOST_STEPS = 50
 MOST_BATCHES = 4  # of a held-out split
+PATIENCE = 10.0  # seconds of a step: one that would take longer is not tried
 
 
 class Pace(NamedTuple):
@@ -39,6 +43,7 @@ class Pace(NamedTuple):
     validation: float  # of the whole split, once
     test: float  # of the whole split; 0 where there is none
     save: float  # a checkpoint
+    timed: bool = True  # False: by arithmetic alone, and so at least
 
     def seconds(self, config: RunConfig) -> float:
         """Of a whole run, not the first."""
@@ -55,6 +60,9 @@ class Pace(NamedTuple):
 
 def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
     """Time a run of these settings for some seconds. Raises what its model raises."""
+    least = _by_arithmetic(config, corpus, device)
+    if least.step > PATIENCE:
+        return least
     first = _started(config, corpus, device)[1]
     step, start = _started(config, corpus, device)
     splits = corpus.splits()
@@ -71,6 +79,37 @@ def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
         test=seconds.get("test", 0.0),
         save=_save_seconds(step),
     )
+
+
+def _by_arithmetic(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
+    train = config.train
+    training = petaflops(config, corpus.vocab_size) * 1e15 / train.steps
+    a_token = training / (3 * train.batch_size * train.seq_len)  # a forward pass is a third
+    flops_per_second = _matrix_rate(getattr(torch, train.precision_on(device.type)), device)
+    held_out = {split: len(tokens) for split, tokens in corpus.splits().items()}
+    return Pace(
+        once=0.0,
+        start=0.0,
+        step=training / flops_per_second,
+        validation=held_out["valid"] * a_token / flops_per_second,
+        test=held_out.get("test", 0) * a_token / flops_per_second,
+        save=0.0,
+        timed=False,
+    )
+
+
+@cache
+def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOPs a second of one product of matrices: the best of a few."""
+    size = 4096 if device.type == "cuda" else 512
+    a, b, seconds = *(torch.randn(2, size, size, device=device, dtype=dtype)), list[float]()
+    for _ in range(5):
+        _wait(device)
+        begin = time.perf_counter()
+        torch.mm(a, b)
+        _wait(device)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(seconds)
 
 
 def _started(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[TrainingStep, float]:

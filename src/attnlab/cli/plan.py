@@ -137,6 +137,7 @@ def _as_json(
                 "verdict": agenda.verdict_count([name])._asdict(),
                 "run_seconds": forecast.run_seconds(name),
                 "step_seconds": forecast.paces[name].step if name in forecast.paces else None,
+                "timed": name in forecast.paces and forecast.paces[name].timed,
                 "not_timed": untimed.get(name),
             }
             for name in agenda.study.variants
@@ -172,12 +173,16 @@ def _grid(forecast: Forecast) -> Grid:
         grid.add_row(
             escape(name),
             count(forecast.parameters(name)),
-            f"{1000 * pace.step:.2f}" if pace else "–",
-            duration(forecast.run_seconds(name)),
+            _at_least(pace, f"{1000 * pace.step:,.{2 * pace.timed}f}") if pace else "–",
+            _at_least(pace, duration(forecast.run_seconds(name))),
             _runs(agenda.tuning_count([name])),
             _runs(agenda.verdict_count([name])),
         )
     return grid
+
+
+def _at_least(pace: Pace | None, text: str) -> str:
+    return f"≥ {text}" if pace and not pace.timed else text
 
 
 def _runs(count: Count) -> str:
@@ -195,7 +200,10 @@ def _time_left(forecast: Forecast, untimed: Mapping[str, str], seats: list[Seat]
     least, most = map(duration, seconds)
     bounds = least if least == most else f"{least} to {most}"
     devices = ", ".join(dict.fromkeys(seat.device for seat in seats))
-    return f"about {bounds}, {len(seats)} at a time on {devices}"
+    where = f"{len(seats)} at a time on {devices}"
+    if all(pace.timed for pace in forecast.paces.values()):
+        return f"about {bounds}, {where}"
+    return f"at least {bounds}, {where}: by arithmetic alone, a step being too long to be timed"
 
 
 def _finds(study: Study, power: Mapping[str, Any]) -> str:
