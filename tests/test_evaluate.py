@@ -26,11 +26,15 @@ def corpus(tmp_path):
     return Text(paths=(str(tmp_path),), tokenizer=Bytes()).load(Places(None, tmp_path / "cache"))
 
 
+@pytest.mark.parametrize("one_shape", [False, True])
 @pytest.mark.parametrize("seq_len", [1, 7, 20, 83, 84, 500])
-def test_every_token_but_the_first_counts_once(corpus, seq_len):
+def test_every_token_but_the_first_counts_once(corpus, seq_len, one_shape):
     model = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=16).build(256).double()
     tokens = torch.from_numpy(corpus.valid.astype("int64"))
-    held_out = HeldOut(corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU)
+    held_out = HeldOut(
+        corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU, one_shape=one_shape
+    )
+    assert len({batch.tokens_BT1.shape for batch in held_out.batches}) == 1 or not one_shape
     quality = held_out.quality(model, nullcontext())
 
     # without mixing every token is predicted from the one before, whatever its window
@@ -43,12 +47,16 @@ def test_every_token_but_the_first_counts_once(corpus, seq_len):
     assert quality.bits_per_byte == pytest.approx(quality.loss / math.log(2), rel=1e-6)
 
 
+@pytest.mark.parametrize("one_shape", [False, True])
 @pytest.mark.parametrize("seq_len", [1, 20, 30, 500])
 @torch.no_grad()
-def test_loss_by_position_and_by_recall_are_what_loops_give(corpus, seq_len):
+def test_loss_by_position_and_by_recall_are_what_loops_give(corpus, seq_len, one_shape):
     attention = GroupedQuery(n_heads=2, n_kv_heads=2)
     model = ModelConfig(mechanisms=(attention,), n_layers=1, d_model=16).build(256).double().eval()
-    held_out = HeldOut(corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU)
+    held_out = HeldOut(
+        corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU, one_shape=one_shape
+    )
+    assert len({batch.tokens_BT1.shape for batch in held_out.batches}) == 1 or not one_shape
     quality = held_out.quality(model, nullcontext())
 
     tokens = corpus.valid.tolist()

@@ -74,12 +74,17 @@ class Quality(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    tokens_BT1: Tensor
-    recall_BC: Tensor  # of the last C targets of each row: those that no other row scores
+    tokens_BT1: Tensor  # perhaps more rows than count
+    recall_BC: Tensor  # of the rows that count, the last C targets: those that no other row scores
 
 
 class HeldOut:
-    """One split, laid out in windows on a device."""
+    """One split, laid out in windows on a device.
+
+    With `one_shape`, by default on CUDA, all batches have as many rows, the last one repeated where
+    there are too few: kernels are compiled and tuned for each shape, which takes longer than the
+    rows do.
+    """
 
     def __init__(
         self,
@@ -89,19 +94,24 @@ class HeldOut:
         seq_len: int,
         batch_size: int,
         device: torch.device,
+        one_shape: bool | None = None,
     ) -> None:
         self.corpus, self.split, self.device = corpus, split, device
         tokens = torch.from_numpy(corpus.splits()[split].astype("int32")).to(device)
         windows = evaluation_starts(len(tokens), seq_len)
         offset_T1 = torch.arange(windows.length + 1)
+        rows = min(batch_size, len(windows.starts))
+        one_shape = device.type == "cuda" if one_shape is None else one_shape
         self.batches = list[_Batch]()
         self.targets_T = np.zeros(windows.length, np.int64)  # that count at each position
         for counted in np.unique(windows.new_targets)[::-1].tolist():  # whole windows, and a rest
             starts = torch.from_numpy(windows.starts[windows.new_targets == counted])
             self.targets_T[-counted:] += len(starts)
             for start_B in starts.split(batch_size):
-                tokens_BT1 = tokens[(start_B[:, None] + offset_T1).to(device)].long()
-                recall_BC = repeated_bigrams(tokens_BT1)[:, -counted:]
+                missing = rows - len(start_B) if one_shape else 0
+                read_B = torch.cat([start_B, start_B[-1:].expand(missing)])
+                tokens_BT1 = tokens[(read_B[:, None] + offset_T1).to(device)].long()
+                recall_BC = repeated_bigrams(tokens_BT1)[: len(start_B), -counted:]
                 self.batches.append(_Batch(tokens_BT1, recall_BC))
         self.recalls = int(torch.stack([batch.recall_BC.sum() for batch in self.batches]).sum())
 
@@ -124,8 +134,9 @@ class HeldOut:
         recall_nats, right = nats_T.new_zeros(1), nats_T.new_zeros(1)
         with context:
             for tokens_BT1, recall_BC in self.batches:
-                counted = recall_BC.shape[1]
-                nats_BC, right_BC = score(model, tokens_BT1[:, :-1], tokens_BT1[:, -counted:])
+                rows, counted = recall_BC.shape
+                scored = score(model, tokens_BT1[:, :-1], tokens_BT1[:, -counted:])
+                nats_BC, right_BC = (each_BC[:rows] for each_BC in scored)
                 nats_T[-counted:] += nats_BC.double().sum(0)
                 recall_nats += (nats_BC.double() * recall_BC).sum()
                 right += right_BC.sum()

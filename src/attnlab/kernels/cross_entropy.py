@@ -4,9 +4,9 @@
 
 The gradient with respect to the logits is known as soon as the logits are (softmax minus one-hot),
 so it is taken in the forward pass, `chunk` tokens at a time, and only the gradients of `x` and `w`
-are kept. The matrix products run in the dtype of autocast, the rest in float32. The
-vocabulary is padded with zeros to a width at which matrix products are fast: a padded logit is zero
-and so is the gradient left in its place. On CUDA the elementwise part is one compiled kernel.
+are kept. The matrix products run in the dtype of autocast, the rest in float32. The vocabulary is
+padded with zeros to a width at which matrix products are fast: a padded logit is zero and so is the
+gradient left in its place. On CUDA the elementwise part is one compiled kernel.
 
 Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary, P the same padded.
 """
