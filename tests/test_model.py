@@ -10,7 +10,7 @@ import attnlab.mechanisms  # noqa: F401  loads the zoo
 from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.mechanisms.identity import Identity
+from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model import ModelConfig
 
@@ -60,6 +60,22 @@ def test_building_a_model_leaves_the_global_random_stream_of_initial_weights_unu
     first = tiny().build(VOCAB, seed=1).embed.weight
     torch.manual_seed(1)
     assert torch.equal(first, tiny().build(VOCAB, seed=1).embed.weight)
+
+
+def test_what_a_constructor_fills_itself_is_there_for_its_initial_value(monkeypatch):
+    class Own(TokenwiseLinear):
+        def __init__(self):
+            super().__init__(8)
+            torch.nn.init.eye_(self.o_proj.weight)
+            self.register_buffer("table", torch.nn.init.orthogonal_(torch.empty(8, 8)))
+
+        def initial_value(self, name, generator):
+            return self.o_proj.weight.detach().clone()
+
+    monkeypatch.setattr(Identity, "build", lambda *_: Own())
+    mix = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=8).build(11).blocks[0].mix
+    assert torch.equal(mix.o_proj.weight, torch.eye(8))
+    torch.testing.assert_close(mix.table @ mix.table.mT, torch.eye(8))
 
 
 def test_losses_are_those_of_the_logits():

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
+from torch.overrides import TorchFunctionMode
 
 from attnlab.by_layer import ByLayer, shortest_tile
 from attnlab.config import Config, Problem
@@ -130,7 +132,8 @@ class ModelConfig(Config):
         return feeding + 2 * vocab_size * self.d_model
 
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
-        model = LanguageModel(self, vocab_size)
+        with _LinearUnfilled():
+            model = LanguageModel(self, vocab_size)
         initialise(model, seed)
         return model
 
@@ -271,10 +274,13 @@ def initialise(model: LanguageModel, seed: int) -> None:
         for prefix, mechanism in owners.items():
             if name.startswith(prefix):
                 value = mechanism.initial_value(name.removeprefix(prefix), generator)
-        if value is None:
-            value = _default_value(name, parameter, generator)
         with torch.no_grad():
-            parameter.copy_(value)
+            if value is not None:
+                parameter.copy_(value)
+            elif parameter.ndim >= 2:
+                parameter.normal_(0, INITIAL_STD, generator=generator)
+            else:
+                parameter.fill_(0 if name.endswith("bias") else 1)
 
 
 def stream(seed: int, name: str) -> int:
@@ -287,10 +293,22 @@ def stream(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1  # a generator's seed is a signed 64-bit number
 
 
-def _default_value(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
-    if parameter.ndim >= 2:
-        return torch.randn(parameter.shape, generator=generator) * INITIAL_STD
-    return torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
+class _LinearUnfilled(TorchFunctionMode):
+    """`nn.Linear` made under it does not fill its weight, which `initialise` does: half of the time
+    that it takes to make a large model.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.kaiming_uniform_ and kwargs.get("a") == math.sqrt(5):
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
 
 
 def _autocast(x: Tensor) -> Tensor:
