@@ -65,9 +65,16 @@ def test_a_kind_of_layer_is_compiled_once_for_all_models(graphs):
     assert len(graphs) == 2
 
 
+def twice(x):
+    return 2 * x
+
+
+twice.__module__ = "attnlab.of_a_test"
+
+
 def test_more_kinds_than_torch_compiles_by_itself_are_all_compiled(graphs):
-    for heads in range(1, 13):
-        losses(GroupedQuery(n_heads=heads, n_kv_heads=heads, head_dim=8))
+    for width in range(2, 14):
+        compile_once(twice, dynamic=False)(torch.ones(width))
     assert len(graphs) == 12
 
 
