@@ -4,14 +4,9 @@
     x   = x + mix_l(RMSNorm(x));  x = x + feedforward_l(RMSNorm(x))      for every layer l
     logits = RMSNorm(x) E^T                                              tied embedding E
 
-Common random numbers: the initial value of a parameter is a pure function of the seed, its
-qualified name and its shape. Two variants that share a parameter start it from the same bits.
-
 Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
 """
 
-import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -20,16 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
-from torch.overrides import TorchFunctionMode
 
 from attnlab.by_layer import ByLayer, shortest_tile
 from attnlab.config import Config, Problem
 from attnlab.feedforward import Dense, FeedForward, FeedForwardLayer
+from attnlab.initial_values import LinearUnfilled, initialise
 from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-
-INITIAL_STD = 0.02
 
 
 class Parts(NamedTuple):
@@ -132,9 +125,10 @@ class ModelConfig(Config):
         return feeding + 2 * vocab_size * self.d_model
 
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
-        with _LinearUnfilled():
+        with LinearUnfilled():
             model = LanguageModel(self, vocab_size)
-        initialise(model, seed)
+        owners = {f"blocks.{i}.mix.": mechanism for i, mechanism in enumerate(model.mechanisms())}
+        initialise(model, owners, seed)
         return model
 
 
@@ -260,55 +254,6 @@ class Block(nn.Module):
         self, layer: Mechanism[Any] | FeedForwardLayer, x_BTD: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         return layer.forward_with_loss(x_BTD) if self.training else (layer(x_BTD), None)
-
-
-def initialise(model: LanguageModel, seed: int) -> None:
-    """Initial values by name: N(0, 0.02) for matrices, ones for norms, zeros for biases.
-
-    A mechanism may set others through `Mechanism.initial_value`.
-    """
-    owners = {f"blocks.{i}.mix.": mechanism for i, mechanism in enumerate(model.mechanisms())}
-    for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(stream(seed, name))
-        value = None
-        for prefix, mechanism in owners.items():
-            if name.startswith(prefix):
-                value = mechanism.initial_value(name.removeprefix(prefix), generator)
-        with torch.no_grad():
-            if value is not None:
-                parameter.copy_(value)
-            elif parameter.ndim >= 2:
-                parameter.normal_(0, INITIAL_STD, generator=generator)
-            else:
-                parameter.fill_(0 if name.endswith("bias") else 1)
-
-
-def stream(seed: int, name: str) -> int:
-    """The seed of a random stream of its own for this name.
-
-    >>> stream(0, "embed.weight") == stream(0, "embed.weight") != stream(1, "embed.weight")
-    True
-    """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1  # a generator's seed is a signed 64-bit number
-
-
-class _LinearUnfilled(TorchFunctionMode):
-    """`nn.Linear` made under it does not fill its weight, which `initialise` does: half of the time
-    that it takes to make a large model.
-    """
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.init.kaiming_uniform_ and kwargs.get("a") == math.sqrt(5):
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnlab.initial_values import stream
 from attnlab.memory import beside, side_stream
-from attnlab.model import LanguageModel, stream
+from attnlab.model import LanguageModel
 from attnlab.optimizer import adamw, learning_rates, set_learning_rate
 from attnlab.train_config import TrainConfig
 
