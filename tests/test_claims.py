@@ -168,17 +168,46 @@ def test_a_claim_that_says_nothing_is_refused(make, problem):
         make()
 
 
+@pytest.mark.parametrize(("published", "holds"), [(3.4, "yes"), (3.25, "no")])
+def test_a_published_difference_is_held_against_the_interval_of_the_one_found(
+    tmp_path, published, holds
+):
+    """Delta is better than mha by 0.1000 nats here, to a part of a thousandth or so."""
+    numbers = (("delta", published), ("mha", 3.5), ("gone", 4.0))
+    claim = Ordered(**SAID, variants=("delta", "mha"), published=numbers)
+    (table,) = published_grids(
+        analyse(write_study(tmp_path, LOSSES, claims=[claim.to_dict()], baseline="mha"))
+    )
+    assert table.heading[4:6] == ["published Δ mha", "Δ mha here"]
+    delta, mha, gone = (line[4:] for line in table.lines)
+    assert delta[0] == f"{published - 3.5:+.3g}"
+    assert delta[1].startswith("-0.1000 ± 0.0")
+    assert delta[2] == holds
+    assert mha == ["0", "0", ""]
+    assert gone == ["+0.5", "–", "–"]
+
+
+def test_of_what_is_no_loss_no_differences_are_shown(tmp_path):
+    numbers = (("delta", 30.0), ("mha", 33.0))
+    claim = Ordered(
+        **SAID, variants=("delta", "mha"), published=numbers, measure="perplexity a word"
+    )
+    study = write_study(tmp_path, LOSSES, claims=[claim.to_dict()])
+    (table,) = published_grids(analyse(study))
+    assert len(table.heading) == len(table.lines[0]) == 4
+
+
 def test_published_and_found_stand_side_by_side_in_the_reports(tmp_path):
     claim = Ordered(
         **SAID, variants=("delta", "mha"), published=(("delta", 3.25), ("mha", 3.5), ("gone", 4.0))
     )
     analysis = analyse(write_study(tmp_path, LOSSES, claims=[claim.to_dict()]))
     (table,) = published_grids(analysis)
-    assert table.heading[1:3] == (
+    assert table.heading[1:3] == [
         "published loss, nats a token",
         "validation loss here, nats a token",
-    )
-    assert [line[:2] for line in table.lines] == [("delta", "3.25"), ("mha", "3.5"), ("gone", "4")]
+    ]
+    assert [line[:2] for line in table.lines] == [["delta", "3.25"], ["mha", "3.5"], ["gone", "4"]]
     assert table.lines[0][2].startswith("5.0000 ± ")
     assert [line[3] for line in table.lines] == ["1", "2", "–"]
     text, html = markdown(analysis, None), page(analysis)

@@ -74,6 +74,18 @@ def test_variants_that_cannot_be_told_apart_have_no_winner(tmp_path):
     assert "need the same" in found["memory first"].reason
 
 
+def test_of_many_that_share_the_lead_the_nearest_and_the_furthest_are_named(tmp_path):
+    pick = picks(tmp_path, {f"v{i}": steady(5.0, i) for i in range(7)})["quality first"]
+    assert pick.variant is None
+    assert pick.reason.endswith(" and 4 others cannot be told apart.")
+    best, *others, last = analyse(tmp_path).order
+    assert pick.margin.startswith(
+        f"{best} has the lowest mean; of the 6 others {others[0]} is nearest to it and {last} "
+        "furthest. "
+    )
+    assert not any(name in pick.margin for name in others[1:])
+
+
 def test_two_names_of_one_function_do_not_tie_with_themselves(tmp_path):
     losses = {"mha": steady(5.2, 1), "gqa_1": steady(5.0, 2), "mqa": steady(5.0, 2)}
     cost, same = {"state_bytes": 1}, {"function": "gqa_1", "state_bytes": 1}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from attnlab.config import Choice, Problem
 from attnlab.question import Cost
 
+LOSS = "loss, nats a token"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim(Choice):
@@ -19,7 +21,7 @@ class Claim(Choice):
     text: str
     source: str
     published: tuple[tuple[str, float], ...] = ()  # variant and number, the best first
-    measure: str = "loss, nats a token"  # what the published numbers are
+    measure: str = LOSS  # what the published numbers are
 
     def problems(self) -> Iterator[Problem]:
         if not self.text.strip():

@@ -9,7 +9,16 @@ from attnlab.analysis.layers import every_layer
 from attnlab.analysis.pareto import Front
 from attnlab.analysis.picks import Pick
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import Said, against, amount, apart, listed, nats
+from attnlab.analysis.wording import (
+    MOST_NAMED,
+    Said,
+    against,
+    amount,
+    apart,
+    listed,
+    nats,
+    several,
+)
 from attnlab.config import ConfigError
 from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Question
 from attnlab.question import Pick as WhatToPick
@@ -78,8 +87,10 @@ def _best_quality(verdict: Verdict) -> Said:
     if better:
         lead = apart(verdict.pairs[better[0], baseline])
         short = f"No: {better[0]} is better than {baseline} by {lead}."
+    elif len(level) == len(others) > MOST_NAMED:
+        short = f"{baseline} is not beaten; none of the {len(others)} others can be told from it."
     elif level:
-        short = f"{baseline} is not beaten, and {listed(level)} cannot be told from it."
+        short = f"{baseline} is not beaten, and {several(level)} cannot be told from it."
     else:
         short = f"Yes: {baseline} is separably better than every other variant."
     evidence = [against(name, baseline, verdict.pairs[name, baseline]) for name in others]
@@ -118,11 +129,14 @@ def _gives_up(variants: Sequence[str], than: str, verdict: Verdict) -> Said:
     known = [name for name in variants if (name, than) in verdict.pairs]
     missing = [name for name in variants if name not in known]
     pairs = {name: verdict.pairs[name, than] for name in known}
+    level = [n for n, p in pairs.items() if not (p.equivalent or p.separable)]
+    if MOST_NAMED < len(level) == len(known):
+        level = [f"all {len(level)}"]
     groups = (
         ("worse than", [f"{n} ({apart(p)})" for n, p in pairs.items() if verdict.worse(n, than)]),
         ("better than", [f"{n} ({apart(p)})" for n, p in pairs.items() if verdict.worse(than, n)]),
         ("practically equal to", [n for n, p in pairs.items() if p.equivalent and not p.separable]),
-        ("not separable from", [n for n, p in pairs.items() if not (p.equivalent or p.separable)]),
+        ("not separable from", level),
     )
     parts = [f"{how} {than}: {listed(names)}" for how, names in groups if names]
     if not parts:

@@ -6,7 +6,7 @@ from itertools import takewhile
 from attnlab.analysis.comparison import Comparison
 from attnlab.analysis.controls import Control
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import listed
+from attnlab.analysis.wording import listed, several
 
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
@@ -54,13 +54,13 @@ def _shared(verdict: Verdict, loss: str) -> str:
     if len(near) == 1:
         first = f"{best} has the lowest loss: {loss}."
     else:
-        said = f"{listed(near)} share the lead: {loss} for {best}"
+        said = f"{several(near)} share the lead: {loss} for {best}"
         first = f"{said}, and the others cannot be told from it."
     if not far:
         return first
     nor = "Nor can" if len(near) > 1 else "It cannot be told from"
     why = "losses there vary too much from seed to seed"
-    return f"{first} {nor} {listed(far)}, {_behind(verdict, far)}: {why}."
+    return f"{first} {nor} {several(far)}, {_behind(verdict, far)}: {why}."
 
 
 def _behind(verdict: Verdict, names: Sequence[str]) -> str:
@@ -74,7 +74,7 @@ def _others(verdict: Verdict) -> str:
     said: list[str] = []
     for tier in sorted(set(verdict.tiers.values()) - {1}):
         names = [name for name in verdict.order if verdict.tiers[name] == tier]
-        said.append(f"{listed(names)} ({_behind(verdict, names)})")
+        said.append(f"{several(names)} ({_behind(verdict, names)})")
     if not said:
         smallest = f"{verdict.detectable:.3f}" if verdict.detectable is not None else "?"
         return f"With {len(verdict.seeds)} seeds, differences under {smallest} nats go unseen."
@@ -91,7 +91,7 @@ def _left_out(verdict: Verdict) -> str:
     name, reason = next(iter(verdict.left_out.items()))
     if len(verdict.left_out) == 1:
         return f" Not compared: {name} ({reason})."
-    return f" Not compared: {listed(list(verdict.left_out))} ({name}: {reason})."
+    return f" Not compared: {several(list(verdict.left_out))} ({name}: {reason})."
 
 
 def _more(verdict: Verdict) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from attnlab.analysis.costs import COUNTED, Cost
 from attnlab.analysis.serving import Serving
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import against, amount, apart, listed, nats
+from attnlab.analysis.wording import MOST_NAMED, against, amount, apart, listed, nats, several
 
 USES = (  # use case, what it asks the least of, and what decides between equals
     ("memory first", ("state_bytes",)),
@@ -57,13 +57,19 @@ def _best(verdict: Verdict) -> Pick:
     use, best = "quality first", verdict.order[0]
     lead = [names for names in verdict.functions if verdict.tiers[names[0]] == 1]
     if len(lead) > 1:
-        others = [against(names[0], best, verdict.pairs[names[0], best]) for names in lead[1:]]
+        others = [names[0] for names in lead[1:]]
+        shown = others if len(others) < MOST_NAMED else [others[0], others[-1]]
         return _no_winner(
             use,
-            f"{listed([names[0] for names in lead])} cannot be told apart.",
+            f"{several([best, *others])} cannot be told apart.",
             f"More seeds: of differences under {nats(verdict.detectable or 0)} most go unseen "
             f"with {len(verdict.seeds)}.",
-            margin=f"{best} has the lowest mean. {' '.join(others)}",
+            margin=" ".join(
+                (
+                    f"{best} has the lowest mean{_nearest_and_furthest(shown, others)}.",
+                    *(against(name, best, verdict.pairs[name, best]) for name in shown),
+                )
+            ),
         )
     rival = verdict.functions[1][0]
     pair = verdict.pairs[best, rival]
@@ -75,6 +81,12 @@ def _best(verdict: Verdict) -> Pick:
         margin=f"It leads the next, {rival}, by {apart(pair)}.",
         would_change=f"{rival} gaining more than {needed}, the low end of that interval.",
     )
+
+
+def _nearest_and_furthest(shown: Sequence[str], others: Sequence[str]) -> str:
+    if len(shown) == len(others):
+        return ""
+    return f"; of the {len(others)} others {shown[0]} is nearest to it and {shown[1]} furthest"
 
 
 def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict: Verdict) -> Pick:
@@ -100,7 +112,7 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
         needs = ", ".join(amount(cost.of[left[0]], cost.unit) for cost in known) if left else ""
         return _no_winner(
             use,
-            f"{listed(left)} need the same ({first.label}: {needs}) and cannot be told apart."
+            f"{several(left)} need the same ({first.label}: {needs}) and cannot be told apart."
             if left
             else f"No variant that is not separably worse than {than} was measured.",
             "More seeds, or another cost that decides between them.",

@@ -6,6 +6,8 @@ from attnlab.analysis.comparison import Comparison
 
 Said = tuple[str, Sequence[str]]  # a short answer, and its evidence
 
+MOST_NAMED = 5  # in a sentence
+
 _STEPS = {
     "bytes": (1024, ("B", "KiB", "MiB", "GiB", "TiB")),
     "": (1000, ("", "thousand", "million", "billion", "trillion")),
@@ -79,6 +81,17 @@ def listed(names: Sequence[str]) -> str:
     ('a', 'a and b', 'a, b and c')
     """
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def several(names: Sequence[str]) -> str:
+    """The same, of many the first three and how many more.
+
+    >>> several(["a", "b", "c", "d", "e"]), several(["a", "b", "c", "d", "e", "f"])
+    ('a, b, c, d and e', 'a, b, c and 3 others')
+    """
+    if len(names) <= MOST_NAMED:
+        return listed(names)
+    return listed([*names[:3], f"{len(names) - 3} others"])
 
 
 def _three(value: float) -> str:

@@ -1,6 +1,9 @@
 """What was published beside what was found, as tables: one for each source and measure."""
 
+from collections.abc import Mapping
+
 from attnlab.analysis.analysis import Analysis
+from attnlab.claim import LOSS
 from attnlab.report import units
 from attnlab.report.grid import Grid
 from attnlab.report.rows import Row, rows, split_name
@@ -8,29 +11,49 @@ from attnlab.report.rows import Row, rows, split_name
 JUDGED = (
     "Each claim is held against this study's own intervals, which are 95 % for all pairs at once. "
     "A loss on another text, or with another tokenizer, is another number: order and spread are "
-    "judged."
+    "judged, and differences are held beside each other."
 )
 
 
 def published_grids(analysis: Analysis) -> tuple[Grid, ...]:
-    """In the order published, the best first."""
-    found = {row.name: row for row in rows(analysis)}
+    """In the order published, the best first; losses also as differences to one of them."""
     published: dict[tuple[str, str], dict[str, float]] = {}
     for judged in analysis.judgements:
         if judged.published:
             published.setdefault((judged.source, judged.measure), {}).update(judged.published)
-    here = f"{split_name(analysis)} loss here, nats a token"
     return tuple(
-        Grid(
-            caption=source,
-            heading=("variant", f"published {measure}", here, "place here"),
-            lines=[
-                (name, f"{value:g}", *_found(found.get(name), analysis.metric))
-                for name, value in values.items()
-            ],
-        )
-        for (source, measure), values in published.items()
+        _grid(source, measure, values, analysis) for (source, measure), values in published.items()
     )
+
+
+def _grid(source: str, measure: str, values: Mapping[str, float], analysis: Analysis) -> Grid:
+    found = {row.name: row for row in rows(analysis)}
+    here = f"{split_name(analysis)} loss here, nats a token"
+    heading = ["variant", f"published {measure}", here, "place here"]
+    lines = [
+        [name, f"{value:g}", *_found(found.get(name), analysis.metric)]
+        for name, value in values.items()
+    ]
+    if measure == LOSS and len(values) > 1:
+        baseline = analysis.baseline
+        than = baseline if baseline and baseline in values else next(iter(values))
+        heading += [f"published Δ {than}", f"Δ {than} here", "its interval holds the published"]
+        for line in lines:
+            line += _apart(line[0], than, values, analysis)
+    return Grid(caption=source, heading=heading, lines=lines)
+
+
+def _apart(
+    name: str, than: str, published: Mapping[str, float], analysis: Analysis
+) -> tuple[str, str, str]:
+    """How far it was published to be from another, how far it is here, and whether they agree."""
+    if name == than:
+        return "0", "0", ""
+    difference, pair = published[name] - published[than], analysis.pairs.get((name, than))
+    holds = units.UNKNOWN
+    if pair is not None and pair.low is not None and pair.high is not None:
+        holds = "yes" if pair.low <= difference <= pair.high else "no"
+    return f"{difference:+.3g}", units.comparison(pair), holds
 
 
 def _found(row: Row | None, metric: str) -> tuple[str, str]:
