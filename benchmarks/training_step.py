@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from attnlab.bench.stopwatch import MOST_CALLS, time_calls
 from attnlab.data.batches import window_starts
 from attnlab.memory import PeakMemory
 from attnlab.record import write_json
 from attnlab.run_config import RunConfig
+from attnlab.stopwatch import MOST_CALLS, time_calls
 from attnlab.study import load_study
 from attnlab.train import Clock, train
 from attnlab.training_step import TrainingStep, autocast

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from attnlab import cli
 from attnlab.bench import figure, room, session
-from attnlab.bench.ceilings import Ceilings
 from attnlab.bench.ledger import read
 from attnlab.bench.table import BenchTable
 from attnlab.bench.targets import Sizes, targets
+from attnlab.ceilings import Ceilings
 from attnlab.cli import bench
 from attnlab.cli.app import console, errors
 from attnlab.mechanism import MechanismConfig

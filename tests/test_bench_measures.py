@@ -8,14 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnlab.bench.account import account, to_account_for
-from attnlab.bench.ceilings import Ceilings, measure_ceilings
 from attnlab.bench.conditions import Conditions
 from attnlab.bench.point import Point
 from attnlab.bench.session import measure
-from attnlab.bench.stopwatch import LEAST, MOST, PATIENCE, time_calls
 from attnlab.bench.targets import Sizes, targets
 from attnlab.bench.work import stated_flops
+from attnlab.ceilings import Ceilings, measure_ceilings
 from attnlab.mechanism import Mechanism
+from attnlab.stopwatch import LEAST, MOST, PATIENCE, time_calls
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(1e9, "float32", 64, 1e9, 1024)

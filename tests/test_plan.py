@@ -112,7 +112,7 @@ def test_a_step_that_would_take_too_long_is_reckoned_and_not_run(tmp_path, monke
     corpus = base.data.load(Places(None, tmp_path))
     large = replace(base, train=replace(base.train, batch_size=10**9))
     flops = 3 * base.model.forward_flops(256, 16) * 10**9 * 32
-    monkeypatch.setattr(timing, "_matrix_rate", lambda *_: flops / 1000)
+    monkeypatch.setattr(timing, "matrix_rate", lambda *_, **__: flops / 1000)
     pace = time_run(large, corpus, torch.device("cpu"))
     assert (pace.timed, pace.step) == (False, pytest.approx(1000))
     share = len(corpus.valid) / (3 * 10**9 * 32)  # of the tokens, and forward alone

@@ -12,13 +12,13 @@ import dataclasses
 import math
 import tempfile
 import time
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from attnlab import checkpoint
+from attnlab.ceilings import matrix_rate
 from attnlab.data import Corpus
 from attnlab.data.batches import window_starts
 from attnlab.evaluate import HeldOut
@@ -85,7 +85,8 @@ def _by_arithmetic(config: RunConfig, corpus: Corpus, device: torch.device) -> P
     train = config.train
     training = petaflops(config, corpus.vocab_size) * 1e15 / train.steps
     a_token = training / (3 * train.batch_size * train.seq_len)  # a forward pass is a third
-    flops_per_second = _matrix_rate(getattr(torch, train.precision_on(device.type)), device)
+    size, precision = (4096 if device.type == "cuda" else 512), train.precision_on(device.type)
+    flops_per_second = matrix_rate(size, getattr(torch, precision), device, budget=0.1)
     held_out = {split: len(tokens) for split, tokens in corpus.splits().items()}
     return Pace(
         once=0.0,
@@ -96,20 +97,6 @@ def _by_arithmetic(config: RunConfig, corpus: Corpus, device: torch.device) -> P
         save=0.0,
         timed=False,
     )
-
-
-@cache
-def _matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOPs a second of one product of matrices: the best of a few."""
-    size = 4096 if device.type == "cuda" else 512
-    a, b, seconds = *(torch.randn(2, size, size, device=device, dtype=dtype)), list[float]()
-    for _ in range(5):
-        _wait(device)
-        begin = time.perf_counter()
-        torch.mm(a, b)
-        _wait(device)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(seconds)
 
 
 def _started(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[TrainingStep, float]:

@@ -19,10 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 from attnlab.bench.conditions import Conditions, random_tokens, release
 from attnlab.bench.point import Point
 from attnlab.bench.serving import served, states_at, warm_decoder
-from attnlab.bench.stopwatch import time_calls
 from attnlab.bench.targets import Setup
 from attnlab.decode import Decoder
 from attnlab.record import Json
+from attnlab.stopwatch import time_calls
 
 NEAR = 1.5  # times its bound: no account is asked for
 _EMPTY_KERNELS = 200  # of one graph

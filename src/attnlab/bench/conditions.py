@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnlab.bench.ceilings import Ceilings
 from attnlab.bench.targets import Setup
+from attnlab.ceilings import Ceilings
 from attnlab.model import LanguageModel
 
 

@@ -16,13 +16,13 @@ import torch
 
 from attnlab.bench.conditions import Conditions, bare_model, random_tokens
 from attnlab.bench.point import Point
-from attnlab.bench.stopwatch import MOST_CALLS, Times, time_calls
 from attnlab.bench.targets import Setup
 from attnlab.bench.work import counted_flops
 from attnlab.decode import Decoder, full_state, is_count, tensors
 from attnlab.memory import PeakMemory
 from attnlab.model import LanguageModel
 from attnlab.record import Json
+from attnlab.stopwatch import MOST_CALLS, Times, time_calls
 from attnlab.training_step import EAGER_STEPS
 
 

@@ -17,11 +17,11 @@ from attnlab.bench.ledger import Ledger
 from attnlab.bench.point import Point
 from attnlab.bench.room import require_room
 from attnlab.bench.serving import measure_decoding, measure_prefill
-from attnlab.bench.stopwatch import PATIENCE
 from attnlab.bench.targets import Setup
 from attnlab.bench.training import measure_training
 from attnlab.bench.work import stated_flops
 from attnlab.record import Json
+from attnlab.stopwatch import PATIENCE
 
 _MEASURE = {"train": measure_training, "prefill": measure_prefill, "decode": measure_decoding}
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from attnlab.bench.conditions import Conditions, bare_model, random_tokens
 from attnlab.bench.point import Point
-from attnlab.bench.stopwatch import MOST_CALLS, time_calls
 from attnlab.bench.targets import Setup
 from attnlab.bench.work import counted_flops
 from attnlab.memory import PeakMemory
 from attnlab.record import Json
+from attnlab.stopwatch import MOST_CALLS, time_calls
 from attnlab.train_config import TrainConfig
 from attnlab.training_step import EAGER_STEPS, TrainingStep, autocast
 

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from attnlab.asked import use_fla
 from attnlab.bench.account import account, to_account_for
-from attnlab.bench.ceilings import measure_ceilings
 from attnlab.bench.conditions import Conditions
 from attnlab.bench.ledger import Ledger
 from attnlab.bench.point import Point, activities, numbers, points
 from attnlab.bench.session import measure_all
 from attnlab.bench.table import BenchTable, line
 from attnlab.bench.targets import Setup, Sizes, Target, study_of, targets
+from attnlab.ceilings import measure_ceilings
 from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
