@@ -171,6 +171,7 @@ def test_a_plan_without_its_data_says_so_and_the_rest(attnlab):
     words = " ".join(done.output.split())
     assert "44 to 77 to tune learning rates, then 55 for the verdict" in words
     assert "not timed: mha: WikiText-2" in words
+    assert "ATTNLAB_DATA" in words
 
 
 def test_the_spread_of_earlier_runs_is_taken(attnlab, tmp_path):

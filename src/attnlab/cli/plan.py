@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -196,7 +197,7 @@ def _time_left(forecast: Forecast, untimed: Mapping[str, str], seats: list[Seat]
     seconds = forecast.seconds()
     if seconds is None:
         name, reason = next(iter(untimed.items()))
-        return f"not timed: {name}: {reason.splitlines()[0]}"
+        return f"not timed: {name}: {shorten(reason, 300, placeholder=' ...')}"
     least, most = map(duration, seconds)
     bounds = least if least == most else f"{least} to {most}"
     devices = ", ".join(dict.fromkeys(seat.device for seat in seats))
