@@ -205,7 +205,7 @@ def test_published_and_found_stand_side_by_side_in_the_reports(tmp_path):
     (table,) = published_grids(analysis)
     assert table.heading[1:3] == [
         "published loss, nats a token",
-        "validation loss here, nats a token",
+        "validation loss here",
     ]
     assert [line[:2] for line in table.lines] == [["delta", "3.25"], ["mha", "3.5"], ["gone", "4"]]
     assert table.lines[0][2].startswith("5.0000 ± ")

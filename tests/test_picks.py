@@ -75,12 +75,12 @@ def test_variants_that_cannot_be_told_apart_have_no_winner(tmp_path):
 
 
 def test_of_many_that_share_the_lead_the_nearest_and_the_furthest_are_named(tmp_path):
-    pick = picks(tmp_path, {f"v{i}": steady(5.0, i) for i in range(7)})["quality first"]
+    pick = picks(tmp_path, {f"v{i}": steady(5.0, i) for i in range(8)})["quality first"]
     assert pick.variant is None
-    assert pick.reason.endswith(" and 4 others cannot be told apart.")
+    assert pick.reason.endswith(" and 5 others cannot be told apart.")
     best, *others, last = analyse(tmp_path).order
     assert pick.margin.startswith(
-        f"{best} has the lowest mean; of the 6 others {others[0]} is nearest to it and {last} "
+        f"{best} has the lowest mean; of the 7 others {others[0]} is nearest to it and {last} "
         "furthest. "
     )
     assert not any(name in pick.margin for name in others[1:])

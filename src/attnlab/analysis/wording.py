@@ -6,7 +6,7 @@ from attnlab.analysis.comparison import Comparison
 
 Said = tuple[str, Sequence[str]]  # a short answer, and its evidence
 
-MOST_NAMED = 5  # in a sentence
+MOST_NAMED = 6  # in a sentence
 
 _STEPS = {
     "bytes": (1024, ("B", "KiB", "MiB", "GiB", "TiB")),
@@ -86,8 +86,8 @@ def listed(names: Sequence[str]) -> str:
 def several(names: Sequence[str]) -> str:
     """The same, of many the first three and how many more.
 
-    >>> several(["a", "b", "c", "d", "e"]), several(["a", "b", "c", "d", "e", "f"])
-    ('a, b, c, d and e', 'a, b, c and 3 others')
+    >>> several(list("abcdef")), several(list("abcdefg"))
+    ('a, b, c, d, e and f', 'a, b, c and 4 others')
     """
     if len(names) <= MOST_NAMED:
         return listed(names)

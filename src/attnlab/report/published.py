@@ -28,8 +28,8 @@ def published_grids(analysis: Analysis) -> tuple[Grid, ...]:
 
 def _grid(source: str, measure: str, values: Mapping[str, float], analysis: Analysis) -> Grid:
     found = {row.name: row for row in rows(analysis)}
-    here = f"{split_name(analysis)} loss here, nats a token"
-    heading = ["variant", f"published {measure}", here, "place here"]
+    here = f"{split_name(analysis)} loss here"
+    heading, note = ["variant", f"published {measure}", here, "place here"], ""
     lines = [
         [name, f"{value:g}", *_found(found.get(name), analysis.metric)]
         for name, value in values.items()
@@ -37,10 +37,11 @@ def _grid(source: str, measure: str, values: Mapping[str, float], analysis: Anal
     if measure == LOSS and len(values) > 1:
         baseline = analysis.baseline
         than = baseline if baseline and baseline in values else next(iter(values))
-        heading += [f"published Δ {than}", f"Δ {than} here", "its interval holds the published"]
+        heading += [f"published Δ {than}", f"Δ {than} here", "agree"]
+        note = "They agree where the interval of the difference here holds the published one."
         for line in lines:
             line += _apart(line[0], than, values, analysis)
-    return Grid(caption=source, heading=heading, lines=lines)
+    return Grid(caption=source, heading=heading, lines=lines, note=note)
 
 
 def _apart(
@@ -50,10 +51,10 @@ def _apart(
     if name == than:
         return "0", "0", ""
     difference, pair = published[name] - published[than], analysis.pairs.get((name, than))
-    holds = units.UNKNOWN
+    agree = units.UNKNOWN
     if pair is not None and pair.low is not None and pair.high is not None:
-        holds = "yes" if pair.low <= difference <= pair.high else "no"
-    return f"{difference:+.3g}", units.comparison(pair), holds
+        agree = "yes" if pair.low <= difference <= pair.high else "no"
+    return f"{difference:+.3g}", units.comparison(pair), agree
 
 
 def _found(row: Row | None, metric: str) -> tuple[str, str]:
