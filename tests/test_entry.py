@@ -91,3 +91,30 @@ def test_a_diverged_variant_does_not_change_what_is_said_of_the_others(tmp_path)
     beside = verdict_of(read_table(write_study(tmp_path / "b", wild)))
     assert beside.pairs == alone.pairs
     assert beside.tiers == alone.tiers
+
+
+SIX = {name: [5.0, 5.1, 5.2] for name in ("a", "b")} | {
+    name: [5.0, 5.1, None] for name in ("c", "d", "e", "f")
+}
+
+
+def test_two_seeds_of_others_do_not_take_the_third_from_the_baseline_and_another(tmp_path):
+    found = entered(tmp_path, SIX, baseline="a")
+    assert (found.seeds, list(found.losses)) == ((0, 1, 2), ["a", "b"])
+    assert found.left_out == dict.fromkeys(
+        "cdef", "finished 2 of 3 seeds, too few in common with the others"
+    )
+
+
+@pytest.mark.parametrize("baseline", ["c", "gone"])
+def test_the_baseline_is_not_left_out_for_a_third_seed_of_others(tmp_path, baseline):
+    found = entered(tmp_path, SIX, baseline=baseline)
+    if baseline in SIX:
+        assert (found.seeds, list(found.losses)) == ((0, 1), list(SIX))
+    else:
+        assert (found.seeds, list(found.losses)) == ((0, 1, 2), ["a", "b"])
+
+
+def test_nor_is_anything_for_a_third_seed_of_one_variant(tmp_path):
+    found = entered(tmp_path, {"a": [5.0, 5.1, 5.2], "b": [5.0, 5.1, None]}, baseline="a")
+    assert (found.seeds, found.left_out) == ((0, 1), {})

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import against, amount, apart, listed, nats
+from attnlab.analysis.wording import against, amount, apart, listed, nats, several
 from attnlab.claim import Alike, AmongBest, AmongWorst, Claim, InRange, Ordered, Within
 from attnlab.config import ConfigError
 
@@ -187,11 +187,15 @@ def _in_range(claim: InRange, verdict: Verdict, costs: Sequence[Cost]) -> Judged
 
 
 def _known(names: Sequence[str], verdict: Verdict) -> tuple[list[str], tuple[str, ...]]:
-    """Those that are compared, and a sentence for each that is not."""
+    """Those that are compared, and of those that are not a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        if name not in verdict.means:
+            reason = verdict.left_out.get(name, "the study has no such variant")
+            reasons.setdefault(reason, []).append(name)
     absent = tuple(
-        f"{name} is not compared: {verdict.left_out.get(name, 'the study has no such variant')}."
-        for name in names
-        if name not in verdict.means
+        f"{several(absent)} {'is' if len(absent) == 1 else 'are'} not compared: {reason}."
+        for reason, absent in reasons.items()
     )
     return [name for name in names if name in verdict.means], absent
 

@@ -3,7 +3,8 @@
 A variant that diverged with any seed is out: its mean over the seeds that survived would flatter
 it. So is one whose loss set off the alarm. A run that failed (an exception) or has not been run
 says nothing of the mechanism: its seed is left out for all variants, which keeps the blocks
-complete, unless that leaves fewer than two seeds; then the variant that stands in the way is out.
+complete, unless that leaves too few seeds; then the variant that stands in the way is out. Too few
+are two, where the baseline and another variant share three; else one, where any two share two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,15 @@ from dataclasses import dataclass
 
 from attnlab.analysis.table import Table, Variant
 
+ENOUGH = 3  # seeds; with two, only differences of a hundred times the spread of a run are found
+
+Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     metric: str  # "test_loss" or "final_loss"
-    losses: Mapping[str, Mapping[int, float]]  # variant: {seed: loss}, over all that it finished
+    losses: Losses  # over all seeds that a variant finished
     seeds: tuple[int, ...]  # that all of them finished
     left_out: Mapping[str, str]
     incomplete: tuple[int, ...]  # seeds that some finished and others did not
@@ -31,12 +36,14 @@ def entry(table: Table) -> Entry:
     for name in [name for name, found in losses.items() if not found]:
         left_out[name] = "its finished runs have no loss"
         del losses[name]
-    needed = min(2, max((len(found) for found in losses.values()), default=0))
-    for name in [name for name, found in losses.items() if len(found) < needed]:
-        left_out[name] = _missing(table, name, losses.pop(name))
-    while len(_common(losses)) < needed:
-        name = _in_the_way(losses)
-        left_out[name] = _missing(table, name, losses.pop(name))
+    compared = _sharing(losses, ENOUGH)
+    baseline = table.study.baseline
+    if len(compared) < 2 or (baseline in losses and baseline not in compared):
+        compared = _sharing(losses, min(2, max(map(len, losses.values()), default=0)))
+    for name in losses:
+        if name not in compared:
+            left_out[name] = _missing(table, name, losses[name])
+    losses = compared
     seeds = _common(losses)
     every = {seed for found in losses.values() for seed in found}
     return Entry(
@@ -76,7 +83,15 @@ def _missing(table: Table, name: str, finished: Mapping[int, float]) -> str:
     return f"{said}, too few in common with the others"
 
 
-def _in_the_way(losses: Mapping[str, Mapping[int, float]]) -> str:
+def _sharing(losses: Losses, seeds: int) -> Losses:
+    """Those that have so many seeds in common, without the others that stand in the way of it."""
+    kept = {name: found for name, found in losses.items() if len(found) >= seeds}
+    while kept and len(_common(kept)) < seeds:
+        del kept[_in_the_way(kept)]
+    return kept
+
+
+def _in_the_way(losses: Losses) -> str:
     """The variant without which the others share the most seeds; of equal ones the last."""
 
     def without(name: str) -> int:
@@ -85,7 +100,7 @@ def _in_the_way(losses: Mapping[str, Mapping[int, float]]) -> str:
     return max(reversed(list(losses)), key=lambda name: (without(name), -len(losses[name])))
 
 
-def _common(losses: Mapping[str, Mapping[int, float]]) -> tuple[int, ...]:
+def _common(losses: Losses) -> tuple[int, ...]:
     found = [set(by_seed) for by_seed in losses.values()]
     return tuple(sorted(set.intersection(*found))) if found else ()
 
