@@ -7,6 +7,7 @@ import pytest
 import tiny_study
 import torch
 
+from attnlab.analysis.settings import same_settings
 from attnlab.by_layer import ByLayer
 from attnlab.checks.targets import of_study
 from attnlab.config import ConfigError, override
@@ -188,3 +189,23 @@ def test_a_study_is_checked_with_every_mechanism_of_its_layers():
         ("grouped_query", "hybrid, base"),
         ("identity", "hybrid"),
     ]
+
+
+@pytest.mark.parametrize(
+    "mechanisms",
+    [
+        (delta, attention, delta, Identity()),
+        ByLayer(layers={0: delta, 1: attention, 2: delta, 3: Identity()}),
+    ],
+)
+def test_a_report_takes_all_forms_of_one_model_for_one_function(mechanisms):
+    written = replace(base, model=replace(base.model, mechanisms=mechanisms))
+    other = base.with_mechanisms(delta, layers={2: attention, 3: Identity()})
+    configs = {"a": hybrid.to_dict(), "b": written.to_dict(), "c": other.to_dict()}
+    assert same_settings(configs) == (("a", "b"), ("c",))
+    assert written.identity("data") == hybrid.identity("data")
+
+
+def test_a_report_takes_a_pattern_and_its_repeats_for_one_function():
+    tiled = [base.with_mechanisms(*[delta, attention] * n).to_dict() for n in (1, 2)]
+    assert same_settings(dict(zip("ab", tiled, strict=True))) == (("a", "b"),)

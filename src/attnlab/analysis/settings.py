@@ -29,6 +29,8 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
         settings = present(of_variant(config))
         train = settings.get("train", {}).items()
         settings["train"] = {name: of for name, of in train if name not in WITHOUT_INFLUENCE}
+        if "model" in settings:
+            settings["model"] = _layer_by_layer(settings["model"])
         same = next((names for other, names in groups if other == settings), None)
         if same is None:
             groups.append((settings, [name]))
@@ -90,6 +92,24 @@ def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
+
+
+def _layer_by_layer(model: Settings) -> Settings:
+    """The model with one mechanism a layer, in order.
+
+    >>> _layer_by_layer({"n_layers": 3, "mechanisms": {"default": "a", "layers": {"1": "b"}}})
+    {'n_layers': 3, 'mechanisms': ['a', 'b', 'a']}
+    """
+    mechanisms, layers = model.get("mechanisms"), range(model.get("n_layers", 0))
+    if isinstance(mechanisms, Mapping):
+        named = cast("Settings", mechanisms)
+        default = named.get("default")
+        in_order = [named["layers"].get(str(layer), default) for layer in layers]
+    elif mechanisms:
+        in_order = [mechanisms[layer % len(mechanisms)] for layer in layers]
+    else:
+        return model
+    return {**model, "mechanisms": in_order or mechanisms}
 
 
 def _by_layer(value: Settings) -> bool:
