@@ -20,7 +20,7 @@ quickstart: setup
 	$(BIN)/attnlab run quickstart
 
 test: setup
-	$(BIN)/python -m pytest -n auto -q
+	$(BIN)/python -m pytest -n auto --dist worksteal -q
 
 lint: setup
 	$(BIN)/ruff format --check .
