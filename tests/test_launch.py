@@ -106,8 +106,9 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, places)
     """The whole command is killed with SIGKILL, workers and all, and started again."""
     arguments = [
         *(sys.executable, "-m", "attnlab", "run", str(STUDY), "--only", "mha", "--seeds", "1"),
-        *("--device", "cpu", "--workers", "1", "train.steps=300", "train.warmup_steps=2"),
-        *("train.checkpoint_every=10", "train.log_every=10", "train.eval_every=100"),
+        *("--no-check", "--device", "cpu", "--workers", "1", "train.steps=100"),
+        *("train.warmup_steps=2", "train.checkpoint_every=10", "train.log_every=10"),
+        "train.eval_every=50",
     ]
     environment = {**os.environ, "ATTNLAB_CACHE": str(places.cache)}
 
