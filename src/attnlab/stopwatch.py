@@ -40,10 +40,10 @@ def time_calls(call: Callable[[], object], device: torch.device, budget: float) 
 
 
 def _one(call: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     call()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - started
 
 
@@ -59,10 +59,11 @@ def _each(call: Callable[[], object], device: torch.device, repeats: int) -> lis
     for event in events[1:]:
         call()
         event.record()
-    _wait(device)
+    wait(device)
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(events)]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

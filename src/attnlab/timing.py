@@ -25,6 +25,7 @@ from attnlab.evaluate import HeldOut
 from attnlab.memory import PeakMemory
 from attnlab.model import LanguageModel
 from attnlab.run_config import RunConfig
+from attnlab.stopwatch import wait
 from attnlab.summary import petaflops
 from attnlab.training_step import TrainingStep, autocast
 
@@ -122,7 +123,7 @@ def _started(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[T
     )
     while not step.warm and step.step < train.steps:
         step.advance()
-    _wait(device)
+    wait(device)
     return step, time.perf_counter() - begin
 
 
@@ -130,7 +131,7 @@ def _step_seconds(step: TrainingStep, last: int, device: torch.device) -> float:
     first, begin, seconds = step.step, time.perf_counter(), 0.0
     while step.step < min(last, first + MOST_STEPS) and seconds < LONGEST:
         step.advance()
-        _wait(device)
+        wait(device)
         seconds = time.perf_counter() - begin
     return seconds / max(1, step.step - first)  # a run that is all warm-up has no other steps
 
@@ -163,8 +164,3 @@ def _save_seconds(step: TrainingStep) -> float:
         state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {}, None)
         checkpoint.save(Path(folder), state, "timing")
         return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
