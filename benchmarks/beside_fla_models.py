@@ -28,13 +28,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from training_step import warm
 
-from attnlab.feedforward import Dense
-from attnlab.memory import PeakMemory
+from attnlab.device.memory import PeakMemory
+from attnlab.device.timer import time_calls
+from attnlab.model.feedforward import Dense
 from attnlab.record import write_json
-from attnlab.run_config import RunConfig
-from attnlab.stopwatch import time_calls
-from attnlab.studies.hybrids import N_LAYERS, attention_layers
-from attnlab.study import load_study
+from attnlab.study.shipped.hybrids import N_LAYERS, attention_layers
+from attnlab.study.study import load_study
+from attnlab.training.run import RunConfig
 
 DEVICE = torch.device("cuda")
 

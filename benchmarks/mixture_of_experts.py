@@ -9,7 +9,7 @@ one dense layer of width 4,096, which is as much arithmetic a token but for the 
 from dataclasses import replace
 
 from attnlab import Dense, MixtureOfExperts, RunConfig, Study
-from attnlab.studies.fair_search import base
+from attnlab.study.shipped.fair_search import base
 
 experts = base.model.feedforward
 assert isinstance(experts, MixtureOfExperts)

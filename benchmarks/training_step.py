@@ -21,13 +21,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attnlab.data.batches import window_starts
-from attnlab.memory import PeakMemory
+from attnlab.device.memory import PeakMemory
+from attnlab.device.timer import MOST_CALLS, time_calls
 from attnlab.record import write_json
-from attnlab.run_config import RunConfig
-from attnlab.stopwatch import MOST_CALLS, time_calls
-from attnlab.study import load_study
-from attnlab.train import Clock, train
-from attnlab.training_step import TrainingStep, autocast
+from attnlab.study.study import load_study
+from attnlab.training.loop import Clock, train
+from attnlab.training.run import RunConfig
+from attnlab.training.step import TrainingStep, autocast
 
 LOOP_STEPS = 400  # of the whole training loop
 STEPS = LOOP_STEPS + 2 * MOST_CALLS  # all that a step may be asked for

@@ -9,15 +9,15 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import tiny_study
 import torch
+from support import tiny_study
 
 import attnlab
 from attnlab.config import ConfigError
-from attnlab.execution import Ended, Progress
-from attnlab.launch import Happened
 from attnlab.mechanism import MechanismConfig
-from attnlab.running import Begun, Doing
+from attnlab.runner.execute import Ended, Progress
+from attnlab.runner.run import Begun, Doing
+from attnlab.runner.workers import Happened
 
 TESTS = Path(__file__).parent
 SCRIPT = """
@@ -47,7 +47,7 @@ def quick(tmp_path, cache, monkeypatch):
 def bugs(monkeypatch):
     """A file of mechanisms, imported as one's own; its kinds are forgotten afterwards."""
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
-    return import_module("planted.bugs")
+    return import_module("support.planted_bugs")
 
 
 def python(*arguments, cwd, cache):

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_mechanism_contract as contract
-import tiny_study
 import torch
+from support import tiny_study
 
 import attnlab
 from attnlab.analysis.analysis import analyse
+from attnlab.checks import assert_correct
 from attnlab.config import ConfigError, load_file
 from attnlab.data import Places
-from attnlab.execution import execute
 from attnlab.mechanism import MechanismConfig
-from attnlab.run_config import Run
-from attnlab.study import load_study
+from attnlab.runner.execute import execute
+from attnlab.study.study import load_study
+from attnlab.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -104,18 +104,7 @@ def test_the_mechanism_keeps_the_contract(tmp_path, monkeypatch):
     (tmp_path / "moving_average.py").write_text(block("class MovingAverage("))
     monkeypatch.chdir(tmp_path)
     config = MechanismConfig.from_dict({"kind": "moving_average.py:MovingAverage"})
-    torch.manual_seed(0)
-    mechanism = config.build(contract.D_MODEL).double().eval()
-    generator = torch.Generator().manual_seed(0)
-    shape = (contract.BATCH, contract.TOKENS, contract.D_MODEL)
-    x_BTD = torch.randn(shape, generator=generator, dtype=torch.float64)
-    for cut in (1, 16, contract.TOKENS - 1):
-        contract.test_the_future_never_leaks_into_the_past(mechanism, x_BTD, cut, "train")
-    contract.test_token_by_token_equals_all_at_once(mechanism.eval(), x_BTD)
-    contract.test_decoding_goes_on_from_a_prefilled_prompt(mechanism, x_BTD, 17)
-    for context in (1, 7):
-        contract.test_the_cost_model_matches_the_machine(config, mechanism, x_BTD, context)
-    contract.test_every_parameter_is_trained(mechanism, x_BTD)
+    assert_correct(config)
     with pytest.raises(ConfigError, match="decay: must be in"):
         load_file(tmp_path / "moving_average.py").MovingAverage(decay=2.0)
 

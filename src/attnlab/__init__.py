@@ -10,180 +10,90 @@ What a study file needs is importable from here, and what the command line does:
 Everything else is importable from its own module.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnlab.version import __version__
-
 if TYPE_CHECKING:
-    from attnlab.analysis.analysis import Analysis, analyse
-    from attnlab.asked import use_fla
-    from attnlab.by_layer import ByLayer
-    from attnlab.checks.suite import assert_correct
-    from attnlab.checks.targets import check
-    from attnlab.claim import Alike, AmongBest, AmongWorst, InRange, Ordered, Within
-    from attnlab.data.stdlib import Stdlib
-    from attnlab.data.text import Text
-    from attnlab.data.tokenizer import GPT2
-    from attnlab.data.tokens import Tokens
-    from attnlab.data.wikitext2 import WikiText2
-    from attnlab.eval_config import EvalConfig
-    from attnlab.extending import extend
-    from attnlab.feedforward import Dense, MixtureOfExperts, SwiGLU
-    from attnlab.generation import Sampling, generate
-    from attnlab.matching import Match
-    from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-    from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
-    from attnlab.mechanisms.delta_net import DeltaNet
-    from attnlab.mechanisms.fla_layer import fla_layer
-    from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
-    from attnlab.mechanisms.gla import GLA
-    from attnlab.mechanisms.grouped_query import GroupedQuery
-    from attnlab.mechanisms.identity import Identity
-    from attnlab.mechanisms.kda import KDA
-    from attnlab.mechanisms.mamba2 import Mamba2
-    from attnlab.mechanisms.mla import MLA
-    from attnlab.mechanisms.sliding_window import SlidingWindow
-    from attnlab.model import ModelConfig
-    from attnlab.placement import every_nth, first_middle_last, first_n, last_n, spread_evenly
-    from attnlab.question import BestForCost, BestQuality, EveryLayer, GivesUp, Needed, Pick
-    from attnlab.run_config import RunConfig
-    from attnlab.running import BrokenPromiseError, run
-    from attnlab.study import Study, load_study
-    from attnlab.train_config import TrainConfig
-    from attnlab.trained import export_run, load_run
-    from attnlab.tuning import LearningRates
+    from attnlab.analysis.analysis import Analysis as Analysis
+    from attnlab.analysis.analysis import analyse as analyse
+    from attnlab.analysis.hypotheses.claim import Alike as Alike
+    from attnlab.analysis.hypotheses.claim import AmongBest as AmongBest
+    from attnlab.analysis.hypotheses.claim import AmongWorst as AmongWorst
+    from attnlab.analysis.hypotheses.claim import InRange as InRange
+    from attnlab.analysis.hypotheses.claim import Ordered as Ordered
+    from attnlab.analysis.hypotheses.claim import Within as Within
+    from attnlab.analysis.hypotheses.question import BestForCost as BestForCost
+    from attnlab.analysis.hypotheses.question import BestQuality as BestQuality
+    from attnlab.analysis.hypotheses.question import EveryLayer as EveryLayer
+    from attnlab.analysis.hypotheses.question import GivesUp as GivesUp
+    from attnlab.analysis.hypotheses.question import Needed as Needed
+    from attnlab.analysis.hypotheses.question import Pick as Pick
+    from attnlab.checks.suite import assert_correct as assert_correct
+    from attnlab.checks.targets import check as check
+    from attnlab.data.stdlib import Stdlib as Stdlib
+    from attnlab.data.text import Text as Text
+    from attnlab.data.tokenizer import GPT2 as GPT2
+    from attnlab.data.tokens import Tokens as Tokens
+    from attnlab.data.wikitext2 import WikiText2 as WikiText2
+    from attnlab.inference.generate import Sampling as Sampling
+    from attnlab.inference.generate import generate as generate
+    from attnlab.inference.saved_model import export_run as export_run
+    from attnlab.inference.saved_model import load_run as load_run
+    from attnlab.mechanism import Cost as Cost
+    from attnlab.mechanism import Mechanism as Mechanism
+    from attnlab.mechanism import MechanismConfig as MechanismConfig
+    from attnlab.mechanisms.deepseek_sparse import DeepseekSparse as DeepseekSparse
+    from attnlab.mechanisms.delta_net import DeltaNet as DeltaNet
+    from attnlab.mechanisms.fla_layer import fla_layer as fla_layer
+    from attnlab.mechanisms.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+    from attnlab.mechanisms.gla import GLA as GLA
+    from attnlab.mechanisms.grouped_query import GroupedQuery as GroupedQuery
+    from attnlab.mechanisms.identity import Identity as Identity
+    from attnlab.mechanisms.kda import KDA as KDA
+    from attnlab.mechanisms.mamba2 import Mamba2 as Mamba2
+    from attnlab.mechanisms.mla import MLA as MLA
+    from attnlab.mechanisms.sliding_window import SlidingWindow as SlidingWindow
+    from attnlab.model.feedforward import Dense as Dense
+    from attnlab.model.feedforward import MixtureOfExperts as MixtureOfExperts
+    from attnlab.model.feedforward import SwiGLU as SwiGLU
+    from attnlab.model.language_model import ModelConfig as ModelConfig
+    from attnlab.model.layer_pattern import ByLayer as ByLayer
+    from attnlab.model.placement import every_nth as every_nth
+    from attnlab.model.placement import first_middle_last as first_middle_last
+    from attnlab.model.placement import first_n as first_n
+    from attnlab.model.placement import last_n as last_n
+    from attnlab.model.placement import spread_evenly as spread_evenly
+    from attnlab.runner.extend import extend as extend
+    from attnlab.runner.request import use_fla as use_fla
+    from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError
+    from attnlab.runner.run import run as run
+    from attnlab.study.matching import Match as Match
+    from attnlab.study.study import Study as Study
+    from attnlab.study.study import load_study as load_study
+    from attnlab.training.config import TrainConfig as TrainConfig
+    from attnlab.training.eval_config import EvalConfig as EvalConfig
+    from attnlab.training.run import RunConfig as RunConfig
+    from attnlab.training.tuning import LearningRates as LearningRates
+    from attnlab.version import __version__ as __version__
 
-# loaded when asked for, so that analysis and report, which live here too, do without torch
+# each name stands once, above; it is imported when it is first asked for, so that analysis and
+# reports, which live in this package too, do without torch
 _HOME = {
-    "Alike": "claim",
-    "AmongBest": "claim",
-    "AmongWorst": "claim",
-    "Analysis": "analysis.analysis",
-    "BestForCost": "question",
-    "BestQuality": "question",
-    "BrokenPromiseError": "running",
-    "ByLayer": "by_layer",
-    "Cost": "mechanism",
-    "DeepseekSparse": "mechanisms.deepseek_sparse",
-    "DeltaNet": "mechanisms.delta_net",
-    "Dense": "feedforward",
-    "EvalConfig": "eval_config",
-    "EveryLayer": "question",
-    "GLA": "mechanisms.gla",
-    "GPT2": "data.tokenizer",
-    "GatedDeltaNet": "mechanisms.gated_delta_net",
-    "GivesUp": "question",
-    "GroupedQuery": "mechanisms.grouped_query",
-    "Identity": "mechanisms.identity",
-    "InRange": "claim",
-    "KDA": "mechanisms.kda",
-    "LearningRates": "tuning",
-    "MLA": "mechanisms.mla",
-    "Mamba2": "mechanisms.mamba2",
-    "Match": "matching",
-    "Mechanism": "mechanism",
-    "MechanismConfig": "mechanism",
-    "MixtureOfExperts": "feedforward",
-    "ModelConfig": "model",
-    "Needed": "question",
-    "Ordered": "claim",
-    "Pick": "question",
-    "RunConfig": "run_config",
-    "Sampling": "generation",
-    "SlidingWindow": "mechanisms.sliding_window",
-    "Stdlib": "data.stdlib",
-    "Study": "study",
-    "SwiGLU": "feedforward",
-    "Text": "data.text",
-    "Tokens": "data.tokens",
-    "TrainConfig": "train_config",
-    "WikiText2": "data.wikitext2",
-    "Within": "claim",
-    "analyse": "analysis.analysis",
-    "assert_correct": "checks.suite",
-    "check": "checks.targets",
-    "every_nth": "placement",
-    "export_run": "trained",
-    "extend": "extending",
-    "first_middle_last": "placement",
-    "first_n": "placement",
-    "fla_layer": "mechanisms.fla_layer",
-    "generate": "generation",
-    "last_n": "placement",
-    "load_run": "trained",
-    "load_study": "study",
-    "run": "running",
-    "spread_evenly": "placement",
-    "use_fla": "asked",
+    alias.name: node.module
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnlab.")
+    for alias in node.names
 }
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
-__all__ = [
-    "GLA",
-    "GPT2",
-    "KDA",
-    "MLA",
-    "Alike",
-    "AmongBest",
-    "AmongWorst",
-    "Analysis",
-    "BestForCost",
-    "BestQuality",
-    "BrokenPromiseError",
-    "ByLayer",
-    "Cost",
-    "DeepseekSparse",
-    "DeltaNet",
-    "Dense",
-    "EvalConfig",
-    "EveryLayer",
-    "GatedDeltaNet",
-    "GivesUp",
-    "GroupedQuery",
-    "Identity",
-    "InRange",
-    "LearningRates",
-    "Mamba2",
-    "Match",
-    "Mechanism",
-    "MechanismConfig",
-    "MixtureOfExperts",
-    "ModelConfig",
-    "Needed",
-    "Ordered",
-    "Pick",
-    "RunConfig",
-    "Sampling",
-    "SlidingWindow",
-    "Stdlib",
-    "Study",
-    "SwiGLU",
-    "Text",
-    "Tokens",
-    "TrainConfig",
-    "WikiText2",
-    "Within",
-    "__version__",
-    "analyse",
-    "assert_correct",
-    "check",
-    "every_nth",
-    "export_run",
-    "extend",
-    "first_middle_last",
-    "first_n",
-    "fla_layer",
-    "generate",
-    "last_n",
-    "load_run",
-    "load_study",
-    "run",
-    "spread_evenly",
-    "use_fla",
-]
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"attnlab has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"attnlab.{_HOME[name]}"), name)
+    return getattr(import_module(f"{_HOME[name]}"), name)

@@ -10,15 +10,15 @@ rebuilds all keys and values, so its full forward is what our decoding is held a
 
 import pytest
 import torch
-from references.agreement import DTYPES, Weights, assert_agree, computing_in, randomize, tokens
+from support.agreement import DTYPES, Weights, assert_agree, computing_in, randomize, tokens
 from torch import Tensor
 from transformers import modeling_rope_utils
 from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as modeling
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 
-from attnlab.blocks.rope_scaling import Linear, Llama3, Yarn
 from attnlab.mechanisms.mla import MLA
+from attnlab.modules.rope_scaling import Linear, Llama3, Yarn
 
 D = 40
 

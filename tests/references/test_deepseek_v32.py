@@ -21,7 +21,7 @@ Shapes: B batch, T tokens, S keys, D model width, K head width.
 
 import pytest
 import torch
-from references.agreement import (
+from support.agreement import (
     DTYPES,
     TOLERANCE,
     Weights,

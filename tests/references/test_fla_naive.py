@@ -19,7 +19,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_close, computing_in
+from support.agreement import DTYPES, assert_close, computing_in
 from torch.nn.functional import normalize
 
 from attnlab.kernels import gated_delta_rule as rule

@@ -6,7 +6,7 @@ pairs the halves of a head.
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
+from support.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig

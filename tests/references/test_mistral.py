@@ -6,7 +6,7 @@ window counts the token itself, as ours does.
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
+from support.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.models.mistral import modeling_mistral
 from transformers.models.mistral.configuration_mistral import MistralConfig

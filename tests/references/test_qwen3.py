@@ -5,7 +5,7 @@ Nothing differs: the weights are as they are. The norms have eps 1e-6 in both.
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
+from support.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3 import modeling_qwen3 as modeling
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config

@@ -16,7 +16,7 @@ import sys
 
 import pytest
 import torch
-from references.agreement import DTYPES, Weights, assert_agree, computing_in, randomize, tokens
+from support.agreement import DTYPES, Weights, assert_agree, computing_in, randomize, tokens
 from torch import Tensor
 
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

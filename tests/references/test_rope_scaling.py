@@ -11,15 +11,15 @@ import math
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, assert_close, computing_in, randomize, tokens
+from support.agreement import DTYPES, assert_agree, assert_close, computing_in, randomize, tokens
 from transformers import modeling_rope_utils
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig
 
-from attnlab.blocks.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
-from attnlab.blocks.rotary import Rope
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.modules.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
+from attnlab.modules.rotary import Rope
 
 L, F = 64, torch.float32  # in which the reference takes theta of a length that grows
 SCALINGS = [

@@ -8,8 +8,8 @@ t * 2^-51.
 
 import pytest
 import torch
-from references.agreement import DTYPES, computing_in, tokens
-from rotation import rotate
+from support.agreement import DTYPES, computing_in, tokens
+from support.rotation import rotate
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig

@@ -6,7 +6,7 @@ of a head, and does not run where that is none of it.
 
 import pytest
 import torch
-from references.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
+from support.agreement import DTYPES, assert_agree, computing_in, randomize, tokens
 from transformers.masking_utils import create_causal_mask
 from transformers.models.stablelm import modeling_stablelm as modeling
 from transformers.models.stablelm.configuration_stablelm import StableLmConfig

@@ -20,7 +20,7 @@ FROM_SUMMARY = (
 class Cost:
     """One kind of cost, of the variants that have it."""
 
-    key: str  # as in `attnlab.question.Cost`
+    key: str  # as in `attnlab.analysis.hypotheses.question.Cost`
     label: str
     unit: str  # "", "FLOPs", "seconds", "bytes" or "bytes a token"
     resolution: float  # relative: smaller differences are none

@@ -11,8 +11,8 @@ and a lower loss would count as the least efficient.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attnlab.analysis.sentences import listed, nats
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import listed, nats
 
 
 @dataclass(frozen=True, kw_only=True)

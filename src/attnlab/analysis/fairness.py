@@ -7,9 +7,9 @@ settings may be what is compared.
 from collections import defaultdict
 from typing import Any
 
+from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import describe
 from attnlab.analysis.table import Run, Table
-from attnlab.analysis.wording import listed
 
 UNKNOWN = "not recorded"
 

@@ -10,10 +10,10 @@ variants, and not between all that might belong to a family.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attnlab.analysis import separation
-from attnlab.analysis.comparison import Comparison, Functions, Method
-from attnlab.analysis.paired import Estimate
-from attnlab.analysis.tiers import tiers
+from attnlab.analysis.statistics import separation
+from attnlab.analysis.statistics.intervals import Comparison, Functions, Method
+from attnlab.analysis.statistics.paired import Estimate
+from attnlab.analysis.statistics.tiers import tiers
 from attnlab.analysis.verdict import Verdict
 
 

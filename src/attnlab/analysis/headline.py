@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from itertools import takewhile
 
-from attnlab.analysis.comparison import Comparison
 from attnlab.analysis.controls import Control
+from attnlab.analysis.sentences import listed, several
+from attnlab.analysis.statistics.intervals import Comparison
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import listed, several
 
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from attnlab.analysis.costs import COUNTED, TIMED
+from attnlab.analysis.sentences import amount
 from attnlab.analysis.table import Table
-from attnlab.analysis.wording import amount
 
 KERNEL = "kernel"
 PRICES = (("step_time", "seconds", "a step", TIMED), ("peak_memory_bytes", "bytes", "", COUNTED))

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from attnlab.analysis.paired import Difference, Estimate, paired_difference
+from attnlab.analysis.sentences import listed
+from attnlab.analysis.statistics.paired import Difference, Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, Variant
-from attnlab.analysis.wording import listed
 
 KEY = "final_by_length"  # of summary.json: {"2048": {"loss": ..., "loss_by_position": ..., ...}}
 

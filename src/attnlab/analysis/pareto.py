@@ -20,7 +20,7 @@ from attnlab.analysis.verdict import Verdict
 class Front:
     """One cost against the loss. Lower is better on both axes."""
 
-    key: str  # as in `attnlab.question.Cost`
+    key: str  # as in `attnlab.analysis.hypotheses.question.Cost`
     label: str  # "forward FLOPs a token"
     unit: str  # "FLOPs", "seconds" or "bytes"; "" for a count
     points: Mapping[str, tuple[float, float]]  # variant: (cost, loss)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attnlab.analysis.costs import COUNTED, Cost
+from attnlab.analysis.sentences import MOST_NAMED, against, amount, apart, listed, nats, several
 from attnlab.analysis.serving import Serving
 from attnlab.analysis.verdict import Verdict
-from attnlab.analysis.wording import MOST_NAMED, against, amount, apart, listed, nats, several
 
 USES = (  # use case, what it asks the least of, and what decides between equals
     ("memory first", ("state_bytes",)),

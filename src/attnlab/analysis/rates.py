@@ -14,7 +14,6 @@ import numpy as np
 
 from attnlab.analysis.table import Table, Variant
 from attnlab.record import tuning_runs
-from attnlab.tuning import TUNING_SEED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def _losses(variant: Variant) -> dict[float, float | None]:
     """By rate, ascending: what ended finished or diverged. A failed run will be tried again."""
     found: dict[float, float | None] = {}
     name = unquote(variant.folder.name)
-    for rate, folder in tuning_runs(variant.folder.parent, name, TUNING_SEED).items():
+    for rate, folder in tuning_runs(variant.folder.parent, name).items():
         summary = folder.summary() or {}
         if summary.get("status") in ("finished", "diverged"):
             finished = summary["status"] == "finished"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, cast
 
-from attnlab.analysis.pattern import with_others
+from attnlab.analysis.layer_names import with_others
 from attnlab.config import present
-from attnlab.train_config import WITHOUT_INFLUENCE
+from attnlab.record import NO_INFLUENCE
 
 Settings = Mapping[str, Any]
 OF_ONE_RUN = ("variant", "seed", "identity")
@@ -28,7 +28,7 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
     for name, config in configs.items():
         settings = present(of_variant(config))
         train = settings.get("train", {}).items()
-        settings["train"] = {name: of for name, of in train if name not in WITHOUT_INFLUENCE}
+        settings["train"] = {name: of for name, of in train if name not in NO_INFLUENCE}
         if "model" in settings:
             settings["model"] = _layer_by_layer(settings["model"])
         same = next((names for other, names in groups if other == settings), None)
@@ -113,5 +113,5 @@ def _layer_by_layer(model: Settings) -> Settings:
 
 
 def _by_layer(value: Settings) -> bool:
-    """Whether these are mechanisms that are given layer by layer (`attnlab.by_layer`)."""
+    """Whether these are mechanisms given layer by layer (`attnlab.model.layer_pattern`)."""
     return set(value) == {"default", "layers"}

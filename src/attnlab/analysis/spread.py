@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from attnlab.analysis.paired import Estimate
+from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.verdict import Verdict
 
 QUANTITIES = (  # key of summary.json, label, unit

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
-from attnlab.analysis.paired import Estimate
-from attnlab.analysis.pattern import in_words
-from attnlab.analysis.wording import listed
+from attnlab.analysis.layer_names import in_words
+from attnlab.analysis.sentences import listed
+from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
 
 # keys of summary.json; losses in nats a token, times in seconds

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnlab.analysis import separation
-from attnlab.analysis.comparison import Comparison, Functions, Method
-from attnlab.analysis.entry import Entry, entry
+from attnlab.analysis.eligibility import Entry, entry
 from attnlab.analysis.kernels import kernels_in, without_kernels
-from attnlab.analysis.layout import Layout
-from attnlab.analysis.power import detectable
 from attnlab.analysis.settings import same_settings
+from attnlab.analysis.statistics import separation
+from attnlab.analysis.statistics.intervals import Comparison, Functions, Method
+from attnlab.analysis.statistics.layout import Layout
+from attnlab.analysis.statistics.power import detectable
+from attnlab.analysis.statistics.tiers import tiers
 from attnlab.analysis.table import Table
-from attnlab.analysis.tiers import tiers
 
 
 @dataclass(frozen=True, kw_only=True)

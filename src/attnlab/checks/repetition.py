@@ -13,7 +13,7 @@ from torch import Tensor
 from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
 from attnlab.checks.subject import DROPOUT, EVAL, TRAIN, Subject
 from attnlab.mechanism import MechanismConfig
-from attnlab.model import ModelConfig
+from attnlab.model.language_model import ModelConfig
 
 
 @promise(

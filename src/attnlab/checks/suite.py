@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import torch
 
-from attnlab.checks import causality, cost, decoding, numbers, repetition, rows
+from attnlab.checks import batch_independence as rows
+from attnlab.checks import causality, cost, decoding, numbers, repetition
 from attnlab.checks.result import Property, Result
-from attnlab.checks.small import small
+from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
 from attnlab.mechanism import MechanismConfig

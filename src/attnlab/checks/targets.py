@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from attnlab.checks.result import Result
-from attnlab.checks.small import shortened, small
+from attnlab.checks.small_configs import shortened, small
 from attnlab.checks.suite import fitting_width, judge
 from attnlab.config import override, settings, suggestion
 from attnlab.config.own_code import is_own
 from attnlab.mechanism import MechanismConfig
-from attnlab.study import Study, load_study, shipped
+from attnlab.study.study import Study, load_study, shipped
 
 LONGEST = 1024  # window, top-k or chunk of a study's: more is no matter of seconds
 

@@ -5,7 +5,8 @@ study cannot run here; 2 the command or its settings are wrong, and nothing was 
 interrupted, and what was done is kept.
 """
 
-from attnlab.cli import bench, check, compare, doctor, export, extend, generate, kinds, report, run
+from attnlab.cli import bench, check, compare, doctor, export, extend, generate, report, run
+from attnlab.cli import list_kinds as kinds
 from attnlab.cli.app import app
 
 __all__ = [

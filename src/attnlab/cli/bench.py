@@ -10,15 +10,13 @@ import torch
 import typer
 from rich.console import Console
 
-from attnlab.asked import use_fla
-from attnlab.bench.account import account, to_account_for
-from attnlab.bench.conditions import Conditions
-from attnlab.bench.ledger import Ledger
-from attnlab.bench.point import Point, activities, numbers, points
-from attnlab.bench.session import measure_all
-from attnlab.bench.table import BenchTable, line
-from attnlab.bench.targets import Setup, Sizes, Target, study_of, targets
-from attnlab.ceilings import measure_ceilings
+from attnlab.benchmarking.conditions import Conditions
+from attnlab.benchmarking.point import Point, activities, numbers, points
+from attnlab.benchmarking.results_file import Ledger
+from attnlab.benchmarking.session import measure_all
+from attnlab.benchmarking.table import BenchTable, line
+from attnlab.benchmarking.targets import Setup, Sizes, Target, study_of, targets
+from attnlab.benchmarking.time_breakdown import account, to_account_for
 from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
@@ -31,9 +29,11 @@ from attnlab.cli.app import (
     verbatim,
 )
 from attnlab.config import ConfigError, Problem, suggestion
-from attnlab.environment import describe
-from attnlab.launch import seats
+from attnlab.device.environment import describe
+from attnlab.device.peak_rates import measure_ceilings
 from attnlab.record import replace_file, to_json
+from attnlab.runner.request import use_fla
+from attnlab.runner.workers import seats
 
 
 def _size(default: int) -> Any:
@@ -170,7 +170,7 @@ def _account(ledger: Ledger, setups: Mapping[str, Setup], under: Conditions, tal
 
 def _draw(ledger: Ledger) -> list[str]:
     """The pictures, one a batch size; their names."""
-    from attnlab.bench.figure import bench_png  # matplotlib takes a second to import
+    from attnlab.benchmarking.figure import bench_png  # matplotlib takes a second to import
 
     written = ["bench.json"]
     for batch in sorted({point["batch"] for point in ledger.points}):

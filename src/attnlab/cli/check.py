@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from attnlab.asked import use_fla
 from attnlab.checks.table import Verdicts, verdicts_as_json
 from attnlab.checks.targets import Checked, targets
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, status, told
 from attnlab.record import to_json
+from attnlab.runner.request import use_fla
 
 
 @app.command()

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from attnlab.analysis.analysis import analysis_of
-from attnlab.analysis.side_by_side import read_side_by_side
+from attnlab.analysis.compare_folders import read_side_by_side
 from attnlab.cli.app import JsonOption, app, errors, told, verbatim
 from attnlab.cli.report import show
-from attnlab.report.files import write_comparison
-from attnlab.report.words import unfair
+from attnlab.reporting.files import write_comparison
+from attnlab.reporting.text.sentences import unfair
 
 
 @app.command()

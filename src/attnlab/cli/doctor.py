@@ -8,9 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from attnlab import doctor
-from attnlab.asked import places, use_fla
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, told
+from attnlab.runner import doctor
+from attnlab.runner.request import places, use_fla
 
 
 @app.command("doctor")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from attnlab.cli.app import BestOption, app, errors, told, verbatim
-from attnlab.trained import export_run
+from attnlab.inference.saved_model import export_run
 
 
 @app.command()

@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from attnlab.asked import use_fla
 from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told, verbatim
-from attnlab.execution import Ended, Event
-from attnlab.extending import extend
 from attnlab.record import RunFolder
-from attnlab.report.files import PAGE
+from attnlab.reporting.files import PAGE
+from attnlab.runner.execute import Ended, Event
+from attnlab.runner.extend import extend
+from attnlab.runner.request import use_fla
 
 
 @app.command("extend")

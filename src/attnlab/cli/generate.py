@@ -6,7 +6,6 @@ from typing import Annotated
 import torch
 import typer
 
-from attnlab.asked import use_fla
 from attnlab.cli.app import (
     BestOption,
     DeviceOption,
@@ -17,9 +16,10 @@ from attnlab.cli.app import (
     told,
     verbatim,
 )
-from attnlab.generation import Sampling, generate
-from attnlab.launch import seats
-from attnlab.trained import Trained, load_run
+from attnlab.inference.generate import Sampling, generate
+from attnlab.inference.saved_model import Trained, load_run
+from attnlab.runner.request import use_fla
+from attnlab.runner.workers import seats
 
 
 @app.command("generate")

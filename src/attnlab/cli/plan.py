@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from attnlab.agenda import Agenda, Count
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.power import detectable
-from attnlab.asked import corpora
+from attnlab.analysis.statistics.power import detectable
 from attnlab.cli.app import console, errors, status
 from attnlab.data import Corpus, DataError, Places
-from attnlab.forecast import Forecast
-from attnlab.launch import Seat
-from attnlab.plan import plan
 from attnlab.record import to_json
-from attnlab.report.units import count, duration, size
-from attnlab.run_config import RunConfig
-from attnlab.study import Study
-from attnlab.timing import Pace, time_run
+from attnlab.reporting.text.units import count, duration, size
+from attnlab.runner.forecast import Forecast
+from attnlab.runner.plan import plan
+from attnlab.runner.request import corpora
+from attnlab.runner.schedule import Agenda, Count
+from attnlab.runner.timing import Pace, time_run
+from attnlab.runner.workers import Seat
+from attnlab.study.study import Study
+from attnlab.training.run import RunConfig
 
 
 def show_plan(

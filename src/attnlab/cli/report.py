@@ -9,9 +9,9 @@ import typer
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.cli.app import JsonOption, app, console, told
-from attnlab.report.files import PAGE, write_report
-from attnlab.report.json_files import results
-from attnlab.report.terminal import TerminalReport
+from attnlab.reporting.files import PAGE, write_report
+from attnlab.reporting.tables.json_files import results
+from attnlab.reporting.text.terminal import TerminalReport
 
 
 @app.command()

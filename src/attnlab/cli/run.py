@@ -11,9 +11,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from attnlab import running
-from attnlab.agenda import Agenda
-from attnlab.asked import changed, folder_of, places, use_fla
 from attnlab.checks.table import Verdicts
 from attnlab.cli.app import (
     DeviceOption,
@@ -26,10 +23,13 @@ from attnlab.cli.app import (
     told,
 )
 from attnlab.cli.plan import show_plan
+from attnlab.cli.progress import StudyProgress
 from attnlab.cli.report import show
-from attnlab.launch import Happened, seats
-from attnlab.progress import StudyProgress
-from attnlab.running import Begun, BrokenPromiseError, Doing, Note
+from attnlab.runner import run as running
+from attnlab.runner.request import changed, folder_of, places, use_fla
+from attnlab.runner.run import Begun, BrokenPromiseError, Doing, Note
+from attnlab.runner.schedule import Agenda
+from attnlab.runner.workers import Happened, seats
 
 
 @app.command()

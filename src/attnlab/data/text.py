@@ -16,13 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attnlab.config import Problem
-from attnlab.data.documents import (
-    ENDINGS,
-    SPLITS,
-    measure,
-    read_documents,
-    split_named,
-)
+from attnlab.data.documents import ENDINGS, SPLITS, measure, read_documents, split_named
 from attnlab.data.hold_out import hold_out, tails
 from attnlab.data.places import DataError, Places
 from attnlab.data.source import DataConfig, Texts

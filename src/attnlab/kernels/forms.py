@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnlab.kernels import fla
+from attnlab.kernels import flash_linear_attention as fla
 
 Kernel = Literal["auto", "recurrent", "chunked", "fla"]
 Form = Literal["recurrent", "chunked", "fla"]

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
-from attnlab.kernels import fla as flash
+from attnlab.kernels import flash_linear_attention as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of

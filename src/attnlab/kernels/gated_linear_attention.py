@@ -20,7 +20,7 @@ N chunks, C tokens of a chunk, Z = B H.
 import torch
 from torch import Tensor
 
-from attnlab.kernels import fla as flash
+from attnlab.kernels import flash_linear_attention as flash
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of

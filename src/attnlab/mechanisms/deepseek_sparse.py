@@ -21,12 +21,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from attnlab.blocks.kv_cache import attend_once, filled, next_positions, none_seen
-from attnlab.blocks.rotary import Rope, rotate, turn
-from attnlab.blocks.rotary_heads import RotaryHeads, RotaryHeadsConfig
 from attnlab.config import Problem
 from attnlab.kernels import sparse_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
+from attnlab.modules.rotary import Rope, rotate, turn
+from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

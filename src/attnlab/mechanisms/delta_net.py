@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attnlab.blocks.delta_heads import DeltaHeads, DeltaHeadsConfig
-from attnlab.blocks.gated_norm import gated_norm
-from attnlab.blocks.short_convolution import ShortConvolution
 from attnlab.mechanism import Cost, MechanismConfig
+from attnlab.modules.delta_heads import DeltaHeads, DeltaHeadsConfig
+from attnlab.modules.gated_norm import gated_norm
+from attnlab.modules.short_convolution import ShortConvolution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,11 +30,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from attnlab.blocks.kv_cache import none_seen
 from attnlab.config import Problem
 from attnlab.config.signature import settings_of
-from attnlab.kernels import fla
+from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig, state_bytes
+from attnlab.modules.kv_cache import none_seen
 
 _DEVICE = "cuda"
 _OURS = frozenset(("hidden_size", "d_model", "layer_idx", "device", "dtype"))  # never settings

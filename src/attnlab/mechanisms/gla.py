@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from attnlab.blocks.gated_norm import gated_norm
-from attnlab.blocks.memory_heads import MemoryHeadsConfig, at_least_1
-from attnlab.blocks.widened import widened
 from attnlab.config import Problem
 from attnlab.kernels import gated_linear_attention as linear
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.gated_norm import gated_norm
+from attnlab.modules.memory_heads import MemoryHeadsConfig, at_least_1
+from attnlab.modules.widened import widened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnlab.blocks.cached_heads import CachedHeads
-from attnlab.blocks.kv_cache import KVCache
-from attnlab.blocks.rotary_heads import RotaryHeadsConfig
 from attnlab.kernels import attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.cached_heads import CachedHeads
+from attnlab.modules.kv_cache import KVCache
+from attnlab.modules.rotary_heads import RotaryHeadsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

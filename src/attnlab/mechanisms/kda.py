@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attnlab.blocks.decay import initial_A_log, initial_dt_bias, log_decay
-from attnlab.blocks.delta_heads import DeltaHeads, DeltaHeadsConfig
-from attnlab.blocks.gated_norm import gated_norm
-from attnlab.blocks.short_convolution import ShortConvolution
 from attnlab.mechanism import Cost, MechanismConfig
+from attnlab.modules.decay import initial_A_log, initial_dt_bias, log_decay
+from attnlab.modules.delta_heads import DeltaHeads, DeltaHeadsConfig
+from attnlab.modules.gated_norm import gated_norm
+from attnlab.modules.short_convolution import ShortConvolution
 
 
 @dataclass(frozen=True, kw_only=True)

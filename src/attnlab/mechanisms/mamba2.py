@@ -22,15 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu, softplus
 
-from attnlab.blocks.convolved_memory import ConvolvedMemory, Inputs
-from attnlab.blocks.decay import initial_A_log, initial_dt_bias
-from attnlab.blocks.memory_heads import at_least_1
-from attnlab.blocks.short_convolution import ShortConvolution
-from attnlab.blocks.widened import widened
 from attnlab.config import Problem
 from attnlab.kernels import gated_linear_attention as linear
 from attnlab.kernels.forms import Kernel
 from attnlab.mechanism import Cost, MechanismConfig
+from attnlab.modules.convolved_memory import ConvolvedMemory, Inputs
+from attnlab.modules.decay import initial_A_log, initial_dt_bias
+from attnlab.modules.memory_heads import at_least_1
+from attnlab.modules.short_convolution import ShortConvolution
+from attnlab.modules.widened import widened
 
 
 @dataclass(frozen=True, kw_only=True)

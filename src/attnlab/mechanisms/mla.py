@@ -24,13 +24,13 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from attnlab.blocks.kv_cache import filled, next_positions, none_seen, softmax_over_seen
-from attnlab.blocks.latent import RMSNorm
-from attnlab.blocks.rope_scaling import RopeScaling
-from attnlab.blocks.rotary import Rope, rope_problems, rotate, turn
 from attnlab.config import Problem
 from attnlab.kernels import attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.kv_cache import filled, next_positions, none_seen, softmax_over_seen
+from attnlab.modules.latent import RMSNorm
+from attnlab.modules.rope_scaling import RopeScaling
+from attnlab.modules.rotary import Rope, rope_problems, rotate, turn
 
 
 @dataclass(frozen=True, kw_only=True)

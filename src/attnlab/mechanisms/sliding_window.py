@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnlab.blocks.cached_heads import CachedHeads
-from attnlab.blocks.kv_cache import KVCache
-from attnlab.blocks.rotary_heads import RotaryHeadsConfig
 from attnlab.config import Problem
 from attnlab.kernels import flex, windowed_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.cached_heads import CachedHeads
+from attnlab.modules.kv_cache import KVCache
+from attnlab.modules.rotary_heads import RotaryHeadsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

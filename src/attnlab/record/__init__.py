@@ -1,10 +1,19 @@
 """What is on disk: runs in their folders, the study they belong to, and how files are written."""
 
 from attnlab.record.json_files import Json, replace_file, to_json, write_json
-from attnlab.record.run_folder import RunFolder, Status, folder_name, tuning_runs
+from attnlab.record.run_folder import (
+    NO_INFLUENCE,
+    TUNING_SEED,
+    RunFolder,
+    Status,
+    folder_name,
+    tuning_runs,
+)
 from attnlab.record.study_record import StudyRecord
 
 __all__ = [
+    "NO_INFLUENCE",
+    "TUNING_SEED",
     "Json",
     "RunFolder",
     "Status",

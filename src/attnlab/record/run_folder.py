@@ -31,6 +31,9 @@ from attnlab.record.json_files import Json, parse, replace_file, to_line, write_
 
 Status = Literal["absent", "partial", "finished", "diverged", "failed"]
 
+TUNING_SEED = 1000  # the verdict's seeds are 0, 1, 2, ... and stay below
+NO_INFLUENCE = ("keep",)  # settings of training that change no result: not part of an identity
+
 
 class RunFolder:
     """One seed of one variant of a study. Making the object touches nothing on disk.
@@ -197,13 +200,15 @@ class RunFolder:
         return None
 
 
-def tuning_runs(study_dir: Path, variant: str, seed: int) -> dict[float, RunFolder]:
+def tuning_runs(study_dir: Path, variant: str) -> dict[float, RunFolder]:
     """By learning rate, ascending: the folders of the runs that tuned it, ended or not."""
     tuning, rates = study_dir / folder_name(variant) / "tuning", set[float]()
-    for folder in tuning.glob(f"lr-*/seed-{seed}*"):
+    for folder in tuning.glob(f"lr-*/seed-{TUNING_SEED}*"):
         with contextlib.suppress(ValueError):  # no folder of ours
             rates.add(float(folder.parent.name.removeprefix("lr-")))
-    return {rate: RunFolder(study_dir, variant, seed, tuning_rate=rate) for rate in sorted(rates)}
+    return {
+        rate: RunFolder(study_dir, variant, TUNING_SEED, tuning_rate=rate) for rate in sorted(rates)
+    }
 
 
 def folder_name(variant: str) -> str:

@@ -1,0 +1,161 @@
+"""Studies, variants and single runs of any folders as one table.
+
+A variant is called by its folder, with as many folders before it as tell it from the others:
+`mla`, but `mechanisms/mha` beside `attention_needed/mha`. Runs of one variant are its seeds.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+from attnlab.analysis.fairness import UNKNOWN, unlike
+from attnlab.analysis.sentences import listed
+from attnlab.analysis.table import Run, Table, read_run, variant_of
+from attnlab.config import suggestion
+from attnlab.record import RunFolder, StudyRecord, folder_name
+
+Folders = Mapping[Path, Sequence[RunFolder]]  # by the variant's folder
+MOST_NAMED = 4  # variants in a heading
+MARGIN = 0.01  # nats a token, where no study says another
+
+
+def read_side_by_side(
+    given: Sequence[Path], *, out: Path, command: str, baseline: str | None = None
+) -> Table:
+    """One table of all runs in the folders, whose report is to be written to `out`.
+
+    What keeps the comparison from being fair is in its `unfair`, a line each. Raises ValueError
+    where a folder holds no run, or two hold the same; where `out` belongs to a study; where no
+    variant is called like the baseline.
+    """
+    held = {folder: _held(folder) for folder in given}
+    _refuse_repeats(given, held)
+    _refuse_to_overwrite(out, given)
+    folders = dict[Path, list[RunFolder]]()
+    for found in held.values():
+        for folder, runs in found.items():
+            folders.setdefault(folder, []).extend(runs)
+    if len(folders) < 2:
+        raise ValueError(f"one variant, {next(iter(folders))}: there is nothing to compare it with")
+    names = _names(list(folders))
+    variants = tuple(
+        variant_of(
+            names[folder],
+            folder,
+            tuple(_with_data(read_run(run)) for run in sorted(runs, key=lambda run: run.seed)),
+        )
+        for folder, runs in folders.items()
+    )
+    if baseline is not None and baseline not in names.values():
+        raise ValueError(f"no variant {baseline!r}{suggestion(baseline, names.values())}")
+    sources = {str(path): tuple(names[folder] for folder in held[path]) for path in given}
+    study = _study(given, folders, names, baseline, command)
+    table = Table(path=out, study=study, variants=variants, sources=sources)
+    return replace(table, unfair=unlike(table))
+
+
+def _held(given: Path) -> Folders:
+    """The runs of a study's, a variant's or a run's folder."""
+    folder = given.resolve()
+    found: dict[Path, list[RunFolder]] = {}
+    if (folder / "study.json").is_file():
+        for runs in StudyRecord.read(folder).runs(folder).values():
+            found[runs[0].ended.parent] = runs
+    else:
+        is_run = _seed(folder) is not None
+        variant = folder.parent if is_run else folder
+        seeds = {_seed(path) for path in ([folder] if is_run else folder.glob("seed-*"))}
+        name = unquote(variant.name)
+        if seeds - {None} and folder_name(name) != variant.name:
+            raise ValueError(f"{variant}: call this folder {folder_name(name)}, or without dots")
+        runs = [RunFolder(variant.parent, name, seed) for seed in seeds if seed is not None]
+        found = {variant: runs} if runs else {}
+    if all(run.status() == "absent" for runs in found.values() for run in runs):
+        raise ValueError(
+            f"{given} holds no run: give the folder of a study (with study.json), of a variant "
+            "(with seed-0 and so on) or of a run (seed-0)"
+        )
+    return found
+
+
+def _seed(folder: Path) -> int | None:
+    match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
+    return int(match[1]) if match and folder.is_dir() else None
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The end of each path, as long as it takes to tell it from the others."""
+    length = dict.fromkeys(folders, 1)
+    while True:
+        ends = {folder: folder.parts[-n:] for folder, n in length.items()}
+        often = Counter(ends.values())
+        shared = [folder for folder, end in ends.items() if often[end] > 1]
+        if not shared:
+            return {folder: "/".join([*end[:-1], unquote(end[-1])]) for folder, end in ends.items()}
+        for folder in shared:
+            length[folder] += 1
+
+
+def _refuse_repeats(given: Sequence[Path], held: Mapping[Path, Folders]) -> None:
+    seen: dict[Path, Path] = {}
+    for path in given:
+        for run in (run for runs in held[path].values() for run in runs):
+            other = seen.get(run.ended)
+            if other is not None:
+                raise ValueError(f"{other} and {path} hold the same run, {run.ended}: give it once")
+            seen[run.ended] = path
+
+
+def _refuse_to_overwrite(out: Path, given: Sequence[Path]) -> None:
+    for path in given:
+        if path.resolve() in (out.resolve(), *out.resolve().parents):
+            raise ValueError(f"--out {out} lies in {path}, which is compared and never written to")
+    if (out / "study.json").is_file():
+        raise ValueError(f"--out {out} is a study's folder, and has a report of its own")
+
+
+def _study(
+    given: Sequence[Path],
+    folders: Folders,
+    names: Mapping[Path, str],
+    baseline: str | None,
+    command: str,
+) -> StudyRecord:
+    """What the comparison sets out to do, and how its runs were made."""
+    homes = dict.fromkeys(folder.parent for folder in folders)
+    records = {home: _record(home) for home in homes}
+    known = [record for record in records.values() if record is not None]
+    first = next(iter(folders))
+    usual = records[first.parent]
+    usual_baseline = usual and usual.baseline and first.parent / folder_name(usual.baseline)
+    shown = list(names.values())
+    if len(shown) > MOST_NAMED:
+        shown = list(_names([path.resolve() for path in given]).values())
+    return StudyRecord(
+        name="comparison",
+        question=f"{listed(shown)}, side by side",
+        baseline=baseline or names.get(usual_baseline or first, names[first]),
+        variants=tuple(names.values()),
+        seeds=tuple(sorted({run.seed for runs in folders.values() for run in runs})),
+        command="\n".join([*dict.fromkeys(record.command for record in known), command]),
+        attnlab_version=" | ".join(dict.fromkeys(record.attnlab_version for record in known))
+        or UNKNOWN,
+        checked=all(record is not None and record.checked for record in records.values()),
+        margin=min((record.margin for record in known), default=MARGIN),
+    )
+
+
+def _record(home: Path) -> StudyRecord | None:
+    return StudyRecord.read(home) if (home / "study.json").is_file() else None
+
+
+def _with_data(run: Run) -> Run:
+    """With the data's fingerprint among its settings: other data is another function."""
+    fingerprint = (run.environment.get("data") or {}).get("fingerprint")
+    if not run.config or fingerprint is None:
+        return run
+    data = {**run.config.get("data", {}), "fingerprint": fingerprint}
+    return replace(run, config={**run.config, "data": data})

@@ -1,0 +1,1 @@
+"""Sentences that the data can judge."""

@@ -1,0 +1,128 @@
+"""Serving: the time to the first token of a prompt, and the time of each token after it.
+
+Weights and states are bfloat16 on CUDA and float32 elsewhere. A decoded token is measured at a full
+context: each step does the work of the token at place `context`, in a recorded graph on CUDA.
+
+A step must read every weight and the whole state. Its bound is the time in which the device copies
+as many bytes, a copy reading and writing each once:
+
+    bound = (bytes of weights + bytes of state) / (copy bandwidth / 2)
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from attnlab.benchmarking.conditions import Conditions, bare_model, random_tokens
+from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.targets import Setup
+from attnlab.benchmarking.work import counted_flops
+from attnlab.device.memory import PeakMemory
+from attnlab.device.timer import MOST_CALLS, Times, time_calls
+from attnlab.inference.decoder import Decoder, full_state, is_count, tensors
+from attnlab.model.language_model import LanguageModel
+from attnlab.record import Json
+from attnlab.training.step import EAGER_STEPS
+
+
+def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
+    """What reading a prompt of `context` tokens takes, until there are logits of the next."""
+    memory = PeakMemory(under.device)
+    model = served(setup, under)
+    prompt_BT = random_tokens(setup, (point.batch, point.context), under.device)
+    prefill: Callable[..., Any] = torch.compile(model.prefill) if under.compiled else model.prefill
+    with torch.inference_mode():
+        flops = counted_flops(lambda: model.prefill(prompt_BT, point.context), under.device)
+        held = bytes_of(tensors(model.prefill(prompt_BT, point.context)[1]))
+        with memory.measuring():
+            times = time_calls(
+                lambda: prefill(prompt_BT, point.context), under.device, under.seconds
+            )
+    return {
+        **times._asdict(),
+        "tokens_per_second": point.batch * point.context / times.seconds,
+        "peak_memory_bytes": memory.peak_bytes,
+        "flops_counted": flops,
+        "cuda_graph": False,
+        **_served(model, setup, point, under, held, times),
+    }
+
+
+def measure_decoding(setup: Setup, point: Point, under: Conditions) -> Json:
+    """What one more token of every sequence takes, the last of its context."""
+    memory = PeakMemory(under.device)
+    model = served(setup, under)
+    tokens_B = random_tokens(setup, (point.batch,), under.device)
+    states = states_at(model, setup, point)
+    held = bytes_of(tensors(states))
+    with torch.inference_mode():
+        flops = counted_flops(lambda: model.step(tokens_B, states), under.device)
+    with memory.measuring():
+        decoder = warm_decoder(model, states, under, tokens_B)
+        times = time_calls(lambda: decoder.step(tokens_B), under.device, under.seconds)
+    return {
+        **times._asdict(),
+        "tokens_per_second": point.batch / times.seconds,
+        "peak_memory_bytes": memory.peak_bytes,
+        "flops_counted": flops,
+        "cuda_graph": under.device.type == "cuda" and decoder.graph_problem is None,
+        "graph_problem": decoder.graph_problem,
+        "decodes_by": sorted({mechanism.decodes_by for mechanism in model.mechanisms()}),
+        **_served(model, setup, point, under, held, times),
+    }
+
+
+def served(setup: Setup, under: Conditions) -> LanguageModel:
+    """The model as it is served."""
+    return bare_model(setup, under.device).to(under.serving_dtype).eval()
+
+
+def states_at(model: LanguageModel, setup: Setup, point: Point) -> list[Any]:
+    """States in which the next token is the last of the context.
+
+    Those that count tokens in Python cannot be told so; they come from a prompt, and go on.
+    """
+    states = full_state(model, point.batch, point.context)
+    if Decoder(model, states).graph_problem is None:
+        return states
+    prompt = random_tokens(setup, (point.batch, point.context - 1), model.embed.weight.device)
+    if not prompt.shape[1]:
+        return states
+    with torch.inference_mode():
+        return model.prefill(prompt, point.context + EAGER_STEPS + 1 + MOST_CALLS)[1]
+
+
+def warm_decoder(
+    model: LanguageModel, states: list[Any], under: Conditions, tokens_B: torch.Tensor
+) -> Decoder:
+    """At its steady pace: compiled and recorded where it is to be."""
+    decoder = Decoder(model, states, compiled=under.compiled, hold=True)
+    for _ in range(EAGER_STEPS + 1):
+        decoder.step(tokens_B)
+    return decoder
+
+
+def bytes_of(parts: Iterable[torch.Tensor]) -> int:
+    """Bytes of these tensors without counts of tokens."""
+    return sum(part.nbytes for part in parts if not is_count(part))
+
+
+def _served(
+    model: LanguageModel, setup: Setup, point: Point, under: Conditions, held: int, times: Times
+) -> Json:
+    """What prefill and decoding have in common."""
+    dtype = under.serving_dtype
+    cost = setup.model.cost(setup.vocab_size, point.context, dtype.itemsize)
+    weights = bytes_of(model.parameters())
+    return {
+        "state_bytes": held,
+        "state_bytes_stated": point.batch * cost.state_bytes,
+        "state_bytes_per_token": held / (point.batch * point.context),
+        "weight_bytes": weights,
+        "bandwidth_fraction": (weights + held)
+        / times.seconds
+        / under.ceilings.copy_bytes_per_second,
+        "dtype": str(dtype).removeprefix("torch."),
+        "kernels": sorted({m.kernel_on(under.device, dtype) for m in model.mechanisms()}),
+    }

@@ -1,0 +1,103 @@
+"""Where the time of a decoded token goes, beyond reading weights and state.
+
+A step is hundreds of kernels, and at small batches most of them have next to nothing to do: each
+costs what starting and ending a kernel costs, even inside a recorded graph. So a step should take
+
+    bound + kernels x seconds of an empty kernel
+
+and what it takes beyond is kernels that read more than once, or slower than a copy.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
+from torch.profiler import ProfilerActivity, profile
+
+from attnlab.benchmarking.conditions import Conditions, random_tokens, release
+from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.serving import served, states_at, warm_decoder
+from attnlab.benchmarking.targets import Setup
+from attnlab.device.timer import time_calls
+from attnlab.inference.decoder import Decoder
+from attnlab.record import Json
+
+NEAR = 1.5  # times its bound: no account is asked for
+_EMPTY_KERNELS = 200  # of one graph
+_LONGEST = 8  # kernels that are listed
+
+
+def to_account_for(points: Iterable[Json]) -> list[Json]:
+    """Of each variant the decoded token that takes the most times its bound, if that is many."""
+    farthest = dict[str, Json]()
+    for point in points:
+        if point.get("times_bound", 0.0) > NEAR:
+            most = farthest.setdefault(point["variant"], point)
+            if point["times_bound"] > most["times_bound"]:
+                farthest[point["variant"]] = point
+    return [point for point in farthest.values() if "account" not in point]
+
+
+def account(result: Json, setup: Setup, under: Conditions) -> Json:
+    """`result`, a decode point on CUDA, with its "account".
+
+    Raises RuntimeError where the profiler sees no kernels, or nothing fits beside it.
+    """
+    point = Point.of(result)
+    found = _kernels(setup, point, under)
+    release(under)
+    empty = _empty_kernel_seconds(under)
+    explained = result["bound_seconds"] + found["kernels"] * empty
+    return {
+        **result,
+        "account": {
+            **found,
+            "empty_kernel_seconds": empty,
+            "explained_seconds": explained,
+            "unexplained_seconds": result["seconds"] - explained,
+        },
+    }
+
+
+def _kernels(setup: Setup, point: Point, under: Conditions) -> Json:
+    """The kernels of one step, as torch's profiler sees them."""
+    model = served(setup, under)
+    tokens_B = random_tokens(setup, (point.batch,), under.device)
+    decoder = warm_decoder(model, states_at(model, setup, point), under, tokens_B)
+    _profiled(decoder, tokens_B)  # the first profile of a process misses some
+    seconds = defaultdict[str, list[float]](list)
+    for event in _profiled(decoder, tokens_B).events() or ():
+        if event.device_type == DeviceType.CUDA:
+            seconds[event.name].append(event.time_range.elapsed_us() / 1e6)
+    if not seconds:
+        raise RuntimeError("torch's profiler sees no kernels here; its CUPTI may lack permission")
+    longest = sorted(seconds, key=lambda name: -sum(seconds[name]))[:_LONGEST]
+    return {
+        "kernels": sum(map(len, seconds.values())),
+        "kernel_seconds": sum(map(sum, seconds.values())),
+        "longest": [
+            {"name": name, "calls": len(seconds[name]), "seconds": sum(seconds[name])}
+            for name in longest
+        ],
+    }
+
+
+def _profiled(decoder: Decoder, tokens_B: Tensor) -> profile:
+    torch.cuda.synchronize(tokens_B.device)
+    both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=both, acc_events=True) as profiled:
+        decoder.step(tokens_B)
+        torch.cuda.synchronize(tokens_B.device)
+    return profiled
+
+
+def _empty_kernel_seconds(under: Conditions) -> float:
+    """What a kernel costs that adds one to one number, inside a recorded graph."""
+    number, graph = torch.zeros(1, device=under.device), torch.cuda.CUDAGraph()
+    number += 1  # loads the kernel before recording
+    with torch.cuda.graph(graph):
+        for _ in range(_EMPTY_KERNELS):
+            number += 1
+    return time_calls(graph.replay, under.device, under.seconds / 10).seconds / _EMPTY_KERNELS

@@ -1,0 +1,1 @@
+"""The device: memory, time, peak rates, environment."""

@@ -1,0 +1,8 @@
+"""The feed-forward half of a block: one file, one kind."""
+
+from attnlab.model.feedforward.dense import Dense
+from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
+from attnlab.model.feedforward.mixture_of_experts import MixtureOfExperts
+from attnlab.model.feedforward.swiglu import SwiGLU
+
+__all__ = ["Dense", "FeedForward", "FeedForwardLayer", "MixtureOfExperts", "SwiGLU"]

@@ -1,0 +1,163 @@
+"""A mixture of experts: many feed-forward layers, of which a token uses a few.
+
+    y = sum_{e in chosen(x)} w_e(x) expert_e(x)  +  shared(x)
+
+Shazeer et al. 2017 (arXiv:1701.06538); shared experts after DeepSeekMoE (arXiv:2401.06066). How
+experts are chosen is in `routing`. No token is dropped, whatever the load. Two ways to keep the
+load even:
+
+    balance_loss  a E sum_e f_e P_e is added to the loss, f_e the share of the choices that went to
+                  expert e and P_e the mean of its probability (Switch, arXiv:2101.03961)
+    bias_rate     u: b_e += u sign(mean load - load of e) after each training step, b being added to
+                  the scores for the choice alone (DeepSeek-V3, arXiv:2412.19437; arXiv:2408.15664)
+
+Shapes: N tokens, K choices of a token, M = N K rows, E experts, D model width, F hidden width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear, silu
+
+from attnlab.config import Problem
+from attnlab.kernels.grouped_matmul import Kernel, grouped_matmul, resolve
+from attnlab.mechanism import Cost
+from attnlab.model.feedforward.dense import Dense
+from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
+from attnlab.model.feedforward.routing import Routing, combine, dispatch, route
+from attnlab.model.feedforward.swiglu import SwiGLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfExperts(FeedForward):
+    """`n_experts` layers of width `d_ff`; a token uses `top_k` of them, and every shared one."""
+
+    n_experts: int = 8
+    top_k: int = 2
+    d_ff: int = 512  # of one expert
+    experts: Literal["silu", "swiglu"] = "silu"  # as `dense`, or as `swiglu`
+    n_shared_experts: int = 0  # that every token uses
+    balance_loss: float = 0.01  # the coefficient; 0: none
+    bias_rate: float = 0.0  # of the balancing without a loss, 0.001 in DeepSeek-V3; 0: none
+    kernel: Kernel = "auto"  # see attnlab.kernels.grouped_matmul
+
+    def problems(self) -> Iterator[Problem]:
+        for name in ("n_experts", "top_k", "d_ff"):
+            if getattr(self, name) < 1:
+                yield Problem(name, f"must be at least 1, got {getattr(self, name)}")
+        if self.top_k > self.n_experts:
+            yield Problem("top_k", f"{self.top_k} of n_experts {self.n_experts}: not so many")
+        for name in ("n_shared_experts", "balance_loss", "bias_rate"):
+            if getattr(self, name) < 0:
+                yield Problem(name, f"must not be negative, got {getattr(self, name)}")
+
+    def cost(self, d_model: int) -> Cost:
+        idle = (self.n_experts - self.top_k) * self._one(self.d_ff).cost(d_model).params
+        active = self.active_params(d_model)
+        return Cost(params=active + idle, flops=2 * active, state_bytes=0)
+
+    def active_params(self, d_model: int) -> int:
+        used = self.top_k + self.n_shared_experts
+        return d_model * self.n_experts + used * self._one(self.d_ff).cost(d_model).params
+
+    def build(self, d_model: int, dropout: float = 0.0) -> FeedForwardLayer:
+        return _MixtureOfExperts(self, d_model, dropout)
+
+    def shared(self) -> FeedForward | None:
+        """The shared experts: side by side they are one layer of their widths together."""
+        width = self.n_shared_experts * self.d_ff
+        return self._one(width) if width else None
+
+    def _one(self, d_ff: int) -> FeedForward:
+        return {"silu": Dense, "swiglu": SwiGLU}[self.experts](d_ff=d_ff)
+
+
+class _MixtureOfExperts(FeedForwardLayer):
+    bias_E: Tensor
+    choices_E: Tensor
+    tokens: Tensor
+    entropy: Tensor
+
+    def __init__(self, config: MixtureOfExperts, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        experts, d_ff = config.n_experts, config.d_ff
+
+        def stacked(out_width: int, in_width: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(experts, out_width, in_width))  # the model fills it
+
+        self.router = nn.Linear(d_model, experts, bias=False)
+        self.gate_proj = stacked(d_ff, d_model) if config.experts == "swiglu" else None
+        self.up_proj = stacked(d_ff, d_model)
+        self.down_proj = stacked(d_model, d_ff)
+        shared = config.shared()
+        self.shared = shared.build(d_model, dropout) if shared else None
+        # part of the state that training goes on from: a resumed run has the same bits
+        self.register_buffer("bias_E", torch.zeros(experts))
+        self.register_buffer("choices_E", torch.zeros(experts, dtype=torch.int64))
+        self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("entropy", torch.zeros(()))  # sum over the tokens
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        x_ND = x_D.flatten(0, -2)
+        return self._experts(x_ND, self._route(x_ND)).view_as(x_D)
+
+    def forward_with_loss(self, x_D: Tensor) -> tuple[Tensor, Tensor | None]:
+        x_ND = x_D.flatten(0, -2)
+        routing = self._route(x_ND)
+        self._count(routing)
+        loss = self.config.balance_loss * routing.balance if self.config.balance_loss else None
+        return self._experts(x_ND, routing).view_as(x_D), loss
+
+    def drain_statistics(self) -> dict[str, object]:
+        """`load`, the share of the choices that each expert got; `entropy` of the router, in nats;
+        `dropped`, the share of the choices that no expert computed.
+        """
+        tokens = self.tokens.item()
+        choices = max(1, tokens * self.config.top_k)
+        load = (self.choices_E.double() / choices).tolist()
+        entropy = self.entropy.item() / max(1, tokens)
+        dropped = 1 - self.choices_E.sum().item() / choices if tokens else 0.0
+        for counted in (self.choices_E, self.tokens, self.entropy):
+            counted.zero_()
+        return {"load": load, "entropy": entropy, "dropped": dropped}
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        d_model = self.router.in_features
+        return f"experts {resolve(self.config.kernel, device, dtype, self.config.d_ff, d_model)}"
+
+    def _route(self, x_ND: Tensor) -> Routing:
+        """In float32 or wider: a rounded score sends a token elsewhere."""
+        weight_ED = self.router.weight
+        wide = torch.promote_types(weight_ED.dtype, torch.float32)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            logits_NE = linear(x_ND.to(wide), weight_ED.to(wide))
+            return route(logits_NE, self.bias_E, self.config.top_k)
+
+    def _experts(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        x_MD = dispatch(x_ND, routing)
+        hidden_MF = self._product(x_MD, self.up_proj, routing)
+        if self.gate_proj is None:
+            hidden_MF = silu(hidden_MF)
+        else:
+            hidden_MF = silu(self._product(x_MD, self.gate_proj, routing)) * hidden_MF
+        hidden_MF = dropout(hidden_MF, self.dropout, self.training)
+        y_ND = combine(self._product(hidden_MF, self.down_proj, routing), routing)
+        return y_ND if self.shared is None else y_ND + self.shared(x_ND)
+
+    def _product(self, x_M: Tensor, weight_E: Tensor, routing: Routing) -> Tensor:
+        return grouped_matmul(x_M, weight_E.to(x_M.dtype), routing.ends_E, self.config.kernel)
+
+    @torch.no_grad()
+    def _count(self, routing: Routing) -> None:
+        choices_E = routing.ends_E.diff(prepend=routing.ends_E.new_zeros(1))
+        tokens = len(routing.weight_NK)
+        self.choices_E += choices_E
+        self.tokens += tokens
+        self.entropy += routing.entropy * tokens
+        if self.config.bias_rate:
+            mean = tokens * self.config.top_k / self.config.n_experts
+            self.bias_E += self.config.bias_rate * torch.sign(mean - choices_E)

@@ -1,0 +1,50 @@
+"""Three matrices: W_down (silu(W_gate x) * W_up x).
+
+Shazeer 2020 (arXiv:2002.05202).
+Shapes: ... any, D model width, F hidden width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import dropout, silu
+
+from attnlab.config import Problem
+from attnlab.mechanism import Cost
+from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwiGLU(FeedForward):
+    """Three matrices: W_down (silu(W_gate x) * W_up x). Shazeer 2020 (arXiv:2002.05202)."""
+
+    d_ff: int = 512
+
+    @classmethod
+    def name(cls) -> str:
+        return "swiglu"
+
+    def problems(self) -> Iterator[Problem]:
+        if self.d_ff < 1:
+            yield Problem("d_ff", f"must be at least 1, got {self.d_ff}")
+
+    def cost(self, d_model: int) -> Cost:
+        params = 3 * d_model * self.d_ff
+        return Cost(params=params, flops=2 * params, state_bytes=0)
+
+    def build(self, d_model: int, dropout: float = 0.0) -> FeedForwardLayer:
+        return _SwiGLU(d_model, self.d_ff, dropout)
+
+
+class _SwiGLU(FeedForwardLayer):
+    def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=False)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=False)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        hidden_F = silu(self.gate_proj(x_D)) * self.up_proj(x_D)
+        return self.down_proj(dropout(hidden_F, self.dropout, self.training))

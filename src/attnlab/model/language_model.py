@@ -1,0 +1,262 @@
+"""A pre-norm language model whose only moving part is the mechanism in each layer.
+
+    x_0 = E[tokens]
+    x   = x + mix_l(RMSNorm(x));  x = x + feedforward_l(RMSNorm(x))      for every layer l
+    logits = RMSNorm(x) E^T                                              tied embedding E
+
+Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+
+from attnlab.config import Config, Problem
+from attnlab.kernels.compiled import compile_once
+from attnlab.kernels.cross_entropy import linear_cross_entropy
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.model.feedforward import Dense, FeedForward, FeedForwardLayer
+from attnlab.model.initialization import LinearUnfilled, initialise
+from attnlab.model.layer_pattern import ByLayer, shortest_tile
+
+
+class Parts(NamedTuple):
+    """Parameters by part of the model."""
+
+    embedding: int  # tied: the output projection is the same matrix
+    attention: int  # the mechanisms, whatever they are
+    feed_forward: int
+    other: int  # norms
+    idle: int = 0  # of those of the feed-forward: experts that a token does not go to
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.attention + self.feed_forward + self.other
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token meets."""
+        return self.total - self.idle
+
+
+class Losses(NamedTuple):
+    """Scalars of one batch; they are recorded apart and minimised together."""
+
+    language_model: Tensor  # nats per token
+    auxiliary: Tensor  # sum over the layers of the mechanisms' and feed-forwards' own losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    mechanisms: tuple[MechanismConfig, ...] | ByLayer  # one, some tiled over the layers, or each
+    n_layers: int = 4
+    d_model: int = 128
+    feedforward: FeedForward = field(default_factory=Dense)
+    dropout: float = 0.0  # on attention weights, the hidden layer and the residual branches
+
+    def problems(self) -> Iterator[Problem]:
+        if self.n_layers < 1:
+            yield Problem("n_layers", f"must be at least 1, got {self.n_layers}")
+        if not 0 <= self.dropout < 1:
+            yield Problem("dropout", f"must be in [0, 1), got {self.dropout}")
+        if self.d_model < 1:
+            yield Problem("d_model", f"must be at least 1, got {self.d_model}")
+        elif isinstance(self.mechanisms, ByLayer):
+            found = self.mechanisms.problems_in(self.n_layers, self.d_model)
+            yield from (problem.under("mechanisms") for problem in found)
+        else:
+            yield from self._problems_of_tile(self.mechanisms)
+
+    def _problems_of_tile(self, tile: tuple[MechanismConfig, ...]) -> Iterator[Problem]:
+        if not tile:
+            yield Problem("mechanisms", "name at least one")
+        elif len(tile) > self.n_layers >= 1:
+            unused = f"{len(tile)} for n_layers {self.n_layers}: some never run"
+            yield Problem("mechanisms", unused)
+        for i, mechanism in enumerate(tile):
+            for problem in mechanism.problems_at(self.d_model):
+                yield problem.under(f"mechanisms.{i}")
+
+    def per_layer(self) -> list[MechanismConfig]:
+        """The mechanism of every layer, in order."""
+        if isinstance(self.mechanisms, ByLayer):
+            return self.mechanisms.in_order(self.n_layers)
+        return list(islice(cycle(self.mechanisms), self.n_layers))
+
+    def substance(self) -> dict[str, Any]:
+        """`to_dict`, the same for every way to write the same layers."""
+        tile = shortest_tile(self.per_layer())
+        return self.to_dict() | {"mechanisms": [mechanism.to_dict() for mechanism in tile]}
+
+    def parts(self, vocab_size: int) -> Parts:
+        """Parameters, before any tensor exists."""
+        feed_forward = self.feedforward.cost(self.d_model).params
+        idle = feed_forward - self.feedforward.active_params(self.d_model)
+        return Parts(
+            embedding=vocab_size * self.d_model,
+            attention=sum(m.cost(self.d_model, 1).params for m in self.per_layer()),
+            feed_forward=self.n_layers * feed_forward,
+            other=(2 * self.n_layers + 1) * self.d_model,
+            idle=self.n_layers * idle,
+        )
+
+    def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
+        """Cost of one token that sees `context` tokens, itself included, in the whole model."""
+        layers = [m.cost(self.d_model, context, itemsize) for m in self.per_layer()]
+        return Cost(
+            params=self.parts(vocab_size).total,
+            flops=sum(layer.flops for layer in layers) + self._unmixed_flops(vocab_size),
+            state_bytes=sum(layer.state_bytes for layer in layers),
+        )
+
+    def forward_flops(self, vocab_size: int, context: int) -> int:
+        """FLOPs of one token that sees `context` tokens, where all are read at once."""
+        mixing = sum(m.forward_flops(self.d_model, context) for m in self.per_layer())
+        return mixing + self._unmixed_flops(vocab_size)
+
+    def _unmixed_flops(self, vocab_size: int) -> int:
+        """Of one token, whatever its context: feed-forward layers and the output projection."""
+        feeding = self.n_layers * self.feedforward.cost(self.d_model).flops
+        return feeding + 2 * vocab_size * self.d_model
+
+    def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
+        with LinearUnfilled():
+            model = LanguageModel(self, vocab_size)
+        owners = {f"blocks.{i}.mix.": mechanism for i, mechanism in enumerate(model.mechanisms())}
+        initialise(model, owners, seed)
+        return model
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(mechanism, config) for mechanism in config.per_layer())
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+
+    def features(self, tokens_BT: Tensor) -> Tensor:
+        """`x_BTD`: what the output projection reads."""
+        return self._features_and_auxiliary(tokens_BT)[0]
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """`logits_BTV` of the token after each."""
+        return linear(self.features(tokens_BT), self.embed.weight)
+
+    def prefill(self, tokens_BT: Tensor, capacity: int) -> tuple[Tensor, list[Any]]:
+        """Read a prompt: `logits_BV` of the token after it, and the decode state of every layer.
+
+        `capacity` is the number of tokens, the prompt's included, that there must be room for.
+        """
+        x_BTD = self.embed(tokens_BT)
+        states: list[Any] = []
+        for block in self.layers():
+            x_BTD, state = block.prefill(x_BTD, capacity)
+            states.append(state)
+        return linear(self.norm(x_BTD[:, -1]), self.embed.weight), states
+
+    def step(self, tokens_B: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Read one more token a sequence; `logits_BV` of the next. The states are used up."""
+        x_BD = self.embed(tokens_B)
+        after: list[Any] = []  # list[Any]() is beyond torch.compile
+        for block, state in zip(self.layers(), states, strict=True):
+            x_BD, state_after = block.step(x_BD, state)
+            after.append(state_after)
+        return linear(self.norm(x_BD), self.embed.weight), after
+
+    def losses(self, tokens_BT1: Tensor, *, compiled: bool = False) -> Losses:
+        """Mean loss of predicting each of T tokens from those before; takes T + 1 tokens a row.
+
+        Compiled is the block, once for each kind of layer that a process meets: between blocks
+        there is nothing to gain.
+        """
+        x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1], compiled=compiled)
+        target_N = tokens_BT1[:, 1:].flatten()
+        loss = linear_cross_entropy(x_BTD.flatten(0, 1), self.embed.weight, target_N)
+        return Losses(loss, auxiliary)
+
+    def at_step(self, step: int) -> None:
+        """Tell every mechanism the training step, from 0."""
+        for mechanism in self.mechanisms():
+            mechanism.at_step(step)
+
+    def drain_statistics(self) -> dict[str, object]:
+        """What the feed-forward layers counted in training since the last call: for each name the
+        values of the layers, as JSON. Waits for the device; empty where nothing is counted.
+        """
+        counted = [block.feedforward.drain_statistics() for block in self.layers()]
+        return {f"router_{name}": [layer[name] for layer in counted] for name in counted[0]}
+
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> list[str]:
+        """Names of the kernels that a forward pass runs there, for records."""
+        names = {block.feedforward.kernel_on(device, dtype) for block in self.layers()}
+        names |= {mechanism.kernel_on(device, dtype) for mechanism in self.mechanisms()}
+        return sorted(name for name in names if name is not None)
+
+    def layers(self) -> Iterator["Block"]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def mechanisms(self) -> Iterator[Mechanism[Any]]:
+        return (block.mix for block in self.layers())
+
+    def _features_and_auxiliary(
+        self, tokens_BT: Tensor, *, compiled: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        run: Any = compile_once(Block.forward, dynamic=False) if compiled else Block.__call__
+        x_BTD = self.embed(tokens_BT)
+        auxiliary = x_BTD.new_zeros(())
+        for block in self.layers():
+            x_BTD, losses = run(block, x_BTD)
+            for loss in losses:
+                auxiliary = auxiliary + loss
+        return self.norm(x_BTD), auxiliary
+
+
+class Block(nn.Module):
+    def __init__(self, mechanism: MechanismConfig, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.mix_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.mix = mechanism.build(config.d_model, config.dropout)
+        self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.feedforward = config.feedforward.build(config.d_model, config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`y_BTD`, and what losses its layers have of their own."""
+        mixed_BTD, of_mixing = self._run(self.mix, _autocast(self.mix_norm(x_BTD)))
+        x_BTD = self._add(x_BTD, mixed_BTD)
+        fed_BTD, of_feeding = self._run(self.feedforward, _autocast(self.feedforward_norm(x_BTD)))
+        losses = [loss for loss in (of_mixing, of_feeding) if loss is not None]
+        return self._add(x_BTD, fed_BTD), losses
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, Any]:
+        mixed_BTD, state = self.mix.prefill(_autocast(self.mix_norm(x_BTD)), capacity)
+        return self._feed(self._add(x_BTD, mixed_BTD)), state
+
+    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        mixed_BD, state = self.mix.step(_autocast(self.mix_norm(x_BD)), state)
+        return self._feed(self._add(x_BD, mixed_BD)), state
+
+    def _feed(self, x_D: Tensor) -> Tensor:
+        return self._add(x_D, self.feedforward(_autocast(self.feedforward_norm(x_D))))
+
+    def _add(self, x_D: Tensor, branch_D: Tensor) -> Tensor:
+        return x_D + dropout(branch_D, self.dropout, self.training)
+
+    def _run(
+        self, layer: Mechanism[Any] | FeedForwardLayer, x_BTD: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return layer.forward_with_loss(x_BTD) if self.training else (layer(x_BTD), None)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype of autocast, where it is on: cast once, not by each reader."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

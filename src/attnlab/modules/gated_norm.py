@@ -1,0 +1,55 @@
+"""What heads with a matrix memory say is brought to an RMS of 1 and gated.
+
+    y = rms(y) w * activation(g)
+
+On CUDA it is one kernel: flash-linear-attention's, or what torch compiles of the definition.
+
+Qin et al. 2022 (arXiv:2210.10340).
+Shapes: H heads, V value width, C = H V channels.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+from attnlab.kernels import flash_linear_attention as fla
+from attnlab.kernels.compiled import opaque
+from attnlab.kernels.forms import Kernel, through_fla
+from attnlab.kernels.fused import fused
+from attnlab.modules.widened import widened
+
+Activation = Literal["silu", "sigmoid"]
+_ACTIVATIONS = {"silu": silu, "sigmoid": torch.sigmoid}
+
+
+def gated_norm(
+    y_HV: Tensor,
+    norm: nn.RMSNorm,
+    gate_C: Tensor | None,
+    kernel: Kernel,
+    activation: Activation = "silu",
+) -> Tensor:
+    """`y_C`: the norm of each head, times the activated gate if any.
+
+    In float32 or wider, or in the dtype of `y` where flash-linear-attention runs.
+    """
+    if gate_C is None or not through_fla(kernel, y_HV, "rms_norm_gated"):
+        return _definition(y_HV, norm.weight, norm.eps, gate_C, activation)
+    return _through_fla(y_HV, norm, gate_C.view_as(y_HV), activation).flatten(-2)
+
+
+@fused
+def _definition(
+    y_HV: Tensor, weight_V: Tensor, eps: float | None, gate_C: Tensor | None, activation: Activation
+) -> Tensor:
+    weight_V = widened(weight_V)
+    y_C = rms_norm(widened(y_HV), weight_V.shape, weight_V, eps).flatten(-2)
+    return y_C if gate_C is None else y_C * _ACTIVATIONS[activation](widened(gate_C))
+
+
+@opaque
+def _through_fla(y_HV: Tensor, norm: nn.RMSNorm, gate_HV: Tensor, activation: str) -> Tensor:
+    run = fla.function("rms_norm_gated")
+    return run(y_HV, gate_HV, norm.weight, None, activation=activation, eps=norm.eps)

@@ -1,0 +1,90 @@
+"""comparison.png and .svg: quality with its tiers, differences, cost, and how the runs got there.
+
+Rows are in order of the verdict. A variant keeps one colour, marker and line in all panels, by its
+place in the study. A variant far from the others is not drawn to scale in the upper row: an arrow
+at the edge gives its value, so that the differences among the rest stay visible.
+"""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from attnlab.analysis.analysis import Analysis
+from attnlab.reporting.figures.drawing import png, style
+from attnlab.reporting.figures.panels.by_row import dots, forest, tiers, times
+from attnlab.reporting.figures.panels.curves import curves, minus_reference
+from attnlab.reporting.figures.panels.frame import name_rows, shortened
+from attnlab.reporting.figures.styles import GREY, looks_of
+from attnlab.reporting.html.svg import whole_svg
+from attnlab.reporting.tables.rows import rows, split_name
+
+
+def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
+    """A PNG file, 1,800 pixels wide, and an SVG file. The same analysis gives the same bytes."""
+    with style():
+        figure = _figure(analysis)
+        return png(figure), whole_svg(figure)
+
+
+def _figure(analysis: Analysis) -> Figure:
+    shown = rows(analysis)
+    compared = [row for row in shown if row.compared]
+    looks = looks_of(variant.name for variant in analysis.table.variants)
+    names = {row.name: row.variant for row in compared}
+    reference = names.get(analysis.table.study.baseline or "", next(iter(names.values()), None))
+    height = 0.27 * max(len(shown), 4) + 0.9
+    figure = Figure(figsize=(12, height + 4.6), layout="constrained")
+    figure.suptitle(_title(analysis), x=0.01, ha="left", fontsize=10, color=GREY)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(height, 4.2))
+    above, below = parts
+    loss, difference, time = above.subplots(1, 3, sharey=True, width_ratios=(1.1, 1.1, 1))
+    dots(loss, shown, looks, analysis.metric, digits=2)
+    loss.set(title=f"{split_name(analysis).capitalize()} loss", xlabel="nats a token")
+    if reference is not None:
+        forest(difference, shown, looks, reference.name)
+        difference.set(title=f"Loss minus {shortened(reference.name, 20)}", xlabel="nats a token")
+    times(time, shown, looks)
+    time.set(title="Time per training step", xlabel=_milliseconds(analysis))
+    if analysis.tiers:
+        for axes in (loss, difference, time):
+            tiers(axes, shown, named=axes is loss)
+    name_rows(loss, shown)
+    for axes in (loss, difference, time):
+        axes.tick_params(axis="y", length=0)
+        if axes.get_xticks().size:
+            axes.locator_params(axis="x", nbins=5)
+
+    whole, paired = below.subplots(1, 2, width_ratios=(1, 1.1))
+    curves(whole, shown, looks)
+    label = {"xlabel": "training step", "ylabel": "validation loss, nats a token"}
+    whole.set(title="Learning curves", **label)
+    if reference is None:
+        paired.set_axis_off()
+        return figure
+    minus_reference(paired, shown, looks, reference)
+    label["ylabel"] = "difference, nats a token"
+    paired.set(title=f"Learning curves minus {shortened(reference.name, 28)}", **label)
+    if shown:
+        paired.legend(
+            loc="center left", bbox_to_anchor=(1.01, 0.5), title="in this order", handlelength=3.2
+        )
+    return figure
+
+
+def _milliseconds(analysis: Analysis) -> str:
+    several = len(analysis.table.devices) > 1
+    return f"milliseconds, {'on different devices' if several else 'median of a run'}"
+
+
+def _title(analysis: Analysis) -> str:
+    table = analysis.table
+    count, of = len(analysis.order), len(table.variants)
+    what = f"not a fair {table.study.name}" if table.unfair else table.study.name
+    said = f"{what}: {count if count == of else f'{count} of {of}'} variants"
+    seeds = len(analysis.seeds)
+    if seeds < 2:
+        return f"{said}, one seed: no error bars" if seeds else said
+    said += f", {seeds} seeds (dots); marker and bar: mean ± standard deviation"
+    if not analysis.tiers:
+        return said
+    return f"{said}; differences: 95 % intervals, thin for all pairs at once, thick for one alone"

@@ -1,0 +1,164 @@
+"""A row a variant: its seeds and their mean, its difference to the baseline, its time."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from attnlab.analysis.statistics.paired import Estimate
+from attnlab.reporting.figures.panels.frame import off_scale, say
+from attnlab.reporting.figures.scale import Extent, window
+from attnlab.reporting.figures.styles import GREY, SHADE, Looks, mark
+from attnlab.reporting.tables.rows import Row
+from attnlab.reporting.text import units
+
+
+def dots(axes: Axes, rows: Sequence[Row], looks: Looks, key: str, digits: int = 3) -> None:
+    """Each seed, and their mean ± standard deviation. The baseline's mean is the dashed line."""
+    points = _points(rows, key)
+    if not points:
+        say(axes, "no run has finished yet")
+        return
+    low, high = window([_extent(list(seeds.values()), e) for seeds, e in points.values()])
+    axes.set_xlim(low, high)
+    for y, row in enumerate(rows):
+        if row.name not in points:
+            continue
+        (seeds, e), look = points[row.name], looks[row.name]
+        tip = f"{row.name}: {units.estimate(e)}"
+        if not low <= e.mean <= high:
+            off_scale(axes, y, f"{e.mean:.{digits}f}", look, tip, right=e.mean > high)
+            continue
+        if len(seeds) > 1:
+            (each,) = axes.plot(
+                list(seeds.values()), [y + 0.3] * len(seeds), "o",
+                color=look.colour, alpha=0.6, ms=3.5, mew=0,
+            )  # fmt: skip
+            mark(
+                each, look.group, tips=[f"{row.name}, seed {s}: {v:.4f}" for s, v in seeds.items()]
+            )
+        bar = axes.errorbar(
+            e.mean, y, xerr=e.spread, color=look.colour, marker=look.marker,
+            ms=7.5, mec="white", mew=0.6, elinewidth=1.6, capsize=3,
+        )  # fmt: skip
+        for artist in bar.get_children():
+            mark(artist, look.group, tips=[tip])
+    for row in rows:
+        if row.baseline and row.name in points and low <= points[row.name][1].mean <= high:
+            mean = points[row.name][1].mean
+            axes.axvline(mean, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
+
+
+def tiers(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
+    """Shade every other tier, so that what is not separable is seen to stand together.
+
+    The last to draw: names of tiers need a margin.
+    """
+    if named:
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high + 0.13 * (high - low))
+    first = 0
+    for i, (tier, group) in enumerate(groupby(rows, key=lambda row: row.tier)):
+        count = len(list(group))
+        if i % 2 == 0:
+            across = axes.get_yaxis_transform()
+            band = Rectangle((0, first - 0.5), 1, count, transform=across, color=SHADE, lw=0)
+            axes.add_patch(band).set_zorder(0.4)
+        if named:
+            words = "left out" if tier is None else f"tier {tier}"
+            axes.text(
+                0.99, first - 0.42, words, transform=axes.get_yaxis_transform(),
+                ha="right", va="top", color=GREY, fontsize=9,
+            )  # fmt: skip
+        first += count
+
+
+def forest(axes: Axes, rows: Sequence[Row], looks: Looks, reference: str) -> None:
+    """Differences to a variant: thin the simultaneous 95 % interval, thick the plain paired one.
+
+    A filled marker stands for a difference that the simultaneous interval tells from 0; the shaded
+    band is the margin within which differences are practically nothing.
+    """
+    pairs = {row.name: row.analysis.pairs.get((row.name, reference)) for row in rows}
+    found = {name: pair for name, pair in pairs.items() if pair is not None}
+    if not found:
+        say(axes, "nothing to compare yet")
+        return
+    margin = rows[0].analysis.margin
+    ends = [
+        Extent(pair.mean, pair.mean)
+        if pair.low is None or pair.high is None
+        else Extent(pair.low, pair.high)
+        for pair in found.values()
+    ]
+    low, high = window([*ends, Extent(-margin, margin)])
+    axes.set_xlim(low, high)
+    axes.locator_params(axis="x", nbins=5)
+    axes.axvspan(-margin, margin, color=GREY, alpha=0.13, lw=0, zorder=0.5)
+    axes.axvline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
+    for y, row in enumerate(rows):
+        pair, look = pairs[row.name], looks[row.name]
+        if row.name == reference:
+            (point,) = axes.plot(0, y, look.marker, color=look.colour, ms=7.5, mec="white", mew=0.6)
+            mark(point, look.group, tips=[f"{row.name}: what the others are compared with"])
+            continue
+        if pair is None:
+            continue
+        tip = f"{row.name} minus {reference}: {units.comparison(pair)}"
+        if not low <= pair.mean <= high:
+            off_scale(axes, y, f"{pair.mean:+.3f}", look, tip, right=pair.mean > high)
+            continue
+        for start, end, width in (
+            (pair.low, pair.high, 1.3),
+            (pair.paired_low, pair.paired_high, 3.6),
+        ):
+            if start is not None and end is not None:
+                (line,) = axes.plot(
+                    (start, end), (y, y), "-", color=look.colour, lw=width,
+                    marker="|" if width < 2 else "", solid_capstyle="butt",
+                )  # fmt: skip
+                mark(line, look.group, tips=[tip])
+        (point,) = axes.plot(
+            pair.mean, y, look.marker, ms=7.5, mec="white" if pair.separable else look.colour,
+            mfc=look.colour if pair.separable else "white", mew=0.6 if pair.separable else 1.6,
+            color=look.colour,
+        )  # fmt: skip
+        mark(point, look.group, tips=[tip])
+
+
+def times(axes: Axes, rows: Sequence[Row], looks: Looks) -> None:
+    """Of a training step; from zero, because a time is read by its length."""
+    longest = 0.0
+    for y, row in enumerate(rows):
+        if "step_time" not in row.numbers:
+            continue
+        e, look = row.numbers["step_time"], looks[row.name]
+        axes.barh(y, 1000 * e.mean, height=0.62, color=look.colour, alpha=0.85)
+        end = 1000 * (e.mean + (e.spread or 0))
+        axes.errorbar(1000 * e.mean, y, xerr=1000 * (e.spread or 0), color="black", elinewidth=1)
+        axes.annotate(
+            units.milliseconds(e.mean), (end, y), (4, 0), textcoords="offset points", va="center"
+        )
+        longest = max(longest, end)
+    axes.grid(visible=False, axis="y")
+    if longest:
+        axes.set_xlim(0, 1.16 * longest)
+    else:
+        say(axes, "no time measured yet")
+
+
+def _points(rows: Sequence[Row], key: str) -> dict[str, tuple[dict[int, float], Estimate]]:
+    points: dict[str, tuple[dict[int, float], Estimate]] = {}
+    for row in rows:
+        of_seed = {s: v for s, v in row.variant.by_seed(key).items() if math.isfinite(v)}
+        estimate = row.numbers.get(key) or Estimate.of(list(of_seed.values()))
+        if of_seed and estimate is not None and math.isfinite(estimate.mean):
+            points[row.name] = of_seed, estimate
+    return points
+
+
+def _extent(seeds: list[float], e: Estimate) -> Extent:
+    spread = e.spread or 0
+    return Extent(min([*seeds, e.mean - spread]), max([*seeds, e.mean + spread]))

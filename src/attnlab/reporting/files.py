@@ -1,0 +1,93 @@
+"""Everything that is derived from runs, made again from one analysis of them.
+
+    report.html                  the page: the answer, its evidence, its limits
+    report.md                    the same in short
+    comparison.png, .svg         the picture
+    table.csv, table.tex         for spreadsheets and papers
+    comprehensive_results.json   finished variants, the best first
+    failures.json                what did not finish, and why
+    <variant>/config.json        every setting of the variant
+    <variant>/metrics.json       its curves and times, means over seeds and by seed
+
+In a study's folder they lie beside the runs. A comparison of several folders has one of its own,
+without the last two: the folders that it reads stay as they are.
+
+Each file is replaced as a whole, so that a reader never meets half of one, and several processes
+may do this at once.
+"""
+
+from pathlib import Path
+
+from attnlab.analysis.analysis import Analysis, analyse
+from attnlab.analysis.settings import of_variant
+from attnlab.analysis.table import Table
+from attnlab.record import StudyRecord, replace_file, to_json
+from attnlab.reporting.tables.csv_table import csv_table
+from attnlab.reporting.tables.json_files import failures, metrics, results
+from attnlab.reporting.tables.latex import latex
+from attnlab.reporting.text.markdown import markdown
+
+PICTURE, PAGE = "comparison.png", "report.html"
+
+
+def write_report(study_dir: Path) -> Analysis:
+    """Write every derived file. Raises ValueError where there is no study."""
+    _settle(study_dir)
+    analysis = analyse(study_dir)
+    _write_variants(analysis.table)
+    write_comparison(analysis)
+    return analysis
+
+
+def write_comparison(analysis: Analysis) -> None:
+    """Write what is about all variants together, into the table's folder."""
+    from attnlab.reporting.figures.comparison import (
+        comparison,  # matplotlib takes a second to import
+    )
+    from attnlab.reporting.html.page import page
+
+    path = analysis.table.path
+    path.mkdir(parents=True, exist_ok=True)
+    png, svg = comparison(analysis)
+    _update(path / PICTURE, png)
+    _update(path / "comparison.svg", svg)
+    _update(path / PAGE, page(analysis).encode())
+    _write_results(analysis)
+
+
+def write_results(study_dir: Path) -> Analysis:
+    """Write all but the page and the picture, quickly: for use after every run."""
+    _settle(study_dir)
+    analysis = analyse(study_dir)
+    _write_variants(analysis.table)
+    _write_results(analysis)
+    return analysis
+
+
+def _settle(study_dir: Path) -> None:
+    for folders in StudyRecord.read(study_dir).runs(study_dir).values():
+        for folder in folders:
+            folder.settle()
+
+
+def _write_variants(table: Table) -> None:
+    for variant in table.variants:
+        if variant.folder.is_dir():
+            _update(variant.folder / "config.json", to_json(of_variant(variant.config)))
+            _update(variant.folder / "metrics.json", to_json(metrics(variant)))
+
+
+def _write_results(analysis: Analysis) -> None:
+    path = analysis.table.path
+    _update(path / "comprehensive_results.json", to_json(results(analysis)))
+    _update(path / "failures.json", to_json(failures(analysis.table)))
+    picture = PICTURE if (path / PICTURE).is_file() else None
+    _update(path / "report.md", markdown(analysis, picture).encode())
+    _update(path / "table.csv", csv_table(analysis).encode())
+    _update(path / "table.tex", latex(analysis).encode())
+
+
+def _update(path: Path, data: bytes) -> None:
+    # most files of most variants stay as they are when one run ends, and a look is cheap
+    if not path.is_file() or path.read_bytes() != data:
+        replace_file(path, data)

@@ -1,0 +1,263 @@
+"""The charts of the page, as inline SVG.
+
+All are drawn at one width that a phone shows whole, and stand beside each other where there is
+room. The panels draw; here is what they draw, and the words under it. What a switch on the page
+chooses between (steps, tokens or time, linear or logarithmic axes) is drawn in each form, and the
+page's style shows one.
+"""
+
+from itertools import product
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from attnlab.analysis.analysis import Analysis, Front
+from attnlab.analysis.lengths import longest, read_at
+from attnlab.analysis.table import Run, Variant
+from attnlab.reporting.bench import SHOWN, bench_points, of_kind
+from attnlab.reporting.figures.panels.by_row import dots, forest, tiers
+from attnlab.reporting.figures.panels.context import Point, against_context
+from attnlab.reporting.figures.panels.cost import pareto
+from attnlab.reporting.figures.panels.curves import Against, curves, minus_reference
+from attnlab.reporting.figures.panels.frame import name_rows
+from attnlab.reporting.figures.panels.length import against_length, mark_training
+from attnlab.reporting.figures.panels.position import positions
+from attnlab.reporting.figures.panels.scales import scaled, tokens_a_step, tokens_on_top
+from attnlab.reporting.figures.panels.tuning import rates
+from attnlab.reporting.figures.styles import Looks, looks_of
+from attnlab.reporting.html.svg_charts import WIDTH, Canvas, Chart, Draw
+from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
+from attnlab.reporting.text import units
+
+LONGEST_NAME = 18
+
+
+class Charts:
+    """Draws what an analysis holds. `None` and empty stand for what it does not."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.rows = rows(analysis)
+        self.looks: Looks = looks_of(variant.name for variant in analysis.table.variants)
+        self.split = split_of(analysis)
+        self.canvas = Canvas()
+
+    def loss(self) -> Chart | None:
+        return self._rows_of(
+            self.analysis.metric,
+            f"{split_name(self.analysis).capitalize()} loss by variant, nats a token",
+            "Small dots are seeds; marker and bar are their mean ± standard deviation. "
+            "Shading groups variants into tiers, which the data cannot split."
+            if self.analysis.tiers
+            else "Without several seeds there are no error bars.",
+        )
+
+    def recall(self) -> tuple[Chart, ...]:
+        found = (
+            self._rows_of(
+                f"{self.split}_recall_loss",
+                "Loss on tokens that repeat a bigram of their context",
+                "Recall: what comes next stands earlier in the context, and a mechanism that can "
+                "look it up does well.",
+            ),
+            self._rows_of(
+                f"{self.split}_other_loss",
+                "Loss on all other tokens",
+                "Everything that cannot be looked up in the context.",
+            ),
+        )
+        return tuple(chart for chart in found if chart is not None)
+
+    def forest(self) -> Chart | None:
+        reference = self.reference
+        if reference is None or len(self.analysis.order) < 2:
+            return None
+        compared = [row for row in self.rows if row.compared]
+        title = f"Difference to {reference.name}, nats a token"
+        several = bool(self.analysis.tiers)
+        text = (
+            "Left of 0 is better. Thin bars: 95 % intervals that hold for all pairs at once; thick "
+            "bars: for this pair alone. A filled marker is told apart from 0; the grey band is the "
+            f"margin of ± {self.analysis.margin:g} nats, practically nothing."
+            if several
+            else "Left of 0 is better. Without several seeds there are no intervals."
+        )
+
+        def draw(axes: Axes) -> None:
+            forest(axes, compared, self.looks, reference.name)
+            if several:
+                tiers(axes, compared, named=False)
+            name_rows(axes, compared, LONGEST_NAME)
+            axes.set_xlabel("nats a token")
+
+        svg = self.canvas.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(compared), 3)))
+        return Chart(title=title, text=text, forms={"": svg})
+
+    def curves(self) -> tuple[Chart, ...]:
+        shown = [row for row in self.rows if row.variant.curve("eval_loss").steps]
+        if not shown:
+            return ()
+        timed = any(row.variant.curve("train_seconds").steps for row in shown)
+        title = "Validation loss while training, nats a token"
+        text = "Mean over seeds and a band of one standard deviation, or each seed's line."
+        if timed and len(self.analysis.table.devices) > 1:
+            text += " Seconds are of different devices, and no comparison."
+        forms: dict[str, str] = {}
+        unlike = len(set(tokens_a_step(shown).values())) > 1  # tokens are no second scale of steps
+        axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
+        axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
+        axis |= {"time": ("train_seconds", "seconds of training")} if timed else {}
+        for against, scale in product(axis, ("linear", "log")):
+
+            def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
+                key, label = axis[against]
+                curves(axes, shown, self.looks, key, seeds=True)
+                scaled(axes, scale, both=True)
+                axes.set_xlabel(label)
+                if against == "step":
+                    tokens_on_top(axes, shown)
+                elif against == "tokens":
+                    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+            forms[f"{against} {scale}"] = self.canvas.svg(draw, title, text)
+        charts = [Chart(title=title, text=text, forms=forms)]
+        if self.reference is not None and len(shown) > 1:
+            charts.append(self._minus(shown, self.reference))
+        return tuple(charts)
+
+    def pareto(self) -> tuple[Chart, ...]:
+        charts: list[Chart] = []
+        for front in self.analysis.fronts:
+            if not front.points:
+                continue
+            title = f"Loss against {front.label}"
+            text = f"On the front: {', '.join(front.front)}." if front.front else "No front yet."
+
+            def draw(axes: Axes, front: Front = front) -> None:
+                pareto(axes, self.rows, self.looks, front)
+
+            charts.append(self.canvas.chart(draw, title, text))
+        return tuple(charts)
+
+    def rates(self) -> Chart | None:
+        tuned = {name: curve for name, curve in self.analysis.rates.items() if name in self.looks}
+        if not tuned:
+            return None
+        title = "Validation loss against the peak learning rate"
+        text = "A ring marks the rate chosen; a cross on top marks one at which training diverged."
+        return self.canvas.chart(lambda axes: rates(axes, tuned, self.looks), title, text)
+
+    def positions(self) -> tuple[Chart, ...]:
+        key = f"{self.split}_loss_by_position"
+
+        def read(run: Run) -> Any:
+            return run.summary.get(key)
+
+        shown = [row for row in self.rows if any(map(read, row.variant.finished))]
+        if not shown:
+            return ()
+        title = "Loss by position in the sequence"
+        text = "A falling line uses its context; where it levels off, more context buys nothing."
+
+        def against_position(minus: Variant | None) -> Draw:
+            def draw(axes: Axes) -> None:
+                positions(axes, shown, self.looks, read, minus)
+                axes.set_xlabel("position, from 1")
+
+            return draw
+
+        charts = [self.canvas.chart(against_position(None), title, text)]
+        if self.reference is not None and len(shown) > 1:
+            title = f"The same, minus {self.reference.name}"
+            text = "Below 0 is better at that position."
+            charts.append(self.canvas.chart(against_position(self.reference), title, text))
+        return tuple(charts)
+
+    def lengths(self) -> tuple[Chart, ...]:
+        found = self.analysis.lengths
+        shown = [row for row in self.rows if row.name in found]
+        if not shown:
+            return ()
+        length = longest(found)
+
+        def against(axes: Axes) -> None:
+            against_length(axes, shown, self.looks, found)
+            axes.set_xlabel("tokens a window")
+
+        def at_longest(axes: Axes) -> None:
+            def read(run: Run) -> Any:
+                return read_at(run, length, "loss_by_position")
+
+            positions(axes, shown, self.looks, read)
+            mark_training(axes, found)
+            axes.set_xlabel("position, from 1")
+
+        return (
+            self.canvas.chart(
+                against,
+                "Validation loss against the length of the window",
+                "Mean ± standard deviation over seeds; dashed: the length of training. More "
+                "context lowers the loss of a model that can read it.",
+            ),
+            self.canvas.chart(
+                at_longest,
+                f"Loss by position in windows of {units.tokens(length)} tokens",
+                "Dashed: the length of training. What rises right of it cannot read so far.",
+            ),
+        )
+
+    def bench(self) -> tuple[Chart, ...]:
+        points, charts = bench_points(self.analysis.table.path), list[Chart]()
+        for what, key, unit, title in SHOWN:
+            batch, found = of_kind(points, what)
+            if not any(point.get(key) for point in found):
+                continue
+
+            def draw(
+                axes: Axes, found: list[Point] = found, key: str = key, unit: str = unit
+            ) -> None:
+                against_context(axes, found, self.looks, key, unit)
+
+            several = "one sequence" if batch == 1 else f"{batch} sequences at once"
+            text = f"Of {several}; a line ends where memory does."
+            charts.append(self.canvas.chart(draw, f"{title} against context", text))
+        return tuple(charts)
+
+    @property
+    def reference(self) -> Variant | None:
+        """The baseline where it is compared, else the best."""
+        by_name = {row.name: row.variant for row in self.rows if row.compared}
+        return by_name.get(
+            self.analysis.table.study.baseline or "", next(iter(by_name.values()), None)
+        )
+
+    def _minus(self, shown: list[Row], reference: Variant) -> Chart:
+        title = f"The same, minus {reference.name}"
+        text = "Paired by seed, which takes out the noise that variants share. Below 0 is better."
+        forms: dict[str, str] = {}
+        for scale in ("linear", "log"):
+
+            def draw(axes: Axes, scale: str = scale) -> None:
+                minus_reference(axes, shown, self.looks, reference, seeds=True)
+                scaled(axes, scale, both=False)
+                axes.set_xlabel("training step")
+
+            forms[scale] = self.canvas.svg(draw, title, text)
+        return Chart(title=title, text=text, forms=forms)
+
+    def _rows_of(self, key: str, title: str, text: str) -> Chart | None:
+        shown = [row for row in self.rows if row.variant.by_seed(key)]
+        if not shown:
+            return None
+
+        def draw(axes: Axes) -> None:
+            dots(axes, shown, self.looks, key)
+            if self.analysis.tiers:
+                tiers(axes, shown, named=key == self.analysis.metric)
+            name_rows(axes, shown, LONGEST_NAME)
+            axes.set_xlabel("nats a token")
+            axes.locator_params(axis="x", nbins=5)
+
+        svg = self.canvas.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(shown), 3)))
+        return Chart(title=title, text=text, forms={"": svg})

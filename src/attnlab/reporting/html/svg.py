@@ -1,0 +1,152 @@
+"""A matplotlib figure as SVG that a page can style, point at and read aloud.
+
+matplotlib writes a sound but verbose file whose ids would clash with those of a second figure on
+one page. Here its ids become unique, what `looks.mark` said becomes classes and <title> elements,
+and for a page the colours of `looks` become CSS variables, so that light and dark both work.
+"""
+
+import io
+import json
+import re
+from typing import Any, cast
+from xml.etree import ElementTree
+
+from matplotlib.figure import Figure
+
+from attnlab.reporting.figures.styles import COLOURS, GREY, GRID, INK, PAPER, SHADE
+
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+VARIABLES = {
+    **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(COLOURS)},
+    INK.lower(): "currentColor",
+    GREY.lower(): "var(--muted)",
+    GRID.lower(): "var(--grid)",
+    PAPER.lower(): "var(--paper)",
+    SHADE.lower(): "var(--shade)",
+}
+Element = ElementTree.Element
+
+
+def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """An <svg> element for an HTML page. `name` is unique on it, and prefixes every id.
+
+    Without a title it is an ornament, which is not read aloud. Reads the current
+    matplotlib style; use it under `drawing.style`.
+    """
+    root = _clean(figure, name)
+    for element in root.iter():
+        if "style" in element.attrib:
+            element.set("style", _with_variables(element.attrib["style"]))
+    for definitions in root.findall("defs"):
+        for rule in definitions.findall("style"):  # would hold for the whole page
+            definitions.remove(rule)
+    del root.attrib["width"], root.attrib["height"]
+    if not title:
+        root.attrib.update(width="38", height="14")
+        return _written(root)
+    named = {"role": "img", "aria-labelledby": f"{name}-title {name}-text", "class": "chart"}
+    root.attrib.update(named)
+    for tag, text in (("desc", description), ("title", title)):
+        child = Element(tag, id=f"{name}-{'title' if tag == 'title' else 'text'}")
+        child.text = text
+        root.insert(0, child)
+    return _written(root)
+
+
+def whole_svg(figure: Figure) -> bytes:
+    """A file of its own, which looks the same everywhere: its letters are paths."""
+    root = _clean(figure, "a")
+    root.attrib.update(
+        {"xmlns": SVG.strip("{}"), "xmlns:xlink": XLINK.strip("{}"), "version": "1.1"}
+    )
+    for element in root.iter("use"):  # SVG 1.1 viewers know no other
+        element.set("xlink:href", element.attrib.pop("href"))
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{_written(root)}\n'.encode()
+
+
+def _clean(figure: Figure, prefix: str) -> Element:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    root = ElementTree.fromstring(file.getvalue())
+    for parent in root.iter():
+        parent.tag = parent.tag.removeprefix(SVG)
+        parent.text = parent.text if (parent.text or "").strip() else None
+        parent.tail = None
+        for child in list(parent):
+            if child.tag == f"{SVG}metadata":
+                parent.remove(child)
+    names = {name: f"{prefix}{i}" for i, name in enumerate(sorted(_references(root)))}
+    for element in root.iter():
+        _clean_attributes(element, names)
+    for element in root.iter("g"):
+        _hoist(element)
+    return root
+
+
+def _references(root: Element) -> set[str]:
+    found: set[str] = set()
+    for element in root.iter():
+        for value in element.attrib.values():
+            found |= set(re.findall(r"url\(#([^)]+)\)", value))
+        if f"{XLINK}href" in element.attrib:
+            found.add(element.attrib[f"{XLINK}href"].removeprefix("#"))
+    return found
+
+
+def _clean_attributes(element: Element, names: dict[str, str]) -> None:
+    own = element.attrib
+    target = own.pop(f"{XLINK}href", None)
+    if target is not None:
+        own["href"] = "#" + names[target.removeprefix("#")]
+    _say_what_it_is(element, own.pop("id", ""), names)
+    if "clip-path" in own:
+        own["clip-path"] = re.sub(r"#([^)]+)", lambda m: f"#{names[m[1]]}", own["clip-path"])
+    if "d" in own:
+        own["d"] = _short(" ".join(own["d"].split()))
+    for key in {"x", "y", "width", "height", "transform"} & own.keys():
+        if element.tag != "svg":
+            own[key] = _short(own[key])
+    if re.match(r"rotate\(-?0 ", own.get("transform", "")):
+        del own["transform"]
+    if "style" in own:
+        own["style"] = re.sub(r"font-family: [^;]*;? ?", "", own["style"])
+        own["style"] = own["style"].replace(": ", ":").replace("; ", ";")
+
+
+def _say_what_it_is(element: Element, identity: str, names: dict[str, str]) -> None:
+    """Of `looks.mark`: classes, and a text for each marker, or for the whole without markers."""
+    if identity in names:
+        element.set("id", names[identity])
+    if not identity.startswith("["):
+        return
+    groups, tips = cast("tuple[list[str], list[str]]", json.loads(identity))
+    if groups:
+        element.set("class", " ".join(groups))
+    points = [use for use in element.iter() if use.tag in ("use", f"{SVG}use")]
+    for target, tip in zip(points if len(points) > 1 else [element], tips, strict=False):
+        child = Element("title")
+        child.text = tip
+        target.insert(0, child)
+
+
+def _hoist(group: Element) -> None:
+    """A style that all children share is said once. A definition's own style stays."""
+    styles = {child.get("style") for child in group if child.tag == "use"}
+    if len(group) > 1 and len(styles) == 1 and all(child.tag == "use" for child in group):
+        (style,) = styles
+        if style and "style" not in group.attrib:
+            group.set("style", style)
+            for child in group:
+                del child.attrib["style"]
+
+
+def _short(numbers: str) -> str:
+    return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers)
+
+
+def _with_variables(style: str) -> str:
+    return re.sub(r"#[0-9a-f]{6}", lambda m: VARIABLES.get(m[0], m[0]), style)
+
+
+def _written(root: Element) -> str:
+    return cast("str", cast("Any", ElementTree).tostring(root, encoding="unicode"))

@@ -1,0 +1,71 @@
+r"""table.tex: the ranking for a paper: `\usepackage{booktabs}`, then `\input{table}`."""
+
+import re
+
+from attnlab.analysis.analysis import Analysis
+from attnlab.reporting.tables import columns as column
+from attnlab.reporting.tables.columns import Column
+from attnlab.reporting.tables.rows import Row, rows, split_name
+from attnlab.reporting.text.sentences import unfair
+
+QUALITY = {"tier", "variant", "perplexity", "accuracy"}
+COST = {"params", "active", "ms/step", "peak memory", "decode state"}
+SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{"±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "µ": r"$\mu$"},
+}
+
+
+def latex(analysis: Analysis) -> str:
+    """A tabular environment; a rule between tiers; a comment says what the numbers are."""
+    shown = rows(analysis)
+    chosen = [
+        *(
+            c
+            for c in column.ranking(analysis)
+            if c.title in QUALITY or _of_the_verdict(c, analysis)
+        ),
+        *(c for c in column.costs() if c.title in COST),
+    ]
+    chosen = column.known(chosen, shown)
+    lines = [
+        f"% {split_name(analysis)} loss in nats a token, mean and standard deviation over seeds; "
+        "differences with half of the simultaneous 95 % interval",
+        *(f"% {line}" for line in unfair(analysis.table)),
+        f"\\begin{{tabular}}{{{''.join('r' if c.value else 'l' for c in chosen)}}}",
+        r"\toprule",
+        _line([c.title for c in chosen]),
+        r"\midrule",
+        *_body(chosen, shown),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    r"""
+    >>> escaped("gqa_1 5 % ± 0.1")
+    'gqa\\_1 5 \\% $\\pm$ 0.1'
+    """
+    text = "".join(SPECIAL.get(character, character) for character in text)
+    return re.sub(r"(^| )-(?=\d)", r"\1$-$", text)
+
+
+def _of_the_verdict(it: Column, analysis: Analysis) -> bool:
+    return it.title in (f"{split_name(analysis)} loss", f"Δ {analysis.table.study.baseline}")
+
+
+def _body(chosen: list[Column], shown: tuple[Row, ...]) -> list[str]:
+    lines: list[str] = []
+    for i, row in enumerate(shown):
+        if i and row.tier != shown[i - 1].tier:
+            lines.append(r"\midrule")
+        lines.append(_line([c.text(row) for c in chosen]))
+    return lines
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(map(escaped, cells)) + r" \\"

@@ -1,0 +1,84 @@
+"""The variants in the order in which every table and figure shows them.
+
+First those that the verdict compares, the best mean of its metric first; then those that it leaves
+out, with what they have measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.statistics.paired import Estimate
+from attnlab.analysis.table import Variant
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant, and its place in the comparison."""
+
+    variant: Variant
+    analysis: Analysis
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
+
+    @property
+    def compared(self) -> bool:
+        return self.name in self.analysis.order
+
+    @property
+    def place(self) -> int | None:
+        """From 1; equal means share a place."""
+        means = self.analysis.means
+        if self.name not in means:
+            return None
+        return 1 + sum(mean < means[self.name] for mean in means.values())
+
+    @property
+    def tier(self) -> int | None:
+        return self.analysis.tiers.get(self.name)
+
+    @property
+    def left_out(self) -> str | None:
+        """Why it is not in the comparison."""
+        return self.analysis.left_out.get(self.name)
+
+    @property
+    def baseline(self) -> bool:
+        return self.name == self.analysis.table.study.baseline
+
+    @property
+    def to_baseline(self) -> Comparison | None:
+        return self.analysis.to_baseline.get(self.name)
+
+    def mean(self, key: str) -> float | None:
+        estimate = self.numbers.get(key)
+        return None if estimate is None else estimate.mean
+
+    @cached_property
+    def numbers(self) -> Mapping[str, Estimate]:
+        """By key of summary.json; that of the verdict's metric is over the verdict's seeds."""
+        metric, seeds = self.analysis.metric, self.analysis.seeds
+        values = self.variant.by_seed(metric)
+        if not self.compared or not set(seeds) <= set(values) or not seeds:
+            return self.variant.numbers
+        read = Estimate.of([values[seed] for seed in seeds])
+        return self.variant.numbers if read is None else {**self.variant.numbers, metric: read}
+
+
+def rows(analysis: Analysis) -> tuple[Row, ...]:
+    """Every variant with a finished run."""
+    by_name = {variant.name: variant for variant in analysis.table.variants}
+    others = [v.name for v in analysis.table.ranked if v.name not in analysis.order]
+    return tuple(Row(by_name[name], analysis) for name in (*analysis.order, *others))
+
+
+def split_of(analysis: Analysis) -> str:
+    """The split that the verdict is read from, as summary.json's keys begin: "final" or "test"."""
+    return analysis.metric.removesuffix("_loss")
+
+
+def split_name(analysis: Analysis) -> str:
+    return "test" if split_of(analysis) == "test" else "validation"

@@ -1,0 +1,1 @@
+"""Run, extend, plan: from a request to a report."""

@@ -1,0 +1,264 @@
+"""One run from settings to record: data, model, training, evaluation, the folder it leaves.
+
+A run that was cut off goes on from its last checkpoint; what it measured after that is measured
+again, on a CPU to the same bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from attnlab.data import Corpus, DataConfig, Places
+from attnlab.data.batches import window_starts
+from attnlab.device.environment import describe
+from attnlab.device.memory import PeakMemory
+from attnlab.record import RunFolder, replace_file
+from attnlab.runner.summary import cost_of, petaflops
+from attnlab.training import checkpoint
+from attnlab.training.checkpoint import Best
+from attnlab.training.evaluate import HeldOut, Quality
+from attnlab.training.loop import CheckpointDue, Clock, DivergedError, Measurement, train
+from attnlab.training.plausibility import Watch
+from attnlab.training.run import Run, RunConfig
+from attnlab.training.step import TrainingStep, autocast
+
+Json = dict[str, Any]
+
+
+class Progress(NamedTuple):
+    """How far a run is."""
+
+    step: int
+    steps: int
+    loss: float | None  # the latest training loss
+    tokens_per_second: float | None
+    alarm: str | None = None  # raised since the last event
+    note: str | None = None  # something that a person should know, and no alarm
+
+
+class Ended(NamedTuple):
+    """The run is over, one way or another."""
+
+    status: Literal["finished", "diverged", "failed"]
+    reason: str | None
+    final_loss: float | None
+
+
+Event = Progress | Ended
+
+
+def execute(
+    run: Run, study_dir: Path, identity: str, places: Places, device: torch.device
+) -> Iterator[Event]:
+    """Run it, or what is left of it. The last event is `Ended`; an exception becomes a record.
+
+    KeyboardInterrupt and a kill go through: the folder then stands as at the last checkpoint.
+    """
+    folder = run.folder(study_dir)
+    try:
+        yield from _Execution(run, folder, identity, places, device).events()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # on a full disk the reason is at least said
+            folder.fail(reason)
+        yield Ended("failed", reason, None)
+
+
+class _Execution:
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        identity: str,
+        places: Places,
+        device: torch.device,
+    ) -> None:
+        config = run.config
+        self.tunes = run.tunes
+        self.config, self.folder, self.identity, self.device = config, folder, identity, device
+        self.clock = Clock()
+        self.best: Best | None = None
+        self.environment = describe(device)
+        self.corpus = corpus_of(config.data, places)
+        self.memory = PeakMemory(device)
+        self.autocast = autocast(config.train, device)
+        self.model = config.model.build(self.corpus.vocab_size, config.seed).to(device)
+        arithmetic = petaflops(config, self.corpus.vocab_size)
+        self.compiled = config.train.compiles_on(device.type, arithmetic)
+        self.step = TrainingStep(
+            config.train,
+            self.model,
+            torch.from_numpy(self.corpus.train.astype("int32")).to(device),
+            _starts(config, self.corpus),
+            seed=config.seed,
+            compiled=self.compiled,
+        )
+
+    def events(self) -> Iterator[Event]:
+        found = self._open()
+        valid = self._held_out("valid")
+        self._try_out_longest()
+        watch = Watch(self.corpus, self.config.train, self.model, self.autocast, valid)
+        watch.resume(self.folder.metrics())
+        quality: Quality | None = None
+
+        def evaluate() -> dict[str, float | None]:
+            nonlocal quality
+            quality = valid.quality(self.model, self.autocast)
+            return quality.mean("eval")
+
+        config = self.config.train
+        progress = Progress(self.step.step, config.steps, None, None)
+        yield progress._replace(note=found.note)
+        try:
+            for event in train(self.step, config, evaluate, self.clock, self.memory):
+                if isinstance(event, CheckpointDue):
+                    self._save()
+                else:
+                    self._look_for_best(event)
+                    said = watch.look(event.step, event.values)
+                    counted = self.model.drain_statistics()
+                    self.folder.append({"step": event.step, **event.values, **counted, **said})
+                    progress = self._progress(event, progress, said.get("alarm"))
+                    yield progress
+        except DivergedError as error:
+            self._finish({"status": "diverged", "reason": str(error), **watch.said()})
+            yield Ended("diverged", str(error), None)
+            return
+        if alarm := watch.last_look():
+            yield progress._replace(alarm=alarm)
+        # a run that was cut off after its last step has no evaluation of this process
+        quality = quality or valid.quality(self.model, self.autocast)
+        final: Json = quality.detailed("final") | self._by_length(quality)
+        if self.corpus.test is not None and not self.tunes:  # nothing is chosen by the test split
+            test = self._held_out("test").quality(self.model, self.autocast)
+            final |= test.detailed("test")
+        self._finish({"status": "finished", "reason": None, **final, **watch.said()})
+        yield Ended("finished", None, quality.loss)
+
+    def _open(self) -> checkpoint.Found:
+        """The folder, and the state of the last checkpoint where there is one."""
+        found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
+        state = found.checkpoint
+        environment = self.environment | {
+            "kernels": self._kernels(),
+            "precision": self.config.train.precision_on(self.device.type),
+            "compiled": self.compiled,
+            "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
+            "begins": {"step": state.step if state else 0, "passed_over": found.passed_over},
+        }
+        self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
+        checkpoint.tidy(self.folder.checkpoints)
+        replace_file(self.folder.path / "tokenizer.json", self.corpus.codec.to_json().encode())
+        if state is not None:
+            self.model.load_state_dict(state.model)
+            self.step.restore(state.step, state.optimizer)
+            self.clock.resume(state.seconds)
+            self.best = state.best
+        self.folder.truncate_after(state.step if state is not None else -1)
+        return found
+
+    def _look_for_best(self, event: Measurement) -> None:
+        loss = event.values.get("eval_loss")
+        if self.config.train.keep != "best_and_last" or loss is None:
+            return
+        if self.best is None or loss < self.best.loss:
+            weights = self.model.state_dict().items()
+            on_host = {name: w.detach().to("cpu", copy=True) for name, w in weights}
+            self.best = Best(event.step, loss, on_host)
+
+    def _save(self) -> None:
+        model, optimizer = self.model.state_dict(), self.step.state()
+        seconds = self.clock.seconds()
+        state = checkpoint.Checkpoint(self.step.step, model, optimizer, seconds, self.best)
+        checkpoint.save(self.folder.checkpoints, state, self.identity)
+
+    def _finish(self, outcome: Json) -> None:
+        evaluated = [m for m in self.folder.metrics() if m.get("eval_loss") is not None]
+        best = min(evaluated, key=lambda m: m["eval_loss"], default={})
+        config, vocab_size = self.config, self.corpus.vocab_size
+        parent = config.parent()
+        self.folder.finish(
+            {
+                **outcome,
+                "best_loss": best.get("eval_loss"),
+                "best_step": best.get("step"),
+                **cost_of(config, vocab_size, self.step.step, self.clock, self.memory),
+                "kernels": self._kernels(),
+                "device": self.environment["device"]["name"],
+                "parent": parent and parent.identity(self.corpus.fingerprint),
+            }
+        )
+
+    def _kernels(self) -> list[str]:
+        dtype = getattr(torch, self.config.train.precision_on(self.device.type))
+        return self.model.kernels_on(self.device, dtype)
+
+    def _held_out(self, split: Literal["valid", "test"], length: int | None = None) -> HeldOut:
+        """In windows of a length, that of training by default, and no more tokens at a time."""
+        train_config = self.config.train
+        length = length or train_config.seq_len
+        tokens = train_config.eval_batch_size * train_config.seq_len
+        return HeldOut(
+            self.corpus,
+            split,
+            seq_len=length,
+            batch_size=max(1, tokens // length),
+            device=self.device,
+        )
+
+    def _try_out_longest(self) -> None:
+        """Before training is spent on a model that cannot be measured as asked."""
+        if self.config.eval.lengths is None:
+            return
+        longest = self.config.eval.lengths[-1]
+        try:
+            self._held_out("valid", longest).try_out(self.model, self.autocast)
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeError(f"eval.lengths: at {longest} tokens: {error}") from error
+
+    def _by_length(self, quality: Quality) -> Json:
+        """What `eval.lengths` asks for; `quality` is that at the length of training."""
+        lengths = self.config.eval.lengths
+        if lengths is None:
+            return {}
+        found: Json = {}
+        for length in lengths:
+            at_length = quality
+            if length != self.config.train.seq_len:
+                held_out = self._held_out("valid", length)
+                at_length = held_out.quality(self.model, self.autocast)
+            found[str(length)] = at_length.at_a_length()
+        return {"final_by_length": found}
+
+    def _progress(self, event: Measurement, before: Progress, alarm: str | None) -> Progress:
+        seconds = self.clock.step_seconds
+        tokens_a_step = self.config.train.batch_size * self.config.train.seq_len
+        return Progress(
+            event.step,
+            before.steps,
+            loss=event.values.get("train_loss", before.loss),
+            tokens_per_second=tokens_a_step / seconds if seconds else None,
+            alarm=alarm,
+        )
+
+
+@lru_cache(maxsize=1)
+def corpus_of(data: DataConfig, places: Places) -> Corpus:
+    """The corpus, read once for all runs of a process that share it."""
+    return data.load(places)
+
+
+def _starts(config: RunConfig, corpus: Corpus) -> Any:
+    train_config = config.train
+    return window_starts(
+        len(corpus.train),
+        seq_len=train_config.seq_len,
+        batch_size=train_config.batch_size,
+        steps=train_config.steps,
+        seed=config.seed,
+    )

@@ -1,0 +1,1 @@
+"""A study: a question, its variants and the runs that answer it."""

@@ -1,0 +1,81 @@
+"""A first look in minutes: study 1's eleven mechanisms, small, on Python's own standard library.
+
+Three seeds each on two CPU cores. The text is always there: nothing is downloaded.
+"""
+
+from attnlab.analysis.hypotheses.question import BestForCost, BestQuality, GivesUp, Needed, Pick
+from attnlab.data.stdlib import Stdlib
+from attnlab.data.tokenizer import Bytes
+from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
+from attnlab.mechanisms.mla import MLA
+from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.feedforward import Dense
+from attnlab.model.language_model import ModelConfig
+from attnlab.study.study import Study
+from attnlab.training.config import TrainConfig
+from attnlab.training.run import RunConfig
+
+base = RunConfig(
+    data=Stdlib(tokenizer=Bytes(), max_bytes=1_000_000),
+    model=ModelConfig(
+        mechanisms=(GroupedQuery(n_heads=4, n_kv_heads=4),),
+        n_layers=2,
+        d_model=64,
+        feedforward=Dense(d_ff=256),
+    ),
+    train=TrainConfig(
+        steps=300,
+        batch_size=8,
+        seq_len=128,
+        learning_rate=5e-3,
+        warmup_steps=50,
+        weight_decay=0.01,
+        log_every=25,
+        eval_every=100,
+        checkpoint_every=100,
+    ),
+)
+
+study = Study(
+    question=__doc__ or "",
+    baseline="mha",
+    seeds=3,
+    questions=(
+        BestQuality(text="Is MHA still the best, or do the efficient variants close the gap?"),
+        BestForCost(text="Which has the best quality for its cost?"),
+        GivesUp(
+            text="How much do sparse and linear attention give up?",
+            variants=("sparse_64", "sparse_32", "linear"),
+        ),
+        Needed(text="Is attention needed at all?"),
+        Pick(text="What to pick when memory, speed or quality comes first?"),
+    ),
+    variants={
+        "mha": base,
+        "mla": base.with_mechanisms(
+            MLA(
+                n_heads=4,
+                kv_lora_rank=32,
+                qk_nope_head_dim=16,
+                qk_rope_head_dim=16,
+                v_head_dim=16,
+            )
+        ),
+        "gqa_2": base.with_mechanisms(GroupedQuery(n_heads=4, n_kv_heads=2)),
+        "gqa_1": base.with_mechanisms(GroupedQuery(n_heads=4, n_kv_heads=1)),
+        "mqa": base.with_mechanisms(GroupedQuery(n_heads=4, n_kv_heads=1)),
+        "sliding_64": base.with_mechanisms(SlidingWindow(n_heads=4, n_kv_heads=4, window=64)),
+        "sliding_32": base.with_mechanisms(SlidingWindow(n_heads=4, n_kv_heads=4, window=32)),
+        "sparse_64": base.with_mechanisms(
+            DeepseekSparse(n_heads=4, n_kv_heads=4, top_k=64, index_head_dim=16)
+        ),
+        "sparse_32": base.with_mechanisms(
+            DeepseekSparse(n_heads=4, n_kv_heads=4, top_k=32, index_head_dim=16)
+        ),
+        "linear": base.with_mechanisms(GatedDeltaNet(n_heads=4, head_dim=16)),
+        "identity": base.with_mechanisms(Identity()),
+    },
+)

@@ -1,0 +1,273 @@
+"""A study: one question, its variants, and the runs that answer it."""
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from attnlab.analysis.hypotheses.claim import Claim
+from attnlab.analysis.hypotheses.question import Question
+from attnlab.config import ConfigError, Problem, load_file, override, suggestion
+from attnlab.record import TUNING_SEED, StudyRecord
+from attnlab.study.matching import Match
+from attnlab.training.eval_config import EvalConfig
+from attnlab.training.run import Run, RunConfig
+from attnlab.training.tuning import LearningRates
+from attnlab.version import __version__
+
+_SHIPPED = Path(__file__).parent / "shipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question and the variants that answer it, each trained with seeds 0 to `seeds` - 1.
+
+    With `learning_rates` each variant's rate is tuned first. With `match` the variants are made as
+    large as the baseline when the study is made: `variants` are those that are trained. Raises
+    `ConfigError` for a study that cannot be run as it stands.
+    """
+
+    question: str
+    variants: Mapping[str, RunConfig]
+    baseline: str | None = None  # a variant's name; the first by default
+    seeds: int = 3
+    learning_rates: LearningRates | None = None  # None: those that the variants name
+    match: Match | None = None
+    reference: RunConfig | None = None  # what `match` compares with; None: the baseline
+    margin: float = 0.01  # nats a token: differences within it are practically nothing
+    questions: tuple[Question, ...] = ()  # that the report answers one by one
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    # ^ variants that the report also compares by their means
+    claims: tuple[Claim, ...] = ()  # published ones, that the report judges one by one
+    lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    name: str = ""  # the file's name where it is loaded from one
+
+    def __post_init__(self) -> None:
+        problems = list[Problem]()
+        if not self.variants:
+            problems.append(Problem("variants", "name at least one"))
+        if not 1 <= self.seeds <= TUNING_SEED:
+            message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
+            problems.append(Problem("seeds", message))
+        if self.margin < 0:
+            problems.append(Problem("margin", f"must not be negative, got {self.margin}"))
+        if self.baseline is None and self.variants:
+            object.__setattr__(self, "baseline", next(iter(self.variants)))
+        elif self.baseline not in self.variants:
+            known = ", ".join(self.variants)
+            problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
+        problems.extend(self._family_problems())
+        warmup = max((config.train.warmup_steps for config in self.variants.values()), default=0)
+        tuning_steps = self.learning_rates and self.learning_rates.steps
+        if tuning_steps is not None and tuning_steps <= warmup:
+            advice = f"the peak is never reached; set it above the {warmup} steps of warm-up"
+            problems.append(Problem("learning_rates.steps", advice))
+        if problems:
+            raise ConfigError(problems)
+        if self.match is not None:
+            object.__setattr__(self, "variants", self._changed(self._matched))
+
+    def runs(self, rates: Mapping[str, float] | None = None) -> list[Run]:
+        """The verdict's runs, seed by seed, so that every variant has a result early.
+
+        `rates` are the learning rates that were chosen, by variant; the others train at their own.
+        """
+        chosen = rates or {}
+        return [
+            self.verdict_run(name, seed, chosen.get(name))
+            for seed in range(self.seeds)
+            for name in self.variants
+        ]
+
+    def verdict_run(self, variant: str, seed: int, rate: float | None = None) -> Run:
+        """A run of the verdict, at the learning rate that was chosen or else the variant's own."""
+        config = dataclasses.replace(self.variants[variant], seed=seed)
+        return Run(
+            variant=variant, config=config if rate is None else config.with_learning_rate(rate)
+        )
+
+    def tuning_run(self, variant: str, rate: float) -> Run:
+        """The run that tries a learning rate, measured at the length of its training alone.
+
+        Of it the loss is wanted, and the weights are not.
+        """
+        config = self.variants[variant]
+        train = dataclasses.replace(
+            config.train,
+            steps=self._tuning_steps(config),
+            learning_rate=rate,
+            keep="none",
+        )
+        config = dataclasses.replace(config, seed=TUNING_SEED, train=train, eval=EvalConfig())
+        return Run(variant=variant, config=config, tunes=True)
+
+    def _tuning_steps(self, config: RunConfig) -> int:
+        fewer = self.learning_rates and self.learning_rates.steps
+        return min(config.train.steps, fewer or config.train.steps)
+
+    def tuning_bounds(self) -> tuple[int, int]:
+        """How many runs tune the learning rate of a variant: at least, and at most."""
+        if self.learning_rates is None:
+            return 0, 0
+        return len(self.learning_rates.multiples), self.learning_rates.most
+
+    def fewest_runs(self) -> int:
+        """All runs, with as few as there can be to tune the learning rates."""
+        return len(self.variants) * (self.seeds + self.tuning_bounds()[0])
+
+    def mismatch(self) -> dict[str, float]:
+        """What `match` left, relative to the reference, by variant; empty without it."""
+        if self.match is None:
+            return {}
+        target = self._size(self._reference())
+        return {
+            name: (self._size(config) - target) / max(1, target)
+            for name, config in self.variants.items()
+        }
+
+    def record(self, *, command: str, checked: bool) -> StudyRecord:
+        """What the study's folder says of it."""
+        tuning, match = self.learning_rates, self.match
+        return StudyRecord(
+            name=self.name,
+            question=self.question,
+            baseline=self.baseline,
+            variants=tuple(self.variants),
+            seeds=tuple(range(self.seeds)),
+            command=command,
+            attnlab_version=__version__,
+            checked=checked,
+            learning_rates=tuning and {**tuning.to_dict(), "seed": TUNING_SEED},
+            match=match and {**match.to_dict(), "mismatch": self.mismatch()},
+            margin=self.margin,
+            questions=tuple(question.to_dict() for question in self.questions),
+            families=self.families,
+            claims=tuple(claim.to_dict() for claim in self.claims),
+        )
+
+    def only(self, names: Iterable[str]) -> "Study":
+        """The same study with these variants alone. Its baseline is kept where it is among them."""
+        asked = list(names)
+        problems = [
+            Problem("only", f"no variant {name!r}{suggestion(name, self.variants)}")
+            for name in asked
+            if name not in self.variants
+        ]
+        if problems:
+            raise ConfigError(problems)
+        kept = {name: config for name, config in self.variants.items() if name in asked}
+        return dataclasses.replace(
+            self,
+            variants=kept,
+            families={
+                family: left
+                for family, names in self.families.items()
+                if (left := tuple(name for name in names if name in kept))
+            },
+            baseline=self.baseline if self.baseline in kept else None,
+            reference=self._reference() if self.match else None,
+        )
+
+    def override(self, assignments: Iterable[str]) -> "Study":
+        """The same study with dotted settings replaced in every variant.
+
+        Raises `ConfigError` with every problem; one that only some variants have names them.
+        """
+        changes = list(assignments)
+        return dataclasses.replace(
+            self,
+            variants=self._changed(lambda config: override(config, changes)),
+            reference=self.reference and override(self.reference, changes),
+        )
+
+    def at_length(self, length: str) -> "Study":
+        """The same study at one of its `lengths`: named settings to be replaced in every variant.
+
+        Where they change anything the study is another, `name_length`, with a folder of its own.
+        """
+        if length not in self.lengths:
+            known = suggestion(length, self.lengths)
+            raise ConfigError([Problem("length", f"no length {length!r}{known}")])
+        changes = self.lengths[length]
+        if not changes:
+            return self
+        return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
+
+    def _family_problems(self) -> Iterator[Problem]:
+        """Unknown variants, and those of several families."""
+        seen = dict[str, str]()
+        for family, names in self.families.items():
+            for name in names:
+                if name not in self.variants:
+                    message = f"no variant {name!r}{suggestion(name, self.variants)}"
+                    yield Problem(f"families.{family}", message)
+                elif name in seen:
+                    yield Problem(f"families.{family}", f"{name} is in {seen[name]} already")
+                seen[name] = family
+
+    def _changed(self, change: Callable[[RunConfig], RunConfig]) -> dict[str, RunConfig]:
+        """Every variant changed; raises `ConfigError` with the problems of all of them."""
+        changed, found = dict[str, RunConfig](), dict[Problem, list[str]]()
+        for name, config in self.variants.items():
+            try:
+                changed[name] = change(config)
+            except ConfigError as error:
+                for problem in error.problems:
+                    found.setdefault(problem, []).append(name)
+        if found:
+            raise ConfigError(
+                problem if len(names) == len(self.variants) else _only_in(problem, names)
+                for problem, names in found.items()
+            )
+        return changed
+
+    def _matched(self, config: RunConfig) -> RunConfig:
+        reference = self._reference()
+        if self.match is None or config == reference:
+            return config
+        return self.match.solve(config, self._size, self._size(reference))
+
+    def _size(self, config: RunConfig) -> int:
+        assert self.match is not None
+        return getattr(config.cost(), self.match.what)
+
+    def _reference(self) -> RunConfig:
+        assert self.baseline is not None
+        return self.reference or self.variants[self.baseline]
+
+
+def shipped() -> dict[str, Study]:
+    """The studies that attnlab ships, by name."""
+    names = (module.name for module in iter_modules([str(_SHIPPED)]))
+    return {name: _study_of(import_module(f"attnlab.study.shipped.{name}"), name) for name in names}
+
+
+def load_study(name: str) -> Study:
+    """A shipped study by its name, or the `study` of a Python file by its path.
+
+    Raises:
+        ValueError: no such study or file, or the file defines no `study`.
+    """
+    if name.endswith(".py"):
+        return _study_of(load_file(Path(name)), Path(name).stem)
+    known = [module.name for module in iter_modules([str(_SHIPPED)])]
+    if name not in known:
+        raise ValueError(
+            f"no study {name!r}{suggestion(name, known)}; a path to a Python file works too"
+        )
+    return _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
+
+
+def _study_of(module: types.ModuleType, name: str) -> Study:
+    study: Any = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise ValueError(f"{module.__file__} defines no `study = Study(...)`")
+    return study if study.name else dataclasses.replace(study, name=name)
+
+
+def _only_in(problem: Problem, variants: list[str]) -> Problem:
+    return problem._replace(message=f"{problem.message} (in {', '.join(variants)})")

@@ -1,0 +1,204 @@
+"""Held-out quality: how well a whole split is predicted, and which of its tokens.
+
+Every token of the split but the first is predicted exactly once, from the tokens of its window
+before it; a last window that would run over the end starts earlier, and only its new tokens count.
+
+The mean hides what mixing buys (Arora et al. 2023, Zoology, arXiv:2312.04927). Two splits of it
+show that: by position in the window, and by recall. A target is one of recall where it and the
+token before it stood in this order in its context already: who can look back, knows it.
+
+Shapes: B batch, T tokens, C targets of a row that count, N all of a batch, P bins of positions,
+V vocabulary, D model width.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from attnlab.data import Corpus
+from attnlab.data.batches import evaluation_starts
+from attnlab.model.language_model import LanguageModel
+
+_LOGITS = 1 << 26  # logits at a time: 256 MiB in float32
+
+
+class ByPosition(NamedTuple):
+    """Loss in bins of positions; position 0 is predicted from one token."""
+
+    first: tuple[int, ...]  # position of each bin; it ends where the next begins
+    loss: tuple[float, ...]  # nats per token
+
+
+class Quality(NamedTuple):
+    """What a split says of a model."""
+
+    loss: float  # nats per token
+    accuracy: float  # fraction of tokens that were the most likely prediction
+    bits_per_byte: float | None  # None where the bytes of the text are not known
+    by_position: ByPosition
+    recall_loss: float | None  # nats per token of recall; None where there is none
+    other_loss: float | None  # nats per other token
+    recall_fraction: float  # of the tokens that are predicted
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    def mean(self, prefix: str) -> dict[str, float | None]:
+        """The numbers over all tokens, for a line of metrics: `{"eval_loss": 5.1, ...}`."""
+        return {
+            f"{prefix}_loss": self.loss,
+            f"{prefix}_perplexity": self.perplexity,
+            f"{prefix}_accuracy": self.accuracy,
+            f"{prefix}_bits_per_byte": self.bits_per_byte,
+        }
+
+    def detailed(self, prefix: str) -> dict[str, Any]:
+        """All numbers, for a summary."""
+        return {
+            **self.mean(prefix),
+            f"{prefix}_loss_by_position": self.by_position._asdict(),
+            f"{prefix}_recall_loss": self.recall_loss,
+            f"{prefix}_other_loss": self.other_loss,
+            f"{prefix}_recall_fraction": self.recall_fraction,
+        }
+
+    def at_a_length(self) -> dict[str, Any]:
+        """The same without a prefix, for one of a summary's `final_by_length`."""
+        return {key.removeprefix("final_"): it for key, it in self.detailed("final").items()}
+
+
+class _Batch(NamedTuple):
+    tokens_BT1: Tensor  # perhaps more rows than count
+    recall_BC: Tensor  # of the rows that count, the last C targets: those that no other row scores
+
+
+class HeldOut:
+    """One split, laid out in windows on a device.
+
+    With `one_shape`, by default on CUDA, all batches have as many rows, the last one repeated where
+    there are too few: kernels are compiled and tuned for each shape, which takes longer than the
+    rows do.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        *,
+        seq_len: int,
+        batch_size: int,
+        device: torch.device,
+        one_shape: bool | None = None,
+    ) -> None:
+        self.corpus, self.split, self.device = corpus, split, device
+        tokens = torch.from_numpy(corpus.splits()[split].astype("int32")).to(device)
+        windows = evaluation_starts(len(tokens), seq_len)
+        offset_T1 = torch.arange(windows.length + 1)
+        rows = min(batch_size, len(windows.starts))
+        one_shape = device.type == "cuda" if one_shape is None else one_shape
+        self.batches = list[_Batch]()
+        self.targets_T = np.zeros(windows.length, np.int64)  # that count at each position
+        for counted in np.unique(windows.new_targets)[::-1].tolist():  # whole windows, and a rest
+            starts = torch.from_numpy(windows.starts[windows.new_targets == counted])
+            self.targets_T[-counted:] += len(starts)
+            for start_B in starts.split(batch_size):
+                missing = rows - len(start_B) if one_shape else 0
+                read_B = torch.cat([start_B, start_B[-1:].expand(missing)])
+                tokens_BT1 = tokens[(read_B[:, None] + offset_T1).to(device)].long()
+                recall_BC = repeated_bigrams(tokens_BT1)[: len(start_B), -counted:]
+                self.batches.append(_Batch(tokens_BT1, recall_BC))
+        self.recalls = int(torch.stack([batch.recall_BC.sum() for batch in self.batches]).sum())
+
+    @torch.no_grad()
+    def try_out(self, model: LanguageModel, context: Any) -> None:
+        """Score one batch and forget it. Raises what the model raises at this length."""
+        tokens_BT1 = self.batches[0].tokens_BT1
+        training = model.training
+        model.eval()
+        with context:
+            score(model, tokens_BT1[:, :-1], tokens_BT1[:, 1:])
+        model.train(training)
+
+    @torch.no_grad()
+    def quality(self, model: LanguageModel, context: Any) -> Quality:
+        """Score the split in eval mode under the autocast `context`; waits for the device once."""
+        training = model.training
+        model.eval()
+        nats_T = torch.zeros(len(self.targets_T), dtype=torch.float64, device=self.device)
+        recall_nats, right = nats_T.new_zeros(1), nats_T.new_zeros(1)
+        with context:
+            for tokens_BT1, recall_BC in self.batches:
+                rows, counted = recall_BC.shape
+                scored = score(model, tokens_BT1[:, :-1], tokens_BT1[:, -counted:])
+                nats_BC, right_BC = (each_BC[:rows] for each_BC in scored)
+                nats_T[-counted:] += nats_BC.double().sum(0)
+                recall_nats += (nats_BC.double() * recall_BC).sum()
+                right += right_BC.sum()
+        model.train(training)
+        totals = torch.cat([nats_T, recall_nats, right]).cpu().numpy()
+        return self._quality(totals[:-2], float(totals[-2]), float(totals[-1]))
+
+    def _quality(self, nats_T: NDArray[np.float64], recall_nats: float, right: float) -> Quality:
+        nats, targets = float(nats_T.sum()), int(self.targets_T.sum())
+        loss, others = nats / targets, targets - self.recalls
+        first_P = bins(len(nats_T))
+        loss_P = np.add.reduceat(nats_T, first_P) / np.add.reduceat(self.targets_T, first_P)
+        return Quality(
+            loss=loss,
+            accuracy=right / targets,
+            bits_per_byte=self.corpus.bits_per_byte(self.split, loss),
+            by_position=ByPosition(first_P, tuple(loss_P.tolist())),
+            recall_loss=recall_nats / self.recalls if self.recalls else None,
+            other_loss=(nats - recall_nats) / others if others else None,
+            recall_fraction=self.recalls / targets,
+        )
+
+
+def score(model: LanguageModel, tokens_BT: Tensor, target_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the last C positions: nats in float32, and whether the likeliest token was the target.
+
+    Both of shape (B, C).
+    """
+    features_BCD = model.features(tokens_BT)[:, -target_BC.shape[1] :]
+    chunk = max(1, _LOGITS // model.embed.weight.shape[0])
+    x_ND, target_N = features_BCD.flatten(0, 1), target_BC.flatten()
+    nats, right = list[Tensor](), list[Tensor]()
+    for x_nD, target_n in zip(x_ND.split(chunk), target_N.split(chunk), strict=True):
+        logits_nV = linear(x_nD, model.embed.weight).float()
+        nats.append(cross_entropy(logits_nV, target_n, reduction="none"))
+        right.append(logits_nV.argmax(-1) == target_n)
+    return torch.cat(nats).view_as(target_BC), torch.cat(right).view_as(target_BC)
+
+
+def repeated_bigrams(tokens_BT1: Tensor) -> Tensor:
+    """Of each target, shape (B, T): whether it follows its token in the context before, too.
+
+    >>> repeated_bigrams(torch.tensor([[7, 8, 7, 8, 8, 8]])).tolist()
+    [[False, False, True, False, True]]
+    """
+    pair_BT = tokens_BT1[:, :-1] << 32 | tokens_BT1[:, 1:]
+    sorted_BT, order_BT = pair_BT.sort(dim=1, stable=True)
+    again_BT = torch.zeros_like(pair_BT, dtype=torch.bool)
+    again_BT[:, 1:] = sorted_BT[:, 1:] == sorted_BT[:, :-1]
+    return torch.zeros_like(again_BT).scatter(1, order_BT, again_BT)
+
+
+def bins(length: int) -> tuple[int, ...]:
+    """First positions of the bins: one by one up to 8, then four an octave.
+
+    >>> bins(40)
+    (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+    """
+    first, width, found = 0, 1, list[int]()
+    while first < length:
+        found.append(first)
+        first += width
+        if first == 8 * width:
+            width *= 2
+    return tuple(found)

@@ -1,0 +1,186 @@
+"""One update of the model, as a pure function of the step's number and the state before it.
+
+The batch is row `step` of a table of window starts, the learning rate an entry of a table, and the
+random stream of dropout a hash of seed and step. On CUDA tokens and tables live on the device,
+and after a few eager steps the whole update is recorded as one CUDA graph and replayed; what is
+measured is written to the device, and nothing here waits for it.
+
+Shapes: S steps, B batch, T tokens, C what is measured.
+"""
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnlab.device.memory import beside, side_stream
+from attnlab.model.initialization import stream
+from attnlab.model.language_model import LanguageModel
+from attnlab.training.config import TrainConfig
+from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
+
+EAGER_STEPS = 3  # real steps that warm up kernels and allocator before the graph is recorded
+COLUMNS = ("train_loss", "auxiliary_loss", "gradient_norm")
+
+
+class TrainingStep:
+    """`advance` does step number `step` and counts it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: LanguageModel,
+        tokens: Tensor,
+        starts_SB: np.ndarray,
+        *,
+        seed: int,
+        compiled: bool,
+    ) -> None:
+        """`tokens` is the training split, of any integer dtype, on the model's device; row s of
+        `starts_SB` holds the first tokens of the windows of step s.
+        """
+        self.model, self.seed, self.clip_norm = model, seed, config.clip_norm
+        self.device = device = tokens.device
+        self.tokens, self.starts_SB = tokens, torch.from_numpy(starts_SB).to(device)
+        self.offset_T1 = torch.arange(config.seq_len + 1, device=device)
+        self.rates_S = torch.tensor(_rates(config), device=device)
+        self.measured_SC = torch.full((config.steps, len(COLUMNS)), math.nan, device=device)
+        self.optimizer = adamw(
+            model,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            eps=config.eps,
+            device=device,
+        )
+        self.step = 0
+        self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # the same, on the device
+        self._autocast = autocast(config, device)
+        self._compiled = compiled
+        self._records = device.type == "cuda" and config.cuda_graph == "auto"
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager_steps_left = EAGER_STEPS if self._records else 1
+
+    @property
+    def warm(self) -> bool:
+        """Whether the step runs at its steady pace: compiled, warmed up and recorded."""
+        return not self._eager_steps_left and (self._graph is not None or not self._records)
+
+    def advance(self) -> None:
+        """One more step. On CUDA it returns before the step is done."""
+        if self._records and self._graph is None and not self._eager_steps_left:
+            self._record()
+        self.model.at_step(self.step)
+        seed_dropout(self.device, stream(self.seed, f"dropout/{self.step}"))
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._records:
+            with beside(self.device):
+                self._update()
+        else:
+            self._update()
+        self.step += 1
+        self._eager_steps_left = max(0, self._eager_steps_left - 1)
+
+    def means(self, first: int, last: int) -> dict[str, float]:
+        """What was measured in steps `first` to `last`, the last left out: the means. Waits."""
+        means_C = self.measured_SC[first:last].double().mean(0).tolist()
+        return dict(zip(COLUMNS, means_C, strict=True))
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step `step`."""
+        return self.rates_S[step].item()
+
+    def first_non_finite(self, first: int, last: int) -> tuple[int, str, float] | None:
+        """The first step of `first` to `last` that measured no finite number, and what. Waits."""
+        rows_SC = self.measured_SC[first:last].cpu()
+        for step, row_C in enumerate(rows_SC.tolist(), first):
+            for name, value in zip(COLUMNS, row_C, strict=True):
+                if not math.isfinite(value):
+                    return step, name, value
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a later process needs beside the model to go on from here, by name."""
+        tensors = {"measured": self.measured_SC[: self.step].contiguous()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
+        return tensors
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave at `step`; the model is restored by its own state dict."""
+        self.step = step
+        self._step_1.fill_(step)
+        self.measured_SC[:step] = state["measured"].to(self.device)
+        for name, parameter in self.model.named_parameters():
+            if f"exp_avg.{name}" in state:
+                moments: dict[str, Any] = {
+                    key: state[f"{key}.{name}"].to(self.device).clone() for key in _MOMENTS
+                }
+                where = self.device if self.device.type == "cuda" else "cpu"
+                moments["step"] = torch.tensor(float(step), device=where)
+                self.optimizer.state[parameter] = moments
+
+    def _update(self) -> None:
+        starts_B = self.starts_SB.index_select(0, self._step_1)[0]
+        batch_BT1 = self.tokens[starts_B[:, None] + self.offset_T1].long()
+        set_learning_rate(self.optimizer, self.rates_S.index_select(0, self._step_1)[0])
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast:
+            losses = self.model.losses(batch_BT1, compiled=self._compiled)
+        (losses.language_model + losses.auxiliary).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        row_C = torch.stack([losses.language_model, losses.auxiliary, norm]).detach()
+        self.measured_SC.index_copy_(0, self._step_1, row_C[None].float())
+        self._step_1 += 1
+
+    def _record(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=side_stream(self.device)):
+                self._update()
+        except RuntimeError as error:
+            advice = "a mechanism waits for the device or depends on its values in Python"
+            raise RuntimeError(
+                f"the step could not be recorded as a CUDA graph: {error}\n"
+                f"Usual cause: {advice}. train.cuda_graph=off trains without."
+            ) from error
+        self._graph = graph
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def autocast(config: TrainConfig, device: torch.device) -> Any:
+    """The context of forward passes: bfloat16 autocast where the settings want it."""
+    if config.precision_on(device.type) == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Start the device's random stream anew; a recorded graph draws from it too."""
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+def _rates(config: TrainConfig) -> list[float]:
+    """The learning rate of every step: of those of a run that this one extends, as they were."""
+    shorter = config.shorter()
+    before = _rates(shorter) if shorter is not None else []
+    if config.extends is not None and config.extends.schedule == "constant":
+        return before + [before[-1]] * (config.steps - len(before))
+    whole = learning_rates(
+        config.steps,
+        peak=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        final_ratio=config.final_learning_rate_ratio,
+    )
+    return [*before, *whole[len(before) :]]

@@ -1,0 +1,225 @@
+"""What a study folder says, and how sure one may be of it."""
+
+import math
+import time
+
+import pytest
+from scipy import stats
+from support.written_study import steady, write_study
+
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.curves import Curve
+from attnlab.analysis.settings import describe, shared_and_own
+from attnlab.analysis.statistics.paired import Estimate, paired_difference
+from attnlab.analysis.table import read_table
+from attnlab.record import RunFolder, StudyRecord
+
+
+@pytest.fixture
+def study(tmp_path):
+    StudyRecord(
+        name="toy",
+        question="Which?",
+        baseline="mha",
+        variants=("mha", "mla", "mqa"),
+        seeds=(0, 1, 2),
+        command="attnlab run toy",
+        attnlab_version="0.1.0",
+    ).write(tmp_path)
+    return tmp_path
+
+
+def begin(study, variant, seed):
+    run = RunFolder(study, variant, seed)
+    run.open({"identity": variant, "train": {"steps": 200}}, {"device": "cpu"})
+    return run
+
+
+def finish(study, variant, losses, step_time=0.002):
+    """One finished run for each seed that has a loss."""
+    for seed, loss in losses.items():
+        run = begin(study, variant, seed)
+        run.append({"step": 100, "eval_loss": loss + 1})
+        run.append({"step": 200, "eval_loss": loss})
+        run.finish(
+            {
+                "status": "finished",
+                "final_loss": loss,
+                "final_perplexity": math.exp(loss),
+                "test_loss": None,
+                "step_time": step_time,
+                "steps": 200,
+                "attention_type": ["delta", "delta", "mha"],
+                "parameters": {"embedding": 1, "total": 3},
+            }
+        )
+
+
+def test_a_study_that_has_not_begun_can_be_read(study):
+    table = read_table(study)
+    assert [variant.name for variant in table.variants] == ["mha", "mla", "mqa"]
+    assert table.ranked == ()
+    assert table.remaining == 9
+    assert table.most_seeds == 0
+
+
+def test_numbers_are_means_and_sample_spreads_over_seeds(study):
+    finish(study, "mha", {0: 5.0, 1: 5.2, 2: 5.4})
+    mha = read_table(study).ranked[0]
+    assert mha.numbers["final_loss"].mean == pytest.approx(5.2)
+    assert mha.numbers["final_loss"].spread == pytest.approx(0.2)
+    assert mha.numbers["final_loss"].n == 3
+    assert mha.numbers["steps"].mean == 200
+    assert "test_loss" not in mha.numbers
+    assert mha.mechanism == "delta, mha in layer 2"
+    assert mha.parameters["total"] == 3
+
+
+def test_the_perplexity_of_a_variant_is_exp_of_its_mean_loss(study):
+    finish(study, "mha", {0: 1.0, 1: 3.0})
+    perplexity = read_table(study).ranked[0].numbers["final_perplexity"]
+    assert perplexity.mean == pytest.approx(math.exp(2))
+    assert perplexity.spread == pytest.approx((math.exp(3) - math.exp(1)) / math.sqrt(2))
+
+
+def test_one_seed_has_no_spread_and_no_interval(study):
+    finish(study, "mha", {0: 5.0})
+    assert read_table(study).ranked[0].numbers["final_loss"].spread is None
+    difference = paired_difference({0: 5.1}, {0: 5.0})
+    assert (difference.mean, difference.interval) == (pytest.approx(0.1), None)
+
+
+def test_the_paired_interval_equals_the_one_computed_by_hand():
+    # differences 0.1, 0.2, 0.3: mean 0.2, sd 0.1, t(0.975, 2) = 4.302653
+    difference = paired_difference({0: 5.1, 1: 6.2, 2: 7.3}, {0: 5.0, 1: 6.0, 2: 7.0})
+    assert difference.mean == pytest.approx(0.2)
+    assert difference.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert difference.interval == pytest.approx((-0.0484, 0.4484), abs=1e-4)
+
+
+def test_the_paired_interval_equals_scipys():
+    first, second = [5.11, 5.09, 5.13, 5.1], [5.02, 5.04, 5.01, 5.05]
+    difference = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert difference.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_only_seeds_that_both_finished_are_paired():
+    difference = paired_difference({1: 6.1, 2: 7.3}, {0: 5.0, 1: 6.0, 2: 7.0})
+    assert (difference.n, difference.mean) == (2, pytest.approx(0.2))
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_diverged_seed_is_counted_and_listed_and_its_variant_still_ranked(study):
+    finish(study, "mha", {0: 5.0, 1: 5.2, 2: 5.4})
+    finish(study, "mla", {0: 4.9})
+    begin(study, "mla", 1).finish({"status": "diverged", "reason": "loss is nan", "final_loss": 9})
+    begin(study, "mla", 2).fail("out of memory")
+    table = read_table(study)
+    mla = table.ranked[0]
+    assert (mla.name, len(mla.finished), len(mla.runs)) == ("mla", 1, 3)
+    assert mla.numbers["final_loss"].mean == 4.9
+    assert [(v.name, run.seed, run.status, run.reason) for v, run in table.failures] == [
+        ("mla", 1, "diverged", "loss is nan"),
+        ("mla", 2, "failed", "out of memory"),
+    ]
+
+
+def test_a_variant_without_a_finished_seed_is_kept_without_a_rank(study):
+    finish(study, "mha", {0: 5.0})
+    begin(study, "mla", 0).append({"step": 100, "eval_loss": 6.0})
+    table = read_table(study)
+    assert [variant.name for variant in table.unranked] == ["mla", "mqa"]
+    assert table.unranked[0].curve("eval_loss").mean == (6.0,)
+    assert table.remaining == 8
+
+
+def test_curves_are_means_at_the_steps_that_every_seed_reached():
+    runs = {
+        0: [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "other": 0}],
+        1: [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 5.0}],
+        2: [],
+    }
+    curve = Curve.of(runs, "loss")
+    assert (curve.steps, curve.mean) == ((1,), (2.0,))
+    assert curve.by_seed == {0: ((1, 2), (1.0, 2.0)), 1: ((1, 3), (3.0, 5.0))}
+    assert Curve.of({}, "loss").steps == ()
+
+
+def test_curves_are_subtracted_seed_by_seed():
+    first = Curve.of({0: [{"step": 1, "loss": 3.0}], 1: [{"step": 1, "loss": 9.0}]}, "loss")
+    second = Curve.of({0: [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}]}, "loss")
+    assert first.minus(second).mean == (2.0,)
+
+
+def test_equal_values_are_their_own_mean():
+    assert Estimate.of([0.1] * 3).mean == 0.1
+    assert Estimate.of([]) is None
+
+
+def test_settings_are_split_into_shared_and_own():
+    shared, own = shared_and_own(
+        {
+            "a": {"variant": "a", "seed": 0, "train": {"steps": 1}, "model": {"window": 2}},
+            "b": {"variant": "b", "seed": 1, "train": {"steps": 1}, "model": {}},
+        }
+    )
+    assert shared == {"train.steps": 1}
+    assert own == {"a": {"model.window": 2}, "b": {}}
+
+
+def test_mechanisms_by_layer_are_one_setting_in_words():
+    delta, mha = {"kind": "delta", "head_dim": 64}, {"kind": "mha"}
+    by_layer = {"default": delta, "layers": {"5": mha, "11": mha}}
+    shared, own = shared_and_own(
+        {
+            "hybrid": {"model": {"mechanisms": by_layer, "n_layers": 12}},
+            "mha": {"model": {"mechanisms": [mha], "n_layers": 12}},
+        }
+    )
+    assert shared == {"model.n_layers": 12}
+    assert {
+        name: {path: describe(value) for path, value in of.items()} for name, of in own.items()
+    } == {
+        "hybrid": {"model.mechanisms": "delta(head_dim=64), mha in layers 5 and 11"},
+        "mha": {"model.mechanisms": "mha"},
+    }
+    assert describe({"default": None, "layers": {"0": mha, "1": delta}}) == (
+        "mha in layer 0, delta(head_dim=64) in layer 1"
+    )
+
+
+def test_the_loss_by_position_is_a_mean_over_seeds(study):
+    for seed, shift in ((0, 0.0), (1, 0.2)):
+        bins = {"first": [0, 1, 2, 4], "loss": [9 + shift, 8 + shift, 7 + shift, 6 + shift]}
+        begin(study, "mha", seed).finish(
+            {"status": "finished", "final_loss": 6.0, "final_loss_by_position": bins}
+        )
+    curve = read_table(study).ranked[0].by_position("final")
+    assert curve.steps == (0, 1, 2, 4)
+    assert curve.mean == pytest.approx((9.1, 8.1, 7.1, 6.1))
+    assert read_table(study).ranked[0].by_position("test").steps == ()
+
+
+def test_a_hundred_runs_are_analysed_in_seconds(tmp_path):
+    losses = {f"v{place}": steady(5 + place / 100, place) for place in range(20)}
+    write_study(tmp_path, losses, baseline="v0")
+    start = time.process_time()
+    found = analyse(tmp_path)
+    assert time.process_time() - start < 15  # on a busy machine
+    assert len(found.pairs) == 20 * 19
+    assert found.diverged["v3"] == (0, 5)
+
+
+def test_diverged_and_failed_runs_are_counted_of_those_planned(tmp_path):
+    losses = {"mha": [5.0, 5.1, None], "wild": ["loss is nan", "failed: no memory", 5.0]}
+    assert analyse(write_study(tmp_path, losses)).diverged == {"mha": (0, 3), "wild": (2, 3)}
+
+
+def test_analysis_and_report_do_without_torch():
+    import subprocess
+    import sys
+
+    modules = "attnlab.reporting.figures.comparison, attnlab.reporting"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

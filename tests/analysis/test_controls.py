@@ -1,0 +1,115 @@
+"""The same function twice must tie, and a report that separates the two is wrong."""
+
+from support.written_study import steady, write_run, write_study
+
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.controls import controls_of
+from attnlab.analysis.table import read_table
+from attnlab.analysis.verdict import verdict_of
+from attnlab.record import RunFolder
+from attnlab.reporting.text.markdown import markdown
+
+SAME = {"function": "gqa_1"}
+MATH = {"function": "low_rank", "kernel": "math", "step_time": 0.005, "peak_memory_bytes": 4 << 30}
+FLASH = MATH | {"kernel": "flash", "step_time": 0.004, "peak_memory_bytes": 3 << 30}
+
+
+def controls(folder, losses, **more):
+    return controls_of(verdict_of(read_table(write_study(folder, losses, **more))))
+
+
+def test_variants_that_differ_in_name_alone_are_recognised(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 2)}
+    (control,) = controls(tmp_path, losses, mqa=SAME)
+    assert (control.names, control.same_rate) == (("gqa_1", "mqa"), True)
+    assert (control.largest_difference, control.ties) == (0, True)
+    assert "equal to the last bit" in control.note
+
+
+def test_different_settings_are_no_control_even_with_equal_losses(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 2)}
+    assert controls(tmp_path, losses) == ()
+
+
+def test_a_control_within_the_noise_ties(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 3)}
+    (control,) = controls(tmp_path, losses, mqa=SAME)
+    assert control.ties is True
+    assert control.largest_difference > 0
+    assert "within the noise" in control.note
+
+
+def test_a_control_that_is_separated_is_reported_as_an_error(tmp_path):
+    losses = {
+        "mha": steady(5.0, 1),
+        "gqa_1": steady(5.1, 2),
+        "mqa": steady(5.2, 3),
+        "mla": steady(5.0, 4),
+    }
+    (control,) = controls(tmp_path, losses, mqa=SAME)
+    assert control.ties is False
+    assert "do not trust this verdict" in control.note
+
+
+def test_a_control_tuned_to_another_rate_is_told_from_one_that_was_not(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": [None] * 5}
+    write_study(tmp_path, losses)
+    for seed, loss in enumerate(steady(5.3, 3)):
+        write_run(RunFolder(tmp_path, "mqa", seed), loss, rate=6e-4, function="gqa_1")
+    (control,) = controls_of(verdict_of(read_table(tmp_path)))
+    assert control.same_rate is False
+    assert "different learning rates" in control.note
+
+
+def test_without_a_verdict_a_control_is_not_judged(tmp_path):
+    (control,) = controls(tmp_path, {"mha": [5.0], "gqa_1": [5.1], "mqa": [5.1]}, mqa=SAME)
+    assert (control.ties, control.largest_difference) == (None, 0)
+
+
+def test_variants_that_differ_in_the_kernel_alone_are_one_function_at_two_prices(tmp_path):
+    losses = {"mha": steady(5.0, 1), "lora": steady(5.1, 2), "flash": steady(5.1, 3)}
+    analysis = analyse(write_study(tmp_path, losses, lora=MATH, flash=FLASH))
+    (control,) = analysis.controls
+    assert (control.names, control.kernels) == (("lora", "flash"), ("math", "flash"))
+    assert (control.same_rate, control.ties) == (True, True)
+    assert control.note.startswith(
+        "lora and flash are the same function on different kernels (math, flash); their losses"
+    )
+    assert control.bought == (
+        "flash (kernel flash) against lora (kernel math): 1 ms a step less (4 ms, not 5 ms); "
+        "1 GiB less peak memory (3 GiB, not 4 GiB)."
+    )
+    assert control.bought in markdown(analysis, None)
+    assert [set(names) for names in analysis.functions] == [{"mha"}, {"lora", "flash"}]
+    front = next(front for front in analysis.fronts if front.key == "step_time")
+    assert front.front == ("flash",)  # mha, which costs nothing here, was not timed
+
+
+def test_a_kernel_that_computes_something_else_is_reported_as_an_error(tmp_path):
+    losses = {
+        "mha": steady(5.0, 1),
+        "lora": steady(5.1, 2),
+        "flash": steady(5.2, 3),
+        "mla": steady(5.0, 4),
+    }
+    (control,) = controls(tmp_path, losses, lora=MATH, flash=FLASH)
+    assert control.ties is False
+    assert "do not trust this verdict" in control.note
+
+
+def test_a_kernel_that_buys_nothing_is_said_to_be_the_same(tmp_path):
+    losses = {"lora": steady(5.1, 2), "flash": steady(5.1, 3)}
+    alike = FLASH | {"step_time": 0.0051, "peak_memory_bytes": (4 << 30) + (1 << 20)}
+    (control,) = controls(tmp_path / "a", losses, lora=MATH, flash=alike)
+    assert "the same time within 5% (5.1 ms, not 5 ms)" in control.bought
+    assert "the same peak memory within 1%" in control.bought
+    unlike = FLASH | {"device": "NVIDIA H200"}
+    here = MATH | {"device": "NVIDIA H100"}
+    (control,) = controls(tmp_path / "b", losses, lora=here, flash=unlike)
+    assert control.bought == ""  # times of two devices compare nothing
+
+
+def test_on_one_kernel_nothing_is_bought(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 3)}
+    (control,) = controls(tmp_path, losses, mqa=SAME)
+    assert (control.kernels, control.bought) == ((), "")

@@ -1,0 +1,169 @@
+"""All variants together, families against each other, and what is gained for the size."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from support import tiny_study
+from support.written_study import steady, write_study
+
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.efficiency import meaning
+from attnlab.analysis.spread import by_chance
+from attnlab.config import ConfigError
+from attnlab.record import StudyRecord
+from attnlab.reporting.html.page import page
+from attnlab.reporting.tables.families import family_grids
+from attnlab.reporting.text.markdown import markdown
+
+FAMILIES = {"plain": ("mha",), "low": ("low_a", "low_b"), "wide": ("wide_a", "wide_b")}
+LOSSES = {
+    "mha": steady(5.1, 1),
+    "low_a": steady(5.0, 2),
+    "low_b": steady(5.04, 3),
+    "wide_a": steady(5.0, 4),
+    "wide_b": steady(5.3, 5),
+}
+MORE = {
+    name: {
+        "parameters": {"total": size, "active": size // 2},
+        "peak_memory_bytes": 10 * size,
+        "step_time": 0.01,
+        "final_accuracy": 0.3,
+    }
+    for name, size in zip(LOSSES, (100e6, 80e6, 90e6, 125e6, 150e6), strict=True)
+}
+
+
+def analysed(folder, losses=LOSSES, families=FAMILIES, **more):
+    return analyse(write_study(folder, losses, families=families, **(MORE | more)))
+
+
+def cells(grid, name):
+    (line,) = [line for line in grid.lines if line[0] == name]
+    return dict(zip(grid.heading, line, strict=True))
+
+
+def test_a_family_is_the_mean_of_its_variants_paired_by_seed(tmp_path):
+    found = analysed(tmp_path).families
+    assert [family.name for family in found.families] == ["low", "plain", "wide"]
+    low, plain, wide = found.families
+    by_seed = [(a + b) / 2 for a, b in zip(LOSSES["low_a"], LOSSES["low_b"], strict=True)]
+    mean = sum(by_seed) / 5
+    assert low.loss.mean == pytest.approx(mean)
+    assert low.loss.spread == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in by_seed) / 4))
+    assert found.reference == "plain"
+    assert low.to_reference.mean == pytest.approx(-0.08)
+    assert low.to_reference.separable
+    assert low.to_reference.low < -0.08 < low.to_reference.high < 0
+    assert plain.to_reference is None
+    assert [family.tier for family in found.families] == [1, 2, 3]
+    assert wide.to_reference.separable
+
+
+def test_families_within_the_noise_are_not_told_apart(tmp_path):
+    draw = random.Random(1)
+    losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
+    analysis = analysed(tmp_path, losses)
+    assert {family.tier for family in analysis.families.families} == {1}
+    table = family_grids(analysis)[1]
+    assert cells(table, "low")["which is"] == "not told apart"
+    assert cells(table, "plain")["which is"] == "reference"
+
+
+def test_a_variant_that_is_not_compared_is_named_and_its_family_goes_on_without(tmp_path):
+    analysis = analysed(tmp_path, LOSSES | {"low_b": ["loss is nan"] * 5})
+    low = next(f for f in analysis.families.families if f.name == "low")
+    assert low.variants == ("low_a",)
+    assert analysis.families.left_out == {"low": ("low_b",)}
+    assert "Not compared: low_b of low." in family_grids(analysis)[1].note
+
+
+def test_mean_spread_and_range_of_every_number(tmp_path):
+    analysis = analysed(tmp_path)
+    table = family_grids(analysis)[0]
+    loss = next(it for it in analysis.spreads if it.label == "loss")
+    assert loss.mean == pytest.approx(5.088)
+    assert loss.range == pytest.approx(0.3)
+    assert loss.deviation == pytest.approx(0.1247, abs=1e-3)
+    assert cells(table, "loss")["highest"] == "5.3000 (wide_b)"
+    assert cells(table, "parameters")["lowest"] == "80.0 M (low_a)"
+    assert cells(table, "active parameters")["range"] == "35.0 M"
+    assert cells(table, "peak memory")["highest"] == "1.40 GiB (wide_b)"
+    assert cells(table, "time of a training step")["mean"] == "10.0 ms"
+    assert cells(table, "accuracy")["mean"] == "0.3000"
+    assert "wide_b" in table.note
+
+
+def test_the_range_that_noise_alone_makes_is_the_range_that_it_makes(tmp_path):
+    draw, ranges = random.Random(0), []
+    for _ in range(4000):
+        means = [sum(draw.gauss(0, 1) for _ in range(3)) / 3 for _ in range(5)]
+        ranges.append(max(means) - min(means))
+    analysis = replace(analysed(tmp_path), noise=1.0, seeds=(0, 1, 2))
+    assert by_chance(analysis) == pytest.approx(sum(ranges) / len(ranges), rel=0.03)
+
+
+def test_efficiency_is_the_gain_over_the_baseline_for_each_million_parameters(tmp_path):
+    analysis = analysed(tmp_path)
+    first, *_, last = analysis.efficiencies
+    assert (first.name, first.more) == ("low_a", -20e6)
+    assert first.mean == pytest.approx(0.1 / 80)
+    pair = analysis.to_baseline["low_a"]
+    assert (first.low, first.high) == pytest.approx((-pair.high / 80, -pair.low / 80))
+    assert first.low > 0
+    assert last.name == "wide_b"
+    assert last.high < 0
+    row = cells(family_grids(analysis)[2], "low_a")
+    assert row["more than mha"] == "-20.0 M"
+    assert row["µnats gained for each million parameters"] == "+1250"
+
+
+def test_an_efficiency_that_no_seed_shows_means_nothing(tmp_path):
+    draw = random.Random(1)
+    losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
+    analysis = analysed(tmp_path / "noise", losses)
+    said = meaning(analysis.efficiencies, analysis)
+    assert said.startswith("It means nothing here: no variant can be told from mha")
+    assert said in markdown(analysis, None)
+    one = analysed(tmp_path / "one", {name: found[:1] for name, found in LOSSES.items()})
+    assert "one seed" in meaning(one.efficiencies, one)
+    assert all(it.low is None for it in one.efficiencies)
+    clear = analysed(tmp_path / "clear")
+    assert "for low_a, wide_a, low_b and wide_b alone" in meaning(clear.efficiencies, clear)
+
+
+def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path):
+    heading = "All variants together, and by family"
+    analysis = analysed(tmp_path / "with")
+    for text in (markdown(analysis, None), page(analysis)):
+        assert heading in text
+        assert "Parameter efficiency" in text
+    without = analysed(tmp_path / "without", families=None)
+    assert without.families is None
+    assert heading not in markdown(without, None) + page(without)
+
+
+def test_active_parameters_are_shown_where_not_all_are(tmp_path):
+    assert "| params | active |" in markdown(analysed(tmp_path / "some"), None)
+    dense = {name: {"parameters": {"total": 5, "active": 5}} for name in LOSSES}
+    assert "| active |" not in markdown(analysed(tmp_path / "all", **dense), None)
+
+
+def test_families_name_variants_that_there_are_once_each():
+    with pytest.raises(ConfigError, match=r"families\.one: no variant 'mhb'; did you mean 'mha'"):
+        replace(tiny_study.study, families={"one": ("mhb",)})
+    with pytest.raises(ConfigError, match=r"families\.two: mha is in one already"):
+        replace(tiny_study.study, families={"one": ("mha",), "two": ("mqa", "mha")})
+
+
+def test_families_are_kept_where_some_variants_are_run_again(tmp_path):
+    families = {"heads": ("mha", "mqa"), "none": ("identity",)}
+    study = replace(tiny_study.study, name="tiny", families=families)
+    study.record(command="a", checked=True).write(tmp_path)
+    assert StudyRecord.read(tmp_path).families == families
+    some = study.only(["mqa"])
+    assert some.families == {"heads": ("mqa",)}
+    joined = some.record(command="b", checked=True).joined(tmp_path)
+    assert joined.families == families

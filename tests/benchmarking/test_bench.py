@@ -1,0 +1,278 @@
+"""`attnlab bench`: every point is recorded, whatever happens at it, and none is measured twice."""
+
+import gc
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_study
+from typer.testing import CliRunner
+
+from attnlab import cli
+from attnlab.benchmarking import figure, session
+from attnlab.benchmarking import memory_check as room
+from attnlab.benchmarking.results_file import read
+from attnlab.benchmarking.table import BenchTable
+from attnlab.benchmarking.targets import Sizes, targets
+from attnlab.cli import bench
+from attnlab.cli.app import console, errors
+from attnlab.device.peak_rates import Ceilings
+from attnlab.mechanism import MechanismConfig
+from attnlab.reporting.figures.drawing import style
+
+TINY = tiny_study.__file__
+QUICK = ("--seconds", "0.01", "--device", "cpu", "--batches", "1")
+SIZES = ("--d-model", "16", "--n-layers", "1", "--n-heads", "2", "--vocab-size", "50")
+CEILINGS = Ceilings(1e12, "bfloat16", 8192, 4e12, 1 << 30)
+OWN = """
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+
+@dataclass(frozen=True, kw_only=True)
+class Troubled(Identity):
+    trouble: str = "none"
+    at: int = 32
+
+    def build(self, d_model, dropout=0.0):
+        mixer = TroubledMixer(d_model)
+        mixer.config = self
+        return mixer
+
+class TroubledMixer(TokenwiseLinear):
+    def forward(self, x_BTD):
+        if x_BTD.shape[1] >= self.config.at:
+            held_BTD = x_BTD.clone()
+            if self.config.trouble == "hunger":
+                torch.empty(1 << 60, dtype=torch.int8)
+            if self.config.trouble == "refusal":
+                raise NotImplementedError("not so many tokens")
+            if self.config.trouble == "interrupt" and not Path("interrupted").exists():
+                Path("interrupted").touch()
+                raise KeyboardInterrupt
+        return super().forward(x_BTD)
+"""
+
+
+@pytest.fixture
+def attnlab(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    Path("own.py").write_text(OWN)
+    monkeypatch.setattr(bench, "measure_ceilings", lambda device, budget: CEILINGS)
+    monkeypatch.setattr(figure, "bench_png", lambda contents, batch: b"")
+    for printer in (console, errors):
+        monkeypatch.setattr(printer, "width", 140)
+
+    def call(*arguments: str):
+        return CliRunner().invoke(cli.app, ["bench", *arguments, *QUICK])
+
+    return call
+
+
+def statuses(folder: str) -> list[tuple[str, int, str]]:
+    return [(p["what"], p["context"], p["status"]) for p in read(Path(folder))["points"]]
+
+
+def test_a_study_is_measured_into_json_figures_and_tables(attnlab):
+    done = attnlab(TINY, "--only", "mha,identity", "--contexts", "16,64")
+    assert done.exit_code == 0, done.output
+    folder = Path("results/tiny_study")
+    contents = read(folder)
+    assert list(contents["variants"]) == ["mha", "identity"]
+    assert contents["ceilings"]["copy_bytes_per_second"] > 0
+    assert len(contents["points"]) == 2 * 3 * 2
+    for point in contents["points"]:
+        assert point["status"] == "ok"
+        assert point["reason"] is None
+        assert point["seconds"] > point["spread_seconds"] / 10 > 0
+        assert point["tokens_per_second"] > 0
+    assert (folder / "bench-batch-1.png").is_file()
+    for words in (
+        "Decoded token, ms",
+        "Decode state of a sequence",
+        "Training step, ms",
+        "4.00 KiB",
+    ):
+        assert words in done.output
+
+
+def test_contexts_begin_at_the_sequence_length_of_a_study(attnlab):
+    done = attnlab(TINY, "--only", "identity", "--what", "decode", "--json")
+    assert done.exit_code == 0, done.output
+    contents = json.loads(done.stdout)
+    assert [p["context"] for p in contents["points"]] == [32, 128, 512, 2048, 8192, 32_768]
+
+
+def test_what_is_measured_is_not_measured_again(attnlab):
+    first = ("identity", *SIZES, "--contexts", "16", "--what", "decode")
+    assert attnlab(*first).exit_code == 0
+    (before,) = read(Path("results/bench"))["points"]
+    done = attnlab("identity", *SIZES, "--contexts", "16,32", "--what", "prefill,decode")
+    assert "identity decode 16 x 1" not in done.output
+    points = read(Path("results/bench"))["points"]
+    assert points[0] == before
+    assert [(p["what"], p["context"]) for p in points[1:]] == [
+        ("prefill", 16),
+        ("prefill", 32),
+        ("decode", 32),
+    ]
+
+
+def test_an_interrupted_bench_goes_on(attnlab):
+    command = ("own.py:Troubled:trouble=interrupt", *SIZES, "--contexts", "16,32,64")
+    command = (*command, "--what", "prefill,decode")
+    done = attnlab(*command)
+    assert done.exit_code == 130
+    (before,) = read(Path("results/bench"))["points"]
+    assert before["context"] == 16
+    assert Path("results/bench/bench-batch-1.png").is_file()
+    assert attnlab(*command).exit_code == 0
+    points = read(Path("results/bench"))["points"]
+    assert len(points) == 6
+    assert points[0] == before
+
+
+def test_out_of_memory_is_a_result_and_larger_points_are_not_tried(attnlab):
+    done = attnlab(
+        "own.py:Troubled:trouble=hunger",
+        *SIZES,
+        "--contexts",
+        "16,32,64",
+        "--what",
+        "prefill,decode",
+    )
+    assert done.exit_code == 0, done.output
+    assert statuses("results/bench") == [
+        ("prefill", 16, "ok"),
+        ("prefill", 32, "out_of_memory"),
+        ("prefill", 64, "out_of_memory"),
+        ("decode", 16, "ok"),
+        ("decode", 32, "ok"),
+        ("decode", 64, "ok"),
+    ]
+    reasons = [p["reason"] for p in read(Path("results/bench"))["points"]]
+    assert reasons[1].startswith("RuntimeError")
+    assert reasons[2].startswith("not tried: own.py:Troubled")
+    assert "no memory" in done.output
+
+
+def test_out_of_memory_gives_back_what_it_held(monkeypatch):
+    held = list[weakref.ref[torch.Tensor]]()
+
+    def hungry(setup, point, under):
+        tensor = torch.ones(10)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(session._MEASURE, "decode", hungry)
+    monkeypatch.setattr(gc, "collect", lambda: held.append(held[0]() is None))
+    under = session.Conditions(device=torch.device("cpu"), ceilings=None)
+    (target,) = targets(["identity"], [], Sizes(d_model=16, n_layers=1, n_heads=1))
+    result = session.measure(target.setup, session.Point("a", "decode", 8, 1), under)
+    assert result["status"] == "out_of_memory"
+    assert held[1] is True  # gone by then: nothing is left for the collector to break up
+
+
+def test_what_cannot_fit_is_not_tried(attnlab, monkeypatch):
+    monkeypatch.setattr(room, "available_bytes", lambda device: 20_000)
+    done = attnlab("grouped_query", *SIZES, "--contexts", "16,128", "--what", "decode")
+    assert done.exit_code == 0
+    assert statuses("results/bench")[-1] == ("decode", 128, "out_of_memory")
+    assert "not tried: it needs" in read(Path("results/bench"))["points"][-1]["reason"]
+
+
+def test_a_device_says_what_memory_there_is():
+    assert room.available_bytes(torch.device("meta")) is None
+    there = room.available_bytes(torch.device("cpu"))
+    assert there is None or there > 1 << 20
+
+
+def test_a_mechanism_that_refuses_has_failed_and_is_tried_again(attnlab):
+    command = ("own.py:Troubled:trouble=refusal", "identity", *SIZES, "--contexts", "16,32")
+    command = (*command, "--what", "prefill")
+    for _ in range(2):
+        done = attnlab(*command)
+        assert done.exit_code == 1
+        assert "failed: NotImplementedError: not so many tokens" in " ".join(done.output.split())
+        assert [status for *_, status in statuses("results/bench")].count("ok") == 3
+
+
+def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):
+    def slow(setup, point, under):
+        times = {"seconds": 60.0, "spread_seconds": None}
+        return times | {"tokens_per_second": 1.0, "peak_memory_bytes": 1}
+
+    monkeypatch.setitem(session._MEASURE, "train", slow)
+    done = attnlab("identity", *SIZES, "--contexts", "16,32", "--what", "train")
+    assert done.exit_code == 0
+    points = read(Path("results/bench"))["points"]
+    assert [p["status"] for p in points] == ["ok", "too_long"]
+    assert points[1]["reason"].startswith("not tried: one train of identity train 16 x 1 took 60 s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((TINY, "--n-heads", "2"), "a study has its own sizes; n_heads is for kinds"),
+        ((TINY, "--only", "mah"), "no variant 'mah'; did you mean 'mqa'?"),
+        (("identity", "--contexts", "1m"), "'1m' is no whole number"),
+        (("identity", "--what", "training"), "'training' is none of train, prefill, decode"),
+        (("mlaa",), "did you mean 'mla'?"),
+        ((TINY, "train.stpes=1"), "did you mean 'steps'?"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(attnlab, arguments, message):
+    done = attnlab(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    assert not Path("results").exists()
+
+
+def test_measurements_under_other_conditions_are_not_mixed(attnlab):
+    command = ("identity", "--contexts", "16", "--what", "decode")
+    assert attnlab(*command, *SIZES).exit_code == 0
+    before = Path("results/bench/bench.json").read_bytes()
+    done = attnlab(*command, *SIZES, "--n-layers", "2")
+    assert done.exit_code == 2
+    words = " ".join(done.stderr.split())
+    assert "identity.model.n_layers: 1 there, 2 now" in words
+    assert "choose another --out" in words
+    assert Path("results/bench/bench.json").read_bytes() == before
+    assert attnlab(*command, *SIZES, "--n-layers", "2", "--out", "elsewhere").exit_code == 0
+
+
+def test_a_figure_has_a_panel_for_what_was_measured_and_says_what_ran_out_of_memory():
+    points = [
+        {"variant": name, "what": what, "context": context, "batch": 8, "status": "ok"}
+        | {"seconds": 1e-3 * context, "state_bytes": context if name == "mha" else 0}
+        for name in ("mha", "identity")
+        for what in ("decode", "train")
+        for context in (1024, 4096)
+    ]
+    points[-1]["status"] = "out_of_memory"
+    contents = {"variants": {"mha": {}, "identity": {}}, "points": points}
+    contents |= {"ceilings": CEILINGS._asdict(), "device": {"name": "Z80"}}
+    with style():
+        drawn = figure._figure(contents, 8)
+    titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.axison]
+    assert titles == ["One decoded token", "Decode state of a sequence", "One training step"]
+    assert [len(axes.lines) for axes in drawn.axes if axes.axison] == [2, 1, 2]
+    assert [text.get_text() for text in drawn.axes[2].texts] == ["out of memory: identity from 4K"]
+    for axes in drawn.axes[:3]:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert figure.bench_png(contents, 8) == figure.bench_png(contents, 8)
+
+
+def test_the_account_adds_up():
+    point = {"variant": "mha", "what": "decode", "context": 1024, "batch": 1, "status": "ok"}
+    point |= {"seconds": 9e-4, "bound_seconds": 1e-4, "times_bound": 9.0, "state_bytes": 1024}
+    account = {"kernels": 400, "empty_kernel_seconds": 1.5e-6, "unexplained_seconds": 2e-4}
+    contents = {"ceilings": CEILINGS._asdict(), "device": {"name": "Z80"}}
+    with console.capture() as shown:
+        console.print(BenchTable(contents | {"points": [point | {"account": account}]}))
+    (row,) = [line for line in shown.get().splitlines() if "mha 1K" in line]
+    assert " ".join(row.split()) == "mha 1K x 1 9.0 0.900 0.100 400 1.50 0.600 0.200"

@@ -1,0 +1,265 @@
+"""The checks find every planted bug by the property that should, and nothing in the zoo."""
+
+import inspect
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnlab.checks import Result, assert_correct, describe, judge, plugin
+from attnlab.checks.small_configs import small
+from attnlab.checks.subject import Subject
+from attnlab.checks.suite import PROPERTIES
+from attnlab.config import ConfigError, load_file
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
+
+PLANTED = Path(__file__).parents[1] / "support" / "planted_bugs.py"
+OUTPUT = "output is finite, with the shape and dtype of the input"
+FUTURE = "no position sees the future"
+GRADIENT = "no gradient reaches the future"
+PREFIX = "a prefix alone gives the same"
+STEPS = "step by step equals all at once"
+PROMPT = "decoding goes on from a prompt"
+ROWS = "one sequence of a batch does not see another"
+DECODED_ROWS = "one sequence does not see another in decoding"
+TRAINED = "every parameter is trained"
+FINITE = "values and gradients are finite in bfloat16"
+BITS = "same seed, same bits"
+CALLS = "no hidden state between calls"
+CAUGHT_BY = {
+    "MaskOffByOne": FUTURE,
+    "InvertedMask": FUTURE,
+    "HeadsAndTimeSwapped": FUTURE,
+    "TopKOverMaskedPositions": FUTURE,
+    "SymmetricConvolution": FUTURE,
+    "NormOverTime": FUTURE,
+    "MeanOverTime": FUTURE,
+    "SoftmaxOverQueries": FUTURE,
+    "ChunkReadsAhead": FUTURE,
+    "ReversedScan": FUTURE,
+    "FutureSeenAfterWarmUp": FUTURE,
+    "FutureSeenInBfloat16": FUTURE,
+    "FutureInTheGradient": GRADIENT,
+    "ScaledByTheLength": PREFIX,
+    "CacheDropsAToken": STEPS,
+    "CacheRepeatsAToken": STEPS,
+    "PrefillForgetsTheLastToken": PROMPT,
+    "RotaryOffsetOfTheQuery": STEPS,
+    "RotaryOffsetAfterAPrompt": PROMPT,
+    "RingOverwritesEarly": STEPS,
+    "RingStartsAnewAfterAPrompt": PROMPT,
+    "StateSharedInDecoding": DECODED_ROWS,
+    "MeanOverTheBatch": ROWS,
+    "BatchStatisticsInTraining": ROWS,
+    "DetachedGate": TRAINED,
+    "UnusedParameter": TRAINED,
+    "ParametersWithoutTheGate": "parameters are as stated",
+    "FlopsOffByThree": "FLOPs of a step are as stated",
+    "BytesWithoutValues": "bytes of the decode state are as stated",
+    "NotANumberInBfloat16": FINITE,
+    "DropoutInEval": "eval mode draws nothing at random",
+    "RunningMeanOfAllInputs": CALLS,
+    "PositionKeptOnTheModule": CALLS,
+    "BufferFromTheGlobalStream": BITS,
+    "SqueezesALengthOfOne": OUTPUT,
+    "RaisesOnLongSequences": OUTPUT,
+    "LosesASetting": "settings survive JSON",
+}
+check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
+UNBROKEN = ("AttentionWrittenOut", "GatedIdentity", "OnlyInFloat32")
+# these make nothing wrong but what they are listed for
+ALONE = {
+    GRADIENT: ["FutureInTheGradient"],
+    PROMPT: ["RotaryOffsetAfterAPrompt"],
+    ROWS: ["BatchStatisticsInTraining"],
+    TRAINED: ["DetachedGate", "UnusedParameter"],
+    FINITE: ["NotANumberInBfloat16"],
+    BITS: ["BufferFromTheGlobalStream"],
+}
+ZOO = (
+    *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse"),
+    *("gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
+)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """The file of bugs, loaded as a user's own; its kinds are forgotten afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+        yield load_file(PLANTED)
+
+
+def broken(results: list[Result]) -> dict[str, Result]:
+    return {result.name: result for result in results if not result.holds}
+
+
+@pytest.mark.parametrize("bug", CAUGHT_BY)
+def test_a_planted_bug_is_caught_by_the_property_that_should(planted, bug):
+    found = broken(judge(getattr(planted, bug), quick=True))
+    assert CAUGHT_BY[bug] in found
+    result = found[CAUGHT_BY[bug]]
+    assert result.deviation > 0
+    assert result.how_much
+
+
+@pytest.mark.parametrize("bug", [bug for bugs in ALONE.values() for bug in bugs])
+def test_a_bug_that_breaks_one_promise_is_blamed_for_one(planted, bug):
+    assert list(broken(judge(getattr(planted, bug), quick=True))) == [CAUGHT_BY[bug]]
+
+
+@pytest.mark.parametrize("bug", ["ChunkReadsAhead", "FutureSeenAfterWarmUp", "RingOverwritesEarly"])
+def test_the_whole_suite_sees_what_the_quick_one_sees(planted, bug):
+    quick, whole = (broken(judge(getattr(planted, bug), quick=quick)) for quick in (True, False))
+    assert quick.keys() <= whole.keys()
+
+
+@pytest.mark.parametrize("name", UNBROKEN)
+def test_the_originals_of_the_planted_bugs_hold(planted, name):
+    assert_correct(getattr(planted, name))
+
+
+def test_every_planted_bug_is_tried(planted):
+    configs = [
+        name
+        for name, value in vars(planted).items()
+        if inspect.isclass(value)
+        and issubclass(value, MechanismConfig)
+        and value.__module__ == planted.__name__
+    ]
+    assert sorted(configs) == sorted([*CAUGHT_BY, *UNBROKEN])
+    assert {*CAUGHT_BY.values()} == {promised.name for promised in PROPERTIES}
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_the_zoo_holds(kind):
+    assert_correct(kind)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_no_false_alarm_on_fifty_random_shapes_and_seeds(block):
+    """Five a block, the last of them under the whole suite."""
+    draw = random.Random(block)
+    for trial in range(5):
+        config, d_model = random_mechanism(draw)
+        found = broken(judge(config, d_model=d_model, seed=5 * block + trial, quick=trial < 4))
+        assert not found, f"{config} at {d_model}: {[describe(r) for r in found.values()]}"
+
+
+def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
+    """Settings that are possible, of any kind, at a width that fits them."""
+    n_heads = draw.choice([1, 2, 3, 4, 6])
+    n_kv_heads = draw.choice([n for n in range(1, n_heads + 1) if n_heads % n == 0])
+    heads = {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
+    theta = {"rope_theta": draw.choice([100.0, 1e4, 1e6])}
+    memory = {"n_heads": n_heads, "head_dim": draw.randint(2, 20)}
+    memory |= {"expand_v": draw.choice([1.0, 2.0])}
+    convolution = {"conv_size": draw.randint(1, 6)}
+    kind = draw.choice(ZOO)
+    settings = {
+        "identity": {},
+        "grouped_query": heads | theta,
+        "sliding_window": heads | theta | {"window": draw.randint(2, 40)},
+        "mla": theta
+        | {
+            "n_heads": n_heads,
+            # over a width of 1 torch's einsum takes no matrix product that could be counted
+            "kv_lora_rank": draw.randint(2, 40),
+            "qk_nope_head_dim": draw.randint(2, 16),
+            "qk_rope_head_dim": 2 * draw.randint(1, 8),
+            "v_head_dim": draw.randint(2, 16),
+        },
+        "deepseek_sparse": heads
+        | theta
+        | {
+            "top_k": draw.randint(2, 40),
+            "index_n_heads": draw.randint(2, 4),
+            "index_head_dim": 4 * draw.randint(2, 6),
+        },
+        "gated_delta_net": memory | convolution | {"output_gate": draw.random() < 0.7},
+        "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},
+        "gla": memory | {"gate_rank": draw.randint(2, 20)},
+        "kda": memory | convolution,
+        "mamba2": {
+            "n_heads": n_heads,
+            "head_dim": draw.randint(2, 20),
+            "d_state": draw.randint(2, 20),
+            **convolution,
+        },
+    }[kind]
+    return MechanismConfig.from_dict({"kind": kind, **settings}), 2 * n_heads * draw.randint(1, 12)
+
+
+def test_a_result_says_where_by_how_much_and_why(planted):
+    found = broken(judge(planted.MaskOffByOne, quick=True))[FUTURE]
+    assert re.match(r"position 0 sees tokens from 1 on \(eval, float64, batch 1, 7 ", found.where)
+    assert 1e-3 < found.deviation < 100
+    assert "mask that is off by one" in found.cause
+    flops = broken(judge(planted.FlopsOffByThree, quick=True))["FLOPs of a step are as stated"]
+    assert flops.deviation == 3
+    assert re.fullmatch(r"[\d,]+ FLOPs stated, [\d,]+ counted", flops.how_much)
+    unused = broken(judge(planted.UnusedParameter, quick=True))[TRAINED]
+    assert unused.where == "scale"
+
+
+def test_what_a_mechanism_raises_is_a_broken_property_and_no_crash(planted):
+    results = judge(planted.RaisesOnLongSequences(), d_model=8, quick=True)
+    found = broken(results)
+    assert len(results) == len(PROPERTIES)
+    assert {"parameters are as stated", "settings survive JSON"}.isdisjoint(found)
+    assert found[FUTURE].how_much == "raised RuntimeError: seven is too many"
+    assert found[FUTURE].where == "eval, float64, batch 1, 7 tokens"
+    assert found[FUTURE].deviation == float("inf")
+
+
+def test_a_mechanism_that_refuses_float64_is_checked_in_float32(planted):
+    assert Subject(config=planted.OnlyInFloat32(), d_model=8).dtype == torch.float32
+    assert Subject(config=planted.GatedIdentity(), d_model=8).dtype == torch.float64
+
+
+def test_an_output_projection_that_begins_at_zero_hides_nothing(planted):
+    class Hidden(planted.MaskOffByOne.Module):
+        def initial_value(self, name, generator):
+            return torch.zeros(self.o_proj.weight.shape) if name == "o_proj.weight" else None
+
+    mechanism = planted.MaskOffByOne(n_heads=2, n_kv_heads=2)
+    planted.MaskOffByOne.Module, original = Hidden, planted.MaskOffByOne.Module
+    try:
+        assert FUTURE in broken(judge(mechanism, quick=True))
+    finally:
+        planted.MaskOffByOne.Module = original
+
+
+def test_checks_leave_the_random_stream_and_the_threads_as_they_were():
+    torch.manual_seed(5)
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    judge("grouped_query", quick=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_sequences_are_longer_than_the_window_and_odd():
+    subject = Subject(config=small("sliding_window", {"window": 300}), d_model=32)
+    assert subject.reach == 300
+    assert {1, 2, 7, subject.past} <= set(subject.lengths)
+    assert subject.past > 300
+    assert subject.past % 2 == 1
+    assert {299, 300, 301} <= set(subject.cuts(subject.past))
+
+
+def test_settings_that_fit_no_width_are_told_as_such():
+    with pytest.raises(ConfigError, match="n_heads: 4 does not divide d_model 30"):
+        judge(GroupedQuery(), d_model=30)
+    with pytest.raises(ConfigError, match=r"fits none of the model widths 32, .*: give d_model"):
+        judge(GroupedQuery(n_heads=11, n_kv_heads=11))
+    with pytest.raises(ValueError, match="did you mean 'mla'"):
+        judge("mlaa")
+
+
+def test_the_fixture_fails_with_everything_that_is_broken(planted, check_mechanism):
+    check_mechanism("identity", quick=True)
+    with pytest.raises(AssertionError, match=f"broken: {FUTURE}: .*\n  usual cause: a mask"):
+        check_mechanism(planted.InvertedMask, quick=True)

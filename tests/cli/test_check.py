@@ -1,0 +1,153 @@
+"""`attnlab check`, and the check before `attnlab run`: what is refused, shown and recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import tiny_study
+from typer.testing import CliRunner
+
+from attnlab import cli
+from attnlab.checks.suite import PROPERTIES
+from attnlab.checks.targets import of_study, targets
+from attnlab.cli.app import console, errors
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.modules.rope_scaling import Linear
+from attnlab.record import StudyRecord
+from attnlab.study.study import load_study
+
+TESTS = Path(__file__).parent
+PLANTED = TESTS / "planted" / "bugs.py"
+STUDY = """
+from dataclasses import replace
+from planted.bugs import MeanOverTime
+from tiny_study import base, study as tiny
+
+variants = {"honest": base, "leaky": base.with_mechanisms(MeanOverTime())}
+study = replace(tiny, baseline="honest", variants=variants)
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def attnlab(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNLAB_CACHE", cache)
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    for printer in (console, errors):
+        monkeypatch.setattr(printer, "width", 140)
+
+    def call(*arguments: str):
+        return CliRunner().invoke(cli.app, list(arguments))
+
+    return call
+
+
+@pytest.fixture
+def leaky_study(tmp_path):
+    path = tmp_path / "leaky.py"
+    path.write_text(STUDY)
+    return str(path)
+
+
+def test_a_correct_mechanism_gets_the_whole_table_and_exit_code_0(attnlab):
+    done = attnlab("check", "sliding_window", "window=5", "n_kv_heads=2")
+    assert done.exit_code == 0, done.output
+    assert "window=5" in done.output
+    assert f"all {len(PROPERTIES)} properties hold" in done.output
+    for promised in PROPERTIES:
+        assert promised.name in done.output
+
+
+def test_a_broken_one_of_ones_own_says_where_and_why_and_makes_exit_code_1(attnlab):
+    done = attnlab("check", "identity", f"{PLANTED}:FlopsOffByThree")
+    assert done.exit_code == 1
+    words = " ".join(done.output.split())
+    assert f"identity d_model=32 all {len(PROPERTIES)} properties hold" in words
+    assert f"1 of {len(PROPERTIES)} properties broken" in words
+    for word in ("FLOPs of a step", "8,323 FLOPs stated", "context 1", "usual cause", "leaves out"):
+        assert word in words
+
+
+def test_the_same_in_json(attnlab):
+    done = attnlab("check", f"{PLANTED}:RaisesOnLongSequences", "--json")
+    assert done.exit_code == 1
+    (checked,) = json.loads(done.stdout)["mechanisms"]
+    assert checked["config"]["kind"].endswith("planted/bugs.py:RaisesOnLongSequences")
+    assert checked["holds"] is False
+    first = checked["properties"][0]
+    assert first["property"] == PROPERTIES[0].name
+    assert (first["verdict"], first["deviation"]) == ("broken", None)
+    assert first["how_much"] == "raised RuntimeError: seven is too many"
+
+
+def test_settings_of_a_setting_are_said_with_dots():
+    said = ["rope_scaling=linear", "rope_scaling.factor=4", "head_dim=8"]
+    (target,) = targets(["grouped_query"], said)
+    assert target.config == GroupedQuery(rope_scaling=Linear(factor=4.0), head_dim=8)
+    changed = ["model.mechanisms.0.n_heads=4"]
+    study = tiny_study.study.only(["mha"])
+    assert targets([study], changed)[0].config.to_dict()["n_heads"] == 4
+
+
+def test_all_is_every_shipped_kind_and_no_kind_of_ones_own(attnlab):
+    attnlab("check", f"{PLANTED}:GatedIdentity")
+    names = [target.name for target in targets(["all"])]
+    shipped = Path(tiny_study.__file__).parents[1] / "src" / "attnlab" / "mechanisms"
+    files = {path.stem for path in shipped.glob("*.py")}
+    assert names == sorted(files - {"__init__", "fla_layer"})
+
+
+def test_a_study_is_checked_at_its_own_settings_and_each_mechanism_once():
+    found = {target.name: target for target in of_study(load_study("mechanisms"))}
+    assert list(found)[:5] == ["mha", "mla", "gqa_2", "gqa_1, mqa", "sliding_512"]
+    assert found["sliding_512"].config.to_dict()["window"] == 512
+    assert {target.d_model for target in found.values()} == {128}
+    assert [target.name for target in targets([tiny_study.__file__])] == list(
+        tiny_study.study.variants
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "mlaa"), "nothing to check is called 'mlaa'; did you mean 'mla'?"),
+        (("check", "mla", "n_haeds=2"), "no field 'n_haeds'; did you mean 'n_heads'?"),
+        (("check", "mla", "n_heads=two"), "n_heads: expected a whole number, got 'two'"),
+        (("check", "window=3"), "name what to check"),
+        (("check", "nowhere.py:Mine"), "no file nowhere.py"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(attnlab, arguments, message):
+    done = attnlab(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
+    done = attnlab("run", leaky_study, "--device", "cpu", "--seeds", "1")
+    assert done.exit_code == 1, done.output
+    words = " ".join(done.output.split())
+    assert "no position sees the future broken" in words
+    assert "leaky planted/bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
+    assert "nothing was trained; --no-check trains it as it is" in words
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_check_trains_it_and_the_record_says_so(attnlab, leaky_study, tmp_path, monkeypatch):
+    whole = ("run", leaky_study, "--device", "cpu", "--seeds", "1", "--workers", "1")
+    assert attnlab(*whole, "--only", "honest").exit_code == 0
+    folder = tmp_path / "results" / "leaky"
+    assert StudyRecord.read(folder).checked
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # for the workers
+    assert attnlab(*whole, "--no-check").exit_code == 0
+    assert not StudyRecord.read(folder).checked
+    # all has ended: nothing is left to check, and what was not checked does not become so
+    again = attnlab(*whole)
+    assert again.exit_code == 0, again.output
+    assert not StudyRecord.read(folder).checked

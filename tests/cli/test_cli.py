@@ -1,0 +1,272 @@
+"""The command line: what a person types, sees and gets back."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from support import tiny_study
+from typer.testing import CliRunner
+
+from attnlab.cli import app
+from attnlab.cli.app import console, errors
+from attnlab.record import RunFolder
+
+TINY = tiny_study.__file__
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def attnlab(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNLAB_CACHE", cache)
+    monkeypatch.delenv("ATTNLAB_DATA", raising=False)
+    for printer in (console, errors):
+        monkeypatch.setattr(printer, "width", 140)
+
+    def call(*arguments: str):
+        return CliRunner().invoke(app, list(arguments))
+
+    return call
+
+
+def test_a_study_runs_ranks_and_reports(attnlab, tmp_path):
+    done = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "2 variants x 1 seed = 2 runs; results in results/tiny_study" in done.output
+    assert re.search(r"2/2 \w+ seed 0: validation loss \d\.\d{4}", done.output)
+    assert "One seed: no verdict" in done.output
+    folder = tmp_path / "results" / "tiny_study"
+    for name in ("report.md", "table.csv", "comparison.png", "comprehensive_results.json"):
+        assert (folder / name).stat().st_size > 0
+    assert json.loads((folder / "failures.json").read_text()) == {}
+
+    again = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--json")
+    assert again.exit_code == 0
+    results = json.loads(again.stdout)
+    assert sorted(results) == ["identity", "mha"]
+    assert results["mha"]["seeds"] == [0]
+
+    more = attnlab("run", TINY, "--seeds", "2", "--only", "mha", "--device", "cpu")
+    assert "1 of them done" in more.output
+    assert {run["variant"] for run in _summaries(folder)} == {"mha", "identity"}
+
+
+def _summaries(folder: Path):
+    return [json.loads(path.read_text()) for path in folder.glob("*/seed-*/summary.json")]
+
+
+def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tmp_path):
+    done = attnlab("run", TINY, "train.stpes=3", "model.mechanisms.0.n_heads=3", "--only", "mha")
+    assert done.exit_code == 2
+    assert "2 wrong; nothing was started" in done.stderr
+    assert "train: no field 'stpes'; did you mean 'steps'?" in done.stderr
+    assert "model.mechanisms.0.n_kv_heads: 2 does not divide n_heads 3" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "mechanism"), "no study 'mechanism'; did you mean 'mechanisms'?"),
+        (("run", "nowhere.py"), "no file nowhere.py"),
+        (("run", TINY, "--only", "mhx"), "no variant 'mhx'; did you mean 'mha'?"),
+        (("run", TINY, "--seeds", "0"), "seeds: must be at least 1"),
+        (("run", TINY, "--steps", "2"), "2 of 2 steps"),
+        (("run", TINY, "--device", "cuda:9"), "device 'cuda:9' is not there"),
+        (("run", TINY, "--device", "gpu"), "no device 'gpu': name auto, cpu, cuda or cuda:1"),
+        (("run", TINY, "--track", "tensorbord"), "'tensorbord'; did you mean 'tensorboard'?"),
+        (("run", "fair_search", "--length", "fats"), "did you mean 'fast'?"),
+        (("report", "nowhere"), "no study in nowhere"),
+    ],
+)
+def test_every_mistake_is_a_sentence_and_exit_code_2(attnlab, arguments, message):
+    done = attnlab(*arguments)
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.output
+
+
+def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(attnlab):
+    done = attnlab("run", "mechanisms", "data.path=nowhere")
+    assert done.exit_code == 2
+    for word in ("train.txt", "nowhere", "data.path"):
+        assert word in done.stderr
+    without = attnlab("run", "mechanisms")
+    assert without.exit_code == 2
+    assert "ATTNLAB_DATA" in without.stderr
+
+
+def test_a_failed_run_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
+    done = attnlab(
+        *("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu"),
+        *("train.learning_rate=1e30", "train.clip_norm=1e30"),
+    )
+    assert done.exit_code == 1
+    assert "diverged" in done.output
+    assert RunFolder(tmp_path / "results" / "tiny_study", "identity", 0).status() == "diverged"
+    failures = json.loads((tmp_path / "results/tiny_study/failures.json").read_text())
+    assert failures["identity"]["seeds"]["0"]["status"] == "diverged"
+
+
+def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
+    (tmp_path / "tuned.py").write_text(
+        "from dataclasses import replace\n"
+        "from attnlab.training.tuning import LearningRates\n"
+        "from tiny_study import study\n"
+        "study = replace(study.only(['identity']), seeds=1,\n"
+        "    learning_rates=LearningRates(multiples=(1, 4), most=4))\n"
+    )
+    arguments = ("run", "tuned.py", "--device", "cpu", "--workers", "1")
+    done = attnlab(*arguments)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "before them 2 to 4 runs to tune learning rates" in words
+    assert "1/3+ identity at 0.01: validation loss" in words
+    choice = json.loads((tmp_path / "results/tuned/identity/tuning/choice.json").read_text())
+    assert f"identity: learning rate {choice['learning_rate']:g}, the" in words
+    run = RunFolder(tmp_path / "results/tuned", "identity", 0)
+    assert run.config()["train"]["learning_rate"] == choice["learning_rate"] != 0.01
+    assert "test_loss" in run.summary()
+    for tried in (tmp_path / "results/tuned/identity/tuning").glob("lr-*/seed-1000/summary.json"):
+        assert "test_loss" not in json.loads(tried.read_text())
+    record = json.loads((tmp_path / "results/tuned/study.json").read_text())
+    assert record["learning_rates"]["seed"] == 1000
+
+    again = attnlab(*arguments)
+    assert again.exit_code == 0
+    assert "1 run, 1 of them done" in again.output
+    assert "validation loss 0" not in again.output
+    untuned = attnlab(*arguments, "--no-tune")
+    assert untuned.exit_code == 2
+    assert "train.learning_rate is" in " ".join(untuned.stderr.split())
+    elsewhere = attnlab(*arguments, "--no-tune", "--out", "untuned")
+    assert elsewhere.exit_code == 0
+    run = RunFolder(tmp_path / "untuned", "identity", 0)
+    assert run.config()["train"]["learning_rate"] == 0.01
+
+
+def test_a_variant_without_a_rate_that_works_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
+    (tmp_path / "hopeless.py").write_text(
+        "from dataclasses import replace\n"
+        "from attnlab.training.tuning import LearningRates\n"
+        "from tiny_study import study\n"
+        "study = replace(study.only(['identity']), seeds=1,\n"
+        "    learning_rates=LearningRates(multiples=(1,), most=3))\n"
+    )
+    done = attnlab(
+        *("run", "hopeless.py", "--device", "cpu", "--workers", "1"),
+        *("train.learning_rate=1e30", "train.clip_norm=1e30"),
+    )
+    assert done.exit_code == 1
+    assert "it diverged at every learning rate that was tried" in " ".join(done.output.split())
+    failures = json.loads((tmp_path / "results/hopeless/failures.json").read_text())
+    assert failures["identity"]["seeds"]["0"]["status"] == "failed"
+
+
+def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
+    path = tmp_path / "asks.py"
+    text = (
+        "from dataclasses import replace\n"
+        "from tiny_study import study\n"
+        "from attnlab.analysis.hypotheses.question import Pick\n"
+        "study = replace(study.only(['identity']), seeds=1, margin={})\n"
+    )
+    arguments = ("run", "asks.py", "--device", "cpu", "--no-check")
+    path.write_text(text.format("0.01"))
+    assert attnlab(*arguments).exit_code == 0
+    record = tmp_path / "results" / "asks" / "study.json"
+    before = json.loads(record.read_text())
+    sys.modules.pop(next(name for name in sys.modules if name.startswith("attnlab_file_asks")))
+    path.write_text(text.format("0.05, questions=(Pick(text='Which?'),)"))
+    assert attnlab(*arguments[:-1]).exit_code == 0
+    after = json.loads(record.read_text())
+    assert (after["margin"], after["questions"]) == (0.05, [{"kind": "pick", "text": "Which?"}])
+    assert (after["command"], after["checked"]) == (before["command"], False)
+
+
+def test_list_names_studies_mechanisms_and_their_settings(attnlab):
+    shown = attnlab("list")
+    assert shown.exit_code == 0
+    for word in ("quickstart", "mechanisms", "gated_delta_net", "wikitext2", "bpe", "window=256"):
+        assert word in shown.output
+    known = json.loads(attnlab("list", "--json").stdout)
+    assert known["mechanisms"]["sliding_window"]["window"] == 256
+    assert known["studies"]["mechanisms"]["variants"][0] == "mha"
+    assert known["data"]["text"]["paths"] == "required"
+    assert known["settings"]["train"]["warmup_steps"] == 100
+    assert "warmup_steps=100" in shown.output.replace("\n", "")
+
+
+def test_report_rebuilds_what_is_derived(attnlab, tmp_path):
+    attnlab("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu")
+    folder = tmp_path / "results" / "tiny_study"
+    before = (folder / "table.csv").read_text()
+    for name in ("table.csv", "report.md", "comparison.png"):
+        (folder / name).unlink()
+    assert attnlab("report", str(folder)).exit_code == 0
+    assert (folder / "table.csv").read_text() == before
+    assert (folder / "comparison.png").is_file()
+
+
+def test_the_version_is_said(attnlab):
+    assert re.fullmatch(r"attnlab \S+\n", attnlab("--version").output)
+
+
+def test_text_is_generated_from_a_run(attnlab, tmp_path):
+    attnlab("run", TINY, "--seeds", "1", "--only", "mha", "--device", "cpu", "--no-check")
+    run = "results/tiny_study/mha/seed-0"
+    arguments = ("generate", run, "--prompt", "def f", "--max-new-tokens", "12")
+    done = attnlab(*arguments, "--seed", "1")
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("def f")
+    assert done.output == attnlab(*arguments, "--seed", "1").output
+    several = attnlab(*arguments, "--samples", "2", "--temperature", "0").output
+    texts = [line for line in several.splitlines() if line.startswith("def f")]
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+
+
+def test_what_cannot_be_generated_from_is_said(attnlab):
+    attnlab("run", TINY, "--seeds", "1", "--only", "mha", "--device", "cpu", "--no-check")
+    run = "results/tiny_study/mha/seed-0"
+    for arguments, message in (
+        (("nowhere", "--prompt", "x"), "no run in nowhere"),
+        (("results/tiny_study/mha", "--prompt", "x"), f"did you mean {run}"),
+        ((run, "--prompt", ""), "--prompt is empty"),
+        ((run, "--prompt", "x", "--top-p", "2"), "top_p: must be in"),
+    ):
+        done = attnlab("generate", *arguments)
+        assert done.exit_code == 2
+        assert message in " ".join(done.stderr.split())
+
+
+def test_the_doctor_says_what_runs_here(attnlab):
+    shown = attnlab("doctor")
+    assert shown.exit_code == 0, shown.output
+    assert "quickstart can run here" in shown.output
+    assert "ATTNLAB_DATA" in shown.output
+    rows = {row["what"]: row for row in json.loads(attnlab("doctor", "--json").stdout)}
+    assert rows["data of quickstart"]["remedy"] == ""
+    assert any(row["remedy"] for what, row in rows.items() if "mechanisms" in what)
+
+
+def test_the_doctor_ends_with_1_where_the_default_study_cannot_run(attnlab, monkeypatch):
+    monkeypatch.setattr("attnlab.runner.doctor.can_run", lambda _: False)
+    assert attnlab("doctor").exit_code == 1
+
+
+def test_a_study_that_is_done_is_shown_and_its_record_left_as_it_is(attnlab, tmp_path):
+    arguments = ("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu")
+    attnlab(*arguments)
+    record = tmp_path / "results" / "tiny_study" / "study.json"
+    before = record.read_text()
+    again = attnlab(*arguments, "--no-check")
+    assert again.exit_code == 0
+    assert "1 run, 1 of them done" in again.output
+    assert record.read_text() == before

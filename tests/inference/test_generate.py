@@ -1,0 +1,186 @@
+"""Generated text is what the model says, token by token."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny_study
+
+import attnlab.mechanisms  # noqa: F401  loads the zoo
+from attnlab.config import ConfigError
+from attnlab.data import Places
+from attnlab.inference.generate import Sampling, generate
+from attnlab.inference.saved_model import load_run
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.language_model import LanguageModel, ModelConfig
+from attnlab.runner.execute import execute
+from attnlab.training.run import Run
+
+CPU = torch.device("cpu")
+VOCAB, BATCH, PROMPT, NEW = 61, 3, 9, 24
+SHIPPED = sorted(MechanismConfig.kinds)
+SHORTENED = {"window": 8, "top_k": 8}
+
+
+def built(kind: str) -> LanguageModel:
+    cls = MechanismConfig.kinds[kind]
+    fields = {k: v for k, v in SHORTENED.items() if k in cls.__dataclass_fields__}
+    config = ModelConfig(mechanisms=(cls(**fields),), n_layers=2, d_model=64, dropout=0.2)
+    return config.build(VOCAB, seed=1).double()
+
+
+def prompt() -> torch.Tensor:
+    return torch.randint(VOCAB, (BATCH, PROMPT), generator=torch.Generator().manual_seed(0))
+
+
+def said(model: LanguageModel, **settings: object) -> torch.Tensor:
+    new_tokens = settings.pop("max_new_tokens", NEW)
+    sampling = Sampling(**settings)  # type: ignore[arg-type]
+    tokens = generate(model, prompt(), max_new_tokens=new_tokens, sampling=sampling)
+    return torch.stack(list(tokens), 1)
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_greedy_text_is_what_repeated_full_forwards_give(kind):
+    model = built(kind)
+    tokens_BT = prompt()
+    with torch.no_grad():
+        for _ in range(NEW):
+            next_B = model.eval().logits(tokens_BT)[:, -1].argmax(-1)
+            tokens_BT = torch.cat([tokens_BT, next_B[:, None]], 1)
+    assert torch.equal(said(model, temperature=0.0), tokens_BT[:, PROMPT:])
+
+
+@torch.no_grad()
+def test_steps_after_a_prompt_give_the_logits_of_the_whole():
+    config = ModelConfig(mechanisms=(GroupedQuery(), SlidingWindow(window=4)), n_layers=2)
+    model = config.build(VOCAB).double().eval()
+    tokens_BT = prompt()
+    logits_BV, states = model.prefill(tokens_BT[:, :5], PROMPT)
+    torch.testing.assert_close(logits_BV, model.logits(tokens_BT[:, :5])[:, -1])
+    for t in range(5, PROMPT):
+        logits_BV, states = model.step(tokens_BT[:, t], states)
+        torch.testing.assert_close(logits_BV, model.logits(tokens_BT[:, : t + 1])[:, -1])
+
+
+def test_the_seed_decides_and_nothing_else():
+    model = built("grouped_query")
+    assert torch.equal(said(model, seed=1), said(model, seed=1))
+    assert not torch.equal(said(model, seed=1), said(model, seed=2))
+    torch.manual_seed(123)
+    assert torch.equal(said(model, seed=1), said(model, seed=1))
+
+
+def test_one_most_likely_token_is_greedy():
+    model = built("grouped_query")
+    greedy = said(model, temperature=0.0)
+    assert torch.equal(said(model, top_k=1), greedy)
+    assert torch.equal(said(model, top_p=1e-6), greedy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.5}, {0}),
+        ({"top_p": 0.51}, {0, 1}),
+        ({"top_p": 0.95}, {0, 1, 2}),
+        ({"top_p": 1.0}, {0, 1, 2, 3}),
+        ({"top_k": 3, "top_p": 0.6}, {0, 1}),
+    ],
+)
+def test_the_tokens_that_may_come_are_the_likeliest(settings, allowed):
+    p = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
+    generator = torch.Generator().manual_seed(0)
+    draws = Sampling(**settings).choose(p.log().expand(2000, -1), generator)
+    assert set(draws.tolist()) == allowed
+
+
+def test_temperature_sharpens_the_distribution():
+    logits = torch.tensor([[1.0, 0.0]]).expand(20_000, -1)
+    for temperature in (0.5, 1.0, 2.0):
+        draws = Sampling(temperature=temperature).choose(logits, torch.Generator().manual_seed(0))
+        expected = torch.tensor([1.0 / temperature, 0.0]).softmax(-1)[1].item()
+        assert draws.double().mean().item() == pytest.approx(expected, abs=0.015)
+
+
+def test_impossible_settings_and_prompts_are_refused():
+    with pytest.raises(ConfigError) as error:
+        Sampling(temperature=-1.0, top_k=0, top_p=1.5)
+    assert [problem.path for problem in error.value.problems] == ["temperature", "top_k", "top_p"]
+    empty = torch.zeros(1, 0, dtype=torch.long)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        next(generate(built("identity"), empty, max_new_tokens=1, sampling=Sampling()))
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_text_is_made_in_the_precision_that_is_asked_for_and_the_caller_keeps_their_own(kind):
+    model, dtypes = built(kind).float(), set()
+    for mechanism in model.mechanisms():
+        mechanism.register_forward_pre_hook(lambda _, inputs: dtypes.add(inputs[0].dtype))
+        step, prefill = mechanism.step, mechanism.prefill
+        mechanism.step = lambda x, state, step=step: (dtypes.add(x.dtype), step(x, state))[1]
+        mechanism.prefill = lambda x, n, prefill=prefill: (dtypes.add(x.dtype), prefill(x, n))[1]
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)
+    tokens = generate(model, prompt(), max_new_tokens=3, sampling=Sampling(), autocast=bfloat16)
+    for tokens_B in tokens:
+        assert tokens_B.shape == (BATCH,)
+        assert not torch.is_autocast_enabled("cpu")
+    assert dtypes == {torch.bfloat16}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+def test_a_run_with_a_kernel_of_half_precision_goes_on_from_a_prompt(tmp_path, kernel):
+    cuda = torch.device("cuda", 0)
+    mechanism = GroupedQuery(n_heads=2, n_kv_heads=2, kernel=kernel)
+    run = Run(variant="a", config=tiny_study.base.with_mechanisms(mechanism))
+    events = list(execute(run, tmp_path, "identity", Places(None, tmp_path / "cache"), cuda))
+    assert events[-1].status == "finished", events[-1]
+    trained = load_run(tmp_path / "a" / "seed-0", cuda)
+    tokens_BT = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(0)).to(cuda)
+    greedy = {"max_new_tokens": 8, "sampling": Sampling(temperature=0.0)}
+    with pytest.raises(ValueError, match="computes in bfloat16"):
+        next(generate(trained.model, tokens_BT, **greedy))
+    for tokens_B in generate(trained.model, tokens_BT, **greedy, autocast=trained.autocast):
+        with torch.no_grad(), trained.autocast:
+            logits_BV = trained.model.logits(tokens_BT)[:, -1].float()
+        chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
+        assert (chosen_B >= logits_BV.amax(-1) - 0.05).all()  # the likeliest, or rounded off it
+        tokens_BT = torch.cat([tokens_BT, tokens_B[:, None]], 1)
+
+
+def test_tokens_come_as_they_are_made():
+    tokens = generate(built("identity"), prompt(), max_new_tokens=10**9, sampling=Sampling())
+    assert next(tokens).shape == next(tokens).shape == (BATCH,)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    places = Places(None, tmp_path / "cache")
+    config = replace(tiny_study.base, seed=3)
+    list(execute(Run(variant="a", config=config), tmp_path, "identity", places, CPU))
+    return tmp_path / "a" / "seed-3"
+
+
+def test_a_run_loads_back_with_its_tokenizer(run_folder):
+    trained = load_run(run_folder, CPU)
+    assert trained.step == 12
+    assert trained.config == replace(tiny_study.base, seed=3)
+    ids = trained.codec.encode(["def é"])
+    assert trained.codec.decode(ids) == "def é"
+    logits = trained.model.logits(torch.from_numpy(ids.astype("int64"))[None])
+    assert logits.shape == (1, 6, 256)
+
+
+def test_a_missing_or_damaged_run_says_so(run_folder):
+    with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-3"):
+        load_run(run_folder.parent, CPU)
+    for weights in run_folder.glob("checkpoints/*/model.safetensors"):
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    with pytest.raises(ValueError, match=r"step-000012: model.* was altered.*; step-000008: "):
+        load_run(run_folder, CPU)

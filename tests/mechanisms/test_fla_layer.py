@@ -1,0 +1,398 @@
+"""Layers of flash-linear-attention as mechanisms: a stand-in package on the CPU, the real on CUDA.
+
+The stand-in has the surface that is used of the real one: layers, their cache, and what they raise.
+"""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny_study
+
+from attnlab.checks import judge
+from attnlab.checks.suite import describe
+from attnlab.checks.targets import targets
+from attnlab.config import ConfigError, own_sources
+from attnlab.config.override import override
+from attnlab.data.batches import window_starts
+from attnlab.inference.generate import Sampling, generate
+from attnlab.kernels import flash_linear_attention as fla
+from attnlab.kernels.flash_linear_attention import Facts
+from attnlab.mechanism import MechanismConfig, state_bytes
+from attnlab.mechanisms import fla_layer as module
+from attnlab.mechanisms.fla_layer import FlaMixer, SeenState, fla_layer
+from attnlab.model.language_model import ModelConfig
+from attnlab.runner import doctor
+from attnlab.training.step import TrainingStep
+
+LAYERS = '''
+from __future__ import annotations
+import logging
+import warnings
+import torch
+from torch import nn
+
+__all__ = ["Causal", "Crossed", "Leaky", "NeedsFlash", "Stuck", "Sum"]
+is_fast_path_available = True
+
+
+class Sum(nn.Module):
+    """y_t = q_t (sum of k_s v_s^T up to t), each number then scaled by exp(A_log)."""
+
+    def __init__(self, mode: str = "chunk", hidden_size: int = 1024, num_heads: int = 2,
+                 num_kv_heads: int = None, expand_v: float = 1,
+                 limits: tuple[float, float] = (0, 1), endless: float = float("inf"),
+                 layer_idx: int = None, **kwargs) -> Sum:
+        super().__init__()
+        assert hidden_size % num_heads == 0, f"num_heads {num_heads} must divide {hidden_size}"
+        warnings.warn("not what you should do")
+        logging.getLogger("fla.layers").warning("nor this")
+        self.mode, self.layer_idx, self.num_heads = mode, layer_idx, num_heads
+        self.head_v_dim = round(hidden_size * expand_v) // num_heads
+        width = num_heads * self.head_v_dim
+        self.qk_proj = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, width, bias=False)
+        self.A_log = nn.Parameter(torch.rand(width))
+        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False):
+        q, k = self.qk_proj(hidden_states).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        v = self.v_proj(hidden_states).unflatten(-1, (self.num_heads, -1))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        y = (q @ k.mT).tril() @ v
+        memory = (k.mT @ v).float()
+        if past_key_values is not None and len(past_key_values):
+            before = past_key_values[0]["recurrent_state"]
+            y, memory = y + q @ before.to(q.dtype), memory + before
+        if use_cache:
+            past_key_values.update(recurrent_state=memory, layer_idx=0, offset=v.shape[2])
+        y = y.transpose(1, 2).flatten(2) * self.A_log.exp().to(y.dtype)
+        return self.o_proj(y), None, past_key_values
+
+
+class Causal(nn.Module):
+    """Knows no cache: the mean of the tokens up to each."""
+
+    def __init__(self, hidden_size: int = 1024, bias: bool = True, num_slots: int | None = None):
+        super().__init__()
+        self.proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        nn.init.ones_(self.proj.weight)
+        self.proj._is_hf_initialized = num_slots is not None
+
+    def forward(self, hidden_states, **kwargs):
+        count = torch.arange(1, hidden_states.shape[1] + 1)[:, None]
+        return self.proj((hidden_states.float().cumsum(1) / count).to(hidden_states.dtype))
+
+
+class Leaky(Causal):
+    def forward(self, hidden_states, **kwargs):
+        return self.proj(hidden_states + hidden_states.mean(1, keepdim=True))
+
+
+class Stuck(Sum):
+    """Fills a cache that it cannot go on from."""
+
+    def forward(self, hidden_states, past_key_values=None, **kwargs):
+        assert not past_key_values or not len(past_key_values), "q_len must equal kv_len"
+        return super().forward(hidden_states, past_key_values=past_key_values, **kwargs)
+
+
+class NeedsFlash(Sum):
+    def __init__(self, **kwargs):
+        raise ImportError("Please install Flash Attention first")
+
+
+class Crossed(Causal):
+    def forward(self, hidden_states, shared_k, shared_v, attention_mask=None, **kwargs):
+        return hidden_states
+'''
+CACHE = """
+class Cache:
+    def __init__(self):
+        self.states = []
+
+    def __len__(self):
+        return len(self.states)
+
+    def __getitem__(self, layer):
+        return self.states[layer]
+
+    def update(self, recurrent_state, layer_idx, offset):
+        self.states = [{"recurrent_state": recurrent_state, "conv_state": None}]
+"""
+USABLE = Facts(
+    capability=(9, 0), fla="0.6.0", layers="0.6.0", triton="3.6.0", tilelang=False, nvcc=False
+)
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fla"]:
+        del sys.modules[name]
+    for cached in (fla_layer, module._on_meta, module._cache_works, module._cache_bytes):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A package `fla` of few lines, on a machine that seems to have CUDA."""
+    for path, text in (
+        ("__init__.py", ""),
+        ("layers/__init__.py", LAYERS),
+        ("models/__init__.py", ""),
+        ("models/utils.py", CACHE),
+    ):
+        (tmp_path / "fla" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fla" / path).write_text(text)
+    real = {name: found for name, found in sys.modules.items() if name.partition(".")[0] == "fla"}
+    _forget()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fla, "facts", lambda: USABLE)
+    monkeypatch.setattr(module, "_DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    yield
+    _forget()
+    sys.modules.update(real)
+
+
+@pytest.mark.usefixtures("stand_in")
+class TestSettings:
+    def test_they_are_the_arguments_of_the_layer_with_its_defaults(self):
+        assert fla_layer("Sum")().to_dict() == {
+            "kind": "fla:Sum",
+            "decode": "auto",
+            "mode": "chunk",
+            "num_heads": 2,
+            "num_kv_heads": None,
+            "expand_v": 1.0,
+            "limits": [0.0, 1.0],
+        }
+
+    def test_a_kind_is_found_by_its_prefix_wherever_kinds_are_named(self):
+        config = ModelConfig.from_dict({"mechanisms": ["fla:Causal"], "d_model": 32})
+        changed = override(
+            config, ["mechanisms.0=fla:Sum", "mechanisms.0.num_heads=1", "mechanisms.0.expand_v=2"]
+        )
+        assert changed.mechanisms == (fla_layer("Sum")(num_heads=1, expand_v=2),)
+        assert ModelConfig.from_dict(changed.to_dict()) == changed
+        assert MechanismConfig.of_kind("fla:Sum") is fla_layer("Sum")
+        assert "fla:Sum" not in MechanismConfig.kinds
+        assert own_sources(changed) == {}
+
+    def test_all_that_is_wrong_is_told_at_once_with_suggestions(self):
+        with pytest.raises(ConfigError) as raised:
+            fla_layer("Sum").from_dict({"kind": "fla:Sum", "num_haeds": 3, "expand_v": "wide"})
+        assert "did you mean 'num_heads'?" in str(raised.value)
+        assert "expand_v: expected a number, got 'wide'" in str(raised.value)
+
+    def test_what_json_cannot_say_is_no_setting(self):
+        with pytest.raises(ConfigError, match="no field 'endless'"):
+            MechanismConfig.from_dict({"kind": "fla:Sum", "endless": 1.0})
+
+    def test_a_layer_that_is_not_there_is_told_with_the_nearest_that_is(self):
+        with pytest.raises(ValueError, match=r"has no layer 'Smu'; did you mean 'Sum'\?"):
+            fla_layer("Smu")
+
+    def test_a_part_of_another_layer_is_no_mechanism(self):
+        with pytest.raises(ValueError, match="it also takes shared_k, shared_v"):
+            fla_layer("Crossed")
+
+    def test_a_width_that_the_layer_refuses_is_a_problem_in_its_own_words(self):
+        with pytest.raises(ConfigError, match="num_heads 3 must divide 32"):
+            ModelConfig(mechanisms=(fla_layer("Sum")(num_heads=3),), d_model=32)
+
+    def test_heads_too_narrow_for_the_kernels_are_a_problem(self):
+        with pytest.raises(ConfigError, match="head_v_dim 8; its kernels need at least 16"):
+            ModelConfig(mechanisms=(fla_layer("Sum")(num_heads=4),), d_model=32)
+
+    def test_a_package_that_a_layer_needs_is_named_before_anything_is_built(self):
+        with pytest.raises(ConfigError, match="Please install Flash Attention first"):
+            ModelConfig(mechanisms=(fla_layer("NeedsFlash")(),), d_model=32)
+        with pytest.raises(ConfigError, match="Please install Flash Attention first"):
+            targets(["fla:NeedsFlash"])
+
+
+@pytest.mark.usefixtures("stand_in")
+class TestMechanism:
+    @pytest.mark.parametrize("name", ["Sum", "Causal", "Stuck"])
+    def test_it_keeps_the_promises_of_the_contract(self, name):
+        broken = [r for r in judge(f"fla:{name}", d_model=32, quick=True) if not r.holds]
+        assert not broken
+
+    def test_the_suite_sees_what_is_wrong_with_a_layer(self):
+        broken = {r.name for r in judge("fla:Leaky", d_model=32, quick=True) if not r.holds}
+        assert {"no position sees the future", "step by step equals all at once"} <= broken
+
+    def test_its_cost_is_counted_without_a_number_existing(self):
+        cost = fla_layer("Sum")(expand_v=2).cost(d_model=32, context=9)
+        projections = 2 * 32 * 32 + 2 * 32 * 64
+        assert cost.params == projections + 64
+        assert cost.flops == 2 * projections
+        assert cost.state_bytes == 4 * 2 * 16 * 32  # float32: heads, key and value width
+        assert {p.device.type for p in module._on_meta(fla_layer("Sum")(), 32).parameters()} == {
+            "meta"
+        }
+
+    def test_flops_are_held_as_a_lower_bound(self, monkeypatch):
+        (flops,) = (r for r in judge("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
+        assert flops.holds
+        whole = module.FlaLayer.cost
+        monkeypatch.setattr(
+            module.FlaLayer,
+            "cost",
+            lambda *a, **k: replace(whole(*a, **k), flops=10 * whole(*a, **k).flops),
+        )
+        (flops,) = (r for r in judge("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
+        assert not flops.holds
+
+    def test_it_decodes_by_recomputation_where_there_is_no_cache_or_none_is_wanted(self):
+        x_BTD = torch.randn(2, 5, 32)
+        never = fla_layer("Causal")(), fla_layer("Sum")(decode="recomputation")
+        for config in (*never, fla_layer("Stuck")()):
+            mixer = config.build(32)
+            _, state = mixer.prefill(x_BTD, capacity=7)
+            assert isinstance(state, SeenState)
+            assert state.x_BSD.shape == (2, 7, 32)
+            assert mixer.decodes_by == "recomputation"
+            assert state_bytes(state) == 2 * config.cost(32, 7, itemsize=4).state_bytes
+
+    def test_a_state_is_the_layers_cache_and_what_it_holds(self):
+        mixer = fla_layer("Sum")().build(32)
+        assert mixer.decodes_by == "cache"
+        _, state = mixer.prefill(torch.randn(3, 5, 32), capacity=9)
+        assert len(state[0]) == 1
+        assert state_bytes(state) == 3 * mixer.config.cost(32, 9).state_bytes
+
+    def test_the_record_says_which_kernel_and_how_it_decodes(self):
+        mixer = fla_layer("Sum")().build(32)
+        assert (
+            mixer.kernel_on(torch.device("cpu"), torch.bfloat16) == "fla chunk, decoding by cache"
+        )
+        sys.modules["fla.layers"].is_fast_path_available = False
+        said = mixer.kernel_on(torch.device("cpu"), torch.bfloat16)
+        assert said == "fla without mamba_ssm, decoding by cache"
+        with pytest.raises(ValueError, match="needs a CUDA device, not meta"):
+            mixer.kernel_on(torch.device("meta"), torch.bfloat16)
+
+    def test_what_it_says_at_each_construction_is_not_repeated(self, caplog):
+        fla_layer("Sum")().build(32)
+        assert not caplog.records
+
+    def test_the_output_is_of_bfloat16_precision_in_the_dtype_of_the_input(self):
+        mixer, x_BTD = fla_layer("Sum")().build(32), torch.randn(2, 5, 32)
+        y_BTD = mixer(x_BTD)
+        assert y_BTD.dtype == torch.float32
+        assert torch.equal(y_BTD, y_BTD.bfloat16().float())
+
+    def test_projections_begin_by_the_models_rule_and_all_else_by_the_layers(self):
+        def initial(mixer: FlaMixer, name: str) -> torch.Tensor | None:
+            return mixer.initial_value(name, torch.Generator().manual_seed(7))
+
+        mixer = fla_layer("Sum")().build(32)
+        assert initial(mixer, "layer.o_proj.weight") is None
+        drawn = initial(mixer, "layer.A_log")
+        assert 0 < drawn.min() < drawn.max() < 1
+        assert torch.equal(drawn, initial(mixer, "layer.A_log"))
+        begun = fla_layer("Causal")(num_slots=1).build(32)
+        assert torch.equal(initial(begun, "layer.proj.weight"), torch.ones(32, 32))
+        assert initial(fla_layer("Causal")().build(32), "layer.proj.weight") is None
+
+
+def test_without_cuda_it_is_an_error_before_anything_is_spent(monkeypatch):
+    monkeypatch.setattr(fla, "facts", lambda: replace(USABLE, capability=None))
+    fla_layer.cache_clear()
+    why = "fla:GatedLinearAttention: flash-linear-attention needs CUDA, and torch sees no CUDA"
+    with pytest.raises(ValueError, match=why):
+        targets(["fla:GatedLinearAttention"])
+    with pytest.raises(ConfigError, match=f"mechanisms.0: {why}"):
+        ModelConfig.from_dict({"mechanisms": [{"kind": "fla:GatedLinearAttention"}]})
+
+
+def test_what_the_layers_import_and_is_not_there_is_named(stand_in, tmp_path):
+    (tmp_path / "fla" / "layers" / "__init__.py").write_text("import no_such_package_anywhere")
+    with pytest.raises(ValueError, match="do not load: No module named 'no_such_package_anywhere'"):
+        fla_layer("Sum")
+    assert "no_such_package_anywhere" not in doctor._fla_layers().remedy  # without a device
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_doctor_counts_the_layers_that_can_run():
+    name, found, remedy, stops = doctor._fla_layers()
+    assert (name, stops) == ("fla:NAME", False)
+    assert found == "4 of 6 layers usable as mechanisms; not Crossed, NeedsFlash"
+    assert remedy == "attnlab check fla:Crossed says why"
+
+
+ON_CUDA = {
+    "BasedLinearAttention": {"num_heads": 4, "num_key_value_heads": 4},
+    "DeltaNet": {},
+    "ForgettingAttention": {"num_heads": 4},
+    "GatedDeltaNet": {"head_dim": 32, "num_heads": 4},
+    "GatedLinearAttention": {},
+    "GatedSlotAttention": {"num_heads": 4, "num_slots": 32},
+    "HGRN2Attention": {"expand_ratio": 32},
+    "HGRNAttention": {},
+    "KimiDeltaAttention": {"head_dim": 32, "num_heads": 4},
+    "LinearAttention": {"num_heads": 4},
+    "Mamba2": {"head_dim": 32, "state_size": 32, "chunk_size": 32},
+    "MultiScaleRetention": {"num_heads": 4},
+    "RWKV7Attention": {"head_dim": 32, "num_hidden_layers": 2},
+    "SimpleGatedLinearAttention": {"num_heads": 4},
+}
+
+
+@pytest.fixture
+def real():
+    """The package itself, with nothing of a stand-in left."""
+    if reason := fla.layer_unusable_because(""):
+        pytest.skip(reason)
+    fla_layer.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("layer", sorted(ON_CUDA))
+def test_on_cuda_a_layer_keeps_the_promises_of_the_contract(layer):
+    if reason := fla.layer_unusable_because(layer):
+        pytest.skip(reason)
+    results = judge(fla_layer(layer)(**ON_CUDA[layer]), d_model=128, quick=True)
+    broken = [describe(result) for result in results if not result.holds]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("real")
+def test_on_cuda_every_layer_fits_some_width_or_says_why_not():
+    refused = dict[str, str]()
+    for name in fla.layer_names():
+        try:
+            targets([f"fla:{name}"])
+        except ValueError as error:  # also one of settings
+            refused[name] = str(error)
+    assert refused.keys().isdisjoint({"DeltaNet", "GatedLinearAttention", "KimiDeltaAttention"})
+    assert all(len(why) > 20 for why in refused.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("layer", ["DeltaNet", "GatedLinearAttention", "KimiDeltaAttention"])
+def test_on_cuda_a_model_of_it_trains_in_a_recorded_step_and_generates(layer):
+    model_config = ModelConfig(
+        mechanisms=(fla_layer(layer)(**ON_CUDA[layer]),), n_layers=2, d_model=128
+    )
+    train = replace(tiny_study.base.train, steps=12, seq_len=200, batch_size=4)
+    tokens = (torch.arange(50_000) % 97).int().cuda()  # something that can be learnt
+    starts = window_starts(50_000, seq_len=200, batch_size=4, steps=12, seed=0)
+    model = model_config.build(256).cuda().train()
+    step = TrainingStep(train, model, tokens, starts, seed=0, compiled=False)
+    while step.step < train.steps:
+        step.advance()
+    losses = step.measured_SC[:, 0].cpu()
+    assert losses.isfinite().all()
+    assert losses[-1] < losses[0]
+    prompt_BT = tokens[None, :70].long()
+    made = list(generate(model, prompt_BT, max_new_tokens=4, sampling=Sampling(temperature=0)))
+    seen_BT = torch.cat([prompt_BT, torch.stack(made, 1)], 1)
+    with torch.inference_mode():
+        again_BT = model.logits(seen_BT[:, :-1]).argmax(-1)[:, -4:]
+    assert (again_BT == seen_BT[:, -4:]).float().mean() >= 0.75  # bfloat16: two may score alike

@@ -1,0 +1,211 @@
+"""A hybrid is said layer by layer, or as a tuple that is tiled; the same layers are one run."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny_study
+
+from attnlab.analysis.settings import same_settings
+from attnlab.checks.targets import of_study
+from attnlab.config import ConfigError, override
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
+from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.language_model import ModelConfig
+from attnlab.model.layer_pattern import ByLayer
+from attnlab.study.study import Study
+from attnlab.training.run import RunConfig
+
+attention, delta = GroupedQuery(n_heads=2, n_kv_heads=2), GatedDeltaNet(n_heads=2, head_dim=8)
+base = replace(tiny_study.base, model=replace(tiny_study.base.model, n_layers=4))
+hybrid = base.with_mechanisms(delta, layers={1: attention, 3: Identity()})
+
+
+def kinds(config):
+    return [mechanism.kind() for mechanism in config.model.per_layer()]
+
+
+def problems(change):
+    with pytest.raises(ConfigError) as error:
+        change()
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_each_layer_has_its_own_mechanism_or_the_default():
+    assert kinds(hybrid) == ["gated_delta_net", "grouped_query", "gated_delta_net", "identity"]
+    model = hybrid.model.build(vocab_size=16)
+    assert [type(mix) for mix in model.mechanisms()] == [
+        type(mechanism.build(16)) for mechanism in hybrid.model.per_layer()
+    ]
+    assert sum(p.numel() for p in model.parameters()) == hybrid.model.parts(16).total
+    assert model.logits(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 16)
+
+
+def test_without_a_default_every_layer_is_named():
+    every = base.with_mechanisms(layers=dict.fromkeys(range(4), delta))
+    assert kinds(every) == ["gated_delta_net"] * 4
+    assert problems(lambda: base.with_mechanisms(layers={1: delta})) == [
+        "mechanisms.default: name one, for those that layers leaves out: 0, 2, 3"
+    ]
+
+
+def test_no_exceptions_leave_the_default_alone():
+    assert base.with_mechanisms(delta, layers={}) == base.with_mechanisms(delta)
+
+
+def test_it_is_readable_json_and_comes_back():
+    written = hybrid.to_dict()["model"]["mechanisms"]
+    assert written == {
+        "default": delta.to_dict(),
+        "layers": {"1": attention.to_dict(), "3": {"kind": "identity"}},
+    }
+    assert RunConfig.from_dict(hybrid.to_dict()) == hybrid
+    assert pickle.loads(pickle.dumps(hybrid)) == hybrid
+    assert hash(RunConfig.from_dict(hybrid.to_dict())) == hash(hybrid)
+
+
+def test_a_tuple_keeps_its_json_and_one_mechanism_is_a_tuple_of_one():
+    assert base.with_mechanisms(delta, Identity()).to_dict()["model"]["mechanisms"] == [
+        delta.to_dict(),
+        {"kind": "identity"},
+    ]
+    assert ModelConfig(mechanisms=delta) == ModelConfig(mechanisms=(delta,))
+    written = {"mechanisms": delta.to_dict()}
+    assert ModelConfig.from_dict(written) == ModelConfig(mechanisms=(delta,))
+
+
+def test_the_same_layers_are_the_same_run_however_they_are_written():
+    ways = [
+        base.with_mechanisms(delta, attention),
+        base.with_mechanisms(delta, attention, delta, attention),
+        base.with_mechanisms(delta, layers={3: attention, 1: attention}),
+        base.with_mechanisms(attention, layers={0: delta, 2: delta}),
+        base.with_mechanisms(layers={0: delta, 1: attention, 2: delta, 3: attention}),
+    ]
+    assert len({way.identity("data") for way in ways}) == 1
+    others = [hybrid, base.with_mechanisms(delta, layers={3: attention}), base]
+    assert len({way.identity("data") for way in [ways[0], *others]}) == 4
+
+
+def test_every_problem_is_reported_at_once_with_its_path():
+    wrong = {
+        "mechanisms": {
+            "layers": {
+                "4": "identity",
+                "-1": "identity",
+                "1": {"kind": "grouped_query", "n_heads": 3, "n_kv_heads": 3},
+            }
+        },
+        "d_model": 16,
+        "dropout": 2.0,
+    }
+    assert problems(lambda: ModelConfig.from_dict(wrong)) == [
+        "dropout: must be in [0, 1), got 2.0",
+        "mechanisms.layers.-1: no such layer: there are 0 to 3",
+        "mechanisms.layers.4: no such layer: there are 0 to 3",
+        "mechanisms.default: name one, for those that layers leaves out: 0, 2, 3",
+        "mechanisms.layers.1.n_heads: 3 does not divide d_model 16",
+    ]
+    misread = {
+        "default": "identty",
+        "layers": {"one": "identity", "2": "identity", "02": "identity", "3": {"kind": "mlp"}},
+        "tiled": True,
+    }
+    said = problems(lambda: ModelConfig.from_dict({"mechanisms": misread, "n_layer": 3}))
+    assert said[:2] == [
+        "no field 'n_layer'; did you mean 'n_layers'?",
+        "mechanisms: no field 'tiled'; known: default, layers",
+    ]
+    assert said[2].startswith("mechanisms.default: unknown kind 'identty'; did you mean 'identity'")
+    assert said[3:5] == [
+        "mechanisms.layers.one: expected a whole number, got 'one'",
+        "mechanisms.layers.02: 2 is given twice",
+    ]
+    assert said[5].startswith("mechanisms.layers.3: unknown kind 'mlp'")
+
+
+def test_python_is_as_strict_as_json():
+    assert problems(lambda: ByLayer(default=delta, layers={"1": delta, 1: attention})) == [
+        "layers.1: 1 is given twice"
+    ]
+    assert problems(lambda: base.with_mechanisms(delta, attention, layers={1: delta})) == [
+        "mechanisms: beside layers name one, for the layers that are left; got 2"
+    ]
+    with pytest.raises(TypeError):
+        ByLayer(default=delta, layers={1: delta}).layers[2] = attention
+
+
+def test_a_layer_and_its_settings_can_be_overridden():
+    changed = override(
+        hybrid,
+        [
+            "model.mechanisms.layers.1.n_kv_heads=1",
+            "model.mechanisms.layers.2=sliding_window",
+            "model.mechanisms.layers.2.n_heads=2",
+            "model.mechanisms.layers.2.n_kv_heads=2",
+            "model.mechanisms.layers.2.window=64",
+            "model.mechanisms.default.conv_size=2",
+        ],
+    )
+    assert changed.model.per_layer() == [
+        replace(delta, conv_size=2),
+        replace(attention, n_kv_heads=1),
+        SlidingWindow(n_heads=2, n_kv_heads=2, window=64),
+        Identity(),
+    ]
+
+
+def test_the_whole_pattern_can_be_overridden():
+    text = '{"default": "identity", "layers": {"1": {"kind": "sliding_window", "window": 3}}}'
+    for before in (hybrid, base):
+        changed = override(before, [f"model.mechanisms={text}", "model.d_model=64"])
+        assert kinds(changed) == ["identity", "sliding_window", "identity", "identity"]
+        tiled = override(before, ["model.mechanisms=identity,gated_delta_net"])
+        assert kinds(tiled) == ["identity", "gated_delta_net"] * 2
+    twice = '{"default": "identity", "layers": {"1": "identity", "1": "gated_delta_net"}}'
+    said = problems(lambda: override(base, [f"model.mechanisms={twice}"]))
+    assert said == ["model.mechanisms: '1' is given twice"]
+
+
+def test_an_override_of_what_the_pattern_does_not_have_says_what_it_has():
+    assert problems(lambda: override(hybrid, ["model.mechanisms.0=identity"])) == [
+        "model.mechanisms: no field '0'; known: default, layers"
+    ]
+    assert problems(lambda: override(hybrid, ["model.mechanisms.layers.2.window=3"])) == [
+        "model.mechanisms.layers: no field '2'; known: 1, 3"
+    ]
+    assert problems(lambda: override(base, ["model.mechanisms.layers.2.window=3"])) == [
+        "model.mechanisms: no field 'layers'; known: 0"
+    ]
+
+
+def test_a_study_is_checked_with_every_mechanism_of_its_layers():
+    study = Study(question="?", variants={"hybrid": hybrid, "base": base})
+    assert [(t.config.kind(), t.name) for t in of_study(study)] == [
+        ("gated_delta_net", "hybrid"),
+        ("grouped_query", "hybrid, base"),
+        ("identity", "hybrid"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "mechanisms",
+    [
+        (delta, attention, delta, Identity()),
+        ByLayer(layers={0: delta, 1: attention, 2: delta, 3: Identity()}),
+    ],
+)
+def test_a_report_takes_all_forms_of_one_model_for_one_function(mechanisms):
+    written = replace(base, model=replace(base.model, mechanisms=mechanisms))
+    other = base.with_mechanisms(delta, layers={2: attention, 3: Identity()})
+    configs = {"a": hybrid.to_dict(), "b": written.to_dict(), "c": other.to_dict()}
+    assert same_settings(configs) == (("a", "b"), ("c",))
+    assert written.identity("data") == hybrid.identity("data")
+
+
+def test_a_report_takes_a_pattern_and_its_repeats_for_one_function():
+    tiled = [base.with_mechanisms(*[delta, attention] * n).to_dict() for n in (1, 2)]
+    assert same_settings(dict(zip("ab", tiled, strict=True))) == (("a", "b"),)

@@ -1,0 +1,157 @@
+"""Scaled RoPE: settings, training and decoding past the original length, and where that ends."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from attnlab.checks import assert_correct, judge
+from attnlab.config import ConfigError
+from attnlab.inference.decoder import Decoder
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.mla import MLA
+from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.language_model import ModelConfig
+from attnlab.modules.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
+from attnlab.modules.rotary import Rope, rotate, turn
+
+ORIGINAL = 16
+LENGTH = {"original_max_position_embeddings": ORIGINAL}
+DYNAMIC = Dynamic(factor=2.0, **LENGTH)
+SCALINGS = [
+    None,
+    Linear(factor=2.0),
+    DYNAMIC,
+    Yarn(factor=4.0, mscale=1.0, mscale_all_dim=0.8, **LENGTH),
+    Llama3(factor=4.0, **LENGTH),
+]
+MECHANISMS = [
+    GroupedQuery,
+    MLA,
+    lambda **settings: SlidingWindow(window=8, **settings),
+    lambda **settings: DeepseekSparse(top_k=8, **settings),
+]
+NAMES = ["grouped_query", "mla", "sliding_window", "deepseek_sparse"]
+
+
+def x_of(tokens, d_model=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, tokens, d_model, generator=generator, dtype=torch.float64)
+
+
+@torch.no_grad()
+def decoded(mechanism, x_BTD, prompt=3):
+    y_BTD, state = mechanism.prefill(x_BTD[:, :prompt], x_BTD.shape[1])
+    outputs = list(y_BTD.unbind(1))
+    for x_BD in x_BTD[:, prompt:].unbind(1):
+        y_BD, state = mechanism.step(x_BD, state)
+        outputs.append(y_BD)
+    return torch.stack(outputs, 1)
+
+
+def built(config):
+    torch.manual_seed(0)
+    return config.build(32).double().eval()
+
+
+@pytest.mark.parametrize("make", MECHANISMS, ids=NAMES)
+@pytest.mark.parametrize("scaling", SCALINGS[1:], ids=str)
+def test_a_scaled_mechanism_keeps_its_promises(make, scaling):
+    assert_correct(make(rope_scaling=scaling), d_model=32, quick=True)
+
+
+@pytest.mark.parametrize("make", MECHANISMS, ids=NAMES)
+def test_scaling_by_the_length_is_exact_up_to_the_original_length_and_no_further(make):
+    mechanism, x_BTD = built(make(rope_scaling=DYNAMIC)), x_of(ORIGINAL + 1)
+    y_BTD, steps_BTD = mechanism(x_BTD), decoded(mechanism, x_BTD)
+    assert_close(decoded(mechanism, x_BTD[:, :-1]), mechanism(x_BTD[:, :-1]))
+    assert (steps_BTD - y_BTD).abs().max() > 1e-6
+    assert make(rope_scaling=DYNAMIC).exact_length == ORIGINAL
+    assert make(rope_scaling=Linear(factor=2.0)).exact_length is None
+
+
+def test_a_mechanism_that_hides_where_it_is_exact_is_found_out(monkeypatch):
+    monkeypatch.setattr(GroupedQuery, "exact_length", None)
+    results = judge(GroupedQuery(rope_scaling=DYNAMIC), d_model=32, quick=True)
+    assert {result.name for result in results if not result.holds} == {
+        "a prefix alone gives the same",
+        "step by step equals all at once",
+        "decoding goes on from a prompt",
+    }
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+@pytest.mark.parametrize("tokens", [1, ORIGINAL, ORIGINAL + 1, 100])
+def test_a_place_that_only_the_device_knows_is_turned_the_same(scaling, tokens):
+    rope, like = Rope(10_000.0, 8, scaling), torch.zeros((), dtype=torch.float64)
+    for start in (0, 1, 7, ORIGINAL, 500):
+        known = turn(rope, start, tokens, like)
+        unknown = turn(rope, torch.tensor(start), tokens, like)
+        assert_close(unknown, known, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scaling", [Linear(factor=1.0), DYNAMIC], ids=str)
+def test_a_scaling_that_has_nothing_to_do_changes_no_bit(scaling):
+    like = torch.zeros((), dtype=torch.float64)
+    plain, scaled = (turn(Rope(10_000.0, 8, s), 0, ORIGINAL, like) for s in (None, scaling))
+    assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
+
+
+def test_scores_grow_by_both_scales_of_yarn():
+    theirs = Yarn(factor=40.0, mscale=0.7, mscale_all_dim=0.7, **LENGTH)
+    assert (theirs.amplitude, theirs.softmax_factor) == (1.0, pytest.approx(1.2582**2, rel=1e-4))
+    alone = Yarn(factor=40.0, **LENGTH)
+    assert (alone.amplitude, alone.softmax_factor) == (pytest.approx(1.36889, rel=1e-5), 1.0)
+    x_TK = x_of(5, 8)[0]
+    rope = Rope(10_000.0, 8, alone)
+    assert_close(rotate(x_TK, turn(rope, 0, 5, x_TK)).norm(), alone.amplitude * x_TK.norm())
+
+
+def test_the_only_pair_of_a_width_of_two_turns_alike_at_every_length():
+    rope = Rope(10_000.0, 2, DYNAMIC)
+    assert [rope.frequency(torch.tensor(n)).tolist() for n in (1, 1000)] == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (Linear, {"factor": 0.5}, "factor: must be at least 1, got 0.5"),
+        (Dynamic, {"factor": 2.0, "original_max_position_embeddings": 0}, "must be at least 1"),
+        (Yarn, {"factor": 2.0, "beta_slow": 40.0} | LENGTH, "beta_slow: .* beta_fast 32.0"),
+        (Yarn, {"factor": 2.0, "mscale": 0.0} | LENGTH, "mscale: must be positive"),
+        (Llama3, {"factor": 2.0, "low_freq_factor": 4.0} | LENGTH, "less than high_freq_factor"),
+    ],
+)
+def test_impossible_settings_are_named(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
+
+
+@pytest.mark.parametrize("make", [GroupedQuery, MLA])
+def test_yarn_needs_a_theta_above_one(make):
+    make(rope_theta=1.0)
+    with pytest.raises(ConfigError, match="rope_theta: must be more than 1 for yarn"):
+        make(rope_theta=1.0, rope_scaling=Yarn(factor=2.0, **LENGTH))
+
+
+def test_scalings_are_settings_like_any_other():
+    assert sorted(RopeScaling.kinds) == ["dynamic", "linear", "llama3", "yarn"]
+    config = GroupedQuery(rope_scaling=SCALINGS[3])
+    assert MechanismConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", MECHANISMS, ids=NAMES)
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+def test_a_recorded_step_decodes_past_the_original_length(make, scaling):
+    model = ModelConfig(mechanisms=(make(rope_scaling=scaling),), n_layers=2, d_model=32)
+    model = model.build(vocab_size=50).cuda().eval()
+    tokens_BT = torch.arange(3 * 40).view(3, 40).cuda() % 50
+    eager, recorded = (
+        Decoder(model, model.prefill(tokens_BT[:, :5], 40)[1], graph=graph)
+        for graph in (False, True)
+    )
+    for tokens_B in tokens_BT[:, 5:].unbind(1):
+        assert_close(recorded.step(tokens_B), eager.step(tokens_B), atol=2e-5, rtol=2e-4)
+    assert recorded._graph is not None

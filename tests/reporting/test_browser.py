@@ -1,0 +1,177 @@
+"""The page as a browser shows it: at three widths, light and dark, with and without a pointer."""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from html import unescape
+
+import pytest
+from support.reported_study import LOSSES, complete, in_full
+
+from attnlab.reporting.html.page import page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+PROBE = """
+<script>
+{
+const found = {};
+const shown = (element) => !element
+  || (getComputedStyle(element).display !== "none" && shown(element.parentElement));
+const click = (selector) => document.querySelector(selector).click();
+const all = (selector) => [...document.querySelectorAll(selector)];
+found.width = innerWidth;
+found.overflow = document.documentElement.scrollWidth - innerWidth;
+found.outside = all("main *, header *").filter((e) => shown(e) && !e.closest(".scroll, svg, pre")
+  && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80));
+found.letters = Math.min(...all("svg.chart text").filter(shown).map((text) => {
+  const chart = text.ownerSVGElement;
+  const scale = chart.getBoundingClientRect().width / chart.viewBox.baseVal.width;
+  return parseFloat(getComputedStyle(text).fontSize) * scale;
+}));
+found.charts = all("svg.chart").filter(shown).length;
+found.paper = getComputedStyle(document.body).backgroundColor;
+found.ink = getComputedStyle(document.body).color;
+
+const names = () => all("#ranks tbody tr").map((row) => row.querySelector("th").textContent);
+const header = (text) => all("#ranks thead th").find((th) => th.textContent.trim() === text);
+header("variant").querySelector("button").click();
+found.by_name = [names(), header("variant").ariaSort];
+header("#").querySelector("button").click();
+found.by_place = names();
+header("#").querySelector("button").click();
+found.by_place_down = [names(), header("#").ariaSort, header("variant").ariaSort];
+
+const filter = document.getElementById("filter");
+filter.value = "IDENT";
+filter.dispatchEvent(new Event("input"));
+found.filtered = [all("#ranks tbody tr").filter(shown).length, matches.value];
+
+found.of_v0 = all("svg .v0").some(shown);
+click("#show-v0");
+found.of_v0_off = all("svg .v0").some(shown);
+click("[data-show=none]");
+found.none = all("svg.chart [class^=v]").some(shown);
+click("[data-show=all]");
+found.again = all("svg .v0").some(shown);
+
+const forms = () => all(".form").filter(shown).map((form) => form.className.slice(5)).sort();
+found.first_forms = forms().join();
+click("#axes-log"); click("#against-time");
+found.other_forms = forms().join();
+found.seeds = all(".curves .seed").some(shown);
+click("#lines-seed");
+found.seeds_on = [all(".curves .seed").some(shown), all(".curves .mean").some(shown)];
+
+const target = all("[data-tip]").find(shown);
+target.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 5, clientY: 50 }));
+found.tip = [tip.hidden, tip.textContent === target.dataset.tip];
+document.body.dispatchEvent(new PointerEvent("pointermove", { bubbles: true }));
+found.tip_gone = tip.hidden;
+parent.postMessage(JSON.stringify(found), "*");
+}
+</script>
+"""
+
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>no answer</title>
+<script>
+addEventListener("message", (event) => { document.title = "probe " + event.data; });
+</script>
+<iframe src="report.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>"""
+
+
+def browse(path, *options):
+    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+        *(
+            "--enable-logging=stderr",
+            "--force-prefers-reduced-motion",
+            f"--user-data-dir={profile.name}",
+        ),
+        *(*options, path.as_uri()),
+    ]
+    with profile:  # one of its own: browsers that share one do not run beside each other
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def probed(path, width, *options):
+    """What the probe found at a width; nothing may be said on the console.
+
+    In a frame, because a window is never as narrow as a phone.
+    """
+    frame = path.with_name(f"{width}.html")
+    frame.write_text(FRAME.replace("WIDTH", str(width)))
+    options = ("--window-size=1400,950", "--virtual-time-budget=3000", "--dump-dom", *options)
+    dom, console = browse(frame, *options)
+    assert not console
+    said = re.search(r"<title>probe (.*?)</title>", dom, re.S)
+    assert said, "the probe did not get to its end"
+    return json.loads(unescape(said[1]))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """The page of a whole study, with the probe in it."""
+    folder = tmp_path_factory.mktemp("page")
+    complete(folder / "mechanisms")
+    path = folder / "report.html"
+    path.write_text(page(in_full(folder / "mechanisms")).replace("</body>", f"{PROBE}</body>"))
+    return path
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_page_fits_and_works_at_every_width(path, width):
+    found = probed(path, width)
+    assert found["width"] == width
+    assert found["overflow"] <= 0
+    assert found["outside"] == []
+    assert found["letters"] >= 7.5
+    assert found["charts"] >= 12
+
+    best_first = sorted(LOSSES, key=lambda name: (LOSSES[name], name != "cost|$^$", name))
+    names, sort = found["by_name"]
+    assert [name.lower() for name in names] == sorted(name.lower() for name in LOSSES)
+    assert sort == "ascending"
+    assert found["by_place"][0] == best_first[0] == "hybrid 3:1"
+    names, sort, before = found["by_place_down"]
+    assert (names[0], sort, before) == ("identity", "descending", None)
+    assert found["filtered"] == [1, "1 of 6 variants"]
+
+    assert found["of_v0"]
+    assert not found["of_v0_off"]
+    assert not found["none"]
+    assert found["again"]
+    assert "step linear" in found["first_forms"]
+    assert "log" not in found["first_forms"]
+    assert "time" not in found["first_forms"]
+    assert "time log" in found["other_forms"]
+    assert "step" not in found["other_forms"]
+    assert not found["seeds"]
+    assert found["seeds_on"] == [True, False]
+    assert found["tip"] == [False, True]
+    assert found["tip_gone"]
+
+
+def test_light_and_dark_follow_the_reader(path):
+    light = probed(path, 768, "--blink-settings=preferredColorScheme=1")
+    dark = probed(path, 768, "--blink-settings=preferredColorScheme=0")
+
+    def brightness(colour):
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+    assert brightness(light["paper"]) > 700 > 150 > brightness(light["ink"])
+    assert brightness(dark["ink"]) > 600 > 150 > brightness(dark["paper"])
+
+
+def test_it_prints(path, tmp_path):
+    plain = tmp_path / "report.html"
+    plain.write_text(path.read_text().replace(PROBE, ""))
+    _, console = browse(plain, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    pages = len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes()))
+    assert not console
+    assert 3 <= pages <= 20

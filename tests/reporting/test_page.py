@@ -1,0 +1,207 @@
+"""report.html holds the whole answer in one file, and says nothing that it was not told."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from support.reported_study import (
+    COMMAND,
+    LOSSES,
+    NASTY,
+    begin,
+    complete,
+    in_full,
+    nasty,
+    partial,
+    plan,
+)
+
+from attnlab.analysis.analysis import analyse
+from attnlab.reporting.html.page import page
+
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+class Outline(HTMLParser):
+    """What a page is made of; raises where an element is closed that is not open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def said(self, *tags):
+        return " ".join("".join(self.text.get(tag, [])) for tag in tags)
+
+
+@pytest.fixture
+def study_dir(tmp_path):
+    return tmp_path / "mechanisms"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    study_dir = tmp_path_factory.mktemp("page") / "mechanisms"
+    complete(study_dir)
+    return page(in_full(study_dir))
+
+
+def test_the_verdict_comes_first_and_everything_else_has_its_place(whole):
+    places = [
+        whole.index(expected)
+        for expected in (
+            "<h1>Which attention mechanism?</h1>",
+            "<p>The hybrid is best.</p>",
+            "The floor is far.",
+            "How sure? 3 seeds",
+            '<h2 id="ranking-h">',
+            "gqa_1 and mqa are one function and tie.",
+            "<h3>Is attention needed?</h3>",
+            '<h2 id="claims-h">',
+            "by 1.1 nats, too",
+            "no winner",
+            "Validation loss by variant",
+            "Difference to mha",
+            "Validation loss while training",
+            "Loss by position in the sequence",
+            "Loss on tokens that repeat a bigram",
+            "against the peak learning rate",
+            "Loss against parameters",
+            "Loss against time per step",
+            "What each variant costs",
+            "Where the variants differ",
+            COMMAND,
+            "Where it ran",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_the_page_is_one_file_that_asks_no_network(whole):
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:,)""", whole)
+    assert "http" not in re.sub(r'xmlns[:\w]*="[^"]*"', "", whole)
+    assert "@import" not in whole
+    assert len(whole.encode()) < 3e6
+
+
+def test_a_screen_reader_finds_its_way(whole):
+    outline = Outline(whole)
+    assert not outline.open
+    assert len(outline.all("h1")) == 1
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(outline.all(landmark)) == 1
+    assert outline.all("html") == [{"lang": "en"}]
+    assert len(outline.all("caption")) == len(outline.all("table"))
+    assert all(cell.get("scope") in ("col", "row") for cell in outline.all("th"))
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    referred = {
+        name
+        for _, attributes in outline.tags
+        for key in ("aria-labelledby", "aria-controls", "for")
+        for name in (attributes.get(key) or "").split()
+    }
+    referred |= {a["href"][1:] for a in outline.all("a")}
+    referred |= {use["href"][1:] for use in outline.all("use")}
+    assert referred <= set(ids)
+    charts = [svg for svg in outline.all("svg") if svg.get("class") == "chart"]
+    assert len(charts) > 15
+    assert all(svg["role"] == "img" and "aria-labelledby" in svg for svg in charts)
+    ornaments = [svg for svg in outline.all("svg") if svg.get("class") == "sample"]
+    assert all(svg["aria-hidden"] == "true" for svg in ornaments)
+
+
+def test_charts_take_their_colours_from_the_page(whole):
+    drawings = "".join(re.findall(r"<svg.*?</svg>", whole, re.S))
+    assert "var(--c0)" in drawings
+    assert "var(--muted)" in drawings
+    assert not re.findall(r"#[0-9a-f]{6}", drawings)
+    assert "font-family" not in drawings
+
+
+def test_every_point_says_what_it_is(whole):
+    tips = set(re.findall(r"<title>([^<]*)</title>", whole))
+    assert "mha, step 1,000: 5.1273 ± 0.0035" in tips
+    assert "identity minus mha: +1.1107 ± 0.0150" in tips
+    assert "mha, learning rate 0.0003: 5.1003" in tips
+    assert "mha, 0.001: diverged" in tips
+
+
+def test_what_a_user_named_is_text_and_not_markup(study_dir):
+    nasty(study_dir)
+    html = page(in_full(study_dir))
+    outline = Outline(html)
+    assert not outline.all("img")
+    assert len(outline.all("script")) == 1
+    assert not [key for _, attributes in outline.tags for key in attributes if key == "onerror"]
+    assert NASTY in outline.said("th")
+    assert NASTY in outline.said("li")  # the reason of a failure
+
+
+@pytest.mark.parametrize("make", [plan, partial], ids=["planned", "partial"])
+def test_there_is_a_page_at_any_stage(study_dir, make):
+    make(study_dir)
+    html = page(analyse(study_dir))
+    assert not Outline(html).open
+    assert COMMAND in html
+    assert "still to run" in html
+    assert "nan" not in re.sub(r"loss is nan", "", "".join(Outline(html).text.get("td", [])))
+
+
+def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir):
+    partial(study_dir)
+    analysis = replace(in_full(study_dir), left_out={"identity": "a seed diverged"})
+    html = page(analysis)
+    assert "identity, seed 2: diverged: loss is nan" in html
+    assert re.search(r"<th scope=\"row\">identity</th><td>a seed diverged</td>", html)
+
+
+def test_one_seed_gets_no_verdict_and_no_error_bars(study_dir):
+    complete(study_dir, seeds=(0,))
+    html = page(analyse(study_dir))
+    assert "One seed: no verdict" in html
+    assert "tier" not in Outline(html).said("th", "figcaption", "td")
+    assert "±" not in Outline(html).said("td", "title")
+
+
+def test_a_diverged_run_is_not_averaged_into_a_curve(study_dir):
+    plan(study_dir, variants=tuple(LOSSES))
+    begin(study_dir, "mha", 0).finish({"status": "diverged", "reason": "loss is nan"})
+    html = page(analyse(study_dir))
+    assert "Validation loss while training" not in html
+
+
+def test_what_the_bench_measured_stands_on_the_page(study_dir):
+    complete(study_dir)
+    point = {"variant": "mha", "what": "decode", "batch": 1, "status": "ok", "state_bytes": 2**20}
+    lost = {**point, "context": 8192, "status": "out_of_memory", "seconds": None}
+    points = [{**point, "context": 1024, "seconds": 0.002}, lost]
+    (study_dir / "bench.json").write_text(json.dumps({"device": {}, "points": points}))
+    html = page(in_full(study_dir))
+    assert "Time to decode one token against context" in html
+    assert "mha, context 1,024: 2.00 ms" in html
+    assert "8,192" not in html
+    assert "Time to the first token" not in html

@@ -1,0 +1,244 @@
+"""A study is a question with variants; its runs have identities."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import tiny_study
+
+from attnlab.config import ConfigError, present
+from attnlab.data.wikitext2 import WikiText2
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.study.study import Study, load_study, shipped
+from attnlab.training.tuning import LearningRates
+
+
+def test_the_mechanisms_study_is_as_specified():
+    study = load_study("mechanisms")
+    assert list(study.variants) == [
+        *("mha", "mla", "gqa_2", "gqa_1", "mqa", "sliding_512", "sliding_256"),
+        *("sparse_512", "sparse_256", "linear", "identity"),
+    ]
+    assert study.baseline == "mha"
+    for config in study.variants.values():
+        model, train = config.model, config.train
+        assert (model.n_layers, model.d_model, model.dropout) == (4, 128, 0.1)
+        assert model.feedforward.to_dict() == {"kind": "dense", "d_ff": 512}
+        assert (train.steps, train.batch_size, train.seq_len) == (1000, 4, 1024)
+        assert (train.learning_rate, train.warmup_steps, train.weight_decay) == (3e-4, 100, 0.01)
+        assert (train.betas, train.clip_norm, train.final_learning_rate_ratio) == (
+            (0.9, 0.95),
+            1.0,
+            0.1,
+        )
+        assert (train.log_every, train.eval_every) == (50, 100)
+        assert config.data.to_dict()["tokenizer"] == {"kind": "bpe", "vocab_size": 32_000}
+    assert study.variants["gqa_1"] == study.variants["mqa"]
+    assert study.seeds == 5
+    assert study.learning_rates.grid(3e-4) == (1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
+    assert (study.learning_rates.factor, study.learning_rates.most) == (2, 7)
+    kinds = [question.kind() for question in study.questions]
+    asked = ["best_quality", "best_for_cost", "gives_up", "needed", "every_layer", "pick"]
+    assert kinds == asked
+
+
+def test_attention_is_replaced_layer_by_layer():
+    study, full = load_study("attention_needed"), ["grouped_query"] * 4
+    layers = {
+        name: [mechanism.kind() for mechanism in config.model.per_layer()]
+        for name, config in study.variants.items()
+    }
+    assert layers.pop("mha") == full
+    places = {f"at_{i}": [i] for i in range(4)}
+    places |= {"first_2": [0, 1], "first_3": [0, 1, 2], "last_2": [2, 3], "last_3": [1, 2, 3]}
+    for name, kind in (("identity", "identity"), ("sliding", "sliding_window")):
+        assert layers.pop(name) == [kind] * 4
+        for where, replaced in places.items():
+            expected = [kind if i in replaced else full[i] for i in range(4)]
+            assert layers.pop(f"{name}_{where}") == expected
+    assert layers == {}
+    first = load_study("mechanisms")
+    for name, same in (("mha", "mha"), ("identity", "identity"), ("sliding", "sliding_256")):
+        assert study.variants[name] == first.variants[same]
+    assert (study.seeds, study.learning_rates) == (first.seeds, first.learning_rates)
+
+
+@pytest.mark.parametrize(
+    "name", ["mechanisms", "attention_needed", "deepseek", "fair_search", "hybrids"]
+)
+def test_the_runs_that_ship_are_those_of_the_study(name):
+    folder, found = Path(__file__).parent.parent / "results" / name, 0
+    study = load_study(name)
+    for variant in study.variants:
+        for run in (folder / variant).glob("**/seed-*"):
+            written = json.loads((run / "config.json").read_text())
+            data = json.loads((run / "environment.json").read_text())["data"]
+            rate = written["train"]["learning_rate"]
+            if run.parent.parent.name == "tuning":
+                again = study.tuning_run(variant, rate)
+            else:
+                again = study.verdict_run(variant, written["seed"], rate)
+            assert again.config.identity(data["fingerprint"]) == written["identity"], run
+            found += 1
+    assert found >= 15
+
+
+def test_what_the_questions_of_a_shipped_study_name_is_there():
+    studies = shipped()
+    for study in studies.values():
+        for question in study.questions:
+            for field in ("variants", "than", "without"):
+                named = getattr(question, field, ())
+                named = (named,) if isinstance(named, str) else named
+                assert set(named) <= set(study.variants), (study.name, question)
+            assert getattr(question, "study", study.name) in studies
+
+
+def test_what_the_claims_of_a_shipped_study_name_is_there():
+    claimed = {name: study for name, study in shipped().items() if study.claims}
+    assert {"deepseek", "fair_search", "mechanisms"} <= claimed.keys()
+    for study in claimed.values():
+        for claim in study.claims:
+            said = claim.to_dict()
+            named = [*said.get("variants", []), *(name for name, _ in claim.published)]
+            named += [said["variant"]] if "variant" in said else []
+            assert set(named) <= study.variants.keys(), claim
+
+
+def test_the_quickstart_has_the_same_variants_but_for_their_sizes():
+    first, quick = load_study("mechanisms"), load_study("quickstart")
+    assert [name.split("_")[0] for name in quick.variants] == [
+        name.split("_")[0] for name in first.variants
+    ]
+    assert quick.seeds == 3
+    kinds = [
+        [config.model.mechanisms[0].kind() for config in study.variants.values()]
+        for study in (first, quick)
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
+    for study in shipped().values():
+        first = next(iter(study.variants.values()))
+        for config in study.variants.values():
+            model = replace(config.model, mechanisms=first.model.mechanisms)
+            same = replace(config, model=model)
+            if study.learning_rates is not None:  # each is tuned from a rate of its own
+                same = same.with_learning_rate(first.train.learning_rate)
+            assert same == first
+
+
+def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from tiny_study import base, Study\nstudy = Study(question='?', variants={'a': base})"
+    )
+    study = load_study(str(path))
+    assert (study.name, study.baseline, list(study.variants)) == ("mine", "a", ["a"])
+    with pytest.raises(ValueError, match=r"no file .*yours\.py"):
+        load_study(str(tmp_path / "yours.py"))
+    path.with_name("empty.py").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.py defines no `study = Study"):
+        load_study(str(path.with_name("empty.py")))
+
+
+def test_runs_go_seed_by_seed():
+    runs = [(run.seed, run.variant) for run in tiny_study.study.runs()]
+    assert runs[:5] == [(0, "mha"), (0, "mqa"), (0, "sparse"), (0, "identity"), (1, "mha")]
+    assert len(runs) == 8
+    tuned = tiny_study.study.runs({"mha": 0.5})
+    rates = {run.variant: run.config.train.learning_rate for run in tuned}
+    assert rates == {"mha": 0.5, "mqa": 0.01, "sparse": 0.01, "identity": 0.01}
+
+
+def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
+    base = tiny_study.base
+    same = type(base).from_dict(base.to_dict())
+    assert base.identity("data") == same.identity("data")
+    others = [
+        replace(base, seed=1),
+        replace(base, train=replace(base.train, steps=13)),
+        base.with_mechanisms(GroupedQuery(n_heads=2, n_kv_heads=1)),
+    ]
+    identities = {base.identity("data"), base.identity("other data")}
+    assert len(identities | {config.identity("data") for config in others}) == 5
+
+
+def test_an_absent_setting_is_as_if_there_were_no_such_setting():
+    settings = {"a": 0, "b": 0.0, "c": "", "d": [{"e": True}]}
+    more = {**settings, "bias": False, "scaling": None, "d": [{"e": True, "norm": False}]}
+    assert present(more) == present(settings) == settings
+
+
+def test_the_same_data_in_another_place_is_the_same_run():
+    here, there = (
+        replace(load_study("mechanisms").variants["mha"], data=WikiText2(path=path))
+        for path in ("here", None)
+    )
+    assert here.identity("data") == there.identity("data")
+    assert here.identity("data") != here.identity("other data")
+
+
+def test_an_edited_mechanism_of_ones_own_is_another_run(tmp_path, monkeypatch):
+    source = (
+        "from dataclasses import dataclass\n"
+        "from attnlab.mechanisms.identity import Identity\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Identity):\n    pass\n"
+    )
+    path = tmp_path / "mine_edited.py"
+    path.write_text(source)
+    monkeypatch.chdir(tmp_path)
+    mine = MechanismConfig.from_dict({"kind": "mine_edited.py:Mine"})
+    config = tiny_study.base.with_mechanisms(mine)
+    before = config.identity("data")
+    path.write_text(source + "# changed\n")
+    assert config.identity("data") != before
+
+
+def test_only_keeps_the_named_variants_and_says_which_there_are():
+    assert list(tiny_study.study.only(["identity", "mha"]).variants) == ["mha", "identity"]
+    assert tiny_study.study.only(["identity"]).baseline == "identity"
+    with pytest.raises(ConfigError, match="no variant 'mhx'; did you mean 'mha'"):
+        tiny_study.study.only(["mhx"])
+
+
+def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
+    changed = tiny_study.study.override(["train.steps=20", "seed=4"])
+    assert {config.train.steps for config in changed.variants.values()} == {20}
+    with pytest.raises(ConfigError) as error:
+        tiny_study.study.override(["model.mechanisms.0.n_kv_heads=2", "train.stepz=1"])
+    assert [str(problem) for problem in error.value.problems] == [
+        "train: no field 'stepz'; did you mean 'steps'?",
+        "model.mechanisms.0: no field 'n_kv_heads'; there are none (in identity)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variants": {}}, "variants: name at least one"),
+        ({"seeds": 0}, "seeds: must be at least 1"),
+        ({"seeds": 1001}, "seeds: must be at least 1, and at most 1000; got 1001"),
+        ({"margin": -0.1}, "margin: must not be negative"),
+        ({"baseline": "x"}, "baseline: no variant 'x'"),
+    ],
+)
+def test_a_study_that_cannot_be_run_says_why(fields, message):
+    whole = {"question": "?", "variants": {"mha": tiny_study.base}}
+    with pytest.raises(ConfigError, match=message):
+        Study(**{**whole, **fields})
+
+
+def test_rates_are_tried_at_fewer_steps_where_the_study_says_so():
+    rates = LearningRates(steps=20)
+    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=50))
+    study = Study(question="q", variants={"mha": config}, learning_rates=rates)
+    assert study.tuning_run("mha", 1e-3).config.train.steps == 20
+    assert study.verdict_run("mha", 0).config.train.steps == 50
+    assert study.override(["train.steps=15"]).tuning_run("mha", 1e-3).config.train.steps == 15
+    with pytest.raises(ConfigError, match=r"learning_rates.steps: the peak is never reached"):
+        study.override(["train.warmup_steps=20"])

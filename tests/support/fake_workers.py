@@ -1,0 +1,60 @@
+"""Work through a schedule without training: each run ends at once, with a loss that is made up."""
+
+import math
+
+from attnlab.runner.plan import plan
+from attnlab.study.study import Study
+from attnlab.training.tuning import LearningRates
+from support import tiny_study
+
+BASE = tiny_study.base  # its own rate is 0.01
+TUNED = Study(
+    question="?",
+    variants=tiny_study.study.only(["mha", "mqa", "identity"]).variants,
+    seeds=2,
+    learning_rates=LearningRates(multiples=(1, 2, 4), most=6),
+)
+BEST = {"mha": 0.02, "mqa": 0.08, "identity": 0.005}  # mqa and identity: one further out
+
+
+def loss_of(run):
+    rate = run.config.train.learning_rate
+    return 5 + math.log2(rate / BEST.get(run.variant, 0.02)) ** 2
+
+
+def make(study, study_dir, fingerprint="data"):
+    return plan(study, study_dir, dict.fromkeys(study.variants, fingerprint))
+
+
+def finish(planned, study_dir, loss=loss_of):
+    """Do what a worker does, but for the training."""
+    folder = planned.run.folder(study_dir)
+    folder.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
+    found = loss(planned.run)
+    if isinstance(found, str):
+        folder.fail(found)
+    elif found is None:
+        folder.finish({"status": "diverged", "reason": "loss is nan at step 3"})
+    else:
+        folder.finish({"status": "finished", "final_loss": found})
+
+
+def work(agenda, loss=loss_of, runs=10**9, at_a_time=1):
+    """Run what is on the agenda, so many runs at most; the order in which they started."""
+    agenda.begin()
+    started, under_way = [], []
+    while runs > 0:
+        while len(under_way) < at_a_time and (planned := agenda.next()) is not None:
+            started.append(planned.run)
+            under_way.append(planned)
+        if not under_way:
+            break
+        planned = under_way.pop(0)
+        finish(planned, agenda.study_dir, loss)
+        agenda.ended(planned)
+        runs -= 1
+    return started
+
+
+def key(run):
+    return run.variant, run.tunes, run.seed, run.config.train.learning_rate

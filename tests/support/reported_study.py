@@ -1,0 +1,210 @@
+"""Study folders to report on: complete, partial, planned, and with names that hurt."""
+
+import math
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+from attnlab.analysis.analysis import (
+    Analysis,
+    Answer,
+    Control,
+    Front,
+    Judgement,
+    Pick,
+    RateCurve,
+    analyse,
+)
+from attnlab.analysis.statistics.paired import paired_difference
+from attnlab.analysis.verdict import Comparison
+from attnlab.record import RunFolder, StudyRecord
+
+LOSSES = {  # of seed 0; three far apart, two equal, one far from all
+    "mha": 5.10,
+    "gqa_1": 5.13,
+    "mqa": 5.13,
+    "hybrid 3:1": 5.05,
+    "cost|$^$": 5.11,
+    "identity": 6.21,
+}
+NASTY = '<img src=x onerror="alert(1)">&\'</title></script>'
+NOISE = (0.0, 0.004, -0.003, 0.002, -0.001)
+COMMAND = "attnlab run mechanisms --seeds 3"
+
+
+def plan(study_dir: Path, seeds=(0, 1, 2), baseline="mha", variants=tuple(LOSSES)):
+    StudyRecord(
+        name="mechanisms",
+        question="Which attention mechanism?",
+        baseline=baseline,
+        variants=variants,
+        seeds=seeds,
+        command=COMMAND,
+        attnlab_version="0.1.0",
+    ).write(study_dir)
+
+
+def begin(study_dir: Path, variant: str, seed: int) -> RunFolder:
+    run = RunFolder(study_dir, variant, seed)
+    model = {"d_model": 128, "mechanisms": [{"kind": "toy", "loss": LOSSES.get(variant, 5.2)}]}
+    run.open(
+        {"identity": variant, "model": model, "train": {"steps": 1000}},
+        {"device": "NVIDIA H200", "packages": {"torch": "2.13.0"}, "started": f"12:0{seed}"},
+    )
+    return run
+
+
+def finish(study_dir: Path, variant: str, seed: int, **more):
+    run = begin(study_dir, variant, seed)
+    # controls have the same losses to the last bit, as the same function must
+    loss = LOSSES.get(variant, 5.2) + NOISE[seed] * (1 + len(variant.replace("mqa", "gqa_1")) % 3)
+    for step in range(100, 1001, 100):
+        at_step = loss + 4 * math.exp(-step / 200)
+        run.append({"step": step, "train_loss": at_step - 0.1, "train_seconds": step / 500})
+        run.append({"step": step, "eval_loss": at_step, "eval_accuracy": 0.2})
+    first = [0, 1, 2, 4, 8, 16]
+    run.finish(
+        {
+            "status": "finished",
+            "final_loss": loss,
+            "final_perplexity": math.exp(loss),
+            "final_accuracy": 0.25,
+            "final_bits_per_byte": None,
+            "final_loss_by_position": {"first": first, "loss": [loss + 1 / (1 + i) for i in first]},
+            "final_recall_loss": 0.6 * loss,
+            "final_other_loss": 1.1 * loss,
+            "steps": 1000,
+            "tokens": 4_096_000,
+            "total_time": 20.0 + seed,
+            "train_time": 2.0,
+            "step_time": 0.00175,
+            "tokens_per_second": 2.3e6,
+            "peak_memory_bytes": 3 * 2**30,
+            "attention_type": "toy",
+            "parameters": {"attention": 262_144, "total": 4_883_584},
+            "flops_per_token": 12_000_000,
+            "state_bytes": 2**20,
+            **more,
+        }
+    )
+
+
+def complete(study_dir: Path, seeds=(0, 1, 2)):
+    plan(study_dir, seeds)
+    for variant in LOSSES:
+        for seed in seeds:
+            finish(study_dir, variant, seed)
+
+
+def partial(study_dir: Path):
+    """Some variants finished, one with a diverged seed, one failed, one under way."""
+    plan(study_dir)
+    finish(study_dir, "mha", 0)
+    finish(study_dir, "mha", 1)
+    finish(study_dir, "identity", 0)
+    finish(study_dir, "identity", 1)
+    begin(study_dir, "identity", 2).finish({"status": "diverged", "reason": "loss is nan"})
+    begin(study_dir, "gqa_1", 0).fail("CUDA out of memory")
+    begin(study_dir, "mqa", 0).append({"step": 100, "eval_loss": math.nan})
+
+
+def nasty(study_dir: Path):
+    """Names and reasons that would be markup."""
+    names = ("mha", NASTY, "x" * 80)
+    plan(study_dir, baseline="mha", variants=names)
+    for variant in names:
+        for seed in (0, 1):
+            finish(study_dir, variant, seed, alarms=[NASTY])
+        begin(study_dir, variant, 2).fail(NASTY)
+
+
+def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
+    """An analysis that holds everything a report can show, by hand: the words are the test's."""
+    found = analyse(study_dir)
+    by_seed = {v.name: v.by_seed(metric) for v in found.table.variants if v.finished}
+    means = {name: sum(losses.values()) / len(losses) for name, losses in by_seed.items()}
+    order = tuple(sorted(means, key=lambda name: means[name]))
+    half, pairs = 0.015, {}
+    for one, other in permutations(order, 2):
+        d = paired_difference(by_seed[one], by_seed[other])
+        assert d is not None
+        pairs[one, other] = Comparison(
+            mean=d.mean,
+            low=d.mean - half,
+            high=d.mean + half,
+            p=0.001 if abs(d.mean) > half else 0.8,
+            n=d.n,
+            separable=abs(d.mean) > half,
+            equivalent=d.mean == 0,
+            paired_low=d.mean - half / 2,
+            paired_high=d.mean + half / 2,
+        )
+    tiers = {
+        name: 1 + sum(1 for n in order[:i] if means[n] + half < means[name])
+        for i, name in enumerate(order)
+    }
+    tuned = (1e-4, 3e-4, 1e-3)
+    cost = {name: (float(i), means[name]) for i, name in enumerate(order)}
+    return replace(
+        found,
+        metric=metric,
+        order=order,
+        means=means,
+        left_out={},
+        seeds=(0, 1, 2),
+        method="tukey",
+        why="The spreads are alike.",
+        tiers=tiers,
+        pairs=pairs,
+        noise=0.004,
+        detectable=0.021,
+        controls=(
+            Control(
+                names=("gqa_1", "mqa"),
+                same_rate=True,
+                largest_difference=0.0,
+                ties=True,
+                note="gqa_1 and mqa are one function and tie.",
+            ),
+        ),
+        rates={
+            name: RateCurve(
+                rates=tuned,
+                losses=(means[name] + 0.1, means[name], None),
+                chosen=3e-4,
+                interior=True,
+                curvature=0.02,
+                within_factor_2=0.03,
+            )
+            for name in order
+        },
+        fronts=tuple(
+            Front(key=key, label=label, unit=unit, points=cost, front=order[:1])
+            for key, label, unit in (
+                ("parameters", "parameters", ""),
+                ("step_time", "time per step", "seconds"),
+                ("state_bytes", "decode state", "bytes"),
+            )
+        ),
+        picks=(
+            Pick(
+                use_case="memory first",
+                variant=None,
+                reason="They tie.",
+                margin="0.001",
+                would_change="More seeds.",
+            ),
+        ),
+        answers=(Answer(question="Is attention needed?", short="Yes.", evidence=("by 1.1 nats",)),),
+        judgements=(
+            Judgement(
+                claim="`mha` beats `identity`.",
+                source="Nobody 2020",
+                measure="loss, nats a token",
+                published={"mha": 4.5, "identity": 5.5, "gone": 6.5},
+                ruling="confirmed",
+                found=("by 1.1 nats, too",),
+            ),
+        ),
+        headline=("The hybrid is best.", "The floor is far."),
+    )

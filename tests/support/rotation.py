@@ -1,0 +1,8 @@
+"""RoPE in one call, as the tests write it."""
+
+from attnlab.modules import rotary
+
+
+def rotate(x_TK, theta, start=0):
+    tokens, width = x_TK.shape[-2:]
+    return rotary.rotate(x_TK, rotary.turn(rotary.Rope(theta, width), start, tokens, like=x_TK))

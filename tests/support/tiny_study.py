@@ -1,0 +1,55 @@
+"""A study of seconds, for the tests that need one: four variants of a very small model."""
+
+from attnlab.data.stdlib import Stdlib
+from attnlab.data.tokenizer import Bytes
+from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
+from attnlab.model.feedforward import Dense
+from attnlab.model.language_model import ModelConfig
+from attnlab.study.study import Study
+from attnlab.training.config import TrainConfig
+from attnlab.training.run import RunConfig
+
+base = RunConfig(
+    data=Stdlib(tokenizer=Bytes(), max_bytes=100_000),
+    model=ModelConfig(
+        mechanisms=(GroupedQuery(n_heads=2, n_kv_heads=2),),
+        n_layers=2,
+        d_model=16,
+        feedforward=Dense(d_ff=32),
+        dropout=0.1,
+    ),
+    train=TrainConfig(
+        steps=12,
+        batch_size=2,
+        seq_len=32,
+        learning_rate=1e-2,
+        warmup_steps=2,
+        log_every=3,
+        eval_every=6,
+        eval_batch_size=64,
+        checkpoint_every=4,
+    ),
+)
+
+study = Study(
+    question="Does the machinery work?",
+    baseline="mha",
+    seeds=2,
+    variants={
+        "mha": base,
+        "mqa": base.with_mechanisms(GroupedQuery(n_heads=2, n_kv_heads=1)),
+        "sparse": base.with_mechanisms(
+            DeepseekSparse(
+                n_heads=2,
+                n_kv_heads=2,
+                top_k=8,
+                index_n_heads=2,
+                index_head_dim=8,
+                dense_warmup_steps=5,
+            )
+        ),
+        "identity": base.with_mechanisms(Identity()),
+    },
+)

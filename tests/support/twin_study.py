@@ -1,0 +1,15 @@
+"""A study of two variants that are the same function, whose learning rates are tuned."""
+
+from dataclasses import replace
+
+from attnlab.training.tuning import LearningRates
+from support import tiny_study
+
+_train = replace(tiny_study.base.train, steps=60, eval_every=60, checkpoint_every=20)
+_base = replace(tiny_study.base, train=_train)
+study = replace(
+    tiny_study.study,
+    seeds=1,
+    variants={"mha": _base, "twin": _base},
+    learning_rates=LearningRates(multiples=(1, 2), most=3),
+)

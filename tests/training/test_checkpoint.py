@@ -1,0 +1,299 @@
+"""What a run keeps: its last and its best weights, whole or not at all, known when altered."""
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_study
+from typer.testing import CliRunner
+
+from attnlab.cli import app
+from attnlab.data import Places
+from attnlab.inference.saved_model import export_run, load_run
+from attnlab.record import RunFolder
+from attnlab.runner.execute import Ended, Event, Progress, execute
+from attnlab.training import checkpoint
+from attnlab.training.evaluate import Quality
+from attnlab.training.run import Run, RunConfig
+from attnlab.training.verified_folder import DamagedError, seal, unseal
+
+CPU = torch.device("cpu")
+BASE = tiny_study.base  # 12 steps, checkpoints at 4, 8 and 12, evaluations at 6 and 12
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return Places(None, tmp_path_factory.mktemp("cache"))
+
+
+def with_train(**changes: object) -> RunConfig:
+    return replace(BASE, train=replace(BASE.train, **changes))
+
+
+def run(config: RunConfig, folder: Path, places: Places) -> Iterator[Event]:
+    return execute(Run(variant="mha", config=config), folder, "same", places, CPU)
+
+
+def run_to(step: int, config: RunConfig, folder: Path, places: Places) -> Iterator[Event]:
+    """The rest of its events, after that of a step."""
+    events = run(config, folder, places)
+    while not (isinstance(event := next(events), Progress) and event.step == step):
+        assert isinstance(event, Progress), event
+    return events
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+def newest(folder: RunFolder) -> checkpoint.Checkpoint:
+    return checkpoint.load_newest(folder.checkpoints, "same").checkpoint
+
+
+def test_a_run_that_keeps_none_has_checkpoints_until_it_has_ended(tmp_path, places, monkeypatch):
+    config, written, save = with_train(keep="none"), [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda folder, state, identity: (
+            written.append(state.step),
+            save(folder, state, identity),
+        ),
+    )
+    events = run(config, tmp_path, places)
+    while not (isinstance(event := next(events), Progress) and event.step == 9):
+        pass
+    folder = RunFolder(tmp_path, "mha", 0)
+    assert newest(folder).step == 8
+    events.close()  # the process ends here
+    events = run(config, tmp_path, places)
+    assert next(events).step == 8
+    list(events)
+    assert written == [4, 8]  # and not at the last step, 12
+    assert folder.status() == "finished"
+    assert not folder.checkpoints.exists()
+
+
+@pytest.mark.parametrize("keep", ["best_and_last", "last", "none"])
+def test_what_is_kept_does_not_make_it_another_run(keep):
+    config = with_train(keep=keep)
+    assert config.identity("data") == BASE.identity("data")
+    assert config.identity("data") != with_train(keep=keep, checkpoint_every=5).identity("data")
+
+
+@pytest.fixture
+def losses(monkeypatch) -> Callable[..., None]:
+    """Makes the evaluations say these losses, in order."""
+
+    def say(*values: float) -> None:
+        said, mean = iter(values), Quality.mean
+        monkeypatch.setattr(
+            Quality,
+            "mean",
+            lambda quality, prefix: (
+                mean(quality, prefix) | ({"eval_loss": next(said)} if prefix == "eval" else {})
+            ),
+        )
+
+    return say
+
+
+EVERY_THIRD = {"eval_every": 3, "checkpoint_every": 3}
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, places, losses):
+    losses(3.0, 2.0, 2.5, 2.0)  # at steps 3, 6, 9 and 12
+    events = run_to(9, with_train(**EVERY_THIRD), tmp_path, places)
+    folder = RunFolder(tmp_path, "mha", 0)
+    at_6 = newest(folder).model
+    list(events)
+    found = newest(folder)
+    assert (found.step, found.best.step, found.best.loss) == (12, 6, 2.0)
+    assert same(found.best.model, at_6)
+    assert not same(found.model, at_6)
+    assert (folder.summary()["best_step"], folder.summary()["best_loss"]) == (6, 2.0)
+    best, last = (load_run(folder.path, which=which) for which in ("best", "last"))
+    assert (best.step, last.step) == (6, 12)
+    assert same(best.model.state_dict(), at_6)
+    assert same(last.model.state_dict(), found.model)
+
+
+@pytest.mark.parametrize("cut", [9, 12])
+def test_a_run_that_was_cut_off_remembers_the_best_it_had(tmp_path, places, losses, cut):
+    losses(3.0, 2.0, 2.5, 2.5)
+    config = with_train(**EVERY_THIRD)
+    run_to(cut, config, tmp_path, places).close()
+    folder = RunFolder(tmp_path, "mha", 0)
+    at_best = newest(folder).best.model
+    losses(2.5, 2.5)
+    list(run(config, tmp_path, places))
+    assert newest(folder).best.step == 6
+    assert same(newest(folder).best.model, at_best)
+
+
+def test_the_best_weights_take_no_room_of_their_own_where_they_are_the_last(tmp_path, places):
+    list(run(BASE, tmp_path, places))
+    folder = RunFolder(tmp_path, "mha", 0)
+    assert newest(folder).best.step == 12
+    assert not (folder.checkpoints / "step-000012" / "best.safetensors").exists()
+    assert load_run(folder.path, which="best").step == 12
+
+
+def test_a_run_that_keeps_its_last_alone_has_no_best(tmp_path, places):
+    list(run(with_train(keep="last"), tmp_path, places))
+    folder = RunFolder(tmp_path, "mha", 0).path
+    assert load_run(folder).step == 12
+    with pytest.raises(ValueError, match=r"only train\.keep=best_and_last keeps them"):
+        load_run(folder, which="best")
+
+
+def altered(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [altered, truncated, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_said(
+    tmp_path, places, name, damage
+):
+    run_to(9, BASE, tmp_path, places).close()
+    folder = RunFolder(tmp_path, "mha", 0)
+    damage(folder.checkpoints / "step-000008" / name)
+    events = run(BASE, tmp_path, places)
+    first = next(events)
+    assert first.step == 4
+    assert first.note.startswith(f"checkpoint step-000008: {name} ")
+    assert first.note.endswith("; that of step 4 is used instead")
+    begins = folder.environment()["begins"]
+    assert begins["step"] == 4
+    assert begins["passed_over"][0].startswith(f"step-000008: {name} ")
+    list(events)
+    assert newest(folder).step == 12
+
+
+def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(tmp_path, places):
+    run_to(9, BASE, tmp_path, places).close()
+    folder = RunFolder(tmp_path, "mha", 0)
+    for weights in folder.checkpoints.glob("*/model.safetensors"):
+        altered(weights)
+    first = next(run(BASE, tmp_path, places))
+    assert (first.step, first.note.count("altered")) == (0, 2)
+    assert first.note.endswith("; there is no other")
+    other = checkpoint.load_newest(folder.checkpoints, "another run")
+    assert other.checkpoint is None
+
+
+def test_a_whole_checkpoint_is_nothing_to_speak_of(tmp_path, places):
+    run_to(9, BASE, tmp_path, places).close()
+    assert next(run(BASE, tmp_path, places)).note is None
+    begins = RunFolder(tmp_path, "mha", 0).environment()["begins"]
+    assert begins == {"step": 8, "passed_over": []}
+
+
+@contextmanager
+def no_file_above(n_bytes: int) -> Iterator[None]:
+    """The system refuses to write more into a file of this process, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room_for", ["the first file", "nothing, not even the reason"])
+def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(tmp_path, places, room_for):
+    list(run(BASE, tmp_path / "whole", places))
+    events = run_to(6, BASE, tmp_path / "full", places)
+    folder = RunFolder(tmp_path / "full", "mha", 0)
+    model, optimizer = (
+        (folder.checkpoints / "step-000004" / f"{name}.safetensors").stat().st_size
+        for name in ("model", "optimizer")
+    )
+    assert model < optimizer
+    with no_file_above(model if room_for == "the first file" else 0):
+        *_, ended = events
+    assert isinstance(ended, Ended)
+    assert ended.status == "failed"
+    assert "the checkpoint of step 8 could not be written" in ended.reason
+    assert "File too large" in ended.reason
+    assert "step-000004 is whole, and the same command goes on from there" in ended.reason
+    if room_for == "the first file":
+        assert folder.summary()["reason"] == ended.reason
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000004"]
+
+    events = run(BASE, tmp_path / "full", places)
+    first = next(events)
+    assert (first.step, first.note) == (4, None)
+    list(events)
+    whole = newest(RunFolder(tmp_path / "whole", "mha", 0))
+    assert same(newest(folder).model, whole.model)
+
+
+def test_a_folder_is_replaced_as_a_whole_and_says_what_was_done_to_it(tmp_path):
+    folder = tmp_path / "sealed"
+    for value in (1, 2):
+        seal(folder, {"a.safetensors": {"x": torch.tensor([value])}, "b": b"text"}, {"n": value})
+    assert [path.name for path in tmp_path.iterdir()] == ["sealed"]
+    assert unseal(folder) == {"n": 2}
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"n": 2', '"n": 3'))
+    with pytest.raises(DamagedError, match=r"state\.json was altered"):
+        unseal(folder)
+    state.write_text(state.read_text().replace('"n": 3', '"n": 2'))
+    (folder / "b").write_text("other")
+    with pytest.raises(DamagedError, match="b was altered or cut short"):
+        unseal(folder)
+
+
+def test_an_exported_run_stands_alone_and_loads_with_one_call(tmp_path, places, losses):
+    losses(3.0, 2.0, 2.5, 2.5)
+    list(run(with_train(**EVERY_THIRD), tmp_path / "study", places))
+    folder = tmp_path / "study" / "mha" / "seed-0"
+    for best in (False, True):
+        command = ["export", str(folder), str(tmp_path / f"{best}"), *["--best"] * best]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    kept = newest(RunFolder(tmp_path / "study", "mha", 0))
+    last, best = (load_run(tmp_path / name) for name in ("False", "True"))
+    assert same(last.model.state_dict(), kept.model)
+    assert same(best.model.state_dict(), kept.best.model)
+    assert (last.step, best.step) == (12, 6)
+    assert last.config == with_train(**EVERY_THIRD)
+    assert last.codec.decode(last.codec.encode(["def é"])) == "def é"
+    files = {"config.json", "model.safetensors", "state.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "True").iterdir()} == files
+    text = CliRunner().invoke(app, ["generate", str(tmp_path / "True"), "--prompt", "def "])
+    assert text.exit_code == 0, text.output
+
+
+def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
+    list(run(BASE, tmp_path / "study", places))
+    folder = tmp_path / "study" / "mha" / "seed-0"
+    with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-0"):
+        export_run(folder.parent, tmp_path / "out")
+    with pytest.raises(ValueError, match="is there already, and nothing is replaced"):
+        export_run(folder, folder)
+    altered(folder / "checkpoints" / "step-000012" / "model.safetensors")
+    done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
+    assert "that of step 8 is used instead" in " ".join(done.stderr.split())
+    assert "of step 8" in done.stdout
+    text = CliRunner().invoke(app, ["generate", str(folder), "--prompt", "x"])
+    assert "that of step 8 is used instead" in " ".join(text.stderr.split())
+    with pytest.raises(ValueError, match="has the last weights alone"):
+        load_run(tmp_path / "out", which="best")
+    tokenizer = tmp_path / "out" / "tokenizer.json"
+    tokenizer.write_text(json.dumps({"another": "tokenizer"}))
+    with pytest.raises(ValueError, match=r"is damaged: tokenizer\.json was altered"):
+        load_run(tmp_path / "out")

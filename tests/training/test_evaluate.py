@@ -1,0 +1,98 @@
+"""Held-out quality is over the whole split, each token once; its parts make up the whole."""
+
+import math
+from contextlib import nullcontext
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from attnlab.data import Places
+from attnlab.data.text import Text
+from attnlab.data.tokenizer import Bytes
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
+from attnlab.model.language_model import ModelConfig
+from attnlab.training.evaluate import HeldOut, bins
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    for split, text in (("train", "abcdefg " * 50), ("valid", "the quick brown fox jumps é " * 3)):
+        (tmp_path / f"{split}.txt").write_text(text)
+    return Text(paths=(str(tmp_path),), tokenizer=Bytes()).load(Places(None, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("one_shape", [False, True])
+@pytest.mark.parametrize("seq_len", [1, 7, 20, 83, 84, 500])
+def test_every_token_but_the_first_counts_once(corpus, seq_len, one_shape):
+    model = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=16).build(256).double()
+    tokens = torch.from_numpy(corpus.valid.astype("int64"))
+    held_out = HeldOut(
+        corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU, one_shape=one_shape
+    )
+    assert len({batch.tokens_BT1.shape for batch in held_out.batches}) == 1 or not one_shape
+    quality = held_out.quality(model, nullcontext())
+
+    # without mixing every token is predicted from the one before, whatever its window
+    log_p_NV = log_softmax(model.logits(tokens[None, :-1])[0], -1)
+    nats_N = -log_p_NV.gather(1, tokens[1:, None])
+    assert quality.loss == pytest.approx(nats_N.mean().item(), rel=1e-6)
+    right = (log_p_NV.argmax(-1) == tokens[1:]).double().mean().item()
+    assert quality.accuracy == pytest.approx(right)
+    assert quality.perplexity == pytest.approx(math.exp(quality.loss))
+    assert quality.bits_per_byte == pytest.approx(quality.loss / math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("one_shape", [False, True])
+@pytest.mark.parametrize("seq_len", [1, 20, 30, 500])
+@torch.no_grad()
+def test_loss_by_position_and_by_recall_are_what_loops_give(corpus, seq_len, one_shape):
+    attention = GroupedQuery(n_heads=2, n_kv_heads=2)
+    model = ModelConfig(mechanisms=(attention,), n_layers=1, d_model=16).build(256).double().eval()
+    held_out = HeldOut(
+        corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU, one_shape=one_shape
+    )
+    assert len({batch.tokens_BT1.shape for batch in held_out.batches}) == 1 or not one_shape
+    quality = held_out.quality(model, nullcontext())
+
+    tokens = corpus.valid.tolist()
+    length = min(seq_len, len(tokens) - 1)
+    at_position = {first: [] for first in bins(length)}
+    of_recall = {True: [], False: []}
+    for i in range(1, len(tokens)):
+        start = min((i - 1) // length * length, len(tokens) - 1 - length)
+        context, target = tokens[start:i], tokens[i]
+        log_p_V = log_softmax(model.logits(torch.tensor([context]))[0, -1], -1)
+        nats = -log_p_V[target].item()
+        at_position[max(first for first in at_position if first < len(context))].append(nats)
+        earlier = list(pairwise(context))
+        of_recall[(context[-1], target) in earlier].append(nats)
+
+    assert quality.by_position.first == tuple(at_position)
+    by_position = [sum(nats) / len(nats) for nats in at_position.values()]
+    assert quality.by_position.loss == pytest.approx(by_position, rel=1e-6)
+    recalled, other = of_recall[True], of_recall[False]
+    assert quality.recall_fraction == len(recalled) / (len(tokens) - 1)
+    assert bool(recalled) == (seq_len > 20)
+    if recalled:
+        assert quality.recall_loss == pytest.approx(sum(recalled) / len(recalled), rel=1e-6)
+    else:
+        assert quality.recall_loss is None
+    assert quality.other_loss == pytest.approx(sum(other) / len(other), rel=1e-6)
+
+
+def test_the_bins_of_positions_are_few_and_fine_at_the_start():
+    assert bins(1024)[:12] == (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
+    assert len(bins(1024)) == 36
+    assert len(bins(65_536)) == 60
+
+
+def test_evaluation_leaves_the_model_in_its_mode(corpus):
+    model = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=16).build(256).train()
+    held_out = HeldOut(corpus, "valid", seq_len=8, batch_size=3, device=CPU)
+    held_out.quality(model, nullcontext())
+    assert model.training

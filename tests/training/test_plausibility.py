@@ -1,0 +1,210 @@
+"""A leak raises the alarm instead of winning a study, and nothing else does."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_study
+
+from attnlab.config import load_file
+from attnlab.data import Places
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.mla import MLA
+from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.language_model import ModelConfig
+from attnlab.record import RunFolder
+from attnlab.runner.execute import Progress, execute
+from attnlab.training import plausibility as plausible
+from attnlab.training.evaluate import HeldOut
+from attnlab.training.plausibility import MOVES, Watch, look_ahead
+from attnlab.training.run import Run
+
+CPU = torch.device("cpu")
+LONG = {
+    "steps": 200,
+    "batch_size": 8,
+    "log_every": 25,
+    "eval_every": 200,
+    "checkpoint_every": 200,
+    "learning_rate": 2e-2,
+}
+SHIPPED = {
+    **{name: config.model.mechanisms[0] for name, config in tiny_study.study.variants.items()},
+    "sliding": SlidingWindow(n_heads=2, n_kv_heads=2, window=8),
+    "mla": MLA(n_heads=2, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8),
+    "linear": GatedDeltaNet(n_heads=2, head_dim=8),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return Places(None, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def corpus(places):
+    return tiny_study.base.data.load(places)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+        yield load_file(Path(__file__).parents[1] / "support" / "planted_bugs.py")
+
+
+def run(mechanism, folder, places, **train):
+    config = tiny_study.base.with_mechanisms(mechanism)
+    config = replace(config, train=replace(config.train, **train))
+    return execute(Run(variant="x", config=config), folder, "same", places, CPU)
+
+
+def a_watch(corpus, model=None):
+    config = tiny_study.base
+    model = model or config.model.build(256)
+    valid = HeldOut(corpus, "valid", seq_len=32, batch_size=8, device=CPU)
+    return Watch(corpus, config.train, model, nullcontext(), valid)
+
+
+def test_one_position_of_look_ahead_raises_the_alarm_while_it_trains(tmp_path, places, planted):
+    leak = planted.MaskOffByOne(n_heads=2, n_kv_heads=2)
+    events = list(run(leak, tmp_path, places, **LONG))
+    folder = RunFolder(tmp_path, "x", 0)
+    lines = [line for line in folder.metrics() if "alarm" in line]
+    assert len(lines) == 1
+    assert lines[0]["step"] < 200
+    assert "below" in lines[0]["alarm"]
+    assert "sees the future" in lines[0]["alarm"]
+    assert folder.summary()["alarms"] == [lines[0]["alarm"]]
+    alarmed = [event.alarm for event in events if isinstance(event, Progress) and event.alarm]
+    assert alarmed == folder.summary()["alarms"]
+    assert events[-1].status == "finished"
+
+
+def test_a_leak_that_gained_little_is_found_at_the_end(tmp_path, places, planted):
+    leak = planted.TopKOverMaskedPositions(n_heads=2, n_kv_heads=2)
+    *_, last, _ended = run(leak, tmp_path, places, **LONG)
+    summary = RunFolder(tmp_path, "x", 0).summary()
+    assert summary["final_loss"] > summary["ngram_loss"]
+    assert summary["alarms"] == [last.alarm]
+    assert last.alarm.startswith("after the last step the model sees the future")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_mechanism_raises_it(tmp_path, places, name):
+    list(run(SHIPPED[name], tmp_path, places, steps=20, learning_rate=3e-2))
+    summary = RunFolder(tmp_path, "x", 0).summary()
+    assert summary["alarms"] == summary["cleared"] == []
+
+
+def test_a_leak_in_training_alone_is_a_leak(corpus):
+    model = tiny_study.base.model.build(256)
+    mix = model.blocks[0].mix
+    mix.forward_with_loss = lambda x_BTD: (100 * x_BTD.roll(-1, 1), None)
+    alarm = a_watch(corpus, model).last_look()
+    assert alarm is not None
+    assert "in train mode" in alarm
+
+
+def test_a_loss_that_is_no_number_once_the_future_changes_is_a_leak(corpus):
+    model = tiny_study.base.model.build(256)
+    watch = a_watch(corpus, model)
+    mix, first_B1D = model.blocks[0].mix, model.embed(watch.tokens_BT)[:, -1:]
+    model.blocks[0].mix_norm = torch.nn.Identity()
+    mix.forward = lambda x_BTD: x_BTD / (x_BTD[:, -1:] == first_B1D).all()
+    assert "nan" in (watch.last_look() or "")
+
+
+@pytest.mark.parametrize(("windows", "alarms"), [(1, 0), (4, 1)])
+def test_what_moves_in_one_window_alone_is_no_leak(corpus, windows, alarms):
+    model = tiny_study.base.model.build(256)
+
+    def ahead(x_BTD):
+        y_BTD = torch.zeros_like(x_BTD)
+        y_BTD[:windows, :-1] = 100 * x_BTD[:windows, 1:]
+        return y_BTD
+
+    model.blocks[0].mix.forward = ahead
+    watch = a_watch(corpus, model)
+    watch.last_look()
+    assert len(watch.alarms) == alarms
+
+
+def test_good_models_and_good_memories_are_not_suspicious(corpus):
+    watch = a_watch(corpus)
+    good = {"train_loss": 0.6 * watch.ngrams, "eval_loss": 0.6 * watch.ngrams}
+    assert watch.look(1, good) == {}
+    by_heart = {"train_loss": 0.01, "eval_loss": 2 * watch.ngrams}
+    assert watch.first_pass * 2 * 33 <= len(corpus.train) < (watch.first_pass + 1) * 2 * 33
+    assert watch.look(watch.first_pass + 1, by_heart) == {}
+    assert watch.cleared == watch.alarms == []
+
+
+@pytest.mark.parametrize("losses", [{"train_loss": 0.4}, {"eval_loss": 0.4}])
+def test_what_does_not_look_ahead_is_cleared_and_not_asked_again(corpus, losses):
+    watch = a_watch(corpus)
+    said = watch.look(watch.first_pass, losses)
+    assert list(said) == ["cleared"]
+    assert "0.400" in said["cleared"]
+    assert f"{watch.ngrams / 2:.3f}" in said["cleared"]
+    assert watch.look(watch.first_pass, losses) == {}
+    assert watch.last_look() is None
+    assert watch.said() == {
+        "ngram_loss": watch.ngrams,
+        "alarms": [],
+        "cleared": [said["cleared"]],
+    }
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4])
+def test_a_run_that_was_cut_off_says_the_same(tmp_path, places, stop_after, monkeypatch):
+    monkeypatch.setattr(plausible, "FRACTION", 10.0)  # every loss is suspicious
+    mechanism = SHIPPED["sparse"]
+    list(run(mechanism, tmp_path / "whole", places))
+    cut = run(mechanism, tmp_path / "cut", places)
+    for _ in range(stop_after):
+        next(cut)
+    cut.close()
+    list(run(mechanism, tmp_path / "cut", places))
+    whole, resumed = (RunFolder(tmp_path / name, "x", 0) for name in ("whole", "cut"))
+    asked, again = (
+        [(line["step"], line["train_loss"], line.get("cleared")) for line in folder.metrics()]
+        for folder in (whole, resumed)
+    )
+    assert asked == again
+    assert asked[0][2] is not None
+    assert resumed.summary()["cleared"] == whole.summary()["cleared"] == [asked[0][2]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_test_leaves_the_model_as_it_was(corpus, training):
+    model = tiny_study.base.model.build(256).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    watch = a_watch(corpus, model)
+    assert look_ahead(model, watch.tokens_BT, watch.target_BT, nullcontext()).nats <= MOVES
+    assert model.training is training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_sequence_of_one_token_has_no_future(corpus):
+    model, token_11 = tiny_study.base.model.build(256), torch.tensor([[7]])
+    assert not look_ahead(model, token_11, token_11, nullcontext()).sees_the_future
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
+def test_no_kernel_on_cuda_looks_ahead_in_bfloat16(kind):
+    config = ModelConfig(
+        mechanisms=(MechanismConfig.kinds[kind](),), n_layers=2, d_model=128, dropout=0.1
+    )
+    model = config.build(256).cuda()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # as far from the start as training comes
+    tokens_BT1 = torch.randint(256, (4, 1025), generator=torch.Generator().manual_seed(0)).cuda()
+    context = torch.autocast("cuda", torch.bfloat16)
+    found = look_ahead(model, tokens_BT1[:, :-1], tokens_BT1[:, 1:], context)
+    assert not found.sees_the_future, str(found)

@@ -1,0 +1,237 @@
+"""Training is a pure function of settings and step: batches, bits, resumption, divergence."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import tiny_study
+
+from attnlab.data import Places
+from attnlab.data.batches import window_starts
+from attnlab.record import RunFolder
+from attnlab.runner.execute import Ended, Progress, execute
+from attnlab.training import checkpoint
+from attnlab.training.config import TrainConfig
+from attnlab.training.run import Run, RunConfig
+from attnlab.training.step import TrainingStep
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    return Places(None, tmp_path_factory.mktemp("cache"))
+
+
+def with_train(config: RunConfig, **changes: object) -> RunConfig:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def run(config, folder, places, variant="mha", identity="same"):
+    return execute(Run(variant=variant, config=config), folder, identity, places, CPU)
+
+
+def timeless(metrics):
+    return [{k: v for k, v in line.items() if k != "train_seconds"} for line in metrics]
+
+
+def weights(folder):
+    return checkpoint.load_newest(folder.checkpoints, "same").checkpoint.model
+
+
+def a_step(config: RunConfig, tokens, seed=0) -> TrainingStep:
+    train = config.train
+    starts = window_starts(
+        len(tokens),
+        seq_len=train.seq_len,
+        batch_size=train.batch_size,
+        steps=train.steps,
+        seed=seed,
+    )
+    model = config.model.build(256, seed)
+    return TrainingStep(train, model, tokens, starts, seed=seed, compiled=False)
+
+
+def test_two_variants_see_the_same_batches(places, monkeypatch):
+    tokens = torch.randint(256, (5000,), generator=torch.Generator().manual_seed(0)).int()
+    seen = {}
+    for name in ("mha", "identity"):
+        step = a_step(tiny_study.study.variants[name], tokens)
+        batches = seen[name] = []
+        losses = step.model.losses
+        step.model.losses = lambda batch, losses=losses, batches=batches, **how: (
+            batches.append(batch.clone()),
+            losses(batch, **how),
+        )[1]
+        for _ in range(4):
+            step.advance()
+    assert all(map(torch.equal, seen["mha"], seen["identity"]))
+    assert not torch.equal(seen["mha"][0], seen["mha"][1])
+
+
+@pytest.mark.parametrize("variant", ["mha", "sparse"])
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, places, variant, stop_after):
+    config = tiny_study.study.variants[variant]
+    list(run(config, tmp_path / "whole", places, variant))
+    cut = run(config, tmp_path / "cut", places, variant)
+    for _ in range(stop_after):
+        assert isinstance(next(cut), Progress)
+    cut.close()  # the process ends here, whatever stands on disk stands
+    list(run(config, tmp_path / "cut", places, variant))
+
+    whole, resumed = (RunFolder(tmp_path / name, variant, 0) for name in ("whole", "cut"))
+    assert timeless(resumed.metrics()) == timeless(whole.metrics())
+    first, second = weights(whole), weights(resumed)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_resumed_run_starts_at_its_checkpoint_not_at_zero(tmp_path, places):
+    events = run(tiny_study.base, tmp_path, places)
+    while not (isinstance(event := next(events), Progress) and event.step == 9):
+        pass
+    events.close()
+    assert next(run(tiny_study.base, tmp_path, places)).step == 8
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_when(tmp_path, places):
+    config = with_train(tiny_study.base, learning_rate=1e30, clip_norm=1e30)
+    ended = list(run(config, tmp_path, places))[-1]
+    assert ended.status == "diverged"
+    folder = RunFolder(tmp_path, "mha", 0)
+    assert folder.status() == "diverged"
+    assert folder.summary()["reason"].startswith(("train loss is nan", "gradient norm is"))
+    assert "at step" in folder.summary()["reason"]
+
+
+def test_an_exception_is_recorded_and_the_run_can_be_tried_again(tmp_path, places, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("no luck today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "advance", broken)
+        ended = list(run(tiny_study.base, tmp_path, places))[-1]
+    assert ended == Ended("failed", "RuntimeError: no luck today", None)
+    assert RunFolder(tmp_path, "mha", 0).status() == "failed"
+    assert list(run(tiny_study.base, tmp_path, places))[-1].status == "finished"
+
+
+def test_the_record_holds_what_was_measured(tmp_path, places):
+    list(run(tiny_study.base, tmp_path, places))
+    folder = RunFolder(tmp_path, "mha", 0)
+    summary = folder.summary()
+    lines = folder.metrics()
+    assert [line["step"] for line in lines if "train_loss" in line] == [3, 6, 9, 12]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [6, 12]
+    assert summary["final_loss"] == lines[-1]["eval_loss"]
+    assert summary["best_loss"] == min(line["eval_loss"] for line in lines if "eval_loss" in line)
+    assert summary["test_loss"] > 0
+    assert summary["final_perplexity"] == pytest.approx(math.exp(summary["final_loss"]))
+    assert summary["final_bits_per_byte"] == pytest.approx(summary["final_loss"] / math.log(2))
+    for split in ("final", "test"):
+        by_position = summary[f"{split}_loss_by_position"]
+        assert by_position["first"] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28]
+        assert len(by_position["loss"]) == 16
+        recalled = summary[f"{split}_recall_fraction"]
+        parts = (summary[f"{split}_recall_loss"], summary[f"{split}_other_loss"])
+        assert 0 < recalled < 1
+        assert recalled * parts[0] + (1 - recalled) * parts[1] == pytest.approx(
+            summary[f"{split}_loss"]
+        )
+    assert summary["alarms"] == []
+    assert summary["tokens"] == 12 * 2 * 32
+    assert 0 < summary["step_time"] < summary["train_time"] < summary["total_time"]
+    assert summary["tokens_per_second"] == pytest.approx(2 * 32 / summary["step_time"])
+    assert summary["parameters"]["total"] == sum(w.numel() for w in weights(folder).values())
+    assert summary["kernels"] == ["blocked"]
+    environment = folder.environment()
+    assert {"packages", "device", "data", "kernels", "started"} <= environment.keys()
+    json.dumps(environment, allow_nan=False)
+
+
+def test_training_learns(tmp_path, places):
+    config = with_train(tiny_study.base, steps=60, warmup_steps=5, eval_every=60, log_every=10)
+    list(run(config, tmp_path, places))
+    losses = [m["train_loss"] for m in RunFolder(tmp_path, "mha", 0).metrics() if "train_loss" in m]
+    assert losses[0] > 4.5
+    assert losses[-1] < losses[0] - 1.5
+
+
+def test_norms_and_biases_do_not_decay():
+    tokens = torch.zeros(5000).int()
+    step = a_step(tiny_study.base, tokens)
+    decay = {id(p): g["weight_decay"] for g in step.optimizer.param_groups for p in g["params"]}
+    for name, parameter in step.model.named_parameters():
+        assert decay[id(parameter)] == (0.01 if parameter.ndim >= 2 else 0.0), name
+
+
+def test_the_reference_update_is_adamw_with_clipping():
+    config = replace(tiny_study.base, model=replace(tiny_study.base.model, dropout=0.0))
+    tokens = torch.randint(256, (5000,), generator=torch.Generator().manual_seed(0)).int()
+    step = a_step(config, tokens)
+    model = config.model.build(256, 0)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    starts = window_starts(5000, seq_len=32, batch_size=2, steps=12, seed=0)
+    for number in range(3):
+        step.advance()
+        rate = step.learning_rate(number)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        batch = torch.stack([tokens[s : s + 33] for s in starts[number]]).long()
+        reference.zero_grad()
+        model.losses(batch).language_model.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        reference.step()
+    for ours, theirs in zip(step.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["mha", "mla", "gqa_2", "sliding_512"])
+def test_no_score_or_mask_of_t_by_t_is_made_in_training(kind):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from attnlab.study.study import load_study
+
+    tokens = 1024
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal largest
+            result = function(*arguments, **(keywords or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, torch.Tensor) and list(tensor.shape[-2:]) == [tokens] * 2:
+                    largest = max(largest, tensor.numel())
+            return result
+
+    config = load_study("mechanisms").variants[kind].model.mechanisms[0]
+    mechanism = config.build(128, dropout=0.1).train()
+    with Watch():
+        mechanism(torch.randn(1, tokens, 128)).sum().backward()
+    assert largest == 0
+
+
+def test_compiling_is_decided_by_the_arithmetic_of_the_run():
+    auto = TrainConfig()
+    assert not auto.compiles_on("cuda", 0.1)
+    assert auto.compiles_on("cuda", 100.0)
+    assert not auto.compiles_on("cpu", 100.0)
+    assert replace(auto, compile="on").compiles_on("cpu", 0.1)
+    assert not replace(auto, compile="off").compiles_on("cuda", 100.0)
+
+
+def test_the_schedule_warms_up_and_ends_at_a_tenth():
+    tokens = torch.zeros(5000).int()
+    config = with_train(tiny_study.base, steps=100, warmup_steps=10)
+    rates = a_step(config, tokens).rates_S.numpy()
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10 * 1e-2, rtol=1e-6)
+    assert rates[-1] == pytest.approx(1e-3)
+    assert (np.diff(rates[9:]) < 0).all()
