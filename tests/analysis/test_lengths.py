@@ -26,7 +26,7 @@ from attnlab.training.eval_config import EvalConfig
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 CPU = torch.device("cpu")
 LENGTHS = ("eval.lengths=16,32,128",)
 

@@ -139,7 +139,7 @@ def test_settings_of_a_kind_chosen_on_the_same_line_start_from_its_defaults():
         override(base, ["data=text", "data.tokenizr.vocab_size=512", "data.tokenizer.size=1"])
     assert messages(error) == [
         "data: no field 'tokenizr'; did you mean 'tokenizer'?",
-        "data.paths: required, and not given",
+        "data.paths: required, but not given",
         "data.tokenizer: no field 'size'; known: vocab_size",
     ]
 
@@ -149,7 +149,7 @@ def test_all_wrong_overrides_are_reported_at_once():
         override(Both(), ["train.stpes=100", "train.steps=many", "modle.d_model=3", "seed"])
     assert messages(error) == [
         "no field 'modle'; did you mean 'model'?",
-        "seed: say it as section.key=value",
+        "seed: write it as section.key=value",
         "train: no field 'stpes'; did you mean 'steps'?",
         "train.steps: expected a whole number, got 'many'",
     ]

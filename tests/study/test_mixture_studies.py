@@ -90,7 +90,7 @@ def test_the_lengths_of_fair_search(length, steps, batch_size):
 def test_a_length_that_a_study_does_not_have_is_refused():
     with pytest.raises(ConfigError, match="no length 'thorogh'; did you mean 'thorough'"):
         load_study("fair_search").at_length("thorogh")
-    with pytest.raises(ConfigError, match="no length 'fast'; there are none"):
+    with pytest.raises(ConfigError, match="no length 'fast'; none are known"):
         load_study("deepseek").at_length("fast")
 
 

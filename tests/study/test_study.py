@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import tiny_study
 
-from attnlab.config import ConfigError, present
+from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -69,7 +69,7 @@ def test_attention_is_replaced_layer_by_layer():
     "name", ["mechanisms", "attention_needed", "deepseek", "fair_search", "hybrids"]
 )
 def test_the_runs_that_ship_are_those_of_the_study(name):
-    folder, found = Path(__file__).parent.parent / "results" / name, 0
+    folder, found = Path(__file__).parents[2] / "results" / name, 0
     study = load_study(name)
     for variant in study.variants:
         for run in (folder / variant).glob("**/seed-*"):
@@ -170,7 +170,7 @@ def test_the_identity_covers_settings_seed_and_data_and_nothing_else():
 def test_an_absent_setting_is_as_if_there_were_no_such_setting():
     settings = {"a": 0, "b": 0.0, "c": "", "d": [{"e": True}]}
     more = {**settings, "bias": False, "scaling": None, "d": [{"e": True, "norm": False}]}
-    assert present(more) == present(settings) == settings
+    assert drop_unset(more) == drop_unset(settings) == settings
 
 
 def test_the_same_data_in_another_place_is_the_same_run():
@@ -213,7 +213,7 @@ def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
         tiny_study.study.override(["model.mechanisms.0.n_kv_heads=2", "train.stepz=1"])
     assert [str(problem) for problem in error.value.problems] == [
         "train: no field 'stepz'; did you mean 'steps'?",
-        "model.mechanisms.0: no field 'n_kv_heads'; there are none (in identity)",
+        "model.mechanisms.0: no field 'n_kv_heads'; none are known (in identity)",
     ]
 
 

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any, cast
 
 from attnlab.analysis.layer_names import with_others
-from attnlab.config import present
+from attnlab.config import drop_unset
 from attnlab.record import NO_INFLUENCE
 
 Settings = Mapping[str, Any]
@@ -26,7 +26,7 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
     """
     groups: list[tuple[Settings, list[str]]] = []
     for name, config in configs.items():
-        settings = present(of_variant(config))
+        settings = drop_unset(of_variant(config))
         train = settings.get("train", {}).items()
         settings["train"] = {name: of for name, of in train if name not in NO_INFLUENCE}
         if "model" in settings:
@@ -46,7 +46,7 @@ def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[s
     does not have is as if it were none.
     """
     trees = {variant: flat(of_variant(config)) for variant, config in configs.items()}
-    counted = [flat(present(of_variant(config))) for config in configs.values()]
+    counted = [flat(drop_unset(of_variant(config))) for config in configs.values()]
     shared: dict[str, Any] = {}
     for path, value in (item for settings in trees.values() for item in settings.items()):
         values = [settings.get(path) for settings in counted]

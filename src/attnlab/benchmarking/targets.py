@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from attnlab.config import Config, ConfigError, Problem, override, settings, suggestion
-from attnlab.config.own_code import is_own
+from attnlab.config import Config, ConfigError, Problem, is_own, override, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig

@@ -6,8 +6,7 @@ from typing import NamedTuple
 from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
 from attnlab.checks.suite import fitting_width, judge
-from attnlab.config import override, settings, suggestion
-from attnlab.config.own_code import is_own
+from attnlab.config import is_own, override, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.study import Study, load_study, shipped
 

@@ -1,12 +1,11 @@
-"""Settings: frozen, strict, to JSON and back, hashed into a run's identity."""
+"""Settings: frozen and strict, converted to JSON and back, hashed into a run's identity."""
 
-from attnlab.config.differences import differences
+from attnlab.config.differences import differences, drop_unset
 from attnlab.config.override import override, settings
-from attnlab.config.own_code import load_file
-from attnlab.config.present import present
+from attnlab.config.own_code import is_own, load_file
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, own_sources
-from attnlab.config.typed_length import TokenCount, token_count
+from attnlab.config.values import TokenCount, token_count
 
 __all__ = [
     "Choice",
@@ -15,10 +14,11 @@ __all__ = [
     "Problem",
     "TokenCount",
     "differences",
+    "drop_unset",
+    "is_own",
     "load_file",
     "override",
     "own_sources",
-    "present",
     "settings",
     "suggestion",
     "token_count",

@@ -1,20 +1,20 @@
-"""Settings changed from a command line: `train.steps=100 model.mechanisms.0.window=64`."""
+"""Change settings by dotted assignments: `train.steps=100 model.mechanisms.0.window=64`."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
-from attnlab.config.scalars import Typed
 from attnlab.config.tree import Config
+from attnlab.config.values import Typed
 
 C = TypeVar("C", bound=Config)
 
 
 def override(config: C, assignments: Iterable[str]) -> C:
-    """A copy of `config` with the assigned fields replaced, in order.
+    """Return a copy of `config` with the assigned fields replaced, in order.
 
-    Values are read by the type of their field; a choice takes a kind (`data=stdlib`) or a JSON
-    object. Raises `ConfigError` with every problem of the assignments.
+    A value is converted to the type of its field. The value of a choice is a kind (`data=stdlib`)
+    or a JSON object. Raises `ConfigError` with every problem of the assignments.
     """
     tree, found = config.to_dict(), list[Problem]()
     for assignment in assignments:
@@ -22,7 +22,7 @@ def override(config: C, assignments: Iterable[str]) -> C:
         if equals:
             _assign(tree, path.strip().split("."), Typed(text.strip()), found)
         else:
-            found.append(Problem(path, "say it as section.key=value"))
+            found.append(Problem(path, "write it as section.key=value"))
     try:
         changed = type(config).from_dict(tree)
     except ConfigError as error:
@@ -33,12 +33,12 @@ def override(config: C, assignments: Iterable[str]) -> C:
 
 
 def settings(assignments: Iterable[str]) -> dict[str, Any]:
-    """The tree of dotted assignments alone, for `from_dict` of a kind that is yet to be made.
+    """Return dotted assignments as a tree, for `from_dict` of a kind without default settings.
 
     >>> settings(["window=64", "rope_scaling.kind=yarn", "rope_scaling.factor=4"])
     {'window': '64', 'rope_scaling': {'kind': 'yarn', 'factor': '4'}}
     """
-    tree, found = _OfNewKind(), list[Problem]()
+    tree, found = _UnknownFields(), list[Problem]()
     for assignment in assignments:
         path, _, text = assignment.partition("=")
         _assign(tree, path.strip().split("."), Typed(text.strip()), found)
@@ -47,19 +47,19 @@ def settings(assignments: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-class _OfNewKind(dict[str, Any]):
-    """Settings of a kind that the command line chose: which fields they have is not known yet."""
+class _UnknownFields(dict[str, Any]):
+    """Settings of a kind that was chosen on the command line, whose fields are not known here."""
 
 
 def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> None:
-    """Set one leaf of a tree of JSON values; a path that leads nowhere is added to `found`."""
+    """Set one leaf of a tree of JSON values; add a path that does not exist to `found`."""
     for depth, part in enumerate(path[:-1]):
-        below = _entry(tree, part)
-        if isinstance(below, Typed):  # a kind given earlier on the same command line
-            below = _OfNewKind(kind=str(below))
+        below = _item(tree, part)
+        if isinstance(below, Typed):  # a kind that an earlier assignment set
+            below = _UnknownFields(kind=str(below))
             tree[part if isinstance(tree, dict) else int(part)] = below
-        elif below is None and isinstance(tree, _OfNewKind):
-            below = tree[part] = _OfNewKind()
+        elif below is None and isinstance(tree, _UnknownFields):
+            below = tree[part] = _UnknownFields()
         if not isinstance(below, dict | list):
             known = tree if isinstance(tree, dict) else map(str, range(len(tree)))
             found.append(
@@ -70,14 +70,14 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
     leaf = path[-1]
     if isinstance(tree, dict):
         tree[leaf] = text
-    elif _entry(tree, leaf) is not None:
+    elif _item(tree, leaf) is not None:
         tree[int(leaf)] = text
     else:
-        message = f"no entry {leaf!r}: there are 0 to {len(tree) - 1}"
+        message = f"no item {leaf!r}: the items are 0 to {len(tree) - 1}"
         found.append(Problem(join(*path[:-1]), message))
 
 
-def _entry(tree: Any, part: str) -> Any:
+def _item(tree: Any, part: str) -> Any:
     if isinstance(tree, dict):
         return tree.get(part)
     return tree[int(part)] if part.isdigit() and int(part) < len(tree) else None

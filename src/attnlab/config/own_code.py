@@ -1,4 +1,7 @@
-"""Classes of the user's own: outside the package, named by file, part of a run's identity."""
+"""Classes that the user defines outside this package, named by their file.
+
+The contents of that file are part of a run's identity.
+"""
 
 import hashlib
 import importlib.util
@@ -9,24 +12,24 @@ from types import ModuleType
 
 
 def is_own(cls: type) -> bool:
-    """Whether the class is a user's, not the package's."""
+    """True if the class is defined outside this package."""
     return not cls.__module__.startswith("attnlab.")
 
 
 def source_name(cls: type) -> str:
-    """`file.py:Class`, the file relative to the working directory where it lies below it."""
+    """Return `file.py:Class`, with the path relative to the working directory if it is inside."""
     path, here = Path(inspect.getfile(cls)).resolve(), Path.cwd()
     shown = path.relative_to(here) if path.is_relative_to(here) else path
     return f"{shown}:{cls.__name__}"
 
 
 def source_digest(cls: type) -> str:
-    """SHA-256 of the file that defines the class: an edited mechanism is another mechanism."""
+    """Return the SHA-256 of the file that defines the class: an edit makes another mechanism."""
     return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a Python file by its path, once. Raises ValueError where there is no such file."""
+    """Import a Python file by its path, once. Raises ValueError if the file does not exist."""
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
         raise ValueError(f"no file {path} (looked for {resolved})")

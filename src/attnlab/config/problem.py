@@ -1,4 +1,4 @@
-"""What is wrong with settings: all of it at once, each with its place and what to do."""
+"""Errors in settings: all of them at once, each with the path of its field and a remedy."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Problem(NamedTuple):
-    """One thing wrong with the settings: the dotted path of a field, and what to do about it."""
+    """One error in settings: the dotted path of a field and a message that states the remedy."""
 
     path: str
     message: str
@@ -15,12 +15,12 @@ class Problem(NamedTuple):
         return f"{self.path}: {self.message}" if self.path else self.message
 
     def under(self, prefix: str) -> "Problem":
-        """The same problem, seen from the settings that hold these under `prefix`."""
+        """Return the same problem with `prefix` before its path."""
         return Problem(join(prefix, self.path), self.message)
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with the settings, at once."""
+    """All errors in settings, at once. `problems` has each of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(dict.fromkeys(problems))
@@ -28,18 +28,18 @@ class ConfigError(ValueError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What to append to "no such name": the nearest that there is, or all of them.
+    """Return the end of a message about an unknown name: the nearest known name, or all of them.
 
     >>> suggestion("stpes", ["steps", "seed"]), suggestion("x", ["steps", "seed"])
     ("; did you mean 'steps'?", '; known: seed, steps')
     """
     names = sorted(known)
     if not names:
-        return "; there are none"
+        return "; none are known"
     close = get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
 def join(*parts: str) -> str:
-    """A dotted path of the parts that are not empty."""
+    """Return a dotted path of the parts that are not empty."""
     return ".".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Settings out of a signature: what a class of another package takes, as fields of a config."""
+"""Derive settings from a signature: the arguments of another package's class as config fields."""
 
 import inspect
 import math
@@ -14,9 +14,9 @@ _PLAIN = (bool, int, float, str)
 def settings_of(
     function: Callable[..., Any], leave_out: Collection[str] = ()
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Name, type and field of every argument that JSON can say, as `make_dataclass` takes them.
+    """Yield name, type and field of every argument that JSON can represent, for `make_dataclass`.
 
-    The type comes from the annotation and, where that says nothing usable, from the default.
+    The type is that of the annotation or, if there is no usable annotation, of the default.
 
     >>> def layer(width: int, rate: float = 1, mask: list | None = None, **more): ...
     >>> [(name, hint) for name, hint, _ in settings_of(layer, leave_out=["width"])]
@@ -24,7 +24,7 @@ def settings_of(
     """
     try:
         hints = typing.get_type_hints(_annotated(function))
-    except NameError:  # of something that is imported for type checkers alone
+    except NameError:  # an annotation that is imported for type checkers only
         hints = {}
     for name, argument in inspect.signature(function).parameters.items():
         is_named = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
@@ -42,7 +42,7 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _type(hint: Any, default: Any, *, may_be_none: bool) -> Any:
-    """What a setting must be; None for what is no setting."""
+    """Return the type of a setting, or None if the argument cannot be one."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = set(typing.get_args(hint)) if is_union else {hint}
     named = options - {types.NoneType, None}
@@ -57,7 +57,7 @@ def _type(hint: Any, default: Any, *, may_be_none: bool) -> Any:
 
 
 def _is_plain(hint: Any) -> bool:
-    """A scalar, or a tuple of scalars."""
+    """True for a scalar type or a tuple of scalar types."""
     items = [item for item in typing.get_args(hint) if item is not ...]
     is_tuple = typing.get_origin(hint) is tuple and bool(items)
     return all(item in _PLAIN for item in (items if is_tuple else [hint]))

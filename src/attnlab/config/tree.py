@@ -1,8 +1,8 @@
-"""Frozen dataclasses to JSON and back: strict, and tagged by kind.
+"""Convert frozen dataclasses to JSON and back: strict, and tagged by kind.
 
 A `Config` is a frozen dataclass. A `Choice` is a config that is one of several kinds; defining a
-subclass adds it to its family. Whatever is wrong with a tree of settings (unknown fields, wrong
-types, impossible values) is collected, and raised once as a `ConfigError` with dotted paths.
+subclass adds it to its family. All errors in a tree of settings (unknown fields, wrong types,
+impossible values) are collected and raised together as one `ConfigError` with dotted paths.
 """
 
 import dataclasses
@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from attnlab.config.frozen_map import FrozenMap
 from attnlab.config.own_code import is_own, load_file, source_digest, source_name
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
-from attnlab.config.scalars import Typed, one_of, parsed, scalar
+from attnlab.config.values import FrozenMap, Typed, one_of, parsed, scalar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings with no behaviour of their own. Types and values are checked when it is made.
+    """Settings as a frozen dataclass. Types and values are checked when an object is made.
 
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
     ... class Steps(Config):
@@ -43,16 +42,16 @@ class Config:
             raise ConfigError(found)
 
     def problems(self) -> Iterator[Problem]:
-        """Impossible values, each with its field. Called once the types are known to be right."""
+        """Yield impossible values, each with its field. Called after all types are checked."""
         yield from ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values: what `from_dict` takes back."""
+        """Return the settings as JSON values, the inverse of `from_dict`."""
         return {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a config. Raises `ConfigError` with every problem in the tree."""
+        """Build a config from JSON values. Raises `ConfigError` with every problem in the tree."""
         found: list[Problem] = []
         config = _build(cls, data, "", found)
         if config is None or found:
@@ -69,15 +68,14 @@ class Choice(Config):
     >>> Shape.kinds
     {'unit_square': <class 'attnlab.config.tree.UnitSquare'>}
 
-    Wherever a kind is named, in JSON or on the command line, a class of one's own can be named by
-    its file: `my_mechanism.py:MyAttention`. A family may take in what another package has, by a
-    prefix: `fla:GatedLinearAttention`.
+    JSON and the command line can also name a class of the user's by its file, as in
+    `my_mechanism.py:MyAttention`. A family can include classes of another package by a prefix, as
+    in `fla:GatedLinearAttention`.
     """
 
     kinds: ClassVar[dict[str, type["Choice"]]]
-    elsewhere: ClassVar[
-        dict[str, Callable[[str], type["Choice"]]]
-    ]  # by prefix; ValueError for none
+    elsewhere: ClassVar[dict[str, Callable[[str], type["Choice"]]]]
+    # ^ by prefix, a function from a class name to its class; it raises ValueError for unknown names
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -94,12 +92,12 @@ class Choice(Config):
 
     @classmethod
     def name(cls) -> str:
-        """The class name in lower case with underscores: `GatedDeltaNet` is `gated_delta_net`."""
+        """Return the class name in snake case: `GatedDeltaNet` is `gated_delta_net`."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
     @classmethod
     def kind(cls) -> str:
-        """What names this class in a record: its `name`, or `file.py:Class` for a user's own."""
+        """Return the name of this class in records: `name()`, or `file.py:Class` for user code."""
         return source_name(cls) if is_own(cls) and cls.__module__ != "__main__" else cls.name()
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,12 +105,12 @@ class Choice(Config):
 
     @classmethod
     def of_kind(cls, kind: str) -> type[Self]:
-        """The class that a kind, `file.py:Class` or `prefix:Class` names.
+        """Return the class with this kind, given as `kind`, `file.py:Class` or `prefix:Class`.
 
         Raises:
-            ValueError: no such kind, file or class; says which are known.
+            ValueError: there is no such kind, file or class; the message lists the known kinds.
         """
-        if is_own(cls) and kind == cls.kind():  # by whatever name its file was imported
+        if is_own(cls) and kind == cls.kind():  # its file may have been imported by another name
             return cls
         path, _, class_name = kind.rpartition(":")
         if path in cls.elsewhere:
@@ -128,13 +126,13 @@ class Choice(Config):
 
 
 def own_sources(config: Config) -> dict[str, str]:
-    """Digest of every user's file whose classes occur in the settings, by kind."""
+    """Return the SHA-256 of every user file whose classes occur in the settings, by kind."""
     nodes = (node for node in _walk(config) if isinstance(node, Choice) and is_own(type(node)))
     return {node.kind(): source_digest(type(node)) for node in nodes}
 
 
 def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Config | None:
-    """A config of `cls` from JSON values, or None with the reasons added to `found`."""
+    """Return a config of `cls` from JSON values, or None with the reasons added to `found`."""
     if issubclass(cls, Choice):
         fields = dict(data) if isinstance(data, Mapping) else {"kind": data}
         try:
@@ -150,7 +148,7 @@ def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Con
     for name in (name for name in data if name not in hints):
         found.append(Problem(path, f"no field {str(name)!r}{suggestion(str(name), hints)}"))
     for name in (name for name in _required(cls) if name not in data):
-        found.append(Problem(join(path, name), "required, and not given"))
+        found.append(Problem(join(path, name), "required, but not given"))
     arguments = {
         name: _decode(hint, _whole(cls, name, hint, data[name]), join(path, name), found)
         for name, hint in hints.items()
@@ -166,7 +164,7 @@ def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Con
 
 
 def _whole(cls: type[Config], name: str, hint: Any, value: Any) -> Any:
-    """Settings of a choice that name no kind change those of the field's default."""
+    """Merge settings of a choice without a kind into those of the field's default."""
     if not (isinstance(hint, type) and issubclass(hint, Choice)):
         return value
     if not isinstance(value, Mapping) or "kind" in value:
@@ -178,7 +176,7 @@ def _whole(cls: type[Config], name: str, hint: Any, value: Any) -> Any:
 
 
 def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
-    """`value` as the type `hint`; a mismatch is added to `found`."""
+    """Return `value` as the type `hint`; add a mismatch to `found`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _union(arguments, value, path, found)
@@ -198,7 +196,7 @@ def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
 
 
 def _union(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
-    """Of `X | None`, or of a tuple and a config: settings that name no kind are the config's."""
+    """Decode `X | None`, or a tuple or a config: settings without a kind are the config's."""
     if type(None) in options:
         (hint,) = (option for option in options if option is not type(None))
         if value is None or (isinstance(value, Typed) and value.lower() == "none"):
@@ -214,12 +212,12 @@ def _union(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]
 
 
 def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
-    """A tuple of fixed length, or `tuple[X, ...]`."""
+    """Decode a tuple of fixed length, or `tuple[X, ...]`."""
     if isinstance(value, Typed):
         items = parsed(value, path, found) if value.startswith("[") else value.split(",")
         value = [Typed(item) if isinstance(item, str) else item for item in items or ()]
     if isinstance(value, Config | Mapping):
-        value = [value]  # one alone
+        value = [value]  # a single item
     if not isinstance(value, list | tuple):
         found.append(Problem(path, f"expected a list, got {value!r}"))
         return value
@@ -232,9 +230,11 @@ def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem
 
 
 def _numbered(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
-    """A mapping from whole numbers, in their order; in JSON its keys are their digits."""
+    """Decode a mapping from whole numbers, which are texts in JSON; return it in their order."""
     if not isinstance(value, Mapping):
-        found.append(Problem(path, f"expected an object from numbers, got {value!r}"))
+        found.append(
+            Problem(path, f"expected an object with whole numbers as names, got {value!r}")
+        )
         return value
     items: dict[int, Any] = {}
     for key, item in cast("Mapping[Any, Any]", value).items():

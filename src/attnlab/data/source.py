@@ -78,7 +78,7 @@ class DataConfig(Choice, ABC):
 
     tokenizer: Tokenizer
 
-    def substance(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """`to_dict` without where the data lies: that it is the same data, its fingerprint says."""
 
         def without_places(tree: dict[str, Any]) -> dict[str, Any]:

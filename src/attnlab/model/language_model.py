@@ -88,7 +88,7 @@ class ModelConfig(Config):
             return self.mechanisms.in_order(self.n_layers)
         return list(islice(cycle(self.mechanisms), self.n_layers))
 
-    def substance(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """`to_dict`, the same for every way to write the same layers."""
         tile = shortest_tile(self.per_layer())
         return self.to_dict() | {"mechanisms": [mechanism.to_dict() for mechanism in tile]}

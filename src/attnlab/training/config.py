@@ -82,7 +82,7 @@ class TrainConfig(Config):
             return None
         return replace(self, steps=self.extends.steps, extends=self.extends.extends)
 
-    def substance(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """`to_dict` without what has no influence on the result."""
         fields = self.to_dict().items()
         return {name: value for name, value in fields if name not in NO_INFLUENCE}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
-from attnlab.config import Config, ConfigError, Problem, own_sources, present
+from attnlab.config import Config, ConfigError, Problem, drop_unset, own_sources
 from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.language_model import ModelConfig
@@ -79,9 +79,11 @@ class RunConfig(Config):
         Nor does how the mechanisms of the layers are written, or what has no influence on the
         result: where the data lies, which checkpoints are kept.
         """
-        substance = {name: getattr(self, name).substance() for name in ("data", "model", "train")}
-        config = self.to_dict() | substance
-        what = {"config": present(config), "data": fingerprint, "sources": own_sources(self)}
+        sections = {
+            name: getattr(self, name).identity_fields() for name in ("data", "model", "train")
+        }
+        config = self.to_dict() | sections
+        what = {"config": drop_unset(config), "data": fingerprint, "sources": own_sources(self)}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
