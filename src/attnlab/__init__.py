@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from attnlab.inference.generate import generate as generate
     from attnlab.inference.saved_model import export_run as export_run
     from attnlab.inference.saved_model import load_run as load_run
+    from attnlab.kernels.flash_linear_attention import use_fla as use_fla
     from attnlab.mechanism import Cost as Cost
     from attnlab.mechanism import Mechanism as Mechanism
     from attnlab.mechanism import MechanismConfig as MechanismConfig
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
     from attnlab.model.placement import last_n as last_n
     from attnlab.model.placement import spread_evenly as spread_evenly
     from attnlab.runner.extend import extend as extend
-    from attnlab.runner.request import use_fla as use_fla
     from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError
     from attnlab.runner.run import run as run
     from attnlab.study.matching import Match as Match

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from attnlab.cli import app
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
-from attnlab.runner.request import use_fla
 
 # as the real one does, it looks on the whole import path for what it has not itself
 START = """from pkgutil import extend_path
@@ -61,16 +60,16 @@ def fresh(monkeypatch):
 
 
 def test_what_is_imported_is_the_clone_and_nothing_else_of_it(clone, fresh):
-    fla.use_clone(clone)
+    fla.use_fla(clone)
     assert fla_clone.imported("fla.layers").WHERE == "the clone"
     assert Path(sys.modules["fla"].__file__) == clone / "fla" / "__init__.py"
     assert importlib.util.find_spec("beside") is None
-    fla.use_clone(clone / ".." / clone.name)  # the same one again is no other
+    fla.use_fla(clone / ".." / clone.name)  # the same one again is no other
 
 
 def test_the_record_says_which_clone_at_which_commit_and_whether_it_was_changed(clone, fresh):
     assert fla.version()["fla_source"] in ("installed", None)
-    fla.use_clone(clone)
+    fla.use_fla(clone)
     known = {"fla_source": "local_clone", "fla_version": "0.9.1"}
     commit = git(clone, "rev-parse", "HEAD")
     assert fla.version() == {**known, "fla_commit": commit, "fla_dirty": False}
@@ -92,7 +91,7 @@ def test_a_module_that_the_clone_lacks_is_not_taken_from_another_unseen(clone, f
     (other / "fla" / "extra.py").write_text("")
     (clone / "fla" / "ops.py").write_text("import fla.extra\n")
     monkeypatch.syspath_prepend(str(other))
-    fla.use_clone(clone)
+    fla.use_fla(clone)
     assert fla_clone.imported("fla.layers").WHERE == "the clone"
     with pytest.raises(ValueError, match=r"fla\.extra was imported from .*site-packages"):
         fla_clone.imported("fla.ops")
@@ -114,27 +113,27 @@ def test_a_module_that_the_clone_lacks_is_not_taken_from_another_unseen(clone, f
 def test_a_path_that_holds_no_such_package_is_refused(clone, fresh, spoil, named, message):
     spoil(clone)
     with pytest.raises(ValueError, match=message):
-        fla.use_clone(clone / named)
+        fla.use_fla(clone / named)
     assert fla_clone.in_use() is None
 
 
 def test_a_second_one_is_refused_once_the_first_was_loaded(clone, fresh, monkeypatch):
     other = shutil.copytree(clone, clone.parent / "other")
-    fla.use_clone(clone)
+    fla.use_fla(clone)
     with pytest.raises(ValueError, match=f"from {clone} already.* start another for {other}"):
-        fla.use_clone(other)
+        fla.use_fla(other)
     monkeypatch.setattr(sys, "meta_path", sys.meta_path[1:])
     monkeypatch.syspath_prepend(str(other))
     importlib.import_module("fla")
     with pytest.raises(ValueError, match=r"other/fla/__init__\.py before .* start a new process"):
-        fla.use_clone(clone)
+        fla.use_fla(clone)
 
 
 def test_the_environment_names_the_clone_where_no_option_does(clone, fresh, monkeypatch):
     monkeypatch.setenv("ATTNLAB_FLA_PATH", str(clone.parent / "nowhere"))
     with pytest.raises(ValueError, match="no such folder"):
-        use_fla()
-    use_fla(clone)
+        fla.use_fla()
+    fla.use_fla(clone)
     assert fla.clone_path() == clone
 
 

@@ -31,8 +31,8 @@ from attnlab.cli.app import (
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.device.environment import describe
 from attnlab.device.peak_rates import measure_ceilings
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import replace_file, to_json
-from attnlab.runner.request import use_fla
 from attnlab.runner.workers import seats
 
 

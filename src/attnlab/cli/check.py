@@ -9,8 +9,8 @@ from rich.markup import escape
 from attnlab.checks.table import Verdicts, verdicts_as_json
 from attnlab.checks.targets import Checked, targets
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, status, told
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import to_json
-from attnlab.runner.request import use_fla
 
 
 @app.command()

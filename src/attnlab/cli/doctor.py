@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, told
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.runner import doctor
-from attnlab.runner.request import places, use_fla
+from attnlab.runner.request import places
 
 
 @app.command("doctor")

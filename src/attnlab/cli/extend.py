@@ -9,11 +9,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told, verbatim
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import RunFolder
 from attnlab.reporting.files import PAGE
 from attnlab.runner.execute import Ended, Event
 from attnlab.runner.extend import extend
-from attnlab.runner.request import use_fla
 
 
 @app.command("extend")

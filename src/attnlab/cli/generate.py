@@ -18,7 +18,7 @@ from attnlab.cli.app import (
 )
 from attnlab.inference.generate import Sampling, generate
 from attnlab.inference.saved_model import Trained, load_run
-from attnlab.runner.request import use_fla
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.runner.workers import seats
 
 

@@ -25,8 +25,9 @@ from attnlab.cli.app import (
 from attnlab.cli.plan import show_plan
 from attnlab.cli.progress import StudyProgress
 from attnlab.cli.report import show
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.runner import run as running
-from attnlab.runner.request import changed, folder_of, places, use_fla
+from attnlab.runner.request import changed, folder_of, places
 from attnlab.runner.run import Begun, BrokenPromiseError, Doing, Note
 from attnlab.runner.schedule import Agenda
 from attnlab.runner.workers import Happened, seats

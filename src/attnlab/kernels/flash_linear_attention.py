@@ -13,6 +13,7 @@ Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 """
 
 import importlib.util
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -142,13 +143,20 @@ def facts() -> Facts:
     )
 
 
-def use_clone(path: Path) -> None:
-    """Take flash-linear-attention from a local clone, in this process.
+def use_fla(path: Path | str | None = None) -> None:
+    """Take flash-linear-attention from a local clone in this process.
 
-    Raises ValueError where there is none, or where it is too late.
+    Args:
+        path: the clone's folder; None: the environment variable ATTNLAB_FLA_PATH. If neither is
+            set, the installed package is used.
+
+    Raises:
+        ValueError: there is no clone in that folder, or this process already uses another `fla`.
     """
-    fla_clone.use(path)
-    facts.cache_clear()
+    chosen = path or os.environ.get("ATTNLAB_FLA_PATH")
+    if chosen:
+        fla_clone.use(Path(chosen))
+        facts.cache_clear()
 
 
 def clone_path() -> Path | None:

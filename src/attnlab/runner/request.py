@@ -1,4 +1,4 @@
-"""What a caller asks for: a study with some things changed, its folder, its data, its packages."""
+"""A changed study, its results folder and its data, as a caller asks for them."""
 
 import dataclasses
 import os
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
-from attnlab.kernels import flash_linear_attention as fla
 from attnlab.study.study import Study, load_study
 from attnlab.training.eval_config import EvalConfig
 
@@ -64,17 +63,6 @@ def places(data: Path | str | None = None, cache: Path | str | None = None) -> P
         data=Path(data).expanduser() if data else None,
         cache=Path(cache or home / "attnlab").expanduser(),
     )
-
-
-def use_fla(path: Path | str | None = None) -> None:
-    """Take flash-linear-attention from a local clone: `path`, or ATTNLAB_FLA_PATH where it is set.
-
-    Else the installed package counts. The only place where the environment is read for it. Raises
-    ValueError where there is no clone, and where this process has imported another `fla`.
-    """
-    chosen = path or os.environ.get("ATTNLAB_FLA_PATH")
-    if chosen:
-        fla.use_clone(Path(chosen))
 
 
 def corpora(study: Study, places: Places) -> dict[str, Corpus]:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.execute import Ended
 from attnlab.runner.plan import plan
-from attnlab.runner.request import changed, corpora, folder_of, places, use_fla
+from attnlab.runner.request import changed, corpora, folder_of, places
 from attnlab.runner.schedule import Agenda
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import Happened, launch, seats

@@ -160,7 +160,7 @@ def _work(
     """A worker process: runs what the pipe names until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
     if fla_path is not None:
-        fla.use_clone(fla_path)
+        fla.use_fla(fla_path)
     torch.set_num_threads(seat.threads)
     device = torch.device(seat.device)
     if device.type == "cuda":
