@@ -9,8 +9,8 @@ from support import tiny_study
 from support.written_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.efficiency import meaning
-from attnlab.analysis.spread import by_chance
+from attnlab.analysis.costs import meaning
+from attnlab.analysis.families import by_chance
 from attnlab.config import ConfigError
 from attnlab.record import StudyRecord
 from attnlab.reporting.html.page import page

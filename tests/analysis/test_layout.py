@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attnlab.analysis.statistics.layout import Layout
+from attnlab.analysis.statistics.separation import Layout
 
 
 def test_what_a_seed_does_to_all_variants_alike_is_no_noise():

@@ -4,7 +4,7 @@ import pytest
 from support.written_study import steady, write_study
 
 from attnlab.analysis.costs import Cost
-from attnlab.analysis.pareto import front_of
+from attnlab.analysis.picks import front_of
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from attnlab.analysis.statistics.layout import Layout
 from attnlab.analysis.statistics.power import detectable
-from attnlab.analysis.statistics.separation import separable_VV
+from attnlab.analysis.statistics.separation import Layout, separable_VV
 
 
 @pytest.mark.parametrize(("variants", "seeds"), [(2, 3), (3, 5), (11, 3), (11, 5)])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attnlab.analysis.statistics.layout import Layout
 from attnlab.analysis.statistics.separation import (
+    Layout,
     half_width_VV,
     method_for,
     p_VV,

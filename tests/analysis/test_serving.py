@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnlab.analysis.serving import Serving
+from attnlab.analysis.costs import Serving
 from attnlab.record import write_json
 
 

@@ -3,7 +3,7 @@
 import pytest
 from support.written_study import steady, write_study
 
-from attnlab.analysis.statistics.tiers import tiers
+from attnlab.analysis.statistics.intervals import tiers
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 

@@ -8,18 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attnlab.analysis.controls import Control, controls_of
-from attnlab.analysis.costs import costs_of
-from attnlab.analysis.efficiency import Efficiency, efficiencies_of
-from attnlab.analysis.families import Families, families_of
+from attnlab.analysis.costs import Efficiency, Serving, costs_of, efficiencies_of
+from attnlab.analysis.families import Families, Spread, families_of, spreads_of
 from attnlab.analysis.headline import headline
 from attnlab.analysis.hypotheses.answers import Answer, answers_of
 from attnlab.analysis.hypotheses.judgements import Judgement, judgements_of
 from attnlab.analysis.lengths import AtLengths, at_lengths
-from attnlab.analysis.pareto import Front, front_of
-from attnlab.analysis.picks import Pick, picks_of
+from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
-from attnlab.analysis.serving import Serving
-from attnlab.analysis.spread import Spread, spreads_of
 from attnlab.analysis.statistics.intervals import Comparison
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.verdict import Verdict, verdict_of

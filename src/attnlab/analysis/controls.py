@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from attnlab.analysis.kernels import bought, differing, without_kernels
-from attnlab.analysis.settings import same_settings
+from attnlab.analysis.costs import COUNTED, TIMED
+from attnlab.analysis.sentences import amount
+from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
+from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
+
+PRICES = (("step_time", "seconds", "a step", TIMED), ("peak_memory_bytes", "bytes", "", COUNTED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +93,43 @@ def _note(who: str, same_rate: bool, largest: float | None, ties: bool | None) -
 def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
     train = {key: value for key, value in config.get("train", {}).items() if key != "learning_rate"}
     return {**config, "train": train}
+
+
+def differing(names: Sequence[str], configs: Mapping[str, Any]) -> tuple[str, ...]:
+    """By name, the kernels that not all have.
+
+    >>> differing(("a", "b"), {"a": {"kernel": "math"}, "b": {"kernel": "flash"}})
+    ('math', 'flash')
+    """
+    found = [dict.fromkeys(kernels_in(configs[name])) for name in names]
+    common = set.intersection(*map(set, found))
+    return tuple(", ".join(k for k in of_one if k not in common) or "the rest" for of_one in found)
+
+
+def bought(names: Sequence[str], kernels: Sequence[str], table: Table) -> str:
+    """What each kernel saves against that of the first name. Empty where nothing was measured."""
+    if len(table.devices) > 1:
+        return ""
+    numbers = {v.name: v.numbers for v in table.variants}
+    first, said = names[0], list[str]()
+    for name, kernel in zip(names[1:], kernels[1:], strict=True):
+        both = [price for price in PRICES if all(price[0] in numbers[n] for n in (first, name))]
+        parts = [
+            _saved(numbers[first][key].mean, numbers[name][key].mean, unit, per, resolution)
+            for key, unit, per, resolution in both
+        ]
+        if parts:
+            who = f"{name} (kernel {kernel}) against {first} (kernel {kernels[0]})"
+            said.append(f"{who}: {'; '.join(parts)}.")
+    return " ".join(said)
+
+
+def _saved(before: float, after: float, unit: str, per: str, resolution: float) -> str:
+    """`1.2 ms a step less (3.1, not 4.3)`, or that it is the same within the resolution."""
+    what = {"seconds": "time", "bytes": "peak memory"}[unit]
+    ends = f"{amount(after, unit)}, not {amount(before, unit)}"
+    if abs(after - before) <= resolution * max(before, after):
+        return f"the same {what} within {resolution:.0%} ({ends})"
+    how = "less" if after < before else "more"
+    by = " ".join(filter(None, (amount(abs(after - before), unit), per)))
+    return f"{by} {how}{'' if unit == 'seconds' else ' ' + what} ({ends})"

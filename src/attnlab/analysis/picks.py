@@ -4,14 +4,23 @@ Quality first takes the one variant that no other can be told from, if there is 
 pick is the cheapest variant that is not separably worse than the baseline, which is what its user
 has today (than the best, where there is no baseline to compare). Of variants that cost the same
 one is picked only if it is separably better than the rest: "no winner" is an answer.
+
+Quality beside cost: which variants are worth their price?
+
+A variant is on the front unless another
+
+    costs less and is not separably worse, or
+    costs the same and is separably better.
+
+So what costs more must buy quality that the seeds can show. Costs within the resolution of their
+measurement are the same, and so are the costs of one function under two names by one kernel.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnlab.analysis.costs import COUNTED, Cost
+from attnlab.analysis.costs import COUNTED, Cost, Serving
 from attnlab.analysis.sentences import MOST_NAMED, against, amount, apart, listed, nats, several
-from attnlab.analysis.serving import Serving
 from attnlab.analysis.verdict import Verdict
 
 USES = (  # use case, what it asks the least of, and what decides between equals
@@ -22,6 +31,42 @@ USES = (  # use case, what it asks the least of, and what decides between equals
     ("smallest model", ("parameters",)),
 )
 FROM_BENCH = ("decode_seconds", "state_growth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """One cost against the loss. Lower is better on both axes."""
+
+    key: str  # as in `attnlab.analysis.hypotheses.question.Cost`
+    label: str  # "forward FLOPs a token"
+    unit: str  # "FLOPs", "seconds" or "bytes"; "" for a count
+    points: Mapping[str, tuple[float, float]]  # variant: (cost, loss)
+    front: tuple[str, ...]  # names, cheapest first; empty without a verdict
+
+
+def front_of(cost: Cost, verdict: Verdict) -> Front:
+    """Of the variants that are compared and have this cost."""
+    known = [name for name in verdict.order if name in cost.of]
+    kept = [
+        name
+        for name in known
+        if not any(_beats(other, name, cost, verdict) for other in known if other != name)
+    ]
+    return Front(
+        key=cost.key,
+        label=cost.label,
+        unit=cost.unit,
+        points={name: (cost.of[name], verdict.means[name]) for name in known},
+        front=tuple(sorted(kept, key=lambda name: cost.of[name])) if verdict.tiers else (),
+    )
+
+
+def _beats(other: str, name: str, cost: Cost, verdict: Verdict) -> bool:
+    if verdict.same_work(other, name) or cost.cheaper(name, other):
+        return False
+    if cost.cheaper(other, name):
+        return not verdict.worse(other, name)
+    return verdict.worse(name, other)
 
 
 @dataclass(frozen=True, kw_only=True)

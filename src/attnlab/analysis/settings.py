@@ -1,14 +1,15 @@
 """What the variants of a study share, and what each has of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
-from attnlab.analysis.layer_names import with_others
+from attnlab.analysis.sentences import with_others
 from attnlab.config import drop_unset
 from attnlab.record import NO_INFLUENCE
 
 Settings = Mapping[str, Any]
+KERNEL = "kernel"
 OF_ONE_RUN = ("variant", "seed", "identity")
 
 
@@ -81,6 +82,36 @@ def describe(value: Any) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def without_kernels(settings: Any) -> Any:
+    """The same settings but for every `kernel` in them, at any depth.
+
+    >>> without_kernels({"mechanisms": [{"kind": "mha", "kernel": "flash"}], "d_model": 8})
+    {'mechanisms': [{'kind': 'mha'}], 'd_model': 8}
+    """
+    if isinstance(settings, Mapping):
+        items = cast("Mapping[str, Any]", settings).items()
+        return {name: without_kernels(value) for name, value in items if name != KERNEL}
+    if isinstance(settings, list | tuple):
+        return [without_kernels(value) for value in cast("Sequence[Any]", settings)]
+    return settings
+
+
+def kernels_in(settings: Any) -> tuple[str, ...]:
+    """Every `kernel` in them, in order.
+
+    >>> kernels_in({"mechanisms": [{"kernel": "flash"}, {"kernel": "math"}], "d_model": 8})
+    ('flash', 'math')
+    """
+    if isinstance(settings, Mapping):
+        items = cast("Mapping[str, Any]", settings).items()
+        found = [(str(v),) if name == KERNEL else kernels_in(v) for name, v in items]
+    elif isinstance(settings, list | tuple):
+        found = [kernels_in(value) for value in cast("Sequence[Any]", settings)]
+    else:
+        return ()
+    return tuple(kernel for inside in found for kernel in inside)
 
 
 def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:

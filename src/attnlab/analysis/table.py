@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
-from attnlab.analysis.layer_names import in_words
-from attnlab.analysis.sentences import listed
+from attnlab.analysis.sentences import in_words, listed
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
 

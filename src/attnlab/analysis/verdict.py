@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnlab.analysis.eligibility import Entry, entry
-from attnlab.analysis.kernels import kernels_in, without_kernels
-from attnlab.analysis.settings import same_settings
+from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
 from attnlab.analysis.statistics import separation
-from attnlab.analysis.statistics.intervals import Comparison, Functions, Method
-from attnlab.analysis.statistics.layout import Layout
+from attnlab.analysis.statistics.intervals import Comparison, Functions, Method, tiers
 from attnlab.analysis.statistics.power import detectable
-from attnlab.analysis.statistics.tiers import tiers
+from attnlab.analysis.statistics.separation import Layout
 from attnlab.analysis.table import Table
 
 

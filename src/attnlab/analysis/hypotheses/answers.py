@@ -15,8 +15,7 @@ from attnlab.analysis.hypotheses.question import (
     Question,
 )
 from attnlab.analysis.hypotheses.question import Pick as WhatToPick
-from attnlab.analysis.pareto import Front
-from attnlab.analysis.picks import Pick
+from attnlab.analysis.picks import Front, Pick
 from attnlab.analysis.sentences import (
     MOST_NAMED,
     Said,

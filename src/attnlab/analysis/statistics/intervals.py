@@ -3,7 +3,7 @@
 Shapes: S seeds, V functions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from attnlab.analysis.statistics import separation
-from attnlab.analysis.statistics.layout import Layout
 from attnlab.analysis.statistics.paired import Difference, paired_difference
+from attnlab.analysis.statistics.separation import Layout
 
 Method = Literal["tukey", "holm", "none"]
 Column = Mapping[int, float]  # {seed: loss}
@@ -129,3 +129,21 @@ def _paired(one: Column, other: Column) -> Difference:
     plain = paired_difference(one, other)
     assert plain is not None, "no seed in common"
     return plain
+
+
+def tiers(order: Sequence[str], separable: Callable[[str, str], bool]) -> dict[str, int]:
+    """The tier of each variant, from 1. `order` has the best first.
+
+    Not being separable does not carry over: two of one tier may be separable from each other,
+    though neither is from the tier's best.
+
+    >>> tiers(["a", "b", "c", "d"], lambda one, other: abs(ord(one) - ord(other)) > 1)
+    {'a': 1, 'b': 1, 'c': 2, 'd': 2}
+    """
+    found: dict[str, int] = {}
+    rest, tier = list(order), 0
+    while rest:
+        tier, best = tier + 1, rest[0]
+        found |= {name: tier for name in rest if name == best or not separable(best, name)}
+        rest = [name for name in rest if name not in found]
+    return {name: found[name] for name in order}

@@ -18,8 +18,7 @@ from typing import cast
 import numpy as np
 from scipy.special import ndtr
 
-from attnlab.analysis.statistics.layout import Layout
-from attnlab.analysis.statistics.separation import Method, half_width_VV
+from attnlab.analysis.statistics.separation import Layout, Method, half_width_VV
 
 POWER = 0.8
 _NUMBERS = 200_000  # drawn; enough for two digits

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from attnlab.analysis.analysis import Analysis
-from attnlab.analysis.efficiency import meaning
-from attnlab.analysis.families import Families, Family
+from attnlab.analysis.costs import meaning
+from attnlab.analysis.families import Families, Family, by_chance
 from attnlab.analysis.sentences import apart, listed
-from attnlab.analysis.spread import by_chance
 from attnlab.reporting.tables.columns import standing
 from attnlab.reporting.tables.text_table import Grid
 from attnlab.reporting.text import units
