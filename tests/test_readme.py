@@ -151,7 +151,7 @@ def test_an_exported_run_gives_its_model_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run(variant="mha", config=tiny_study.base)
     list(execute(run, tmp_path, "x", Places(None, tmp_path / "cache"), torch.device("cpu")))
-    attnlab.export_run("mha/seed-0", "my_model")
+    attnlab.export("mha/seed-0", "my_model")
     names: dict[str, Any] = {}
     exec(block('load_run("my_model")'), names)
     assert names["logits_BTV"].shape == (1, 4, 256)

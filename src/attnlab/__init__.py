@@ -4,7 +4,7 @@ What a study file needs is importable from here, and what the command line does:
 
     run         a study from question to verdict     check, assert_correct   are mechanisms right?
     extend      a finished run, and more steps       load_run, generate      a trained model, text
-    analyse     a study's folder, as one object      export_run              a model as a folder
+    analyse     a study's folder, as one object      export                  a model as a folder
     use_fla     flash-linear-attention from a clone of one's own
 
 Everything else is importable from its own module.
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from attnlab.data.wikitext2 import WikiText2 as WikiText2
     from attnlab.inference.generate import Sampling as Sampling
     from attnlab.inference.generate import generate as generate
-    from attnlab.inference.saved_model import export_run as export_run
+    from attnlab.inference.saved_model import export as export
     from attnlab.inference.saved_model import load_run as load_run
     from attnlab.kernels.flash_linear_attention import use_fla as use_fla
     from attnlab.mechanism import Cost as Cost
@@ -61,21 +61,21 @@ if TYPE_CHECKING:
     from attnlab.model.feedforward import SwiGLU as SwiGLU
     from attnlab.model.language_model import ModelConfig as ModelConfig
     from attnlab.model.layer_pattern import ByLayer as ByLayer
-    from attnlab.model.placement import every_nth as every_nth
-    from attnlab.model.placement import first_middle_last as first_middle_last
-    from attnlab.model.placement import first_n as first_n
-    from attnlab.model.placement import last_n as last_n
-    from attnlab.model.placement import spread_evenly as spread_evenly
+    from attnlab.model.layer_pattern import every_nth as every_nth
+    from attnlab.model.layer_pattern import first_middle_last as first_middle_last
+    from attnlab.model.layer_pattern import first_n as first_n
+    from attnlab.model.layer_pattern import last_n as last_n
+    from attnlab.model.layer_pattern import spread_evenly as spread_evenly
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError
     from attnlab.runner.run import run as run
     from attnlab.study.matching import Match as Match
     from attnlab.study.study import Study as Study
     from attnlab.study.study import load_study as load_study
+    from attnlab.training.config import EvalConfig as EvalConfig
     from attnlab.training.config import TrainConfig as TrainConfig
-    from attnlab.training.eval_config import EvalConfig as EvalConfig
+    from attnlab.training.recipe import LearningRates as LearningRates
     from attnlab.training.run import RunConfig as RunConfig
-    from attnlab.training.tuning import LearningRates as LearningRates
     from attnlab.version import __version__ as __version__
 
 # each name stands once, above; it is imported when it is first asked for, so that analysis and

@@ -22,7 +22,7 @@ from attnlab.reporting.text.markdown import markdown
 from attnlab.runner.execute import Ended, execute
 from attnlab.runner.request import changed, corpora, places
 from attnlab.study.study import load_study
-from attnlab.training.eval_config import EvalConfig
+from attnlab.training.config import EvalConfig
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig
 
@@ -109,10 +109,10 @@ def test_lengths_are_typed_as_a_bench_has_them():
     ("typed", "said"),
     [
         ("0,4", "must be at least 1, got 0"),
-        ("8,4", "4 after 8"),
-        ("4,4", "4 after 4"),
+        ("8,4", "must be ascending, got 4 after 8"),
+        ("4,4", "must be ascending, got 4 after 4"),
         ("2x", "expected a whole number, got '2x'"),
-        ("[]", "name at least one length"),
+        ("[]", "give at least one length"),
     ],
 )
 def test_impossible_lengths_say_why(typed, said):

@@ -117,7 +117,7 @@ def test_a_failed_run_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
 def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     (tmp_path / "tuned.py").write_text(
         "from dataclasses import replace\n"
-        "from attnlab.training.tuning import LearningRates\n"
+        "from attnlab.training.recipe import LearningRates\n"
         "from tiny_study import study\n"
         "study = replace(study.only(['identity']), seeds=1,\n"
         "    learning_rates=LearningRates(multiples=(1, 4), most=4))\n"
@@ -154,7 +154,7 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
 def test_a_variant_without_a_rate_that_works_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
     (tmp_path / "hopeless.py").write_text(
         "from dataclasses import replace\n"
-        "from attnlab.training.tuning import LearningRates\n"
+        "from attnlab.training.recipe import LearningRates\n"
         "from tiny_study import study\n"
         "study = replace(study.only(['identity']), seeds=1,\n"
         "    learning_rates=LearningRates(multiples=(1,), most=3))\n"

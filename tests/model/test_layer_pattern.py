@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
-from attnlab.model.layer_pattern import ByLayer
+from attnlab.model.layer_pattern import (
+    ByLayer,
+    every_nth,
+    first_middle_last,
+    first_n,
+    last_n,
+    spread_evenly,
+)
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -48,7 +56,7 @@ def test_without_a_default_every_layer_is_named():
     every = base.with_mechanisms(layers=dict.fromkeys(range(4), delta))
     assert kinds(every) == ["gated_delta_net"] * 4
     assert problems(lambda: base.with_mechanisms(layers={1: delta})) == [
-        "mechanisms.default: name one, for those that layers leaves out: 0, 2, 3"
+        "mechanisms.default: needed for the layers that `layers` leaves out: 0, 2, 3"
     ]
 
 
@@ -104,9 +112,9 @@ def test_every_problem_is_reported_at_once_with_its_path():
     }
     assert problems(lambda: ModelConfig.from_dict(wrong)) == [
         "dropout: must be in [0, 1), got 2.0",
-        "mechanisms.layers.-1: no such layer: there are 0 to 3",
-        "mechanisms.layers.4: no such layer: there are 0 to 3",
-        "mechanisms.default: name one, for those that layers leaves out: 0, 2, 3",
+        "mechanisms.layers.-1: no such layer: layers are 0 to 3",
+        "mechanisms.layers.4: no such layer: layers are 0 to 3",
+        "mechanisms.default: needed for the layers that `layers` leaves out: 0, 2, 3",
         "mechanisms.layers.1.n_heads: 3 does not divide d_model 16",
     ]
     misread = {
@@ -209,3 +217,42 @@ def test_a_report_takes_all_forms_of_one_model_for_one_function(mechanisms):
 def test_a_report_takes_a_pattern_and_its_repeats_for_one_function():
     tiled = [base.with_mechanisms(*[delta, attention] * n).to_dict() for n in (1, 2)]
     assert same_settings(dict(zip("ab", tiled, strict=True))) == (("a", "b"),)
+
+
+@pytest.mark.parametrize("place", [first_n, last_n, spread_evenly])
+@pytest.mark.parametrize("n_layers", [1, 5, 12])
+def test_a_place_has_as_many_layers_as_were_asked_for(place, n_layers):
+    for n in range(n_layers + 1):
+        layers = place(n_layers, n)
+        assert len(layers) == n
+        assert list(layers) == sorted(set(layers))
+        assert set(layers) <= set(range(n_layers))
+
+
+def test_an_even_spread_leaves_gaps_that_differ_by_one_at_most():
+    for n in range(1, 13):
+        ends = [-1, *spread_evenly(12, n)]
+        gaps = {after - before for before, after in pairwise(ends)}
+        assert max(gaps) - min(gaps) <= 1
+        assert ends[-1] == 11
+
+
+def test_every_nth_is_the_tile_whose_last_is_another():
+    assert every_nth(12, 3) == tuple(i for i in range(12) if i % 3 == 2)
+    assert (every_nth(12, 1), every_nth(3, 4)) == (tuple(range(12)), ())
+
+
+def test_of_one_layer_first_middle_and_last_are_the_same():
+    assert first_middle_last(1) == (0,)
+
+
+@pytest.mark.parametrize("place", [first_n, last_n, spread_evenly])
+@pytest.mark.parametrize("n", [-1, 13])
+def test_more_layers_than_there_are_is_an_error(place, n):
+    with pytest.raises(ValueError, match=f"{n} of 12 layers: must be from 0 to 12"):
+        place(12, n)
+
+
+def test_every_zeroth_layer_is_an_error():
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        every_nth(12, 0)

@@ -157,7 +157,7 @@ def test_it_is_reported_compared_generated_from_and_exported_like_any_other(
     assert table.unfair == (f"training steps: 12 in {parent}; 20 in {extended.path}",)
     assert analysis_of(table).order == ("tiny_to_20/sparse", "tiny/sparse")
     assert attnlab.load_run(extended.path).step == 20
-    assert attnlab.export_run(extended.path, "mine").step == 20
+    assert attnlab.export(extended.path, "mine").step == 20
 
 
 def test_runs_extended_alike_are_one_study(parent, places):

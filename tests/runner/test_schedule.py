@@ -104,7 +104,7 @@ def test_the_verdict_of_a_variant_starts_as_soon_as_its_rate_is_known(tmp_path):
         finish(planned, tmp_path)
         assert agenda.next() is None
         tuned = agenda.ended(planned)
-    assert (tuned.variant, tuned.rate, tuned.interior) == ("mha", 0.02, True)
+    assert (tuned.variant, tuned.rate, tuned.bracketed) == ("mha", 0.02, True)
     assert key(agenda.next().run) == ("mha", False, 0, 0.02)
     for planned in tuning[3:6]:
         finish(planned, tmp_path)

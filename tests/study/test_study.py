@@ -12,7 +12,7 @@ from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.study.study import Study, load_study, shipped
-from attnlab.training.tuning import LearningRates
+from attnlab.training.recipe import LearningRates
 
 
 def test_the_mechanisms_study_is_as_specified():

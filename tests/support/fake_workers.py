@@ -4,7 +4,7 @@ import math
 
 from attnlab.runner.plan import plan
 from attnlab.study.study import Study
-from attnlab.training.tuning import LearningRates
+from attnlab.training.recipe import LearningRates
 from support import tiny_study
 
 BASE = tiny_study.base  # its own rate is 0.01

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from attnlab.training.tuning import LearningRates
+from attnlab.training.recipe import LearningRates
 from support import tiny_study
 
 _train = replace(tiny_study.base.train, steps=60, eval_every=60, checkpoint_every=20)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from attnlab.cli import app
 from attnlab.data import Places
-from attnlab.inference.saved_model import export_run, load_run
+from attnlab.inference.saved_model import export, load_run
 from attnlab.record import RunFolder
 from attnlab.runner.execute import Ended, Event, Progress, execute
 from attnlab.training import checkpoint
@@ -282,9 +282,9 @@ def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
     list(run(BASE, tmp_path / "study", places))
     folder = tmp_path / "study" / "mha" / "seed-0"
     with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-0"):
-        export_run(folder.parent, tmp_path / "out")
+        export(folder.parent, tmp_path / "out")
     with pytest.raises(ValueError, match="is there already, and nothing is replaced"):
-        export_run(folder, folder)
+        export(folder, folder)
     altered(folder / "checkpoints" / "step-000012" / "model.safetensors")
     done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
     assert "that of step 8 is used instead" in " ".join(done.stderr.split())

@@ -15,13 +15,14 @@ from attnlab.benchmarking.work import counted_flops
 from attnlab.device.memory import PeakMemory
 from attnlab.device.timer import MOST_CALLS, time_calls
 from attnlab.record import Json
+from attnlab.training.assemble import step_of_one_batch
 from attnlab.training.config import TrainConfig
-from attnlab.training.step import EAGER_STEPS, TrainingStep, autocast
+from attnlab.training.step import EAGER_STEPS, autocast, forward_and_backward
 
 
 def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
     """What one step takes, at this context and batch."""
-    device, window = under.device, point.context + 1
+    device = under.device
     config = replace(
         setup.train,
         seq_len=point.context,
@@ -29,20 +30,12 @@ def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
         steps=EAGER_STEPS + 1 + MOST_CALLS,
         warmup_steps=0,
     )
-    tokens_BT1 = random_tokens(setup, (point.batch, window), device)
+    tokens_BT1 = random_tokens(setup, (point.batch, point.context + 1), device)
     flops = counted_flops(lambda: _forward_and_backward(setup, config, tokens_BT1), device)
     memory = PeakMemory(device)
     model = bare_model(setup, device).train()
-    starts_B = torch.arange(point.batch) * window
     with memory.measuring():
-        step = TrainingStep(
-            config,
-            model,
-            tokens_BT1.flatten().int(),
-            starts_B.expand(config.steps, -1).numpy(),
-            seed=0,
-            compiled=under.compiled,
-        )
+        step = step_of_one_batch(config, model, tokens_BT1, compiled=under.compiled)
         while not step.warm:
             step.advance()
         times = time_calls(step.advance, device, under.seconds)
@@ -62,6 +55,4 @@ def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
 def _forward_and_backward(setup: Setup, config: TrainConfig, tokens_BT1: Tensor) -> None:
     """With a model of its own: nothing of it is left to a graph that is recorded later."""
     model = bare_model(setup, tokens_BT1.device).train()
-    with autocast(config, tokens_BT1.device):
-        losses = model.losses(tokens_BT1)
-    (losses.language_model + losses.auxiliary).backward()
+    forward_and_backward(model, tokens_BT1, autocast(config, tokens_BT1.device))

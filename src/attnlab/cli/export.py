@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from attnlab.cli.app import BestOption, app, errors, told, verbatim
-from attnlab.inference.saved_model import export_run
+from attnlab.inference import saved_model
 
 
 @app.command()
@@ -20,7 +20,7 @@ def export(
 
     attnlab.load_run(DIR) gives the model back, and attnlab generate DIR its text.
     """
-    done = export_run(run, folder, which="best" if best else "last")
+    done = saved_model.export(run, folder, which="best" if best else "last")
     if done.note is not None:
         verbatim(done.note, errors, style="yellow")
     files = ", ".join(sorted(path.name for path in done.folder.iterdir()))

@@ -18,8 +18,7 @@ from attnlab.model.feedforward import FeedForward
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.study.study import shipped
-from attnlab.training.config import TrainConfig
-from attnlab.training.eval_config import EvalConfig
+from attnlab.training.config import EvalConfig, TrainConfig
 
 
 @app.command("list")

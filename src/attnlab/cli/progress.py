@@ -19,8 +19,8 @@ from rich.progress import (
 from attnlab.runner.execute import Ended
 from attnlab.runner.schedule import Agenda
 from attnlab.runner.workers import Happened
+from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
-from attnlab.training.tuned import Tuned
 
 
 class StudyProgress:
@@ -125,13 +125,13 @@ def _name(run: Run) -> str:
     return f"{run.variant} seed {run.seed}"
 
 
-def _choice(tuned: Tuned) -> str:
+def _choice(tuned: TuningResult) -> str:
     """What came of the search for a variant's learning rate, in a sentence."""
-    if tuned.hopeless is not None:
-        return f"[bold red]{escape(tuned.variant)}: {escape(tuned.hopeless)}[/bold red]"
+    if tuned.failure is not None:
+        return f"[bold red]{escape(tuned.variant)}: {escape(tuned.failure)}[/bold red]"
     lowest, *_, highest = tuned.losses
     found = f"{escape(tuned.variant)}: learning rate {tuned.rate:g}"
-    if tuned.interior:
+    if tuned.bracketed:
         return f"{found}, the best of {len(tuned.losses)} from {lowest:g} to {highest:g}"
     edge = "highest" if tuned.rate == highest else "lowest"
     beyond = "[yellow]the best may lie beyond[/yellow]"

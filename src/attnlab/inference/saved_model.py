@@ -1,4 +1,4 @@
-"""A trained model back from a folder: a run's own, or one that `export_run` wrote.
+"""A trained model back from a folder: a run's own, or one that `export` wrote.
 
     <exported>/{model.safetensors, config.json, tokenizer.json, state.json}
 
@@ -46,7 +46,7 @@ class Exported(NamedTuple):
 def load_run(
     folder: Path | str, device: torch.device | str = "cpu", *, which: Which = "last"
 ) -> Trained:
-    """A model from a run's folder, finished or not, or from one that `export_run` wrote.
+    """A model from a run's folder, finished or not, or from one that `export` wrote.
 
     `folder` is a run's own, such as results/quickstart/mha/seed-0. Where its newest checkpoint is
     damaged the one before is used, and `note` says so. `which` chooses among a run's weights: those
@@ -64,7 +64,7 @@ def load_run(
     return Trained(config, model, codec, found.step, found.note)
 
 
-def export_run(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exported:
+def export(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exported:
     """Write a run's weights, settings and tokenizer into a new folder, for `load_run`.
 
     The source of a mechanism of one's own is not among them. Raises ValueError as `load_run` does,

@@ -85,7 +85,7 @@ class ModelConfig(Config):
     def per_layer(self) -> list[MechanismConfig]:
         """The mechanism of every layer, in order."""
         if isinstance(self.mechanisms, ByLayer):
-            return self.mechanisms.in_order(self.n_layers)
+            return self.mechanisms.per_layer(self.n_layers)
         return list(islice(cycle(self.mechanisms), self.n_layers))
 
     def identity_fields(self) -> dict[str, Any]:

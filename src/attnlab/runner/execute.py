@@ -13,18 +13,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from attnlab.data import Corpus, DataConfig, Places
-from attnlab.data.batches import window_starts
 from attnlab.device.environment import describe
 from attnlab.device.memory import PeakMemory
 from attnlab.record import RunFolder, replace_file
-from attnlab.runner.summary import cost_of, petaflops
+from attnlab.runner.summary import cost_of
 from attnlab.training import checkpoint
+from attnlab.training.assemble import step_of_run
 from attnlab.training.checkpoint import Best
 from attnlab.training.evaluate import HeldOut, Quality
 from attnlab.training.loop import CheckpointDue, Clock, DivergedError, Measurement, train
 from attnlab.training.plausibility import Watch
-from attnlab.training.run import Run, RunConfig
-from attnlab.training.step import TrainingStep, autocast
+from attnlab.training.run import Run
 
 Json = dict[str, Any]
 
@@ -85,18 +84,8 @@ class _Execution:
         self.environment = describe(device)
         self.corpus = corpus_of(config.data, places)
         self.memory = PeakMemory(device)
-        self.autocast = autocast(config.train, device)
-        self.model = config.model.build(self.corpus.vocab_size, config.seed).to(device)
-        arithmetic = petaflops(config, self.corpus.vocab_size)
-        self.compiled = config.train.compiles_on(device.type, arithmetic)
-        self.step = TrainingStep(
-            config.train,
-            self.model,
-            torch.from_numpy(self.corpus.train.astype("int32")).to(device),
-            _starts(config, self.corpus),
-            seed=config.seed,
-            compiled=self.compiled,
-        )
+        self.step = step_of_run(config, self.corpus, device)
+        self.model, self.autocast = self.step.model, self.step.autocast
 
     def events(self) -> Iterator[Event]:
         found = self._open()
@@ -147,7 +136,7 @@ class _Execution:
         environment = self.environment | {
             "kernels": self._kernels(),
             "precision": self.config.train.precision_on(self.device.type),
-            "compiled": self.compiled,
+            "compiled": self.step.compiled,
             "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
             "begins": {"step": state.step if state else 0, "passed_over": found.passed_over},
         }
@@ -251,14 +240,3 @@ class _Execution:
 def corpus_of(data: DataConfig, places: Places) -> Corpus:
     """The corpus, read once for all runs of a process that share it."""
     return data.load(places)
-
-
-def _starts(config: RunConfig, corpus: Corpus) -> Any:
-    train_config = config.train
-    return window_starts(
-        len(corpus.train),
-        seq_len=train_config.seq_len,
-        batch_size=train_config.batch_size,
-        steps=train_config.steps,
-        seed=config.seed,
-    )

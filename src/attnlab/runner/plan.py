@@ -6,9 +6,8 @@ from pathlib import Path
 from attnlab.record import RunFolder, tuning_runs
 from attnlab.runner.schedule import Agenda
 from attnlab.study.study import Study
+from attnlab.training.recipe import RatesToTry, tuning_losses
 from attnlab.training.run import Run
-from attnlab.training.tuned import tried
-from attnlab.training.tuning import Try
 
 
 def plan(study: Study, study_dir: Path, fingerprints: Mapping[str, str]) -> Agenda:
@@ -47,8 +46,8 @@ def _conflicts(
             if why := conflict(study.tuning_run(variant, tuning_rate), folder, fingerprint):
                 yield folder, why
         own_rate = study.variants[variant].train.learning_rate
-        decision = study.learning_rates.decide(own_rate, tried(study_dir, variant))
-        rate = None if isinstance(decision, Try) else decision.rate
+        decision = study.learning_rates.decide(own_rate, tuning_losses(study_dir, variant))
+        rate = None if isinstance(decision, RatesToTry) else decision.rate
     for seed in range(study.seeds):
         run = study.verdict_run(variant, seed, rate)
         folder = run.folder(study_dir)

@@ -8,7 +8,7 @@ from pathlib import Path
 from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.study.study import Study, load_study
-from attnlab.training.eval_config import EvalConfig
+from attnlab.training.config import EvalConfig
 
 
 def changed(

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attnlab.study.study import Study
+from attnlab.training.recipe import RatesToTry, TuningResult, tuning_losses
 from attnlab.training.run import Run
-from attnlab.training.tuned import Tuned, tried
-from attnlab.training.tuning import Try
 
 
 class Planned(NamedTuple):
@@ -42,13 +41,13 @@ class Agenda:
     def __init__(self, study: Study, study_dir: Path, fingerprints: Mapping[str, str]) -> None:
         """`fingerprints` are of each variant's data."""
         self.study, self.study_dir, self.fingerprints = study, study_dir, fingerprints
-        self.tuned = dict[str, Tuned]()
+        self.tuned = dict[str, TuningResult]()
         self._waiting = list[Planned]()
         self._under_way = list[Planned]()
         self._over = list[Planned]()  # now or before, whatever came of them
         for variant in study.variants:
             if study.learning_rates is not None:
-                for rate in tried(self.study_dir, variant):
+                for rate in tuning_losses(self.study_dir, variant):
                     self._over.append(self._planned(study.tuning_run(variant, rate)))
             self._go_on(variant)
 
@@ -72,7 +71,7 @@ class Agenda:
         self._under_way.append(planned)
         return planned
 
-    def ended(self, planned: Planned) -> Tuned | None:
+    def ended(self, planned: Planned) -> TuningResult | None:
         """A run that was given out is over, and what follows from it can start.
 
         Returns how the search for its variant's learning rate ended, where this ended it.
@@ -84,9 +83,9 @@ class Agenda:
             return None
         summary = run.folder(self.study_dir).summary() or {}
         if summary.get("status") == "failed":
-            failure = f"at {run.config.train.learning_rate:g}: {summary.get('reason')}"
+            error = f"at {run.config.train.learning_rate:g}: {summary.get('reason')}"
             self._waiting = [p for p in self._waiting if p.run.variant != run.variant]
-            self._settle(run.variant, rate=None, interior=False, failure=failure)
+            self._settle(run.variant, rate=None, bracketed=False, error=error)
         elif not any(p.run.variant == run.variant for p in self._open()):
             self._go_on(run.variant)
         if run.variant not in self.tuned:
@@ -130,37 +129,38 @@ class Agenda:
             self._add_verdict(variant, None)
             return
         own_rate = self.study.variants[variant].train.learning_rate
-        decision = self.study.learning_rates.decide(own_rate, tried(self.study_dir, variant))
-        if isinstance(decision, Try):
+        losses = tuning_losses(self.study_dir, variant)
+        decision = self.study.learning_rates.decide(own_rate, losses)
+        if isinstance(decision, RatesToTry):
             for rate in decision.rates:
                 self._waiting.append(self._planned(self.study.tuning_run(variant, rate)))
         else:
-            self._settle(variant, rate=decision.rate, interior=decision.interior)
+            self._settle(variant, rate=decision.rate, bracketed=decision.bracketed)
 
     def _settle(
-        self, variant: str, *, rate: float | None, interior: bool, failure: str | None = None
+        self, variant: str, *, rate: float | None, bracketed: bool, error: str | None = None
     ) -> None:
-        self.tuned[variant] = Tuned(
+        self.tuned[variant] = TuningResult(
             variant=variant,
             rate=rate,
-            interior=interior,
-            losses=tried(self.study_dir, variant),
-            failure=failure,
+            bracketed=bracketed,
+            losses=tuning_losses(self.study_dir, variant),
+            error=error,
         )
         self._add_verdict(variant, rate)
 
     def _add_verdict(self, variant: str, rate: float | None) -> None:
-        hopeless = variant in self.tuned and self.tuned[variant].hopeless is not None
+        failed = variant in self.tuned and self.tuned[variant].failure is not None
         for run in self._verdict(variant, rate):
-            over = hopeless or run.folder(self.study_dir).status() in ("finished", "diverged")
+            over = failed or run.folder(self.study_dir).status() in ("finished", "diverged")
             (self._over if over else self._waiting).append(self._planned(run))
 
     def _record(self, variant: str) -> None:
         tuned = self.tuned[variant]
         tuned.write(self.study_dir)
-        if tuned.hopeless is not None:
+        if tuned.failure is not None:
             for run in self._verdict(variant, None):
-                run.folder(self.study_dir).fail(tuned.hopeless)
+                run.folder(self.study_dir).fail(tuned.failure)
 
     def _verdict(self, variant: str, rate: float | None) -> Iterator[Run]:
         for seed in range(self.study.seeds):

@@ -1,6 +1,5 @@
 """What a run cost: the part of summary.json that is the same for every outcome."""
 
-import math
 from typing import Any
 
 from attnlab.device.memory import PeakMemory
@@ -31,10 +30,3 @@ def cost_of(
         "flops_per_token": cost.flops,
         "state_bytes": cost.state_bytes,
     }
-
-
-def petaflops(config: RunConfig, vocab_size: int) -> float:
-    """Arithmetic of the whole run: forward, and backward at twice that, at half the context."""
-    context = math.ceil(config.train.seq_len / 2)
-    tokens = config.train.steps * config.train.batch_size * config.train.seq_len
-    return 3 * config.model.forward_flops(vocab_size, context) * tokens / 1e15

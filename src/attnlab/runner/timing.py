@@ -18,16 +18,14 @@ from typing import NamedTuple
 import torch
 
 from attnlab.data import Corpus
-from attnlab.data.batches import window_starts
 from attnlab.device.memory import PeakMemory
 from attnlab.device.peak_rates import matrix_rate
 from attnlab.device.timer import wait
-from attnlab.model.language_model import LanguageModel
-from attnlab.runner.summary import petaflops
 from attnlab.training import checkpoint
+from attnlab.training.assemble import step_of_run
 from attnlab.training.evaluate import HeldOut
 from attnlab.training.run import RunConfig
-from attnlab.training.step import TrainingStep, autocast
+from attnlab.training.step import TrainingStep
 
 LONGEST = 1.0  # seconds of timed steps, about
 MOST_STEPS = 50
@@ -68,9 +66,7 @@ def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
     step, start = _started(config, corpus, device)
     splits = corpus.splits()
     seconds = {
-        split: _split_seconds(step.model, config, corpus, split, device)
-        for split in splits
-        if split != "train"
+        split: _split_seconds(step, config, corpus, split) for split in splits if split != "train"
     }
     return Pace(
         once=max(0.0, first - start),
@@ -84,7 +80,7 @@ def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
 
 def _by_arithmetic(config: RunConfig, corpus: Corpus, device: torch.device) -> Pace:
     train = config.train
-    training = petaflops(config, corpus.vocab_size) * 1e15 / train.steps
+    training = config.petaflops(corpus.vocab_size) * 1e15 / train.steps
     a_token = training / (3 * train.batch_size * train.seq_len)  # a forward pass is a third
     size, precision = (4096 if device.type == "cuda" else 512), train.precision_on(device.type)
     flops_per_second = matrix_rate(size, getattr(torch, precision), device, budget=0.1)
@@ -104,24 +100,8 @@ def _started(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[T
     """A run whose next step has its steady pace, and the seconds that it took to get there."""
     PeakMemory(device)  # gives back what the one before has left
     begin = time.perf_counter()
-    train = config.train
-    model = config.model.build(corpus.vocab_size, config.seed).to(device)
-    model.train()
-    step = TrainingStep(
-        train,
-        model,
-        torch.from_numpy(corpus.train.astype("int32")).to(device),
-        window_starts(
-            len(corpus.train),
-            seq_len=train.seq_len,
-            batch_size=train.batch_size,
-            steps=train.steps,
-            seed=config.seed,
-        ),
-        seed=config.seed,
-        compiled=train.compiles_on(device.type, petaflops(config, corpus.vocab_size)),
-    )
-    while not step.warm and step.step < train.steps:
+    step = step_of_run(config, corpus, device)
+    while not step.warm and step.step < config.train.steps:
         step.advance()
     wait(device)
     return step, time.perf_counter() - begin
@@ -136,13 +116,7 @@ def _step_seconds(step: TrainingStep, last: int, device: torch.device) -> float:
     return seconds / max(1, step.step - first)  # a run that is all warm-up has no other steps
 
 
-def _split_seconds(
-    model: LanguageModel,
-    config: RunConfig,
-    corpus: Corpus,
-    split: str,
-    device: torch.device,
-) -> float:
+def _split_seconds(step: TrainingStep, config: RunConfig, corpus: Corpus, split: str) -> float:
     train, tokens = config.train, corpus.splits()[split]
     part = tokens[: MOST_BATCHES * train.eval_batch_size * train.seq_len + 1]
     held_out = HeldOut(
@@ -150,11 +124,11 @@ def _split_seconds(
         split,
         seq_len=train.seq_len,
         batch_size=train.eval_batch_size,
-        device=device,
+        device=step.device,
     )
-    held_out.quality(model, autocast(train, device))  # not the first time in its process
+    held_out.quality(step.model, step.autocast)  # not the first time in its process
     begin = time.perf_counter()
-    held_out.quality(model, autocast(train, device))
+    held_out.quality(step.model, step.autocast)
     return (time.perf_counter() - begin) * len(tokens) / len(part)
 
 

@@ -25,8 +25,8 @@ from attnlab.device.environment import usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.execute import Ended, Event, execute
 from attnlab.runner.schedule import Agenda, Planned
+from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run, RunConfig
-from attnlab.training.tuned import Tuned
 
 
 class Happened(NamedTuple):
@@ -34,7 +34,7 @@ class Happened(NamedTuple):
 
     run: Run
     event: Event
-    tuned: Tuned | None = None  # how the search for a learning rate ended, where this ended it
+    tuned: TuningResult | None = None  # where this run ended the search for a learning rate
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from attnlab.analysis.hypotheses.question import Question
 from attnlab.config import ConfigError, Problem, load_file, override, suggestion
 from attnlab.record import TUNING_SEED, StudyRecord
 from attnlab.study.matching import Match
-from attnlab.training.eval_config import EvalConfig
+from attnlab.training.config import EvalConfig
+from attnlab.training.recipe import LearningRates
 from attnlab.training.run import Run, RunConfig
-from attnlab.training.tuning import LearningRates
 from attnlab.version import __version__
 
 _SHIPPED = Path(__file__).parent / "shipped"

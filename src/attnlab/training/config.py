@@ -1,24 +1,25 @@
-"""How a model is trained: the same for all variants of a study."""
+"""The settings of training and of the final evaluation: the same for all variants of a study."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
-from attnlab.config import Config, Problem
+from attnlab.config import Config, Problem, TokenCount
 from attnlab.record import NO_INFLUENCE
 
 Schedule = Literal["rederived", "constant"]
-COMPILE_FROM_PETAFLOPS = 2.0  # of training: below that compiling costs more time than it saves
+COMPILE_FROM_PETAFLOPS = 2.0  # of a whole run: below, compiling costs more time than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extension(Config):
-    """The shorter run that a run goes on from, as far as it decides the steps after it."""
+    """The shorter run that a run continues, as far as it decides the later steps."""
 
-    steps: int  # of the shorter run
-    schedule: Schedule  # of the learning rate, from there on
-    extends: "Extension | None" = None  # the one that the shorter run went on from
+    steps: int  # steps of the shorter run
+    schedule: Schedule  # learning rate of the later steps; see `TrainConfig.extended`
+    extends: "Extension | None" = None  # the run that the shorter run continues; None: no run
 
     def problems(self) -> Iterator[Problem]:
         if self.steps < 1:
@@ -28,25 +29,27 @@ class Extension(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    steps: int = 1000
-    batch_size: int = 4  # sequences a step
-    seq_len: int = 1024  # tokens a sequence
-    learning_rate: float = 3e-4  # the peak
-    warmup_steps: int = 100
-    final_learning_rate_ratio: float = 0.1  # of the peak, reached at the last step
+    """How a model is trained."""
+
+    steps: int = 1000  # number of updates of the parameters
+    batch_size: int = 4  # sequences per step
+    seq_len: int = 1024  # tokens per sequence
+    learning_rate: float = 3e-4  # peak learning rate, reached after the warm-up
+    warmup_steps: int = 100  # steps of linear warm-up to the peak learning rate
+    final_learning_rate_ratio: float = 0.1  # learning rate of the last step, relative to the peak
     weight_decay: float = 0.01  # of matrices; norms, biases and other vectors never decay
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-    log_every: int = 50
-    eval_every: int = 100
-    eval_batch_size: int = 16  # sequences at a time; no influence on the result
-    checkpoint_every: int = 500
-    extends: Extension | None = None  # None: it begins at step 0
-    keep: Literal["best_and_last", "last", "none"] = "best_and_last"  # once the run has ended
+    betas: tuple[float, float] = (0.9, 0.95)  # decay rates of AdamW's two moment estimates
+    eps: float = 1e-8  # AdamW's epsilon, added to the denominator
+    clip_norm: float = 1.0  # largest norm of the whole gradient; a larger one is scaled down to it
+    log_every: int = 50  # steps between two records of the training loss
+    eval_every: int = 100  # steps between two evaluations on the validation split
+    eval_batch_size: int = 16  # sequences per batch of an evaluation; does not change the result
+    checkpoint_every: int = 500  # steps between two checkpoints
+    extends: Extension | None = None  # the shorter run that this one continues; None: no run
+    keep: Literal["best_and_last", "last", "none"] = "best_and_last"  # weights kept after the run
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 autocast on CUDA
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA, where the run is long enough
-    cuda_graph: Literal["auto", "off"] = "auto"  # auto: the whole step is one graph on CUDA
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA, for long runs
+    cuda_graph: Literal["auto", "off"] = "auto"  # auto: on CUDA the whole step is one CUDA graph
 
     def problems(self) -> Iterator[Problem]:
         counts = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batch_size")
@@ -69,27 +72,29 @@ class TrainConfig(Config):
             yield Problem("betas", f"must be in [0, 1), got {list(self.betas)}")
 
     def extended(self, steps: int, schedule: Schedule) -> "TrainConfig":
-        """These settings, and more steps. The learning rate stays as it was in the steps that there
-        were; then it is what it would be there in a run of `steps` from the start, or, "constant",
-        what it was at the last of them.
+        """Return these settings with `steps` steps in total, as the continuation of this run.
+
+        The learning rate of the steps of this run stays as it was. Then it is that of a run of
+        `steps` steps from the start ("rederived"), or that of this run's last step ("constant").
         """
         extends = Extension(steps=self.steps, schedule=schedule, extends=self.extends)
         return replace(self, steps=steps, extends=extends)
 
     def shorter(self) -> "TrainConfig | None":
-        """The settings of the run that this one extends; None where it extends none."""
+        """Return the settings of the run that this one continues; None if it continues none."""
         if self.extends is None:
             return None
         return replace(self, steps=self.extends.steps, extends=self.extends.extends)
 
     def identity_fields(self) -> dict[str, Any]:
-        """`to_dict` without what has no influence on the result."""
+        """Return `to_dict` without the fields that do not change the result."""
         fields = self.to_dict().items()
         return {name: value for name, value in fields if name not in NO_INFLUENCE}
 
     def checkpoint_due(self, step: int) -> bool:
-        """Whether the state after `step` (counted from 1) is written: the last one is to be kept,
-        those before it are for a run that is cut off.
+        """True if the state after `step` (counted from 1) is written to disk.
+
+        The last checkpoint is for later use, the earlier ones are for a run that is interrupted.
         """
         if step == self.steps:
             return self.keep != "none"
@@ -97,21 +102,40 @@ class TrainConfig(Config):
 
     @property
     def n_checkpoints(self) -> int:
-        """How many a whole run writes."""
+        """Number of checkpoints that a whole run writes."""
         before_the_last = math.ceil(self.steps / self.checkpoint_every) - 1
         return before_the_last + (self.keep != "none")
 
     def precision_on(self, device_type: str) -> str:
-        """`bfloat16` (autocast over float32 weights) or `float32`."""
+        """Return `bfloat16` (autocast, with float32 weights) or `float32`."""
         if self.precision == "auto":
             return "bfloat16" if device_type == "cuda" else "float32"
         return self.precision
 
     def compiles_on(self, device_type: str, petaflops: float) -> bool:
-        """Whether the model is compiled for a run of this much arithmetic, all steps together."""
+        """True if the model is compiled for a run of this much arithmetic in total."""
         if self.compile == "auto":
             return device_type == "cuda" and petaflops >= COMPILE_FROM_PETAFLOPS
         return self.compile == "on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Config):
+    """What is measured on a trained model beside its loss at the length of training."""
+
+    lengths: tuple[TokenCount, ...] | None = None  # context lengths, in tokens, ascending
+    # ^ the whole validation split is scored again in windows of each length; None: at no other
+
+    def problems(self) -> Iterator[Problem]:
+        if self.lengths is None:
+            return
+        if not self.lengths:
+            yield Problem("lengths", "give at least one length, or none")
+        elif self.lengths[0] < 1:
+            yield Problem("lengths", f"must be at least 1, got {self.lengths[0]}")
+        for before, length in pairwise(self.lengths):
+            if length <= before:
+                yield Problem("lengths", f"must be ascending, got {length} after {before}")
 
 
 def _not_shorter(extends: Extension | None, steps: int) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ of any class of the user's own. The same identity is never computed twice.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,7 @@ from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import ByLayer
 from attnlab.record import RunFolder
-from attnlab.training.config import Schedule, TrainConfig
-from attnlab.training.eval_config import EvalConfig
+from attnlab.training.config import EvalConfig, Schedule, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,17 @@ class RunConfig(Config):
         return None if train is None else dataclasses.replace(self, train=train)
 
     def cost(self) -> Cost:
-        """Of one token at the end of a sequence, in the whole model."""
+        """Return the cost of one token at the end of a sequence, in the whole model."""
         return self.model.cost(self.data.tokenizer.vocab_size, self.train.seq_len)
+
+    def petaflops(self, vocab_size: int) -> float:
+        """Return the arithmetic of the whole run in 10^15 FLOPs.
+
+        A backward pass counts as two forward passes; a token sees half the sequence on average.
+        """
+        context = math.ceil(self.train.seq_len / 2)
+        tokens = self.train.steps * self.train.batch_size * self.train.seq_len
+        return 3 * self.model.forward_flops(vocab_size, context) * tokens / 1e15
 
     def identity(self, fingerprint: str) -> str:
         """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.

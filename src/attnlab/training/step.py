@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attnlab.device.memory import beside, side_stream
 from attnlab.model.initialization import stream
-from attnlab.model.language_model import LanguageModel
+from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
 from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
 
@@ -57,8 +57,8 @@ class TrainingStep:
         )
         self.step = 0
         self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # the same, on the device
-        self._autocast = autocast(config, device)
-        self._compiled = compiled
+        self.autocast = autocast(config, device)
+        self.compiled = compiled
         self._records = device.type == "cuda" and config.cuda_graph == "auto"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps_left = EAGER_STEPS if self._records else 1
@@ -129,9 +129,7 @@ class TrainingStep:
         batch_BT1 = self.tokens[starts_B[:, None] + self.offset_T1].long()
         set_learning_rate(self.optimizer, self.rates_S.index_select(0, self._step_1)[0])
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast:
-            losses = self.model.losses(batch_BT1, compiled=self._compiled)
-        (losses.language_model + losses.auxiliary).backward()
+        losses = forward_and_backward(self.model, batch_BT1, self.autocast, compiled=self.compiled)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         row_C = torch.stack([losses.language_model, losses.auxiliary, norm]).detach()
@@ -154,6 +152,19 @@ class TrainingStep:
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def forward_and_backward(
+    model: LanguageModel, tokens_BT1: Tensor, context: Any, *, compiled: bool = False
+) -> Losses:
+    """Add the gradients of the losses of one batch to those of the parameters.
+
+    `context` is the autocast of the forward pass. Returns the losses.
+    """
+    with context:
+        losses = model.losses(tokens_BT1, compiled=compiled)
+    (losses.language_model + losses.auxiliary).backward()
+    return losses
 
 
 def autocast(config: TrainConfig, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ from attnlab.analysis.hypotheses.question import GivesUp, Needed
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.sliding_window import SlidingWindow
-from attnlab.model.placement import first_n, last_n
+from attnlab.model.layer_pattern import first_n, last_n
 from attnlab.study.shipped.mechanisms import base, learning_rates
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig

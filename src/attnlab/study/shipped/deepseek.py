@@ -25,8 +25,8 @@ from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.study.study import Study
 from attnlab.training.config import TrainConfig
+from attnlab.training.recipe import LearningRates
 from attnlab.training.run import RunConfig
-from attnlab.training.tuning import LearningRates
 
 SEQ_LEN = 512
 

@@ -25,8 +25,7 @@ from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, Linear, Llama3, Yarn
 from attnlab.study.study import Study
-from attnlab.training.config import TrainConfig
-from attnlab.training.eval_config import EvalConfig
+from attnlab.training.config import EvalConfig, TrainConfig
 from attnlab.training.run import RunConfig
 
 SEQ_LEN, FACTOR = 1024, 8.0

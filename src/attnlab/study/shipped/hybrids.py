@@ -26,11 +26,11 @@ from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import SwiGLU
 from attnlab.model.language_model import ModelConfig
-from attnlab.model.placement import every_nth, last_n, spread_evenly
+from attnlab.model.layer_pattern import every_nth, last_n, spread_evenly
 from attnlab.study.study import Study
 from attnlab.training.config import TrainConfig
+from attnlab.training.recipe import LearningRates
 from attnlab.training.run import RunConfig
-from attnlab.training.tuning import LearningRates
 
 N_LAYERS = 12
 attention = GroupedQuery(n_heads=12, n_kv_heads=12)

@@ -25,8 +25,8 @@ from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
 from attnlab.study.study import Study
 from attnlab.training.config import TrainConfig
+from attnlab.training.recipe import LearningRates
 from attnlab.training.run import RunConfig
-from attnlab.training.tuning import LearningRates
 
 base = RunConfig(
     data=WikiText2(),

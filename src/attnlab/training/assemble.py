@@ -1,0 +1,52 @@
+"""The assembly of a training step: model, tokens, windows and optimizer, ready for step 0.
+
+Runs, the timing of runs and benchmarks all train with the step that is assembled here.
+"""
+
+import torch
+from torch import Tensor
+
+from attnlab.data import Corpus
+from attnlab.data.batches import window_starts
+from attnlab.model.language_model import LanguageModel
+from attnlab.training.config import TrainConfig
+from attnlab.training.run import RunConfig
+from attnlab.training.step import TrainingStep
+
+
+def step_of_run(config: RunConfig, corpus: Corpus, device: torch.device) -> TrainingStep:
+    """Return the training step of a run, at step 0, on the device.
+
+    The model has the initial values of the run's seed. It is compiled if the settings say so, or
+    leave the choice to the arithmetic of the run.
+
+    Raises ValueError if the training split is shorter than one window.
+    """
+    train = config.train
+    return TrainingStep(
+        train,
+        config.model.build(corpus.vocab_size, config.seed).to(device),
+        torch.from_numpy(corpus.train.astype("int32")).to(device),
+        window_starts(
+            len(corpus.train),
+            seq_len=train.seq_len,
+            batch_size=train.batch_size,
+            steps=train.steps,
+            seed=config.seed,
+        ),
+        seed=config.seed,
+        compiled=train.compiles_on(device.type, config.petaflops(corpus.vocab_size)),
+    )
+
+
+def step_of_one_batch(
+    config: TrainConfig, model: LanguageModel, tokens_BT1: Tensor, *, compiled: bool
+) -> TrainingStep:
+    """Return a training step, at step 0, that trains on the same batch in every step.
+
+    `tokens_BT1` are token ids on the model's device, `seq_len` + 1 per sequence.
+    """
+    batch, window = tokens_BT1.shape
+    starts_SB = (torch.arange(batch) * window).expand(config.steps, -1).numpy()
+    tokens = tokens_BT1.flatten().int()
+    return TrainingStep(config, model, tokens, starts_SB, seed=0, compiled=compiled)
