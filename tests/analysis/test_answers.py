@@ -60,7 +60,7 @@ def test_what_is_worth_its_cost(tmp_path):
     }
     short, evidence = answer(tmp_path, BestForCost(text="?"), **costs)
     assert short == "Worth their forward FLOPs a token: identity and delta."
-    assert "identity: 9 MFLOPs, loss 5.400 nats." in evidence
+    assert "identity: 9.00 MFLOPs, loss 5.400 nats." in evidence
     assert "delta is better than identity by 0.400 nats [" in evidence
     assert "Not worth their forward FLOPs a token: " in evidence
 

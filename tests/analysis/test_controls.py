@@ -76,8 +76,8 @@ def test_variants_that_differ_in_the_kernel_alone_are_one_function_at_two_prices
         "lora and flash are the same function on different kernels (math, flash); their losses"
     )
     assert control.bought == (
-        "flash (kernel flash) against lora (kernel math): 1 ms a step less (4 ms, not 5 ms); "
-        "1 GiB less peak memory (3 GiB, not 4 GiB)."
+        "flash (kernel flash) against lora (kernel math): 1.00 ms a step less (4.00 ms, not "
+        "5.00 ms); 1.00 GiB less peak memory (3.00 GiB, not 4.00 GiB)."
     )
     assert control.bought in markdown(analysis, None)
     assert [set(names) for names in analysis.functions] == [{"mha"}, {"lora", "flash"}]
@@ -101,7 +101,7 @@ def test_a_kernel_that_buys_nothing_is_said_to_be_the_same(tmp_path):
     losses = {"lora": steady(5.1, 2), "flash": steady(5.1, 3)}
     alike = FLASH | {"step_time": 0.0051, "peak_memory_bytes": (4 << 30) + (1 << 20)}
     (control,) = controls(tmp_path / "a", losses, lora=MATH, flash=alike)
-    assert "the same time within 5% (5.1 ms, not 5 ms)" in control.bought
+    assert "the same time within 5% (5.10 ms, not 5.00 ms)" in control.bought
     assert "the same peak memory within 1%" in control.bought
     unlike = FLASH | {"device": "NVIDIA H200"}
     here = MATH | {"device": "NVIDIA H100"}

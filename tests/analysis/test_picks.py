@@ -41,7 +41,7 @@ def test_quality_first_is_the_one_that_all_others_are_worse_than(found):
 def test_memory_first_is_the_smallest_state_that_is_not_worse_than_the_baseline(found):
     pick = found["memory first"]
     assert pick.variant == "delta"
-    assert "1 MiB, 8 times less than mha (8 MiB)" in pick.reason
+    assert "1.00 MiB, 8 times less than mha (8.00 MiB)" in pick.reason
     assert "gives up nothing" in pick.margin
     assert "identity needs 0 B, and is worse than mha by 0.300 nats [" in pick.would_change
 
@@ -118,5 +118,5 @@ def test_long_context_takes_what_grows_least(tmp_path):
     )
     found = {pick.use_case: pick for pick in analyse(tmp_path).picks}
     assert found["long context"].variant == "delta"
-    assert "0 B a token" in found["long context"].reason
+    assert "0 B/token" in found["long context"].reason
     assert found["decoding speed first"].variant is None

@@ -56,7 +56,7 @@ def test_missing_data_is_told_with_its_remedy_and_does_not_stop_the_default_stud
 def test_a_full_disk_stops_the_default_study(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     findings = examined(tmp_path)
-    assert "0.0 GiB free" in findings["disk"].found
+    assert "1.00 MiB free" in findings["disk"].found
     assert not doctor.can_run(list(findings.values()))
 
 

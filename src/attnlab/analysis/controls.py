@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from attnlab.analysis.costs import COUNTED, TIMED
-from attnlab.analysis.sentences import amount
+from attnlab.analysis.numbers import quantity
 from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
@@ -127,9 +127,9 @@ def bought(names: Sequence[str], kernels: Sequence[str], table: Table) -> str:
 def _saved(before: float, after: float, unit: str, per: str, resolution: float) -> str:
     """`1.2 ms a step less (3.1, not 4.3)`, or that it is the same within the resolution."""
     what = {"seconds": "time", "bytes": "peak memory"}[unit]
-    ends = f"{amount(after, unit)}, not {amount(before, unit)}"
+    ends = f"{quantity(after, unit)}, not {quantity(before, unit)}"
     if abs(after - before) <= resolution * max(before, after):
         return f"the same {what} within {resolution:.0%} ({ends})"
     how = "less" if after < before else "more"
-    by = " ".join(filter(None, (amount(abs(after - before), unit), per)))
+    by = " ".join(filter(None, (quantity(abs(after - before), unit), per)))
     return f"{by} {how}{'' if unit == 'seconds' else ' ' + what} ({ends})"

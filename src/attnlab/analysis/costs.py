@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnlab.analysis.sentences import listed, nats
+from attnlab.analysis.numbers import nats
+from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
 
@@ -44,7 +45,7 @@ class Serving:
     context: int = 0  # tokens, where the times were taken
     batch: int = 0
     decode_seconds: Mapping[str, float] = field(default_factory=dict[str, float])
-    state_growth: Mapping[str, float] = field(default_factory=dict[str, float])  # bytes a token
+    state_growth: Mapping[str, float] = field(default_factory=dict[str, float])  # bytes/token
 
     @classmethod
     def read(cls, study_dir: Path) -> "Serving":
@@ -86,7 +87,7 @@ class Cost:
 
     key: str  # as in `attnlab.analysis.hypotheses.question.Cost`
     label: str
-    unit: str  # "", "FLOPs", "seconds", "bytes" or "bytes a token"
+    unit: str  # "", "FLOPs", "seconds", "bytes" or "bytes/token"
     resolution: float  # relative: smaller differences are none
     of: Mapping[str, float]  # by variant
 

@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attnlab.analysis.costs import COUNTED, Cost, Serving
-from attnlab.analysis.sentences import MOST_NAMED, against, amount, apart, listed, nats, several
+from attnlab.analysis.numbers import nats, quantity
+from attnlab.analysis.sentences import MOST_NAMED, against, apart, listed, several
 from attnlab.analysis.verdict import Verdict
 
 USES = (  # use case, what it asks the least of, and what decides between equals
@@ -89,7 +90,7 @@ def picks_of(verdict: Verdict, costs: Sequence[Cost], serving: Serving) -> tuple
     growth = Cost(
         key="state_growth",
         label="growth of the decode state",
-        unit="bytes a token",
+        unit="bytes/token",
         resolution=COUNTED,
         of=serving.state_growth,
     )
@@ -154,7 +155,7 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
         left = [name for name in left if not any(cost.cheaper(other, name) for other in left)]
     winner = _separably_best(left, verdict)
     if winner is None:
-        needs = ", ".join(amount(cost.of[left[0]], cost.unit) for cost in known) if left else ""
+        needs = ", ".join(quantity(cost.of[left[0]], cost.unit) for cost in known) if left else ""
         return _no_winner(
             use,
             f"{several(left)} need the same ({first.label}: {needs}) and cannot be told apart."
@@ -168,7 +169,7 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
         variant=winner,
         reason=(
             f"{_named(winner, verdict)} is lowest in {first.label}, of the variants that are not "
-            f"separably worse than {than}: {amount(first.of[winner], first.unit)}{saved}."
+            f"separably worse than {than}: {quantity(first.of[winner], first.unit)}{saved}."
         ),
         margin=_gives_up(winner, than, verdict),
         would_change=_cheaper_still(first, winner, tolerated, than, verdict),
@@ -210,18 +211,18 @@ def _cheaper_still(
     if not refused and not cost.of[winner]:
         return "Nothing in this cost: there is none to save."
     if not refused:
-        return f"A variant that needs less than {amount(cost.of[winner], cost.unit)}."
+        return f"A variant that needs less than {quantity(cost.of[winner], cost.unit)}."
     name = refused[0]
     return (
-        f"Accepting more loss: {name} needs {amount(cost.of[name], cost.unit)}, and is worse than "
-        f"{than} by {apart(verdict.pairs[name, than])}."
+        f"Accepting more loss: {name} needs {quantity(cost.of[name], cost.unit)}, and is worse "
+        f"than {than} by {apart(verdict.pairs[name, than])}."
     )
 
 
 def _times(cost: Cost, winner: str, than: str) -> str:
     if winner == than or than not in cost.of:
         return ""
-    there = amount(cost.of[than], cost.unit)
+    there = quantity(cost.of[than], cost.unit)
     if not cost.cheaper(winner, than):
         return f", as much as {than}"
     if cost.of[winner] <= 0:

@@ -1,4 +1,4 @@
-"""Numbers inside the sentences that an analysis writes."""
+"""Phrases of which an analysis makes its sentences."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,20 +8,6 @@ from attnlab.analysis.statistics.intervals import Comparison
 Said = tuple[str, Sequence[str]]  # a short answer, and its evidence
 
 MOST_NAMED = 6  # in a sentence
-
-_STEPS = {
-    "bytes": (1024, ("B", "KiB", "MiB", "GiB", "TiB")),
-    "": (1000, ("", "thousand", "million", "billion", "trillion")),
-    "FLOPs": (1000, ("FLOPs", "KFLOPs", "MFLOPs", "GFLOPs", "TFLOPs")),
-}
-
-
-def nats(value: float) -> str:
-    """
-    >>> nats(0.08401), nats(5.2)
-    ('0.084 nats', '5.200 nats')
-    """
-    return f"{value:.3f} nats"
 
 
 def apart(pair: Comparison) -> str:
@@ -56,26 +42,6 @@ def against(first: str, second: str, pair: Comparison) -> str:
     return f"{first} cannot be told from {second}: {interval}."
 
 
-def amount(value: float, unit: str) -> str:
-    """A cost with its unit.
-
-    >>> amount(524288, "bytes"), amount(4_785_280, ""), amount(0.00238, "seconds")
-    ('512 KiB', '4.79 million', '2.38 ms')
-    >>> amount(11.7e6, "FLOPs"), amount(0, "bytes"), amount(1500, "bytes a token")
-    ('11.7 MFLOPs', '0 B', '1.46 KiB a token')
-    """
-    unit, _, per = unit.partition(" ")
-    if unit == "seconds":
-        said = f"{1000 * value:.3g} ms"
-    else:
-        base, names = _STEPS[unit]
-        power = 0
-        while value >= base - 0.5 and power < len(names) - 1:
-            value, power = value / base, power + 1
-        said = f"{value:.0f} {names[power]}" if power == 0 else f"{_three(value)} {names[power]}"
-    return f"{said.strip()} {per}".strip()
-
-
 def listed(names: Sequence[str]) -> str:
     """
     >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
@@ -93,11 +59,6 @@ def several(names: Sequence[str]) -> str:
     if len(names) <= MOST_NAMED:
         return listed(names)
     return listed([*names[:3], f"{len(names) - 3} others"])
-
-
-def _three(value: float) -> str:
-    """Three digits that count, without an exponent."""
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def in_words(layers: Sequence[str]) -> str:

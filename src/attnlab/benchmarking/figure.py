@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from attnlab.analysis import numbers
 from attnlab.benchmarking.point import What, tokens
 from attnlab.benchmarking.table import ceilings_words
 from attnlab.record import Json
 from attnlab.reporting.figures.drawing import png, style
 from attnlab.reporting.figures.styles import GREY, Looks, looks_of
-from attnlab.reporting.text import units
 
 
 class _Panel(NamedTuple):
@@ -97,7 +97,7 @@ def _seconds(value: float, place: object = None) -> str:
 
 def _bytes(value: float, place: object = None) -> str:
     del place
-    return units.size(value)
+    return numbers.size(value)
 
 
 def _time(point: Json) -> float:

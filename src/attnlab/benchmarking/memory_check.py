@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from attnlab.analysis.numbers import size
 from attnlab.benchmarking.conditions import Conditions
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
@@ -19,7 +20,7 @@ def require_room(setup: Setup, point: Point, under: Conditions) -> None:
     """Raises MemoryError where the point cannot fit."""
     least, there = least_bytes(setup, point, under), available_bytes(under.device)
     if there is not None and least > there:
-        words = f"{least / 2**30:.1f} GiB at least, of {there / 2**30:.1f} GiB"
+        words = f"{size(least)} at least, of {size(there)}"
         raise MemoryError(f"not tried: it needs {words}")
 
 

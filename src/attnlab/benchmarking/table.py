@@ -9,9 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as Grid
 from rich.text import Text
 
+from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Point, What, tokens
 from attnlab.record import Json
-from attnlab.reporting.text import units
 
 _WORDS = {"out_of_memory": "no memory", "too_long": "too long", "failed": "failed"}
 
@@ -43,10 +43,10 @@ def line(point: Json) -> str:
     if point["status"] != "ok":
         return f"{Point.of(point)}: {point['status'].replace('_', ' ')}: {point['reason']}"
     spread = point["spread_seconds"]
-    words = f"{Point.of(point)}: {units.milliseconds(point['seconds'])} ms"
+    words = f"{Point.of(point)}: {numbers.milliseconds(point['seconds'])} ms"
     if spread is not None:
-        words += f" ± {units.milliseconds(spread / 2)}"
-    words += f", {units.count(point['tokens_per_second'])} tokens/s"
+        words += f" ± {numbers.milliseconds(spread / 2)}"
+    words += f", {numbers.count(point['tokens_per_second'])} tokens/s"
     if point["what"] == "decode":
         how = "".join(f", by {way}" for way in point["decodes_by"] if way != "state")
         return f"{words}{how}, {point['times_bound']:.1f} times its bound"
@@ -57,9 +57,9 @@ def ceilings_words(contents: Json) -> str:
     """What the device can do."""
     ceilings, device = contents["ceilings"], contents["device"]
     return (
-        f"{device['name']}: {units.count(ceilings['matrix_flops_per_second'])}FLOP/s in "
-        f"{ceilings['matrix_dtype']} products, {units.count(ceilings['copy_bytes_per_second'])}B/s "
-        "copied (read and written)"
+        f"{device['name']}: {numbers.count(ceilings['matrix_flops_per_second'])}FLOP/s in "
+        f"{ceilings['matrix_dtype']} products, "
+        f"{numbers.count(ceilings['copy_bytes_per_second'])}B/s copied (read and written)"
     )
 
 
@@ -69,7 +69,7 @@ def _accounts(points: Iterable[Json]) -> Grid:
     columns = ("times", "ms", "bound", "kernels", "µs an empty one", "so empty", "their work")
     for column in columns:
         grid.add_column(column, justify="right")
-    ms = units.milliseconds
+    ms = numbers.milliseconds
     for point in points:
         account = point["account"]
         grid.add_row(
@@ -78,7 +78,7 @@ def _accounts(points: Iterable[Json]) -> Grid:
             ms(point["seconds"]),
             ms(point["bound_seconds"]),
             str(account["kernels"]),
-            units.significant(1e6 * account["empty_kernel_seconds"]),
+            numbers.significant(1e6 * account["empty_kernel_seconds"]),
             ms(account["kernels"] * account["empty_kernel_seconds"]),
             ms(account["unexplained_seconds"]),
         )
@@ -117,15 +117,15 @@ def _batch(row: tuple[str, int]) -> int:
 
 
 def _time(point: Json) -> str:
-    return units.milliseconds(point["seconds"])
+    return numbers.milliseconds(point["seconds"])
 
 
 def _peak_memory(point: Json) -> str:
-    return units.size(point["peak_memory_bytes"])
+    return numbers.size(point["peak_memory_bytes"])
 
 
 def _state(point: Json) -> str:
-    return units.size(point["state_bytes"] / point["batch"])
+    return numbers.size(point["state_bytes"] / point["batch"])
 
 
 _TABLES: tuple[tuple[str, What, Callable[[Json], str]], ...] = (

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.numbers import count, duration, milliseconds, size
 from attnlab.analysis.statistics.power import detectable
 from attnlab.cli.app import console, errors, status
 from attnlab.data import Corpus, DataError, Places
 from attnlab.record import to_json
-from attnlab.reporting.text.units import count, duration, size
 from attnlab.runner.forecast import Forecast
 from attnlab.runner.plan import plan
 from attnlab.runner.request import corpora
@@ -174,7 +174,7 @@ def _grid(forecast: Forecast) -> Grid:
         grid.add_row(
             escape(name),
             count(forecast.parameters(name)),
-            _at_least(pace, f"{1000 * pace.step:,.{2 * pace.timed}f}") if pace else "–",
+            _at_least(pace, milliseconds(pace.step)) if pace else "–",
             _at_least(pace, duration(forecast.run_seconds(name))),
             _runs(agenda.tuning_count([name])),
             _runs(agenda.verdict_count([name])),

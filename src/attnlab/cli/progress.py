@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from attnlab.analysis import numbers
 from attnlab.runner.execute import Ended
 from attnlab.runner.schedule import Agenda
 from attnlab.runner.workers import Happened
@@ -80,7 +81,7 @@ class StudyProgress:
             at.step = event.step
             loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
             speed = event.tokens_per_second
-            rate = f"{speed:,.0f} tokens/s" if speed else "warming up"
+            rate = f"{numbers.count(speed)} tokens/s" if speed else "warming up"
             self.bars.update(at.bar, completed=event.step, description=_name(run) + loss, rate=rate)
         if not isinstance(event, Ended):
             for style, said in (("bold red", event.alarm), ("yellow", event.note)):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from attnlab.analysis.numbers import size
 from attnlab.checks.suite import fitting_width
 from attnlab.data import DataConfig, DataError, Places
 from attnlab.device.environment import usable_cores
@@ -124,7 +125,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding("CUDA", "torch sees no CUDA device; studies run on the CPU")
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        memory = size(properties.total_memory)
         capability = f"compute capability {properties.major}.{properties.minor}"
         yield Finding(f"cuda:{i}", f"{properties.name}, {memory}, {capability}, driver {_driver()}")
 
@@ -175,8 +176,8 @@ def _disk(out: Path) -> Finding:
     absolute = out.absolute()
     folder = next(path for path in (absolute, *absolute.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free for {out}"
-    least = f"{LEAST_FREE_BYTES / 2**30:.0f} GiB"
+    found = f"{size(free)} free for {out}"
+    least = size(LEAST_FREE_BYTES)
     remedy = "" if free >= LEAST_FREE_BYTES else f"free {least}, or choose another place with --out"
     return Finding("disk", found, remedy, needed=True)
 

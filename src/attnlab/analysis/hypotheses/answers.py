@@ -15,17 +15,9 @@ from attnlab.analysis.hypotheses.question import (
     Question,
 )
 from attnlab.analysis.hypotheses.question import Pick as WhatToPick
+from attnlab.analysis.numbers import nats, quantity
 from attnlab.analysis.picks import Front, Pick
-from attnlab.analysis.sentences import (
-    MOST_NAMED,
-    Said,
-    against,
-    amount,
-    apart,
-    listed,
-    nats,
-    several,
-)
+from attnlab.analysis.sentences import MOST_NAMED, Said, against, apart, listed, several
 from attnlab.analysis.verdict import Verdict
 from attnlab.config import ConfigError
 
@@ -108,8 +100,8 @@ def _best_for_cost(key: str, verdict: Verdict, fronts: Sequence[Front]) -> Said:
     if front is None or not front.front:
         return f"Not answered: {key} was not measured.", ()
     steps = [
-        f"{name}: {amount(front.points[name][0], front.unit)}, loss {nats(front.points[name][1])}."
-        for name in front.front
+        f"{name}: {quantity(cost, front.unit)}, loss {nats(loss)}."
+        for name, (cost, loss) in ((name, front.points[name]) for name in front.front)
     ]
     functions = [name for name in front.front if not _repeats(name, front.front, verdict)]
     bought = [

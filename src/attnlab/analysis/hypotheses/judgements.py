@@ -22,7 +22,8 @@ from attnlab.analysis.hypotheses.claim import (
     Ordered,
     Within,
 )
-from attnlab.analysis.sentences import against, amount, apart, listed, nats, several
+from attnlab.analysis.numbers import gigabytes, millions, nats, quantity
+from attnlab.analysis.sentences import against, apart, listed, several
 from attnlab.analysis.verdict import Verdict
 from attnlab.config import ConfigError
 
@@ -215,5 +216,5 @@ def _against(first: str, second: str, verdict: Verdict) -> str:
 def _decimal(value: float, unit: str) -> str:
     """A cost as papers write it: bytes by powers of 1,000, a count with one digit more."""
     if unit == "bytes":
-        return f"{value / 1e9:.1f} GB"
-    return amount(value, unit) if unit or value < 1e6 else f"{value / 1e6:.1f} M"
+        return gigabytes(value)
+    return quantity(value, unit) if unit else millions(value)

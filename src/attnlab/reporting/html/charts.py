@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Front
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
@@ -28,7 +29,6 @@ from attnlab.reporting.figures.panels.tuning import rates
 from attnlab.reporting.figures.styles import Looks, looks_of
 from attnlab.reporting.html.svg_charts import WIDTH, Canvas, Chart, Draw
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
-from attnlab.reporting.text import units
 
 LONGEST_NAME = 18
 
@@ -202,7 +202,7 @@ class Charts:
             ),
             self.canvas.chart(
                 at_longest,
-                f"Loss by position in windows of {units.tokens(length)} tokens",
+                f"Loss by position in windows of {numbers.tokens(length)} tokens",
                 "Dashed: the length of training. What rises right of it cannot read so far.",
             ),
         )

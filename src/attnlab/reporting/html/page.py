@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.lengths import sentences
 from attnlab.reporting.html.charts import Charts
@@ -21,7 +22,6 @@ from attnlab.reporting.tables.families import family_grids
 from attnlab.reporting.tables.published import JUDGED, published_grids
 from attnlab.reporting.tables.rows import Row, rows
 from attnlab.reporting.text import sentences as words
-from attnlab.reporting.text import units
 from attnlab.reporting.text.provenance import environment, settings
 from attnlab.version import __version__
 
@@ -158,13 +158,13 @@ def rate_columns(analysis: Analysis) -> list[Column]:
         ),
         Column(
             title="off by 2x costs",
-            text=lambda row: units.number(off_by_two(row)),
+            text=lambda row: numbers.number(off_by_two(row)),
             value=off_by_two,
             about="nats a token, at most, for a rate within a factor of 2",
         ),
         Column(
             title="curvature",
-            text=lambda row: units.number(curvature(row)),
+            text=lambda row: numbers.number(curvature(row)),
             value=curvature,
             about="nats a token and squared factor of 2",
         ),

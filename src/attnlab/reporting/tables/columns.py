@@ -7,11 +7,11 @@ dash, and sorts last.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.statistics.paired import Difference, Estimate
 from attnlab.analysis.table import PARTS
 from attnlab.reporting.tables.rows import Row, split_name, split_of
-from attnlab.reporting.text import units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ def ranking(analysis: Analysis) -> list[Column]:
         Column(title="#", text=_place, value=lambda r: r.place, about="place by mean loss"),
         Column(
             title="tier",
-            text=lambda r: units.UNKNOWN if r.tier is None else str(r.tier),
+            text=lambda r: numbers.UNKNOWN if r.tier is None else str(r.tier),
             value=lambda r: r.tier,
             about="variants of one tier cannot be told apart from the first of it",
         ),
         Column(title="variant", text=lambda r: r.name),
         Column(
             title=f"{name} loss",
-            text=lambda r: units.estimate(r.numbers.get(analysis.metric)),
+            text=lambda r: numbers.estimate(r.numbers.get(analysis.metric)),
             value=lambda r: r.mean(analysis.metric),
             about=f"nats a token{spread}",
         ),
@@ -85,26 +85,26 @@ def costs() -> list[Column]:
     return [
         Column(
             title="params",
-            text=lambda r: units.count(r.variant.parameters.get("total")),
+            text=lambda r: numbers.count(r.variant.parameters.get("total")),
             value=lambda r: r.variant.parameters.get("total"),
             about="parameters, embedding included",
             expendable=3,
         ),
         Column(
             title="active",
-            text=lambda r: units.UNKNOWN if _active(r) is None else units.count(_active(r)),
+            text=lambda r: numbers.UNKNOWN if _active(r) is None else numbers.count(_active(r)),
             value=_active,
             about="parameters that work on one token; not shown where all do",
             expendable=8,
         ),
-        _cost("FLOPs/token", "flops_per_token", units.count, "forward, at full context", 10),
-        _cost("ms/step", "step_time", units.milliseconds, "median of a run", 2),
-        _cost("tokens/s", "tokens_per_second", units.count, "while training", 7),
-        _cost("peak memory", "peak_memory_bytes", units.size, "while training", 6),
-        _cost("decode state", "state_bytes", units.size, "of one sequence, at full context", 5),
-        _cost("run time", "total_time", units.duration, "of one run, all included", 11),
-        _cost("training", "train_time", units.duration, "steps alone, of one run", 12),
-        _cost("compiling", "compile_time", units.duration, "and warming up", 13),
+        _cost("FLOPs/token", "flops_per_token", numbers.count, "forward, at full context", 10),
+        _cost("ms/step", "step_time", numbers.milliseconds, "median of a run", 2),
+        _cost("tokens/s", "tokens_per_second", numbers.count, "while training", 7),
+        _cost("peak memory", "peak_memory_bytes", numbers.size, "while training", 6),
+        _cost("decode state", "state_bytes", numbers.size, "of one sequence, at full context", 5),
+        _cost("run time", "total_time", numbers.duration, "of one run, all included", 11),
+        _cost("training", "train_time", numbers.duration, "steps alone, of one run", 12),
+        _cost("compiling", "compile_time", numbers.duration, "and warming up", 13),
     ]
 
 
@@ -117,7 +117,7 @@ def parts() -> list[Column]:
 
         def text(row: Row) -> str:
             count = value(row)
-            return units.UNKNOWN if count is None else f"{count:,}"
+            return numbers.UNKNOWN if count is None else f"{count:,}"
 
         return Column(title=part.replace("_", "-"), text=text, value=value)
 
@@ -141,8 +141,8 @@ def lengths(analysis: Analysis) -> list[Column]:
             return found and found.mean
 
         return Column(
-            title=f"Δ {units.tokens(length)}",
-            text=lambda row: units.change(change(row)),
+            title=f"Δ {numbers.tokens(length)}",
+            text=lambda row: numbers.change(change(row)),
             value=value,
             about=f"loss at {length:,} tokens a window minus that at the length of training",
         )
@@ -158,7 +158,7 @@ def lengths(analysis: Analysis) -> list[Column]:
         VARIANT,
         Column(
             title="loss as trained",
-            text=lambda row: units.estimate(trained(row)),
+            text=lambda row: numbers.estimate(trained(row)),
             value=loss,
             about="nats a token of the validation split, at the length of training",
         ),
@@ -171,7 +171,7 @@ VARIANT = Column(title="variant", text=lambda row: row.name)
 
 def known(columns: list[Column], shown: tuple[Row, ...]) -> list[Column]:
     """Without the columns of which nothing is known."""
-    return [c for c in columns if any(c.text(row) != units.UNKNOWN for row in shown)]
+    return [c for c in columns if any(c.text(row) != numbers.UNKNOWN for row in shown)]
 
 
 def seeds_of(row: Row) -> str:
@@ -179,7 +179,7 @@ def seeds_of(row: Row) -> str:
 
 
 def mechanism_of(row: Row) -> str:
-    return row.variant.mechanism or units.UNKNOWN
+    return row.variant.mechanism or numbers.UNKNOWN
 
 
 def _active(row: Row) -> int | None:
@@ -190,11 +190,11 @@ def _active(row: Row) -> int | None:
 
 
 def _place(row: Row) -> str:
-    return units.UNKNOWN if row.place is None else str(row.place)
+    return numbers.UNKNOWN if row.place is None else str(row.place)
 
 
 def _difference(row: Row) -> str:
-    return "baseline" if row.baseline else units.comparison(row.to_baseline)
+    return "baseline" if row.baseline else numbers.comparison(row.to_baseline)
 
 
 def _mean_difference(row: Row) -> float | None:
@@ -208,7 +208,7 @@ def _standing(row: Row) -> str:
 def standing(pair: Comparison | None) -> str:
     """In words, what a difference comes to."""
     if pair is None or pair.p is None:
-        return units.UNKNOWN
+        return numbers.UNKNOWN
     if pair.equivalent:
         return "the same within the margin"
     if not pair.separable:
@@ -219,7 +219,7 @@ def standing(pair: Comparison | None) -> str:
 def _number(title: str, key: str, digits: int, about: str, expendable: int) -> Column:
     return Column(
         title=title,
-        text=lambda row: units.number(row.mean(key), digits),
+        text=lambda row: numbers.number(row.mean(key), digits),
         value=lambda row: row.mean(key),
         about=about,
         expendable=expendable,

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.costs import meaning
 from attnlab.analysis.families import Families, Family, by_chance
 from attnlab.analysis.sentences import apart, listed
 from attnlab.reporting.tables.columns import standing
 from attnlab.reporting.tables.text_table import Grid
-from attnlab.reporting.text import units
 
 
 def family_grids(analysis: Analysis) -> tuple[Grid, ...]:
@@ -57,7 +57,7 @@ def _by_family(found: Families) -> Grid:
     def difference(family: Family) -> str:
         if family.name == found.reference:
             return "reference"
-        return units.comparison(family.to_reference)
+        return numbers.comparison(family.to_reference)
 
     def which(family: Family) -> str:
         if family.name == found.reference:
@@ -73,8 +73,8 @@ def _by_family(found: Families) -> Grid:
                 family.name,
                 ", ".join(family.variants),
                 which(family),
-                units.UNKNOWN if family.tier is None else str(family.tier),
-                units.estimate(family.loss),
+                numbers.UNKNOWN if family.tier is None else str(family.tier),
+                numbers.estimate(family.loss),
                 difference(family),
             )
             for family in found.families
@@ -99,10 +99,10 @@ def _efficiency(analysis: Analysis) -> Grid:
             (
                 it.name,
                 standing(analysis.to_baseline[it.name]),
-                _millions(it.parameters),
-                f"{'-' if it.more < 0 else '+'}{_millions(abs(it.more))}",
+                numbers.millions(it.parameters),
+                f"{'-' if it.more < 0 else '+'}{numbers.millions(abs(it.more))}",
                 f"{1e6 * it.mean:+.0f}",
-                units.UNKNOWN
+                numbers.UNKNOWN
                 if it.low is None or it.high is None
                 else f"{1e6 * it.low:+.0f} to {1e6 * it.high:+.0f}",
             )
@@ -116,12 +116,7 @@ def _efficiency(analysis: Analysis) -> Grid:
 
 def _amount(value: float, unit: str) -> str:
     if unit in ("nats", "fraction"):
-        return units.number(value)
+        return numbers.number(value)
     if unit == "seconds":
-        return units.duration(value) if value >= 1 else units.measured(value, unit)
-    return units.size(value) if unit == "bytes" else _millions(value)
-
-
-def _millions(count: float) -> str:
-    """With one digit more than other counts: sizes are made alike, and their differences count."""
-    return f"{count / 1e6:.1f} M" if count >= 1e6 else units.count(count)
+        return numbers.duration(value) if value >= 1 else numbers.quantity(value, unit)
+    return numbers.size(value) if unit == "bytes" else numbers.millions(value)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.hypotheses.claim import LOSS
 from attnlab.reporting.tables.rows import Row, rows, split_name
 from attnlab.reporting.tables.text_table import Grid
-from attnlab.reporting.text import units
 
 JUDGED = (
     "Each claim is held against this study's own intervals, which are 95 % for all pairs at once. "
@@ -51,14 +51,14 @@ def _apart(
     if name == than:
         return "0", "0", ""
     difference, pair = published[name] - published[than], analysis.pairs.get((name, than))
-    agree = units.UNKNOWN
+    agree = numbers.UNKNOWN
     if pair is not None and pair.low is not None and pair.high is not None:
         agree = "yes" if pair.low <= difference <= pair.high else "no"
-    return f"{difference:+.3g}", units.comparison(pair), agree
+    return f"{difference:+.3g}", numbers.comparison(pair), agree
 
 
 def _found(row: Row | None, metric: str) -> tuple[str, str]:
     if row is None:
-        return units.UNKNOWN, units.UNKNOWN
-    place = units.UNKNOWN if row.place is None else str(row.place)
-    return units.estimate(row.numbers.get(metric)), place
+        return numbers.UNKNOWN, numbers.UNKNOWN
+    place = numbers.UNKNOWN if row.place is None else str(row.place)
+    return numbers.estimate(row.numbers.get(metric)), place

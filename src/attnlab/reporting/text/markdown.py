@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.lengths import sentences
 from attnlab.reporting.tables import columns as column
@@ -16,7 +17,6 @@ from attnlab.reporting.tables.families import family_grids
 from attnlab.reporting.tables.published import JUDGED, published_grids
 from attnlab.reporting.tables.rows import rows
 from attnlab.reporting.text import sentences as words
-from attnlab.reporting.text import units
 from attnlab.reporting.text.provenance import environment, settings
 from attnlab.version import __version__
 
@@ -60,7 +60,7 @@ def markdown(analysis: Analysis, picture: str | None) -> str:
         shared=shared,
         own=own,
         environment=environment(table),
-        units=units,
+        numbers=numbers,
         version=__version__,
     )
 
@@ -75,11 +75,11 @@ def _differences(analysis: Analysis) -> list[Column]:
         return f"{to[name].mean:+.4f}" if name in to else "baseline"
 
     def simultaneous(name: str) -> str:
-        return units.interval(to[name].low, to[name].high) if name in to else ""
+        return numbers.interval(to[name].low, to[name].high) if name in to else ""
 
     def plain(name: str) -> str:
         pair = to.get(name)
-        return units.interval(pair.paired_low, pair.paired_high) if pair else ""
+        return numbers.interval(pair.paired_low, pair.paired_high) if pair else ""
 
     return [
         VARIANT,

@@ -4,10 +4,10 @@ import re
 from textwrap import dedent
 from typing import Any, NamedTuple
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
-from attnlab.reporting.text import units
 
 METHODS = {
     "tukey": "Tukey's HSD over seed blocks",
@@ -95,7 +95,7 @@ def _scale(analysis: Analysis) -> str:
 
 
 def _span(values: list[Any]) -> str:
-    ends = dict.fromkeys(units.count(value) for value in (values[0], values[-1]))
+    ends = dict.fromkeys(numbers.count(value) for value in (values[0], values[-1]))
     return " to ".join(ends)
 
 

@@ -7,12 +7,12 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from attnlab.analysis import numbers
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.reporting.figures.panels.frame import off_scale, say
 from attnlab.reporting.figures.scale import Extent, window
 from attnlab.reporting.figures.styles import GREY, SHADE, Looks, mark
 from attnlab.reporting.tables.rows import Row
-from attnlab.reporting.text import units
 
 
 def dots(axes: Axes, rows: Sequence[Row], looks: Looks, key: str, digits: int = 3) -> None:
@@ -27,7 +27,7 @@ def dots(axes: Axes, rows: Sequence[Row], looks: Looks, key: str, digits: int = 
         if row.name not in points:
             continue
         (seeds, e), look = points[row.name], looks[row.name]
-        tip = f"{row.name}: {units.estimate(e)}"
+        tip = f"{row.name}: {numbers.estimate(e)}"
         if not low <= e.mean <= high:
             off_scale(axes, y, f"{e.mean:.{digits}f}", look, tip, right=e.mean > high)
             continue
@@ -106,7 +106,7 @@ def forest(axes: Axes, rows: Sequence[Row], looks: Looks, reference: str) -> Non
             continue
         if pair is None:
             continue
-        tip = f"{row.name} minus {reference}: {units.comparison(pair)}"
+        tip = f"{row.name} minus {reference}: {numbers.comparison(pair)}"
         if not low <= pair.mean <= high:
             off_scale(axes, y, f"{pair.mean:+.3f}", look, tip, right=pair.mean > high)
             continue
@@ -139,7 +139,7 @@ def times(axes: Axes, rows: Sequence[Row], looks: Looks) -> None:
         end = 1000 * (e.mean + (e.spread or 0))
         axes.errorbar(1000 * e.mean, y, xerr=1000 * (e.spread or 0), color="black", elinewidth=1)
         axes.annotate(
-            units.milliseconds(e.mean), (end, y), (4, 0), textcoords="offset points", va="center"
+            numbers.milliseconds(e.mean), (end, y), (4, 0), textcoords="offset points", va="center"
         )
         longest = max(longest, end)
     axes.grid(visible=False, axis="y")

@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from attnlab.analysis import numbers
 from attnlab.reporting.figures.panels.frame import say
 from attnlab.reporting.figures.styles import Looks, mark
-from attnlab.reporting.text import units
 
 Point = Mapping[str, Any]  # one of bench.json
 
@@ -26,17 +26,17 @@ def against_context(axes: Axes, points: Sequence[Point], looks: Looks, key: str,
             list(found), list(found.values()), color=look.colour, ls=look.line, marker=look.marker,
             ms=5, mec="white", mew=0.5, lw=1.6, zorder=2 if look.line == "-" else 2.5,
         )  # fmt: skip
-        tips = [f"{name}, context {c:,}: {units.measured(y, unit)}" for c, y in found.items()]
+        tips = [f"{name}, context {c:,}: {numbers.quantity(y, unit)}" for c, y in found.items()]
         mark(line, look.group, tips=tips)
     if not contexts:
         say(axes, "not measured")
         return
 
     def in_words(value: float, _: int) -> str:
-        return units.measured(value, unit)
+        return numbers.quantity(value, unit)
 
     axes.set(xscale="log", yscale="log", xlabel="context, tokens")
-    axes.set_xticks(sorted(contexts), [units.count(context) for context in sorted(contexts)])
+    axes.set_xticks(sorted(contexts), [numbers.count(context) for context in sorted(contexts)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(in_words))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -7,12 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Front
 from attnlab.reporting.figures.panels.frame import beyond, say, shortened
 from attnlab.reporting.figures.scale import Extent, window
 from attnlab.reporting.figures.styles import GREY, Looks, mark
 from attnlab.reporting.tables.rows import Row
-from attnlab.reporting.text import units
 
 WIDE = 8.0  # costs that differ by more than this factor stand on a logarithmic axis
 
@@ -38,7 +38,7 @@ def pareto(axes: Axes, rows: Sequence[Row], looks: Looks, front: Front) -> None:
             mfc=look.colour if on_front else "white", mec=look.colour, mew=1.6,
         )  # fmt: skip
         where = " (on the front)" if on_front else ""
-        tip = f"{name}{where}: {units.measured(cost, front.unit)}, loss {loss:.4f}"
+        tip = f"{name}{where}: {numbers.quantity(cost, front.unit)}, loss {loss:.4f}"
         mark(point, look.group, tips=[tip])
     _name(axes, {name: points[name] for name in front.front if name in points}, looks)
     beyond(axes, low, high, {name: loss for name, (_, loss) in points.items()})
@@ -65,7 +65,7 @@ def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
     positive = [cost for cost in costs if cost > 0]
 
     def words(cost: float, _: int) -> str:
-        return units.measured(cost, unit)
+        return numbers.quantity(cost, "" if unit == "FLOPs" else unit)
 
     if positive and max(positive) > WIDE * min(positive):
         base = 2 if unit == "bytes" else 10

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from attnlab.analysis import numbers
 from attnlab.analysis.lengths import AtLengths
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.reporting.figures.panels.frame import beyond
 from attnlab.reporting.figures.scale import Extent, window
 from attnlab.reporting.figures.styles import GREY, Looks, mark
 from attnlab.reporting.tables.rows import Row
-from attnlab.reporting.text import units
 
 
 def against_length(
@@ -26,7 +26,7 @@ def against_length(
             color=look.colour, ls=look.line, marker=look.marker, ms=6, mec="white", mew=0.5,
             lw=1.6, elinewidth=1.2, capsize=2, zorder=2 if look.line == "-" else 2.5,
         )  # fmt: skip
-        tips = [f"{name}, {at:,} tokens: {units.estimate(e)}" for at, e in each.loss.items()]
+        tips = [f"{name}, {at:,} tokens: {numbers.estimate(e)}" for at, e in each.loss.items()]
         for artist in bar.get_children():
             mark(artist, look.group, tips=tips if artist is bar.lines[0] else [name])
     low, high = window([_extent(e) for each in shown.values() for e in each.loss.values()])
@@ -34,7 +34,7 @@ def against_length(
     beyond(axes, low, high, {name: [*each.loss.values()][-1].mean for name, each in shown.items()})
     lengths = sorted({length for each in shown.values() for length in each.loss})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [units.tokens(length) for length in lengths])
+    axes.set_xticks(lengths, [numbers.tokens(length) for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
     mark_training(axes, shown)
 

@@ -1,20 +1,20 @@
-"""How numbers read in every table and figure. What is not known reads as a dash."""
+"""How numbers read in every sentence, table and figure. An unknown number reads as a dash."""
 
 import math
 
-from attnlab.analysis.analysis import Comparison
+from attnlab.analysis.statistics.intervals import Comparison
 from attnlab.analysis.statistics.paired import Difference, Estimate
 
 UNKNOWN = "–"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """With so many digits after the point."""
+    """Return a number with so many digits after the point."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """With so many digits that count.
+    """Return a number with so many significant digits, without an exponent.
 
     >>> significant(0.01234), significant(5.6), significant(1234.5)
     ('0.0123', '5.60', '1234')
@@ -28,8 +28,17 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(digits - before_point, 0)}f}"
 
 
+def nats(value: float) -> str:
+    """Return a loss or a difference of losses for a sentence.
+
+    >>> nats(0.08401), nats(5.2)
+    ('0.084 nats', '5.200 nats')
+    """
+    return f"{value:.3f} nats"
+
+
 def estimate(value: Estimate | None, digits: int = 4) -> str:
-    """Mean ± standard deviation over seeds; the mean alone for one seed."""
+    """Return mean ± standard deviation over seeds; the mean alone for one seed."""
     if value is None:
         return UNKNOWN
     spread = "" if value.spread is None else f" ± {value.spread:.{digits}f}"
@@ -37,7 +46,7 @@ def estimate(value: Estimate | None, digits: int = 4) -> str:
 
 
 def comparison(value: Comparison | None) -> str:
-    """Mean ± half width of the simultaneous 95 % interval; the mean alone for one seed."""
+    """Return mean ± half width of the simultaneous 95 % interval; the mean alone for one seed."""
     if value is None:
         return UNKNOWN
     if value.low is None or value.high is None:
@@ -45,8 +54,17 @@ def comparison(value: Comparison | None) -> str:
     return f"{value.mean:+.4f} ± {(value.high - value.low) / 2:.4f}"
 
 
+def change(value: Difference | None) -> str:
+    """Return mean ± half width of the interval; the mean alone for one seed."""
+    if value is None:
+        return UNKNOWN
+    half = "" if value.half_width is None else f" ± {value.half_width:.4f}"
+    return f"{value.mean:+.4f}{half}"
+
+
 def interval(low: float | None, high: float | None) -> str:
-    """
+    """Return both ends, signed.
+
     >>> interval(-0.1, 0.02)
     '-0.1000 to +0.0200'
     """
@@ -54,7 +72,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def tokens(length: int) -> str:
-    """A length of sequences, by powers of two where it is whole in them.
+    """Return a sequence length, in units of 1,024 where it is a multiple of them.
 
     >>> tokens(512), tokens(2048), tokens(3000)
     ('512', '2K', '3,000')
@@ -62,29 +80,28 @@ def tokens(length: int) -> str:
     return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"
 
 
-def change(value: Difference | None) -> str:
-    """Mean ± half width of the interval; the mean alone for one seed."""
+def quantity(value: float | None, unit: str) -> str:
+    """Return a cost with its unit, which may be a rate.
+
+    >>> quantity(0.0123, "seconds"), quantity(2**21, "bytes"), quantity(1500, "bytes/token")
+    ('12.3 ms', '2.00 MiB', '1.46 KiB/token')
+    >>> quantity(11.7e6, "FLOPs"), quantity(4_785_280, ""), quantity(0, "bytes")
+    ('11.7 MFLOPs', '4.79 M', '0 B')
+    """
     if value is None:
         return UNKNOWN
-    half = "" if value.half_width is None else f" ± {value.half_width:.4f}"
-    return f"{value.mean:+.4f}{half}"
-
-
-def measured(value: float | None, unit: str) -> str:
-    """A cost in its unit, as `analysis.pareto.Front` names it.
-
-    >>> measured(0.0123, "seconds"), measured(2**21, "bytes"), measured(1.2e7, "FLOPs")
-    ('12.3 ms', '2.00 MiB', '12.0 M')
-    """
+    unit, slash, per = unit.partition("/")
     if unit == "bytes":
-        return size(value)
-    if unit == "seconds":
-        return UNKNOWN if value is None else f"{milliseconds(value)} ms"
-    return count(value)
+        text = size(value)
+    elif unit == "seconds":
+        text = f"{milliseconds(value)} ms"
+    else:
+        text = f"{count(value)} {unit}" if value < 1000 else f"{count(value)}{unit}"
+    return f"{text.strip()}{slash}{per}"
 
 
 def count(value: float | None) -> str:
-    """Thousands, millions and so on, by powers of 1,000.
+    """Return a count in thousands, millions and so on, by powers of 1,000.
 
     >>> count(950), count(118_000), count(4_863_000), count(999_999)
     ('950', '118 K', '4.86 M', '1.00 M')
@@ -92,8 +109,17 @@ def count(value: float | None) -> str:
     return _scaled(value, 1000, ("", "K", "M", "G", "T", "P"))
 
 
+def millions(value: float) -> str:
+    """Return a model size with a fixed number of decimals, so that close sizes stay comparable.
+
+    >>> millions(118_623_000), millions(950)
+    ('118.6 M', '950')
+    """
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else count(value)
+
+
 def size(value: float | None) -> str:
-    """Bytes by powers of 1,024.
+    """Return bytes by powers of 1,024.
 
     >>> size(512), size(262_144), size(3 * 2**30)
     ('512 B', '256 KiB', '3.00 GiB')
@@ -101,8 +127,18 @@ def size(value: float | None) -> str:
     return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
-def duration(seconds: float | None) -> str:
+def gigabytes(value: float) -> str:
+    """Return bytes in units of 10^9, as papers write them.
+
+    >>> gigabytes(81.3e9)
+    '81.3 GB'
     """
+    return f"{value / 1e9:.1f} GB"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the units in which people read it.
+
     >>> duration(0.25), duration(75), duration(5400)
     ('0.250 s', '1 min 15 s', '1 h 30 min')
     """
@@ -115,6 +151,7 @@ def duration(seconds: float | None) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
+    """Return a time in milliseconds, without the unit."""
     return UNKNOWN if seconds is None else significant(1000 * seconds)
 
 
