@@ -12,6 +12,7 @@ from support.written_study import steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.lengths import sentences
 from attnlab.config import ConfigError, override
+from attnlab.data import Places
 from attnlab.mechanisms.identity import TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
@@ -20,7 +21,7 @@ from attnlab.reporting.html.page import page
 from attnlab.reporting.tables.csv_table import csv_table
 from attnlab.reporting.text.markdown import markdown
 from attnlab.runner.execute import Ended, execute
-from attnlab.runner.request import changed, corpora, places
+from attnlab.runner.request import changed, corpora
 from attnlab.study.study import load_study
 from attnlab.training.config import EvalConfig
 from attnlab.training.evaluate import HeldOut, score
@@ -33,7 +34,7 @@ LENGTHS = ("eval.lengths=16,32,128",)
 
 def ended(tmp_path, config):
     run = Run(variant="mha", config=config)
-    *_, last = execute(run, tmp_path, "x", places(cache=tmp_path / "cache"), CPU)
+    *_, last = execute(run, tmp_path, "x", Places.from_environment(cache=tmp_path / "cache"), CPU)
     assert isinstance(last, Ended)
     return last, run.folder(tmp_path)
 
@@ -122,7 +123,7 @@ def test_impossible_lengths_say_why(typed, said):
 
 
 def test_a_window_longer_than_the_validation_split_is_refused_as_the_data_is_read(tmp_path):
-    where = places(cache=tmp_path)
+    where = Places.from_environment(cache=tmp_path)
     tokens = len(corpora(study, where)["mha"].valid)
     corpora(changed(study, overrides=[f"eval.lengths={tokens - 1}"]), where)
     with pytest.raises(ConfigError, match=rf"eval\.lengths: a window of {tokens} needs"):

@@ -182,7 +182,7 @@ def test_missing_files_of_gpt2_are_named_with_every_place_tried(tmp_path):
         "ATTNLAB_DATA",
     ):
         assert part in str(error.value)
-    with pytest.raises(DataError, match="no place was given"):
+    with pytest.raises(DataError, match="no folder was given"):
         GPT2().fit([], Places(None, tmp_path))
 
 

@@ -14,8 +14,8 @@ import pytest
 from attnlab.record import (
     RunFolder,
     StudyRecord,
+    atomic_files,
     folder_name,
-    json_files,
     replace_file,
     tuning_runs,
     write_json,
@@ -135,10 +135,10 @@ def test_damage_in_the_middle_is_named_and_not_passed_over(run):
 def test_a_kill_between_summary_and_renaming_loses_nothing(run):
     write_json(run.partial / "summary.json", {"status": "finished"})
     assert run.status() == "finished"
-    run.settle()
+    run.finalize()
     assert run.path.name == "seed-0"
     assert run.status() == "finished"
-    run.settle()
+    run.finalize()
 
 
 def test_a_kill_before_the_settings_are_written_leaves_a_run_that_can_begin(tmp_path):
@@ -156,7 +156,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def full(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(json_files.os, "fsync", full)
+    monkeypatch.setattr(atomic_files.os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         write_json(path, {"value": 2})
     assert json.loads(path.read_text()) == {"value": 1}
@@ -324,7 +324,7 @@ def test_tuning_runs_are_apart_from_the_runs_of_the_verdict(tmp_path):
     tuning = tuning_runs(tmp_path, "a/b 0.5")
     assert list(tuning) == [1e-5, 3e-4, 0.0012]
     assert all(folder.status() == "partial" for folder in tuning.values())
-    assert tuning_runs(tmp_path, "a/b 0.5", 0) == {}
+    assert tuning_runs(tmp_path, "a/b") == {}
     assert [run.status() for run in written.runs(tmp_path)["a/b 0.5"]] == ["absent"]
 
 

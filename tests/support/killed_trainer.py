@@ -29,7 +29,7 @@ import torch._dynamo  # by an optimizer, when it is made: seconds for each proce
 from attnlab.data import Places
 from attnlab.record import RunFolder
 from attnlab.runner.execute import corpus_of, execute
-from attnlab.training import verified_folder as sealed
+from attnlab.training import checkpoint
 from attnlab.training.checkpoint import load_newest
 from attnlab.training.run import Run
 from support import tiny_study
@@ -40,7 +40,7 @@ CONFIG = replace(
 )
 RUN = Run(variant="mha", config=CONFIG)
 CHANGES = ((os, "fsync"), (Path, "rename"), (Path, "replace"), (shutil, "rmtree"))
-CHANGES += ((sealed, "save_file"),)
+CHANGES += ((checkpoint, "save_file"),)
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
@@ -114,7 +114,7 @@ def train(
     for owner, name in CHANGES:
         setattr(owner, name, counting(getattr(owner, name)))
     folder = RUN.folder(study_dir)
-    folder.settle()
+    folder.finalize()
     if not folder.ended.is_dir():
         *_, end = execute(RUN, study_dir, "same", places, torch.device("cpu"))
         assert end.status == "finished", end

@@ -16,11 +16,11 @@ from attnlab.cli import app
 from attnlab.data import Places
 from attnlab.inference.saved_model import export, load_run
 from attnlab.record import RunFolder
+from attnlab.record.verified_folder import DamagedError, read_verified, write_verified
 from attnlab.runner.execute import Ended, Event, Progress, execute
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import Quality
 from attnlab.training.run import Run, RunConfig
-from attnlab.training.verified_folder import DamagedError, seal, unseal
 
 CPU = torch.device("cpu")
 BASE = tiny_study.base  # 12 steps, checkpoints at 4, 8 and 12, evaluations at 6 and 12
@@ -242,19 +242,23 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(tmp_path, plac
 
 
 def test_a_folder_is_replaced_as_a_whole_and_says_what_was_done_to_it(tmp_path):
-    folder = tmp_path / "sealed"
+    folder = tmp_path / "verified"
     for value in (1, 2):
-        seal(folder, {"a.safetensors": {"x": torch.tensor([value])}, "b": b"text"}, {"n": value})
-    assert [path.name for path in tmp_path.iterdir()] == ["sealed"]
-    assert unseal(folder) == {"n": 2}
+        files = {
+            "a.safetensors": checkpoint.tensor_file({"x": torch.tensor([value])}),
+            "b": b"text",
+        }
+        write_verified(folder, files, {"n": value})
+    assert [path.name for path in tmp_path.iterdir()] == ["verified"]
+    assert read_verified(folder) == {"n": 2}
     state = folder / "state.json"
     state.write_text(state.read_text().replace('"n": 2', '"n": 3'))
     with pytest.raises(DamagedError, match=r"state\.json was altered"):
-        unseal(folder)
+        read_verified(folder)
     state.write_text(state.read_text().replace('"n": 3', '"n": 2'))
     (folder / "b").write_text("other")
     with pytest.raises(DamagedError, match="b was altered or cut short"):
-        unseal(folder)
+        read_verified(folder)
 
 
 def test_an_exported_run_stands_alone_and_loads_with_one_call(tmp_path, places, losses):

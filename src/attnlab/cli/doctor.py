@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, told
+from attnlab.data import Places
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.runner import doctor
-from attnlab.runner.request import places
 
 
 @app.command("doctor")
@@ -19,7 +19,7 @@ from attnlab.runner.request import places
 def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None:
     """Look at devices, packages, kernels, data and disk. Exit code 1 if `quickstart` cannot run."""
     use_fla(fla_path)
-    findings = doctor.examine(places(), Path("results"))
+    findings = doctor.examine(Places.from_environment(), Path("results"))
     if as_json:
         rows = [finding._asdict() for finding in findings]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")

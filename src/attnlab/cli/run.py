@@ -25,9 +25,10 @@ from attnlab.cli.app import (
 from attnlab.cli.plan import show_plan
 from attnlab.cli.progress import StudyProgress
 from attnlab.cli.report import show
+from attnlab.data import Places
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.runner import run as running
-from attnlab.runner.request import changed, folder_of, places
+from attnlab.runner.request import changed, folder_of
 from attnlab.runner.run import Begun, BrokenPromiseError, Doing, Note
 from attnlab.runner.schedule import Agenda
 from attnlab.runner.workers import Happened, seats
@@ -91,7 +92,14 @@ def run(  # noqa: PLR0913  one parameter an option
     talk = errors if as_json else console
     if only_plan:
         where = seats(device, chosen.fewest_runs(), workers)
-        show_plan(chosen, folder_of(chosen, out), places(), where, spread, as_json=as_json)
+        show_plan(
+            chosen,
+            folder_of(chosen, out),
+            Places.from_environment(),
+            where,
+            spread,
+            as_json=as_json,
+        )
         return
     try:
         with _Shown(talk) as shown:

@@ -1,52 +1,63 @@
-"""Where data and derived files are, as the caller says, and the error when they are not there."""
+"""The folders of data and of derived files, and the error for data that is missing or unfit."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from attnlab.record.atomic_files import replace_file
+
 
 class Places(NamedTuple):
-    """The folder of the user's data, if there is one, and a folder for derived files."""
+    """The folder of the user's data, or None, and the folder of derived files."""
 
     data: Path | None
     cache: Path
 
+    @classmethod
+    def from_environment(
+        cls, data: Path | str | None = None, cache: Path | str | None = None
+    ) -> "Places":
+        """Return the given folders; the environment variables name those that are not given.
+
+        Args:
+            data: the folder of data, by default that of ATTNLAB_DATA, if any.
+            cache: the folder of derived files, by default that of ATTNLAB_CACHE, or
+                ~/.cache/attnlab.
+        """
+        data = data or os.environ.get("ATTNLAB_DATA")
+        cache = cache or os.environ.get("ATTNLAB_CACHE")
+        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+        return cls(
+            data=Path(data).expanduser() if data else None,
+            cache=Path(cache or home / "attnlab").expanduser(),
+        )
+
 
 class DataError(ValueError):
-    """Data that is missing or unfit: what was looked for, where, and how to get it."""
+    """Data is missing or unfit. The message says what was searched, where, and the remedy."""
 
     @classmethod
     def missing(cls, what: str, tried: Iterable[object], remedy: str) -> "DataError":
-        looked = "".join(f"\n  {place}" for place in tried) or "\n  nowhere: no place was given"
+        """Return the error that `what` is in none of the places that were `tried`."""
+        looked = "".join(f"\n  {place}" for place in tried) or "\n  nowhere: no folder was given"
         return cls(f"{what} not found; looked in{looked}\n{remedy}")
 
 
 def cached(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """`path`, after `write` has filled it where it did not exist.
+    """Return `path`; if it does not exist, call `write` to write the file first.
 
-    The file appears under its name only when it is complete, so any number of processes may ask for
-    it at the same time: each of them finds it whole or makes the same one. Raises DataError where
-    the folder cannot be written.
+    The file is written atomically, so any number of processes may call this at the same time.
+    Raises DataError if the folder cannot be written.
     """
     if path.exists():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        replace_file(path, write)
     except OSError as error:
         raise DataError(
-            f"cannot write the cache folder {path.parent}: {error.strerror}\n"
-            "Name another with ATTNLAB_CACHE=DIR."
+            f"cannot write the cache folder {path.parent}: {error.strerror or error}\n"
+            "Name another one with ATTNLAB_CACHE=DIR."
         ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(unfinished).replace(path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
     return path

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attnlab.data.codec import Codec
 from attnlab.model.language_model import LanguageModel
-from attnlab.training.checkpoint import Checkpoint, load_newest
+from attnlab.record.verified_folder import STATE, DamagedError, read_verified, write_verified
+from attnlab.training.checkpoint import Checkpoint, load_newest, tensor_file
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast
-from attnlab.training.verified_folder import STATE, DamagedError, seal, unseal
 
 Which = Literal["last", "best"]  # of a run's weights: of its last step, or of its lowest loss
 DESCRIBED = ("config.json", "tokenizer.json")
@@ -77,7 +77,7 @@ def export(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exp
         raise ValueError(f"{folder} is there already, and nothing is replaced: name a new folder")
     described = {name: (run / name).read_bytes() for name in DESCRIBED}
     state = {"step": found.step, "identity": identity, "which": which}
-    seal(folder, {"model.safetensors": found.model, **described}, state)
+    write_verified(folder, {"model.safetensors": tensor_file(found.model), **described}, state)
     return Exported(folder, found.step, found.note)
 
 
@@ -123,7 +123,7 @@ def _weights(folder: Path, identity: str, which: Which) -> _Weights:
 
 def _exported(folder: Path, which: Which) -> _Weights:
     try:
-        state = unseal(folder)
+        state = read_verified(folder)
     except DamagedError as error:
         raise ValueError(f"{folder} is damaged: {error}; export the run again") from None
     if which == "best" and state["which"] != "best":

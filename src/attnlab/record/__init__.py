@@ -1,6 +1,7 @@
-"""What is on disk: runs in their folders, the study they belong to, and how files are written."""
+"""Records on disk: runs in their folders, the study they belong to, and atomic writes of files."""
 
-from attnlab.record.json_files import Json, replace_file, to_json, write_json
+from attnlab.record.atomic_files import replace_file
+from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.run_folder import (
     NO_INFLUENCE,
     TUNING_SEED,

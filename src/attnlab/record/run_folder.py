@@ -27,7 +27,8 @@ from typing import Any, Literal, Self, cast
 from urllib.parse import unquote
 
 from attnlab.config import differences
-from attnlab.record.json_files import Json, parse, replace_file, to_line, write_json
+from attnlab.record.atomic_files import replace_file
+from attnlab.record.json_text import Json, parse, to_line, write_json
 
 Status = Literal["absent", "partial", "finished", "diverged", "failed"]
 
@@ -138,7 +139,7 @@ class RunFolder:
         """The run ended, with "status" finished or diverged. The folder gets its final name."""
         assert summary["status"] in ("finished", "diverged"), summary["status"]
         self._summarise(summary)
-        self.settle()
+        self.finalize()
 
     def fail(self, reason: str) -> None:
         """An exception ended this attempt. Works before `open`, too."""
@@ -146,7 +147,7 @@ class RunFolder:
         self.partial.mkdir(parents=True, exist_ok=True)
         self._summarise({"status": "failed", "reason": reason})
 
-    def settle(self) -> None:
+    def finalize(self) -> None:
         """Put away an ended run, also where a kill came between its summary and this: checkpoints
         go where none is kept, and the folder gets its final name.
         """

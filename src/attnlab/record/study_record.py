@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
-from attnlab.record.json_files import Json, parse, write_json
+from attnlab.record.json_text import Json, parse, write_json
 from attnlab.record.run_folder import RunFolder, folder_name
 
 

@@ -32,7 +32,7 @@ PICTURE, PAGE = "comparison.png", "report.html"
 
 def write_report(study_dir: Path) -> Analysis:
     """Write every derived file. Raises ValueError where there is no study."""
-    _settle(study_dir)
+    _finalize(study_dir)
     analysis = analyse(study_dir)
     _write_variants(analysis.table)
     write_comparison(analysis)
@@ -57,17 +57,17 @@ def write_comparison(analysis: Analysis) -> None:
 
 def write_results(study_dir: Path) -> Analysis:
     """Write all but the page and the picture, quickly: for use after every run."""
-    _settle(study_dir)
+    _finalize(study_dir)
     analysis = analyse(study_dir)
     _write_variants(analysis.table)
     _write_results(analysis)
     return analysis
 
 
-def _settle(study_dir: Path) -> None:
+def _finalize(study_dir: Path) -> None:
     for folders in StudyRecord.read(study_dir).runs(study_dir).values():
         for folder in folders:
-            folder.settle()
+            folder.finalize()
 
 
 def _write_variants(table: Table) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from attnlab.data import Places
 from attnlab.inference.saved_model import checkpoint_of, settings_of
 from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting.files import write_report
 from attnlab.runner.execute import Event, Progress, corpus_of, execute
 from attnlab.runner.plan import conflict
-from attnlab.runner.request import places
 from attnlab.runner.workers import seats
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Schedule
@@ -65,7 +65,7 @@ def extend(  # noqa: PLR0913  one parameter an option
     if steps <= config.train.steps:
         raise ValueError(f"{parent.path} has {config.train.steps} steps: {steps} are no more")
     state, note = checkpoint_of(parent.path, identity)
-    longer, where = config.extended(steps, schedule), places(data, cache)
+    longer, where = config.extended(steps, schedule), Places.from_environment(data, cache)
     seat = torch.device(seats(device, 1)[0].device)
     fingerprint = corpus_of(longer.data, where).fingerprint
     if config.identity(fingerprint) != identity:
@@ -75,7 +75,7 @@ def extend(  # noqa: PLR0913  one parameter an option
     study_dir = Path(out) if out is not None else _beside(parent, steps)
     planned = Run(variant=parent.variant, config=longer)
     new, new_identity = planned.folder(study_dir), longer.identity(fingerprint)
-    new.settle()
+    new.finalize()
     if different := conflict(planned, new, fingerprint):
         raise ValueError(f"{new.path} has other settings: {different}; choose another --out")
     if new.ended.is_dir():

@@ -17,9 +17,9 @@ def plan(study: Study, study_dir: Path, fingerprints: Mapping[str, str]) -> Agen
     """
     for variant in study.variants:
         for seed in range(study.seeds):
-            study.verdict_run(variant, seed).folder(study_dir).settle()
+            study.verdict_run(variant, seed).folder(study_dir).finalize()
         for folder in tuning_runs(study_dir, variant).values():
-            folder.settle()
+            folder.finalize()
     conflicts = [
         f"{folder.path}: {why}"
         for variant in study.variants

@@ -1,7 +1,6 @@
 """A changed study, its results folder and its data, as a caller asks for them."""
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -53,16 +52,6 @@ def folder_of(study: Study, out: Path | str | None = None) -> Path:
     if out is None and not study.name:
         raise ValueError('this study has no name: say Study(name="..."), or its folder with out')
     return Path("results") / study.name if out is None else Path(out)
-
-
-def places(data: Path | str | None = None, cache: Path | str | None = None) -> Places:
-    """Folders of data and cache: the only place where the environment is read for them."""
-    data, cache = data or os.environ.get("ATTNLAB_DATA"), cache or os.environ.get("ATTNLAB_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    return Places(
-        data=Path(data).expanduser() if data else None,
-        cache=Path(cache or home / "attnlab").expanduser(),
-    )
 
 
 def corpora(study: Study, places: Places) -> dict[str, Corpus]:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
+from attnlab.data import Places
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.execute import Ended
 from attnlab.runner.plan import plan
-from attnlab.runner.request import changed, corpora, folder_of, places
+from attnlab.runner.request import changed, corpora, folder_of
 from attnlab.runner.schedule import Agenda
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import Happened, launch, seats
@@ -134,7 +135,7 @@ def run(  # noqa: PLR0913  one parameter an option
     asked |= {"overrides": list(overrides), "tune": tune}
     chosen = changed(study, **asked)
     _refuse_what_no_worker_can_import(chosen)
-    study_dir, where_data_is = folder_of(chosen, out), places(data, cache)
+    study_dir, where_data_is = folder_of(chosen, out), Places.from_environment(data, cache)
     where = seats(device, chosen.fewest_runs(), workers)
     tell = watch or _nothing
     tracker = Tracker(track, study_dir, lambda text: tell(Note(text)))

@@ -8,13 +8,16 @@ then among it, so that a run that goes on from it is in every respect where it w
 """
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attnlab.training.verified_folder import UNFINISHED, DamagedError, discard, seal, unseal
+from attnlab.record.atomic_files import UNFINISHED, remove_folder
+from attnlab.record.verified_folder import DamagedError, read_verified, write_verified
 
 KEPT = 2  # the newest, and the one before in case the newest is damaged
 
@@ -57,12 +60,12 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     Raises OSError, as on a full disk; the checkpoints before it are then as they were.
     """
     best = checkpoint.best
-    files: dict[str, dict[str, Tensor]] = {
-        "model.safetensors": checkpoint.model,
-        "optimizer.safetensors": checkpoint.optimizer,
+    files = {
+        "model.safetensors": tensor_file(checkpoint.model),
+        "optimizer.safetensors": tensor_file(checkpoint.optimizer),
     }
     if best is not None and best.step != checkpoint.step:
-        files["best.safetensors"] = best.model
+        files["best.safetensors"] = tensor_file(best.model)
     state = {
         "step": checkpoint.step,
         "identity": identity,
@@ -70,7 +73,7 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
         "best": best and {"step": best.step, "loss": best.loss},
     }
     try:
-        seal(folder / f"step-{checkpoint.step:06d}", files, state)
+        write_verified(folder / f"step-{checkpoint.step:06d}", files, state)
     except OSError as error:
         before = [path.name for path in _folders(folder)]
         left = f"{before[-1]} is whole" if before else "there is none before it"
@@ -81,12 +84,28 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     tidy(folder)
 
 
+def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+    """Return a function that writes the tensors to a path as safetensors, for `write_verified`.
+
+    It raises OSError if the file cannot be written.
+    """
+
+    def write(path: Path) -> None:
+        on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(on_host, path)
+        except SafetensorError as error:  # contains the message of the system's error
+            raise OSError(f"{path.name}: {error}") from error
+
+    return write
+
+
 def tidy(folder: Path) -> None:
     """Remove what a kill left unfinished, and all checkpoints but the newest `KEPT`."""
     for unfinished in folder.glob(f"step-*{UNFINISHED}"):
         shutil.rmtree(unfinished)
     for old in _folders(folder)[:-KEPT]:
-        discard(old)
+        remove_folder(old)
 
 
 def load_newest(folder: Path, identity: str) -> Found:
@@ -101,7 +120,7 @@ def load_newest(folder: Path, identity: str) -> Found:
 
 
 def _load(folder: Path, identity: str) -> Checkpoint:
-    state: dict[str, Any] = unseal(folder)
+    state: dict[str, Any] = read_verified(folder)
     if state["identity"] != identity:
         raise DamagedError("it is of another run")
     step, best = state["step"], state["best"]

@@ -1,52 +1,39 @@
-"""Whole files of standard JSON: an interrupted writer leaves the old one or the new one.
+"""Standard JSON text of records, and back.
 
-A file is written under a temporary name, flushed to disk and renamed over the old one. What is not
-a finite number is null in JSON, and named in "not_finite".
+A number that is not finite is written as null and named in "not_finite" of its object.
 """
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from attnlab.record.atomic_files import replace_file
+
 Json = dict[str, Any]
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, meets the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write one object, whole or not at all."""
+    """Write one object to a file, atomically."""
     replace_file(path, to_json(value))
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
-    """One object in standard JSON, indented."""
+    """Return one object as indented JSON in UTF-8."""
     text = json.dumps(_standard(value), indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
 
 
 def to_line(metrics: Mapping[str, Any]) -> str:
-    return json.dumps(_standard(metrics), allow_nan=False) + "\n"  # ASCII: no character is torn
+    """Return one object as a line of JSON in ASCII, so that a cut never splits a character."""
+    return json.dumps(_standard(metrics), allow_nan=False) + "\n"
 
 
 def parse(text: str, path: Path, line: int | None = None) -> Json:
+    """Return the object of a JSON text. Raises ValueError that names the file it came from."""
     try:
         return cast("Json", json.loads(text))
     except json.JSONDecodeError as error:
@@ -57,7 +44,7 @@ def parse(text: str, path: Path, line: int | None = None) -> Json:
 
 
 def _standard(value: Any) -> Any:
-    """`value` in what JSON can say; an object names its numbers that are not finite."""
+    """Return `value` as standard JSON values, with the names of numbers that are not finite."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
@@ -69,8 +56,8 @@ def _standard(value: Any) -> Any:
             for key, item in items.items()
             if isinstance(item, float | np.floating) and not math.isfinite(item)
         }
-        said = {key: _standard(item) for key, item in items.items()}
-        return said | {"not_finite": lost} if lost else said
+        converted = {key: _standard(item) for key, item in items.items()}
+        return converted | {"not_finite": lost} if lost else converted
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [_standard(item) for item in cast("Iterable[Any]", value)]
     return value
