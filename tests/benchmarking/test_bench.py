@@ -11,16 +11,16 @@ from support import tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.benchmarking import figure, session
-from attnlab.benchmarking import memory_check as room
+from attnlab.benchmarking import figure, memory_check, session
 from attnlab.benchmarking.results_file import read
 from attnlab.benchmarking.table import BenchTable
-from attnlab.benchmarking.targets import Sizes, targets
+from attnlab.benchmarking.targets import Sizes, setups
 from attnlab.cli import bench
 from attnlab.cli.app import console, errors
 from attnlab.device.peak_rates import Ceilings
 from attnlab.mechanism import MechanismConfig
 from attnlab.reporting.figures.drawing import style
+from attnlab.study.targets import named
 
 TINY = tiny_study.__file__
 QUICK = ("--seconds", "0.01", "--device", "cpu", "--batches", "1")
@@ -92,9 +92,9 @@ def test_a_study_is_measured_into_json_figures_and_tables(attnlab):
         assert point["tokens_per_second"] > 0
     assert (folder / "bench-batch-1.png").is_file()
     for words in (
-        "Decoded token, ms",
-        "Decode state of a sequence",
-        "Training step, ms",
+        "Decode: time per token, ms",
+        "Decode: state per sequence",
+        "Training: time per step, ms",
         "4.00 KiB",
     ):
         assert words in done.output
@@ -156,8 +156,8 @@ def test_out_of_memory_is_a_result_and_larger_points_are_not_tried(attnlab):
     ]
     reasons = [p["reason"] for p in read(Path("results/bench"))["points"]]
     assert reasons[1].startswith("RuntimeError")
-    assert reasons[2].startswith("not tried: own.py:Troubled")
-    assert "no memory" in done.output
+    assert reasons[2].startswith("not measured: own.py:Troubled")
+    assert "out of memory" in done.output
 
 
 def test_out_of_memory_gives_back_what_it_held(monkeypatch):
@@ -171,23 +171,24 @@ def test_out_of_memory_gives_back_what_it_held(monkeypatch):
     monkeypatch.setitem(session._MEASURE, "decode", hungry)
     monkeypatch.setattr(gc, "collect", lambda: held.append(held[0]() is None))
     under = session.Conditions(device=torch.device("cpu"), ceilings=None)
-    (target,) = targets(["identity"], [], Sizes(d_model=16, n_layers=1, n_heads=1))
-    result = session.measure(target.setup, session.Point("a", "decode", 8, 1), under)
+    sizes = Sizes(d_model=16, n_layers=1, n_heads=1)
+    (setup,) = setups(named(["identity"]), sizes).values()
+    result = session.measure(setup, session.Point("a", "decode", 8, 1), under)
     assert result["status"] == "out_of_memory"
     assert held[1] is True  # gone by then: nothing is left for the collector to break up
 
 
 def test_what_cannot_fit_is_not_tried(attnlab, monkeypatch):
-    monkeypatch.setattr(room, "available_bytes", lambda device: 20_000)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda device: 20_000)
     done = attnlab("grouped_query", *SIZES, "--contexts", "16,128", "--what", "decode")
     assert done.exit_code == 0
     assert statuses("results/bench")[-1] == ("decode", 128, "out_of_memory")
-    assert "not tried: it needs" in read(Path("results/bench"))["points"][-1]["reason"]
+    assert "not measured: needs at least" in read(Path("results/bench"))["points"][-1]["reason"]
 
 
 def test_a_device_says_what_memory_there_is():
-    assert room.available_bytes(torch.device("meta")) is None
-    there = room.available_bytes(torch.device("cpu"))
+    assert memory_check.available_bytes(torch.device("meta")) is None
+    there = memory_check.available_bytes(torch.device("cpu"))
     assert there is None or there > 1 << 20
 
 
@@ -211,7 +212,9 @@ def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):
     assert done.exit_code == 0
     points = read(Path("results/bench"))["points"]
     assert [p["status"] for p in points] == ["ok", "too_long"]
-    assert points[1]["reason"].startswith("not tried: one train of identity train 16 x 1 took 60 s")
+    assert points[1]["reason"].startswith(
+        "not measured: one call of identity train 16 x 1 took 1 min 0 s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,8 +222,11 @@ def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):
     [
         ((TINY, "--n-heads", "2"), "a study has its own sizes; n_heads is for kinds"),
         ((TINY, "--only", "mah"), "no variant 'mah'; did you mean 'mqa'?"),
-        (("identity", "--contexts", "1m"), "'1m' is no whole number"),
-        (("identity", "--what", "training"), "'training' is none of train, prefill, decode"),
+        (("identity", "--contexts", "1m"), "contexts: '1m' is not a positive whole number"),
+        (
+            ("identity", "--what", "training"),
+            "what: 'training' is not one of train, prefill, decode",
+        ),
         (("mlaa",), "did you mean 'mla'?"),
         ((TINY, "train.stpes=1"), "did you mean 'steps'?"),
     ],
@@ -239,7 +245,7 @@ def test_measurements_under_other_conditions_are_not_mixed(attnlab):
     done = attnlab(*command, *SIZES, "--n-layers", "2")
     assert done.exit_code == 2
     words = " ".join(done.stderr.split())
-    assert "identity.model.n_layers: 1 there, 2 now" in words
+    assert "identity.model.n_layers: 1 in the file, 2 now" in words
     assert "choose another --out" in words
     assert Path("results/bench/bench.json").read_bytes() == before
     assert attnlab(*command, *SIZES, "--n-layers", "2", "--out", "elsewhere").exit_code == 0
@@ -259,7 +265,11 @@ def test_a_figure_has_a_panel_for_what_was_measured_and_says_what_ran_out_of_mem
     with style():
         drawn = figure._figure(contents, 8)
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.axison]
-    assert titles == ["One decoded token", "Decode state of a sequence", "One training step"]
+    assert titles == [
+        "Decode: time per token",
+        "Decode: state per sequence",
+        "Training: time per step",
+    ]
     assert [len(axes.lines) for axes in drawn.axes if axes.axison] == [2, 1, 2]
     assert [text.get_text() for text in drawn.axes[2].texts] == ["out of memory: identity from 4K"]
     for axes in drawn.axes[:3]:
@@ -267,12 +277,12 @@ def test_a_figure_has_a_panel_for_what_was_measured_and_says_what_ran_out_of_mem
     assert figure.bench_png(contents, 8) == figure.bench_png(contents, 8)
 
 
-def test_the_account_adds_up():
+def test_the_breakdown_adds_up():
     point = {"variant": "mha", "what": "decode", "context": 1024, "batch": 1, "status": "ok"}
     point |= {"seconds": 9e-4, "bound_seconds": 1e-4, "times_bound": 9.0, "state_bytes": 1024}
-    account = {"kernels": 400, "empty_kernel_seconds": 1.5e-6, "unexplained_seconds": 2e-4}
+    breakdown = {"kernels": 400, "empty_kernel_seconds": 1.5e-6, "unexplained_seconds": 2e-4}
     contents = {"ceilings": CEILINGS._asdict(), "device": {"name": "Z80"}}
     with console.capture() as shown:
-        console.print(BenchTable(contents | {"points": [point | {"account": account}]}))
+        console.print(BenchTable(contents | {"points": [point | {"time_breakdown": breakdown}]}))
     (row,) = [line for line in shown.get().splitlines() if "mha 1K" in line]
     assert " ".join(row.split()) == "mha 1K x 1 9.0 0.900 0.100 400 1.50 0.600 0.200"

@@ -17,12 +17,12 @@ from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
 from attnlab.study.study import load_study
 
-TESTS = Path(__file__).parent
-PLANTED = TESTS / "planted" / "bugs.py"
+TESTS = Path(__file__).parents[1]
+PLANTED = TESTS / "support" / "planted_bugs.py"
 STUDY = """
 from dataclasses import replace
-from planted.bugs import MeanOverTime
-from tiny_study import base, study as tiny
+from support.planted_bugs import MeanOverTime
+from support.tiny_study import base, study as tiny
 
 variants = {"honest": base, "leaky": base.with_mechanisms(MeanOverTime())}
 study = replace(tiny, baseline="honest", variants=variants)
@@ -78,12 +78,19 @@ def test_the_same_in_json(attnlab):
     done = attnlab("check", f"{PLANTED}:RaisesOnLongSequences", "--json")
     assert done.exit_code == 1
     (checked,) = json.loads(done.stdout)["mechanisms"]
-    assert checked["config"]["kind"].endswith("planted/bugs.py:RaisesOnLongSequences")
+    assert checked["config"]["kind"].endswith("support/planted_bugs.py:RaisesOnLongSequences")
     assert checked["holds"] is False
     first = checked["properties"][0]
     assert first["property"] == PROPERTIES[0].name
     assert (first["verdict"], first["deviation"]) == ("broken", None)
     assert first["how_much"] == "raised RuntimeError: seven is too many"
+
+
+def test_a_name_may_carry_settings_of_its_own(attnlab):
+    done = attnlab("check", "mla:kv_lora_rank=8", "n_heads=2")
+    assert done.exit_code == 0, done.output
+    assert "mla:kv_lora_rank=8" in done.output
+    assert "n_heads=2, kv_lora_rank=8" in done.output
 
 
 def test_settings_of_a_setting_are_said_with_dots():
@@ -98,7 +105,7 @@ def test_settings_of_a_setting_are_said_with_dots():
 def test_all_is_every_shipped_kind_and_no_kind_of_ones_own(attnlab):
     attnlab("check", f"{PLANTED}:GatedIdentity")
     names = [target.name for target in targets(["all"])]
-    shipped = Path(tiny_study.__file__).parents[1] / "src" / "attnlab" / "mechanisms"
+    shipped = TESTS.parent / "src" / "attnlab" / "mechanisms"
     files = {path.stem for path in shipped.glob("*.py")}
     assert names == sorted(files - {"__init__", "fla_layer"})
 
@@ -116,10 +123,10 @@ def test_a_study_is_checked_at_its_own_settings_and_each_mechanism_once():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("check", "mlaa"), "nothing to check is called 'mlaa'; did you mean 'mla'?"),
+        (("check", "mlaa"), "no mechanism or study 'mlaa'; did you mean 'mla'?"),
         (("check", "mla", "n_haeds=2"), "no field 'n_haeds'; did you mean 'n_heads'?"),
         (("check", "mla", "n_heads=two"), "n_heads: expected a whole number, got 'two'"),
-        (("check", "window=3"), "name what to check"),
+        (("check", "window=3"), "name at least one mechanism or study"),
         (("check", "nowhere.py:Mine"), "no file nowhere.py"),
     ],
 )
@@ -134,7 +141,7 @@ def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
     assert done.exit_code == 1, done.output
     words = " ".join(done.output.split())
     assert "no position sees the future broken" in words
-    assert "leaky planted/bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
+    assert "leaky support/planted_bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
     assert "nothing was trained; --no-check trains it as it is" in words
     assert not (tmp_path / "results").exists()
 

@@ -1,5 +1,6 @@
-"""What a mechanism costs to train and to serve: measured against context and batch.
+"""Measure what mechanisms cost to train and to serve, against context and batch size.
 
-`targets` says which models, `point` which places, `training` and `serving` how one is measured,
-`session` goes through them all, `ledger` keeps bench.json, `figure` and `table` show it.
+`bench` is the whole measurement. `targets` gives the models, `point` the places, `training` and
+`serving` measure one, `session` measures all, `results_file` keeps bench.json, `figure` and `table`
+show it.
 """

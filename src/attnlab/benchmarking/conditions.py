@@ -1,4 +1,4 @@
-"""Under what all points are measured, and the model that they are measured on."""
+"""The conditions that all points of a bench share, and the model that they are measured on."""
 
 import gc
 from dataclasses import dataclass
@@ -13,35 +13,38 @@ from attnlab.model.language_model import LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
+    """Device, its peak rates, and how long each point is timed."""
+
     device: torch.device
     ceilings: Ceilings
     compiled: bool = False
-    seconds: float = 1.0  # of timed calls a point, about
+    seconds: float = 1.0  # approximate duration of the timed calls of a point
 
     @property
     def serving_dtype(self) -> torch.dtype:
-        """Of weights and states where a model is served."""
+        """Dtype of weights and states in prefill and decoding."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
 
 def bare_model(setup: Setup, device: torch.device) -> LanguageModel:
-    """The model with the weights its layers begin with, made on the device itself.
+    """Return the model with its layers' own initial weights, allocated on the device itself.
 
-    A study's own start from random streams of the CPU's, by name, which takes a second and makes
-    nothing faster or slower.
+    The initialization of a study draws each parameter on the CPU, which takes a second and does not
+    change how fast the model is.
     """
     with torch.device(device):
         return LanguageModel(setup.model, setup.vocab_size)
 
 
 def random_tokens(setup: Setup, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return int64 token ids of this shape, drawn uniformly from the vocabulary."""
     return torch.randint(setup.vocab_size, shape, device=device)
 
 
 def release(under: Conditions) -> None:
-    """Give back what the last point held: memory, and its compiled model."""
+    """Free the memory of the last point, and its compiled model."""
     gc.collect()  # a model and its optimizer refer to each other
     if under.device.type == "cuda":
         torch.cuda.empty_cache()
-    if under.compiled:  # past a number of models in one process it gives up silently
+    if under.compiled:  # torch stops compiling silently after some number of models
         torch.compiler.reset()

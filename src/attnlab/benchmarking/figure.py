@@ -1,7 +1,7 @@
-"""Latency of decoding, prefill and training, and the decode state, against context, on log axes.
+"""Time of decoding, prefill and training, and the decode state, against context, on log axes.
 
-A picture a batch size. A variant has its colour, line and marker in all panels, by its place among
-the variants, as in comparison.png. A line ends where memory does.
+One figure per batch size. A variant has the same colour, line and marker in all panels and in
+comparison.png. A line ends where the device runs out of memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,23 +13,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from attnlab.analysis import numbers
-from attnlab.benchmarking.point import What, tokens
-from attnlab.benchmarking.table import ceilings_words
+from attnlab.benchmarking.point import Workload
+from attnlab.benchmarking.table import device_sentence
 from attnlab.record import Json
 from attnlab.reporting.figures.drawing import png, style
 from attnlab.reporting.figures.styles import GREY, Looks, looks_of
 
 
 class _Panel(NamedTuple):
-    what: What
+    what: Workload
     title: str
     value: Callable[[Json], float]
-    in_words: Callable[[float, object], str]  # of a tick, whose place is of no interest
+    tick_label: Callable[[float, object], str]  # of a value; the position is not used
     base: int = 10  # of the axis
 
 
 def bench_png(contents: Json, batch: int) -> bytes:
-    """The picture of one batch size as a PNG file, from the contents of bench.json."""
+    """Return the figure of one batch size as a PNG file, from the contents of bench.json."""
     with style():
         return png(_figure(contents, batch))
 
@@ -40,7 +40,7 @@ def _figure(contents: Json, batch: int) -> Figure:
     panels = [panel for panel in _PANELS if any(p["what"] == panel.what for p in points)]
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(12, 0.5 + 4 * rows), layout="constrained")
-    title = f"Batch {batch}. {ceilings_words(contents)}"
+    title = f"Batch {batch}. {device_sentence(contents)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=GREY)
     grid: Any = figure.subplots(rows, min(2, len(panels)), squeeze=False)
     drawn = dict[str, Any]()
@@ -54,7 +54,7 @@ def _figure(contents: Json, batch: int) -> Figure:
 
 
 def _draw(axes: Axes, panel: _Panel, points: Sequence[Json], looks: Looks) -> dict[str, Any]:
-    """The lines by variant; what ran out of memory is said in words."""
+    """Draw a panel and return its lines by variant; out of memory is written into the panel."""
     lines, missing = dict[str, Any](), list[str]()
     for name, look in looks.items():
         own = sorted((p for p in points if p["variant"] == name), key=lambda p: p["context"])
@@ -67,10 +67,10 @@ def _draw(axes: Axes, panel: _Panel, points: Sequence[Json], looks: Looks) -> di
                 zorder=2 if look.line == "-" else 2.5,
             )  # fmt: skip
         if lost := next((p for p in own if p["status"] == "out_of_memory"), None):
-            missing.append(f"{name} from {tokens(lost['context'])}")
+            missing.append(f"{name} from {numbers.tokens(lost['context'])}")
     axes.set(title=panel.title, xlabel="context, tokens", xscale="log")
     contexts = sorted({p["context"] for p in points})
-    axes.set_xticks(contexts, [tokens(context) for context in contexts])
+    axes.set_xticks(contexts, [numbers.tokens(context) for context in contexts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yscale("log", base=panel.base)
     low, high = axes.get_ylim()
@@ -78,7 +78,7 @@ def _draw(axes: Axes, panel: _Panel, points: Sequence[Json], looks: Looks) -> di
     subs = (1.0, 2.0, 5.0) if few else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(base=panel.base, subs=subs, numticks=9))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(panel.in_words))
+    axes.yaxis.set_major_formatter(FuncFormatter(panel.tick_label))
     if missing:
         words = fill(f"out of memory: {', '.join(missing)}", 60)
         axes.text(0.01, 0.99, words, transform=axes.transAxes, va="top", color=GREY, fontsize=9)
@@ -86,7 +86,8 @@ def _draw(axes: Axes, panel: _Panel, points: Sequence[Json], looks: Looks) -> di
 
 
 def _seconds(value: float, place: object = None) -> str:
-    """
+    """Return a round time in its unit.
+
     >>> _seconds(2e-05), _seconds(0.5), _seconds(10)
     ('20 µs', '500 ms', '10 s')
     """
@@ -109,8 +110,8 @@ def _state(point: Json) -> float:
 
 
 _PANELS = (
-    _Panel("decode", "One decoded token", _time, _seconds),
-    _Panel("decode", "Decode state of a sequence", _state, _bytes, base=2),
+    _Panel("decode", "Decode: time per token", _time, _seconds),
+    _Panel("decode", "Decode: state per sequence", _state, _bytes, base=2),
     _Panel("prefill", "Prefill: time to the first token", _time, _seconds),
-    _Panel("train", "One training step", _time, _seconds),
+    _Panel("train", "Training: time per step", _time, _seconds),
 )

@@ -1,14 +1,15 @@
-"""Whether a point has a chance to fit into memory, before it is started.
+"""A check, before a point is measured, that it can fit into memory.
 
-On a CPU the system may end a process that asks for too much, so that there is nobody left to record
-it. What is reckoned is the least that any implementation needs, so that what may fit is tried.
+On a CPU the operating system may kill a process that asks for too much memory, and nothing would be
+recorded. The check compares with the least that any implementation needs: a point that may fit is
+measured.
 """
 
 from pathlib import Path
 
 import torch
 
-from attnlab.analysis.numbers import size
+from attnlab.analysis import numbers
 from attnlab.benchmarking.conditions import Conditions
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
@@ -16,16 +17,19 @@ from attnlab.benchmarking.targets import Setup
 _MEMORY = Path("/proc/meminfo")
 
 
-def require_room(setup: Setup, point: Point, under: Conditions) -> None:
-    """Raises MemoryError where the point cannot fit."""
-    least, there = least_bytes(setup, point, under), available_bytes(under.device)
-    if there is not None and least > there:
-        words = f"{size(least)} at least, of {size(there)}"
-        raise MemoryError(f"not tried: it needs {words}")
+def check_memory(setup: Setup, point: Point, under: Conditions) -> None:
+    """Raise MemoryError if the point cannot fit."""
+    least, available = least_bytes(setup, point, under), available_bytes(under.device)
+    if available is not None and least > available:
+        raise MemoryError(
+            f"not measured: needs at least {numbers.size(least)}, {numbers.size(available)} available"
+        )
 
 
 def least_bytes(setup: Setup, point: Point, under: Conditions) -> int:
-    """Weights and states; in training gradients, moments, and one activation a layer."""
+    """Return the bytes of weights and states; in training also of gradients, moments and one
+    activation per layer.
+    """
     model, itemsize = setup.model, under.serving_dtype.itemsize
     cost = model.cost(setup.vocab_size, point.context, itemsize)
     if point.what != "train":
@@ -35,7 +39,7 @@ def least_bytes(setup: Setup, point: Point, under: Conditions) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that could be had; None where that is not known."""
+    """Return the free memory of the device in bytes; None if it is unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

@@ -1,29 +1,32 @@
-"""One place to measure: a variant, what it does, how many tokens it sees, how many sequences."""
+"""A point of a bench: a variant, a workload, a context length and a batch size."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
+from attnlab.analysis.numbers import tokens
 from attnlab.config import token_count
 
-What = Literal["train", "prefill", "decode"]
-ACTIVITIES: tuple[What, ...] = ("train", "prefill", "decode")
-LONGEST = 65_536  # tokens, where no contexts are named
-GROWTH = 4  # from one context to the next
+Workload = Literal["train", "prefill", "decode"]
+WORKLOADS: tuple[Workload, ...] = ("train", "prefill", "decode")
+LONGEST = 65_536  # tokens; the longest context by default
+GROWTH = 4  # ratio of consecutive contexts
 
 
 class Point(NamedTuple):
+    """One measurement to make."""
+
     variant: str
-    what: What  # one training step, one prefill, or one decoded token
-    context: int  # tokens of a sequence; in decoding the new one included
+    what: Workload  # one training step, one prefill, or one decoded token
+    context: int  # tokens per sequence; in decoding including the new one
     batch: int  # sequences
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> "Point":
-        """The point that a line of bench.json is about."""
+        """Return the point of a result in bench.json."""
         return cls(*(result[name] for name in cls._fields))
 
     def covers(self, other: "Point") -> bool:
-        """Whether `other` is at least as large, in context and batch, and the same otherwise."""
+        """True if `other` differs at most in a larger context or batch."""
         same = (self.variant, self.what) == (other.variant, other.what)
         return same and self.context <= other.context and self.batch <= other.batch
 
@@ -33,24 +36,26 @@ class Point(NamedTuple):
 
 def points(
     variants: Iterable[tuple[str, int]],
-    activities: Iterable[What],
+    workloads: Iterable[Workload],
     contexts: Iterable[int] | None,
     batches: Iterable[int],
 ) -> Iterator[Point]:
-    """All of them, each variant with its own sequence length, smaller ones first.
+    """Yield every combination, smaller points first.
 
-    Without `contexts` they grow from the sequence length by fours to 64K.
+    `variants` are names with their sequence lengths. Without `contexts` the contexts of a variant
+    grow from its sequence length to 64K, each four times the one before.
     """
-    listed, activities, batches = sorted(contexts or ()), tuple(activities), sorted(batches)
+    listed, workloads, batches = sorted(contexts or ()), tuple(workloads), sorted(batches)
     for variant, seq_len in variants:
-        for what in activities:
+        for what in workloads:
             for context in listed or growing(seq_len):
                 for batch in batches:
                     yield Point(variant, what, context, batch)
 
 
 def growing(first: int) -> list[int]:
-    """
+    """Return contexts from the first to 64K, each four times the one before.
+
     >>> growing(1024), growing(100_000)
     ([1024, 4096, 16384, 65536], [100000])
     """
@@ -60,36 +65,28 @@ def growing(first: int) -> list[int]:
     return contexts
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers from a command line: `1k,4k` is 1,024 and 4,096.
+def numbers(given: Iterable[int] | str, name: str) -> list[int]:
+    """Return whole numbers, or those in a text: `1k,4k` is 1,024 and 4,096.
 
-    Raises ValueError for anything else.
+    Raises ValueError, which mentions `name`, for anything else.
 
-    >>> numbers("1k,4K,100", "--contexts")
-    [1024, 4096, 100]
+    >>> numbers("1k,4K,100", "contexts"), numbers([8], "batches")
+    ([1024, 4096, 100], [8])
     """
     found = list[int]()
-    for word in text.split(","):
+    for word in given.split(",") if isinstance(given, str) else map(str, given):
         value = token_count(word)
         if not value:
-            raise ValueError(f"{option} {text}: {word!r} is no whole number; say 1k,4k or 1,8")
+            raise ValueError(f"{name}: {word!r} is not a positive whole number; examples: 1k,4k")
         found.append(value)
     return found
 
 
-def activities(text: str) -> list[What]:
-    """What to measure, from a command line. Raises ValueError for a word that is none of them."""
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in ACTIVITIES:
-            raise ValueError(f"--what {text}: {word!r} is none of {', '.join(ACTIVITIES)}")
-    return cast("list[What]", words)
-
-
-def tokens(count: int) -> str:
-    """A context as people write it.
-
-    >>> tokens(16_384), tokens(1000)
-    ('16K', '1000')
-    """
-    return f"{count // 1024}K" if count % 1024 == 0 else str(count)
+def workloads(given: Iterable[str] | str) -> list[Workload]:
+    """Return the workloads in a list or a text. Raises ValueError for an unknown one."""
+    words = given.split(",") if isinstance(given, str) else given
+    found = [word.strip() for word in words]
+    for word in found:
+        if word not in WORKLOADS:
+            raise ValueError(f"what: {word!r} is not one of {', '.join(WORKLOADS)}")
+    return cast("list[Workload]", found)

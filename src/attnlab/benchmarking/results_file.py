@@ -1,11 +1,11 @@
-"""bench.json: every point measured, written anew after each, so that a kill loses none.
+"""bench.json: all measured points, rewritten after each, so that an interruption loses none.
 
     {"device": {...}, "packages": {...}, "compiled": false, "environment": {...}, "ceilings": {...},
      "command": "...", "variants": {name: setup}, "points": [{"variant", "what", "context", "batch",
      "status", "reason", "seconds", "spread_seconds", "tokens_per_second", ...}]}
 
-`status` is ok, out_of_memory, too_long or failed. The same command goes on with what is missing,
-and tries again what failed or took too long; what does not fit into memory would not fit again.
+`status` is ok, out_of_memory, too_long or failed. The same command continues with the points that
+are missing and repeats those that failed or took too long, but not those that ran out of memory.
 """
 
 import json
@@ -20,18 +20,20 @@ from attnlab.record import Json, write_json
 FILE = "bench.json"
 
 
-class Ledger:
+class ResultsFile:
+    """The bench.json of a folder."""
+
     def __init__(self, folder: Path, contents: Json) -> None:
         self.folder, self.contents = folder, contents
 
     @classmethod
     def open(
         cls, folder: Path, *, environment: Json, compiled: bool, setups: Mapping[str, Config]
-    ) -> "Ledger":
-        """What is in the folder, or a new one. `environment` is what `describe` says.
+    ) -> "ResultsFile":
+        """Return the file in the folder, or a new one. `environment` comes from `describe`.
 
-        Raises ValueError where its points were measured on another device, with other packages, or
-        for other settings of a variant of the same name.
+        Raises ValueError if the folder has points of another device, of other packages, or of other
+        settings of a variant with the same name.
         """
         environment = dict(environment)
         fixed = {key: environment.pop(key) for key in ("device", "packages")}
@@ -44,9 +46,13 @@ class Ledger:
             for name in variants.keys() & before["variants"].keys():
                 found |= differences(before["variants"][name], variants[name], name)
             if found:
-                shown = "; ".join(f"{key}: {a!r} there, {b!r} now" for key, (a, b) in found.items())
-                where = f"{folder / FILE} holds other measurements"
-                raise ValueError(f"{where} ({shown}); choose another --out, or delete it")
+                shown = "; ".join(
+                    f"{key}: {a!r} in the file, {b!r} now" for key, (a, b) in found.items()
+                )
+                raise ValueError(
+                    f"{folder / FILE} has measurements under other conditions ({shown}); "
+                    "choose another --out, or delete it"
+                )
             points, variants = before["points"], before["variants"] | variants
             earlier = [*before["environment"].pop("earlier"), before["environment"]]
         environment["earlier"] = earlier
@@ -55,27 +61,28 @@ class Ledger:
 
     @property
     def points(self) -> list[Json]:
+        """The measured points, in the order of measurement."""
         return self.contents["points"]
 
-    def settled(self) -> dict[Point, Json]:
-        """What need not be measured again."""
-        settled = ("ok", "out_of_memory")
-        return {Point.of(point): point for point in self.points if point["status"] in settled}
+    def final(self) -> dict[Point, Json]:
+        """Return the points that need not be measured again."""
+        final = ("ok", "out_of_memory")
+        return {Point.of(point): point for point in self.points if point["status"] in final}
 
     def put(self, result: Json) -> None:
-        """Write one point, in place of what was there of it."""
+        """Write one point; it replaces an earlier result."""
         others = [point for point in self.points if Point.of(point) != Point.of(result)]
-        self.note(points=[*others, result])
+        self.update(points=[*others, result])
 
-    def note(self, **facts: Any) -> None:
-        """Write facts, such as ceilings."""
+    def update(self, **facts: Any) -> None:
+        """Write top-level values, such as the peak rates of the device."""
         self.contents |= facts
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / FILE, self.contents)
 
 
 def read(folder: Path) -> Json:
-    """The contents of a folder's bench.json. Raises ValueError where it is damaged."""
+    """Return the contents of a folder's bench.json. Raises ValueError if it is damaged."""
     path = folder / FILE
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Serving: the time to the first token of a prompt, and the time of each token after it.
+"""Serving: the time to the first token of a prompt, and the time of each further token.
 
 Weights and states are bfloat16 on CUDA and float32 elsewhere. A decoded token is measured at a full
-context: each step does the work of the token at place `context`, in a recorded graph on CUDA.
+context: each step does the work of the token at position `context`, in a CUDA graph on CUDA.
 
-A step must read every weight and the whole state. Its bound is the time in which the device copies
-as many bytes, a copy reading and writing each once:
+A step must read every weight and the whole state. Its lower bound is the time in which the device
+reads that many bytes, half of the time of a copy, which reads and writes each byte once:
 
     bound = (bytes of weights + bytes of state) / (copy bandwidth / 2)
 """
@@ -27,7 +27,7 @@ from attnlab.training.step import EAGER_STEPS
 
 
 def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
-    """What reading a prompt of `context` tokens takes, until there are logits of the next."""
+    """Measure reading a prompt of `context` tokens, up to the logits of the next token."""
     memory = PeakMemory(under.device)
     model = served(setup, under)
     prompt_BT = random_tokens(setup, (point.batch, point.context), under.device)
@@ -50,7 +50,7 @@ def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
 
 
 def measure_decoding(setup: Setup, point: Point, under: Conditions) -> Json:
-    """What one more token of every sequence takes, the last of its context."""
+    """Measure decoding one token of every sequence, the last of its context."""
     memory = PeakMemory(under.device)
     model = served(setup, under)
     tokens_B = random_tokens(setup, (point.batch,), under.device)
@@ -74,14 +74,15 @@ def measure_decoding(setup: Setup, point: Point, under: Conditions) -> Json:
 
 
 def served(setup: Setup, under: Conditions) -> LanguageModel:
-    """The model as it is served."""
+    """Return the model in eval mode, in the dtype of serving."""
     return bare_model(setup, under.device).to(under.serving_dtype).eval()
 
 
 def states_at(model: LanguageModel, setup: Setup, point: Point) -> list[Any]:
-    """States in which the next token is the last of the context.
+    """Return states in which the next token is the last of the context.
 
-    Those that count tokens in Python cannot be told so; they come from a prompt, and go on.
+    A state that counts tokens in Python cannot be filled directly: it comes from a prompt, and its
+    count increases with each step.
     """
     states = full_state(model, point.batch, point.context)
     if Decoder(model, states).graph_problem is None:
@@ -96,7 +97,7 @@ def states_at(model: LanguageModel, setup: Setup, point: Point) -> list[Any]:
 def warm_decoder(
     model: LanguageModel, states: list[Any], under: Conditions, tokens_B: torch.Tensor
 ) -> Decoder:
-    """At its steady pace: compiled and recorded where it is to be."""
+    """Return a decoder after its warm-up: compiled if asked for, its graph recorded on CUDA."""
     decoder = Decoder(model, states, compiled=under.compiled, hold=True)
     for _ in range(EAGER_STEPS + 1):
         decoder.step(tokens_B)
@@ -104,14 +105,14 @@ def warm_decoder(
 
 
 def bytes_of(parts: Iterable[torch.Tensor]) -> int:
-    """Bytes of these tensors without counts of tokens."""
+    """Return the bytes of these tensors, except for counts of tokens."""
     return sum(part.nbytes for part in parts if not is_count(part))
 
 
 def _served(
     model: LanguageModel, setup: Setup, point: Point, under: Conditions, held: int, times: Times
 ) -> Json:
-    """What prefill and decoding have in common."""
+    """Return the measurements that prefill and decoding share."""
     dtype = under.serving_dtype
     cost = setup.model.cost(setup.vocab_size, point.context, dtype.itemsize)
     weights = bytes_of(model.parameters())

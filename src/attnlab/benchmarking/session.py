@@ -1,8 +1,8 @@
-"""All points, one after the other, in one process; what goes wrong at one is that point's result.
+"""The measurement of all points, one after the other, in one process.
 
-A point that runs out of memory leaves the larger ones of its series untried: the same variant and
-activity, with at least its context and its batch. So does one whose single call takes over ten
-times the seconds that a point has.
+An exception at a point becomes that point's result. After a point that runs out of memory, larger
+ones are not measured: the same variant and workload with at least its context and its batch. The
+same holds after a point of which a single call takes over ten times the `seconds` per point.
 """
 
 import gc
@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from attnlab.analysis import numbers
 from attnlab.benchmarking.conditions import Conditions, release
-from attnlab.benchmarking.memory_check import require_room
+from attnlab.benchmarking.memory_check import check_memory
 from attnlab.benchmarking.point import Point
-from attnlab.benchmarking.results_file import Ledger
+from attnlab.benchmarking.results_file import ResultsFile
 from attnlab.benchmarking.serving import measure_decoding, measure_prefill
 from attnlab.benchmarking.targets import Setup
 from attnlab.benchmarking.training import measure_training
@@ -28,58 +29,60 @@ _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def measure_all(
-    points: Iterable[Point], setups: Mapping[str, Setup], under: Conditions, ledger: Ledger
+    points: Iterable[Point], setups: Mapping[str, Setup], under: Conditions, file: ResultsFile
 ) -> Iterator[Json]:
-    """Measure what the ledger does not have yet; each result is in it before it is yielded."""
-    known = ledger.settled()
-    gc.freeze()  # the collections between points look at what points leave, in no time
+    """Measure the points that the file lacks; yield each result after it is written to the file."""
+    known = file.final()
+    gc.freeze()  # the collections between points then only visit what the points left
     try:
         for point in points:
             if point not in known:
                 setup = setups[point.variant]
-                known[point] = _hopeless(point, known, under) or measure(setup, point, under)
-                ledger.put(known[point])
+                known[point] = _skipped(point, known, under) or measure(setup, point, under)
+                file.put(known[point])
                 yield known[point]
     finally:
         gc.unfreeze()
 
 
 def measure(setup: Setup, point: Point, under: Conditions) -> Json:
-    """One point. An exception becomes its status and reason, and what it held is given back."""
+    """Measure one point. An exception becomes its status and reason; its memory is freed."""
     try:
-        require_room(setup, point, under)
+        check_memory(setup, point, under)
         found = _MEASURE[point.what](setup, point, under)
         found |= _shares(found, setup, point, under)
         result = _result(point, "ok", None, found)
     except (RuntimeError, MemoryError) as error:
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         memory |= any(words in str(error) for words in _NO_MEMORY)
-        result = _result(point, "out_of_memory" if memory else "failed", _said(error))
+        result = _result(point, "out_of_memory" if memory else "failed", _message(error))
     except Exception as error:
-        result = _result(point, "failed", _said(error))
-    release(under)  # out here the traceback, with all it refers to, is gone
+        result = _result(point, "failed", _message(error))
+    release(under)  # here the traceback, and what it refers to, no longer exists
     return result
 
 
-def _hopeless(point: Point, known: Mapping[Point, Json], under: Conditions) -> Json | None:
-    """The result of a point that is not even tried, for what a smaller one did."""
+def _skipped(point: Point, known: Mapping[Point, Json], under: Conditions) -> Json | None:
+    """Return the result of a point that is not measured because of a smaller one, or None."""
     for smaller, result in known.items():
         if not smaller.covers(point):
             continue
         if result["status"] == "out_of_memory":
-            return _result(point, "out_of_memory", f"not tried: {smaller} ran out of memory")
+            return _result(point, "out_of_memory", f"not measured: {smaller} ran out of memory")
         if result["status"] == "ok" and result["seconds"] > PATIENCE * under.seconds:
-            took = f"one {point.what} of {smaller} took {result['seconds']:.3g} s"
-            return _result(point, "too_long", f"not tried: {took}; raise --seconds")
+            took = f"one call of {smaller} took {numbers.duration(result['seconds'])}"
+            return _result(point, "too_long", f"not measured: {took}; raise --seconds")
     return None
 
 
 def _shares(found: Json, setup: Setup, point: Point, under: Conditions) -> Json:
-    """What is reached of what the device can do."""
+    """Return the fractions of the device's peak rates that were reached."""
     stated, seconds = stated_flops(setup, point), found["seconds"]
     shares: Json = {
         "flops_stated": stated,
-        "flops_exact": all(m.flops_are_exact for m in setup.model.per_layer()),  # or at least so
+        "flops_exact": all(
+            m.flops_are_exact for m in setup.model.per_layer()
+        ),  # False: a lower bound
         "matrix_fraction": stated / seconds / under.ceilings.matrix_flops_per_second,
         "compiled": under.compiled,
     }
@@ -96,6 +99,6 @@ def _result(point: Point, status: str, reason: str | None, found: Json | None = 
     return {**result, **(found or {}), "measured": now}
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {' '.join(lines[:3])}"[:600]

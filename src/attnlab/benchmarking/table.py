@@ -1,6 +1,6 @@
-"""What was measured as a person reads it in the terminal: a table an activity, a column a context.
+"""The results of a bench in the terminal: one table per workload, one column per context.
 
-Times are medians. All else that was measured is in bench.json.
+Times are medians. bench.json has all measurements.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,14 +10,14 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from attnlab.analysis import numbers
-from attnlab.benchmarking.point import Point, What, tokens
+from attnlab.benchmarking.point import Point, Workload
 from attnlab.record import Json
 
-_WORDS = {"out_of_memory": "no memory", "too_long": "too long", "failed": "failed"}
+_WORDS = {"out_of_memory": "out of memory", "too_long": "too long", "failed": "failed"}
 
 
 class BenchTable:
-    """A rich renderable of the contents of bench.json."""
+    """The contents of bench.json as a rich renderable."""
 
     def __init__(self, contents: Json) -> None:
         self.contents = contents
@@ -32,14 +32,19 @@ class BenchTable:
         for point in points:
             if point["status"] == "failed":
                 yield Text(f"{Point.of(point)}: {point['reason']}", style="red")
-        yield Text(ceilings_words(self.contents), style="dim")
-        if accounts := [point for point in points if "account" in point]:
+        yield Text(device_sentence(self.contents), style="dim")
+        if breakdowns := [point for point in points if "time_breakdown" in point]:
             yield Text()
-            yield _accounts(accounts)
+            yield _breakdowns(breakdowns)
+            yield Text(
+                "bound: reading weights and state once; µs/empty: time of an empty kernel; "
+                "launches: kernels x that time",
+                style="dim",
+            )
 
 
 def line(point: Json) -> str:
-    """One point, in a line."""
+    """Return one point as a line of text."""
     if point["status"] != "ok":
         return f"{Point.of(point)}: {point['status'].replace('_', ' ')}: {point['reason']}"
     spread = point["spread_seconds"]
@@ -49,38 +54,38 @@ def line(point: Json) -> str:
     words += f", {numbers.count(point['tokens_per_second'])} tokens/s"
     if point["what"] == "decode":
         how = "".join(f", by {way}" for way in point["decodes_by"] if way != "state")
-        return f"{words}{how}, {point['times_bound']:.1f} times its bound"
-    return f"{words}, {point['matrix_fraction']:.0%} of the matrix rate"
+        return f"{words}{how}, {point['times_bound']:.1f} times the memory-bandwidth bound"
+    return f"{words}, {point['matrix_fraction']:.0%} of peak matrix FLOP/s"
 
 
-def ceilings_words(contents: Json) -> str:
-    """What the device can do."""
+def device_sentence(contents: Json) -> str:
+    """Return the device and its measured peak rates."""
     ceilings, device = contents["ceilings"], contents["device"]
     return (
-        f"{device['name']}: {numbers.count(ceilings['matrix_flops_per_second'])}FLOP/s in "
-        f"{ceilings['matrix_dtype']} products, "
-        f"{numbers.count(ceilings['copy_bytes_per_second'])}B/s copied (read and written)"
+        f"{device['name']}: measured peak {numbers.count(ceilings['matrix_flops_per_second'])}FLOP/s "
+        f"in {ceilings['matrix_dtype']} matrix products, "
+        f"{numbers.count(ceilings['copy_bytes_per_second'])}B/s read and written by a copy"
     )
 
 
-def _accounts(points: Iterable[Json]) -> Grid:
-    """Where the time of decoded tokens goes that are far from their bounds."""
-    grid = _empty("Farthest from its bound: where the time of a decoded token goes, ms")
-    columns = ("times", "ms", "bound", "kernels", "µs an empty one", "so empty", "their work")
+def _breakdowns(points: Iterable[Json]) -> Grid:
+    """Return the time by cause of the decoded tokens that are farthest from their bounds."""
+    grid = _empty("Time of a decoded token by cause, for the points farthest from their bounds, ms")
+    columns = ("x bound", "time", "bound", "kernels", "µs/empty", "launches", "rest")
     for column in columns:
         grid.add_column(column, justify="right")
     ms = numbers.milliseconds
     for point in points:
-        account = point["account"]
+        breakdown = point["time_breakdown"]
         grid.add_row(
-            f"{point['variant']} {tokens(point['context'])} x {point['batch']}",
+            f"{point['variant']} {numbers.tokens(point['context'])} x {point['batch']}",
             f"{point['times_bound']:.1f}",
             ms(point["seconds"]),
             ms(point["bound_seconds"]),
-            str(account["kernels"]),
-            numbers.significant(1e6 * account["empty_kernel_seconds"]),
-            ms(account["kernels"] * account["empty_kernel_seconds"]),
-            ms(account["unexplained_seconds"]),
+            str(breakdown["kernels"]),
+            numbers.significant(1e6 * breakdown["empty_kernel_seconds"]),
+            ms(breakdown["kernels"] * breakdown["empty_kernel_seconds"]),
+            ms(breakdown["unexplained_seconds"]),
         )
     return grid
 
@@ -105,7 +110,7 @@ def _grid(title: str, points: Sequence[Json], cell: Callable[[Json], str]) -> Gr
     grid = _empty(title)
     grid.add_column("batch", justify="right")
     for context in contexts:
-        grid.add_column(tokens(context), justify="right", no_wrap=True)
+        grid.add_column(numbers.tokens(context), justify="right", no_wrap=True)
     for variant, batch in sorted({(p["variant"], p["batch"]): None for p in points}, key=_batch):
         row = [cells.get((variant, batch, context), "") for context in contexts]
         grid.add_row(Text(variant), str(batch), *row)
@@ -128,10 +133,10 @@ def _state(point: Json) -> str:
     return numbers.size(point["state_bytes"] / point["batch"])
 
 
-_TABLES: tuple[tuple[str, What, Callable[[Json], str]], ...] = (
-    ("Decoded token, ms", "decode", _time),
-    ("Decode state of a sequence", "decode", _state),
-    ("Prefill, the time to the first token, ms", "prefill", _time),
-    ("Training step, ms", "train", _time),
-    ("Peak memory of training", "train", _peak_memory),
+_TABLES: tuple[tuple[str, Workload, Callable[[Json], str]], ...] = (
+    ("Decode: time per token, ms", "decode", _time),
+    ("Decode: state per sequence", "decode", _state),
+    ("Prefill: time to the first token, ms", "prefill", _time),
+    ("Training: time per step, ms", "train", _time),
+    ("Training: peak memory", "train", _peak_memory),
 )

@@ -1,19 +1,19 @@
-"""What a command line asks to have measured: the variants of a study, kinds, files of one's own.
+"""Models to measure: the variants of a study at its sizes, mechanisms in a model of given sizes.
 
-A study's variants have the study's sizes. A kind is put into a model of the sizes that are named:
-its `n_heads`, and `n_kv_heads` where it has such, are the model's, and the widths of its heads are
-`d_model / n_heads`. All else is as the kind has it, or as it is asked for: `mla:kv_lora_rank=128`.
+A kind takes from the sizes of the model: its `n_heads`, and its `n_kv_heads` if it has that
+setting, are the model's, and the widths of its heads are `d_model / n_heads`. Its other settings
+are its defaults, or those that are given: `mla:kv_lora_rank=128`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
-from attnlab.config import Config, ConfigError, Problem, is_own, override, settings, suggestion
+from attnlab.config import Config, ConfigError, Problem, override, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
-from attnlab.study.study import Study, load_study, shipped
+from attnlab.study.study import Study
+from attnlab.study.targets import Named, NamedConfig
 from attnlab.training.config import TrainConfig
 
 _HEAD_WIDTHS = ("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -31,97 +31,100 @@ class Setup(Config):
 _SECTIONS = [field.name for field in fields(Setup)]
 
 
-class Target(NamedTuple):
-    name: str
-    setup: Setup
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of the model that a kind is put into; the feed-forward layer is four times as wide."""
+    """Sizes of the model that a mechanism is put into; the feed-forward layer has width 4 d_model.
+
+    Raises ConfigError for heads that do not divide the model width.
+    """
 
     d_model: int = 768
     n_layers: int = 12
     n_heads: int = 12
     vocab_size: int = 50_257
 
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            problem = f"{self.n_heads} heads do not divide d_model {self.d_model}"
+            raise ConfigError([Problem("n_heads", problem)])
 
-def targets(words: Iterable[str], assignments: Sequence[str], sizes: Sizes) -> list[Target]:
-    """`all`, a kind, `file.py:Class`, a study or its path, each perhaps with `:key=value,...`.
 
-    `assignments` hold for every target: those of a section (`model.n_layers=2`) for its setup,
-    the others (`window=64`, `rope_scaling.factor=4`) for the settings of kinds. Raises ValueError
-    for a name that is nothing of these or comes twice, and ConfigError for impossible settings.
+def split_sections(assignments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split assignments into those of a section of `Setup` and those of a mechanism.
+
+    >>> split_sections(["train.seq_len=64", "window=32", "rope_scaling.factor=4"])
+    (['train.seq_len=64'], ['window=32', 'rope_scaling.factor=4'])
     """
-    found = [target for word in words for target in _named(word, assignments, sizes)]
-    if not found:
-        raise ValueError("name what to measure: a study, a kind, all or file.py:Class")
-    names = [target.name for target in found]
+    of_setup, of_mechanism = list[str](), list[str]()
+    for assignment in assignments:
+        section, dot, _ = assignment.partition("=")[0].partition(".")
+        (of_setup if dot and section in _SECTIONS else of_mechanism).append(assignment)
+    return of_setup, of_mechanism
+
+
+def setups(what: Iterable[Named], sizes: Sizes) -> dict[str, Setup]:
+    """Return the models to measure, by name.
+
+    Assignments to a section of `Setup` (`train.precision=float32`) change the setup of a mechanism,
+    the others the mechanism. `sizes` are not used for the variants of a study.
+
+    Raises:
+        ValueError: two models have one name.
+        ConfigError: settings are impossible.
+    """
+    found = [pair for one in what for pair in _setups(one, sizes)]
+    names = [name for name, _ in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two targets are called {twice!r}: measure them one at a time")
-    return found
+        raise ValueError(f"two models are called {twice!r}: measure them in separate benches")
+    return dict(found)
 
 
-def study_of(words: Sequence[str]) -> Study | None:
-    """The study, where the command line names one and nothing else."""
-    name = _parted(words[0])[0] if len(words) == 1 else ""
-    return load_study(name) if _is_study(name) else None
+def only(found: dict[str, Setup], names: Iterable[str] | str | None) -> dict[str, Setup]:
+    """Return the setups with these names; all of them for None.
 
-
-def _named(word: str, assignments: Sequence[str], sizes: Sizes) -> Iterator[Target]:
-    name, own = _parted(word)
-    changes = [*assignments, *own]
-    if name == "all":
-        for kind, cls in sorted(MechanismConfig.kinds.items()):
-            if not is_own(cls):
-                yield Target(kind, _setup(kind, changes, sizes))
-    elif _is_study(name):
-        for variant, run in load_study(name).override(changes).variants.items():
-            vocab_size = run.data.tokenizer.vocab_size
-            yield Target(variant, Setup(model=run.model, vocab_size=vocab_size, train=run.train))
-    elif name in MechanismConfig.kinds or ":" in name:
-        yield Target(word, _setup(name, changes, sizes))
-    else:
-        known = ["all", *MechanismConfig.kinds, *shipped()]
-        raise ValueError(
-            f"nothing to measure is called {name!r}{suggestion(name, known)}; "
-            "a class (my_file.py:MyMechanism) or a path to a study works too"
+    Raises ConfigError for an unknown name.
+    """
+    if names is None:
+        return found
+    words = names.split(",") if isinstance(names, str) else names
+    asked = [name.strip() for name in words]
+    unknown = [name for name in asked if name not in found]
+    if unknown:
+        raise ConfigError(
+            Problem("only", f"no variant {name!r}{suggestion(name, found)}") for name in unknown
         )
+    return {name: setup for name, setup in found.items() if name in asked}
 
 
-def _setup(kind: str, changes: Sequence[str], sizes: Sizes) -> Setup:
-    """A model of these sizes with this kind in every layer."""
-    if sizes.d_model % sizes.n_heads:
-        problem = f"{sizes.n_heads} heads do not divide d_model {sizes.d_model}"
-        raise ConfigError([Problem("n_heads", problem)])
-    of_setup, of_kind = list[str](), list[str]()
-    for change in changes:
-        section, dot, _ = change.partition("=")[0].partition(".")
-        (of_setup if dot and section in _SECTIONS else of_kind).append(change)
-    fitting = _fitting(MechanismConfig.of_kind(kind), sizes)
-    mechanism = MechanismConfig.from_dict({"kind": kind, **fitting, **settings(of_kind)})
+def _setups(one: Named, sizes: Sizes) -> Iterator[tuple[str, Setup]]:
+    if isinstance(one, Study):
+        for variant, run in one.variants.items():
+            vocab_size = run.data.tokenizer.vocab_size
+            yield variant, Setup(model=run.model, vocab_size=vocab_size, train=run.train)
+        return
+    of_setup, of_mechanism = split_sections(one.assignments)
+    if isinstance(one, NamedConfig):
+        mechanism = override(one.config, of_mechanism)
+    else:
+        given = {**_fitting(one.kind, sizes), **settings(of_mechanism)}
+        mechanism = one.kind.from_dict({"kind": one.kind.kind(), **given})
+    yield one.name, override(_around(mechanism, sizes), of_setup)
+
+
+def _around(mechanism: MechanismConfig, sizes: Sizes) -> Setup:
+    """Return a model of these sizes with the mechanism in every layer."""
     model = ModelConfig(
         mechanisms=(mechanism,),
         n_layers=sizes.n_layers,
         d_model=sizes.d_model,
         feedforward=Dense(d_ff=4 * sizes.d_model),
     )
-    return override(Setup(model=model, vocab_size=sizes.vocab_size, train=TrainConfig()), of_setup)
+    return Setup(model=model, vocab_size=sizes.vocab_size, train=TrainConfig())
 
 
 def _fitting(kind: type[MechanismConfig], sizes: Sizes) -> dict[str, int]:
-    """The settings of a kind that follow from the sizes of the model."""
+    """Return the settings of a kind that follow from the sizes of the model."""
     wanted = dict.fromkeys(("n_heads", "n_kv_heads"), sizes.n_heads)
     wanted |= dict.fromkeys(_HEAD_WIDTHS, sizes.d_model // sizes.n_heads)
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in wanted.items() if name in names}
-
-
-def _is_study(name: str) -> bool:
-    return name.endswith(".py") or name in shipped()
-
-
-def _parted(word: str) -> tuple[str, list[str]]:
-    """A target's name, and the settings after its last colon."""
-    name, colon, settings = word.rpartition(":")
-    return (name, settings.split(",")) if colon and "=" in settings else (word, [])

@@ -1,11 +1,11 @@
-"""Where the time of a decoded token goes, beyond reading weights and state.
+"""The time of a decoded token by cause: memory reads, kernel launches, and the rest.
 
-A step is hundreds of kernels, and at small batches most of them have next to nothing to do: each
-costs what starting and ending a kernel costs, even inside a recorded graph. So a step should take
+A step is hundreds of kernels, and at small batches most of them have little to do: each costs what
+starting and ending a kernel costs, even inside a CUDA graph. So a step should take
 
     bound + kernels x seconds of an empty kernel
 
-and what it takes beyond is kernels that read more than once, or slower than a copy.
+The rest is due to kernels that read more than once, or slower than a copy.
 """
 
 from collections import defaultdict
@@ -24,26 +24,28 @@ from attnlab.device.timer import time_calls
 from attnlab.inference.decoder import Decoder
 from attnlab.record import Json
 
-NEAR = 1.5  # times its bound: no account is asked for
-_EMPTY_KERNELS = 200  # of one graph
+NEAR = 1.5  # times its bound: no breakdown is made
+_EMPTY_KERNELS = 200  # per graph
 _LONGEST = 8  # kernels that are listed
 
 
-def to_account_for(points: Iterable[Json]) -> list[Json]:
-    """Of each variant the decoded token that takes the most times its bound, if that is many."""
+def without_breakdown(points: Iterable[Json]) -> list[Json]:
+    """Return the decode points that need a breakdown: per variant the one farthest from its bound,
+    if it is far and has none yet.
+    """
     farthest = dict[str, Json]()
     for point in points:
         if point.get("times_bound", 0.0) > NEAR:
             most = farthest.setdefault(point["variant"], point)
             if point["times_bound"] > most["times_bound"]:
                 farthest[point["variant"]] = point
-    return [point for point in farthest.values() if "account" not in point]
+    return [point for point in farthest.values() if "time_breakdown" not in point]
 
 
-def account(result: Json, setup: Setup, under: Conditions) -> Json:
-    """`result`, a decode point on CUDA, with its "account".
+def with_breakdown(result: Json, setup: Setup, under: Conditions) -> Json:
+    """Return `result`, a decode point on CUDA, with its "time_breakdown".
 
-    Raises RuntimeError where the profiler sees no kernels, or nothing fits beside it.
+    Raises RuntimeError if the profiler sees no kernels, or memory does not suffice for it.
     """
     point = Point.of(result)
     found = _kernels(setup, point, under)
@@ -52,7 +54,7 @@ def account(result: Json, setup: Setup, under: Conditions) -> Json:
     explained = result["bound_seconds"] + found["kernels"] * empty
     return {
         **result,
-        "account": {
+        "time_breakdown": {
             **found,
             "empty_kernel_seconds": empty,
             "explained_seconds": explained,
@@ -62,17 +64,17 @@ def account(result: Json, setup: Setup, under: Conditions) -> Json:
 
 
 def _kernels(setup: Setup, point: Point, under: Conditions) -> Json:
-    """The kernels of one step, as torch's profiler sees them."""
+    """Return the kernels of one step, from torch's profiler."""
     model = served(setup, under)
     tokens_B = random_tokens(setup, (point.batch,), under.device)
     decoder = warm_decoder(model, states_at(model, setup, point), under, tokens_B)
-    _profiled(decoder, tokens_B)  # the first profile of a process misses some
+    _profiled(decoder, tokens_B)  # the first profile of a process misses some kernels
     seconds = defaultdict[str, list[float]](list)
     for event in _profiled(decoder, tokens_B).events() or ():
         if event.device_type == DeviceType.CUDA:
             seconds[event.name].append(event.time_range.elapsed_us() / 1e6)
     if not seconds:
-        raise RuntimeError("torch's profiler sees no kernels here; its CUPTI may lack permission")
+        raise RuntimeError("torch's profiler sees no kernels; CUPTI may lack permission")
     longest = sorted(seconds, key=lambda name: -sum(seconds[name]))[:_LONGEST]
     return {
         "kernels": sum(map(len, seconds.values())),
@@ -94,7 +96,7 @@ def _profiled(decoder: Decoder, tokens_B: Tensor) -> profile:
 
 
 def _empty_kernel_seconds(under: Conditions) -> float:
-    """What a kernel costs that adds one to one number, inside a recorded graph."""
+    """Return the seconds of a kernel that adds one to one number, inside a CUDA graph."""
     number, graph = torch.zeros(1, device=under.device), torch.cuda.CUDAGraph()
     number += 1  # loads the kernel before recording
     with torch.cuda.graph(graph):

@@ -1,6 +1,6 @@
-"""A training step as the trainer does it: forward, backward, clipping and AdamW.
+"""A training step, as in a run: forward, backward, clipping and AdamW.
 
-On CUDA it is one recorded graph. Tokens are random, the same in every step.
+On CUDA it is one CUDA graph. Tokens are random, the same in every step.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from attnlab.training.step import EAGER_STEPS, autocast, forward_and_backward
 
 
 def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
-    """What one step takes, at this context and batch."""
+    """Measure one step at this context and batch."""
     device = under.device
     config = replace(
         setup.train,
@@ -53,6 +53,6 @@ def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
 
 
 def _forward_and_backward(setup: Setup, config: TrainConfig, tokens_BT1: Tensor) -> None:
-    """With a model of its own: nothing of it is left to a graph that is recorded later."""
+    """Run one step without a graph, on a model of its own: a later graph must not refer to it."""
     model = bare_model(setup, tokens_BT1.device).train()
     forward_and_backward(model, tokens_BT1, autocast(config, tokens_BT1.device))

@@ -1,10 +1,10 @@
-"""How much work a point is: FLOPs as stated and as counted.
+"""The work of a point in FLOPs, as stated and as counted.
 
-Stated is what the mechanisms say of each token, whatever the kernel does: a token attends to itself
-and those before it; `Cost` in decoding, `forward_flops` where all tokens are read at once. Counted
-is what torch's counter sees on the way: it takes causal attention for the whole square, sees what
-is computed twice twice, and does not see into the kernels of others. A backward pass is stated as
-twice its forward.
+Stated FLOPs are those of the mechanisms per token, independent of the kernel: a token attends to
+itself and to those before it; `Cost` gives them in decoding, `forward_flops` for tokens that are
+read at once. Counted FLOPs are those that torch's counter sees: it counts the whole square of
+causal attention, counts recomputation, and does not see inside other libraries' kernels. A backward
+pass is stated as twice its forward pass.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from attnlab.benchmarking.targets import Setup
 
 
 def stated_flops(setup: Setup, point: Point) -> int:
-    """Of one training step, one prefill, or one decoded token of every sequence."""
+    """Return the FLOPs of one training step, one prefill, or one decoded token per sequence."""
     model, vocab_size = setup.model, setup.vocab_size
     if point.what == "decode":
         return point.batch * model.cost(vocab_size, point.context).flops
@@ -31,10 +31,11 @@ def stated_flops(setup: Setup, point: Point) -> int:
 
 
 def summed(flops: Callable[[int], int], first: int, last: int) -> int:
-    """The sum over all contexts from `first` to `last`, of few of them.
+    """Return the sum of `flops` over all contexts from `first` to `last`, from few evaluations.
 
-    What bends one way alone, and meets its chord in the middle, is a straight line; a cost bends
-    where a window or top-k is full, and always the same way.
+    The sum is exact for a convex or concave function that is piecewise linear: where it meets its
+    chord in the middle, it is linear between the ends. A cost bends where a window or top-k is
+    full, always in the same direction.
 
     >>> summed(lambda context: min(context, 700), 1, 1000) == sum(range(700)) + 301 * 700
     True
@@ -48,16 +49,16 @@ def summed(flops: Callable[[int], int], first: int, last: int) -> int:
 
 
 def counted_flops(work: Callable[[], object], device: torch.device) -> int | None:
-    """FLOPs of the matrix products of `work`, which is done once, nothing in it compiled.
+    """Return the FLOPs of the matrix products of `work`, which is called once, uncompiled.
 
-    None where that cannot be done under torch's counter, as with FlexAttention.
+    None if it cannot run under torch's counter, as with FlexAttention.
     """
-    # where nothing is compiled, the compiler need not be loaded
+    # without compilation the compiler need not be loaded
     eager = torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
     try:
         with eager, FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH) as counter:
             work()
-    except Exception:  # of all kinds; what is wrong with the work itself will show when it is timed
+    except Exception:  # an error in the work itself will be raised again when it is timed
         return None
     return counter.get_total_flops()
 
@@ -71,12 +72,12 @@ def _backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
 
 
 def _grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
-    """Rows by group: each row meets one matrix, whichever side the groups are of."""
+    """Count a grouped product: each row meets one matrix, whichever side has the groups."""
     batch = a[0] if len(a) == len(b) == 3 else 1
     return 2 * batch * a[-2] * a[-1] * b[-1]
 
 
-# torch's counter knows its fused attention on CUDA alone, and no product of groups
+# torch's counter knows fused attention only on CUDA, and no grouped product
 _UNKNOWN_TO_TORCH: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,

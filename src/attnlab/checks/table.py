@@ -78,8 +78,8 @@ def _grid(results: Iterable[Result], *, with_causes: bool) -> Grid:
 
 
 def _settings(target: Target) -> str:
-    """What is not as it is by default, and the model width."""
+    """Return the settings that differ from the defaults, and the model width."""
     config, values = target.config, target.config.to_dict()
     changed = [f.name for f in fields(config) if getattr(config, f.name) != f.default]
     words = [f"{name}={values[name]}" for name in changed] + [f"d_model={target.d_model}"]
-    return ", ".join(words if config.kind() == target.name else [config.kind(), *words])
+    return ", ".join(words if target.name.startswith(config.kind()) else [config.kind(), *words])

@@ -1,74 +1,87 @@
-"""What is checked, by its name: kinds, files of one's own, the variants of a study."""
+"""Check mechanisms by name: kinds at small sizes, the variants of studies at their own."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
 from attnlab.checks.suite import fitting_width, judge
-from attnlab.config import is_own, override, settings, suggestion
+from attnlab.config import override, settings
 from attnlab.mechanism import MechanismConfig
-from attnlab.study.study import Study, load_study, shipped
+from attnlab.study.study import Study
+from attnlab.study.targets import Nameable, Named, NamedConfig, named
 
-LONGEST = 1024  # window, top-k or chunk of a study's: more is no matter of seconds
+LONGEST = 1024  # window, top-k or chunk of a study's mechanism; a longer one takes minutes
 
 
 class Target(NamedTuple):
-    """One mechanism at one model width, and who asks for it."""
+    """One mechanism at one model width, and the name that it is reported under."""
 
     name: str
     config: MechanismConfig
     d_model: int
 
     def check(self, *, quick: bool = False) -> "Checked":
+        """Check every property of the mechanism."""
         return Checked(self, judge(self.config, d_model=self.d_model, quick=quick))
 
 
 class Checked(NamedTuple):
+    """A mechanism and one result per property."""
+
     target: Target
     results: list[Result]
 
     @property
     def holds(self) -> bool:
+        """True if the mechanism has every property."""
         return all(result.holds for result in self.results)
 
 
 def check(
-    *what: str | MechanismConfig | type[MechanismConfig] | Study,
+    *what: Nameable,
     overrides: Iterable[str] = (),
     quick: bool = False,
+    watch: Callable[[Target], None] | None = None,
 ) -> list[Checked]:
-    """Hold mechanisms against every promise of the contract: causality, decoding, cost, ...
+    """Check mechanisms against every property of the contract: causality, decoding, cost, ...
 
     Args:
-        what: `"all"`, a kind (`"mla"`), a place (`"my_file.py:Mine"`), a mechanism's settings or
-            their class, a study, or its name or path. A kind or class is checked at small sizes,
-            settings and the variants of a study as they stand.
-        overrides: dotted settings that are replaced in every one: `window=64`.
-        quick: look at fewer shapes and modes: what is done before a study is trained.
+        what: `"all"`, a kind (`"mla"`), a class (`"my_file.py:Mine"`), a layer
+            (`"fla:GatedLinearAttention"`), a study's name or path, each perhaps with settings of
+            its own (`"mla:kv_lora_rank=8"`); or a mechanism's config, its class, or a study. Kinds
+            and classes are checked at small sizes, configs and the variants of a study as given.
+        overrides: dotted settings of every mechanism: `window=64`.
+        quick: check fewer shapes and modes, as `attnlab.run` does before it trains.
+        watch: called with each target before it is checked.
 
-    Returns one `Checked` a mechanism and model width: its `target`, `results`, one a promise, and
-    whether it `holds`. What a mechanism raises is a broken promise and no exception. Raises
-    ValueError for a name that is nothing of these, and ConfigError for impossible settings.
+    Returns:
+        One `Checked` per mechanism and model width. A mechanism that raises has a broken property;
+        the exception is not passed on.
 
-    >>> [one] = check("sliding_window", overrides=["window=5"], quick=True)
+    Raises:
+        ValueError: a name is unknown.
+        ConfigError: settings are impossible.
+
+    >>> [one] = check("sliding_window:window=5", quick=True)
     >>> one.holds, one.target.config.window
     (True, 5)
     """
-    return [target.check(quick=quick) for target in targets(what, overrides)]
+    checked = list[Checked]()
+    for target in targets(what, overrides):
+        if watch is not None:
+            watch(target)
+        checked.append(target.check(quick=quick))
+    return checked
 
 
-def targets(
-    what: Iterable[str | MechanismConfig | type[MechanismConfig] | Study],
-    overrides: Iterable[str] = (),
-) -> list[Target]:
-    """What `check` checks, of the same arguments."""
-    changes = list(overrides)
-    return [target for one in what for target in _targets(one, changes)]
+def targets(what: Iterable[Nameable], overrides: Iterable[str] = ()) -> list[Target]:
+    """Return the mechanisms that `check` checks when it is given the same arguments."""
+    return [target for one in named(what, overrides) for target in _targets(one)]
 
 
 def of_study(study: Study) -> list[Target]:
-    """The distinct mechanisms of a study's variants, at their own settings and model width."""
+    """Return the distinct mechanisms of a study's variants, with their settings and model width."""
     found = list[tuple[MechanismConfig, int, list[str]]]()
     for variant, run in study.variants.items():
         for config in run.model.per_layer():
@@ -84,32 +97,11 @@ def of_study(study: Study) -> list[Target]:
     ]
 
 
-def _targets(
-    what: str | MechanismConfig | type[MechanismConfig] | Study, changes: list[str]
-) -> list[Target]:
-    if isinstance(what, str):
-        return _named(what, changes)
-    if isinstance(what, Study):
-        return of_study(what.override(changes))
-    if isinstance(what, MechanismConfig):
-        config = override(what, changes)
+def _targets(one: Named) -> list[Target]:
+    if isinstance(one, Study):
+        return of_study(one)
+    if isinstance(one, NamedConfig):
+        config = override(one.config, one.assignments)
     else:
-        config = small(what, settings(changes))
-    return [Target(config.kind(), config, fitting_width(config))]
-
-
-def _named(name: str, changes: list[str]) -> list[Target]:
-    if name == "all":
-        kinds = sorted(kind for kind, cls in MechanismConfig.kinds.items() if not is_own(cls))
-        return [target for kind in kinds for target in _named(kind, changes)]
-    if name in MechanismConfig.kinds or ":" in name:
-        config = small(name, settings(changes))
-        return [Target(name, config, fitting_width(config))]
-    if name.endswith(".py") or name in shipped():
-        return of_study(load_study(name).override(changes))
-    known = ["all", *MechanismConfig.kinds, *shipped()]
-    raise ValueError(
-        f"nothing to check is called {name!r}{suggestion(name, known)}; "
-        "a class (my_file.py:MyMechanism), a layer (fla:GatedLinearAttention) or a path to a "
-        "study works too"
-    )
+        config = small(one.kind, settings(one.assignments))
+    return [Target(one.name, config, fitting_width(config))]

@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 
 from attnlab.benchmarking.conditions import Conditions
-from attnlab.benchmarking.point import Point, activities, numbers, points
-from attnlab.benchmarking.results_file import Ledger
+from attnlab.benchmarking.point import Point, numbers, points, workloads
+from attnlab.benchmarking.results_file import ResultsFile
 from attnlab.benchmarking.session import measure_all
 from attnlab.benchmarking.table import BenchTable, line
-from attnlab.benchmarking.targets import Setup, Sizes, Target, study_of, targets
-from attnlab.benchmarking.time_breakdown import account, to_account_for
+from attnlab.benchmarking.targets import Setup, Sizes
+from attnlab.benchmarking.targets import only as only_of
+from attnlab.benchmarking.targets import setups as setups_of
+from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
@@ -28,12 +30,13 @@ from attnlab.cli.app import (
     told,
     verbatim,
 )
-from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.device.environment import describe
 from attnlab.device.peak_rates import measure_ceilings
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import replace_file, to_json
 from attnlab.runner.workers import seats
+from attnlab.study.study import Study
+from attnlab.study.targets import named, split_assignments
 
 
 def _size(default: int) -> Any:
@@ -79,8 +82,9 @@ def bench_(  # noqa: PLR0913  one parameter an option
     it is measured; the same command goes on with the missing ones.
     """
     use_fla(fla_path)
-    words = [word for word in what if not _is_setting(word)]
-    study = study_of(words)
+    words, changes = split_assignments(what)
+    asked_for = named(words, changes)
+    study = asked_for[0] if len(asked_for) == 1 and isinstance(asked_for[0], Study) else None
     sizes = {
         name: value
         for name, value in (
@@ -93,21 +97,19 @@ def bench_(  # noqa: PLR0913  one parameter an option
     }
     if study is not None and sizes:
         raise ValueError(f"a study has its own sizes; {', '.join(sizes)} is for kinds")
-    changes = [word for word in what if _is_setting(word)]
-    chosen = _only(targets(words, changes, Sizes(**sizes)), only)
+    setups = only_of(setups_of(asked_for, Sizes(**sizes)), only)
     asked = list(
         points(
-            [(target.name, target.setup.train.seq_len) for target in chosen],
-            activities(measure),
-            numbers(contexts, "--contexts") if contexts else None,
-            numbers(batches, "--batches"),
+            [(name, setup.train.seq_len) for name, setup in setups.items()],
+            workloads(measure),
+            numbers(contexts, "contexts") if contexts else None,
+            numbers(batches, "batches"),
         )
     )
     where, talk = torch.device(seats(device, 1)[0].device), errors if as_json else console
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    setups = dict(chosen)
-    ledger = Ledger.open(
+    file = ResultsFile.open(
         out or Path("results") / (study.name if study else "bench"),
         environment=describe(where),
         compiled=compiled,
@@ -121,59 +123,42 @@ def bench_(  # noqa: PLR0913  one parameter an option
             seconds=seconds,
         )
     command = shlex.join(["attnlab", *sys.argv[1:]])
-    ledger.note(ceilings=under.ceilings._asdict(), command=command)
+    file.update(ceilings=under.ceilings._asdict(), command=command)
     try:
         with status("measuring", talk):
-            for result in measure_all(asked, setups, under, ledger):
+            for result in measure_all(asked, setups, under, file):
                 verbatim(line(result), talk)
-            _account(ledger, setups, under, talk)
+            _account(file, setups, under, talk)
     finally:  # an interrupted bench has pictures of what it did
-        pictures = _draw(ledger)
+        pictures = _draw(file)
     if as_json:
-        sys.stdout.write(to_json(ledger.contents).decode())
+        sys.stdout.write(to_json(file.contents).decode())
     else:
-        console.print(BenchTable(ledger.contents), highlight=False)
-        console.print(f"\n{', '.join(pictures)} in {ledger.folder}", highlight=False)
-    failed = any(point["status"] == "failed" for point in ledger.points)
+        console.print(BenchTable(file.contents), highlight=False)
+        console.print(f"\n{', '.join(pictures)} in {file.folder}", highlight=False)
+    failed = any(point["status"] == "failed" for point in file.points)
     raise typer.Exit(1 if failed else 0)
 
 
-def _is_setting(word: str) -> bool:
-    """`section.key=value`, and not `kind:key=value`."""
-    key, equals, _ = word.partition("=")
-    return bool(equals) and ":" not in key
-
-
-def _only(found: list[Target], names: str | None) -> list[Target]:
-    """These targets alone. Raises ConfigError for a name that is none of them."""
-    if names is None:
-        return found
-    asked, known = [name.strip() for name in names.split(",")], [target.name for target in found]
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise ConfigError(
-            Problem("only", f"no variant {name!r}{suggestion(name, known)}") for name in unknown
-        )
-    return [target for target in found if target.name in asked]
-
-
-def _account(ledger: Ledger, setups: Mapping[str, Setup], under: Conditions, talk: Console) -> None:
+def _account(
+    file: ResultsFile, setups: Mapping[str, Setup], under: Conditions, talk: Console
+) -> None:
     """Say where the time goes of decoded tokens that are far from their bounds."""
     if under.device.type == "cuda":
-        for point in to_account_for(ledger.points):
+        for point in without_breakdown(file.points):
             if point["variant"] in setups:
                 try:
-                    ledger.put(account(point, setups[point["variant"]], under))
+                    file.put(with_breakdown(point, setups[point["variant"]], under))
                 except RuntimeError as error:
-                    talk.print(f"no account of {Point.of(point)}: {error}", markup=False)
+                    talk.print(f"no time breakdown of {Point.of(point)}: {error}", markup=False)
 
 
-def _draw(ledger: Ledger) -> list[str]:
+def _draw(file: ResultsFile) -> list[str]:
     """The pictures, one a batch size; their names."""
     from attnlab.benchmarking.figure import bench_png  # matplotlib takes a second to import
 
     written = ["bench.json"]
-    for batch in sorted({point["batch"] for point in ledger.points}):
+    for batch in sorted({point["batch"] for point in file.points}):
         written.append(f"bench-batch-{batch}.png")
-        replace_file(ledger.folder / written[-1], bench_png(ledger.contents, batch))
+        replace_file(file.folder / written[-1], bench_png(file.contents, batch))
     return written

@@ -11,6 +11,7 @@ from attnlab.checks.targets import Checked, targets
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, status, told
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import to_json
+from attnlab.study.targets import split_assignments
 
 
 @app.command()
@@ -31,10 +32,7 @@ def check(
     A kind is checked at small sizes, the variants of a study at their own.
     """
     use_fla(fla_path)
-    settings = [word for word in what if "=" in word]
-    asked = targets([word for word in what if "=" not in word], settings)
-    if not asked:
-        raise ValueError("name what to check: all, a kind, file.py:Class or a study")
+    asked = targets(*split_assignments(what))
     checked, talk = list[Checked](), errors if as_json else console
     for target in asked:
         with status(f"checking {escape(target.name)}", talk):

@@ -242,8 +242,15 @@ class Study:
 
 def shipped() -> dict[str, Study]:
     """The studies that attnlab ships, by name."""
-    names = (module.name for module in iter_modules([str(_SHIPPED)]))
-    return {name: _study_of(import_module(f"attnlab.study.shipped.{name}"), name) for name in names}
+    return {
+        name: _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
+        for name in shipped_names()
+    }
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the studies that attnlab ships, without importing them."""
+    return [module.name for module in iter_modules([str(_SHIPPED)])]
 
 
 def load_study(name: str) -> Study:
@@ -254,7 +261,7 @@ def load_study(name: str) -> Study:
     """
     if name.endswith(".py"):
         return _study_of(load_file(Path(name)), Path(name).stem)
-    known = [module.name for module in iter_modules([str(_SHIPPED)])]
+    known = shipped_names()
     if name not in known:
         raise ValueError(
             f"no study {name!r}{suggestion(name, known)}; a path to a Python file works too"

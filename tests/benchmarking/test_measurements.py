@@ -1,4 +1,4 @@
-"""What is measured at a point is what the point says: its work, its bytes, its context."""
+"""The measurements of a point: its work, its bytes, its context, and its time."""
 
 import gc
 import time
@@ -10,12 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from attnlab.benchmarking.conditions import Conditions
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.session import measure
-from attnlab.benchmarking.targets import Sizes, targets
-from attnlab.benchmarking.time_breakdown import account, to_account_for
+from attnlab.benchmarking.targets import Sizes, setups
+from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.benchmarking.work import stated_flops
 from attnlab.device.peak_rates import Ceilings, measure_ceilings
 from attnlab.device.timer import LEAST, MOST, PATIENCE, time_calls
 from attnlab.mechanism import Mechanism
+from attnlab.study.targets import named
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(1e9, "float32", 64, 1e9, 1024)
@@ -39,9 +40,9 @@ def quick_collections():
     gc.unfreeze()
 
 
-def setup_of(word):
-    (target,) = targets([word], [], SIZES)
-    return target.setup
+def setup_of(word, assignments=(), sizes=SIZES):
+    (setup,) = setups(named([word], assignments), sizes).values()
+    return setup
 
 
 def measured(word, what, context, batch, under=UNDER):
@@ -86,9 +87,9 @@ def test_stated_work_is_counted_work_where_nothing_is_computed_that_is_masked():
         result = measured("identity", what, 5, 2)
         assert result["flops_counted"] == result["flops_stated"]
     of_experts = ["model.feedforward=mixture_of_experts", "model.feedforward.balance_loss=0"]
-    (routed,) = targets(["identity"], of_experts, SIZES)
+    routed = setup_of("identity", of_experts)
     for what in ("train", "prefill", "decode"):
-        result = measure(routed.setup, Point("identity", what, 5, 2), UNDER)
+        result = measure(routed, Point("identity", what, 5, 2), UNDER)
         assert result["flops_counted"] == result["flops_stated"], what
     square = measured("grouped_query", "prefill", 5, 2)  # the counter sees T x T, not half of it
     masked = 2 * 2 * 2 * 2 * 16 * (5 * 5 - 15)  # batch, layers, products, FLOPs, D, positions
@@ -186,14 +187,14 @@ def test_a_compiled_model_is_measured_compiled(what, monkeypatch):
     assert not compiled
 
 
-def test_an_account_is_asked_for_the_farthest_of_each_variant():
+def test_the_farthest_point_of_each_variant_gets_a_breakdown():
     def decoded(variant, times):
         return {"variant": variant, "times_bound": times}
 
     far, farther = decoded("a", 2.0), decoded("a", 3.0)
     points = [far, farther, decoded("b", 1.4), {"variant": "c"}]
-    assert to_account_for(points) == [farther]
-    assert to_account_for([far, farther | {"account": {}}]) == []
+    assert without_breakdown(points) == [farther]
+    assert without_breakdown([far, farther | {"time_breakdown": {}}]) == []
 
 
 def test_what_cannot_be_counted_has_no_count_and_is_measured(monkeypatch):
@@ -211,8 +212,8 @@ def test_what_cannot_be_counted_has_no_count_and_is_measured(monkeypatch):
 def test_on_cuda_everything_is_measured_in_graphs_and_bfloat16(word, what):
     cuda = torch.device("cuda")
     under = Conditions(device=cuda, ceilings=measure_ceilings(cuda, 0.01), seconds=0.01)
-    (target,) = targets([word], [], Sizes(d_model=128, n_layers=2, n_heads=2))
-    result = measure(target.setup, Point(word, what, 256, 2), under)
+    setup = setup_of(word, sizes=Sizes(d_model=128, n_layers=2, n_heads=2))
+    result = measure(setup, Point(word, what, 256, 2), under)
     assert result["status"] == "ok", result["reason"]
     assert result["dtype"] == "bfloat16"
     assert result["cuda_graph"] is (what != "prefill")
@@ -223,13 +224,13 @@ def test_on_cuda_everything_is_measured_in_graphs_and_bfloat16(word, what):
 
 
 @pytest.mark.gpu
-def test_on_cuda_the_account_counts_kernels():
+def test_on_cuda_the_breakdown_counts_kernels():
     cuda = torch.device("cuda")
     under = Conditions(device=cuda, ceilings=measure_ceilings(cuda, 0.01), seconds=0.1)
-    (target,) = targets(["grouped_query"], [], Sizes(d_model=128, n_layers=2, n_heads=2))
-    result = measure(target.setup, Point("grouped_query", "decode", 256, 1), under)
-    assert to_account_for([result]) == [result]
-    found = account(result, target.setup, under)["account"]
+    setup = setup_of("grouped_query", sizes=Sizes(d_model=128, n_layers=2, n_heads=2))
+    result = measure(setup, Point("grouped_query", "decode", 256, 1), under)
+    assert without_breakdown([result]) == [result]
+    found = with_breakdown(result, setup, under)["time_breakdown"]
     assert 20 < found["kernels"] < 500
     assert 1e-7 < found["empty_kernel_seconds"] < 1e-4
     assert 0 < found["kernel_seconds"] < 2 * result["seconds"]
@@ -239,7 +240,7 @@ def test_on_cuda_the_account_counts_kernels():
 def test_on_cuda_what_does_not_fit_is_recorded_and_given_back():
     cuda = torch.device("cuda")
     under = Conditions(device=cuda, ceilings=CEILINGS, seconds=0.01)
-    (target,) = targets(["deepseek_sparse"], [], Sizes(d_model=128, n_layers=2, n_heads=2))
-    result = measure(target.setup, Point("deepseek_sparse", "train", 1 << 19, 1), under)
+    setup = setup_of("deepseek_sparse", sizes=Sizes(d_model=128, n_layers=2, n_heads=2))
+    result = measure(setup, Point("deepseek_sparse", "train", 1 << 19, 1), under)
     assert result["status"] == "out_of_memory", result["reason"]
     assert torch.cuda.memory_allocated() < 2**30

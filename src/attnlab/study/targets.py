@@ -1,0 +1,111 @@
+"""Mechanisms by name: the one way in which `check` and `bench` are told what to work on.
+
+    all                        every mechanism that attnlab ships
+    mla                        a kind
+    my_file.py:MyMechanism     a class of your own
+    fla:GatedLinearAttention   a layer of flash-linear-attention
+    quickstart, my_study.py    a study, shipped or your own: its variants
+
+Each name may carry settings of its own, `mla:kv_lora_rank=8,n_heads=2`. Assignments that stand
+alone, `n_heads=2`, hold for every name.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
+from attnlab.config import is_own, suggestion
+from attnlab.mechanism import MechanismConfig
+from attnlab.study.study import Study, load_study, shipped_names
+
+_KEY = r"[A-Za-z_][\w.]*="
+_OWN_SETTINGS = re.compile(rf"(?P<name>.+?):(?P<settings>{_KEY}.*)", re.DOTALL)
+
+
+class NamedKind(NamedTuple):
+    """A kind whose settings are its defaults, except for the assignments."""
+
+    name: str
+    kind: type[MechanismConfig]
+    assignments: list[str]
+
+
+class NamedConfig(NamedTuple):
+    """The settings of one mechanism, as given, except for the assignments."""
+
+    name: str
+    config: MechanismConfig
+    assignments: list[str]
+
+
+Named = NamedKind | NamedConfig | Study
+Nameable = str | MechanismConfig | type[MechanismConfig] | Study
+
+
+def named(what: Iterable[Nameable], assignments: Iterable[str] = ()) -> list[Named]:
+    """Return what each name stands for, in order. A study already has the assignments.
+
+    Args:
+        what: names as in the module's table, a mechanism's config or its class, or a study.
+        assignments: `key=value` settings of everything that is named.
+
+    Raises:
+        ValueError: nothing is named, or a name is unknown.
+        ConfigError: the settings of a study are impossible.
+
+    >>> [kind] = named(["mla:kv_lora_rank=8,n_heads=2"], ["n_heads=4"])
+    >>> kind.kind.__name__, kind.assignments
+    ('MLA', ['n_heads=4', 'kv_lora_rank=8', 'n_heads=2'])
+    """
+    changes = list(assignments)
+    found = [target for one in what for target in _named(one, changes)]
+    if not found:
+        raise ValueError(
+            "name at least one mechanism or study: all, a kind (mla), a class (my_file.py:Mine), "
+            "a layer (fla:GatedLinearAttention) or a study (quickstart)"
+        )
+    return found
+
+
+def split_assignments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the words of a command line into names and `key=value` assignments.
+
+    >>> split_assignments(["mla:kv_lora_rank=8", "train.seq_len=512"])
+    (['mla:kv_lora_rank=8'], ['train.seq_len=512'])
+    """
+    assignments = [word for word in words if re.match(_KEY, word)]
+    return [word for word in words if word not in assignments], assignments
+
+
+def _named(what: Nameable, changes: list[str]) -> Iterator[Named]:
+    if isinstance(what, str):
+        yield from _by_name(what, changes)
+    elif isinstance(what, Study):
+        yield what.override(changes)
+    elif isinstance(what, MechanismConfig):
+        yield NamedConfig(what.kind(), what, changes)
+    else:
+        yield NamedKind(what.kind(), what, changes)
+
+
+def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
+    match = _OWN_SETTINGS.fullmatch(word)
+    name = match["name"] if match else word
+    # a comma inside a value, as in betas=0.9,0.95, is followed by no key
+    own = re.split(rf",(?={_KEY})", match["settings"]) if match else []
+    if name == "all":
+        for kind, cls in sorted(MechanismConfig.kinds.items()):
+            if not is_own(cls):
+                yield NamedKind(kind, MechanismConfig.of_kind(kind), [*changes, *own])
+    elif name.endswith(".py") or name in shipped_names():
+        yield load_study(name).override([*changes, *own])
+    elif name in MechanismConfig.kinds or ":" in name:
+        yield NamedKind(word, MechanismConfig.of_kind(name), [*changes, *own])
+    else:
+        known = ["all", *MechanismConfig.kinds, *shipped_names()]
+        raise ValueError(
+            f"no mechanism or study {name!r}{suggestion(name, known)}; a class "
+            "(my_file.py:MyMechanism), a layer (fla:GatedLinearAttention) or the path of a study "
+            "works too"
+        )
