@@ -21,9 +21,8 @@ def check_memory(setup: Setup, point: Point, under: Conditions) -> None:
     """Raise MemoryError if the point cannot fit."""
     least, available = least_bytes(setup, point, under), available_bytes(under.device)
     if available is not None and least > available:
-        raise MemoryError(
-            f"not measured: needs at least {numbers.size(least)}, {numbers.size(available)} available"
-        )
+        there = f"{numbers.size(available)} available"
+        raise MemoryError(f"not measured: needs at least {numbers.size(least)}, {there}")
 
 
 def least_bytes(setup: Setup, point: Point, under: Conditions) -> int:

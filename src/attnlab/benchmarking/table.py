@@ -61,10 +61,11 @@ def line(point: Json) -> str:
 def device_sentence(contents: Json) -> str:
     """Return the device and its measured peak rates."""
     ceilings, device = contents["ceilings"], contents["device"]
+    matrix, copy = ceilings["matrix_flops_per_second"], ceilings["copy_bytes_per_second"]
     return (
-        f"{device['name']}: measured peak {numbers.count(ceilings['matrix_flops_per_second'])}FLOP/s "
-        f"in {ceilings['matrix_dtype']} matrix products, "
-        f"{numbers.count(ceilings['copy_bytes_per_second'])}B/s read and written by a copy"
+        f"{device['name']}: measured peak {numbers.count(matrix)}FLOP/s in "
+        f"{ceilings['matrix_dtype']} matrix products, {numbers.count(copy)}B/s read and written "
+        "by a copy"
     )
 
 
