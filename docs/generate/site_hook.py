@@ -1,0 +1,114 @@
+"""MkDocs hook: pages that are generated from the code, and links that leave the docs folder.
+
+A link of a page that leads to a file of `results/` leads to a copy of it in the built site; one to
+a report in Markdown leads to the report's page. So the same link works on the site, which needs no
+network, and where the Markdown is read as it stands.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+HERE = Path(__file__).parent
+DOCS, ROOT = HERE.parent, HERE.parent.parent
+
+PAGES = {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
+LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+
+
+def on_config(config: "MkDocsConfig") -> None:
+    """Add every decision record to the navigation."""
+    records = sorted(path for path in (DOCS / "decisions").glob("*.md") if path.stem != "index")
+    assert config.nav is not None
+    _section(config.nav, "Decisions").extend(f"decisions/{path.name}" for path in records)
+
+
+def on_files(files: "Files", config: "MkDocsConfig") -> None:
+    """Add the generated pages, and the result files that pages link to."""
+    sys.path[:0] = [str(HERE), str(ROOT / "src")]
+    import api
+    import command_line
+    import settings
+    from mkdocs.structure.files import File
+
+    generated = {
+        "reference/api.md": api.page(),
+        "reference/command-line.md": command_line.page(),
+        "reference/settings.md": settings.page(),
+        **{uri: source.read_text(encoding="utf-8") for uri, source in PAGES.items()},
+    }
+    for uri, content in generated.items():
+        files.append(File.generated(config, uri, content=content))
+    sources = {uri: DOCS / uri for uri in (file.src_uri for file in files.documentation_pages())}
+    for source in ({**sources, **PAGES}).values():
+        if not source.exists():
+            continue
+        for _, target, _ in LINK.findall(source.read_text(encoding="utf-8")):
+            path = _of_results(source, target)
+            if path is not None and files.get_file_from_path(_uri(path)) is None:
+                files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
+
+
+def on_page_markdown(markdown: str, page: "Page", **_: Any) -> str:
+    """Return the page with links that leave the docs folder pointing into the site."""
+    source = PAGES.get(page.file.src_uri, DOCS / page.file.src_uri)
+    return relink(markdown, source, page.file.src_uri)
+
+
+def relink(markdown: str, source: Path, uri: str) -> str:
+    """Return `markdown`, written at the path `source`, with its links as of the site's page `uri`.
+
+    Links that are not to a result file or to one of `PAGES` stay, relative to the new place.
+    """
+
+    def there(link: "re.Match[str]") -> str:
+        target = link[2]
+        if "://" in target:
+            return link[0]
+        path = (source.parent / target).resolve()
+        result = _of_results(source, target)
+        pages = {page: name for name, page in PAGES.items()}
+        if result is not None:
+            goal = _uri(result)
+        elif path in pages:
+            goal = pages[path]
+        elif path.is_relative_to(DOCS):
+            goal = path.relative_to(DOCS).as_posix()
+        else:
+            return link[0]
+        return link[1] + os.path.relpath(goal, Path(uri).parent).replace(os.sep, "/") + link[3]
+
+    return LINK.sub(there, markdown)
+
+
+def _of_results(source: Path, target: str) -> Path | None:
+    """Return the file of `results/` that a link leads to; of a Markdown report, its page."""
+    if "://" in target:
+        return None
+    path = (source.parent / target).resolve()
+    if not path.is_relative_to(ROOT / "results") or not path.is_file():
+        return None
+    page = path.with_suffix(".html")
+    return page if path.suffix == ".md" and page.is_file() else path
+
+
+def _uri(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _section(nav: list[Any], title: str) -> list[Any]:
+    """Return the list of a section's pages, at whatever depth it lies."""
+    for entry in nav:
+        for name, inside in entry.items() if isinstance(entry, dict) else ():
+            if name == title:
+                return inside
+            if isinstance(inside, list) and (found := _section(inside, title)):
+                return found
+    return []

@@ -1,0 +1,26 @@
+"""Numbers in the documentation are those of the results that ship."""
+
+import json
+import re
+
+from support.pages import ROOT
+
+from attnlab import analyse
+
+
+def test_the_verdict_of_the_readme_is_that_of_the_results():
+    quoted = re.findall(r"^> (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert " ".join(quoted) == " ".join(analyse(ROOT / "results/mechanisms").headline)
+
+
+def test_the_times_of_decoding_are_those_that_ship():
+    page = (ROOT / "docs/guides/benches.md").read_text()
+    points = json.loads((ROOT / "results/decode/bench.json").read_text())["points"]
+    rows = re.findall(r"^\| ([\w ,-]+) ((?:\| [\d.]+ ){4})\| \S+ \w+ \|$", page, re.MULTILINE)
+    times = [[f"{float(time):.2f}" for time in cells.split("|")[1:]] for _, cells in rows]
+    measured: dict[str, list[str]] = {}
+    for point in sorted(points, key=lambda point: point["context"]):
+        if point["batch"] == 1:
+            measured.setdefault(point["variant"], []).append(f"{1000 * point['seconds']:.2f}")
+    assert sorted(times) == sorted(measured.values())
+    assert len(times) == 6
