@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny_study
+from support import SOURCE, TESTS, tiny_study
 
 import attnlab
 from attnlab.config import ConfigError
@@ -19,11 +19,10 @@ from attnlab.runner.execute import Ended, Progress
 from attnlab.runner.run import Begun, Doing
 from attnlab.runner.workers import Happened
 
-TESTS = Path(__file__).parent
 SCRIPT = """
 import attnlab
 from attnlab import Identity
-from tiny_study import study
+from support.tiny_study import study
 
 {guard}
     analysis = attnlab.run(study, only=["identity"], seeds=1, device="cpu", out="out")
@@ -52,7 +51,7 @@ def bugs(monkeypatch):
 
 def python(*arguments, cwd, cache):
     environment = {**os.environ, "ATTNLAB_CACHE": str(cache)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(SOURCE)])
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -215,7 +214,18 @@ def test_the_package_alone_does_without_torch(program, tmp_path, cache):
     assert python("-c", program + tail, cwd=tmp_path, cache=cache).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["checks.targets", "generation", "execution", "cli", "running"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "checks.targets",
+        "inference.generate",
+        "runner.execute",
+        "cli",
+        "runner.run",
+        "reporting.files",
+        "benchmarking.session",
+    ],
+)
 def test_no_module_takes_the_place_of_a_function(module, tmp_path, cache):
     program = (
         f"import attnlab, attnlab.{module}\n"

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from support import ROOT
 from support.tiny_study import base, study
 from support.written_study import steady, write_study
 
@@ -27,7 +27,7 @@ from attnlab.training.config import EvalConfig
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = ROOT / "results"
 CPU = torch.device("cpu")
 LENGTHS = ("eval.lengths=16,32,128",)
 

@@ -3,10 +3,10 @@
 import inspect
 import random
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from support import PLANTED_BUGS
 
 from attnlab.checks import Result, assert_correct, describe, judge, plugin
 from attnlab.checks.small_configs import small
@@ -16,7 +16,7 @@ from attnlab.config import ConfigError, load_file
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 
-PLANTED = Path(__file__).parents[1] / "support" / "planted_bugs.py"
+PLANTED = PLANTED_BUGS
 OUTPUT = "output is finite, with the shape and dtype of the input"
 FUTURE = "no position sees the future"
 GRADIENT = "no gradient reaches the future"

@@ -1,10 +1,10 @@
 """`attnlab check`, and the check before `attnlab run`: what is refused, shown and recorded."""
 
 import json
-from pathlib import Path
+import os
 
 import pytest
-from support import tiny_study
+from support import PLANTED_BUGS, SOURCE, TESTS, tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
@@ -17,8 +17,7 @@ from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
 from attnlab.study.study import load_study
 
-TESTS = Path(__file__).parents[1]
-PLANTED = TESTS / "support" / "planted_bugs.py"
+PLANTED = PLANTED_BUGS
 STUDY = """
 from dataclasses import replace
 from support.planted_bugs import MeanOverTime
@@ -105,7 +104,7 @@ def test_settings_of_a_setting_are_said_with_dots():
 def test_all_is_every_shipped_kind_and_no_kind_of_ones_own(attnlab):
     attnlab("check", f"{PLANTED}:GatedIdentity")
     names = [target.name for target in targets(["all"])]
-    shipped = TESTS.parent / "src" / "attnlab" / "mechanisms"
+    shipped = SOURCE / "attnlab" / "mechanisms"
     files = {path.stem for path in shipped.glob("*.py")}
     assert names == sorted(files - {"__init__", "fla_layer"})
 
@@ -151,7 +150,7 @@ def test_no_check_trains_it_and_the_record_says_so(attnlab, leaky_study, tmp_pat
     assert attnlab(*whole, "--only", "honest").exit_code == 0
     folder = tmp_path / "results" / "leaky"
     assert StudyRecord.read(folder).checked
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))  # for the workers
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{SOURCE}")  # for the workers
     assert attnlab(*whole, "--no-check").exit_code == 0
     assert not StudyRecord.read(folder).checked
     # all has ended: nothing is left to check, and what was not checked does not become so

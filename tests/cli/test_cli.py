@@ -118,7 +118,7 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     (tmp_path / "tuned.py").write_text(
         "from dataclasses import replace\n"
         "from attnlab.training.recipe import LearningRates\n"
-        "from tiny_study import study\n"
+        "from support.tiny_study import study\n"
         "study = replace(study.only(['identity']), seeds=1,\n"
         "    learning_rates=LearningRates(multiples=(1, 4), most=4))\n"
     )
@@ -155,7 +155,7 @@ def test_a_variant_without_a_rate_that_works_is_shown_and_makes_exit_code_1(attn
     (tmp_path / "hopeless.py").write_text(
         "from dataclasses import replace\n"
         "from attnlab.training.recipe import LearningRates\n"
-        "from tiny_study import study\n"
+        "from support.tiny_study import study\n"
         "study = replace(study.only(['identity']), seeds=1,\n"
         "    learning_rates=LearningRates(multiples=(1,), most=3))\n"
     )
@@ -173,7 +173,7 @@ def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
     path = tmp_path / "asks.py"
     text = (
         "from dataclasses import replace\n"
-        "from tiny_study import study\n"
+        "from support.tiny_study import study\n"
         "from attnlab.analysis.hypotheses.question import Pick\n"
         "study = replace(study.only(['identity']), seeds=1, margin={})\n"
     )

@@ -2,10 +2,9 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from support import tiny_study
+from support import ROOT, tiny_study
 
 from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
@@ -69,7 +68,7 @@ def test_attention_is_replaced_layer_by_layer():
     "name", ["mechanisms", "attention_needed", "deepseek", "fair_search", "hybrids"]
 )
 def test_the_runs_that_ship_are_those_of_the_study(name):
-    folder, found = Path(__file__).parents[2] / "results" / name, 0
+    folder, found = ROOT / "results" / name, 0
     study = load_study(name)
     for variant in study.variants:
         for run in (folder / variant).glob("**/seed-*"):
@@ -134,7 +133,8 @@ def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
 def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from tiny_study import base, Study\nstudy = Study(question='?', variants={'a': base})"
+        "from support.tiny_study import base, Study\n"
+        "study = Study(question='?', variants={'a': base})"
     )
     study = load_study(str(path))
     assert (study.name, study.baseline, list(study.variants)) == ("mine", "a", ["a"])

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import killed_trainer
+from support import SOURCE, TESTS, killed_trainer
 
 
 def test_twenty_kills_at_random_instants_change_nothing(tmp_path):
     """Half of them at a time, and half while something is being written."""
     script = Path(killed_trainer.__file__)
-    path = os.pathsep.join([str(script.parent.parent / "src"), str(script.parent)])
+    path = os.pathsep.join([str(SOURCE), str(TESTS)])
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), "20", "0"],
         env={**os.environ, "PYTHONPATH": path},

@@ -2,11 +2,10 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from support import tiny_study
+from support import PLANTED_BUGS, tiny_study
 
 from attnlab.config import load_file
 from attnlab.data import Places
@@ -53,7 +52,7 @@ def corpus(places):
 def planted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
-        yield load_file(Path(__file__).parents[1] / "support" / "planted_bugs.py")
+        yield load_file(PLANTED_BUGS)
 
 
 def run(mechanism, folder, places, **train):
