@@ -15,9 +15,7 @@ from support import SOURCE, TESTS, tiny_study
 import attnlab
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
-from attnlab.runner.execute import Ended, Progress
-from attnlab.runner.run import Begun, Doing
-from attnlab.runner.workers import Happened
+from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
 
 SCRIPT = """
 import attnlab
@@ -91,18 +89,18 @@ def test_a_study_runs_to_its_verdict_and_the_record_has_the_call(done):
 
 def test_a_watcher_is_told_what_happens_in_order(done):
     _, said = done
-    assert [word.what for word in said if isinstance(word, Doing)] == [
+    assert [word.description for word in said if isinstance(word, Activity)] == [
         "reading the data",
         "checking mha",
         "checking identity",
         "writing the report",
     ]
-    begun = next(i for i, word in enumerate(said) if isinstance(word, Begun))
-    assert all(isinstance(word, Happened) for word in said[begun + 1 : -1])
+    begun = next(i for i, word in enumerate(said) if isinstance(word, Started))
+    assert all(isinstance(word, RunEvent) for word in said[begun + 1 : -1])
     events = [word.event for word in said[begun + 1 : -1]]
     assert isinstance(events[0], Progress)
     assert isinstance(events[-1], Ended)
-    assert said[begun].agenda.verdict_count().ended == 2
+    assert said[begun].schedule.verdict_count().done == 2
 
 
 def test_a_run_is_loaded_and_goes_on_from_a_prompt(done):
@@ -117,7 +115,7 @@ def test_a_run_is_loaded_and_goes_on_from_a_prompt(done):
 
 def test_an_interrupt_goes_through_and_leaves_a_report_and_the_same_call_goes_on(quick):
     def interrupt(said):
-        if isinstance(said, Happened) and isinstance(said.event, Ended):
+        if isinstance(said, RunEvent) and isinstance(said.event, Ended):
             raise KeyboardInterrupt
 
     call = {"only": ["mha", "identity"], "out": "out", "check": False, **quick}

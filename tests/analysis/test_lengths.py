@@ -20,7 +20,8 @@ from attnlab.record import RunFolder
 from attnlab.reporting.html.page import page
 from attnlab.reporting.tables.csv_table import csv_table
 from attnlab.reporting.text.markdown import markdown
-from attnlab.runner.execute import Ended, execute
+from attnlab.runner.events import Ended
+from attnlab.runner.execute import execute
 from attnlab.runner.request import changed, corpora
 from attnlab.study.study import load_study
 from attnlab.training.config import EvalConfig

@@ -7,17 +7,16 @@ from rich.console import Console
 from support.fake_workers import TUNED, finish, loss_of, make
 
 from attnlab.cli.progress import StudyProgress
-from attnlab.runner.execute import Ended, Progress
-from attnlab.runner.workers import Happened
+from attnlab.runner.events import Ended, Progress, RunEvent
 
 
 @pytest.fixture
 def shown(tmp_path):
-    agenda = make(TUNED, tmp_path)
+    schedule = make(TUNED, tmp_path)
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=150, color_system=None)
-    with StudyProgress(agenda, console) as progress:
-        yield agenda, progress, out
+    with StudyProgress(schedule, console) as progress:
+        yield schedule, progress, out
 
 
 def study_bar(progress):
@@ -25,32 +24,32 @@ def study_bar(progress):
     return task.completed, task.total
 
 
-def end(agenda, progress, planned, loss=loss_of):
-    finish(planned, agenda.study_dir, loss)
+def end(schedule, progress, planned, loss=loss_of):
+    finish(planned, schedule.study_dir, loss)
     found = loss(planned.run)
     event = (
         Ended("failed", found, None) if isinstance(found, str) else Ended("finished", None, found)
     )
-    progress.show(Happened(planned.run, event, agenda.ended(planned)))
+    progress.show(RunEvent(planned.run, event, schedule.finished(planned)))
 
 
 def test_the_bar_counts_the_steps_that_are_made_here(shown):
-    agenda, progress, _ = shown
+    schedule, progress, _ = shown
     assert study_bar(progress) == (0, 15 * 12)
-    first = agenda.next()
-    progress.show(Happened(first.run, Progress(8, 12, None, None)))  # it was cut off at 8
+    first = schedule.next()
+    progress.show(RunEvent(first.run, Progress(8, 12, None, None)))  # it was cut off at 8
     assert study_bar(progress) == (0, 15 * 12 - 8)
-    progress.show(Happened(first.run, Progress(12, 12, 5.0, 1e3)))
+    progress.show(RunEvent(first.run, Progress(12, 12, 5.0, 1e3)))
     assert study_bar(progress) == (4, 15 * 12 - 8)
-    end(agenda, progress, first)
+    end(schedule, progress, first)
     assert study_bar(progress) == (4, 15 * 12 - 8)
     assert len(progress.bars.tasks) == 1
 
 
 def test_a_search_that_goes_on_makes_the_study_longer(shown):
-    agenda, progress, out = shown
+    schedule, progress, out = shown
     for _ in range(6):  # the grids of mha and mqa
-        end(agenda, progress, agenda.next())
+        end(schedule, progress, schedule.next())
     assert study_bar(progress) == (0, 12 * (3 + 1 + 6))  # identity's three, one more of mqa
     said = " ".join(out.getvalue().split())
     assert "6/16+ mqa at 0.04: validation loss 6.0000" in said
@@ -58,32 +57,32 @@ def test_a_search_that_goes_on_makes_the_study_longer(shown):
 
 
 def test_what_was_not_found_is_said(shown):
-    agenda, progress, out = shown
-    end(agenda, progress, agenda.next(), loss=lambda _: "it [never] worked")
+    schedule, progress, out = shown
+    end(schedule, progress, schedule.next(), loss=lambda _: "it [never] worked")
     said = " ".join(out.getvalue().split())
     assert "mha at 0.01: failed: it [never] worked" in said
     assert "mha: no learning rate was found for it: at 0.01: it [never] worked" in said
 
 
 def test_a_choice_at_the_edge_is_said_to_be_one(shown):
-    agenda, progress, out = shown
+    schedule, progress, out = shown
     while "the best may lie beyond" not in out.getvalue():
-        end(agenda, progress, agenda.next(), loss=lambda run: 5 - run.config.train.learning_rate)
+        end(schedule, progress, schedule.next(), lambda run: 5 - run.config.train.learning_rate)
     said = " ".join(out.getvalue().split())
     assert "mha: learning rate 0.32, the highest of 6 tried: the best may lie beyond" in said
 
 
 def test_an_alarm_is_shown(shown):
-    agenda, progress, out = shown
-    run = agenda.next().run
-    progress.show(Happened(run, Progress(3, 12, None, None)))
-    progress.show(Happened(run, Progress(6, 12, 0.1, None, alarm="too good to be true")))
+    schedule, progress, out = shown
+    run = schedule.next().run
+    progress.show(RunEvent(run, Progress(3, 12, None, None)))
+    progress.show(RunEvent(run, Progress(6, 12, 0.1, None, alarm="too good to be true")))
     assert "mha at 0.01: too good to be true" in out.getvalue()
     assert study_bar(progress)[0] == 3
 
 
 def test_a_note_is_shown_with_the_first_event_too(shown):
-    agenda, progress, out = shown
+    schedule, progress, out = shown
     note = "checkpoint step-000008: [damaged]; that of step 4 is used instead"
-    progress.show(Happened(agenda.next().run, Progress(4, 12, None, None, note=note)))
+    progress.show(RunEvent(schedule.next().run, Progress(4, 12, None, None, note=note)))
     assert f"mha at 0.01: {note}" in out.getvalue()

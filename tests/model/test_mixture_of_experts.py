@@ -19,7 +19,8 @@ from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.model.feedforward.routing import combine, dispatch, route
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder
-from attnlab.runner.execute import Progress, execute
+from attnlab.runner.events import Progress
+from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
 from attnlab.training.run import Run
 from attnlab.training.step import TrainingStep

@@ -20,7 +20,8 @@ from attnlab.data import Places
 from attnlab.record import RunFolder
 from attnlab.reporting.files import write_report
 from attnlab.runner import extend as extending
-from attnlab.runner.execute import Progress, corpus_of, execute
+from attnlab.runner.events import Progress
+from attnlab.runner.execute import corpus_of, execute
 from attnlab.training.checkpoint import load_newest
 from attnlab.training.config import Extension
 from attnlab.training.run import Run, RunConfig
@@ -215,7 +216,7 @@ def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, mon
     refused(parent.parent, "no run in results/tiny/sparse: name the folder of one")
     refused(parent, "has 12 steps: 12 are no more", steps=12)
     extend(parent, places, steps=20, out="there")
-    refused(parent, "'rederived' there, 'constant' asked", schedule="constant", out="there")
+    refused(parent, "'rederived' there, 'constant' requested", schedule="constant", out="there")
 
     keeps_none = replace(tiny_study.base, train=replace(tiny_study.base.train, keep="none"))
     bare = trained(keeps_none, Path("results/tiny"), places, "bare")

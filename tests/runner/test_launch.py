@@ -14,11 +14,13 @@ import torch
 from support import tiny_study, twin_study
 
 from attnlab.data import Places
+from attnlab.device.selection import Slot
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import RunFolder
-from attnlab.runner.execute import Ended
-from attnlab.runner.plan import plan
-from attnlab.runner.workers import Seat, launch, seats
+from attnlab.runner.events import Ended
+from attnlab.runner.schedule import open_schedule
+from attnlab.runner.workers import run_schedule
+from attnlab.runner.workers.local import LocalWorkers
 from attnlab.training import checkpoint
 
 STUDY = Path(tiny_study.__file__)
@@ -36,28 +38,28 @@ def fingerprints(study, places):
 
 def test_what_has_ended_is_not_run_again(tmp_path, places):
     study = replace(tiny_study.study.only(["mha", "identity"]), seeds=1)
-    agenda = plan(study, tmp_path, fingerprints(study, places))
-    assert agenda.verdict_count() == (0, 2, 2)
-    first = list(launch(agenda, tmp_path, places, [Seat("cpu", 1)]))
+    schedule = open_schedule(study, tmp_path, fingerprints(study, places))
+    assert schedule.verdict_count() == (0, 2, 2)
+    first = list(run_schedule(schedule, LocalWorkers([Slot("cpu", 1)], tmp_path, places)))
     assert [h.event.status for h in first if isinstance(h.event, Ended)] == ["finished"] * 2
 
     more = replace(study, seeds=2)
-    agenda = plan(more, tmp_path, fingerprints(more, places))
-    assert agenda.verdict_count() == (2, 4, 4)
-    second = list(launch(agenda, tmp_path, places, [Seat("cpu", 1)] * 2))
+    schedule = open_schedule(more, tmp_path, fingerprints(more, places))
+    assert schedule.verdict_count() == (2, 4, 4)
+    second = list(run_schedule(schedule, LocalWorkers([Slot("cpu", 1)] * 2, tmp_path, places)))
     assert {h.run.seed for h in second} == {1}
-    assert agenda.verdict_count() == (4, 4, 4)
+    assert schedule.verdict_count() == (4, 4, 4)
 
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_spent(tmp_path, places):
     study = replace(tiny_study.study.only(["identity"]), seeds=1)
-    agenda = plan(study, tmp_path, fingerprints(study, places))
-    list(launch(agenda, tmp_path, places, [Seat("cpu", 1)]))
-    with pytest.raises(ValueError, match=r"train\.steps is 12 there, 20 asked") as error:
-        plan(study.override(["train.steps=20"]), tmp_path, fingerprints(study, places))
+    schedule = open_schedule(study, tmp_path, fingerprints(study, places))
+    list(run_schedule(schedule, LocalWorkers([Slot("cpu", 1)], tmp_path, places)))
+    with pytest.raises(ValueError, match=r"train\.steps is 12 there, 20 requested") as error:
+        open_schedule(study.override(["train.steps=20"]), tmp_path, fingerprints(study, places))
     assert "choose another --out" in str(error.value)
     with pytest.raises(ValueError, match="identity"):
-        plan(study, tmp_path, {"identity": "other data"})
+        open_schedule(study, tmp_path, {"identity": "other data"})
     assert RunFolder(tmp_path, "identity", 0).status() == "finished"
 
 
@@ -91,8 +93,8 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(tmp_path, places
             "mha": base,
         },
     )
-    agenda = plan(study, tmp_path / "out", fingerprints(study, places))
-    events = list(launch(agenda, tmp_path / "out", places, [Seat("cpu", 1)]))
+    schedule = open_schedule(study, tmp_path / "out", fingerprints(study, places))
+    events = list(run_schedule(schedule, LocalWorkers([Slot("cpu", 1)], tmp_path / "out", places)))
     ended = {h.run.variant: h.event for h in events if isinstance(h.event, Ended)}
     assert ended["deadly"].status == "failed"
     assert "SIGKILL" in ended["deadly"].reason
@@ -177,8 +179,8 @@ def test_tuning_killed_in_the_middle_goes_on_to_the_same_choice_and_verdict(tmp_
     times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
 
     for folder in (cut, whole):
-        agenda = plan(study, folder, fingerprints(study, places))
-        list(launch(agenda, folder, places, [Seat("cpu", 1)]))
+        schedule = open_schedule(study, folder, fingerprints(study, places))
+        list(run_schedule(schedule, LocalWorkers([Slot("cpu", 1)], folder, places)))
     assert losses(cut) == losses(whole)
     assert len(losses(whole)) == 2 * 3 + 2
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
@@ -191,12 +193,3 @@ def test_tuning_killed_in_the_middle_goes_on_to_the_same_choice_and_verdict(tmp_
         config = RunFolder(cut, name, 0).config()
         assert config["train"]["learning_rate"] == choice["learning_rate"]
     assert not list(cut.glob("*/tuning/*/*/checkpoints"))
-
-
-def test_seats_are_the_devices_there_are():
-    cores = len(os.sched_getaffinity(0))
-    assert seats("cpu", 100) == [Seat("cpu", 1)] * cores
-    assert seats("cpu", 1) == [Seat("cpu", cores)]
-    assert seats("cpu", 100, workers=1) == [Seat("cpu", cores)]
-    with pytest.raises(ValueError, match="'cuda:99' is not there"):
-        seats("cuda:99", 1)

@@ -13,7 +13,7 @@ from attnlab.cli import app
 from attnlab.data import Places
 from attnlab.runner import timing
 from attnlab.runner.forecast import WORKER_START, Forecast
-from attnlab.runner.schedule import Agenda
+from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.timing import Pace, time_run
 from attnlab.training.checkpoint import Best, Checkpoint, save
 
@@ -35,9 +35,9 @@ def attnlab(tmp_path, monkeypatch):
 
 
 def forecast(study_dir, workers=1, study=STUDY):
-    agenda = Agenda(study, study_dir, dict.fromkeys(study.variants, "data"))
+    schedule = StudySchedule(study, study_dir, dict.fromkeys(study.variants, "data"))
     return Forecast(
-        agenda=agenda,
+        schedule=schedule,
         workers=workers,
         paces=dict.fromkeys(study.variants, PACE),
         tokenizer_bytes=dict.fromkeys(study.variants, 1000),
@@ -54,8 +54,8 @@ def test_the_time_is_that_of_the_runs_that_are_left(tmp_path):
     assert forecast(tmp_path, workers=3).seconds()[0] == pytest.approx(
         WORKER_START + (least - WORKER_START) / 3
     )
-    agenda = forecast(tmp_path).agenda
-    fake_workers.work(agenda, runs=15)
+    schedule = forecast(tmp_path).schedule
+    fake_workers.work(schedule, runs=15)
     assert forecast(tmp_path).seconds()[1] < least
     fake_workers.work(fake_workers.make(STUDY, tmp_path))
     assert forecast(tmp_path).seconds() == (0, 0)
@@ -155,8 +155,8 @@ def test_the_plan_says_runs_time_disk_and_what_can_be_found(attnlab, tmp_path):
     assert not (tmp_path / "results").exists()
     arguments += ("--json", "--no-tune", "--seeds", "3", "--only", "mha,mqa")
     said = json.loads(attnlab(*arguments).stdout)
-    assert said["runs"]["tuning"] == {"ended": 0, "at_least": 0, "at_most": 0}
-    assert said["runs"]["verdict"] == {"ended": 0, "at_least": 6, "at_most": 6}
+    assert said["runs"]["tuning"] == {"done": 0, "at_least": 0, "at_most": 0}
+    assert said["runs"]["verdict"] == {"done": 0, "at_least": 6, "at_most": 6}
     assert said["seconds"]["at_least"] > WORKER_START
     assert said["disk_bytes"]["checkpoints"] > 0
     assert said["detectable"]["nats"] is None
@@ -177,7 +177,7 @@ def test_the_spread_of_earlier_runs_is_taken(attnlab, tmp_path):
     arguments = ("run", TINY, "--only", "mha,identity", "--device", "cpu", "--no-check")
     assert attnlab(*arguments).exit_code == 0
     said = json.loads(attnlab(*arguments, "--seeds", "5", "--plan", "--json").stdout)
-    assert said["runs"]["verdict"] == {"ended": 4, "at_least": 10, "at_most": 10}
+    assert said["runs"]["verdict"] == {"done": 4, "at_least": 10, "at_most": 10}
     assert said["detectable"]["spread"] > 0
     assert said["detectable"]["spread_source"] == "as that of the runs in results/tiny_study"
     wrong = attnlab(*arguments, "--plan", "--spread", "0")

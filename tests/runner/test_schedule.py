@@ -9,7 +9,7 @@ import pytest
 from support.fake_workers import BASE, BEST, TUNED, finish, key, loss_of, make, work
 
 from attnlab.record import TUNING_SEED, RunFolder, tuning_runs, write_json
-from attnlab.runner.schedule import Agenda
+from attnlab.runner.schedule import StudySchedule
 
 
 def choice(study_dir, variant):
@@ -25,8 +25,8 @@ def tree(study_dir):
 
 
 def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
-    agenda = make(TUNED, tmp_path)
-    runs = work(agenda)
+    schedule = make(TUNED, tmp_path)
+    runs = work(schedule)
     for variant, best in BEST.items():
         tried = tuning_runs(tmp_path, variant)
         assert tried[best].summary()["final_loss"] == 5
@@ -40,13 +40,13 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
     assert len(runs) == len({key(run) for run in runs}) == (3 + 5 + 5) + 6
     assert {run.seed for run in runs if run.tunes} == {TUNING_SEED}
     assert {run.seed for run in runs if not run.tunes} == {0, 1}
-    assert agenda.left() == []
-    assert agenda.steps_left() == 0
+    assert schedule.unfinished_variants() == []
+    assert schedule.steps_left() == 0
 
 
 def test_tuning_runs_lie_where_they_are_looked_for_and_keep_no_checkpoints(tmp_path):
-    agenda = make(TUNED, tmp_path)
-    planned = agenda.next()
+    schedule = make(TUNED, tmp_path)
+    planned = schedule.next()
     run = planned.run.folder(tmp_path)
     assert run.path == tmp_path / "mha" / "tuning" / "lr-0.01" / f"seed-{TUNING_SEED}.partial"
     run.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
@@ -60,7 +60,7 @@ def test_tuning_runs_lie_where_they_are_looked_for_and_keep_no_checkpoints(tmp_p
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
 @pytest.mark.parametrize("cut", range(0, 19, 3))
-def test_an_agenda_cut_anywhere_goes_on_to_the_same_end(tmp_path, cut, at_a_time):
+def test_a_schedule_cut_anywhere_goes_on_to_the_same_end(tmp_path, cut, at_a_time):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     work(make(TUNED, whole))
     first = work(make(TUNED, pieces), runs=cut, at_a_time=at_a_time)
@@ -82,49 +82,49 @@ def test_a_kill_before_the_choice_is_written_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize("renamed", [False, True])
 def test_a_kill_while_a_tuning_run_is_put_away_loses_nothing(tmp_path, renamed):
-    agenda = make(TUNED, tmp_path)
-    planned = agenda.next()
+    schedule = make(TUNED, tmp_path)
+    planned = schedule.next()
     run = planned.run.folder(tmp_path)
     run.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
     (run.checkpoints / "weights").write_text("of no use once the loss is known")
     write_json(run.partial / "summary.json", {"status": "finished", "final_loss": 5.0})
     if renamed:
         run.partial.rename(run.ended)
-    assert make(TUNED, tmp_path).tuning_count().ended == 1
+    assert make(TUNED, tmp_path).tuning_count().done == 1
     assert run.ended.is_dir()
     assert not run.checkpoints.exists()
 
 
 def test_the_verdict_of_a_variant_starts_as_soon_as_its_rate_is_known(tmp_path):
-    agenda = make(TUNED, tmp_path)
-    tuning = [agenda.next() for _ in range(9)]
-    assert agenda.next() is None  # a fourth device would wait
+    schedule = make(TUNED, tmp_path)
+    tuning = [schedule.next() for _ in range(9)]
+    assert schedule.next() is None  # a fourth device would wait
     for planned in tuning[:3]:
         assert planned.run.variant == "mha"
         finish(planned, tmp_path)
-        assert agenda.next() is None
-        tuned = agenda.ended(planned)
+        assert schedule.next() is None
+        tuned = schedule.finished(planned)
     assert (tuned.variant, tuned.rate, tuned.bracketed) == ("mha", 0.02, True)
-    assert key(agenda.next().run) == ("mha", False, 0, 0.02)
+    assert key(schedule.next().run) == ("mha", False, 0, 0.02)
     for planned in tuning[3:6]:
         finish(planned, tmp_path)
-        assert agenda.ended(planned) is None
+        assert schedule.finished(planned) is None
     # what others wait for comes first
-    assert key(agenda.next().run) == ("mqa", True, TUNING_SEED, 0.08)
-    assert key(agenda.next().run) == ("mha", False, 1, 0.02)
+    assert key(schedule.next().run) == ("mqa", True, TUNING_SEED, 0.08)
+    assert key(schedule.next().run) == ("mha", False, 1, 0.02)
 
 
 def test_the_counts_bound_what_is_run(tmp_path):
-    agenda = make(TUNED, tmp_path)
-    assert agenda.verdict_count() == (0, 6, 6)
-    assert agenda.tuning_count() == (0, 9, 18)
-    assert agenda.tuning_count(["mha"]) == (0, 3, 6)
-    assert agenda.steps_left() == 12 * (9 + 6)
-    work(agenda, runs=5)
-    assert agenda.tuning_count().ended == 5
-    work(agenda)
-    assert agenda.tuning_count() == (13, 13, 13)
-    assert agenda.verdict_count() == (6, 6, 6)
+    schedule = make(TUNED, tmp_path)
+    assert schedule.verdict_count() == (0, 6, 6)
+    assert schedule.tuning_count() == (0, 9, 18)
+    assert schedule.tuning_count(["mha"]) == (0, 3, 6)
+    assert schedule.steps_left() == 12 * (9 + 6)
+    work(schedule, runs=5)
+    assert schedule.tuning_count().done == 5
+    work(schedule)
+    assert schedule.tuning_count() == (13, 13, 13)
+    assert schedule.verdict_count() == (6, 6, 6)
     again = make(TUNED, tmp_path)
     assert (again.tuning_count(), again.verdict_count()) == ((13, 13, 13), (6, 6, 6))
 
@@ -157,8 +157,8 @@ def test_without_tuning_the_variants_train_at_their_own_rates(tmp_path):
 
 
 def test_a_rate_that_is_best_at_the_edge_of_the_bound_is_trained_and_recorded_as_such(tmp_path):
-    agenda = make(TUNED.only(["mha"]), tmp_path)
-    work(agenda, loss=lambda run: 5 - run.config.train.learning_rate)
+    schedule = make(TUNED.only(["mha"]), tmp_path)
+    work(schedule, loss=lambda run: 5 - run.config.train.learning_rate)
     assert choice(tmp_path, "mha")["learning_rate"] == 0.32
     assert not choice(tmp_path, "mha")["interior"]
     assert RunFolder(tmp_path, "mha", 0).status() == "finished"
@@ -168,10 +168,10 @@ def test_a_variant_that_diverges_at_every_rate_fails_with_its_reason(tmp_path):
     def loss(run):
         return None if run.variant == "mqa" else loss_of(run)
 
-    agenda = make(TUNED, tmp_path)
-    work(agenda, loss)
-    assert agenda.left() == []
-    assert agenda.verdict_count() == (6, 6, 6)
+    schedule = make(TUNED, tmp_path)
+    work(schedule, loss)
+    assert schedule.unfinished_variants() == []
+    assert schedule.verdict_count() == (6, 6, 6)
     summary = RunFolder(tmp_path, "mqa", 1).summary()
     assert summary["status"] == "failed"
     assert summary["reason"].startswith("it diverged at every learning rate that was tried: 0.0012")
@@ -184,8 +184,8 @@ def test_a_tuning_run_that_fails_holds_its_variant_up_and_is_tried_again(tmp_pat
     def loss(run):
         return "out of memory" if key(run) == ("mha", True, TUNING_SEED, 0.02) else loss_of(run)
 
-    agenda = make(TUNED, tmp_path)
-    runs = work(agenda, loss)
+    schedule = make(TUNED, tmp_path)
+    runs = work(schedule, loss)
     assert [key(run)[3] for run in runs if run.variant == "mha"] == [0.01, 0.02]
     for seed in (0, 1):
         summary = RunFolder(tmp_path, "mha", seed).summary()
@@ -210,8 +210,11 @@ def test_a_diverged_and_a_nan_loss_are_worse_than_any(tmp_path):
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        (TUNED.override(["train.steps=13"]), r"train\.steps is 12 there, 13 asked"),
-        (replace(TUNED, learning_rates=None), r"train\.learning_rate is 0\.02 there, 0\.01 asked"),
+        (TUNED.override(["train.steps=13"]), r"train\.steps is 12 there, 13 requested"),
+        (
+            replace(TUNED, learning_rates=None),
+            r"train\.learning_rate is 0\.02 there, 0\.01 requested",
+        ),
     ],
 )
 def test_a_folder_that_was_tuned_otherwise_is_refused_before_anything_is_spent(
@@ -236,11 +239,11 @@ def test_runs_that_were_trained_untuned_are_no_runs_of_a_tuned_study(tmp_path):
         make(TUNED, tmp_path / "tuned")
 
 
-def test_making_an_agenda_writes_nothing(tmp_path):
+def test_making_a_schedule_writes_nothing(tmp_path):
     work(make(TUNED, tmp_path), runs=12)
     for path in tmp_path.glob("*/tuning/choice.json"):
         path.unlink()
     before = tree(tmp_path)
-    Agenda(TUNED, tmp_path, dict.fromkeys(TUNED.variants, "data"))
+    StudySchedule(TUNED, tmp_path, dict.fromkeys(TUNED.variants, "data"))
     make(TUNED, tmp_path)
     assert tree(tmp_path) == before

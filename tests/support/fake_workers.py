@@ -2,7 +2,7 @@
 
 import math
 
-from attnlab.runner.plan import plan
+from attnlab.runner.schedule import open_schedule
 from attnlab.study.study import Study
 from attnlab.training.recipe import LearningRates
 from support import tiny_study
@@ -23,7 +23,7 @@ def loss_of(run):
 
 
 def make(study, study_dir, fingerprint="data"):
-    return plan(study, study_dir, dict.fromkeys(study.variants, fingerprint))
+    return open_schedule(study, study_dir, dict.fromkeys(study.variants, fingerprint))
 
 
 def finish(planned, study_dir, loss=loss_of):
@@ -39,19 +39,19 @@ def finish(planned, study_dir, loss=loss_of):
         folder.finish({"status": "finished", "final_loss": found})
 
 
-def work(agenda, loss=loss_of, runs=10**9, at_a_time=1):
-    """Run what is on the agenda, so many runs at most; the order in which they started."""
-    agenda.begin()
+def work(schedule, loss=loss_of, runs=10**9, at_a_time=1):
+    """Run what is on the schedule, so many runs at most; the order in which they started."""
+    schedule.record_decisions()
     started, under_way = [], []
     while runs > 0:
-        while len(under_way) < at_a_time and (planned := agenda.next()) is not None:
+        while len(under_way) < at_a_time and (planned := schedule.next()) is not None:
             started.append(planned.run)
             under_way.append(planned)
         if not under_way:
             break
         planned = under_way.pop(0)
-        finish(planned, agenda.study_dir, loss)
-        agenda.ended(planned)
+        finish(planned, schedule.study_dir, loss)
+        schedule.finished(planned)
         runs -= 1
     return started
 

@@ -17,7 +17,8 @@ from attnlab.data import Places
 from attnlab.inference.saved_model import export, load_run
 from attnlab.record import RunFolder
 from attnlab.record.verified_folder import DamagedError, read_verified, write_verified
-from attnlab.runner.execute import Ended, Event, Progress, execute
+from attnlab.runner.events import Ended, Event, Progress
+from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import Quality
 from attnlab.training.run import Run, RunConfig

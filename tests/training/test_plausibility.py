@@ -15,7 +15,8 @@ from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder
-from attnlab.runner.execute import Progress, execute
+from attnlab.runner.events import Progress
+from attnlab.runner.execute import execute
 from attnlab.training import plausibility as plausible
 from attnlab.training.evaluate import HeldOut
 from attnlab.training.plausibility import MOVES, Watch, look_ahead

@@ -12,7 +12,8 @@ from support import tiny_study
 from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.record import RunFolder
-from attnlab.runner.execute import Ended, Progress, execute
+from attnlab.runner.events import Ended, Progress
+from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import Run, RunConfig

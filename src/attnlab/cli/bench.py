@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -32,9 +31,9 @@ from attnlab.cli.app import (
 )
 from attnlab.device.environment import describe
 from attnlab.device.peak_rates import measure_ceilings
+from attnlab.device.selection import choose_device
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import replace_file, to_json
-from attnlab.runner.workers import seats
 from attnlab.study.study import Study
 from attnlab.study.targets import named, split_assignments
 
@@ -106,9 +105,7 @@ def bench_(  # noqa: PLR0913  one parameter an option
             numbers(batches, "batches"),
         )
     )
-    where, talk = torch.device(seats(device, 1)[0].device), errors if as_json else console
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
+    where, talk = choose_device(device), errors if as_json else console
     file = ResultsFile.open(
         out or Path("results") / (study.name if study else "bench"),
         environment=describe(where),

@@ -12,7 +12,7 @@ from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told, ver
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import RunFolder
 from attnlab.reporting.files import PAGE
-from attnlab.runner.execute import Ended, Event
+from attnlab.runner.events import Ended, Event
 from attnlab.runner.extend import extend
 
 

@@ -16,10 +16,10 @@ from attnlab.cli.app import (
     told,
     verbatim,
 )
+from attnlab.device.selection import choose_device
 from attnlab.inference.generate import Sampling, generate
 from attnlab.inference.saved_model import Trained, load_run
 from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.runner.workers import seats
 
 
 @app.command("generate")
@@ -43,9 +43,7 @@ def generate_(  # noqa: PLR0913  one parameter an option
     """Go on from a prompt with a run's last weights. One text is shown as it is made."""
     use_fla(fla_path)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    trained = load_run(
-        run, torch.device(seats(device, 1)[0].device), which="best" if best else "last"
-    )
+    trained = load_run(run, choose_device(device), which="best" if best else "last")
     if trained.note is not None:
         verbatim(trained.note, errors, style="yellow")
     ids = trained.codec.encode([prompt])

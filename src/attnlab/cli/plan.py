@@ -16,13 +16,12 @@ from attnlab.analysis.numbers import count, duration, milliseconds, size
 from attnlab.analysis.statistics.power import detectable
 from attnlab.cli.app import console, errors, status
 from attnlab.data import Corpus, DataError, Places
+from attnlab.device.selection import Slot
 from attnlab.record import to_json
 from attnlab.runner.forecast import Forecast
-from attnlab.runner.plan import plan
 from attnlab.runner.request import corpora
-from attnlab.runner.schedule import Agenda, Count
+from attnlab.runner.schedule import RunCount, StudySchedule, open_schedule
 from attnlab.runner.timing import Pace, time_run
-from attnlab.runner.workers import Seat
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -31,7 +30,7 @@ def show_plan(
     study: Study,
     study_dir: Path,
     places: Places,
-    seats: list[Seat],
+    slots: list[Slot],
     spread: float | None,
     *,
     as_json: bool,
@@ -42,14 +41,16 @@ def show_plan(
         with status("reading the data", talk):
             read = corpora(study, places)
     except DataError as error:
-        agenda = Agenda(study, study_dir, dict.fromkeys(study.variants, ""))
+        schedule = StudySchedule(study, study_dir, dict.fromkeys(study.variants, ""))
         read, paces, untimed = {}, {}, dict.fromkeys(study.variants, str(error))
     else:
-        agenda = plan(study, study_dir, {name: corpus.fingerprint for name, corpus in read.items()})
-        paces, untimed = _paces(agenda, read, seats[0], talk)
+        schedule = open_schedule(
+            study, study_dir, {name: corpus.fingerprint for name, corpus in read.items()}
+        )
+        paces, untimed = _paces(schedule, read, slots[0], talk)
     forecast = Forecast(
-        agenda=agenda,
-        workers=len(seats),
+        schedule=schedule,
+        workers=len(slots),
         paces=paces,
         tokenizer_bytes=_tokenizer_bytes(read),
     )
@@ -57,31 +58,31 @@ def show_plan(
     if as_json:
         sys.stdout.write(to_json(_as_json(forecast, untimed, power)).decode())
     else:
-        _print(forecast, untimed, power, seats)
+        _print(forecast, untimed, power, slots)
 
 
 def _paces(
-    agenda: Agenda, read: Mapping[str, Corpus], seat: Seat, talk: Console
+    schedule: StudySchedule, read: Mapping[str, Corpus], slot: Slot, talk: Console
 ) -> tuple[dict[str, Pace], dict[str, str]]:
     """Of the variants that are not done; and why others could not be timed."""
     paces, untimed, timed = dict[str, Pace](), dict[str, str](), dict[RunConfig, Pace]()
-    for name in agenda.left():
-        config = agenda.study.variants[name]
+    for name in schedule.unfinished_variants():
+        config = schedule.study.variants[name]
         with status(f"timing {name}", talk):
             try:
                 if config not in timed:
-                    timed[config] = _time(config, read[name], seat)
+                    timed[config] = _time(config, read[name], slot)
                 paces[name] = timed[config]
             except Exception as error:  # whatever its model raises, the plan says so and goes on
                 untimed[name] = f"{type(error).__name__}: {error}"
     return paces, untimed
 
 
-def _time(config: RunConfig, corpus: Corpus, seat: Seat) -> Pace:
+def _time(config: RunConfig, corpus: Corpus, slot: Slot) -> Pace:
     threads = torch.get_num_threads()
-    torch.set_num_threads(seat.threads)
+    torch.set_num_threads(slot.threads)
     try:
-        return time_run(config, corpus, torch.device(seat.device))
+        return time_run(config, corpus, torch.device(slot.device))
     finally:
         torch.set_num_threads(threads)
 
@@ -117,12 +118,12 @@ def _power(study: Study, study_dir: Path, spread: float | None) -> dict[str, Any
 def _as_json(
     forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any]
 ) -> dict[str, Any]:
-    agenda, seconds = forecast.agenda, forecast.seconds()
+    schedule, seconds = forecast.schedule, forecast.seconds()
     return {
-        "study": agenda.study.name,
+        "study": schedule.study.name,
         "runs": {
-            "tuning": agenda.tuning_count()._asdict(),
-            "verdict": agenda.verdict_count()._asdict(),
+            "tuning": schedule.tuning_count()._asdict(),
+            "verdict": schedule.verdict_count()._asdict(),
         },
         "workers": forecast.workers,
         "seconds": seconds and {"at_least": seconds[0], "at_most": seconds[1]},
@@ -134,29 +135,29 @@ def _as_json(
         "variants": {
             name: {
                 "parameters": forecast.parameters(name),
-                "tuning": agenda.tuning_count([name])._asdict(),
-                "verdict": agenda.verdict_count([name])._asdict(),
+                "tuning": schedule.tuning_count([name])._asdict(),
+                "verdict": schedule.verdict_count([name])._asdict(),
                 "run_seconds": forecast.run_seconds(name),
                 "step_seconds": forecast.paces[name].step if name in forecast.paces else None,
                 "timed": name in forecast.paces and forecast.paces[name].timed,
                 "not_timed": untimed.get(name),
             }
-            for name in agenda.study.variants
+            for name in schedule.study.variants
         },
     }
 
 
 def _print(
-    forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any], seats: list[Seat]
+    forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any], slots: list[Slot]
 ) -> None:
-    agenda, study = forecast.agenda, forecast.agenda.study
+    schedule, study = forecast.schedule, forecast.schedule.study
     console.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
     console.print(_grid(forecast))
-    tuning, verdict = agenda.tuning_count(), agenda.verdict_count()
+    tuning, verdict = schedule.tuning_count(), schedule.verdict_count()
     lines = {"runs": f"{_runs(verdict)} for the verdict"}
     if tuning.at_most:
         lines["runs"] = f"{_runs(tuning)} to tune learning rates, then {lines['runs']}"
-    lines["time"] = _time_left(forecast, untimed, seats)
+    lines["time"] = _time_left(forecast, untimed, slots)
     checkpoints, records = forecast.checkpoint_bytes(), forecast.record_bytes()
     lines["disk"] = f"{size(checkpoints + records)}, {size(checkpoints)} of it checkpoints"
     lines["finds"] = _finds(study, power)
@@ -168,16 +169,16 @@ def _grid(forecast: Forecast) -> Grid:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("variant", "parameters", "ms/step", "a run", "to tune", "for the verdict"):
         grid.add_column(title, justify="left" if title == "variant" else "right")
-    agenda = forecast.agenda
-    for name in agenda.study.variants:
+    schedule = forecast.schedule
+    for name in schedule.study.variants:
         pace = forecast.paces.get(name)
         grid.add_row(
             escape(name),
             count(forecast.parameters(name)),
             _at_least(pace, milliseconds(pace.step)) if pace else "–",
             _at_least(pace, duration(forecast.run_seconds(name))),
-            _runs(agenda.tuning_count([name])),
-            _runs(agenda.verdict_count([name])),
+            _runs(schedule.tuning_count([name])),
+            _runs(schedule.verdict_count([name])),
         )
     return grid
 
@@ -186,22 +187,22 @@ def _at_least(pace: Pace | None, text: str) -> str:
     return f"≥ {text}" if pace and not pace.timed else text
 
 
-def _runs(count: Count) -> str:
+def _runs(count: RunCount) -> str:
     bounds = f"{count.at_least}"
     if count.at_most > count.at_least:
         bounds += f" to {count.at_most}"
-    return f"{bounds} ({count.ended} done)" if count.ended else bounds
+    return f"{bounds} ({count.done} done)" if count.done else bounds
 
 
-def _time_left(forecast: Forecast, untimed: Mapping[str, str], seats: list[Seat]) -> str:
+def _time_left(forecast: Forecast, untimed: Mapping[str, str], slots: list[Slot]) -> str:
     seconds = forecast.seconds()
     if seconds is None:
         name, reason = next(iter(untimed.items()))
         return f"not timed: {name}: {shorten(reason, 300, placeholder=' ...')}"
     least, most = map(duration, seconds)
     bounds = least if least == most else f"{least} to {most}"
-    devices = ", ".join(dict.fromkeys(seat.device for seat in seats))
-    where = f"{len(seats)} at a time on {devices}"
+    devices = ", ".join(dict.fromkeys(slot.device for slot in slots))
+    where = f"{len(slots)} at a time on {devices}"
     if all(pace.timed for pace in forecast.paces.values()):
         return f"about {bounds}, {where}"
     return f"at least {bounds}, {where}: by arithmetic alone, a step being too long to be timed"

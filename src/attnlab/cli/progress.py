@@ -17,9 +17,8 @@ from rich.progress import (
 )
 
 from attnlab.analysis import numbers
-from attnlab.runner.execute import Ended
-from attnlab.runner.schedule import Agenda
-from attnlab.runner.workers import Happened
+from attnlab.runner.events import Ended, RunEvent
+from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
 
@@ -31,8 +30,8 @@ class StudyProgress:
     time left follows from it, and grows where a learning rate has to be looked for further out.
     """
 
-    def __init__(self, agenda: Agenda, console: Console) -> None:
-        self.agenda, self.console = agenda, console
+    def __init__(self, schedule: StudySchedule, console: Console) -> None:
+        self.schedule, self.console = schedule, console
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -46,7 +45,7 @@ class StudyProgress:
             expand=True,
             speed_estimate_period=120,
         )
-        self.study = self.bars.add_task("study", total=agenda.steps_left(), rate="steps")
+        self.study = self.bars.add_task("study", total=schedule.steps_left(), rate="steps")
         self.made = 0  # steps, by all runs together
         self.under_way = dict[tuple[str, int, float], _UnderWay]()
 
@@ -62,7 +61,7 @@ class StudyProgress:
     ) -> None:
         self.bars.stop()
 
-    def show(self, happened: Happened) -> None:
+    def show(self, happened: RunEvent) -> None:
         run, event = happened.run, happened.event
         if isinstance(event, Ended):
             if ended := self.under_way.pop(_key(run), None):
@@ -88,7 +87,7 @@ class StudyProgress:
                 if said is not None:
                     text = f"        {_name(run)}: {said}"
                     self.console.print(text, style=style, markup=False, highlight=False)
-        left = self.agenda.steps_left() - sum(at.step for at in self.under_way.values())
+        left = self.schedule.steps_left() - sum(at.step for at in self.under_way.values())
         self.bars.update(self.study, completed=self.made, total=self.made + left)
 
     def _line(self, run: Run, event: Ended) -> None:
@@ -102,9 +101,9 @@ class StudyProgress:
 
     def _ended(self) -> str:
         """Runs that are over, of all: of those known so far, while there may be more."""
-        tuning, verdict = self.agenda.tuning_count(), self.agenda.verdict_count()
+        tuning, verdict = self.schedule.tuning_count(), self.schedule.verdict_count()
         more = "+" if tuning.at_most > tuning.at_least else ""
-        ended, known = tuning.ended + verdict.ended, tuning.at_least + verdict.at_least
+        ended, known = tuning.done + verdict.done, tuning.at_least + verdict.at_least
         return f"{ended:>3}/{known}{more}"
 
 

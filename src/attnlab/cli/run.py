@@ -26,12 +26,13 @@ from attnlab.cli.plan import show_plan
 from attnlab.cli.progress import StudyProgress
 from attnlab.cli.report import show
 from attnlab.data import Places
+from attnlab.device.selection import worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.runner import run as running
+from attnlab.runner.events import Activity, Notice, RunEvent, Started
 from attnlab.runner.request import changed, folder_of
-from attnlab.runner.run import Begun, BrokenPromiseError, Doing, Note
-from attnlab.runner.schedule import Agenda
-from attnlab.runner.workers import Happened, seats
+from attnlab.runner.run import BrokenPromiseError
+from attnlab.runner.schedule import StudySchedule
 
 
 @app.command()
@@ -91,7 +92,7 @@ def run(  # noqa: PLR0913  one parameter an option
     )
     talk = errors if as_json else console
     if only_plan:
-        where = seats(device, chosen.fewest_runs(), workers)
+        where = worker_slots(device, chosen.fewest_runs(), workers)
         show_plan(
             chosen,
             folder_of(chosen, out),
@@ -140,33 +141,33 @@ class _Shown:
     ) -> None:
         self.lasting.close()
 
-    def tell(self, said: Doing | Begun | Happened | Note) -> None:
+    def tell(self, said: Activity | Started | RunEvent | Notice) -> None:
         match said:
-            case Doing(what):
+            case Activity(what):
                 self.lasting.close()
                 self.lasting.enter_context(status(escape(what), self.talk))
-            case Begun(agenda):
+            case Started(schedule):
                 self.lasting.close()
-                _announce(agenda, self.talk)
-                self.progress = self.lasting.enter_context(StudyProgress(agenda, self.talk))
-            case Happened():
+                _announce(schedule, self.talk)
+                self.progress = self.lasting.enter_context(StudyProgress(schedule, self.talk))
+            case RunEvent():
                 assert self.progress is not None
                 self.progress.show(said)
-            case Note(text):
+            case Notice(text):
                 self.talk.print(text, markup=False)
 
 
-def _announce(agenda: Agenda, talk: Console) -> None:
-    study, verdict, tuning = agenda.study, agenda.verdict_count(), agenda.tuning_count()
-    done = f", {verdict.ended} of them done" if verdict.ended else ""
+def _announce(schedule: StudySchedule, talk: Console) -> None:
+    study, verdict, tuning = schedule.study, schedule.verdict_count(), schedule.tuning_count()
+    done = f", {verdict.done} of them done" if verdict.done else ""
     talk.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
     talk.print(
         f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
-        f"{_count(verdict.at_least, 'run')}{done}; results in {agenda.study_dir}",
+        f"{_count(verdict.at_least, 'run')}{done}; results in {schedule.study_dir}",
         highlight=False,
     )
     if tuning.at_most:
-        done = f", {tuning.ended} of them done" if tuning.ended else ""
+        done = f", {tuning.done} of them done" if tuning.done else ""
         bounds = f"{tuning.at_least}"
         if tuning.at_most > tuning.at_least:
             bounds += f" to {tuning.at_most}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.environment import describe
 from attnlab.device.memory import PeakMemory
 from attnlab.record import RunFolder, replace_file
+from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.summary import cost_of
 from attnlab.training import checkpoint
 from attnlab.training.assemble import step_of_run
@@ -26,28 +27,6 @@ from attnlab.training.plausibility import Watch
 from attnlab.training.run import Run
 
 Json = dict[str, Any]
-
-
-class Progress(NamedTuple):
-    """How far a run is."""
-
-    step: int
-    steps: int
-    loss: float | None  # the latest training loss
-    tokens_per_second: float | None
-    alarm: str | None = None  # raised since the last event
-    note: str | None = None  # something that a person should know, and no alarm
-
-
-class Ended(NamedTuple):
-    """The run is over, one way or another."""
-
-    status: Literal["finished", "diverged", "failed"]
-    reason: str | None
-    final_loss: float | None
-
-
-Event = Progress | Ended
 
 
 def execute(

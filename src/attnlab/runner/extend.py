@@ -9,15 +9,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from attnlab.data import Places
+from attnlab.device.selection import choose_device
 from attnlab.inference.saved_model import checkpoint_of, settings_of
 from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting.files import write_report
-from attnlab.runner.execute import Event, Progress, corpus_of, execute
-from attnlab.runner.plan import conflict
-from attnlab.runner.workers import seats
+from attnlab.runner.events import Event, Progress, ignore
+from attnlab.runner.execute import corpus_of, execute
+from attnlab.runner.schedule import conflict
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Schedule
 from attnlab.training.run import Run, RunConfig
@@ -66,7 +65,7 @@ def extend(  # noqa: PLR0913  one parameter an option
         raise ValueError(f"{parent.path} has {config.train.steps} steps: {steps} are no more")
     state, note = checkpoint_of(parent.path, identity)
     longer, where = config.extended(steps, schedule), Places.from_environment(data, cache)
-    seat = torch.device(seats(device, 1)[0].device)
+    on_device = choose_device(device)
     fingerprint = corpus_of(longer.data, where).fingerprint
     if config.identity(fingerprint) != identity:
         raise ValueError(
@@ -80,16 +79,14 @@ def extend(  # noqa: PLR0913  one parameter an option
         raise ValueError(f"{new.path} has other settings: {different}; choose another --out")
     if new.ended.is_dir():
         return new
-    tell = watch or _nothing
+    tell = watch or ignore
     _begin(new, new_identity, state, parent)
     if note is not None:
         tell(Progress(state.step, steps, None, None, note=note))
     called = f"attnlab.extend({str(run)!r}, steps={steps}, schedule={schedule!r})"
     _record(parent, study_dir, steps, command or called).write(study_dir)
-    if seat.type == "cuda":
-        torch.cuda.set_device(seat)
     try:
-        for event in execute(planned, study_dir, new_identity, where, seat):
+        for event in execute(planned, study_dir, new_identity, where, on_device):
             tell(event)
     finally:  # an interrupted run has a report of what it did
         write_report(study_dir)
@@ -140,7 +137,3 @@ def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> Stu
         attnlab_version=__version__,
         checked=before is not None and before.checked,
     ).joined(study_dir)
-
-
-def _nothing(said: object) -> None:
-    del said

@@ -5,47 +5,27 @@ data ─► what is still to be run ─► are its mechanisms correct? ─► ru
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
 from attnlab.data import Places
+from attnlab.device.selection import worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_report, write_results
-from attnlab.runner.execute import Ended
-from attnlab.runner.plan import plan
+from attnlab.runner.events import Activity, Ended, Notice, Started, Watch, ignore
 from attnlab.runner.request import changed, corpora, folder_of
-from attnlab.runner.schedule import Agenda
+from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
-from attnlab.runner.workers import Happened, launch, seats
+from attnlab.runner.workers import run_schedule
+from attnlab.runner.workers.local import LocalWorkers
 from attnlab.study.study import Study
-
-
-class Doing(NamedTuple):
-    """Something that takes a while has begun; it lasts until the next word."""
-
-    what: str
-
-
-class Begun(NamedTuple):
-    """The runs begin. The agenda goes on counting them."""
-
-    agenda: Agenda
-
-
-class Note(NamedTuple):
-    """Something that was given up, and that the study does without."""
-
-    text: str
-
-
-Watch = Callable[[Doing | Begun | Happened | Note], None]
 
 
 class BrokenPromiseError(ValueError):
@@ -111,8 +91,8 @@ def run(  # noqa: PLR0913  one parameter an option
         fla_path: a clone of flash-linear-attention to use in place of the installed package,
             ATTNLAB_FLA_PATH by default.
         track: tools to mirror metrics to: tensorboard, wandb.
-        watch: is told what happens, as it happens: a `Doing`, `Begun`, `Happened` (an event of a
-            run) or `Note`. Nothing is printed.
+        watch: a function that is called with every event: an `Activity`, `Started`, `RunEvent` or
+            `Notice` of `attnlab.runner.events`. Nothing is printed.
         command: what the record says made it, by default this call.
 
     Returns the analysis of all runs in the folder. Those that failed or diverged are in its
@@ -136,19 +116,21 @@ def run(  # noqa: PLR0913  one parameter an option
     chosen = changed(study, **asked)
     _refuse_what_no_worker_can_import(chosen)
     study_dir, where_data_is = folder_of(chosen, out), Places.from_environment(data, cache)
-    where = seats(device, chosen.fewest_runs(), workers)
-    tell = watch or _nothing
-    tracker = Tracker(track, study_dir, lambda text: tell(Note(text)))
-    tell(Doing("reading the data"))
+    where = worker_slots(device, chosen.fewest_runs(), workers)
+    tell = watch or ignore
+    tracker = Tracker(track, study_dir, lambda text: tell(Notice(text)))
+    tell(Activity("reading the data"))
     read = corpora(chosen, where_data_is)
-    agenda = plan(chosen, study_dir, {name: corpus.fingerprint for name, corpus in read.items()})
-    left = agenda.left()
+    schedule = open_schedule(
+        chosen, study_dir, {name: corpus.fingerprint for name, corpus in read.items()}
+    )
+    left = schedule.unfinished_variants()
     if left and check:
         _refuse_what_is_broken(chosen.only(left), tell)
     command = command or _call(study if isinstance(study, str) else chosen.name, asked)
     _record(chosen, study_dir, command, checked=check, trains=bool(left)).write(study_dir)
-    tell(Begun(agenda))
-    events = launch(agenda, study_dir, where_data_is, where)
+    tell(Started(schedule))
+    events = run_schedule(schedule, LocalWorkers(where, study_dir, where_data_is))
     try:
         with closing(events), tracker:
             for happened in events:
@@ -156,14 +138,10 @@ def run(  # noqa: PLR0913  one parameter an option
                 tracker.follow(happened.run.folder(study_dir))
                 if isinstance(happened.event, Ended) and not happened.run.tunes:
                     write_results(study_dir)
-        tell(Doing("writing the report"))
+        tell(Activity("writing the report"))
     finally:  # an interrupted study has a report of what it did
         analysis = write_report(study_dir)
     return analysis
-
-
-def _nothing(said: object) -> None:
-    del said
 
 
 def _refuse_what_no_worker_can_import(study: Study) -> None:
@@ -185,7 +163,7 @@ def _refuse_what_no_worker_can_import(study: Study) -> None:
 def _refuse_what_is_broken(study: Study, tell: Watch) -> None:
     checked = list[Checked]()
     for target in of_study(study):
-        tell(Doing(f"checking {target.name}"))
+        tell(Activity(f"checking {target.name}"))
         checked.append(target.check(quick=True))
     broken = [one for one in checked if not one.holds]
     if broken:

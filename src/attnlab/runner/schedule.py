@@ -1,83 +1,140 @@
-"""What of a study is still to be run, and in which order: a run as soon as it is known.
+"""The schedule of a study: the runs that remain, and the order in which they start.
 
     runs that tune a variant's learning rate ─► its rate ─► its runs for the verdict
           ▲                                      │
-          └──── wider, until the best is inside ─┘
+          └── more rates, until the best one is bracketed
 
-Which rates a variant tries next, and at which its verdict is trained, follows from the runs that
-have ended. It is read from their folders, so that the same command goes on where it was killed.
+The next rates of a variant, and the rate of its verdict, follow from the runs that have ended.
+They are read from the run folders, so that the same command resumes an interrupted study. Workers
+of any kind take runs with `next` and report their ends with `finished`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from attnlab.record import RunFolder, tuning_runs
 from attnlab.study.study import Study
 from attnlab.training.recipe import RatesToTry, TuningResult, tuning_losses
 from attnlab.training.run import Run
 
+MOST_CONFLICTS_NAMED = 3
 
-class Planned(NamedTuple):
-    """A run that is known, and its identity."""
+
+class PlannedRun(NamedTuple):
+    """A run and its identity."""
 
     run: Run
     identity: str
 
 
-class Count(NamedTuple):
-    """Runs of a study."""
+class RunCount(NamedTuple):
+    """Numbers of runs."""
 
-    ended: int
-    at_least: int  # those that have ended among them
-    at_most: int  # more than `at_least` while a learning rate is looked for
+    done: int
+    at_least: int  # in total, those that are done included
+    at_most: int  # larger than `at_least` while a learning rate is searched
+
+    def left(self) -> tuple[int, int]:
+        """Return the smallest and the largest number of runs that remain."""
+        return self.at_least - self.done, self.at_most - self.done
 
 
-class Agenda:
-    """The runs of a study on its way: `next` gives one out, `ended` takes its end.
+def open_schedule(
+    study: Study, study_dir: Path, fingerprints: Mapping[str, str]
+) -> "StudySchedule":
+    """Return the schedule of a study whose folder may hold runs already.
 
-    Making it writes nothing; `begin` and `ended` record what is decided.
+    Args:
+        study: the study, with all options applied.
+        study_dir: the study's folder.
+        fingerprints: the fingerprint of each variant's data.
+
+    Raises:
+        ValueError: the folder holds runs that were made with different settings.
+    """
+    for variant in study.variants:
+        for seed in range(study.seeds):
+            study.verdict_run(variant, seed).folder(study_dir).finalize()
+        for folder in tuning_runs(study_dir, variant).values():
+            folder.finalize()
+    conflicts = [
+        f"{folder.path}: {why}"
+        for variant in study.variants
+        for folder, why in _conflicts(study, study_dir, variant, fingerprints[variant])
+    ]
+    if conflicts:
+        more = len(conflicts) - MOST_CONFLICTS_NAMED
+        raise ValueError(
+            "existing runs were made with different settings; nothing was run:\n"
+            + "\n".join(conflicts[:MOST_CONFLICTS_NAMED])
+            + (f"\nand {more} more" if more > 0 else "")
+            + f"\nchoose another --out, or remove these runs from {study_dir}"
+        )
+    return StudySchedule(study, study_dir, fingerprints)
+
+
+def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
+    """Return the settings in which the existing run differs from `run`, and their values.
+
+    The text is empty if there is no existing run or it is the same run.
+    """
+    settings = run.config.to_dict() | {"identity": run.config.identity(fingerprint)}
+    different = list(folder.conflict(settings).items())[:4]
+    return "; ".join(f"{path} is {a!r} there, {b!r} requested" for path, (a, b) in different)
+
+
+class StudySchedule:
+    """The runs of a study in progress: `next` hands one out, `finished` takes it back.
+
+    Constructing a schedule writes nothing; `record_decisions` and `finished` write the learning
+    rates that were chosen.
     """
 
     def __init__(self, study: Study, study_dir: Path, fingerprints: Mapping[str, str]) -> None:
-        """`fingerprints` are of each variant's data."""
+        """`fingerprints` holds the fingerprint of each variant's data."""
         self.study, self.study_dir, self.fingerprints = study, study_dir, fingerprints
         self.tuned = dict[str, TuningResult]()
-        self._waiting = list[Planned]()
-        self._under_way = list[Planned]()
-        self._over = list[Planned]()  # now or before, whatever came of them
+        self._waiting = list[PlannedRun]()
+        self._running = list[PlannedRun]()
+        self._done = list[PlannedRun]()  # now or earlier, whatever their outcome
         for variant in study.variants:
             if study.learning_rates is not None:
                 for rate in tuning_losses(self.study_dir, variant):
-                    self._over.append(self._planned(study.tuning_run(variant, rate)))
-            self._go_on(variant)
+                    self._done.append(self._planned(study.tuning_run(variant, rate)))
+            self._extend(variant)
 
-    def begin(self) -> None:
-        """Write down what was decided before."""
+    def record_decisions(self) -> None:
+        """Write the learning rates that earlier runs decided."""
         for variant in self.tuned:
             self._record(variant)
 
-    def next(self) -> Planned | None:
-        """A run to start now; None where there is none, or none before another has ended."""
+    def next(self) -> PlannedRun | None:
+        """Return the run to start now; None if there is none, or none before another has ended.
+
+        Runs that tune a learning rate come first, since the verdict waits for them; then lower
+        seeds, then the order of the variants.
+        """
         if not self._waiting:
             return None
         order = list(self.study.variants)
 
-        def urgency(planned: Planned) -> tuple[bool, int, int]:  # the verdict waits for the tuning
+        def priority(planned: PlannedRun) -> tuple[bool, int, int]:
             run = planned.run
             return not run.tunes, run.seed, order.index(run.variant)
 
-        planned = min(self._waiting, key=urgency)
+        planned = min(self._waiting, key=priority)
         self._waiting.remove(planned)
-        self._under_way.append(planned)
+        self._running.append(planned)
         return planned
 
-    def ended(self, planned: Planned) -> TuningResult | None:
-        """A run that was given out is over, and what follows from it can start.
+    def finished(self, planned: PlannedRun) -> TuningResult | None:
+        """Take the end of a run that `next` returned, whatever its outcome; add what follows.
 
-        Returns how the search for its variant's learning rate ended, where this ended it.
+        Returns the outcome of the search for its variant's learning rate if this run ended it.
         """
-        self._under_way.remove(planned)
-        self._over.append(planned)
+        self._running.remove(planned)
+        self._done.append(planned)
         run = planned.run
         if not run.tunes or run.variant in self.tuned:
             return None
@@ -85,46 +142,46 @@ class Agenda:
         if summary.get("status") == "failed":
             error = f"at {run.config.train.learning_rate:g}: {summary.get('reason')}"
             self._waiting = [p for p in self._waiting if p.run.variant != run.variant]
-            self._settle(run.variant, rate=None, bracketed=False, error=error)
-        elif not any(p.run.variant == run.variant for p in self._open()):
-            self._go_on(run.variant)
+            self._decide(run.variant, rate=None, bracketed=False, error=error)
+        elif not any(p.run.variant == run.variant for p in self._unfinished()):
+            self._extend(run.variant)
         if run.variant not in self.tuned:
             return None
         self._record(run.variant)
         return self.tuned[run.variant]
 
-    def left(self) -> list[str]:
-        """The variants that are not done."""
-        unfinished = {planned.run.variant for planned in self._open()}
+    def unfinished_variants(self) -> list[str]:
+        """Return the variants with runs that are not done, in the study's order."""
+        unfinished = {planned.run.variant for planned in self._unfinished()}
         return [variant for variant in self.study.variants if variant in unfinished]
 
     def steps_left(self) -> int:
-        """Training steps of all runs that are not over, so far as they are known."""
-        runs = [planned.run.config for planned in self._open()]
-        searched = [self.study.variants[name] for name in self._searched()]
+        """Return the training steps of all runs that are not done, as far as they are known."""
+        runs = [planned.run.config for planned in self._unfinished()]
+        searched = [self.study.variants[name] for name in self._untuned()]
         return sum(config.train.steps for config in [*runs, *searched * self.study.seeds])
 
-    def verdict_count(self, variants: Iterable[str] | None = None) -> Count:
-        """Of the runs for the verdict, of some variants or of all."""
+    def verdict_count(self, variants: Iterable[str] | None = None) -> RunCount:
+        """Count the runs for the verdict, of some variants or of all."""
         chosen = list(self.study.variants if variants is None else variants)
-        ended = sum(not p.run.tunes for p in self._over if p.run.variant in chosen)
+        done = sum(not p.run.tunes for p in self._done if p.run.variant in chosen)
         planned = len(chosen) * self.study.seeds
-        return Count(ended, planned, planned)
+        return RunCount(done, planned, planned)
 
-    def tuning_count(self, variants: Iterable[str] | None = None) -> Count:
-        """Of the runs that tune the learning rate, of some variants or of all."""
+    def tuning_count(self, variants: Iterable[str] | None = None) -> RunCount:
+        """Count the runs that tune the learning rate, of some variants or of all."""
         chosen = list(self.study.variants if variants is None else variants)
-        total = Count(0, 0, 0)
+        total = RunCount(0, 0, 0)
         for variant in chosen:
-            ended = sum(p.run.tunes for p in self._over if p.run.variant == variant)
-            known = ended + sum(p.run.tunes for p in self._open() if p.run.variant == variant)
-            most = self.study.tuning_bounds()[1] if variant in self._searched() else 0
-            count = Count(ended, known, max(known, most))
-            total = Count(*map(sum, zip(total, count, strict=True)))
+            done = sum(p.run.tunes for p in self._done if p.run.variant == variant)
+            known = done + sum(p.run.tunes for p in self._unfinished() if p.run.variant == variant)
+            most = self.study.tuning_bounds()[1] if variant in self._untuned() else 0
+            count = RunCount(done, known, max(known, most))
+            total = RunCount(*map(sum, zip(total, count, strict=True)))
         return total
 
-    def _go_on(self, variant: str) -> None:
-        """Put what follows from the runs that have ended on the list."""
+    def _extend(self, variant: str) -> None:
+        """Add the runs that follow from those that have ended."""
         if self.study.learning_rates is None:
             self._add_verdict(variant, None)
             return
@@ -135,9 +192,9 @@ class Agenda:
             for rate in decision.rates:
                 self._waiting.append(self._planned(self.study.tuning_run(variant, rate)))
         else:
-            self._settle(variant, rate=decision.rate, bracketed=decision.bracketed)
+            self._decide(variant, rate=decision.rate, bracketed=decision.bracketed)
 
-    def _settle(
+    def _decide(
         self, variant: str, *, rate: float | None, bracketed: bool, error: str | None = None
     ) -> None:
         self.tuned[variant] = TuningResult(
@@ -152,8 +209,8 @@ class Agenda:
     def _add_verdict(self, variant: str, rate: float | None) -> None:
         failed = variant in self.tuned and self.tuned[variant].failure is not None
         for run in self._verdict(variant, rate):
-            over = failed or run.folder(self.study_dir).status() in ("finished", "diverged")
-            (self._over if over else self._waiting).append(self._planned(run))
+            done = failed or run.folder(self.study_dir).status() in ("finished", "diverged")
+            (self._done if done else self._waiting).append(self._planned(run))
 
     def _record(self, variant: str) -> None:
         tuned = self.tuned[variant]
@@ -166,13 +223,34 @@ class Agenda:
         for seed in range(self.study.seeds):
             yield self.study.verdict_run(variant, seed, rate)
 
-    def _searched(self) -> list[str]:
-        """The variants whose learning rate is not found yet."""
+    def _untuned(self) -> list[str]:
+        """Return the variants whose learning rate is still searched."""
         tunes = self.study.learning_rates is not None
         return [name for name in self.study.variants if tunes and name not in self.tuned]
 
-    def _open(self) -> list[Planned]:
-        return [*self._waiting, *self._under_way]
+    def _unfinished(self) -> list[PlannedRun]:
+        return [*self._waiting, *self._running]
 
-    def _planned(self, run: Run) -> Planned:
-        return Planned(run, run.config.identity(self.fingerprints[run.variant]))
+    def _planned(self, run: Run) -> PlannedRun:
+        return PlannedRun(run, run.config.identity(self.fingerprints[run.variant]))
+
+
+def _conflicts(
+    study: Study, study_dir: Path, variant: str, fingerprint: str
+) -> Iterator[tuple[RunFolder, str]]:
+    """Yield the existing runs of a variant that were made with different settings, and which."""
+    rate = None
+    if study.learning_rates is not None:
+        for tuning_rate, folder in tuning_runs(study_dir, variant).items():
+            if why := conflict(study.tuning_run(variant, tuning_rate), folder, fingerprint):
+                yield folder, why
+        own_rate = study.variants[variant].train.learning_rate
+        decision = study.learning_rates.decide(own_rate, tuning_losses(study_dir, variant))
+        rate = None if isinstance(decision, RatesToTry) else decision.rate
+    for seed in range(study.seeds):
+        run = study.verdict_run(variant, seed, rate)
+        folder = run.folder(study_dir)
+        if study.learning_rates is not None and rate is None and folder.identity() is not None:
+            yield folder, "it was trained before its learning rate was tuned"
+        elif why := conflict(run, folder, fingerprint):
+            yield folder, why

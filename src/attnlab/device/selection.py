@@ -1,0 +1,70 @@
+"""Device selection: the devices and CPU threads of worker processes, and the device of one process.
+
+A device is named `auto`, `cpu`, `cuda` or `cuda:1`. `auto` is every GPU, or the CPU if there is
+none.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from attnlab.device.environment import usable_cores
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The device and the number of CPU threads of one worker process."""
+
+    device: str  # cpu or cuda:INDEX
+    threads: int
+
+
+def worker_slots(device: str, runs: int, workers: int | None = None) -> list[Slot]:
+    """Return one slot per worker process: one per GPU, or one per CPU core.
+
+    The slots depend on the size of the whole study, not on the runs that remain. A resumed run
+    therefore computes with as many threads as before, and to the same bits.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` (every GPU) or `cuda:1`.
+        runs: runs of the whole study; there are no more slots than runs.
+        workers: number of slots; by default one per GPU or CPU core.
+
+    Raises:
+        ValueError: the name is not a device, or there is no such device.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:1")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: must be at least 1, got {workers}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        gpus = _gpus(device)[: max(1, min(runs, workers or runs))]
+        return [Slot(gpu, 1) for gpu in gpus]
+    cores = usable_cores()
+    count = max(1, min(runs, workers or cores))
+    return [Slot(device, max(1, cores // count))] * count
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that one process computes on, and make it torch's current CUDA device.
+
+    Raises:
+        ValueError: the name is not a device, or there is no such device.
+    """
+    chosen = torch.device(worker_slots(device, 1)[0].device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _gpus(device: str) -> list[str]:
+    """Return the names of the GPUs that `cuda` or `cuda:1` selects."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [f"cuda:{index}" for index in range(count)]
+    selected = found if device == "cuda" else [gpu for gpu in found if gpu == device]
+    if not selected:
+        raise ValueError(f"no device {device!r}: torch sees {count} CUDA devices")
+    return selected

@@ -1,0 +1,69 @@
+"""Events: the objects that a running study reports to its caller, in order.
+
+Activity ... Started ─► RunEvent(Progress) ... RunEvent(Ended) ... ─► Activity
+                           └ a Notice may come at any time
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from attnlab.runner.schedule import StudySchedule
+from attnlab.training.recipe import TuningResult
+from attnlab.training.run import Run
+
+
+class Progress(NamedTuple):
+    """The current step of a run."""
+
+    step: int
+    steps: int
+    loss: float | None  # the latest training loss, nats/token
+    tokens_per_second: float | None
+    alarm: str | None = None  # raised since the last event
+    note: str | None = None  # information that is no alarm
+
+
+class Ended(NamedTuple):
+    """The end of a run, and its outcome."""
+
+    status: Literal["finished", "diverged", "failed"]
+    reason: str | None
+    final_loss: float | None  # validation loss, nats/token
+
+
+Event = Progress | Ended  # of one run
+
+
+class RunEvent(NamedTuple):
+    """An event of one of the study's runs."""
+
+    run: Run
+    event: Event
+    tuned: TuningResult | None = None  # of the learning-rate search that this event ended
+
+
+class Activity(NamedTuple):
+    """The start of an activity that takes a while; it lasts until the next event."""
+
+    description: str
+
+
+class Started(NamedTuple):
+    """The start of the runs. The schedule is updated as they end."""
+
+    schedule: StudySchedule
+
+
+class Notice(NamedTuple):
+    """A message for the user about something that the study continues without."""
+
+    text: str
+
+
+StudyEvent = Activity | Started | RunEvent | Notice
+Watch = Callable[[StudyEvent], None]
+
+
+def ignore(event: object) -> None:
+    """Do nothing: the default of every `watch`."""
+    del event

@@ -1,0 +1,137 @@
+"""Local workers: one process per slot of this machine, fed through a pipe.
+
+A process lives until the schedule is empty. One that dies fails its own run, not the study: the run
+is recorded as failed, and a new process takes the slot.
+"""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import torch
+
+from attnlab.data import Places
+from attnlab.device.selection import Slot
+from attnlab.kernels import flash_linear_attention as fla
+from attnlab.runner.events import Ended, Event
+from attnlab.runner.execute import execute
+from attnlab.runner.schedule import PlannedRun
+from attnlab.training.run import Run, RunConfig
+
+
+class LocalWorkers:
+    """`attnlab.runner.workers.Workers` as processes of this machine."""
+
+    def __init__(self, slots: Sequence[Slot], study_dir: Path, places: Places) -> None:
+        """No process starts before there is a run for it."""
+        self._processes = [_WorkerProcess(slot, study_dir, places) for slot in slots]
+
+    def idle(self) -> bool:
+        return any(process.planned is None for process in self._processes)
+
+    def busy(self) -> bool:
+        return any(process.planned is not None for process in self._processes)
+
+    def start(self, planned: PlannedRun) -> None:
+        next(p for p in self._processes if p.planned is None).start(planned)
+
+    def events(self) -> Iterator[tuple[PlannedRun, Event]]:
+        by_pipe = {p.pipe: p for p in self._processes if p.planned is not None}
+        for pipe in wait(list(by_pipe), timeout=60):
+            process = by_pipe[pipe]  # pyright: ignore[reportArgumentType]
+            planned = process.planned
+            assert planned is not None
+            yield planned, process.receive()
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.stop()
+
+
+class _WorkerProcess:
+    def __init__(self, slot: Slot, study_dir: Path, places: Places) -> None:
+        self.slot, self.study_dir, self.places = slot, study_dir, places
+        self.planned: PlannedRun | None = None  # the run in progress
+        self.process: SpawnProcess | None = None  # None until there is a run for it
+
+    def start(self, planned: PlannedRun) -> None:
+        if self.process is None or not self.process.is_alive():
+            self._spawn()
+        self.planned, run = planned, planned.run
+        with suppress(BrokenPipeError):  # the process died: `receive` finds out
+            self.pipe.send((run.variant, run.config.to_dict(), run.tunes, planned.identity))
+
+    def receive(self) -> Event:
+        """Return the next event, or the failure of the run if the process is dead."""
+        assert self.process is not None
+        assert self.planned is not None
+        try:
+            event: Event = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            event = Ended("failed", _death(self.process.exitcode), None)
+            folder = self.planned.run.folder(self.study_dir)
+            if not folder.ended.is_dir():  # it may have died between the run's end and its message
+                folder.fail(event.reason or "")
+        if isinstance(event, Ended):
+            self.planned = None
+        return event
+
+    def stop(self) -> None:
+        """Let an idle process exit by itself; terminate one that executes a run."""
+        if self.process is None:
+            return
+        self.pipe.close()
+        if self.planned is None:
+            self.process.join(timeout=10)
+        for end in (self.process.terminate, self.process.kill):
+            if self.process.is_alive():
+                end()
+                self.process.join(timeout=5)
+
+    def _spawn(self) -> None:
+        # threads that spin while they wait slow everything down if another process needs the core
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work,
+            args=(theirs, self.slot, self.study_dir, self.places, fla.clone_path()),
+            daemon=True,
+        )
+        self.process.start()
+        theirs.close()
+
+
+def _work(
+    pipe: Connection, slot: Slot, study_dir: Path, places: Places, fla_path: Path | None
+) -> None:
+    """Execute the runs that the pipe delivers, in a worker process, until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
+    if fla_path is not None:
+        fla.use_fla(fla_path)
+    torch.set_num_threads(slot.threads)
+    device = torch.device(slot.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    while True:
+        try:
+            variant, config, tunes, identity = pipe.recv()
+        except EOFError:
+            return
+        run = Run(variant=variant, config=RunConfig.from_dict(config), tunes=tunes)
+        for event in execute(run, study_dir, identity, places, device):
+            pipe.send(event)
+
+
+def _death(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; the system may be out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with exit code {exit_code}"
