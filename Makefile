@@ -1,11 +1,12 @@
 # make quickstart: all mechanisms on the embedded corpus, in minutes, on any machine
 # make test:       the test suite
+# make test-gpu:   the tests that need CUDA, 4 at a time, each worker on one GPU
 # make lint:       formatting, lint, types, import contract
 # make docs:       the documentation site, build/site/index.html; a broken link fails
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test lint docs clean
+.PHONY: setup quickstart test test-gpu lint docs clean
 
 setup: .venv/installed
 
@@ -22,6 +23,9 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -q
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -n 4 --dist loadfile -q
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,7 +1,29 @@
 """Settings that every test needs."""
 
+import os
+
 import pytest
 import torch
+
+
+def gpu_of_worker(worker: str, gpus: list[str]) -> str:
+    """Return the GPU that a worker of pytest-xdist (`gw0`, `gw1`, ...) uses: they take turns.
+
+    >>> [gpu_of_worker(f"gw{n}", ["0", "1", "3"]) for n in range(4)]
+    ['0', '1', '3', '0']
+    """
+    return gpus[int(worker.removeprefix("gw")) % len(gpus)]
+
+
+def use_own_gpu() -> None:
+    """Show this worker one GPU only, before CUDA is initialised; its subprocesses inherit it."""
+    worker, visible = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    if worker is not None and len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of_worker(worker, gpus)
+
+
+use_own_gpu()
 
 # importing a planted bug adds its kind to the zoo: only the tests that want them do
 collect_ignore = ["support/planted_bugs.py"]
