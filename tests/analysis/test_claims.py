@@ -6,9 +6,8 @@ from support.written_study import steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses.claim import Alike, AmongBest, AmongWorst, InRange, Ordered, Within
 from attnlab.config import ConfigError
-from attnlab.reporting.html.page import page
-from attnlab.reporting.tables.published import published_grids
-from attnlab.reporting.text.markdown import markdown
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.tables.text_tables import published_tables
 
 SAID = {"text": "So it is.", "source": "Somebody 2020"}
 OPEN = "not separable at this budget"
@@ -175,7 +174,7 @@ def test_a_published_difference_is_held_against_the_interval_of_the_one_found(
     """Delta is better than mha by 0.1000 nats here, to a part of a thousandth or so."""
     numbers = (("delta", published), ("mha", 3.5), ("gone", 4.0))
     claim = Ordered(**SAID, variants=("delta", "mha"), published=numbers)
-    (table,) = published_grids(
+    (table,) = published_tables(
         analyse(write_study(tmp_path, LOSSES, claims=[claim.to_dict()], baseline="mha"))
     )
     assert table.heading[4:6] == ["published Δ mha", "Δ mha here"]
@@ -193,7 +192,7 @@ def test_of_what_is_no_loss_no_differences_are_shown(tmp_path):
         **SAID, variants=("delta", "mha"), published=numbers, measure="perplexity a word"
     )
     study = write_study(tmp_path, LOSSES, claims=[claim.to_dict()])
-    (table,) = published_grids(analyse(study))
+    (table,) = published_tables(analyse(study))
     assert len(table.heading) == len(table.lines[0]) == 4
 
 
@@ -202,7 +201,7 @@ def test_published_and_found_stand_side_by_side_in_the_reports(tmp_path):
         **SAID, variants=("delta", "mha"), published=(("delta", 3.25), ("mha", 3.5), ("gone", 4.0))
     )
     analysis = analyse(write_study(tmp_path, LOSSES, claims=[claim.to_dict()]))
-    (table,) = published_grids(analysis)
+    (table,) = published_tables(analysis)
     assert table.heading[1:3] == [
         "published loss, nats a token",
         "validation loss here",

@@ -7,7 +7,7 @@ from attnlab.analysis.controls import controls_of
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import RunFolder
-from attnlab.reporting.text.markdown import markdown
+from attnlab.reporting.pages import markdown
 
 SAME = {"function": "gqa_1"}
 MATH = {"function": "low_rank", "kernel": "math", "step_time": 0.005, "peak_memory_bytes": 4 << 30}

@@ -13,9 +13,8 @@ from attnlab.analysis.costs import meaning
 from attnlab.analysis.families import by_chance
 from attnlab.config import ConfigError
 from attnlab.record import StudyRecord
-from attnlab.reporting.html.page import page
-from attnlab.reporting.tables.families import family_grids
-from attnlab.reporting.text.markdown import markdown
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.tables.text_tables import family_tables
 
 FAMILIES = {"plain": ("mha",), "low": ("low_a", "low_b"), "wide": ("wide_a", "wide_b")}
 LOSSES = {
@@ -67,7 +66,7 @@ def test_families_within_the_noise_are_not_told_apart(tmp_path):
     losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
     analysis = analysed(tmp_path, losses)
     assert {family.tier for family in analysis.families.families} == {1}
-    table = family_grids(analysis)[1]
+    table = family_tables(analysis)[1]
     assert cells(table, "low")["which is"] == "not told apart"
     assert cells(table, "plain")["which is"] == "reference"
 
@@ -77,12 +76,12 @@ def test_a_variant_that_is_not_compared_is_named_and_its_family_goes_on_without(
     low = next(f for f in analysis.families.families if f.name == "low")
     assert low.variants == ("low_a",)
     assert analysis.families.left_out == {"low": ("low_b",)}
-    assert "Not compared: low_b of low." in family_grids(analysis)[1].note
+    assert "Not compared: low_b of low." in family_tables(analysis)[1].note
 
 
 def test_mean_spread_and_range_of_every_number(tmp_path):
     analysis = analysed(tmp_path)
-    table = family_grids(analysis)[0]
+    table = family_tables(analysis)[0]
     loss = next(it for it in analysis.spreads if it.label == "loss")
     assert loss.mean == pytest.approx(5.088)
     assert loss.range == pytest.approx(0.3)
@@ -115,7 +114,7 @@ def test_efficiency_is_the_gain_over_the_baseline_for_each_million_parameters(tm
     assert first.low > 0
     assert last.name == "wide_b"
     assert last.high < 0
-    row = cells(family_grids(analysis)[2], "low_a")
+    row = cells(family_tables(analysis)[2], "low_a")
     assert row["more than mha"] == "-20.0 M"
     assert row["µnats gained for each million parameters"] == "+1250"
 

@@ -17,9 +17,8 @@ from attnlab.mechanisms.identity import TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder
-from attnlab.reporting.html.page import page
-from attnlab.reporting.tables.csv_table import csv_table
-from attnlab.reporting.text.markdown import markdown
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.tables.data_files import csv_table
 from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
 from attnlab.runner.request import changed, corpora

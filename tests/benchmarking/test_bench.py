@@ -19,7 +19,7 @@ from attnlab.cli import bench
 from attnlab.cli.app import console, errors
 from attnlab.device.peak_rates import Ceilings
 from attnlab.mechanism import MechanismConfig
-from attnlab.reporting.figures.drawing import style
+from attnlab.reporting.figures.styles import matplotlib_style
 from attnlab.study.targets import named
 
 TINY = tiny_study.__file__
@@ -262,7 +262,7 @@ def test_a_figure_has_a_panel_for_what_was_measured_and_says_what_ran_out_of_mem
     points[-1]["status"] = "out_of_memory"
     contents = {"variants": {"mha": {}, "identity": {}}, "points": points}
     contents |= {"ceilings": CEILINGS._asdict(), "device": {"name": "Z80"}}
-    with style():
+    with matplotlib_style():
         drawn = figure._figure(contents, 8)
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.axison]
     assert titles == [

@@ -19,9 +19,8 @@ from attnlab.cli import app
 from attnlab.cli.app import console, errors
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_comparison
-from attnlab.reporting.html.page import page
-from attnlab.reporting.text.markdown import markdown
-from attnlab.reporting.text.terminal import TerminalReport
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.terminal import TerminalReport
 
 DATA = {"source": "toy", "origin": "here", "fingerprint": "aaaa", "tokenizer": {"kind": "bytes"}}
 TRAIN = {"learning_rate": 3e-4, "steps": 1000, "batch_size": 4, "seq_len": 64}

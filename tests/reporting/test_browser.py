@@ -10,7 +10,7 @@ from html import unescape
 import pytest
 from support.reported_study import LOSSES, complete, in_full
 
-from attnlab.reporting.html.page import page
+from attnlab.reporting.pages import page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

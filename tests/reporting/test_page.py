@@ -19,7 +19,7 @@ from support.reported_study import (
 )
 
 from attnlab.analysis.analysis import analyse
-from attnlab.reporting.html.page import page
+from attnlab.reporting.pages import page
 
 VOID = {"meta", "link", "input", "br", "img"}
 

@@ -16,14 +16,12 @@ from support.reported_study import LOSSES, begin, complete, finish, in_full, par
 from attnlab.analysis.analysis import analyse
 from attnlab.record import write_json
 from attnlab.reporting import TerminalReport, write_report, write_results
+from attnlab.reporting.figures.axes import Extent, window
 from attnlab.reporting.figures.comparison import comparison
-from attnlab.reporting.figures.scale import Extent, window
-from attnlab.reporting.html.page import page
-from attnlab.reporting.tables.csv_table import csv_table
-from attnlab.reporting.tables.json_files import results
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.sentences import ONE_SEED
+from attnlab.reporting.tables.data_files import csv_table, results
 from attnlab.reporting.tables.latex import latex
-from attnlab.reporting.text.markdown import markdown
-from attnlab.reporting.text.sentences import ONE_SEED
 
 
 @pytest.fixture

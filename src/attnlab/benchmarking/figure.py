@@ -16,8 +16,7 @@ from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Workload
 from attnlab.benchmarking.table import device_sentence
 from attnlab.record import Json
-from attnlab.reporting.figures.drawing import png, style
-from attnlab.reporting.figures.styles import GREY, Looks, looks_of
+from attnlab.reporting.figures.styles import GREY, Styles, matplotlib_style, png, styles_of
 
 
 class _Panel(NamedTuple):
@@ -30,12 +29,12 @@ class _Panel(NamedTuple):
 
 def bench_png(contents: Json, batch: int) -> bytes:
     """Return the figure of one batch size as a PNG file, from the contents of bench.json."""
-    with style():
+    with matplotlib_style():
         return png(_figure(contents, batch))
 
 
 def _figure(contents: Json, batch: int) -> Figure:
-    looks = looks_of(contents["variants"])
+    styles = styles_of(contents["variants"])
     points = [point for point in contents["points"] if point["batch"] == batch]
     panels = [panel for panel in _PANELS if any(p["what"] == panel.what for p in points)]
     rows = (len(panels) + 1) // 2
@@ -45,26 +44,26 @@ def _figure(contents: Json, batch: int) -> Figure:
     grid: Any = figure.subplots(rows, min(2, len(panels)), squeeze=False)
     drawn = dict[str, Any]()
     for axes, panel in zip(grid.flat, panels, strict=False):
-        drawn |= _draw(axes, panel, [p for p in points if p["what"] == panel.what], looks)
+        drawn |= _draw(axes, panel, [p for p in points if p["what"] == panel.what], styles)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    shown = {name: drawn[name] for name in looks if name in drawn}
+    shown = {name: drawn[name] for name in styles if name in drawn}
     figure.legend(shown.values(), shown.keys(), loc="outside right center", handlelength=3.2)
     return figure
 
 
-def _draw(axes: Axes, panel: _Panel, points: Sequence[Json], looks: Looks) -> dict[str, Any]:
+def _draw(axes: Axes, panel: _Panel, points: Sequence[Json], styles: Styles) -> dict[str, Any]:
     """Draw a panel and return its lines by variant; out of memory is written into the panel."""
     lines, missing = dict[str, Any](), list[str]()
-    for name, look in looks.items():
+    for name, style in styles.items():
         own = sorted((p for p in points if p["variant"] == name), key=lambda p: p["context"])
         values = {p["context"]: panel.value(p) for p in own if p["status"] == "ok"}
         values = {context: value for context, value in values.items() if value}  # 0 has no log
         if values:
             (lines[name],) = axes.plot(
-                list(values), list(values.values()), color=look.colour, ls=look.line,
-                marker=look.marker, ms=6, mec="white", mew=0.5, lw=1.6,
-                zorder=2 if look.line == "-" else 2.5,
+                list(values), list(values.values()), color=style.colour, ls=style.line,
+                marker=style.marker, ms=6, mec="white", mew=0.5, lw=1.6,
+                zorder=2 if style.line == "-" else 2.5,
             )  # fmt: skip
         if lost := next((p for p in own if p["status"] == "out_of_memory"), None):
             missing.append(f"{name} from {numbers.tokens(lost['context'])}")

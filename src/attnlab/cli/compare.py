@@ -12,7 +12,7 @@ from attnlab.analysis.compare_folders import read_side_by_side
 from attnlab.cli.app import JsonOption, app, errors, told, verbatim
 from attnlab.cli.report import show
 from attnlab.reporting.files import write_comparison
-from attnlab.reporting.text.sentences import unfair
+from attnlab.reporting.sentences import unfair
 
 
 @app.command()

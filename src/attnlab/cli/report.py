@@ -10,8 +10,8 @@ import typer
 from attnlab.analysis.analysis import Analysis
 from attnlab.cli.app import JsonOption, app, console, told
 from attnlab.reporting.files import PAGE, write_report
-from attnlab.reporting.tables.json_files import results
-from attnlab.reporting.text.terminal import TerminalReport
+from attnlab.reporting.tables.data_files import results
+from attnlab.reporting.terminal import TerminalReport
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Results for people: tables, Markdown and figures, from files alone."""
 
 from attnlab.reporting.files import write_report, write_results
-from attnlab.reporting.text.terminal import TerminalReport
+from attnlab.reporting.terminal import TerminalReport
 
 __all__ = ["TerminalReport", "write_report", "write_results"]

@@ -22,10 +22,9 @@ from attnlab.analysis.analysis import Analysis, analyse
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
 from attnlab.record import StudyRecord, replace_file, to_json
-from attnlab.reporting.tables.csv_table import csv_table
-from attnlab.reporting.tables.json_files import failures, metrics, results
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results
 from attnlab.reporting.tables.latex import latex
-from attnlab.reporting.text.markdown import markdown
 
 PICTURE, PAGE = "comparison.png", "report.html"
 
@@ -44,7 +43,6 @@ def write_comparison(analysis: Analysis) -> None:
     from attnlab.reporting.figures.comparison import (
         comparison,  # matplotlib takes a second to import
     )
-    from attnlab.reporting.html.page import page
 
     path = analysis.table.path
     path.mkdir(parents=True, exist_ok=True)
@@ -88,6 +86,6 @@ def _write_results(analysis: Analysis) -> None:
 
 
 def _update(path: Path, data: bytes) -> None:
-    # most files of most variants stay as they are when one run ends, and a look is cheap
+    # most files of most variants stay as they are when one run ends, and a comparison is cheap
     if not path.is_file() or path.read_bytes() != data:
         replace_file(path, data)

@@ -10,18 +10,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from attnlab.analysis.analysis import Analysis
-from attnlab.reporting.figures.drawing import png, style
-from attnlab.reporting.figures.panels.by_row import dots, forest, tiers, times
-from attnlab.reporting.figures.panels.curves import curves, minus_reference
-from attnlab.reporting.figures.panels.frame import name_rows, shortened
-from attnlab.reporting.figures.styles import GREY, looks_of
-from attnlab.reporting.html.svg import whole_svg
+from attnlab.reporting.figures.axes import name_rows, shortened
+from attnlab.reporting.figures.by_row import dots, forest, tiers, times
+from attnlab.reporting.figures.curves import curves, minus_reference
+from attnlab.reporting.figures.styles import GREY, matplotlib_style, png, styles_of
+from attnlab.reporting.figures.svg import whole_svg
 from attnlab.reporting.tables.rows import rows, split_name
 
 
 def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
     """A PNG file, 1,800 pixels wide, and an SVG file. The same analysis gives the same bytes."""
-    with style():
+    with matplotlib_style():
         figure = _figure(analysis)
         return png(figure), whole_svg(figure)
 
@@ -29,7 +28,7 @@ def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
 def _figure(analysis: Analysis) -> Figure:
     shown = rows(analysis)
     compared = [row for row in shown if row.compared]
-    looks = looks_of(variant.name for variant in analysis.table.variants)
+    styles = styles_of(variant.name for variant in analysis.table.variants)
     names = {row.name: row.variant for row in compared}
     reference = names.get(analysis.table.study.baseline or "", next(iter(names.values()), None))
     height = 0.27 * max(len(shown), 4) + 0.9
@@ -38,12 +37,12 @@ def _figure(analysis: Analysis) -> Figure:
     parts: Any = figure.subfigures(2, 1, height_ratios=(height, 4.2))
     above, below = parts
     loss, difference, time = above.subplots(1, 3, sharey=True, width_ratios=(1.1, 1.1, 1))
-    dots(loss, shown, looks, analysis.metric, digits=2)
+    dots(loss, shown, styles, analysis.metric, digits=2)
     loss.set(title=f"{split_name(analysis).capitalize()} loss", xlabel="nats a token")
     if reference is not None:
-        forest(difference, shown, looks, reference.name)
+        forest(difference, shown, styles, reference.name)
         difference.set(title=f"Loss minus {shortened(reference.name, 20)}", xlabel="nats a token")
-    times(time, shown, looks)
+    times(time, shown, styles)
     time.set(title="Time per training step", xlabel=_milliseconds(analysis))
     if analysis.tiers:
         for axes in (loss, difference, time):
@@ -55,13 +54,13 @@ def _figure(analysis: Analysis) -> Figure:
             axes.locator_params(axis="x", nbins=5)
 
     whole, paired = below.subplots(1, 2, width_ratios=(1, 1.1))
-    curves(whole, shown, looks)
+    curves(whole, shown, styles)
     label = {"xlabel": "training step", "ylabel": "validation loss, nats a token"}
     whole.set(title="Learning curves", **label)
     if reference is None:
         paired.set_axis_off()
         return figure
-    minus_reference(paired, shown, looks, reference)
+    minus_reference(paired, shown, styles, reference)
     label["ylabel"] = "difference, nats a token"
     paired.set(title=f"Learning curves minus {shortened(reference.name, 28)}", **label)
     if shown:

@@ -6,6 +6,7 @@ dash, and sorts last.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
@@ -163,6 +164,67 @@ def lengths(analysis: Analysis) -> list[Column]:
             about="nats a token of the validation split, at the length of training",
         ),
         *map(column, others),
+    ]
+
+
+def differences(analysis: Analysis) -> list[Column]:
+    """Differences to the baseline with both intervals; empty without a verdict."""
+    if not analysis.to_baseline or not analysis.tiers:
+        return []
+
+    def text(read: Callable[[Comparison], str], row: Row) -> str:
+        return "" if row.to_baseline is None else read(row.to_baseline)
+
+    return [
+        VARIANT,
+        Column(
+            title="difference",
+            text=lambda row: text(lambda pair: f"{pair.mean:+.4f}", row) or "baseline",
+            value=_mean_difference,
+        ),
+        Column(
+            title="for all pairs at once",
+            text=partial(text, lambda pair: numbers.interval(pair.low, pair.high)),
+        ),
+        Column(
+            title="for this pair alone",
+            text=partial(text, lambda pair: numbers.interval(pair.paired_low, pair.paired_high)),
+        ),
+    ]
+
+
+def rates(analysis: Analysis) -> list[Column]:
+    """The learning rate that tuning chose for each variant."""
+
+    def chosen(row: Row) -> float:
+        return analysis.rates[row.name].chosen
+
+    def off_by_two(row: Row) -> float | None:
+        return analysis.rates[row.name].within_factor_2
+
+    def curvature(row: Row) -> float | None:
+        return analysis.rates[row.name].curvature
+
+    return [
+        VARIANT,
+        Column(title="rate", text=lambda row: f"{chosen(row):g}", value=chosen),
+        Column(
+            title="interior",
+            text=lambda row: "yes" if analysis.rates[row.name].interior else "no: at the edge",
+            about="rates on both sides of it were tried and were no better",
+        ),
+        Column(
+            title="off by 2x costs",
+            text=lambda row: numbers.number(off_by_two(row)),
+            value=off_by_two,
+            about="nats a token, at most, for a rate within a factor of 2",
+        ),
+        Column(
+            title="curvature",
+            text=lambda row: numbers.number(curvature(row)),
+            value=curvature,
+            about="nats a token and squared factor of 2",
+        ),
     ]
 
 

@@ -3,10 +3,10 @@ r"""table.tex: the ranking for a paper: `\usepackage{booktabs}`, then `\input{ta
 import re
 
 from attnlab.analysis.analysis import Analysis
+from attnlab.reporting.sentences import unfair
 from attnlab.reporting.tables import columns as column
 from attnlab.reporting.tables.columns import Column
 from attnlab.reporting.tables.rows import Row, rows, split_name
-from attnlab.reporting.text.sentences import unfair
 
 QUALITY = {"tier", "variant", "perplexity", "accuracy"}
 COST = {"params", "active", "ms/step", "peak memory", "decode state"}

@@ -9,42 +9,41 @@ from matplotlib.patches import Rectangle
 
 from attnlab.analysis import numbers
 from attnlab.analysis.statistics.paired import Estimate
-from attnlab.reporting.figures.panels.frame import off_scale, say
-from attnlab.reporting.figures.scale import Extent, window
-from attnlab.reporting.figures.styles import GREY, SHADE, Looks, mark
+from attnlab.reporting.figures.axes import Extent, off_scale, show_message, window
+from attnlab.reporting.figures.styles import GREY, SHADE, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
 
-def dots(axes: Axes, rows: Sequence[Row], looks: Looks, key: str, digits: int = 3) -> None:
+def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int = 3) -> None:
     """Each seed, and their mean ± standard deviation. The baseline's mean is the dashed line."""
     points = _points(rows, key)
     if not points:
-        say(axes, "no run has finished yet")
+        show_message(axes, "no run has finished yet")
         return
     low, high = window([_extent(list(seeds.values()), e) for seeds, e in points.values()])
     axes.set_xlim(low, high)
     for y, row in enumerate(rows):
         if row.name not in points:
             continue
-        (seeds, e), look = points[row.name], looks[row.name]
+        (seeds, e), style = points[row.name], styles[row.name]
         tip = f"{row.name}: {numbers.estimate(e)}"
         if not low <= e.mean <= high:
-            off_scale(axes, y, f"{e.mean:.{digits}f}", look, tip, right=e.mean > high)
+            off_scale(axes, y, f"{e.mean:.{digits}f}", style, tip, right=e.mean > high)
             continue
         if len(seeds) > 1:
             (each,) = axes.plot(
                 list(seeds.values()), [y + 0.3] * len(seeds), "o",
-                color=look.colour, alpha=0.6, ms=3.5, mew=0,
+                color=style.colour, alpha=0.6, ms=3.5, mew=0,
             )  # fmt: skip
             mark(
-                each, look.group, tips=[f"{row.name}, seed {s}: {v:.4f}" for s, v in seeds.items()]
+                each, style.group, tips=[f"{row.name}, seed {s}: {v:.4f}" for s, v in seeds.items()]
             )
         bar = axes.errorbar(
-            e.mean, y, xerr=e.spread, color=look.colour, marker=look.marker,
+            e.mean, y, xerr=e.spread, color=style.colour, marker=style.marker,
             ms=7.5, mec="white", mew=0.6, elinewidth=1.6, capsize=3,
         )  # fmt: skip
         for artist in bar.get_children():
-            mark(artist, look.group, tips=[tip])
+            mark(artist, style.group, tips=[tip])
     for row in rows:
         if row.baseline and row.name in points and low <= points[row.name][1].mean <= high:
             mean = points[row.name][1].mean
@@ -75,7 +74,7 @@ def tiers(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
         first += count
 
 
-def forest(axes: Axes, rows: Sequence[Row], looks: Looks, reference: str) -> None:
+def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> None:
     """Differences to a variant: thin the simultaneous 95 % interval, thick the plain paired one.
 
     A filled marker stands for a difference that the simultaneous interval tells from 0; the shaded
@@ -84,7 +83,7 @@ def forest(axes: Axes, rows: Sequence[Row], looks: Looks, reference: str) -> Non
     pairs = {row.name: row.analysis.pairs.get((row.name, reference)) for row in rows}
     found = {name: pair for name, pair in pairs.items() if pair is not None}
     if not found:
-        say(axes, "nothing to compare yet")
+        show_message(axes, "nothing to compare yet")
         return
     margin = rows[0].analysis.margin
     ends = [
@@ -99,16 +98,18 @@ def forest(axes: Axes, rows: Sequence[Row], looks: Looks, reference: str) -> Non
     axes.axvspan(-margin, margin, color=GREY, alpha=0.13, lw=0, zorder=0.5)
     axes.axvline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
     for y, row in enumerate(rows):
-        pair, look = pairs[row.name], looks[row.name]
+        pair, style = pairs[row.name], styles[row.name]
         if row.name == reference:
-            (point,) = axes.plot(0, y, look.marker, color=look.colour, ms=7.5, mec="white", mew=0.6)
-            mark(point, look.group, tips=[f"{row.name}: what the others are compared with"])
+            (point,) = axes.plot(
+                0, y, style.marker, color=style.colour, ms=7.5, mec="white", mew=0.6
+            )
+            mark(point, style.group, tips=[f"{row.name}: what the others are compared with"])
             continue
         if pair is None:
             continue
         tip = f"{row.name} minus {reference}: {numbers.comparison(pair)}"
         if not low <= pair.mean <= high:
-            off_scale(axes, y, f"{pair.mean:+.3f}", look, tip, right=pair.mean > high)
+            off_scale(axes, y, f"{pair.mean:+.3f}", style, tip, right=pair.mean > high)
             continue
         for start, end, width in (
             (pair.low, pair.high, 1.3),
@@ -116,26 +117,26 @@ def forest(axes: Axes, rows: Sequence[Row], looks: Looks, reference: str) -> Non
         ):
             if start is not None and end is not None:
                 (line,) = axes.plot(
-                    (start, end), (y, y), "-", color=look.colour, lw=width,
+                    (start, end), (y, y), "-", color=style.colour, lw=width,
                     marker="|" if width < 2 else "", solid_capstyle="butt",
                 )  # fmt: skip
-                mark(line, look.group, tips=[tip])
+                mark(line, style.group, tips=[tip])
         (point,) = axes.plot(
-            pair.mean, y, look.marker, ms=7.5, mec="white" if pair.separable else look.colour,
-            mfc=look.colour if pair.separable else "white", mew=0.6 if pair.separable else 1.6,
-            color=look.colour,
+            pair.mean, y, style.marker, ms=7.5, mec="white" if pair.separable else style.colour,
+            mfc=style.colour if pair.separable else "white", mew=0.6 if pair.separable else 1.6,
+            color=style.colour,
         )  # fmt: skip
-        mark(point, look.group, tips=[tip])
+        mark(point, style.group, tips=[tip])
 
 
-def times(axes: Axes, rows: Sequence[Row], looks: Looks) -> None:
+def times(axes: Axes, rows: Sequence[Row], styles: Styles) -> None:
     """Of a training step; from zero, because a time is read by its length."""
     longest = 0.0
     for y, row in enumerate(rows):
         if "step_time" not in row.numbers:
             continue
-        e, look = row.numbers["step_time"], looks[row.name]
-        axes.barh(y, 1000 * e.mean, height=0.62, color=look.colour, alpha=0.85)
+        e, style = row.numbers["step_time"], styles[row.name]
+        axes.barh(y, 1000 * e.mean, height=0.62, color=style.colour, alpha=0.85)
         end = 1000 * (e.mean + (e.spread or 0))
         axes.errorbar(1000 * e.mean, y, xerr=1000 * (e.spread or 0), color="black", elinewidth=1)
         axes.annotate(
@@ -146,7 +147,7 @@ def times(axes: Axes, rows: Sequence[Row], looks: Looks) -> None:
     if longest:
         axes.set_xlim(0, 1.16 * longest)
     else:
-        say(axes, "no time measured yet")
+        show_message(axes, "no time measured yet")
 
 
 def _points(rows: Sequence[Row], key: str) -> dict[str, tuple[dict[int, float], Estimate]]:

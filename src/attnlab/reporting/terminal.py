@@ -3,13 +3,13 @@
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.table import Table as Grid
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from attnlab.analysis.analysis import Analysis
+from attnlab.reporting import sentences
 from attnlab.reporting.tables.columns import Column, costs, known, ranking
 from attnlab.reporting.tables.rows import Row, rows
-from attnlab.reporting.text import sentences as words
 
 
 class TerminalReport:
@@ -21,24 +21,24 @@ class TerminalReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         analysis, shown = self.analysis, rows(self.analysis)
         columns, left_out = _columns(analysis, shown), list[str]()
-        while _width(console, options, _grid(shown, columns)) > options.max_width:
+        while _width(console, options, _table(shown, columns)) > options.max_width:
             least = max(columns, key=lambda column: column.expendable)
             if not least.expendable:
                 break
             columns.remove(least)
             left_out.append(least.title)
         if shown:
-            yield _grid(shown, columns)
+            yield _table(shown, columns)
             if left_out:
                 yield _indented(f"too narrow for: {', '.join(left_out)}", "dim")
             yield _indented(_legend(analysis, columns), "dim")
-            if words.devices(analysis.table):
-                yield _indented(words.devices(analysis.table), "yellow")
+            if sentences.devices(analysis.table):
+                yield _indented(sentences.devices(analysis.table), "yellow")
             yield Text()
         yield from _verdict(analysis)
-        yield Text(f"How sure? {words.how_sure(analysis)}", style="dim")
+        yield Text(f"How sure? {sentences.how_sure(analysis)}", style="dim")
         left = [f"{name}: {why}" for name, why in analysis.left_out.items()]
-        missing = [*words.alarms(analysis.table), *words.unfinished(analysis.table)]
+        missing = [*sentences.alarms(analysis.table), *sentences.unfinished(analysis.table)]
         for title, lines in (("Left out of the comparison", left), ("Not finished", missing)):
             if lines:
                 yield Text()
@@ -48,7 +48,7 @@ class TerminalReport:
 
 
 def _verdict(analysis: Analysis) -> RenderResult:
-    unfair = words.unfair(analysis.table)
+    unfair = sentences.unfair(analysis.table)
     if unfair:
         yield Text(unfair[0], style="bold red")
         yield from (_indented(line, "red") for line in unfair[1:])
@@ -66,8 +66,8 @@ def _columns(analysis: Analysis, shown: tuple[Row, ...]) -> list[Column]:
     return [column for column in known([*quality, *costs()], shown) if column.title not in dull]
 
 
-def _grid(shown: tuple[Row, ...], columns: list[Column]) -> Grid:
-    grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+def _table(shown: tuple[Row, ...], columns: list[Column]) -> RichTable:
+    grid = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(
             Text(column.title), justify="right" if column.value else "left", no_wrap=True
@@ -78,7 +78,7 @@ def _grid(shown: tuple[Row, ...], columns: list[Column]) -> Grid:
     return grid
 
 
-def _width(console: Console, options: ConsoleOptions, grid: Grid) -> int:
+def _width(console: Console, options: ConsoleOptions, grid: RichTable) -> int:
     return Measurement.get(console, options.update(width=1000), grid).maximum
 
 

@@ -1,19 +1,33 @@
 """A matplotlib figure as SVG that a page can style, point at and read aloud.
 
 matplotlib writes a sound but verbose file whose ids would clash with those of a second figure on
-one page. Here its ids become unique, what `looks.mark` said becomes classes and <title> elements,
-and for a page the colours of `looks` become CSS variables, so that light and dark both work.
+one page. Here its ids become unique, what `styles.mark` attached becomes classes and <title>
+elements, and for a page the colours of `styles` become CSS variables, so that light and dark both
+work.
 """
 
 import io
 import json
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 from xml.etree import ElementTree
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attnlab.reporting.figures.styles import COLOURS, GREY, GRID, INK, PAPER, SHADE
+from attnlab.reporting.figures.styles import (
+    COLOURS,
+    GREY,
+    GRID,
+    INK,
+    PAPER,
+    SHADE,
+    Style,
+    Styles,
+    matplotlib_style,
+)
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 VARIABLES = {
@@ -24,14 +38,16 @@ VARIABLES = {
     PAPER.lower(): "var(--paper)",
     SHADE.lower(): "var(--shade)",
 }
+WIDTH, HEIGHT = 380, 280  # SVG units, in which font sizes are given too
 Element = ElementTree.Element
+Draw = Callable[[Axes], None]
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """An <svg> element for an HTML page. `name` is unique on it, and prefixes every id.
+    """Return an <svg> element for an HTML page. `name` is unique on it, and prefixes every id.
 
-    Without a title it is an ornament, which is not read aloud. Reads the current
-    matplotlib style; use it under `drawing.style`.
+    Without a title it is an ornament, which is not read aloud. Call it within
+    `styles.matplotlib_style`.
     """
     root = _clean(figure, name)
     for element in root.iter():
@@ -54,7 +70,7 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
 
 
 def whole_svg(figure: Figure) -> bytes:
-    """A file of its own, which looks the same everywhere: its letters are paths."""
+    """Return an SVG file that looks the same everywhere: its letters are paths."""
     root = _clean(figure, "a")
     root.attrib.update(
         {"xmlns": SVG.strip("{}"), "xmlns:xlink": XLINK.strip("{}"), "version": "1.1"}
@@ -98,7 +114,7 @@ def _clean_attributes(element: Element, names: dict[str, str]) -> None:
     target = own.pop(f"{XLINK}href", None)
     if target is not None:
         own["href"] = "#" + names[target.removeprefix("#")]
-    _say_what_it_is(element, own.pop("id", ""), names)
+    _add_marks(element, own.pop("id", ""), names)
     if "clip-path" in own:
         own["clip-path"] = re.sub(r"#([^)]+)", lambda m: f"#{names[m[1]]}", own["clip-path"])
     if "d" in own:
@@ -113,8 +129,8 @@ def _clean_attributes(element: Element, names: dict[str, str]) -> None:
         own["style"] = own["style"].replace(": ", ":").replace("; ", ";")
 
 
-def _say_what_it_is(element: Element, identity: str, names: dict[str, str]) -> None:
-    """Of `looks.mark`: classes, and a text for each marker, or for the whole without markers."""
+def _add_marks(element: Element, identity: str, names: dict[str, str]) -> None:
+    """Turn what `styles.mark` attached into classes and a <title> per marker, or for the whole."""
     if identity in names:
         element.set("id", names[identity])
     if not identity.startswith("["):
@@ -130,7 +146,7 @@ def _say_what_it_is(element: Element, identity: str, names: dict[str, str]) -> N
 
 
 def _hoist(group: Element) -> None:
-    """A style that all children share is said once. A definition's own style stays."""
+    """Move a style that all children share to their group. A definition's own style stays."""
     styles = {child.get("style") for child in group if child.tag == "use"}
     if len(group) > 1 and len(styles) == 1 and all(child.tag == "use" for child in group):
         (style,) = styles
@@ -150,3 +166,58 @@ def _with_variables(style: str) -> str:
 
 def _written(root: Element) -> str:
     return cast("str", cast("Any", ElementTree).tostring(root, encoding="unicode"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One drawing, or several forms of it, of which a switch on the page shows one."""
+
+    title: str
+    text: str  # the caption, also the description that a screen reader reads
+    forms: Mapping[str, str]  # {class by which a switch shows it: <svg>}
+
+
+class SvgCharts:
+    """Draws the charts of one page, with ids that are unique on it."""
+
+    def __init__(self) -> None:
+        self._drawn = 0
+
+    def chart(self, draw: Draw, title: str, text: str) -> Chart:
+        """Return a chart with one form."""
+        return Chart(title=title, text=text, forms={"": self.svg(draw, title, text)})
+
+    def svg(
+        self,
+        draw: Draw,
+        title: str,
+        text: str,
+        size: tuple[int, int] = (WIDTH, HEIGHT),
+        *,
+        bare: bool = False,
+    ) -> str:
+        """Return inline SVG; `bare` is without margins, for an ornament."""
+        with matplotlib_style(page=True):
+            inches = (size[0] / 72, size[1] / 72)  # a point is one unit of the SVG
+            figure = Figure(figsize=inches, layout=None if bare else "constrained")
+            draw(figure.add_axes((0, 0, 1, 1)) if bare else figure.subplots())
+            self._drawn += 1
+            return inline_svg(figure, f"chart{self._drawn}-", title, text)
+
+    def samples(self, styles: Styles) -> str:
+        """Return a line with its marker per style, to be shown by `<use href="#style-v0">`."""
+
+        def one(style: Style) -> Draw:
+            def draw(axes: Axes) -> None:
+                axes.set_axis_off()
+                axes.set(xlim=(0, 1), ylim=(0, 1))
+                axes.plot([0, 1], [0.5, 0.5], color=style.colour, ls=style.line, lw=1.8)
+                axes.plot(0.5, 0.5, style.marker, color=style.colour, ms=7, mec="white", mew=0.5)
+
+            return draw
+
+        drawn = {
+            style.group: self.svg(one(style), "", "", (38, 14), bare=True)
+            for style in styles.values()
+        }
+        return "".join(f'<g id="style-{group}">{svg}</g>' for group, svg in drawn.items())

@@ -1,22 +1,33 @@
-"""The tables of a study with families: all variants together, family by family, efficiency."""
+"""Tables whose rows are not one variant each: all variants, families, published results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.costs import meaning
 from attnlab.analysis.families import Families, Family, by_chance
+from attnlab.analysis.hypotheses.claim import LOSS
 from attnlab.analysis.sentences import apart, listed
 from attnlab.reporting.tables.columns import standing
-from attnlab.reporting.tables.text_table import Grid
+from attnlab.reporting.tables.rows import Row, rows, split_name
 
 
-def family_grids(analysis: Analysis) -> tuple[Grid, ...]:
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    caption: str
+    heading: Sequence[str]
+    lines: Sequence[Sequence[str]]  # the first cell names the line
+    n_text_columns: int = 1  # the first columns are text, the rest are numbers
+    note: str = ""
+
+
+def family_tables(analysis: Analysis) -> tuple[TextTable, ...]:
     """Empty where the study names no families."""
-    return tuple(_grids(analysis)) if analysis.families else ()
+    return tuple(_family_tables(analysis)) if analysis.families else ()
 
 
-def _grids(analysis: Analysis) -> Iterator[Grid]:
+def _family_tables(analysis: Analysis) -> Iterator[TextTable]:
     if analysis.spreads:
         yield _together(analysis)
     if analysis.families and analysis.families.families:
@@ -25,12 +36,12 @@ def _grids(analysis: Analysis) -> Iterator[Grid]:
         yield _efficiency(analysis)
 
 
-def _together(analysis: Analysis) -> Grid:
+def _together(analysis: Analysis) -> TextTable:
     def end(said: tuple[str, float], unit: str) -> str:
         return f"{_amount(said[1], unit)} ({said[0]})"
 
     first, last, chance = analysis.order[0], analysis.order[-1], by_chance(analysis)
-    return Grid(
+    return TextTable(
         caption=f"All {len(analysis.order)} variants together",
         heading=("", "mean", "spread", "range", "lowest", "highest"),
         lines=[
@@ -53,7 +64,7 @@ def _together(analysis: Analysis) -> Grid:
     )
 
 
-def _by_family(found: Families) -> Grid:
+def _by_family(found: Families) -> TextTable:
     def difference(family: Family) -> str:
         if family.name == found.reference:
             return "reference"
@@ -65,7 +76,7 @@ def _by_family(found: Families) -> Grid:
         return standing(family.to_reference)
 
     left = [f"{listed(names)} of {family}" for family, names in found.left_out.items()]
-    return Grid(
+    return TextTable(
         caption="By family",
         heading=("family", "variants", "which is", "tier", "mean loss", f"Δ {found.reference}"),
         lines=[
@@ -79,7 +90,7 @@ def _by_family(found: Families) -> Grid:
             )
             for family in found.families
         ],
-        words=3,
+        n_text_columns=3,
         note="The mean over a family's variants, ± its standard deviation over seeds; differences "
         "paired by seed, ± half of the 95 % interval that holds for all pairs of families at once. "
         "They are of these variants, and not of others that a family might have."
@@ -87,8 +98,8 @@ def _by_family(found: Families) -> Grid:
     )
 
 
-def _efficiency(analysis: Analysis) -> Grid:
-    return Grid(
+def _efficiency(analysis: Analysis) -> TextTable:
+    return TextTable(
         caption="Parameter efficiency",
         heading=(
             *("variant", "which is", "parameters", f"more than {analysis.baseline}"),
@@ -108,7 +119,7 @@ def _efficiency(analysis: Analysis) -> Grid:
             )
             for it in analysis.efficiencies
         ],
-        words=2,
+        n_text_columns=2,
         note=f"The loss of {analysis.baseline} minus the variant's, by the parameters of the whole "
         f"model. {meaning(analysis.efficiencies, analysis)}",
     )
@@ -120,3 +131,62 @@ def _amount(value: float, unit: str) -> str:
     if unit == "seconds":
         return numbers.duration(value) if value >= 1 else numbers.quantity(value, unit)
     return numbers.size(value) if unit == "bytes" else numbers.millions(value)
+
+
+JUDGED = (
+    "Each claim is held against this study's own intervals, which are 95 % for all pairs at once. "
+    "A loss on another text, or with another tokenizer, is another number: order and spread are "
+    "judged, and differences are held beside each other."
+)
+
+
+def published_tables(analysis: Analysis) -> tuple[TextTable, ...]:
+    """In the order published, the best first; losses also as differences to one of them."""
+    published: dict[tuple[str, str], dict[str, float]] = {}
+    for judged in analysis.judgements:
+        if judged.published:
+            published.setdefault((judged.source, judged.measure), {}).update(judged.published)
+    return tuple(
+        _published_table(source, measure, values, analysis)
+        for (source, measure), values in published.items()
+    )
+
+
+def _published_table(
+    source: str, measure: str, values: Mapping[str, float], analysis: Analysis
+) -> TextTable:
+    found = {row.name: row for row in rows(analysis)}
+    here = f"{split_name(analysis)} loss here"
+    heading, note = ["variant", f"published {measure}", here, "place here"], ""
+    lines = [
+        [name, f"{value:g}", *_found(found.get(name), analysis.metric)]
+        for name, value in values.items()
+    ]
+    if measure == LOSS and len(values) > 1:
+        baseline = analysis.baseline
+        than = baseline if baseline and baseline in values else next(iter(values))
+        heading += [f"published Δ {than}", f"Δ {than} here", "agree"]
+        note = "They agree where the interval of the difference here holds the published one."
+        for line in lines:
+            line += _apart(line[0], than, values, analysis)
+    return TextTable(caption=source, heading=heading, lines=lines, note=note)
+
+
+def _apart(
+    name: str, than: str, published: Mapping[str, float], analysis: Analysis
+) -> tuple[str, str, str]:
+    """How far it was published to be from another, how far it is here, and whether they agree."""
+    if name == than:
+        return "0", "0", ""
+    difference, pair = published[name] - published[than], analysis.pairs.get((name, than))
+    agree = numbers.UNKNOWN
+    if pair is not None and pair.low is not None and pair.high is not None:
+        agree = "yes" if pair.low <= difference <= pair.high else "no"
+    return f"{difference:+.3g}", numbers.comparison(pair), agree
+
+
+def _found(row: Row | None, metric: str) -> tuple[str, str]:
+    if row is None:
+        return numbers.UNKNOWN, numbers.UNKNOWN
+    place = numbers.UNKNOWN if row.place is None else str(row.place)
+    return numbers.estimate(row.numbers.get(metric)), place

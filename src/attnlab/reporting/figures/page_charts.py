@@ -6,6 +6,7 @@ chooses between (steps, tokens or time, linear or logarithmic axes) is drawn in 
 page's style shows one.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -16,18 +17,20 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Front
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
-from attnlab.reporting.bench import SHOWN, bench_points, of_kind
-from attnlab.reporting.figures.panels.by_row import dots, forest, tiers
-from attnlab.reporting.figures.panels.context import Point, against_context
-from attnlab.reporting.figures.panels.cost import pareto
-from attnlab.reporting.figures.panels.curves import Against, curves, minus_reference
-from attnlab.reporting.figures.panels.frame import name_rows
-from attnlab.reporting.figures.panels.length import against_length, mark_training
-from attnlab.reporting.figures.panels.position import positions
-from attnlab.reporting.figures.panels.scales import scaled, tokens_a_step, tokens_on_top
-from attnlab.reporting.figures.panels.tuning import rates
-from attnlab.reporting.figures.styles import Looks, looks_of
-from attnlab.reporting.html.svg_charts import WIDTH, Canvas, Chart, Draw
+from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
+from attnlab.reporting.figures.by_row import dots, forest, tiers
+from attnlab.reporting.figures.cost import (
+    BENCH_CHARTS,
+    Point,
+    against_context,
+    bench_points,
+    of_activity,
+    pareto,
+)
+from attnlab.reporting.figures.curves import Against, curves, minus_reference
+from attnlab.reporting.figures.loss_against import against_length, mark_training, positions, rates
+from attnlab.reporting.figures.styles import Styles, styles_of
+from attnlab.reporting.figures.svg import WIDTH, Chart, Draw, SvgCharts
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
 
 LONGEST_NAME = 18
@@ -39,9 +42,25 @@ class Charts:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self.rows = rows(analysis)
-        self.looks: Looks = looks_of(variant.name for variant in analysis.table.variants)
+        self.styles: Styles = styles_of(variant.name for variant in analysis.table.variants)
         self.split = split_of(analysis)
-        self.canvas = Canvas()
+        self.svg_charts = SvgCharts()
+
+    def all(self) -> dict[str, Any]:
+        """Every chart by the name that the template uses, and what the curves can be against."""
+        charts: dict[str, Any] = {
+            "loss": self.loss(),
+            "forest": self.forest(),
+            "curves": self.curves(),
+            "positions": self.positions(),
+            "recall": self.recall(),
+            "lengths": self.lengths(),
+            "pareto": self.pareto(),
+            "rates": self.rates(),
+            "bench": self.bench(),
+        }
+        samples = self.svg_charts.samples(self.styles)
+        return {**charts, "samples": samples, "against": _against(charts["curves"])}
 
     def loss(self) -> Chart | None:
         return self._rows_of(
@@ -85,13 +104,13 @@ class Charts:
         )
 
         def draw(axes: Axes) -> None:
-            forest(axes, compared, self.looks, reference.name)
+            forest(axes, compared, self.styles, reference.name)
             if several:
                 tiers(axes, compared, named=False)
             name_rows(axes, compared, LONGEST_NAME)
             axes.set_xlabel("nats a token")
 
-        svg = self.canvas.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(compared), 3)))
+        svg = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(compared), 3)))
         return Chart(title=title, text=text, forms={"": svg})
 
     def curves(self) -> tuple[Chart, ...]:
@@ -104,7 +123,9 @@ class Charts:
         if timed and len(self.analysis.table.devices) > 1:
             text += " Seconds are of different devices, and no comparison."
         forms: dict[str, str] = {}
-        unlike = len(set(tokens_a_step(shown).values())) > 1  # tokens are no second scale of steps
+        unlike = (
+            len(set(tokens_per_step(shown).values())) > 1
+        )  # tokens are no second scale of steps
         axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
         axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
         axis |= {"time": ("train_seconds", "seconds of training")} if timed else {}
@@ -112,7 +133,7 @@ class Charts:
 
             def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
                 key, label = axis[against]
-                curves(axes, shown, self.looks, key, seeds=True)
+                curves(axes, shown, self.styles, key, seeds=True)
                 scaled(axes, scale, both=True)
                 axes.set_xlabel(label)
                 if against == "step":
@@ -120,7 +141,7 @@ class Charts:
                 elif against == "tokens":
                     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
-            forms[f"{against} {scale}"] = self.canvas.svg(draw, title, text)
+            forms[f"{against} {scale}"] = self.svg_charts.svg(draw, title, text)
         charts = [Chart(title=title, text=text, forms=forms)]
         if self.reference is not None and len(shown) > 1:
             charts.append(self._minus(shown, self.reference))
@@ -135,18 +156,18 @@ class Charts:
             text = f"On the front: {', '.join(front.front)}." if front.front else "No front yet."
 
             def draw(axes: Axes, front: Front = front) -> None:
-                pareto(axes, self.rows, self.looks, front)
+                pareto(axes, self.rows, self.styles, front)
 
-            charts.append(self.canvas.chart(draw, title, text))
+            charts.append(self.svg_charts.chart(draw, title, text))
         return tuple(charts)
 
     def rates(self) -> Chart | None:
-        tuned = {name: curve for name, curve in self.analysis.rates.items() if name in self.looks}
+        tuned = {name: curve for name, curve in self.analysis.rates.items() if name in self.styles}
         if not tuned:
             return None
         title = "Validation loss against the peak learning rate"
         text = "A ring marks the rate chosen; a cross on top marks one at which training diverged."
-        return self.canvas.chart(lambda axes: rates(axes, tuned, self.looks), title, text)
+        return self.svg_charts.chart(lambda axes: rates(axes, tuned, self.styles), title, text)
 
     def positions(self) -> tuple[Chart, ...]:
         key = f"{self.split}_loss_by_position"
@@ -162,16 +183,16 @@ class Charts:
 
         def against_position(minus: Variant | None) -> Draw:
             def draw(axes: Axes) -> None:
-                positions(axes, shown, self.looks, read, minus)
+                positions(axes, shown, self.styles, read, minus)
                 axes.set_xlabel("position, from 1")
 
             return draw
 
-        charts = [self.canvas.chart(against_position(None), title, text)]
+        charts = [self.svg_charts.chart(against_position(None), title, text)]
         if self.reference is not None and len(shown) > 1:
             title = f"The same, minus {self.reference.name}"
             text = "Below 0 is better at that position."
-            charts.append(self.canvas.chart(against_position(self.reference), title, text))
+            charts.append(self.svg_charts.chart(against_position(self.reference), title, text))
         return tuple(charts)
 
     def lengths(self) -> tuple[Chart, ...]:
@@ -182,25 +203,25 @@ class Charts:
         length = longest(found)
 
         def against(axes: Axes) -> None:
-            against_length(axes, shown, self.looks, found)
+            against_length(axes, shown, self.styles, found)
             axes.set_xlabel("tokens a window")
 
         def at_longest(axes: Axes) -> None:
             def read(run: Run) -> Any:
                 return read_at(run, length, "loss_by_position")
 
-            positions(axes, shown, self.looks, read)
+            positions(axes, shown, self.styles, read)
             mark_training(axes, found)
             axes.set_xlabel("position, from 1")
 
         return (
-            self.canvas.chart(
+            self.svg_charts.chart(
                 against,
                 "Validation loss against the length of the window",
                 "Mean ± standard deviation over seeds; dashed: the length of training. More "
                 "context lowers the loss of a model that can read it.",
             ),
-            self.canvas.chart(
+            self.svg_charts.chart(
                 at_longest,
                 f"Loss by position in windows of {numbers.tokens(length)} tokens",
                 "Dashed: the length of training. What rises right of it cannot read so far.",
@@ -209,19 +230,19 @@ class Charts:
 
     def bench(self) -> tuple[Chart, ...]:
         points, charts = bench_points(self.analysis.table.path), list[Chart]()
-        for what, key, unit, title in SHOWN:
-            batch, found = of_kind(points, what)
+        for what, key, unit, title in BENCH_CHARTS:
+            batch, found = of_activity(points, what)
             if not any(point.get(key) for point in found):
                 continue
 
             def draw(
                 axes: Axes, found: list[Point] = found, key: str = key, unit: str = unit
             ) -> None:
-                against_context(axes, found, self.looks, key, unit)
+                against_context(axes, found, self.styles, key, unit)
 
             several = "one sequence" if batch == 1 else f"{batch} sequences at once"
             text = f"Of {several}; a line ends where memory does."
-            charts.append(self.canvas.chart(draw, f"{title} against context", text))
+            charts.append(self.svg_charts.chart(draw, f"{title} against context", text))
         return tuple(charts)
 
     @property
@@ -239,11 +260,11 @@ class Charts:
         for scale in ("linear", "log"):
 
             def draw(axes: Axes, scale: str = scale) -> None:
-                minus_reference(axes, shown, self.looks, reference, seeds=True)
+                minus_reference(axes, shown, self.styles, reference, seeds=True)
                 scaled(axes, scale, both=False)
                 axes.set_xlabel("training step")
 
-            forms[scale] = self.canvas.svg(draw, title, text)
+            forms[scale] = self.svg_charts.svg(draw, title, text)
         return Chart(title=title, text=text, forms=forms)
 
     def _rows_of(self, key: str, title: str, text: str) -> Chart | None:
@@ -252,12 +273,20 @@ class Charts:
             return None
 
         def draw(axes: Axes) -> None:
-            dots(axes, shown, self.looks, key)
+            dots(axes, shown, self.styles, key)
             if self.analysis.tiers:
                 tiers(axes, shown, named=key == self.analysis.metric)
             name_rows(axes, shown, LONGEST_NAME)
             axes.set_xlabel("nats a token")
             axes.locator_params(axis="x", nbins=5)
 
-        svg = self.canvas.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(shown), 3)))
+        svg = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(shown), 3)))
         return Chart(title=title, text=text, forms={"": svg})
+
+
+def _against(curves: Sequence[Chart]) -> dict[str, str]:
+    """The choices of the horizontal axis of the curves, with their labels."""
+    drawn = {form.split()[0] for chart in curves for form in chart.forms}
+    steps = "steps" if "tokens" in drawn else "steps and tokens"
+    labels = {"step": steps, "tokens": "tokens", "time": "time"}
+    return {against: label for against, label in labels.items() if against in drawn}

@@ -9,10 +9,8 @@ from matplotlib.axes import Axes
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
-from attnlab.reporting.figures.panels.frame import beyond, say
-from attnlab.reporting.figures.panels.scales import tokens_a_step
-from attnlab.reporting.figures.scale import Extent, window
-from attnlab.reporting.figures.styles import Look, Looks, mark
+from attnlab.reporting.figures.axes import Extent, beyond, show_message, tokens_per_step, window
+from attnlab.reporting.figures.styles import Style, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
 Against = Literal["step", "tokens", "train_seconds"]
@@ -22,7 +20,7 @@ MOST_POINTS = 40  # of a line; more are thinned, the last always stays
 def curves(
     axes: Axes,
     rows: Sequence[Row],
-    looks: Looks,
+    styles: Styles,
     against: Against = "step",
     *,
     seeds: bool = False,
@@ -35,34 +33,34 @@ def curves(
     found = {row.name: row.variant.curve("eval_loss") for row in rows}
     last = _last(found)
     if not last:
-        say(axes, "no validation yet")
+        show_message(axes, "no validation yet")
         return
     seen: list[float] = []
     for row in rows:
         curve, x = found[row.name], _x(row, against)
-        _line(axes, curve, row.name, looks[row.name], x)
+        _line(axes, curve, row.name, styles[row.name], x)
         if seeds:
-            _each_seed(axes, curve, row.name, looks[row.name], x)
+            _each_seed(axes, curve, row.name, styles[row.name], x)
         seen += _from_step(curve, last / 5)
     axes.set_ylim(*window([Extent(min(seen), max(seen))]))
 
 
 def minus_reference(
-    axes: Axes, rows: Sequence[Row], looks: Looks, reference: Variant, *, seeds: bool = False
+    axes: Axes, rows: Sequence[Row], styles: Styles, reference: Variant, *, seeds: bool = False
 ) -> None:
     """The same curves minus another's, seed by seed, which brings out the differences."""
     found = {row.name: row.variant.curve_minus(reference, "eval_loss") for row in rows}
     last = _last(found)
     if not last:
-        say(axes, "no validation yet")
+        show_message(axes, "no validation yet")
         return
     late: list[Extent] = []
     for row in rows:
         curve = found[row.name]
         x = {step: float(step) for step in curve.steps}
-        _line(axes, curve, row.name, looks[row.name], x, minus=reference.name)
+        _line(axes, curve, row.name, styles[row.name], x, minus=reference.name)
         if seeds:
-            _each_seed(axes, curve, row.name, looks[row.name], x)
+            _each_seed(axes, curve, row.name, styles[row.name], x)
         values = _from_step(curve, last / 2)
         if values:
             late.append(Extent(min(values), max(values)))
@@ -73,15 +71,15 @@ def minus_reference(
 
 
 def _line(
-    axes: Axes, curve: Curve, name: str, look: Look, x: Mapping[int, float], minus: str = ""
+    axes: Axes, curve: Curve, name: str, style: Style, x: Mapping[int, float], minus: str = ""
 ) -> None:
     points = [(step, y) for step, y in zip(curve.steps, curve.mean, strict=True) if step in x]
     points = _thinned([(step, y) for step, y in points if math.isfinite(y)])
     # broken lines over solid ones, so that of two equal curves both are seen
     (line,) = axes.plot(
         [x[step] for step, _ in points], [y for _, y in points],
-        color=look.colour, ls=look.line, marker=look.marker, ms=5, mec="white", mew=0.5, lw=1.6,
-        label=name, zorder=2 if look.line == "-" else 2.5,
+        color=style.colour, ls=style.line, marker=style.marker, ms=5, mec="white", mew=0.5, lw=1.6,
+        label=name, zorder=2 if style.line == "-" else 2.5,
         markevery=max(1, len(points) // 12) if len(points) > MOST_POINTS / 2 else 1,
     )  # fmt: skip
     shown = points[:: max(1, len(points) // 12) if len(points) > MOST_POINTS / 2 else 1]
@@ -89,20 +87,20 @@ def _line(
     sign = "+" if minus else ""
     spread = {step: _spread(curve, step) for step, _ in shown}
     mark(
-        line, look.group, "mean",
+        line, style.group, "mean",
         tips=[f"{what}, step {step:,}: {y:{sign}.4f}{spread[step]}" for step, y in shown],
     )  # fmt: skip
 
 
-def _each_seed(axes: Axes, curve: Curve, name: str, look: Look, x: Mapping[int, float]) -> None:
+def _each_seed(axes: Axes, curve: Curve, name: str, style: Style, x: Mapping[int, float]) -> None:
     lines = {seed: dict(zip(*points, strict=True)) for seed, points in curve.by_seed.items()}
     for seed, values in lines.items():
         points = _thinned([(s, y) for s, y in values.items() if s in x and math.isfinite(y)])
         (line,) = axes.plot(
             [x[step] for step, _ in points], [y for _, y in points],
-            color=look.colour, ls=look.line, lw=0.9, alpha=0.8, zorder=1.9,
+            color=style.colour, ls=style.line, lw=0.9, alpha=0.8, zorder=1.9,
         )  # fmt: skip
-        mark(line, look.group, "seed", tips=[f"{name}, seed {seed}"])
+        mark(line, style.group, "seed", tips=[f"{name}, seed {seed}"])
     if len(lines) < 2:
         return
     band: list[tuple[float, float, float]] = []
@@ -113,9 +111,9 @@ def _each_seed(axes: Axes, curve: Curve, name: str, look: Look, x: Mapping[int, 
     if band:
         area = axes.fill_between(
             [b[0] for b in band], [b[1] for b in band], [b[2] for b in band],
-            color=look.colour, alpha=0.16, lw=0, zorder=1.5,
+            color=style.colour, alpha=0.16, lw=0, zorder=1.5,
         )  # fmt: skip
-        mark(area, look.group, "mean")
+        mark(area, style.group, "mean")
 
 
 def _spread(curve: Curve, step: int) -> str:
@@ -130,8 +128,8 @@ def _x(row: Row, against: Against) -> dict[int, float]:
         times = row.variant.curve("train_seconds")
         return dict(zip(times.steps, times.mean, strict=True))
     curve = row.variant.curve("eval_loss")
-    a_step = 1.0 if against == "step" else tokens_a_step([row]).get(row.name, math.nan)
-    return {step: step * a_step for points in curve.by_seed.values() for step in points[0]}
+    per_step = 1.0 if against == "step" else tokens_per_step([row]).get(row.name, math.nan)
+    return {step: step * per_step for points in curve.by_seed.values() for step in points[0]}
 
 
 def _last(found: Mapping[str, Curve]) -> int:

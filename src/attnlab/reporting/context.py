@@ -1,0 +1,141 @@
+"""Everything that a report shows of one analysis; the HTML and Markdown templates arrange it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnlab.analysis import lengths
+from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.settings import describe, flat, shared_and_own
+from attnlab.analysis.table import Table
+from attnlab.record import StudyRecord
+from attnlab.reporting import sentences
+from attnlab.reporting.tables import columns
+from attnlab.reporting.tables.columns import VARIANT, Column
+from attnlab.reporting.tables.rows import Row, rows
+from attnlab.reporting.tables.text_tables import JUDGED, TextTable, family_tables, published_tables
+from attnlab.version import __version__
+
+SECTIONS = {
+    "ranking": "Ranking",
+    "answers": "The study's questions",
+    "claims": "What was published, and what was found",
+    "families": "All variants together, and by family",
+    "picks": "What to pick",
+    "quality": "Quality",
+    "lengths": "Beyond the length of training",
+    "rates": "Learning rates",
+    "cost": "Quality and cost",
+    "bench": "Speed and memory against context",
+    "missing": "Left out, alarms and failures",
+    "settings": "Settings",
+    "again": "How to reproduce",
+}
+OF_ONE_START = ("started", "earlier", "begins")  # in environment.json: when, and from where
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContext:
+    """The names that the templates use."""
+
+    analysis: Analysis
+    study: StudyRecord
+    question: str  # the first line of the study's
+    asked: Sequence[sentences.Paragraph]  # the rest of it
+    unfair: Sequence[str]  # empty where the comparison is fair
+    devices: str  # empty where all runs ran on one kind of device
+    how_sure: str
+    facts: Mapping[str, str]
+    legend: str  # of the ranking
+    rows: Sequence[Row]  # variants with a finished run, in order of rank
+    ranking: Sequence[Column]
+    differences: Sequence[Column]
+    costs: Sequence[Column]
+    parts: Sequence[Column]
+    length_columns: Sequence[Column]
+    length_rows: Sequence[Row]
+    length_sentences: Sequence[str]
+    rate_columns: Sequence[Column]
+    rate_rows: Sequence[Row]
+    families: Sequence[TextTable]
+    published: Sequence[TextTable]
+    judged: str  # how claims are judged
+    missing: Sequence[str]
+    alarms: Sequence[str]
+    shared: Mapping[str, str]  # settings of all variants, by dotted path
+    own: Mapping[str, Mapping[str, str]]  # settings by variant
+    environment: Mapping[str, str]
+    titles: Mapping[str, str]  # of sections
+    version: str
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> "ReportContext":
+        """Collect everything but the charts."""
+        table, shown = analysis.table, rows(analysis)
+        shared, own = settings(table)
+        return cls(
+            analysis=analysis,
+            study=table.study,
+            question=sentences.lead(table.study.question) or table.study.name,
+            asked=sentences.rest(table.study.question),
+            unfair=sentences.unfair(table),
+            devices=sentences.devices(table),
+            how_sure=sentences.how_sure(analysis),
+            facts=sentences.facts(analysis),
+            legend=sentences.legend(analysis) if analysis.tiers else "",
+            rows=shown,
+            ranking=columns.known(columns.ranking(analysis), shown),
+            differences=columns.differences(analysis),
+            costs=columns.known([VARIANT, *columns.costs()], shown),
+            parts=columns.known([VARIANT, *columns.parts()], shown),
+            length_columns=columns.lengths(analysis),
+            length_rows=[row for row in shown if row.name in analysis.lengths],
+            length_sentences=lengths.sentences(analysis.lengths),
+            rate_columns=columns.rates(analysis),
+            rate_rows=[row for row in shown if row.name in analysis.rates],
+            families=family_tables(analysis),
+            published=published_tables(analysis),
+            judged=JUDGED,
+            missing=sentences.unfinished(table),
+            alarms=sentences.alarms(table),
+            shared=shared,
+            own=own,
+            environment=environment(table),
+            titles=SECTIONS,
+            version=__version__,
+        )
+
+
+def settings(table: Table) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return `{path: value}` that all variants share, and what each variant has of its own."""
+    configs = {variant.name: variant.config for variant in table.variants if variant.config}
+    shared, own = shared_and_own(configs)
+    return _described(shared), {name: _described(of_one) for name, of_one in own.items()}
+
+
+def environment(table: Table) -> dict[str, str]:
+    """Return where the runs ran, by dotted path; where they differ, every value.
+
+    In a comparison of several folders each value names the folders that have it.
+    """
+    seen: dict[str, dict[str, dict[str, None]]] = {}
+    for variant in table.variants:
+        for run in variant.runs:
+            there = {key: of for key, of in run.environment.items() if key not in OF_ONE_START}
+            for path, value in flat(there).items():
+                seen.setdefault(path, {}).setdefault(describe(value), {})[variant.name] = None
+    starts = sorted(
+        run.environment["started"] for run in table.runs if "started" in run.environment
+    )
+    when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
+    return {path: _every(values, table) for path, values in seen.items()} | when
+
+
+def _every(values: Mapping[str, Iterable[str]], table: Table) -> str:
+    if len(values) == 1 or not table.sources:
+        return " | ".join(values)
+    return " | ".join(f"{value} ({table.where(names)})" for value, names in values.items())
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, str]:
+    return {path: describe(value) for path, value in values.items()}

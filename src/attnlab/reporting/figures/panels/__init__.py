@@ -1,1 +1,0 @@
-"""The panels of every figure, each drawn on axes that it is given. One file, one kind."""

@@ -1,0 +1,80 @@
+"""report.html and report.md: one context, two templates.
+
+report.html is one file that needs no network; everything in it can be read without JavaScript,
+since what is switched on and off is form controls and CSS. report.md shows the same with one
+picture in place of the charts. Their text is in `templates/`.
+"""
+
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from attnlab.analysis.analysis import Analysis
+from attnlab.reporting.context import SECTIONS, ReportContext
+
+
+def page(analysis: Analysis) -> str:
+    """Return report.html."""
+    from attnlab.reporting.figures.page_charts import Charts  # matplotlib takes a second to import
+
+    context, charts = ReportContext.of(analysis), Charts(analysis)
+    drawn = charts.all()
+    filled = {
+        "quality": drawn["loss"] or drawn["curves"],
+        "cost": context.rows,
+        "missing": context.missing or context.alarms or analysis.left_out,
+        "settings": context.shared,
+        "answers": analysis.answers,
+        "claims": analysis.judgements,
+        "families": context.families,
+        "picks": analysis.picks,
+        "lengths": drawn["lengths"],
+        "rates": drawn["rates"],
+        "bench": drawn["bench"],
+    }
+    return _rendered(
+        "page.html.j2",
+        context,
+        **drawn,
+        styles={row.name: charts.styles[row.name] for row in context.rows},
+        sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
+    )
+
+
+def markdown(analysis: Analysis, picture: str | None) -> str:
+    """Return report.md. `picture` is the path to show, relative to the report, or None."""
+    return _rendered("report.md.j2", ReportContext.of(analysis), picture=picture)
+
+
+def prose(text: str) -> Markup:
+    """Return HTML of a sentence: escaped, with `code` between backticks as such.
+
+    >>> prose("`gqa_1` & <b>")
+    Markup('<code>gqa_1</code> &amp; &lt;b&gt;')
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def cell(value: Any) -> str:
+    r"""Return Markdown on one line, without what would be read as a cell, emphasis or a tag.
+
+    >>> cell("a|b\n*c*")
+    'a\\|b \\*c\\*'
+    """
+    escapes = {"\\": "\\\\", "<": "&lt;", "|": "\\|", "*": "\\*"}
+    text = " ".join(str(value).split())
+    return "".join(escapes.get(character, character) for character in text)
+
+
+def _rendered(template: str, context: ReportContext, **more: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("attnlab.reporting"),
+        undefined=StrictUndefined,
+        autoescape=".html" in template,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"prose": prose, "cell": cell}
+    return environment.get_template(template).render(**vars(context), **more)

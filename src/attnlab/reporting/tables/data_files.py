@@ -1,0 +1,207 @@
+"""Files that scripts read: comprehensive_results.json, failures.json, metrics.json and table.csv.
+
+table.csv has one row per variant, in order of rank, with units in the column names. What is not
+known is empty there and null in JSON.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.curves import Curve, perplexity
+from attnlab.analysis.table import PARTS, Run, Table, Variant
+from attnlab.reporting.tables.rows import Row, rows
+
+TIMES = ("train_time", "eval_time", "compile_time", "total_time")
+
+
+def results(analysis: Analysis) -> dict[str, dict[str, Any]]:
+    """comprehensive_results.json: each variant with a finished run, the best first."""
+    return {row.name: _result(row) for row in rows(analysis)}
+
+
+def failures(table: Table) -> dict[str, dict[str, Any]]:
+    """failures.json: each variant with a seed that has not finished, and why not."""
+    return {
+        variant.name: {
+            "seeds_finished": [run.seed for run in variant.finished],
+            "seeds": {
+                str(run.seed): {"status": run.status, "reason": run.reason}
+                for run in variant.runs
+                if run.status != "finished"
+            },
+        }
+        for variant in table.variants
+        if len(variant.finished) < len(variant.runs)
+    }
+
+
+def metrics(variant: Variant) -> dict[str, Any]:
+    """metrics.json of one variant. Its means are over the finished seeds, or all if none has."""
+    return {
+        "variant": variant.name,
+        "seeds_in_means": [run.seed for run in variant.finished or variant.runs if run.metrics],
+        **_series(variant.finished or variant.runs),
+        **{key: variant.numbers[key].mean for key in TIMES if key in variant.numbers},
+        "seeds": {
+            str(run.seed): {
+                "status": run.status,
+                **_series([run]),
+                **{key: run.summary[key] for key in TIMES if key in run.summary},
+            }
+            for run in variant.runs
+            if run.metrics
+        },
+    }
+
+
+def _series(runs: Sequence[Run]) -> dict[str, Any]:
+    """Curves as lists, means over the runs at the steps that all of them have."""
+    lines = {run.seed: run.metrics for run in runs}
+    train, evaluated = Curve.of(lines, "train_loss"), Curve.of(lines, "eval_loss")
+    return {
+        "train_steps": train.steps,
+        "train_loss": train.mean,
+        "eval_steps": evaluated.steps,
+        "eval_loss": evaluated.mean,
+        "eval_perplexity": [perplexity(loss) for loss in evaluated.mean],
+        "eval_accuracy": Curve.of(lines, "eval_accuracy").mean,
+        "eval_bits_per_byte": Curve.of(lines, "eval_bits_per_byte").mean,
+    }
+
+
+def _result(row: Row) -> dict[str, Any]:
+    variant, analysis = row.variant, row.analysis
+    return {
+        **{key: estimate.mean for key, estimate in row.numbers.items()},
+        "attention_type": variant.mechanism,
+        "parameters": variant.parameters,
+        "kernels": variant.finished[-1].summary.get("kernels"),
+        "rank": row.place,
+        "tier": row.tier,
+        "left_out": row.left_out,
+        "verdict_from": analysis.metric,
+        "spread": {key: estimate.spread for key, estimate in row.numbers.items()},
+        "seeds": [run.seed for run in variant.finished],
+        "seeds_planned": [run.seed for run in variant.runs],
+        "difference_to_baseline": _difference(row.to_baseline),
+        "difference_to_best": _difference(analysis.to_best.get(row.name)),
+        "folder": str(variant.folder) if analysis.table.sources else variant.folder.name,
+    }
+
+
+def _difference(pair: Comparison | None) -> dict[str, Any] | None:
+    """Of the verdict's metric, with the simultaneous and the plain paired interval."""
+    if pair is None:
+        return None
+    return {
+        "mean": pair.mean,
+        "low_95": pair.low,
+        "high_95": pair.high,
+        "p_adjusted": pair.p,
+        "paired_low_95": pair.paired_low,
+        "paired_high_95": pair.paired_high,
+        "separable": pair.separable,
+        "equivalent": pair.equivalent,
+        "seeds": pair.n,
+    }
+
+
+COLUMNS = {  # key of summary.json: column
+    "final_loss": "validation_loss_nats_per_token",
+    "final_perplexity": "validation_perplexity",
+    "final_accuracy": "validation_accuracy_fraction",
+    "final_bits_per_byte": "validation_bits_per_byte",
+    "test_loss": "test_loss_nats_per_token",
+    "test_perplexity": "test_perplexity",
+    "test_accuracy": "test_accuracy_fraction",
+    "test_bits_per_byte": "test_bits_per_byte",
+    "step_time": "step_time_seconds",
+    "tokens_per_second": "tokens_per_second",
+    "total_time": "total_time_seconds",
+    "train_time": "train_time_seconds",
+    "eval_time": "eval_time_seconds",
+    "compile_time": "compile_time_seconds",
+    "peak_memory_bytes": "peak_memory_bytes",
+    "steps": "steps",
+    "tokens": "tokens",
+    "flops_per_token": "forward_flops_per_token",
+    "state_bytes": "decode_state_bytes",
+}
+WITH_SPREAD = ("final_loss", "final_perplexity", "test_loss", "step_time")
+
+
+def csv_table(analysis: Analysis) -> str:
+    """A header and one row a variant; those without a finished run come last."""
+    shown = rows(analysis)
+    ranked = {row.name for row in shown}
+    unfinished = [Row(v, analysis) for v in analysis.table.variants if v.name not in ranked]
+    lines = [_row(row) for row in (*shown, *unfinished)]
+    text = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return text.getvalue()
+
+
+def _row(row: Row) -> dict[str, Any]:
+    variant, analysis = row.variant, row.analysis
+    cells: dict[str, Any] = {
+        "place": row.place,
+        "tier": row.tier,
+        "variant": variant.name,
+        "mechanism": variant.mechanism,
+        "seeds_finished": len(variant.finished),
+        "seeds_planned": len(variant.runs),
+        "seeds_failed": len(variant.failures),
+        "left_out": row.left_out,
+        "learning_rate": _rate(variant),
+    }
+    for key, column in COLUMNS.items():
+        number = row.numbers.get(key)
+        cells[column] = None if number is None else number.mean
+        if key in WITH_SPREAD:
+            cells[f"{column}_sd"] = None if number is None else number.spread
+    cells |= _difference_columns("baseline", row.to_baseline)
+    cells |= _difference_columns("best", analysis.to_best.get(row.name))
+    cells |= _lengths(row, analysis)
+    return cells | {
+        f"parameters_{part}": variant.parameters.get(part) for part in (*PARTS, "active")
+    }
+
+
+def _lengths(row: Row, analysis: Analysis) -> dict[str, Any]:
+    """At every length that any variant was measured at; nothing where none was."""
+    found = analysis.lengths.get(row.name)
+    cells: dict[str, Any] = {}
+    for length in sorted({at for each in analysis.lengths.values() for at in each.loss}):
+        loss = found and found.loss.get(length)
+        change = found and found.change.get(length)
+        low, high = (change and change.interval) or (None, None)
+        column = f"validation_loss_at_{length}_tokens"
+        cells[f"{column}_nats_per_token"] = loss and loss.mean
+        cells[f"{column}_sd"] = loss and loss.spread
+        cells[f"{column}_minus_as_trained"] = change and change.mean
+        cells[f"{column}_minus_as_trained_low_95"] = low
+        cells[f"{column}_minus_as_trained_high_95"] = high
+    return cells
+
+
+def _rate(variant: Variant) -> float | None:
+    return variant.config.get("train", {}).get("learning_rate")
+
+
+def _difference_columns(other: str, pair: Comparison | None) -> dict[str, Any]:
+    """Of the verdict's metric; low and high of the simultaneous interval, then of the paired."""
+    start = f"minus_{other}"
+    return {
+        f"{start}_nats_per_token": pair and pair.mean,
+        f"{start}_low_95": pair and pair.low,
+        f"{start}_high_95": pair and pair.high,
+        f"{start}_paired_low_95": pair and pair.paired_low,
+        f"{start}_paired_high_95": pair and pair.paired_high,
+        f"{start}_p_adjusted": pair and pair.p,
+    }
