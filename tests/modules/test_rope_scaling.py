@@ -14,7 +14,7 @@ from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
-from attnlab.modules.rotary import Rope, rotate, turn
+from attnlab.modules.rotary import Rope, rotate, rotation
 
 ORIGINAL = 16
 LENGTH = {"original_max_position_embeddings": ORIGINAL}
@@ -86,15 +86,15 @@ def test_a_mechanism_that_hides_where_it_is_exact_is_found_out(monkeypatch):
 def test_a_place_that_only_the_device_knows_is_turned_the_same(scaling, tokens):
     rope, like = Rope(10_000.0, 8, scaling), torch.zeros((), dtype=torch.float64)
     for start in (0, 1, 7, ORIGINAL, 500):
-        known = turn(rope, start, tokens, like)
-        unknown = turn(rope, torch.tensor(start), tokens, like)
+        known = rotation(rope, start, tokens, like)
+        unknown = rotation(rope, torch.tensor(start), tokens, like)
         assert_close(unknown, known, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("scaling", [Linear(factor=1.0), DYNAMIC], ids=str)
 def test_a_scaling_that_has_nothing_to_do_changes_no_bit(scaling):
     like = torch.zeros((), dtype=torch.float64)
-    plain, scaled = (turn(Rope(10_000.0, 8, s), 0, ORIGINAL, like) for s in (None, scaling))
+    plain, scaled = (rotation(Rope(10_000.0, 8, s), 0, ORIGINAL, like) for s in (None, scaling))
     assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
 
 
@@ -105,7 +105,7 @@ def test_scores_grow_by_both_scales_of_yarn():
     assert (alone.amplitude, alone.softmax_factor) == (pytest.approx(1.36889, rel=1e-5), 1.0)
     x_TK = x_of(5, 8)[0]
     rope = Rope(10_000.0, 8, alone)
-    assert_close(rotate(x_TK, turn(rope, 0, 5, x_TK)).norm(), alone.amplitude * x_TK.norm())
+    assert_close(rotate(x_TK, rotation(rope, 0, 5, x_TK)).norm(), alone.amplitude * x_TK.norm())
 
 
 def test_the_only_pair_of_a_width_of_two_turns_alike_at_every_length():

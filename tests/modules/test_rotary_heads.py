@@ -206,9 +206,12 @@ def test_impossible_settings_are_named(kind, settings, message):
     [
         ({"n_heads": 3, "n_kv_heads": 3}, ["n_heads: 3 does not divide d_model 32"]),
         ({"n_heads": 3, "n_kv_heads": 3, "head_dim": 8}, []),
-        ({"n_heads": 32, "n_kv_heads": 32}, ["n_heads: a head of 1 is odd: RoPE turns pairs"]),
+        (
+            {"n_heads": 32, "n_kv_heads": 32},
+            ["n_heads: a head of 1 is odd: RoPE rotates pairs of columns"],
+        ),
         ({"n_heads": 32, "n_kv_heads": 32, "rope_head_dim": 0}, []),
-        ({"head_dim": 7}, ["head_dim: a head of 7 is odd: RoPE turns pairs"]),
+        ({"head_dim": 7}, ["head_dim: a head of 7 is odd: RoPE rotates pairs of columns"]),
         ({"head_dim": 7, "rope_head_dim": 6}, []),
         ({"rope_head_dim": 10}, ["rope_head_dim: 10 is more than a head of 8"]),
     ],

@@ -5,4 +5,4 @@ from attnlab.modules import rotary
 
 def rotate(x_TK, theta, start=0):
     tokens, width = x_TK.shape[-2:]
-    return rotary.rotate(x_TK, rotary.turn(rotary.Rope(theta, width), start, tokens, like=x_TK))
+    return rotary.rotate(x_TK, rotary.rotation(rotary.Rope(theta, width), start, tokens, like=x_TK))

@@ -1,16 +1,22 @@
-"""DeepSeek sparse attention: a small indexer says which `top_k` tokens the heads may look at.
+"""DeepSeek sparse attention: an indexer selects the `top_k` tokens that the heads attend to.
 
+    q_t = rotate(norm(W_q c_t))        k_t = rotate(norm(W_k c'_t))        v_t = W_v c'_t
     I_ts = sum_j w_tj ReLU(q_tj . k_s)       S_t = the top_k positions s <= t by I_ts
     y_t  = W_o [ sum_{s in S_t} softmax_s(q_t . k_s / sqrt(K)) v_s ]_heads
 
-The indexer learns from its own loss alone: the KL divergence between what the heads look at
-together and softmax(I) over the same positions. Its input is detached, so that the language-model
-loss does not reach it, and so is its target. For the first `dense_warmup_steps` training steps the
-heads look at every position, so that the indexer has something to learn from before it chooses.
+Here c and c' are the token x_t, or narrow latents of it where `q_lora_rank` or `kv_lora_rank` is
+set. The norms of queries and keys are off by default. q_tj, k_s and w_tj of the index scores I are
+projections of the indexer.
+
+The indexer is trained by its own loss alone: the KL divergence between the heads' mean attention
+and softmax(I) over the same positions. Its input and its target are detached, so neither loss
+reaches the other's parameters. For the first `dense_warmup_steps` training steps the heads attend
+to all positions, so that the indexer learns before it selects.
 
 DeepSeek-AI 2025 (DeepSeek-V3.2), here over grouped-query heads with rotary queries and keys.
-Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
-K width of a query and a key head, V width of a value head, S slots, J index heads, I index width.
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K width of a query and
+a key head, V width of a value head, R width of a latent, M = H K, S slots or keys, J index heads,
+I index width, n selected slots.
 """
 
 from collections.abc import Iterator
@@ -25,20 +31,22 @@ from attnlab.config import Problem
 from attnlab.kernels import sparse_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
-from attnlab.modules.rotary import Rope, rotate, turn
-from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
+from attnlab.modules.norms import RMSNorm
+from attnlab.modules.rotary import Rope, rotate, rotation
+from attnlab.modules.rotary_heads import RotaryHeadsConfig, latent
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
-    top_k: int = 256
-    index_n_heads: int = 4
-    index_head_dim: int = 64
-    index_rope_head_dim: int | None = None  # None: half of index_head_dim
-    dense_warmup_steps: int = 100
+    top_k: int = 256  # tokens that a query attends to
+    index_n_heads: int = 4  # number of index heads
+    index_head_dim: int = 64  # width of an index head
+    index_rope_head_dim: int | None = None  # columns that RoPE rotates; None: half of the head
+    dense_warmup_steps: int = 100  # training steps at the start that attend to all positions
 
     @property
     def index_rope_width(self) -> int:
+        """Number of columns of an index head that RoPE rotates."""
         given = self.index_rope_head_dim
         return self.index_head_dim // 2 if given is None else given
 
@@ -51,8 +59,8 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
         if self.index_rope_head_dim is None and width % 2:
             yield Problem(
                 "index_head_dim",
-                f"half of {self.index_head_dim} is odd: RoPE turns pairs; "
-                "take a multiple of 4, or give index_rope_head_dim",
+                f"half of {self.index_head_dim} is odd: RoPE rotates pairs of columns; "
+                "use a multiple of 4, or set index_rope_head_dim",
             )
         elif width % 2 or not 0 <= width <= max(self.index_head_dim, 0):
             yield Problem(
@@ -65,14 +73,24 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
             )
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        heads, width = self.index_n_heads, self.index_head_dim
-        indexer = d_model * (heads * width + width + heads)  # q k w
-        index = heads * (width + 1) * context
-        attention = self.look_flops(d_model, min(context, self.top_k))
+        key, value = self.head_widths(d_model)
+        q_input, kv_input = self.projection_inputs(d_model)
+        latents = (self.q_lora_rank or 0) + (self.kv_lora_rank or 0)
+        queries, keys_values = self.n_heads * key, self.n_kv_heads * (key + value)
+        outputs = self.n_heads * value
+        matrices = d_model * (latents + outputs) + q_input * queries + kv_input * keys_values
+        biases = self.bias * (latents + queries + keys_values + d_model)
+        norms = latents + self.qk_norm * 2 * key
+        scores_and_sums = self.n_heads * (key + value) * min(context, self.top_k)
+
+        index_heads, width = self.index_n_heads, self.index_head_dim
+        indexer = d_model * (index_heads * width + width + index_heads)  # q, k, w
+        index_scores = index_heads * (width + 1) * context
+        index_norm = 2 * width
         return Cost(
-            params=self.projection_params(d_model) + indexer + 2 * width,  # norm of the index keys
-            flops=self.projection_flops(d_model) + 2 * (indexer + index) + attention,
-            state_bytes=itemsize * (self.kv_width(d_model) + width) * context,
+            params=matrices + biases + norms + indexer + index_norm,
+            flops=2 * (matrices + scores_and_sums + indexer + index_scores),
+            state_bytes=itemsize * (keys_values + width) * context,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "DeepseekSparseAttention":
@@ -80,9 +98,9 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
 
 
 class LightningIndexer(nn.Module):
-    """Index queries, the one index key and the heads' weights of each token.
+    """Index queries, the index key that all index heads share, and the index heads' weights.
 
-    They stay in the dtype of the parameters under autocast: decoding must select what training
+    They keep the dtype of the parameters under autocast: decoding must select what training
     selected, and in bfloat16 two ways to add up a score often disagree about which is larger.
     """
 
@@ -97,13 +115,13 @@ class LightningIndexer(nn.Module):
         self.weights_proj = nn.Linear(d_model, heads, bias=False)
 
     def forward(self, x_BTD: Tensor, start: int | Tensor) -> sparse_attention.Index:
-        """Of tokens whose first is at position `start`."""
+        """Return the index of tokens whose first is at position `start`."""
         x_BTD = x_BTD.detach().to(self.q_proj.weight.dtype)
         heads, width = self.config.index_n_heads, self.config.index_head_dim
         q_BTJI = rearrange(self.q_proj(x_BTD), "B T (J I) -> B T J I", J=heads)
         k_BTI = self.k_norm(self.k_proj(x_BTD))
         weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
-        by = turn(self.rope, start, x_BTD.shape[1], like=k_BTI)
+        by = rotation(self.rope, start, x_BTD.shape[1], like=k_BTI)
         q_BTJI = rotate(q_BTJI.transpose(1, 2), by).transpose(1, 2)
         return sparse_attention.Index(q_BTJI, rotate(k_BTI, by), weights_BTJ)
 
@@ -115,7 +133,7 @@ class SparseCache(NamedTuple):
     seen: Tensor  # tokens written so far, also the next token's position: int64, no dimension
 
     def append(self, k_BGTK: Tensor, v_BGTV: Tensor, index_k_BTI: Tensor) -> "SparseCache":
-        """Write T more tokens, in place. There must be room for them."""
+        """Write T more tokens in place. There must be T free slots."""
         slot_T = next_positions(self.seen, index_k_BTI.shape[1])
         self.k_BGSK.index_copy_(2, slot_T, k_BGTK.to(self.k_BGSK.dtype))
         self.v_BGSV.index_copy_(2, slot_T, v_BGTV.to(self.v_BGSV.dtype))
@@ -124,12 +142,24 @@ class SparseCache(NamedTuple):
         return SparseCache(self.k_BGSK, self.v_BGSV, self.index_k_BSI, seen)
 
 
-class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
+class DeepseekSparseAttention(Mechanism[SparseCache]):
     is_dense: Tensor
 
     def __init__(self, config: DeepseekSparse, d_model: int, dropout: float) -> None:
-        super().__init__(config, d_model)
+        super().__init__()
         self.config, self.dropout = config, dropout
+        self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
+        self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
+        q_input, kv_input = config.projection_inputs(d_model)
+        bias = config.bias
+        self.q_latent = latent(d_model, config.q_lora_rank, bias)
+        self.kv_latent = latent(d_model, config.kv_lora_rank, bias)
+        self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
+        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
+        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
+        self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
+        self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
         self.indexer = LightningIndexer(config, d_model)
         self.register_buffer("is_dense", torch.tensor(False), persistent=False)
         self.at_step(0)
@@ -138,19 +168,19 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         self.is_dense.fill_(step < self.config.dense_warmup_steps)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self._look(x_BTD).y_BTD
+        return self._attend(x_BTD).y_BTD
 
     def forward_with_loss(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """`y_BTD`, and the indexer's KL divergence in nats, averaged over tokens."""
-        look = self._look(x_BTD)
+        """Return `y_BTD`, and the indexer's KL divergence in nats, averaged over tokens."""
+        found = self._attend(x_BTD)
         loss = sparse_attention.index_loss(
-            look.read,
-            look.index_BTS,
-            look.selected_BTS,
-            sparse_attention.target(look.weights_BHTS),
-            gradient_dtype=look.weights_BHTS.dtype,
+            found.indexed,
+            found.index_BTS,
+            found.selected_BTS,
+            sparse_attention.target(found.weights_BHTS),
+            gradient_dtype=found.weights_BHTS.dtype,
         )
-        return look.y_BTD, loss
+        return found.y_BTD, loss
 
     def init_state(self, batch_size: int, capacity: int) -> SparseCache:
         new, kv_heads = self.o_proj.weight.new_zeros, self.config.n_kv_heads
@@ -162,14 +192,14 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         )
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, SparseCache]:
-        look = self._look(x_BTD)
+        found = self._attend(x_BTD)
         state = self.init_state(x_BTD.shape[0], capacity)
-        return look.y_BTD, state.append(look.k_BGTK, look.v_BGTV, look.read.k_BSI)
+        return found.y_BTD, state.append(found.k_BGTK, found.v_BGTV, found.indexed.k_BSI)
 
     def step(self, x_BD: Tensor, state: SparseCache) -> tuple[Tensor, SparseCache]:
         x_B1D, start = x_BD[:, None], state.seen
         q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start)
-        with _full_precision(x_BD):
+        with _without_autocast(x_BD):
             index: sparse_attention.Index = self.indexer(x_B1D, start)
             state = state.append(k_BG1K, v_BG1V, index.k_BSI)
             index_k_BSI = state.index_k_BSI.to(index.k_BSI.dtype)
@@ -187,12 +217,24 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, kept.values.bool())
         return self.o_proj(y_BHV.flatten(1)), state
 
-    def _look(self, x_BTD: Tensor) -> "_Look":
+    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
+        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
+        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
+        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
+        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
+        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
+        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
+        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
+
+    def _attend(self, x_BTD: Tensor) -> "_Attended":
+        """Select and attend for all tokens at once."""
         config = self.config
-        with _full_precision(x_BTD):
-            read: sparse_attention.Index = self.indexer(x_BTD, start=0)
-            with torch.no_grad():  # `index_loss` knows its own gradient
-                index_BTS = sparse_attention.index_scores(read)
+        with _without_autocast(x_BTD):
+            index: sparse_attention.Index = self.indexer(x_BTD, start=0)
+            with torch.no_grad():  # `index_loss` has its own backward pass
+                index_BTS = sparse_attention.index_scores(index)
         selected_BTS = sparse_attention.select(index_BTS, config.top_k)
         if self.training:
             selected_BTS = selected_BTS | (sparse_attention.causal(index_BTS) & self.is_dense)
@@ -202,26 +244,26 @@ class DeepseekSparseAttention(RotaryHeads, Mechanism[SparseCache]):
         k_BHTK, v_BHTV = (
             x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
         )
-        with _full_precision(x_BTD):  # autocast would widen the weights of T x T
+        with _without_autocast(x_BTD):  # which would widen the T x T weights
             y_BHTV, weights_BHTS = sparse_attention.attend(
                 q_BHTK, k_BHTK, v_BHTV, selected_BTS, self.dropout if self.training else 0.0
             )
-        y_BTD = self._output(y_BHTV)
-        return _Look(y_BTD, weights_BHTS, read, index_BTS, selected_BTS, k_BGTK, v_BGTV)
+        y_BTD = self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))
+        return _Attended(y_BTD, weights_BHTS, index, index_BTS, selected_BTS, k_BGTK, v_BGTV)
 
 
-class _Look(NamedTuple):
-    """All that one pass over a sequence finds out."""
+class _Attended(NamedTuple):
+    """Results of one pass over a sequence, for the output, the loss and the decode state."""
 
     y_BTD: Tensor
     weights_BHTS: Tensor  # before dropout
-    read: sparse_attention.Index
+    indexed: sparse_attention.Index
     index_BTS: Tensor
     selected_BTS: Tensor
     k_BGTK: Tensor
     v_BGTV: Tensor
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
-    """What is computed inside keeps the dtypes it is given."""
+def _without_autocast(x: Tensor) -> torch.autocast:
+    """Return a context in which computations keep the dtypes of their inputs."""
     return torch.autocast(x.device.type, enabled=False)

@@ -1,47 +1,63 @@
-"""DeltaNet: a matrix memory a head that never forgets, and overwrites what a key recalls.
+"""DeltaNet: a matrix memory per head that never decays, and overwrites the value a key recalls.
 
     S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T        y_t = K^-0.5 q_t S_t
 
     q, k, v = conv(W x)  each, q and k then of length 1        beta_t = sigmoid(w_b x_t)
     out_t = W_o rms(y_t), and with an output gate W_o [rms(y_t) silu(W_g x_t)]
 
-It costs the same for every token, however many came before. Parameters are named and begin as in
-flash-linear-attention's layer of this name, but for its three convolutions: `qkv_conv1d` is the one
-over the channels of all three.
+The cost per token is the same at every context length. Names and initial values of parameters are
+those of flash-linear-attention's layer of this name, except for its three convolutions: here
+`qkv_conv1d` is one convolution over the channels of queries, keys and values.
 
 Yang et al. 2024 (arXiv:2406.06484) after Schlag, Irie, Schmidhuber 2021 (arXiv:2102.11174).
-Shapes: D model width, H heads, V value width.
+Shapes: B batch, T tokens, D model width, H heads, K key width, V value width, P past tokens of the
+convolution, C channels: of queries, keys and values, or H V of the output.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from attnlab.mechanism import Cost, MechanismConfig
-from attnlab.modules.delta_heads import DeltaHeads, DeltaHeadsConfig
-from attnlab.modules.gated_norm import gated_norm
+from attnlab.config import Problem
+from attnlab.kernels import gated_delta_rule as rule
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.matrix_memory import MemoryHeadsConfig, MemoryState, at_least_1
+from attnlab.modules.norms import gated_norm, widened
 from attnlab.modules.short_convolution import ShortConvolution
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeltaNet(DeltaHeadsConfig, MechanismConfig):
-    output_gate: bool = False
+class DeltaNet(MemoryHeadsConfig, MechanismConfig):
+    conv_size: int = 4  # tokens that the convolution covers, the current one included
+    output_gate: bool = False  # multiply the output by silu(W_g x)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from at_least_1(self, "conv_size")
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
         del context
-        gate = d_model * self.output_gate * self.values
-        return self.delta_cost(d_model, itemsize, weights=gate, vectors=0)
+        channels, memory = 2 * self.keys + self.values, self.keys * self.value_dim
+        gates = self.n_heads + self.output_gate * self.values  # b, g
+        matrices = d_model * (channels + gates + self.values)  # q, k, v, the gates, o
+        return Cost(
+            params=matrices + self.conv_size * channels + self.value_dim,  # the last is the norm
+            flops=2 * matrices + 3 * 2 * memory,  # recall by key, write, read
+            # the memory is float32 or wider
+            state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * channels,
+        )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "DeltaNetMixer":
         del dropout  # there are no attention weights
         return DeltaNetMixer(self, d_model)
 
 
-class DeltaNetMixer(DeltaHeads):
-    gate = "none"
-
+class DeltaNetMixer(Mechanism[MemoryState]):
     def __init__(self, config: DeltaNet, d_model: int) -> None:
-        super().__init__(config)
+        super().__init__()
         self.config = config
         keys, values = config.keys, config.values
         self.q_proj = nn.Linear(d_model, keys, bias=False)
@@ -54,9 +70,60 @@ class DeltaNetMixer(DeltaHeads):
         self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
         self.o_proj = nn.Linear(values, d_model, bias=False)
 
-    def log_decay(self, x_D: Tensor) -> None:
-        del x_D
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        qkv_BTC = self.qkv_conv1d(self._project(x_BTD))
+        q_BTHK, k_BTHK, v_BTHV, beta_BTH = self._inputs(x_BTD, qkv_BTC)
+        y_BTHV, _ = rule.gated_delta_rule(
+            q_BTHK, k_BTHK, v_BTHV, None, beta_BTH, self.config.kernel
+        )
+        return self._output(x_BTD, y_BTHV)
 
-    def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
+        del capacity  # the state does not grow with the number of tokens
+        heads, key, value = self.config.n_heads, self.config.head_dim, self.config.value_dim
+        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value))
+        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
+        del capacity
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
+        q_BTHK, k_BTHK, v_BTHV, beta_BTH = self._inputs(x_BTD, qkv_BTC)
+        y_BTHV, memory_BHKV = rule.gated_delta_rule(
+            q_BTHK, k_BTHK, v_BTHV, None, beta_BTH, self.config.kernel
+        )
+        return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
+
+    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
+        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
+        q_BHK, k_BHK, v_BHV, beta_BH = self._inputs(x_BD, qkv_BC)
+        y_BHV, memory_BHKV = rule.step(
+            rule.unit(q_BHK), rule.unit(k_BHK), v_BHV, None, beta_BH, state.memory_BHKV
+        )
+        return self._output(x_BD, y_BHV), MemoryState(memory_BHKV, past_BPC)
+
+    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
+        if name == "qkv_conv1d.weight":
+            channels, width = self.qkv_conv1d.weight.shape
+            return ShortConvolution.initial_weight(channels, width, generator)
+        return None
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        return rule.resolve(self.config.kernel, device, dtype, self.config.head_dim, "none")
+
+    def _project(self, x_BTD: Tensor) -> Tensor:
+        """Return `qkv_BTC` before the convolution, by one product."""
+        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
+        return linear(x_BTD, torch.cat(weights))
+
+    def _inputs(self, x_D: Tensor, qkv_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return `q_HK, k_HK, v_HV, beta_H` of x (..., D) and its convolved channels."""
+        heads, keys, values = self.config.n_heads, self.config.keys, self.config.values
+        q_C, k_C, v_C = qkv_C.split([keys, keys, values], -1)
+        q_HK, k_HK, v_HV = (each_C.unflatten(-1, (heads, -1)) for each_C in (q_C, k_C, v_C))
+        return q_HK, k_HK, v_HV, widened(self.b_proj(x_D)).sigmoid()
+
+    def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         gate_C = self.g_proj(x_D) if self.config.output_gate else None
-        return self.o_proj(gated_norm(y_HV, self.o_norm, gate_C, self.config.kernel).to(x_D.dtype))
+        y_C = gated_norm(y_HV, self.o_norm, gate_C, self.config.kernel)
+        return self.o_proj(y_C.to(x_D.dtype))

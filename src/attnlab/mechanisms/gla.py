@@ -1,16 +1,16 @@
-"""Gated Linear Attention: a matrix memory a head, each key channel forgetting at its own rate.
+"""Gated Linear Attention: a matrix memory per head whose key channels decay each at its own rate.
 
     S_t = Diag(exp(g_t)) S_{t-1} + k_t v_t^T        y_t = K^-0.5 q_t S_t
 
     q, k, v = W x_t        g_t = logsigmoid(W_2 W_1 x_t + b) / 16
     out_t = W_o [rms(y_t) silu(W_g x_t)]
 
-It costs the same for every token, however many came before. Parameters are named and begin as in
-flash-linear-attention's layer of this name, but for the norm, which is `o_norm` here. Value heads
-are twice as wide as key heads by default, as in the paper.
+The cost per token is the same at every context length. Names and initial values of parameters are
+those of flash-linear-attention's layer of this name, except for the norm, which is `o_norm` here.
+Value heads are by default twice as wide as key heads, as in the paper.
 
 Yang et al. 2023 (arXiv:2312.06635).
-Shapes: B batch, T tokens, D model width, H heads, K key width, V value width.
+Shapes: B batch, T tokens, D model width, H heads, K key width, V value width, C = H V.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,17 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attnlab.config import Problem
-from attnlab.kernels import gated_linear_attention as linear
+from attnlab.kernels import gated_linear_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.gated_norm import gated_norm
-from attnlab.modules.memory_heads import MemoryHeadsConfig, at_least_1
-from attnlab.modules.widened import widened
+from attnlab.modules.matrix_memory import MemoryHeadsConfig, at_least_1
+from attnlab.modules.norms import gated_norm, widened
 
 
 @dataclass(frozen=True, kw_only=True)
 class GLA(MemoryHeadsConfig, MechanismConfig):
-    expand_v: float = 2.0
-    gate_rank: int = 16  # of the projection that decays are read out of
-    gate_normalizer: float = 16.0  # divides log decays: the higher, the longer a memory
+    expand_v: float = 2.0  # width of a value head, as a multiple of head_dim
+    gate_rank: int = 16  # width of the bottleneck W_1 of the decays
+    gate_normalizer: float = 16.0  # divides log decays: the larger, the slower the decay
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -42,15 +41,14 @@ class GLA(MemoryHeadsConfig, MechanismConfig):
             yield Problem("gate_normalizer", f"must be positive, got {self.gate_normalizer}")
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        """As the contract says; the matrix memory is kept in float32 or wider."""
         del context
-        gates = self.gate_rank * (d_model + self.keys)
-        products = d_model * (2 * self.keys + 3 * self.values) + gates
+        decays = self.gate_rank * (d_model + self.keys)
+        matrices = d_model * (2 * self.keys + 3 * self.values) + decays  # q, k, v, g, o
         memory = self.keys * self.value_dim
         return Cost(
-            params=products + self.keys + self.value_dim,
-            flops=2 * products + 2 * 2 * memory,  # the write, the read
-            state_bytes=max(itemsize, 4) * memory,
+            params=matrices + self.keys + self.value_dim,  # the last two: b, the norm
+            flops=2 * matrices + 2 * 2 * memory,  # write, read
+            state_bytes=max(itemsize, 4) * memory,  # float32 or wider
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "GLAMixer":
@@ -78,30 +76,35 @@ class GLAMixer(Mechanism[GLAState]):
         self.o_proj = nn.Linear(config.values, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.prefill(x_BTD, x_BTD.shape[1])[0]
+        y_BTHV, _ = gated_linear_attention.gated_linear_attention(
+            *self._inputs(x_BTD), self.config.kernel
+        )
+        return self._output(x_BTD, y_BTHV)
 
     def init_state(self, batch_size: int, capacity: int) -> GLAState:
-        del capacity  # the state is as large for one token as for a million
-        config, weight = self.config, self.q_proj.weight
-        shape = batch_size, config.n_heads, config.head_dim, config.value_dim
-        return GLAState(widened(weight.new_zeros(shape)))
+        del capacity  # the state does not grow with the number of tokens
+        heads, key, value = self.config.n_heads, self.config.head_dim, self.config.value_dim
+        return GLAState(widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value)))
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, GLAState]:
         del capacity
-        y_BTHV, memory_BHKV = linear.gated_linear_attention(
+        y_BTHV, memory_BHKV = gated_linear_attention.gated_linear_attention(
             *self._inputs(x_BTD), self.config.kernel
         )
         return self._output(x_BTD, y_BTHV), GLAState(memory_BHKV)
 
     def step(self, x_BD: Tensor, state: GLAState) -> tuple[Tensor, GLAState]:
-        y_BHV, memory_BHKV = linear.step(*self._inputs(x_BD), state.memory_BHKV)
+        y_BHV, memory_BHKV = gated_linear_attention.step(*self._inputs(x_BD), state.memory_BHKV)
         return self._output(x_BD, y_BHV), GLAState(memory_BHKV)
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        return linear.resolve(self.config.kernel, device, dtype, self.config.head_dim, "channel")
+        config = self.config
+        return gated_linear_attention.resolve(
+            config.kernel, device, dtype, config.head_dim, "channel"
+        )
 
     def _inputs(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys, values and log decays by head, of x (..., D)."""
+        """Return queries, keys, values and log decays by head, of x (..., D)."""
         config = self.config
         q_HK, k_HK, g_HK = (
             project(x_D).unflatten(-1, (config.n_heads, config.head_dim))
@@ -112,6 +115,5 @@ class GLAMixer(Mechanism[GLAState]):
         return q_HK * config.head_dim**-0.5, k_HK, v_HV, g_HK
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
-        return self.o_proj(
-            gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel).to(x_D.dtype)
-        )
+        y_C = gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel)
+        return self.o_proj(y_C.to(x_D.dtype))

@@ -1,8 +1,9 @@
-"""Identity: one linear map of each token, and no mixing between them. The floor of a comparison.
+"""Identity: one linear map of each token and no mixing between tokens, as a lower baseline.
 
     y_t = W_o x_t
 
-What a model with it learns, it learns without looking back; a mechanism is worth what it adds.
+A model with it predicts from the current token alone; the difference to another mechanism is what
+attending to earlier tokens gains.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -27,7 +28,7 @@ class Identity(MechanismConfig):
 
 
 class Nothing(NamedTuple):
-    """A token needs nothing of those before it."""
+    """Empty decode state: no token depends on earlier ones."""
 
 
 class TokenwiseLinear(Mechanism[Nothing]):

@@ -1,4 +1,4 @@
-"""Mamba-2: a state space model whose memory, a matrix a head, decays by one scalar of the token.
+"""Mamba-2: a state space model; its memory, a matrix per head, decays by one scalar per token.
 
     S_t = exp(A dt_t) S_{t-1} + B_t (dt_t x_t)^T        y_t = C_t S_t + D x_t
 
@@ -6,13 +6,15 @@
     out_t = W_o rms(y_t silu(W_z u_t))   over all channels of all heads
 
 By the paper's duality this is linear attention: C is the query, B the key and dt x the value, and
-parameters are named so: `q_proj`, `k_proj` and `v_proj` read C, B and x out of the token u, and
-`g_proj` reads z. All heads share one C and one B. What is published as Mamba-2 has heads of 64, a
-state of 128 and n_heads * head_dim = 2 d_model, and also a bias in its convolution. It costs the
-same for every token, however many came before.
+parameters are named so: `q_proj`, `k_proj` and `v_proj` compute C, B and x from the token u, and
+`g_proj` computes z. All heads share one C and one B. The published Mamba-2 has heads of 64, a state
+of 128, n_heads * head_dim = 2 d_model, and a bias in its convolution. The cost per token is the
+same at every context length.
 
 Dao and Gu 2024 (arXiv:2405.21060).
-Shapes: D model width, H heads, K width of the state, V width of a head.
+Shapes: B batch, T tokens, D model width, H heads, K width of the state, V width of a head, P past
+tokens of the convolution, C channels: of C, B and x, or H V of the output. In tensor names x_D is
+the token u.
 """
 
 from collections.abc import Iterator
@@ -20,41 +22,39 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu, softplus
+from torch.nn.functional import linear, rms_norm, silu, softplus
 
 from attnlab.config import Problem
-from attnlab.kernels import gated_linear_attention as linear
+from attnlab.kernels import gated_linear_attention
 from attnlab.kernels.forms import Kernel
-from attnlab.mechanism import Cost, MechanismConfig
-from attnlab.modules.convolved_memory import ConvolvedMemory, Inputs
-from attnlab.modules.decay import initial_A_log, initial_dt_bias
-from attnlab.modules.memory_heads import at_least_1
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.matrix_memory import MemoryState, at_least_1, initial_A_log, initial_dt_bias
+from attnlab.modules.norms import widened
 from attnlab.modules.short_convolution import ShortConvolution
-from attnlab.modules.widened import widened
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2(MechanismConfig):
-    n_heads: int = 4
-    head_dim: int = 32  # n_heads * head_dim need not be twice d_model
-    d_state: int = 64  # of a B and a C, which all heads share
-    conv_size: int = 4  # tokens that a convolution sees, the present one included
-    kernel: Kernel = "auto"
+    n_heads: int = 4  # number of heads, each with a memory of its own
+    head_dim: int = 32  # width of a head; n_heads * head_dim may differ from 2 d_model
+    d_state: int = 64  # width of a B and a C, which all heads share
+    conv_size: int = 4  # tokens that the convolution covers, the current one included
+    kernel: Kernel = "auto"  # implementation of the recurrence; all compute the same function
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least_1(self, "n_heads", "head_dim", "d_state", "conv_size")
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        """As the contract says; the matrix memory is kept in float32 or wider."""
         del context
         inner = self.n_heads * self.head_dim
-        convolved, memory = inner + 2 * self.d_state, inner * self.d_state
-        products = d_model * (convolved + 2 * inner + self.n_heads)
+        channels, memory = inner + 2 * self.d_state, inner * self.d_state
+        matrices = d_model * (channels + 2 * inner + self.n_heads)  # q, k, v, g, o, dt
         vectors = 3 * self.n_heads + inner  # A_log, dt_bias, D, the norm
         return Cost(
-            params=products + self.conv_size * convolved + vectors,
-            flops=2 * products + 2 * 2 * memory,  # the write, the read
-            state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * convolved,
+            params=matrices + self.conv_size * channels + vectors,
+            flops=2 * matrices + 2 * 2 * memory,  # write, read
+            # the memory is float32 or wider
+            state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * channels,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "Mamba2Mixer":
@@ -62,12 +62,12 @@ class Mamba2(MechanismConfig):
         return Mamba2Mixer(self, d_model)
 
 
-class Mamba2Mixer(ConvolvedMemory):
+class Mamba2Mixer(Mechanism[MemoryState]):
     def __init__(self, config: Mamba2, d_model: int) -> None:
         super().__init__()
         self.config = config
         heads, inner = config.n_heads, config.n_heads * config.head_dim
-        self.memory_shape = heads, config.d_state, config.head_dim
+        channels = 2 * config.d_state + inner
         self.q_proj = nn.Linear(d_model, config.d_state, bias=False)
         self.k_proj = nn.Linear(d_model, config.d_state, bias=False)
         self.v_proj = nn.Linear(d_model, inner, bias=False)
@@ -75,15 +75,70 @@ class Mamba2Mixer(ConvolvedMemory):
         self.A_log = nn.Parameter(initial_A_log(heads, lowest=1))
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
         self.D = nn.Parameter(torch.ones(heads))
-        self.qkv_conv1d = ShortConvolution(
-            2 * config.d_state + inner, config.conv_size, config.kernel
-        )
+        self.qkv_conv1d = ShortConvolution(channels, config.conv_size, config.kernel)
         self.g_proj = nn.Linear(d_model, inner, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.o_proj = nn.Linear(inner, d_model, bias=False)
 
-    def inputs(self, x_D: Tensor, qkv_C: Tensor) -> Inputs:
-        """C and B of each head, x by head, and dt (..., H)."""
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTHV, _ = self._over_time(x_BTD, self.qkv_conv1d(self._project(x_BTD)))
+        return self._output(x_BTD, y_BTHV)
+
+    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
+        del capacity  # the state does not grow with the number of tokens
+        heads, key, value = self.config.n_heads, self.config.d_state, self.config.head_dim
+        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value))
+        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
+        del capacity
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
+        y_BTHV, memory_BHKV = self._over_time(x_BTD, qkv_BTC)
+        return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
+
+    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
+        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
+        q_BHK, k_BHK, x_BHV, dt_BH = self._inputs(x_BD, qkv_BC)
+        v_BHV, g_BH = self._values_and_decays(x_BHV, dt_BH)
+        y_BHV, memory_BHKV = gated_linear_attention.step(
+            q_BHK, k_BHK, v_BHV, g_BH, state.memory_BHKV
+        )
+        y_BHV = self._with_skip(y_BHV, x_BHV)
+        return self._output(x_BD, y_BHV), MemoryState(memory_BHKV, past_BPC)
+
+    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
+        if name == "A_log":
+            return initial_A_log(self.config.n_heads, generator, lowest=1)
+        if name == "dt_bias":
+            return initial_dt_bias(self.config.n_heads, generator)
+        if name == "D":
+            return torch.ones_like(self.D)
+        if name == "qkv_conv1d.weight":
+            channels, width = self.qkv_conv1d.weight.shape
+            return ShortConvolution.initial_weight(channels, width, generator)
+        return None
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        config = self.config
+        return gated_linear_attention.resolve(config.kernel, device, dtype, config.d_state, "head")
+
+    def _project(self, x_BTD: Tensor) -> Tensor:
+        """Return `qkv_BTC` before the convolution, by one product."""
+        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
+        return linear(x_BTD, torch.cat(weights))
+
+    def _over_time(self, x_BTD: Tensor, qkv_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `y_BTHV` of all tokens from an empty memory, and the last `memory_BHKV`."""
+        q_BTHK, k_BTHK, x_BTHV, dt_BTH = self._inputs(x_BTD, qkv_BTC)
+        v_BTHV, g_BTH = self._values_and_decays(x_BTHV, dt_BTH)
+        y_BTHV, memory_BHKV = gated_linear_attention.gated_linear_attention(
+            q_BTHK, k_BTHK, v_BTHV, g_BTH, self.config.kernel
+        )
+        return self._with_skip(y_BTHV, x_BTHV), memory_BHKV
+
+    def _inputs(self, x_D: Tensor, qkv_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return C and B (..., H, K), x (..., H, V) and dt (..., H)."""
         config = self.config
         qk_C, v_C = qkv_C.tensor_split([2 * config.d_state], -1)
         of_heads = *qk_C.shape[:-1], config.n_heads, config.d_state
@@ -91,37 +146,14 @@ class Mamba2Mixer(ConvolvedMemory):
         dt_H = softplus(widened(self.dt_proj(x_D)) + widened(self.dt_bias))
         return q_HK, k_HK, v_C.unflatten(-1, (config.n_heads, config.head_dim)), dt_H
 
-    def over_time(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        q_BTHK, k_BTHK, x_BTHV, dt_BTH = inputs
-        v_BTHV, g_BTH = self._values_and_decays(x_BTHV, dt_BTH)
-        y_BTHV, memory_BHKV = linear.gated_linear_attention(
-            q_BTHK, k_BTHK, v_BTHV, g_BTH, self.config.kernel
-        )
-        return self._with_skip(y_BTHV, x_BTHV), memory_BHKV
-
-    def one_more(self, inputs: Inputs, memory_BHKV: Tensor) -> tuple[Tensor, Tensor]:
-        q_BHK, k_BHK, x_BHV, dt_BH = inputs
-        v_BHV, g_BH = self._values_and_decays(x_BHV, dt_BH)
-        y_BHV, memory_BHKV = linear.step(q_BHK, k_BHK, v_BHV, g_BH, memory_BHKV)
-        return self._with_skip(y_BHV, x_BHV), memory_BHKV
-
-    def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
-        y_C = y_HV.flatten(-2) * silu(widened(self.g_proj(x_D)))
-        weight_C = widened(self.norm.weight)
-        return self.o_proj(rms_norm(y_C, weight_C.shape, weight_C, self.norm.eps).to(x_D.dtype))
-
-    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
-        if name == "A_log":
-            return initial_A_log(len(self.A_log), generator, lowest=1)
-        if name == "dt_bias":
-            return initial_dt_bias(len(self.dt_bias), generator)
-        return torch.ones_like(self.D) if name == "D" else super().initial_value(name, generator)
-
-    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        return linear.resolve(self.config.kernel, device, dtype, self.config.d_state, "head")
-
     def _values_and_decays(self, x_HV: Tensor, dt_H: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `v_HV` = dt x and the log decays `g_H` = A dt."""
         return (x_HV * dt_H[..., None]).to(x_HV.dtype), -widened(self.A_log).exp() * dt_H
 
     def _with_skip(self, y_HV: Tensor, x_HV: Tensor) -> Tensor:
         return widened(y_HV) + widened(self.D)[:, None] * x_HV
+
+    def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+        y_C = y_HV.flatten(-2) * silu(widened(self.g_proj(x_D)))
+        weight_C = widened(self.norm.weight)
+        return self.o_proj(rms_norm(y_C, weight_C.shape, weight_C, self.norm.eps).to(x_D.dtype))

@@ -1,17 +1,19 @@
-"""Multi-head latent attention: keys and values are read out of one narrow latent a token.
+"""Multi-head latent attention: keys and values are computed from one narrow latent per token.
 
     c_t   = norm(W_dkv x_t)                          the latent, R numbers
-    r_t   = rotate(W_kr x_t)                         one rotary key, shared by the heads
+    r_t   = rotate(W_kr x_t)                         one rotary key, shared by all heads
     k_t^h = [W_uk^h c_t ; r_t]        v_t^h = W_uv^h c_t        q_t^h = [a_t^h ; rotate(b_t^h)]
     y_t   = W_o [ sum_{s <= t} softmax_s(q_t^h . k_s^h / sqrt(N + P)) v_s^h ]_heads
 
-Decoding keeps c and r alone and never rebuilds a key or value (the absorbed form): since
-a . W_uk c = (W_uk^T a) . c, the query goes into the latent space, attends there as if all heads
-shared the one key [c ; r] and the one value c, and comes back through W_uv.
+Decoding stores c and r alone and never computes a key or value (the absorbed form): since
+a . W_uk c = (W_uk^T a) . c, the query is mapped into the latent space, attends there as if all
+heads shared the one key [c ; r] and the one value c, and the result is mapped back by W_uv.
 
-With a `q_lora_rank` the queries are read out of a latent of their own, norm(W_dq x_t), as in
-DeepSeek-V3. DeepSeek-AI 2024 (arXiv:2405.04434, arXiv:2412.19437). Projections bear the names of
-DeepSeek's code: `kv_a_proj_with_mqa` is W_dkv above W_kr, `kv_b_proj` is W_uk and W_uv by head.
+With `q_lora_rank` the queries are computed from a latent of their own, norm(W_dq x_t), as in
+DeepSeek-V3. Projections have the names of DeepSeek's code: `kv_a_proj_with_mqa` is W_dkv above
+W_kr, `kv_b_proj` is W_uk and W_uv by head.
+
+DeepSeek-AI 2024 (arXiv:2405.04434, arXiv:2412.19437).
 Shapes: B batch, T tokens, D model width, H heads, N width of the part without rotary, P width of
 the rotary part, K = N + P, V value width, R latent rank, M = H K, S slots, C = R + P.
 """
@@ -28,22 +30,22 @@ from attnlab.config import Problem
 from attnlab.kernels import attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.kv_cache import filled, next_positions, none_seen, softmax_over_seen
-from attnlab.modules.latent import RMSNorm
+from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
-from attnlab.modules.rotary import Rope, rope_problems, rotate, turn
+from attnlab.modules.rotary import Rope, rope_problems, rotate, rotation
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLA(MechanismConfig):
-    n_heads: int = 4
-    q_lora_rank: int | None = None  # None: queries are read out of the token itself
-    kv_lora_rank: int = 64
-    qk_nope_head_dim: int = 32
-    qk_rope_head_dim: int = 32
-    v_head_dim: int = 32
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    kernel: attention.Kernel = "auto"
+    n_heads: int = 4  # number of heads
+    q_lora_rank: int | None = None  # width of the queries' latent; None: read from the token
+    kv_lora_rank: int = 64  # width of the latent of keys and values
+    qk_nope_head_dim: int = 32  # width of the part of a query or key head without RoPE
+    qk_rope_head_dim: int = 32  # width of the part of a query or key head with RoPE; even
+    v_head_dim: int = 32  # width of a value head
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    rope_scaling: RopeScaling | None = None  # change of the frequencies for longer texts
+    kernel: attention.Kernel = "auto"  # implementation of attention; all compute the same function
 
     def problems(self) -> Iterator[Problem]:
         for name in ("n_heads", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
@@ -52,7 +54,8 @@ class MLA(MechanismConfig):
         if self.qk_rope_head_dim < 2 or self.qk_rope_head_dim % 2:
             yield Problem(
                 "qk_rope_head_dim",
-                f"must be even and at least 2, got {self.qk_rope_head_dim}: RoPE turns pairs",
+                f"must be even and at least 2, got {self.qk_rope_head_dim}: "
+                "RoPE rotates pairs of columns",
             )
         if self.q_lora_rank is not None and self.q_lora_rank < 1:
             yield Problem("q_lora_rank", f"must be at least 1, got {self.q_lora_rank}")
@@ -64,41 +67,46 @@ class MLA(MechanismConfig):
 
     @property
     def rope(self) -> Rope:
+        """Rotary embedding of the part of a head that has one."""
         return Rope(self.rope_theta, self.qk_rope_head_dim, self.rope_scaling)
 
     @property
     def qk_head_dim(self) -> int:
+        """Width of a query or key head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
     def cache_width(self) -> int:
-        """Numbers kept for a token: its latent and its rotary key."""
+        """Number of values stored per token while decoding: its latent and its rotary key."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        projections, q_rank = self._projections(d_model), self.q_lora_rank or 0
-        seen = self.n_heads * (self.cache_width + self.kv_lora_rank) * context  # scores, values
+        matrices, norms = self._matrices(d_model), self.kv_lora_rank + (self.q_lora_rank or 0)
+        scores_and_sums = self.n_heads * (self.cache_width + self.kv_lora_rank) * context
         return Cost(
-            params=projections + self.kv_lora_rank + q_rank,  # the last two are norms
-            flops=2 * (projections + seen),
+            params=matrices + norms,
+            flops=2 * (matrices + scores_and_sums),
             state_bytes=itemsize * self.cache_width * context,
         )
 
     def forward_flops(self, d_model: int, context: int) -> int:
-        """With keys and values read out of the latents, which are wider than heads."""
-        seen = self.n_heads * (self.qk_head_dim + self.v_head_dim) * context
-        return 2 * (self._projections(d_model) + seen)
+        """Return the FLOPs with keys and values computed, which are narrower than the latent."""
+        scores_and_sums = self.n_heads * (self.qk_head_dim + self.v_head_dim) * context
+        return 2 * (self._matrices(d_model) + scores_and_sums)
 
-    def _projections(self, d_model: int) -> int:
-        """Multiply-adds of a token: the absorbed form has the same matrices on another side."""
+    def _matrices(self, d_model: int) -> int:
+        """Return the weights of all projections, which are also their multiply-adds per token.
+
+        The absorbed form multiplies the query by the matrices that `forward` applies to the latent.
+        """
         heads, q_rank = self.n_heads, self.q_lora_rank or 0
-        outer = self.cache_width + heads * self.v_head_dim + q_rank  # what reads or writes D
+        outer = self.cache_width + heads * self.v_head_dim + q_rank  # matrices that have a side D
         inner = heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
         queries = (q_rank or d_model) * heads * self.qk_head_dim
         return d_model * outer + inner + queries
 
     def build(self, d_model: int, dropout: float = 0.0) -> "MultiHeadLatentAttention":
-        """Raises ConfigError where the kernel that is named has no dropout."""
+        """Return the module. Raise ConfigError if the chosen kernel does not support dropout."""
         attention.require_dropout(self.kernel, dropout)
         return MultiHeadLatentAttention(self, d_model, dropout)
 
@@ -108,7 +116,7 @@ class LatentCache(NamedTuple):
     seen: Tensor  # tokens written so far, also the next token's position: int64, no dimension
 
     def append(self, latent_BTC: Tensor) -> "LatentCache":
-        """Write T more tokens, in place. There must be room for them."""
+        """Write T more tokens in place. There must be T free slots."""
         tokens = latent_BTC.shape[1]
         slot_T = next_positions(self.seen, tokens)
         self.latent_BSC.index_copy_(1, slot_T, latent_BTC.to(self.latent_BSC.dtype))
@@ -169,7 +177,10 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         return attention.resolve(config.kernel, device, dtype, dropout=self.dropout, width=width)
 
     def _queries(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
-        """`q_BHTK`, such that the softmax's scale is K^-0.5 whatever the scaling of RoPE."""
+        """Return `q_BHTK` of tokens whose first is at position `start`.
+
+        The factor that a scaling of RoPE puts on the scores is in the queries.
+        """
         config = self.config
         if config.q_lora_rank is None:
             q_BTM = self.q_proj(x_BTD)
@@ -182,16 +193,17 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         return q_BHTK if factor == 1 else q_BHTK * factor
 
     def _latents(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
-        """All that the heads share of a token: its normalised latent and its rotary key."""
+        """Return `latent_BTC`: the normalised latent of each token, then its rotary key."""
         latent_BTR, k_BTP = self.kv_a_proj_with_mqa(x_BTD).split(
             [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
         )
         return torch.cat([self.kv_a_layernorm(latent_BTR), self._rotate(k_BTP, start)], -1)
 
     def _rotate(self, x_TP: Tensor, start: int | Tensor) -> Tensor:
-        return rotate(x_TP, turn(self.config.rope, start, x_TP.shape[-2], like=x_TP))
+        return rotate(x_TP, rotation(self.config.rope, start, x_TP.shape[-2], like=x_TP))
 
     def _attend(self, q_BHTK: Tensor, latent_BTC: Tensor) -> Tensor:
+        """Return `y_BTD` of all tokens at once, with keys and values computed."""
         config = self.config
         latent_BTR, k_BTP = latent_BTC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         k_BHTN, v_BHTV = rearrange(

@@ -1,9 +1,9 @@
-"""A ring of keys and values that keeps the last `capacity` tokens, and one query's look at it.
+"""Ring buffer of the last `capacity` tokens' keys and values, and attention of one query to it.
 
-Every shape is that of the ring, however full it is, and the count of tokens is a tensor: a step of
-decoding is the same work each time, and can be recorded as a CUDA graph.
+All shapes are those of the full ring, and the number of tokens seen is a tensor: every decode step
+does the same work and can be recorded as a CUDA graph.
 
-Shapes: B batch, H query heads, G key-value heads, R query heads a key-value head, S slots,
+Shapes: B batch, H query heads, G key-value heads, R query heads per key-value head, S slots,
 T tokens, K key width, V value width.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class KVCache(NamedTuple):
-    """Slot order is irrelevant: softmax attention is permutation-invariant in its keys."""
+    """Ring buffer. Slot order is irrelevant: softmax attention is permutation-invariant in keys."""
 
     k_BGSK: Tensor
     v_BGSV: Tensor
@@ -24,12 +24,12 @@ class KVCache(NamedTuple):
     def empty(
         cls, batch_size: int, n_kv_heads: int, capacity: int, widths: tuple[int, int], like: Tensor
     ) -> "KVCache":
-        """Room for `capacity` tokens; `widths` are those of a key and a value head."""
+        """Return a ring of `capacity` empty slots. `widths` are those of a key and a value head."""
         k_BGSK, v_BGSV = (like.new_zeros(batch_size, n_kv_heads, capacity, w) for w in widths)
         return cls(k_BGSK, v_BGSV, none_seen(like))
 
     def append(self, k_BGTK: Tensor, v_BGTV: Tensor) -> "KVCache":
-        """Write T more tokens, in place. Of more tokens than slots the last are kept."""
+        """Write T more tokens in place. If T exceeds the number of slots, the last ones stay."""
         slots, tokens = self.k_BGSK.shape[2], k_BGTK.shape[2]
         dropped = max(0, tokens - slots)
         slot_T = next_positions(self.seen, tokens)[dropped:] % slots
@@ -38,12 +38,15 @@ class KVCache(NamedTuple):
         return KVCache(self.k_BGSK, self.v_BGSV, self.seen + tokens)
 
     def attend(self, q_BHK: Tensor) -> Tensor:
-        """`y_BHV`: one query a head over all tokens kept, scaled by K^-0.5."""
+        """Return `y_BHV`: attention of one query per head to all tokens kept, scale K^-0.5."""
         return attend_once(q_BHK, self.k_BGSK, self.v_BGSV, filled(self.seen, self.k_BGSK.shape[2]))
 
 
 def attend_once(q_BHK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, is_seen_S: Tensor) -> Tensor:
-    """`y_BHV`: one query a head over the slots that are seen, (S) or (B, S), scaled by K^-0.5."""
+    """Return `y_BHV`: attention of one query per head to the slots in `is_seen`, scale K^-0.5.
+
+    `is_seen` has shape (S) or (B, S).
+    """
     q_BGRK = (q_BHK * q_BHK.shape[-1] ** -0.5).unflatten(1, (k_BGSK.shape[1], -1))
     scores_BGRS = q_BGRK @ k_BGSK.to(q_BHK.dtype).mT
     weights_BGRS = softmax_over_seen(scores_BGRS, is_seen_S)
@@ -51,9 +54,10 @@ def attend_once(q_BHK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, is_seen_S: Tensor
 
 
 def softmax_over_seen(scores_S: Tensor, is_seen_S: Tensor) -> Tensor:
-    """Weights of the slots that are seen, (S) or (B, S), of scores (B, ..., S), in their dtype.
+    """Return weights (B, ..., S) of scores (B, ..., S), zero for slots that are not seen.
 
-    It adds up in float32 or wider.
+    `is_seen` has shape (S) or (B, S). The softmax is computed in float32 or wider; the result has
+    the dtype of the scores.
     """
     if is_seen_S.ndim == 2:
         is_seen_S = is_seen_S[(slice(None), *[None] * (scores_S.ndim - 2))]
@@ -62,15 +66,15 @@ def softmax_over_seen(scores_S: Tensor, is_seen_S: Tensor) -> Tensor:
 
 
 def none_seen(like: Tensor) -> Tensor:
-    """The count of an empty state, on the device of `like`."""
+    """Return the number of tokens of an empty state: an int64 zero on the device of `like`."""
     return like.new_zeros((), dtype=torch.int64)
 
 
 def next_positions(seen: Tensor, tokens: int) -> Tensor:
-    """`position_T` of the next T tokens."""
+    """Return `position_T` of the next T tokens."""
     return seen + torch.arange(tokens, device=seen.device)
 
 
 def filled(seen: Tensor, slots: int) -> Tensor:
-    """`is_seen_S`: which of the slots, filled one after another, hold a token."""
+    """Return `is_seen_S`: True for the slots that hold a token, slots being filled in order."""
     return torch.arange(slots, device=seen.device) < seen

@@ -1,19 +1,19 @@
-"""Scalings of RoPE: other frequencies, so that a model reads further than it was trained to.
+"""Scalings of RoPE: other frequencies, for texts longer than those of training.
 
-Of the K / 2 pairs of a head pair i turns by w_i = theta^(-2i/K) radians a position. With L the
-length of the training, s a factor and l the length that is being read:
+Pair i of the K / 2 pairs of columns of a head rotates by w_i = theta^(-2i/K) radians per position.
+With L the training length, s a factor and l the current length:
 
     linear    w_i / s
     dynamic   w_i of theta (s l / L - s + 1)^(K / (K - 2)) once l exceeds L
-    yarn      (1 - r_i) w_i + r_i w_i / s       r_i rises from 0 at `beta_fast` turns in L to 1 at
-              `beta_slow`, linearly in i; scores grow with ln s
-    llama3    (1 - r_i) w_i + r_i w_i / s       r_i rises from 0 at `high_freq_factor` turns in L to
-              1 at `low_freq_factor`, linearly in the number of turns
+    yarn      (1 - r_i) w_i + r_i w_i / s       r_i rises from 0 at `beta_fast` rotations within L
+              to 1 at `beta_slow`, linearly in i; scores grow with ln s
+    llama3    (1 - r_i) w_i + r_i w_i / s       r_i rises from 0 at `high_freq_factor` rotations
+              within L to 1 at `low_freq_factor`, linearly in the number of rotations
 
-so that what turns often, and tells near from far, is left alone by the last two.
+The last two leave the high frequencies, which distinguish nearby positions, unchanged.
 
-Chen et al. 2023 (arXiv:2306.15595); Peng et al. 2023 (arXiv:2309.00071), also of the dynamic one;
-Llama team 2024 (arXiv:2407.21783). Names are those of the transformers library.
+Chen et al. 2023 (arXiv:2306.15595) for linear; Peng et al. 2023 (arXiv:2309.00071) for dynamic and
+yarn; Llama team 2024 (arXiv:2407.21783). Names are those of the transformers library.
 Shapes: P = K / 2 pairs.
 """
 
@@ -29,14 +29,16 @@ from attnlab.config import Choice, Problem
 
 
 def unscaled(theta: float | Tensor, width: int, device: torch.device) -> Tensor:
-    """`frequency_P`: radians a position, in float64."""
+    """Return `frequency_P`: radians per position in float64."""
     pair_P = torch.arange(0, width, 2, device=device, dtype=torch.float64)
     return theta ** (-pair_P / width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling(Choice, ABC):
-    factor: float  # s: how many times further than the training
+    """Change of the frequencies of RoPE by a factor s."""
+
+    factor: float  # s: intended length as a multiple of the training length; at least 1
 
     def problems(self) -> Iterator[Problem]:
         if self.factor < 1:
@@ -44,30 +46,30 @@ class RopeScaling(Choice, ABC):
 
     @abstractmethod
     def frequency(self, theta: float, width: int, length: Tensor) -> Tensor:
-        """`frequency_P` in float64, where `length` tokens are read: int64, no dimension.
+        """Return `frequency_P` in float64 on the device of `length`, for a text of `length` tokens.
 
-        They lie on the device of `length`.
+        `length` is an int64 tensor without dimension.
         """
 
     @property
     def amplitude(self) -> float:
-        """By how much a query and a key are stretched as they turn."""
+        """Factor on the rotated columns of a query and of a key."""
         return 1.0
 
     @property
     def softmax_factor(self) -> float:
-        """What the scale of the softmax is multiplied by."""
+        """Factor on the scale of the softmax."""
         return 1.0
 
     @property
     def exact_length(self) -> int | None:
-        """Frequencies are the same for all lengths up to this one; None: for all lengths."""
+        """Length up to which frequencies do not depend on the length; None: they never do."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(RopeScaling):
-    """Position interpolation: every position counts `factor` times less."""
+    """Position interpolation: all frequencies divided by `factor`."""
 
     def frequency(self, theta: float, width: int, length: Tensor) -> Tensor:
         return unscaled(theta, width, length.device) / self.factor
@@ -75,13 +77,13 @@ class Linear(RopeScaling):
 
 @dataclass(frozen=True, kw_only=True)
 class Dynamic(RopeScaling):
-    """NTK-aware by the current length: nothing changes up to the original length, then all does.
+    """NTK-aware scaling by the current length; it begins beyond the original length.
 
-    Beyond it decoding is not what `forward` gives: a cached key keeps the turn of the length at
-    which it came, and in `forward` all have that of the whole sequence.
+    Beyond it decoding does not equal `forward`: a cached key keeps the rotation for the length at
+    which it was written, while `forward` rotates all keys for the length of the whole sequence.
     """
 
-    original_max_position_embeddings: int
+    original_max_position_embeddings: int  # training length in tokens
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -90,7 +92,7 @@ class Dynamic(RopeScaling):
     def frequency(self, theta: float, width: int, length: Tensor) -> Tensor:
         original = self.original_max_position_embeddings
         stretch = self.factor * length.double().clamp(min=original) / original - self.factor + 1
-        exponent = width / max(width - 2, 1)  # the only pair of a width of 2 turns by 1 anyway
+        exponent = width / max(width - 2, 1)  # with a width of 2, w_0 is 1 whatever theta
         return unscaled(theta * stretch**exponent, width, length.device)
 
     @property
@@ -100,19 +102,19 @@ class Dynamic(RopeScaling):
 
 @dataclass(frozen=True, kw_only=True)
 class Yarn(RopeScaling):
-    """By parts: pairs that turn often stay, those that turn seldom are interpolated.
+    """By frequency: high frequencies stay, low ones are interpolated.
 
-    With `mscale` and `mscale_all_dim`, as DeepSeek has them, what scores grow by is split between
-    the turning columns and the scale of the softmax.
+    With `mscale` and `mscale_all_dim`, as in DeepSeek, the growth of the scores is split between
+    the rotated columns and the scale of the softmax.
     """
 
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0  # turns in the original length above which a pair stays
-    beta_slow: float = 1.0  # and below which it is interpolated
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    attention_factor: float | None = None  # the amplitude; None: by the factor and the mscales
-    truncate: bool = True  # the range of pairs in between begins and ends at whole ones
+    original_max_position_embeddings: int  # training length in tokens
+    beta_fast: float = 32.0  # rotations within the training length above which a pair stays
+    beta_slow: float = 1.0  # rotations within the training length below which it is interpolated
+    mscale: float | None = None  # weight of ln(factor) in the factor on rotated columns
+    mscale_all_dim: float | None = None  # weight of ln(factor) in the scale of the softmax
+    attention_factor: float | None = None  # factor on rotated columns; None: from factor and mscale
+    truncate: bool = True  # round the range of partly interpolated pairs outwards to whole pairs
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -130,7 +132,7 @@ class Yarn(RopeScaling):
 
     def frequency(self, theta: float, width: int, length: Tensor) -> Tensor:
         first, last = (
-            self._pair_of(turns, theta, width) for turns in (self.beta_fast, self.beta_slow)
+            self._pair_of(rotations, theta, width) for rotations in (self.beta_fast, self.beta_slow)
         )
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
@@ -151,9 +153,9 @@ class Yarn(RopeScaling):
     def softmax_factor(self) -> float:
         return 1.0 if self.mscale_all_dim is None else self._growth(self.mscale_all_dim) ** 2
 
-    def _pair_of(self, turns: float, theta: float, width: int) -> float:
-        """The pair, whole or not, that turns so often in the original length."""
-        period = self.original_max_position_embeddings / (2 * math.pi * turns)
+    def _pair_of(self, rotations: float, theta: float, width: int) -> float:
+        """Return the pair, as a real number, that rotates so often within the training length."""
+        period = self.original_max_position_embeddings / (2 * math.pi * rotations)
         return width * math.log(period) / (2 * math.log(theta))
 
     def _growth(self, mscale: float) -> float:
@@ -162,11 +164,11 @@ class Yarn(RopeScaling):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3(RopeScaling):
-    """By wavelength: short ones stay, those longer than the original length are interpolated."""
+    """By wavelength: short ones stay, those longer than the training length are interpolated."""
 
-    original_max_position_embeddings: int
-    low_freq_factor: float = 1.0  # turns in the original length below which a pair is interpolated
-    high_freq_factor: float = 4.0  # and above which it stays
+    original_max_position_embeddings: int  # training length in tokens
+    low_freq_factor: float = 1.0  # rotations within it below which a pair is interpolated
+    high_freq_factor: float = 4.0  # rotations within it above which a pair stays
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -180,8 +182,10 @@ class Llama3(RopeScaling):
 
     def frequency(self, theta: float, width: int, length: Tensor) -> Tensor:
         frequency_P = unscaled(theta, width, length.device)
-        turns_P = self.original_max_position_embeddings * frequency_P / (2 * math.pi)
-        ramp_P = (self.high_freq_factor - turns_P) / (self.high_freq_factor - self.low_freq_factor)
+        rotations_P = self.original_max_position_embeddings * frequency_P / (2 * math.pi)
+        ramp_P = (self.high_freq_factor - rotations_P) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
         return _interpolated(frequency_P, ramp_P.clamp(0, 1), self.factor)
 
 

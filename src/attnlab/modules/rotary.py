@@ -1,11 +1,13 @@
-"""Rotary position embedding: a query or key at position t is turned by angles that grow with t.
+"""Rotary position embedding (RoPE): a query or key at position t is rotated by angles t w_i.
 
     y_i     = x_i cos(t w_i) - x_{i+K/2} sin(t w_i)          w_i = theta^(-2i/K),  i < K/2
     y_i+K/2 = x_{i+K/2} cos(t w_i) + x_i sin(t w_i)
 
-so that the product of a query and a key depends on their distance alone. The two halves of a head
-are paired, as in Llama; DeepSeek's code pairs neighbours, which is the same up to the order of the
-columns of the projections. Su et al. 2021 (arXiv:2104.09864). Other w_i are in `rope_scaling`.
+so that the product of a query and a key depends on their distance alone. Columns i and i + K/2 of a
+head are a pair, as in Llama; DeepSeek's code pairs neighbours, which is the same up to the order of
+the columns of the projections. `rope_scaling` has other w_i.
+
+Su et al. 2021 (arXiv:2104.09864).
 
 Shapes: ... any, T tokens, K rotary width (even), N width of a head.
 """
@@ -23,8 +25,10 @@ from attnlab.modules.rope_scaling import RopeScaling, Yarn, unscaled
 
 
 class Rope(NamedTuple):
+    """Rotary embedding of a head: its frequencies and the number of columns that it rotates."""
+
     theta: float
-    width: int  # how many columns turn
+    width: int  # columns that are rotated
     scaling: RopeScaling | None = None
 
     @property
@@ -40,24 +44,30 @@ class Rope(NamedTuple):
         return None if self.scaling is None else self.scaling.exact_length
 
     def frequency(self, length: Tensor) -> Tensor:
-        """`frequency_P`, P = K / 2, radians a position in float64, where `length` are read."""
+        """Return `frequency_P`, P = K / 2: radians per position in float64, for `length` tokens."""
         if self.scaling is None:
             return unscaled(self.theta, self.width, length.device)
         return self.scaling.frequency(self.theta, self.width, length)
 
 
-class Turn(NamedTuple):
-    """By how much the tokens of a stretch are turned; float32, or float64 for float64."""
+class Rotation(NamedTuple):
+    """Cosines and sines of consecutive positions, in float32, or float64 for float64 inputs."""
 
     cos_TK: Tensor
-    sin_TK: Tensor  # with the sign that each half of a head takes it with
+    sin_TK: Tensor  # negative for the first half of a head
 
 
-def turn(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Turn:
-    """Of `tokens` tokens, the first at position `start`, on the device of `like`.
+def rotation(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Rotation:
+    """Return the rotation of `tokens` tokens whose first is at position `start`.
 
-    A start that only the device knows is a tensor (int64, no dimension). Raises ValueError for an
-    odd width.
+    Args:
+        rope: the frequencies and the rotary width.
+        start: a Python int, or an int64 tensor without dimension that lies on the device.
+        tokens: number of tokens.
+        like: a tensor on the device, and of the dtype, of what will be rotated.
+
+    Raises:
+        ValueError: the rotary width is odd.
     """
     if rope.width % 2:
         raise ValueError(f"rotary width must be even, got {rope.width}")
@@ -68,78 +78,82 @@ def turn(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Turn:
         if compiling or exact_length is not None:
             frequency_K = _frequencies(rope, start + tokens)
         else:
-            frequency_K = _kept_frequencies(rope, like.device)
+            frequency_K = _cached_frequencies(rope, like.device)
         position_T = start + torch.arange(tokens, device=like.device)
-        return _turn_at(rope, position_T, frequency_K, dtype)
+        return _rotation_at(rope, position_T, frequency_K, dtype)
     end = start + tokens
     rows = 1 << (end - 1).bit_length()  # few distinct tables, whatever the lengths
     length = 0 if exact_length is None else max(end, exact_length)
     if not compiling:
-        table = _kept_table(rope, rows, length, like.device, dtype)
+        table = _cached_table(rope, rows, length, like.device, dtype)
     elif rope.scaling is not None:
         table = _table(rope, rows, length, like.device, dtype)
-    else:  # computed in the graph they would be, in float64, for each number that is turned
+    else:  # a compiled graph would compute them in float64 again for each element it rotates
         table = (_part(i, rope.theta, rope.width, rows, like.device, dtype) for i in (0, 1))
-    return Turn(*(each_TK[start:end] for each_TK in table))
+    return Rotation(*(each_TK[start:end] for each_TK in table))
 
 
-def rotate(x_TN: Tensor, turn: Turn) -> Tensor:
-    """Turn `x` of shape (..., T, N), computed in float32 or wider, in the dtype of `x`.
+def rotate(x_TN: Tensor, by: Rotation) -> Tensor:
+    """Return `x` of shape (..., T, N) rotated, computed in float32 or wider, in the dtype of `x`.
 
-    Of a head wider than the turn the first columns are turned, and the others stay.
+    If a head is wider than the rotation, its first columns are rotated and the others stay.
     """
-    width = turn.cos_TK.shape[-1]
+    width = by.cos_TK.shape[-1]
     if not width:
         return x_TN
     if width < x_TN.shape[-1]:
-        return torch.cat([rotate(x_TN[..., :width], turn), x_TN[..., width:]], -1)
+        return torch.cat([rotate(x_TN[..., :width], by), x_TN[..., width:]], -1)
     rolled_TN = x_TN.roll(width // 2, -1)
-    return torch.addcmul(x_TN * turn.cos_TK, rolled_TN, turn.sin_TK).to(x_TN.dtype)
+    return torch.addcmul(x_TN * by.cos_TK, rolled_TN, by.sin_TK).to(x_TN.dtype)
 
 
 def rope_problems(theta: float, scaling: RopeScaling | None) -> Iterator[Problem]:
-    """What is wrong with a mechanism's `rope_theta`."""
+    """Yield a problem if `rope_theta` is too small."""
     if theta <= 0:
         yield Problem("rope_theta", f"must be positive, got {theta}")
     elif theta <= 1 and isinstance(scaling, Yarn):
         yield Problem("rope_theta", f"must be more than 1 for yarn, got {theta}")
 
 
-def _turn_at(rope: Rope, position_T: Tensor, frequency_K: Tensor, dtype: torch.dtype) -> Turn:
+def _rotation_at(
+    rope: Rope, position_T: Tensor, frequency_K: Tensor, dtype: torch.dtype
+) -> Rotation:
     angle_TK = position_T[:, None] * frequency_K
-    turns = angle_TK.cos(), angle_TK.sin()
+    parts = angle_TK.cos(), angle_TK.sin()
     if rope.amplitude != 1:
-        turns = (each_TK * rope.amplitude for each_TK in turns)
-    return Turn(*(each_TK.to(dtype) for each_TK in turns))
+        parts = (each_TK * rope.amplitude for each_TK in parts)
+    return Rotation(*(each_TK.to(dtype) for each_TK in parts))
 
 
 def _frequencies(rope: Rope, length: Tensor) -> Tensor:
-    """Radians a position; negative for the first half, whose sine is subtracted. In float64."""
+    """Return radians per position in float64, negative for the first half of a head."""
     with torch.inference_mode(False), torch.no_grad():
         frequency_P = rope.frequency(length)
         return torch.cat([-frequency_P, frequency_P])
 
 
-def _table(rope: Rope, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> Turn:
-    """Of every position before `rows`, where `length` tokens are read."""
+def _table(
+    rope: Rope, rows: int, length: int, device: torch.device, dtype: torch.dtype
+) -> Rotation:
+    """Return the rotation of positions 0 to `rows` - 1, for a text of `length` tokens."""
     with torch.inference_mode(False), torch.no_grad():
         position_T = torch.arange(rows, device=device)
         frequency_K = _frequencies(rope, torch.full((), length, device=device))
-        return _turn_at(rope, position_T, frequency_K, dtype)
+        return _rotation_at(rope, position_T, frequency_K, dtype)
 
 
 @lru_cache(maxsize=64)
-def _kept_frequencies(rope: Rope, device: torch.device) -> Tensor:
-    """Where they do not depend on the length."""
+def _cached_frequencies(rope: Rope, device: torch.device) -> Tensor:
+    """Return the frequencies of a scaling that does not depend on the length."""
     return _frequencies(rope, torch.zeros((), dtype=torch.int64, device=device))
 
 
-_kept_table = lru_cache(maxsize=64)(_table)
+_cached_table = lru_cache(maxsize=64)(_table)
 
 
 @constant
 def _part(
     which: int, theta: float, width: int, rows: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """One of a kept table's two tensors, of frequencies that are not scaled."""
-    return _kept_table(Rope(theta, width), rows, 0, device, dtype)[which]
+    """Return one of the two tensors of a cached table, for frequencies without scaling."""
+    return _cached_table(Rope(theta, width), rows, 0, device, dtype)[which]

@@ -1,11 +1,11 @@
-"""Short convolution: each channel looks at its own last few tokens.
+"""Short convolution: each channel is a weighted sum of its own last few tokens.
 
     y_t = silu( sum_{j < W} w_j x_{t-W+1+j} )
 
-so that w_{W-1} multiplies the present token, as in a causal `nn.Conv1d` with one group a channel.
-It is a sum of W shifted elementwise products: faster than `conv1d` forward and backward on a CPU,
-free of its transposes, and one kernel on CUDA, where flash-linear-attention has one for it as well.
-They are no matrix products, so it adds nothing to a `Cost`.
+so that w_{W-1} multiplies the current token, as in a causal `nn.Conv1d` with one group per channel.
+It is computed as a sum of W shifted elementwise products: on a CPU this is faster than `conv1d`,
+forward and backward, and needs no transposes; on CUDA it is one kernel, flash-linear-attention's or
+a compiled one. Elementwise products are no matrix products, so they are not in a `Cost`.
 
 Yang et al. 2024 (arXiv:2412.06464) after Gu and Dao 2023 (arXiv:2312.00752).
 Shapes: B batch, T tokens, C channels, W width of the convolution, P = W - 1 past tokens,
@@ -35,38 +35,38 @@ class ShortConvolution(nn.Module):
     def initial_weight(
         channels: int, width: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        """`w_CW` uniform in +-W^-0.5, which is also `nn.Conv1d`'s rule."""
+        """Return `w_CW` uniform in +-W^-0.5, the rule of `nn.Conv1d`."""
         return torch.empty(channels, width).uniform_(
             -(width**-0.5), width**-0.5, generator=generator
         )
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """`y_BTC`, the tokens before the first being zeros."""
+        """Return `y_BTC`; tokens before the first count as zeros."""
         if through_fla(self.kernel, x_BTC, "causal_conv1d"):
             return _through_fla(x_BTC, self.weight)
         return _from_the_start(x_BTC, self.weight)
 
     def init_state(self, batch_size: int) -> Tensor:
-        """`past_BPC`: the inputs before the next one, all zeros. In the weight's dtype."""
+        """Return `past_BPC`: the inputs before the first token, zeros in the weight's dtype."""
         return self.weight.new_zeros(batch_size, self.width - 1, len(self.weight))
 
     def prefill(self, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
-        """`y_BTC`, and the `past_BPC` after the last token, also of fewer tokens than W - 1."""
+        """Return `y_BTC`, and `past_BPC` after the last token. T may be less than W - 1."""
         last_BPC = x_BTC[:, 1 - self.width or x_BTC.shape[1] :]
         missing = self.width - 1 - last_BPC.shape[1]
         past_BPC = pad(last_BPC, (0, 0, missing, 0)).to(self.weight.dtype, copy=True)
         return self(x_BTC), past_BPC
 
     def step(self, x_BC: Tensor, past_BPC: Tensor) -> tuple[Tensor, Tensor]:
-        """One more token: `y_BC` and the next `past_BPC`."""
+        """Return `y_BC` of one more token, and the next `past_BPC`."""
         window_BWC = torch.cat([past_BPC, x_BC[:, None].to(past_BPC.dtype)], 1)
         return _slide(window_BWC, self.weight)[:, 0].to(x_BC.dtype), window_BWC[:, 1:]
 
 
 @fused
 def _from_the_start(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
-    """`y_BTC`; x is widened once and not once a product, and after it is padded: a compiler then
-    keeps it narrow for the backward pass.
+    """Return `y_BTC`. x is widened once, and after padding: a compiler then saves the narrow x for
+    the backward pass.
     """
     x_BSC = pad(x_BTC, (0, 0, weight_CW.shape[1] - 1, 0))
     wide = torch.promote_types(x_BTC.dtype, torch.float32)
@@ -79,7 +79,7 @@ def _through_fla(x_BTC: Tensor, weight_CW: Tensor) -> Tensor:
 
 
 def _slide(x_BSC: Tensor, weight_CW: Tensor) -> Tensor:
-    """The window over all it fits into: W - 1 tokens fewer come out. In float32 or wider."""
+    """Return y of the S - W + 1 tokens whose window is complete, in float32 or wider."""
     tokens = x_BSC.shape[1] - weight_CW.shape[1] + 1
     first_C, *rest = weight_CW.to(torch.promote_types(x_BSC.dtype, torch.float32)).unbind(1)
     total_BTC = x_BSC[:, :tokens] * first_C

@@ -1,8 +1,9 @@
-"""What heads with a matrix memory say is brought to an RMS of 1 and gated.
+"""Norms that keep their precision under autocast, and the gated norm of memories' outputs.
 
     y = rms(y) w * activation(g)
 
-On CUDA it is one kernel: flash-linear-attention's, or what torch compiles of the definition.
+On CUDA the gated norm is one kernel: flash-linear-attention's, or what torch compiles from the
+definition.
 
 Qin et al. 2022 (arXiv:2210.10340).
 Shapes: H heads, V value width, C = H V channels.
@@ -18,10 +19,27 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.forms import Kernel, through_fla
 from attnlab.kernels.fused import fused
-from attnlab.modules.widened import widened
 
 Activation = Literal["silu", "sigmoid"]
 _ACTIVATIONS = {"silu": silu, "sigmoid": torch.sigmoid}
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return `x` in float32, or unchanged if its dtype is wider.
+
+    Gates, norms and long sums lose too much precision in bfloat16.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm that computes in the dtype of its weight and returns the dtype of its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def gated_norm(
@@ -31,9 +49,9 @@ def gated_norm(
     kernel: Kernel,
     activation: Activation = "silu",
 ) -> Tensor:
-    """`y_C`: the norm of each head, times the activated gate if any.
+    """Return `y_C`: each head normalised, then multiplied by the activated gate unless it is None.
 
-    In float32 or wider, or in the dtype of `y` where flash-linear-attention runs.
+    The result is in float32 or wider, or in the dtype of `y` where flash-linear-attention runs.
     """
     if gate_C is None or not through_fla(kernel, y_HV, "rms_norm_gated"):
         return _definition(y_HV, norm.weight, norm.eps, gate_C, activation)

@@ -1,0 +1,90 @@
+"""Sizes, decode state and decay of mechanisms that keep a matrix memory per head.
+
+    S_t = exp(g_t) S_{t-1} + ...        g_t = -exp(A_log) softplus(a_t + dt_bias)
+
+The log decay g_t <= 0 says how much of the memory is forgotten at token t. It is computed from a
+projection a_t of the token; the rate A and the step size dt are initialised as in Mamba-2.
+
+Dao and Gu 2024 (arXiv:2405.21060); names of settings are those of Yang et al. 2024
+(github.com/fla-org/flash-linear-attention).
+Shapes: B batch, H heads, K key width, V value width, P past tokens, C channels.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from attnlab.config import Config, Problem
+from attnlab.kernels.forms import Kernel
+from attnlab.modules.norms import widened
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryHeadsConfig(Config):
+    """Sizes of the heads. A mechanism's config inherits it before `MechanismConfig`."""
+
+    n_heads: int = 4  # number of heads, each with a memory of its own
+    head_dim: int = 32  # width of a query or key head; n_heads * head_dim may differ from d_model
+    expand_v: float = 1.0  # width of a value head, as a multiple of head_dim
+    kernel: Kernel = "auto"  # implementation of the recurrence; all compute the same function
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a value head."""
+        return round(self.head_dim * self.expand_v)
+
+    @property
+    def keys(self) -> int:
+        """Width of the keys of all heads together."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def values(self) -> int:
+        """Width of the values of all heads together."""
+        return self.n_heads * self.value_dim
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least_1(self, "n_heads", "head_dim")
+        if self.expand_v <= 0:
+            yield Problem("expand_v", f"must be positive, got {self.expand_v}")
+        elif not math.isclose(self.value_dim, self.head_dim * self.expand_v, rel_tol=1e-6):
+            width = self.head_dim * self.expand_v
+            yield Problem("expand_v", f"makes a value head of {width:g}: choose a whole number")
+
+
+def at_least_1(config: Config, *names: str) -> Iterator[Problem]:
+    """Yield a problem for each of these fields that is less than 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            yield Problem(name, f"must be at least 1, got {getattr(config, name)}")
+
+
+class MemoryState(NamedTuple):
+    """Decode state of a memory that is written through a short convolution."""
+
+    memory_BHKV: Tensor  # float32 or wider: it sums over all tokens seen
+    past_BPC: Tensor  # the last inputs of the convolution, in the parameters' dtype
+
+
+def log_decay(a_H: Tensor, A_log_H: Tensor, dt_bias_H: Tensor) -> Tensor:
+    """Return g in float32 or wider, of the shape to which the three arguments broadcast."""
+    return -widened(A_log_H).exp() * softplus(widened(a_H) + widened(dt_bias_H))
+
+
+def initial_A_log(
+    heads: int, generator: torch.Generator | None = None, lowest: float = 0.0
+) -> Tensor:
+    """Return `A_log_H`: log A for A uniform in (lowest, 16)."""
+    A_H = torch.rand(heads, generator=generator).clamp_min(1e-4).mul(16 - lowest).add(lowest)
+    return A_H.log()
+
+
+def initial_dt_bias(number: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return `number` values of softplus^-1(dt) for dt log-uniform in (0.001, 0.1)."""
+    spread = torch.rand(number, generator=generator) * math.log(0.1 / 0.001)
+    return (0.001 * spread.exp()).expm1().log()
