@@ -59,8 +59,8 @@ def test_a_correct_mechanism_gets_the_whole_table_and_exit_code_0(attnlab):
     assert done.exit_code == 0, done.output
     assert "window=5" in done.output
     assert f"all {len(PROPERTIES)} properties hold" in done.output
-    for promised in PROPERTIES:
-        assert promised.name in done.output
+    for each in PROPERTIES:
+        assert each.name in done.output
 
 
 def test_a_broken_one_of_ones_own_says_where_and_why_and_makes_exit_code_1(attnlab):
@@ -68,7 +68,7 @@ def test_a_broken_one_of_ones_own_says_where_and_why_and_makes_exit_code_1(attnl
     assert done.exit_code == 1
     words = " ".join(done.output.split())
     assert f"identity d_model=32 all {len(PROPERTIES)} properties hold" in words
-    assert f"1 of {len(PROPERTIES)} properties broken" in words
+    assert f"1 of {len(PROPERTIES)} properties violated" in words
     for word in ("FLOPs of a step", "8,323 FLOPs stated", "context 1", "usual cause", "leaves out"):
         assert word in words
 
@@ -81,7 +81,7 @@ def test_the_same_in_json(attnlab):
     assert checked["holds"] is False
     first = checked["properties"][0]
     assert first["property"] == PROPERTIES[0].name
-    assert (first["verdict"], first["deviation"]) == ("broken", None)
+    assert (first["verdict"], first["deviation"]) == ("FAIL", None)
     assert first["how_much"] == "raised RuntimeError: seven is too many"
 
 
@@ -139,7 +139,7 @@ def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
     done = attnlab("run", leaky_study, "--device", "cpu", "--seeds", "1")
     assert done.exit_code == 1, done.output
     words = " ".join(done.output.split())
-    assert "no position sees the future broken" in words
+    assert "no position sees the future FAIL" in words
     assert "leaky support/planted_bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
     assert "nothing was trained; --no-check trains it as it is" in words
     assert not (tmp_path / "results").exists()

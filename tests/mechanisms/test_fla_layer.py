@@ -10,8 +10,7 @@ import pytest
 import torch
 from support import tiny_study
 
-from attnlab.checks import judge
-from attnlab.checks.suite import describe
+from attnlab.checks import check_properties, describe
 from attnlab.checks.targets import targets
 from attnlab.config import ConfigError, own_sources
 from attnlab.config.override import override
@@ -216,11 +215,13 @@ class TestSettings:
 class TestMechanism:
     @pytest.mark.parametrize("name", ["Sum", "Causal", "Stuck"])
     def test_it_keeps_the_promises_of_the_contract(self, name):
-        broken = [r for r in judge(f"fla:{name}", d_model=32, quick=True) if not r.holds]
+        broken = [r for r in check_properties(f"fla:{name}", d_model=32, quick=True) if not r.holds]
         assert not broken
 
     def test_the_suite_sees_what_is_wrong_with_a_layer(self):
-        broken = {r.name for r in judge("fla:Leaky", d_model=32, quick=True) if not r.holds}
+        broken = {
+            r.name for r in check_properties("fla:Leaky", d_model=32, quick=True) if not r.holds
+        }
         assert {"no position sees the future", "step by step equals all at once"} <= broken
 
     def test_its_cost_is_counted_without_a_number_existing(self):
@@ -234,7 +235,9 @@ class TestMechanism:
         }
 
     def test_flops_are_held_as_a_lower_bound(self, monkeypatch):
-        (flops,) = (r for r in judge("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
+        (flops,) = (
+            r for r in check_properties("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name
+        )
         assert flops.holds
         whole = module.FlaLayer.cost
         monkeypatch.setattr(
@@ -242,7 +245,9 @@ class TestMechanism:
             "cost",
             lambda *a, **k: replace(whole(*a, **k), flops=10 * whole(*a, **k).flops),
         )
-        (flops,) = (r for r in judge("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name)
+        (flops,) = (
+            r for r in check_properties("fla:Sum", d_model=32, quick=True) if "FLOPs" in r.name
+        )
         assert not flops.holds
 
     def test_it_decodes_by_recomputation_where_there_is_no_cache_or_none_is_wanted(self):
@@ -355,7 +360,7 @@ def real():
 def test_on_cuda_a_layer_keeps_the_promises_of_the_contract(layer):
     if reason := fla.layer_unusable_because(layer):
         pytest.skip(reason)
-    results = judge(fla_layer(layer)(**ON_CUDA[layer]), d_model=128, quick=True)
+    results = check_properties(fla_layer(layer)(**ON_CUDA[layer]), d_model=128, quick=True)
     broken = [describe(result) for result in results if not result.holds]
     assert not broken, "\n".join(broken)
 

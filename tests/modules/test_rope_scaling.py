@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnlab.checks import assert_correct, judge
+from attnlab.checks import assert_correct, check_properties
 from attnlab.config import ConfigError
 from attnlab.inference.decoder import Decoder
 from attnlab.mechanism import MechanismConfig
@@ -73,9 +73,9 @@ def test_scaling_by_the_length_is_exact_up_to_the_original_length_and_no_further
 
 def test_a_mechanism_that_hides_where_it_is_exact_is_found_out(monkeypatch):
     monkeypatch.setattr(GroupedQuery, "exact_length", None)
-    results = judge(GroupedQuery(rope_scaling=DYNAMIC), d_model=32, quick=True)
+    results = check_properties(GroupedQuery(rope_scaling=DYNAMIC), d_model=32, quick=True)
     assert {result.name for result in results if not result.holds} == {
-        "a prefix alone gives the same",
+        "a prefix alone gives the same outputs",
         "step by step equals all at once",
         "decoding goes on from a prompt",
     }

@@ -6,7 +6,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from attnlab.checks.suite import judge
+from attnlab.checks.suite import check_properties
 from attnlab.checks.targets import of_study
 from attnlab.cli import app
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
@@ -100,7 +100,9 @@ def test_every_mechanism_of_the_hybrids_keeps_the_promises_at_a_small_width():
     targets = of_study(load_study("hybrids").override([*SMALL, "train.steps=200"]))
     assert [target.config.kind() for target in targets] == ["gated_delta_net", "grouped_query"]
     for target in targets:
-        broken = [one for one in judge(target.config, d_model=24, quick=True) if not one.holds]
+        broken = [
+            one for one in check_properties(target.config, d_model=24, quick=True) if not one.holds
+        ]
         assert broken == []
 
 

@@ -1,6 +1,6 @@
-"""Is this mechanism what it says it is? Promises of the contract, each tried at many shapes."""
+"""Tests of a mechanism: the properties of the contract, each tried at many shapes and modes."""
 
 from attnlab.checks.result import Result
-from attnlab.checks.suite import assert_correct, describe, judge
+from attnlab.checks.suite import assert_correct, check_properties, describe
 
-__all__ = ["Result", "assert_correct", "describe", "judge"]
+__all__ = ["Result", "assert_correct", "check_properties", "describe"]

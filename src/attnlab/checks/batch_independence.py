@@ -1,4 +1,4 @@
-"""One sequence of a batch does not see another: all at once, step by step, and in gradients.
+"""Independence of the sequences of a batch: in outputs, in gradients and in decoding.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -7,16 +7,17 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
 from attnlab.checks.subject import EVAL, TRAIN, Subject
 
 
-@promise(
+@mechanism_property(
     "one sequence of a batch does not see another",
     cause="a mean, norm or softmax over the batch, batch and heads mixed up in a reshape, or one "
     "decode state for all sequences",
 )
 def independence(subject: Subject) -> Iterator[Finding]:
+    """Compare each sequence of a batch with the same sequence alone, and gradients across rows."""
     tokens, limit = subject.past, tolerance(subject.dtype)
     for mode in (EVAL, TRAIN):
         mechanism = subject.build(mode)
@@ -39,16 +40,17 @@ def independence(subject: Subject) -> Iterator[Finding]:
                 yield Finding(where, deviation, limit)
 
 
-@promise(
+@mechanism_property(
     "one sequence does not see another in decoding",
     cause="a decode state that the sequences share, or that is indexed by the wrong dimension",
 )
 @torch.no_grad()
 def decoding_independence(subject: Subject) -> Iterator[Finding]:
+    """Decode one sequence beside different other sequences, with and without a prompt."""
     mechanism, limit = subject.build(), tolerance(subject.dtype)
     tokens = min(subject.past, 37)
     for prompt in (0, tokens // 2):
-        more = f", {prompt} of them the prompt" if prompt else ""
+        more = f", {prompt} of them in the prompt" if prompt else ""
         with subject.at(EVAL, 3, tokens, more) as place:
             x_BTD = subject.tokens(3, tokens)
             other_BTD = subject.tokens(3, tokens, seed=1)

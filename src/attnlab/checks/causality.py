@@ -1,4 +1,4 @@
-"""No position sees the future: in values, in gradients, and in how long the sequence is.
+"""Causality: outputs and gradients depend neither on later tokens nor on the sequence length.
 
     y_t(x) = y_t(x')  for all x, x' that agree up to t        dy_t / dx_s = 0  for s > t
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
 from attnlab.checks.subject import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
@@ -22,14 +22,14 @@ from attnlab.checks.subject import (
 )
 
 
-@promise(
+@mechanism_property(
     "no position sees the future",
     cause="a mask that is off by one or inverted, a mean, norm or softmax over time, or top-k "
     "taken before the mask",
 )
 @torch.no_grad()
 def values(subject: Subject) -> Iterator[Finding]:
-    """Other tokens after a cut leave the outputs before it alone."""
+    """Change the tokens after a cut; the outputs before it must stay."""
     for mode in _modes(subject):
         mechanism, limit = subject.build(mode), tolerance(subject.dtype_in(mode))
         for batch, tokens in _shapes(subject, mode):
@@ -46,13 +46,13 @@ def values(subject: Subject) -> Iterator[Finding]:
                     yield Finding(where, deviation, limit)
 
 
-@promise(
+@mechanism_property(
     "no gradient reaches the future",
     cause="a path that is masked in value and not in gradient, such as a straight-through "
     "estimator or a statistic over time",
 )
 def gradients(subject: Subject) -> Iterator[Finding]:
-    """Outputs before a cut have no gradient by the inputs after it."""
+    """Differentiate the outputs before a cut with respect to the inputs after it: must be 0."""
     for mode in (EVAL, TRAIN) if subject.quick else (EVAL, FIRST_STEP, TRAIN, BFLOAT16_TRAIN):
         mechanism, limit = subject.build(mode), tolerance(subject.dtype_in(mode))
         for batch, tokens in _shapes(subject, mode):
@@ -60,10 +60,10 @@ def gradients(subject: Subject) -> Iterator[Finding]:
                 x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
                 weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
                 for cut in subject.cuts(tokens):
-                    # anew for each cut: a compiled kernel's backward runs once
+                    # recomputed for each cut: the backward pass of a compiled kernel runs only once
                     y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
                     if not y_BTD.isfinite().all():
-                        break  # a property of its own
+                        break  # the property of finite values reports it
                     (by_x_BTD,) = torch.autograd.grad((y_BTD * weight_BTD)[:, :cut].sum(), x_BTD)
                     allowed_BTD = torch.cat([by_x_BTD[:, :cut], 0 * x_BTD[:, cut:]], 1)
                     deviation, first = by_position(relative(allowed_BTD, by_x_BTD), limit)
@@ -71,14 +71,14 @@ def gradients(subject: Subject) -> Iterator[Finding]:
                     yield Finding(where, deviation, limit)
 
 
-@promise(
-    "a prefix alone gives the same",
+@mechanism_property(
+    "a prefix alone gives the same outputs",
     cause="something that depends on the length of the whole sequence: a scale, a position "
     "counted from the end, padding that is not masked",
 )
 @torch.no_grad()
 def prefixes(subject: Subject) -> Iterator[Finding]:
-    """The outputs of the first tokens do not know that more will follow, up to `exact_length`."""
+    """Compare a prefix alone with the same tokens of a longer sequence, up to `exact_length`."""
     for mode in (EVAL,) if subject.quick else (EVAL, FIRST_STEP, TRAIN):
         mechanism, limit = subject.build(mode), tolerance(subject.dtype)
         for batch, tokens in subject.shapes:
@@ -102,6 +102,6 @@ def _modes(subject: Subject) -> list[Mode]:
 
 
 def _shapes(subject: Subject, mode: Mode) -> list[tuple[int, int]]:
-    """All in eval mode; the last ones, which are past everything, in the others."""
+    """Return all shapes in eval mode; in the others the last two, the longest."""
     shapes = [(batch, tokens) for batch, tokens in subject.shapes if tokens > 1]
     return shapes if mode == EVAL else shapes[-2:]

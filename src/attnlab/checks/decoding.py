@@ -1,9 +1,9 @@
-"""Decoding gives what `forward` gives: from an empty state, and on from a prompt of any length.
+"""Decoding equals `forward`: from an empty state, and after a prompt of any length.
 
-Also past the window or top-k, where a ring overwrites its oldest token. In float64: a sparse
-mechanism in float32 may choose another token of two that score alike, and both would be right.
-One that is not exact at every length, and says so (`MechanismConfig.exact_length`), is held to it
-up to that length.
+Sequences are longer than the window or top-k, where a ring buffer overwrites its oldest token.
+Numbers are float64: in float32 a sparse mechanism may choose either of two tokens with nearly equal
+scores, and both would be right. A mechanism that is exact up to a stated length only
+(`MechanismConfig.exact_length`) is checked up to that length.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -12,19 +12,20 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
 from attnlab.checks.subject import EVAL, Subject
 
 AFTER_PROMPT = 12  # tokens decoded after each prompt
 
 
-@promise(
+@mechanism_property(
     "step by step equals all at once",
     cause="a cache that drops, repeats or overwrites a token, a rotary position that is off, or a "
-    "ring that is a slot too short",
+    "ring buffer that is one slot too short",
 )
 @torch.no_grad()
 def steps(subject: Subject) -> Iterator[Finding]:
+    """Decode a whole sequence from an empty state."""
     mechanism, limit = subject.build(), tolerance(subject.dtype)
     for batch, tokens in subject.shapes if subject.quick else [(1, 1), (1, 139), (3, subject.past)]:
         tokens = subject.exact(tokens)
@@ -36,13 +37,14 @@ def steps(subject: Subject) -> Iterator[Finding]:
             yield Finding(f"position {first} ({place})", deviation, limit)
 
 
-@promise(
+@mechanism_property(
     "decoding goes on from a prompt",
     cause="`prefill` leaves another state than stepping would: a token missing or twice, positions "
     "counted from elsewhere, or the wrong tokens kept of a prompt past the window",
 )
 @torch.no_grad()
 def prompts(subject: Subject) -> Iterator[Finding]:
+    """Decode a few tokens after prompts of many lengths."""
     mechanism, limit = subject.build(), tolerance(subject.dtype)
     tokens = subject.exact(subject.past)
     for batch in (3,) if subject.quick else (1, 3):
@@ -51,7 +53,7 @@ def prompts(subject: Subject) -> Iterator[Finding]:
             y_BTD = subject.forward(mechanism, EVAL, x_BTD)
         for prompt in [*subject.cuts(tokens), tokens]:
             end = min(tokens, prompt + AFTER_PROMPT)
-            with subject.at(EVAL, batch, end, f", {prompt} of them the prompt") as place:
+            with subject.at(EVAL, batch, end, f", {prompt} of them in the prompt") as place:
                 decoded_BTD = subject.decode(mechanism, x_BTD[:, :end], prompt)
                 deviation, first = by_position(relative(decoded_BTD, y_BTD[:, :end]), limit)
                 yield Finding(f"position {first} ({place})", deviation, limit)

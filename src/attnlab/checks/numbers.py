@@ -1,4 +1,4 @@
-"""What comes out: the right shape, finite numbers, and a gradient for every parameter.
+"""Outputs have the right shape and finite numbers, and every parameter has a gradient.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.checks.result import Finding, promise
+from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
@@ -23,13 +23,14 @@ from attnlab.checks.subject import (
 from attnlab.mechanism import Mechanism
 
 
-@promise(
+@mechanism_property(
     "output is finite, with the shape and dtype of the input",
     cause="a `squeeze` or `view` that takes a length or batch of 1 for something else, or a "
     "constant of a fixed dtype",
 )
 @torch.no_grad()
 def shapes(subject: Subject) -> Iterator[Finding]:
+    """Run many lengths, with batch sizes 1 and 3."""
     mechanism = subject.build()
     for tokens in subject.lengths:
         for batch in (1, 3):
@@ -42,12 +43,12 @@ def shapes(subject: Subject) -> Iterator[Finding]:
                 yield _finite(place, y_BTD)
 
 
-@promise(
+@mechanism_property(
     "every parameter is trained",
     cause="a parameter that nothing reads, a `detach` too many, or a factor that is always zero",
 )
 def trained(subject: Subject) -> Iterator[Finding]:
-    """A finite gradient in every phase of training, and one that is not zero in at least one."""
+    """Require finite gradients in both phases of training, and a nonzero one in at least one."""
     reached, left = set[str](), list[str]()
     for mode in (FIRST_STEP, TRAIN):
         mechanism = subject.build(mode)
@@ -64,13 +65,13 @@ def trained(subject: Subject) -> Iterator[Finding]:
         yield Finding(name, math.inf, words=words)
 
 
-@promise(
+@mechanism_property(
     "values and gradients are finite in bfloat16",
     cause="an infinity minus an infinity, a logarithm or division of what rounds to zero in "
     "bfloat16, or dtypes that do not match under autocast",
 )
 def finite(subject: Subject) -> Iterator[Finding]:
-    """Under autocast: training, and decoding after a prompt."""
+    """Train one step under autocast, and decode after a prompt."""
     for tokens in (1, subject.past):
         mechanism = subject.build(BFLOAT16_TRAIN)
         with subject.at(BFLOAT16_TRAIN, 3, tokens) as place:
@@ -84,7 +85,7 @@ def finite(subject: Subject) -> Iterator[Finding]:
         decoder, prompt = subject.build(BFLOAT16_EVAL), tokens // 2
         with (
             torch.no_grad(),
-            subject.at(BFLOAT16_EVAL, 3, tokens, f", {prompt} of them the prompt") as place,
+            subject.at(BFLOAT16_EVAL, 3, tokens, f", {prompt} of them in the prompt") as place,
         ):
             y_BTD = subject.decode(decoder, x_BTD.detach(), prompt, BFLOAT16_EVAL)
         yield _finite(f"decoding ({place})", y_BTD)

@@ -1,4 +1,4 @@
-"""The same again gives the same bits: the same seed, the same call, the same settings from JSON.
+"""Reproducibility: the same seed, call or settings give the same bits.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -10,19 +10,19 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from attnlab.checks.result import Finding, by_position, promise, relative, tolerance
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
 from attnlab.checks.subject import DROPOUT, EVAL, TRAIN, Subject
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.language_model import ModelConfig
 
 
-@promise(
+@mechanism_property(
     "same seed, same bits",
     cause="`build` or `initial_value` draws from the global random stream: an initial value must "
     "come from the generator that is passed in, and a buffer from one with a fixed seed",
 )
 def seeds(subject: Subject) -> Iterator[Finding]:
-    """Built as the model builds it, whatever was drawn before; and the same gradients twice."""
+    """Build twice, after different use of the global random stream; train one step twice."""
     models = list[dict[str, Tensor]]()
     for drawn_before in (0, 1):
         with torch.random.fork_rng(devices=()):
@@ -41,14 +41,14 @@ def seeds(subject: Subject) -> Iterator[Finding]:
         yield _same(f"{name} ({place})", second[name], value)
 
 
-@promise(
+@mechanism_property(
     "no hidden state between calls",
     cause="something of an earlier sequence is kept on the module or in a global: a running mean, "
     "a cache, a position counter",
 )
 @torch.no_grad()
 def calls(subject: Subject) -> Iterator[Finding]:
-    """The first call of a module, and the same call after others, all at once and decoding."""
+    """Compare the first call of a module with the same call after others."""
     short, long = (subject.tokens(2, n, seed=1) for n in (5, subject.past))
     for mode in (EVAL, TRAIN):
         with subject.at(mode, 2, 5) as place:
@@ -65,16 +65,17 @@ def calls(subject: Subject) -> Iterator[Finding]:
         subject.decode(mechanism, long[:, :37], prompt=3)
         again_BTD = subject.decode(mechanism, short)
         yield _same(f"decoding again ({place})", again_BTD, fresh_BTD)
-        yield _same(f"decoding in turns ({place})", _in_turns(subject, short), fresh_BTD)
+        again_BTD = _alternately(subject, short)
+        yield _same(f"decoding two sequences alternately ({place})", again_BTD, fresh_BTD)
 
 
-@promise(
+@mechanism_property(
     "eval mode draws nothing at random",
-    cause="dropout that does not look at `self.training`: the functional form drops by default",
+    cause="dropout that ignores `self.training`: the functional form drops by default",
 )
 @torch.no_grad()
 def evaluation(subject: Subject) -> Iterator[Finding]:
-    """Built with dropout, in eval mode, under two seeds."""
+    """Build with dropout and run in eval mode under two seeds."""
     with subject.at(EVAL, 2, subject.past, ", built with dropout") as place:
         x_BTD = subject.tokens(2, subject.past)
         settings = EVAL._replace(dropout=DROPOUT.dropout if subject.can_drop() else 0.0)
@@ -90,11 +91,12 @@ def evaluation(subject: Subject) -> Iterator[Finding]:
         yield Finding(where, deviation, limit)
 
 
-@promise(
+@mechanism_property(
     "settings survive JSON",
     cause="`to_dict` or `problems` was overridden so that what is written does not read back",
 )
 def json_round_trip(subject: Subject) -> Iterator[Finding]:
+    """Write the settings to JSON values and read them again."""
     written = subject.config.to_dict()
     for field in fields(subject.config):
         missing = field.name not in written
@@ -102,12 +104,12 @@ def json_round_trip(subject: Subject) -> Iterator[Finding]:
         yield Finding(field.name, math.inf if missing else 0.0, words=words)
     read = MechanismConfig.from_dict(written).to_dict()
     for name, value in written.items():
-        words = "" if read[name] == value else f"{value!r} was written, {read[name]!r} comes back"
+        words = "" if read[name] == value else f"{value!r} was written, {read[name]!r} was read"
         yield Finding(name, math.inf if words else 0.0, words=words)
 
 
 def _trained_once(subject: Subject) -> dict[str, Tensor]:
-    """The output and every gradient of one training pass."""
+    """Return the output and every gradient of one training pass, by name."""
     mechanism, x_BTD = subject.build(TRAIN), subject.tokens(3, subject.past)
     y_BTD, loss = subject.forward_with_loss(mechanism, TRAIN, x_BTD)
     (y_BTD.square().mean() + (0 if loss is None else loss)).backward()
@@ -116,8 +118,8 @@ def _trained_once(subject: Subject) -> dict[str, Tensor]:
     return {"output": y_BTD.detach(), **reached}
 
 
-def _in_turns(subject: Subject, x_BTD: Tensor) -> Tensor:
-    """Decode two sequences by turns with one module; the outputs of the first."""
+def _alternately(subject: Subject, x_BTD: Tensor) -> Tensor:
+    """Decode two sequences alternately with one module; return the outputs of the first."""
     mechanism, tokens = subject.build(), x_BTD.shape[1]
     state, other = (mechanism.init_state(len(x_BTD), tokens) for _ in range(2))
     outputs = list[Tensor]()
@@ -129,7 +131,7 @@ def _in_turns(subject: Subject, x_BTD: Tensor) -> Tensor:
 
 
 def _same(where: str, found: Tensor, expected: Tensor) -> Finding:
-    """The same bits; on CUDA, where sums are taken in any order, the same within tolerance."""
+    """Compare bits; on CUDA, where the order of sums varies, allow the tolerance."""
     if torch.equal(found, expected):
         return Finding(where, 0.0)
     deviation = max(float(relative(found, expected).max()), torch.finfo(torch.float64).tiny)

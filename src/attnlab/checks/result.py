@@ -1,9 +1,10 @@
-"""What a property is, what one look at it finds, and the verdict over all looks.
+"""A property, one measurement of it (a finding), and the result over all its measurements.
 
-A deviation is relative to the largest number of what it is compared with, unless the property
-counts something: then it is the difference. It is infinite where something is not finite or was
-raised. Floating-point results may deviate by eps^(2/3), eps the spacing of their dtype at 1: 4e-11
-in float64, 2e-5 in float32, 4e-2 in bfloat16. That is many roundings and far from any mistake.
+A deviation is relative to the largest number of the expected tensor, unless the property counts
+something: then it is the difference. It is infinite where a number is not finite or an exception
+was raised. Floating-point results may deviate by eps^(2/3), where eps is the spacing of their dtype
+at 1: 4e-11 in float64, 2e-5 in float32, 4e-2 in bfloat16. That is many roundings, and far below the
+effect of any mistake.
 """
 
 import math
@@ -19,30 +20,30 @@ from attnlab.checks.subject import Subject
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The verdict on one property of one mechanism."""
+    """The result of one property of one mechanism."""
 
     name: str  # the property, as a sentence
-    verdict: Literal["holds", "broken"]
-    deviation: float  # the largest; of those beyond the tolerance where the property is broken
-    how_much: str  # the same in words, or the message of what was raised
-    where: str  # the first place: position, parameter, shape, mode; "" where the property holds
-    cause: str  # what is usually behind a broken one
+    verdict: Literal["pass", "FAIL"]
+    deviation: float  # the largest; of those beyond the tolerance if the property is violated
+    how_much: str  # the deviation as text, or the message of the exception that was raised
+    where: str  # the first violation: position, parameter, shape, mode; "" if there is none
+    cause: str  # the usual cause of a violation
 
     @property
     def holds(self) -> bool:
-        return self.verdict == "holds"
+        return self.verdict == "pass"
 
 
 class Finding(NamedTuple):
-    """One look: how far off, and how far off is still right."""
+    """One measurement of a property: the deviation, and the largest one that is allowed."""
 
     where: str
     deviation: float
     limit: float = 0.0
-    words: str = ""  # where a number alone would not say it
+    words: str = ""  # replaces the number in messages
 
     @property
-    def is_right(self) -> bool:
+    def within_limit(self) -> bool:
         return self.deviation <= self.limit
 
     @property
@@ -53,12 +54,14 @@ class Finding(NamedTuple):
 
 
 class Property(NamedTuple):
+    """A property of the contract, and the function that measures it."""
+
     name: str
     cause: str
     findings: Callable[[Subject], Iterator[Finding]]
 
-    def judge(self, subject: Subject) -> Result:
-        """The verdict. What the mechanism raises breaks the property; it does not go further."""
+    def check(self, subject: Subject) -> Result:
+        """Return the result. An exception that the mechanism raises violates the property."""
         found = list[Finding]()
         try:
             found.extend(self.findings(subject))
@@ -66,27 +69,28 @@ class Property(NamedTuple):
             message = f"raised {type(error).__name__}: {error}".splitlines()[0]
             where = "; ".join(getattr(error, "__notes__", []))
             found.append(Finding(where, math.inf, words=message))
-        wrong = [finding for finding in found if not finding.is_right]
-        worst = max(wrong or found, key=_size, default=Finding("", 0.0))
+        violations = [finding for finding in found if not finding.within_limit]
+        worst = max(violations or found, key=_size, default=Finding("", 0.0))
         return Result(
             name=self.name,
-            verdict="broken" if wrong else "holds",
+            verdict="FAIL" if violations else "pass",
             deviation=_size(worst),
             how_much=worst.how_much,
-            where=wrong[0].where if wrong else "",
+            where=violations[0].where if violations else "",
             cause=self.cause,
         )
 
 
-def promise(
+def mechanism_property(
     name: str, *, cause: str
 ) -> Callable[[Callable[[Subject], Iterator[Finding]]], Property]:
-    """Makes a function that yields findings into a property of this name."""
+    """Return a decorator that turns a function that yields findings into a `Property`."""
     return lambda findings: Property(name, cause, findings)
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """
+    """Return the relative deviation that roundings may cause.
+
     >>> f"{tolerance(torch.float64):.0e}", f"{tolerance(torch.bfloat16):.0e}"
     ('4e-11', '4e-02')
     """
@@ -94,10 +98,10 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def relative(found: Tensor, expected: Tensor) -> Tensor:
-    """|found - expected| by the largest finite |expected|, in float64.
+    """Return |found - expected| over the largest finite |expected|, elementwise in float64.
 
-    Infinite where one of the two is not finite. Where neither is, they are taken for alike: that
-    outputs are finite is a property of its own.
+    It is infinite where one of the two is not finite, and 0 where neither is: that outputs are
+    finite is a property of its own.
     """
     found, expected = found.detach().double(), expected.detach().double()
     finite = expected.isfinite()
@@ -107,7 +111,7 @@ def relative(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def by_position(deviation_BTD: Tensor, limit: float) -> tuple[float, int]:
-    """The largest deviation, and the first position beyond the limit; the last where none is."""
+    """Return the largest deviation, and the first position beyond the limit (the last if none)."""
     deviation_T = deviation_BTD.amax((0, 2))
     beyond = (deviation_T > limit).nonzero()
     first = int(beyond[0]) if len(beyond) else len(deviation_T) - 1

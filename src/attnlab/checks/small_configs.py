@@ -1,23 +1,24 @@
-"""Settings made small enough to be checked in seconds, where nothing else is asked for."""
+"""Settings that are small enough for a check to take seconds."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
+import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
 from attnlab.checks.subject import bounds
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 
-SMALL = 16  # window, top-k or chunk of a kind that is checked by its name
+SMALL = 16  # tokens: window, top-k or chunk of a kind that is checked by its name
 
 
 def small(
     kind: type[MechanismConfig] | str, settings: Mapping[str, Any] | None = None
 ) -> MechanismConfig:
-    """A kind with these settings and its defaults, but a window, top-k or chunk of at most 16.
+    """Return a kind with its default settings, but a window, top-k or chunk of at most 16.
 
-    Raises ValueError for a kind that is not there, and ConfigError for impossible settings.
+    `settings` replace the defaults and stay as they are. Raises ValueError for an unknown kind,
+    and ConfigError for impossible settings.
 
     >>> small("sliding_window").window, small("sliding_window", {"window": 40}).window
     (16, 40)
@@ -28,9 +29,9 @@ def small(
 
 
 def shortened(config: MechanismConfig, limit: int, keep: Collection[str] = ()) -> MechanismConfig:
-    """The same with a window, top-k or chunk of at most `limit`, where the settings allow it.
+    """Return the settings with a window, top-k or chunk of at most `limit`, if they allow it.
 
-    What `keep` names stays as it is.
+    Fields in `keep` stay as they are.
     """
     long = {name for name, value in bounds(config).items() if value > limit}
     changes = dict.fromkeys(long.difference(keep), limit)

@@ -1,12 +1,13 @@
-"""The mechanism under test: how it is built, at which shapes, in which modes, on which numbers.
+"""The mechanism under test: its device, dtype, parameters, shapes, modes and inputs.
 
-Checks run on the CPU in float64, where a mistake stands out by ten orders of magnitude; a mechanism
-that refuses it is taken in float32, and one that refuses the CPU on the CUDA device there is. One
-that computes in a single dtype is taken in it, on the CUDA device where there is one.
+Checks run on the CPU in float64, where a mistake exceeds the roundings by ten orders of magnitude.
+A mechanism that does not run in float64 is checked in float32, and one that does not run on the CPU
+on a CUDA device. One that computes in a single dtype is checked in it, on a CUDA device if there is
+one.
 
-Parameters are not left as the model starts them: a projection that begins at zero would hide all
-that lies behind it. Matrices are drawn at the scale that keeps the variance of what they multiply,
-and everything else moves a little away from its initial value.
+Parameters do not have the initial values of training: a projection that is initialised with zeros
+would hide the computation before it. Matrices are drawn at the scale that keeps the variance of
+their inputs, and all other parameters are moved away from their initial values.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -23,9 +24,9 @@ from torch import Tensor
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
 
-LATE = 1_000_000  # a training step by which every schedule is over
+LATE = 1_000_000  # a training step after the end of every schedule
 _CUDA = [("cuda", torch.float32), ("cuda", torch.bfloat16)]  # some kernels have no float32
-REACH_WORDS = ("window", "top_k", "chunk", "block")  # fields that bound what a token sees at once
+REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that bound the reach
 
 
 class Mode(NamedTuple):
@@ -51,40 +52,42 @@ BFLOAT16_TRAIN = Mode("train in bfloat16", training=True, autocast=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
+    """A mechanism at one model width, and everything that its checks need."""
+
     config: MechanismConfig
     d_model: int
     seed: int = 0
-    quick: bool = False  # fewer shapes and modes: what is run before every study
+    quick: bool = False  # fewer shapes and modes, as before every study
 
     @cached_property
     def reach(self) -> int:
-        """The longest window, top-k, chunk or block that the settings name; 0 where none does."""
+        """The longest window, top-k, chunk or block in the settings; 0 if there is none."""
         return max(bounds(self.config).values(), default=0)
 
     @property
     def past(self) -> int:
-        """An odd length beyond what the settings bound: twice as long where that is cheap."""
+        """An odd sequence length beyond the reach: about twice as long where that is cheap."""
         if not self.reach:
             return 37
         return max(37, 2 * self.reach + 3) if self.reach <= 32 else (self.reach + 3) | 1
 
     @property
     def lengths(self) -> list[int]:
-        """Sequence lengths to look at, shortest first; blocks of 64 and 128 tokens end inside."""
+        """Sequence lengths to check, ascending; blocks of 64 and 128 tokens end inside."""
         return [1, 7, self.past] if self.quick else sorted({1, 2, 7, 75, 139, self.past})
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Batch sizes 1 and 3 in turn, and the lengths."""
+        """(batch size, length): every length, with batch sizes 3 and 1 alternately."""
         return [(1 if i % 2 else 3, tokens) for i, tokens in enumerate(self.lengths)]
 
     def exact(self, tokens: int) -> int:
-        """No more tokens than decoding is promised to be exact for."""
+        """Return `tokens`, or the length up to which decoding is exact if that is less."""
         limit = self.config.exact_length
         return tokens if limit is None else min(tokens, limit)
 
     def cuts(self, tokens: int) -> list[int]:
-        """Where to part a sequence: at both ends, in the middle, and around every boundary."""
+        """Return positions that split a sequence: at both ends, inside, and around boundaries."""
         edges = {1, 2, tokens // 3, tokens // 2, tokens - 1}
         boundaries = (self.reach,) if self.quick else (self.reach, 16, 32, 64, 128)
         edges |= {b + offset for b in boundaries for offset in (-1, 0, 1)}
@@ -101,11 +104,11 @@ class Subject:
         return self._place[1]
 
     def dtype_in(self, mode: Mode) -> torch.dtype:
-        """Of the numbers that the mode computes with."""
+        """Return the dtype that the mode computes in."""
         return torch.bfloat16 if mode.autocast else self.dtype
 
     def build(self, mode: Mode = EVAL) -> Mechanism[Any]:
-        """The mechanism in this mode, with the same parameters every time."""
+        """Return the mechanism in this mode, with the same parameters every time."""
         with _seeded(self.seed):
             mechanism = self.config.build(self.d_model, mode.dropout)
         _enliven(mechanism, self.seed)
@@ -115,7 +118,7 @@ class Subject:
         return mechanism
 
     def can_drop(self) -> bool:
-        """Whether it has dropout here: a kernel may have none, and say so."""
+        """True if it supports dropout on this device; a kernel may refuse it."""
         try:
             with _seeded(0):
                 mechanism = self.config.build(self.d_model, DROPOUT.dropout)
@@ -128,19 +131,19 @@ class Subject:
         return True
 
     def tokens(self, batch: int, tokens: int, mode: Mode = EVAL, seed: int = 0) -> Tensor:
-        """`x_BTD`, standard normal; another `seed` gives others."""
+        """Return inputs `x_BTD`, standard normal, drawn from `seed`."""
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         x_BTD = torch.randn(batch, tokens, self.d_model, generator=generator, dtype=torch.float64)
         return x_BTD.to(self.device, torch.float32 if mode.autocast else self.dtype)
 
     def forward(self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor) -> Tensor:
-        """`y_BTD` as the model asks for it in this mode."""
+        """Return `y_BTD`, computed as the model does in this mode."""
         return self.forward_with_loss(mechanism, mode, x_BTD)[0]
 
     def forward_with_loss(
         self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor, seed: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Also the auxiliary loss, in training. Dropout draws from `seed`."""
+        """Return `y_BTD` and, in training, the auxiliary loss. Dropout draws from `seed`."""
         with _seeded(seed), mode.autocast_on(x_BTD.device):
             if mode.training:
                 return mechanism.forward_with_loss(x_BTD)
@@ -149,7 +152,7 @@ class Subject:
     def decode(
         self, mechanism: Mechanism[Any], x_BTD: Tensor, prompt: int = 0, mode: Mode = EVAL
     ) -> Tensor:
-        """`y_BTD`, the first `prompt` tokens through `prefill` and the others one by one."""
+        """Return `y_BTD`: the first `prompt` tokens by `prefill`, the others one by one."""
         batch, tokens = x_BTD.shape[:2]
         outputs = list[Tensor]()
         with _seeded(0), mode.autocast_on(x_BTD.device):
@@ -165,7 +168,7 @@ class Subject:
 
     @contextmanager
     def at(self, mode: Mode, batch: int, tokens: int, more: str = "") -> Generator[str]:
-        """Words for this place; they go along with whatever is raised here."""
+        """Yield mode and shape as text, and add it as a note to exceptions raised inside."""
         dtype = str(self.dtype_in(mode)).removeprefix("torch.")
         name = mode.name if mode.autocast else f"{mode.name}, {dtype}"
         words = f"{name}, batch {batch}, {tokens} {'token' if tokens == 1 else 'tokens'}{more}"
@@ -177,7 +180,7 @@ class Subject:
 
     @cached_property
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        """The first device and dtype that the mechanism runs on; the first of all if none."""
+        """The first device and dtype on which the mechanism runs; the first of all if none."""
         cuda = torch.cuda.is_available()
         places = [("cpu", torch.float64), ("cpu", torch.float32), *_CUDA * cuda]
         if self.config.computes_in is not None:
@@ -197,7 +200,7 @@ class Subject:
 
 
 def bounds(config: MechanismConfig) -> dict[str, int]:
-    """Settings that bound what a token sees at once, by name.
+    """Return the settings that bound how many tokens a token sees at once, by name.
 
     >>> from attnlab.mechanisms.sliding_window import SlidingWindow
     >>> bounds(SlidingWindow(window=64))
@@ -213,10 +216,13 @@ def bounds(config: MechanismConfig) -> dict[str, int]:
 
 @contextmanager
 def _seeded(seed: int) -> Generator[None]:
-    """Draw from this seed, and leave the caller's random streams as they were."""
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
+    """Seed the random streams inside, and restore the caller's afterwards."""
+    cuda = torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
+        # torch.manual_seed also queues a call for a device that is not in use, which is slow
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
         yield
 
 

@@ -1,12 +1,11 @@
-"""All properties of one mechanism, and what to do with the verdicts."""
+"""The suite: all properties of one mechanism, as results or as an assertion."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
 
-from attnlab.checks import batch_independence as rows
-from attnlab.checks import causality, cost, decoding, numbers, repetition
+from attnlab.checks import batch_independence, causality, cost, decoding, numbers, repetition
 from attnlab.checks.result import Property, Result
 from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
@@ -20,8 +19,8 @@ PROPERTIES: tuple[Property, ...] = (
     causality.prefixes,
     decoding.steps,
     decoding.prompts,
-    rows.independence,
-    rows.decoding_independence,
+    batch_independence.independence,
+    batch_independence.decoding_independence,
     numbers.trained,
     numbers.finite,
     cost.params,
@@ -36,26 +35,30 @@ PROPERTIES: tuple[Property, ...] = (
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
-def judge(
+def check_properties(
     mechanism: MechanismConfig | type[MechanismConfig] | str,
     *,
     d_model: int | None = None,
     seed: int = 0,
     quick: bool = False,
 ) -> list[Result]:
-    """Whether a mechanism keeps every promise of the contract; one result a property.
+    """Return one result per property of the contract.
 
-    `mechanism` is a config, taken as it stands, or a class, a kind (`"mla"`) or a place
-    (`"my_mechanism.py:MyAttention"`), taken with its default settings and a window, top-k or
-    chunk of at most 16. `d_model` is the smallest width that the settings fit, unless given;
-    parameters and inputs are drawn from `seed`. `quick` looks at fewer shapes and modes: what
-    `attnlab run` does before it trains.
+    Args:
+        mechanism: a config, which is checked as it is; or a class, a kind (`"mla"`) or a place
+            (`"my_mechanism.py:MyAttention"`), which is checked with its default settings and a
+            window, top-k or chunk of at most 16.
+        d_model: the model width; the smallest width that the settings allow by default.
+        seed: the seed of parameters and inputs.
+        quick: True for fewer shapes and modes, as `attnlab run` does before training.
 
-    What the mechanism raises is a broken property with the message, and no exception. Raises
-    ValueError for a kind that is not there, and ConfigError (a ValueError) for settings that fit
-    no width, or not the one given.
+    An exception that the mechanism raises violates the property, which then has its message.
 
-    >>> results = judge("identity", quick=True)
+    Raises:
+        ValueError: an unknown kind.
+        ConfigError: settings that allow no width, or not the given one. It is a ValueError.
+
+    >>> results = check_properties("identity", quick=True)
     >>> all(result.holds for result in results)
     True
     """
@@ -66,7 +69,7 @@ def judge(
         raise ConfigError(problems)
     subject = Subject(config=config, d_model=width, seed=seed, quick=quick)
     with _one_thread():
-        return [promised.judge(subject) for promised in PROPERTIES]
+        return [each.check(subject) for each in PROPERTIES]
 
 
 def assert_correct(
@@ -75,14 +78,18 @@ def assert_correct(
     d_model: int | None = None,
     quick: bool = False,
 ) -> None:
-    """`judge` for a test: raises AssertionError that says what is broken, where and by how much."""
-    broken = [r for r in judge(mechanism, d_model=d_model, quick=quick) if not r.holds]
-    if broken:
-        raise AssertionError("\n".join(describe(result) for result in broken))
+    """Raise AssertionError if a property is violated: which one, where and by how much.
+
+    The arguments are those of `check_properties`.
+    """
+    results = check_properties(mechanism, d_model=d_model, quick=quick)
+    violated = [result for result in results if not result.holds]
+    if violated:
+        raise AssertionError("\n".join(describe(result) for result in violated))
 
 
 def describe(result: Result) -> str:
-    """One property in two lines of text."""
+    """Return two lines of text on one property."""
     where = f", {result.where}" if result.where else ""
     return (
         f"{result.verdict}: {result.name}: {result.how_much}{where}\n  usual cause: {result.cause}"
@@ -90,20 +97,23 @@ def describe(result: Result) -> str:
 
 
 def fitting_width(config: MechanismConfig) -> int:
-    """The smallest of some usual model widths that the settings fit. Raises ConfigError if none."""
+    """Return the smallest usual model width that the settings allow.
+
+    Raises ConfigError if they allow none.
+    """
     problems = list[Problem]()
     for width in _WIDTHS:
         problems = list(config.problems_at(width))
         if not problems:
             return width
     listed = ", ".join(str(width) for width in _WIDTHS)
-    none = Problem("", f"fits none of the model widths {listed}: give d_model")
+    none = Problem("", f"allows none of the model widths {listed}: give d_model")
     raise ConfigError([none, *problems])
 
 
 @contextmanager
 def _one_thread() -> Generator[None]:
-    """Checks are many small operations, for which threads would only wait on each other."""
+    """Use one thread: checks are many small operations, which several threads would slow down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

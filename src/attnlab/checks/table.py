@@ -1,21 +1,21 @@
-"""The verdicts as a person reads them, and as JSON values."""
+"""Results of checks as text for the terminal, and as JSON values."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table as Grid
+from rich.table import Table
 from rich.text import Text
 
 from attnlab.checks.result import Result
 from attnlab.checks.targets import Checked, Target
 
 
-class Verdicts:
-    """A line for each mechanism that keeps all promises, a table of what is broken for the others.
+class ResultsTable:
+    """One line per mechanism, and a table of the properties that it violates.
 
-    One mechanism alone gets the table of all its properties.
+    If there is one mechanism, the table has all its properties.
     """
 
     def __init__(self, checked: Sequence[Checked]) -> None:
@@ -24,21 +24,21 @@ class Verdicts:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del console, options
         for one in self.checked:
-            broken = [result for result in one.results if not result.holds]
-            head = Text.assemble((one.target.name, "bold"), f"  {_settings(one.target)}  ")
+            violated = [result for result in one.results if not result.holds]
+            line = Text.assemble((one.target.name, "bold"), f"  {_settings(one.target)}  ")
             number = len(one.results)
-            if broken:
-                head.append(f"{len(broken)} of {number} properties broken", style="bold red")
+            if violated:
+                line.append(f"{len(violated)} of {number} properties violated", style="bold red")
             else:
-                head.append(f"all {number} properties hold", style="green")
-            yield head
-            shown = broken if len(self.checked) > 1 else one.results
+                line.append(f"all {number} properties hold", style="green")
+            yield line
+            shown = violated if len(self.checked) > 1 else one.results
             if shown:
-                yield _grid(shown, with_causes=bool(broken))
+                yield _table(shown, with_causes=bool(violated))
 
 
-def verdicts_as_json(checked: Iterable[Checked]) -> dict[str, Any]:
-    """JSON values; a deviation may be infinite."""
+def results_as_json(checked: Iterable[Checked]) -> dict[str, Any]:
+    """Return JSON values; a deviation may be infinite."""
     return {
         "mechanisms": [
             {
@@ -64,17 +64,17 @@ def _as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _grid(results: Iterable[Result], *, with_causes: bool) -> Grid:
-    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    columns = ["property", "verdict", "how much", *(["where", "usual cause"] * with_causes)]
+def _table(results: Iterable[Result], *, with_causes: bool) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    columns = ["property", "result", "deviation", *(["where", "usual cause"] * with_causes)]
     for column in columns:
-        grid.add_column(Text(column), overflow="fold", no_wrap=column == "verdict")
+        table.add_column(Text(column), overflow="fold", no_wrap=column == "result")
     for result in results:
         cells = [result.name, result.verdict, result.how_much]
         if with_causes:
             cells += ["" if result.holds else result.where, "" if result.holds else result.cause]
-        grid.add_row(*(Text(cell) for cell in cells), style="" if result.holds else "red")
-    return grid
+        table.add_row(*(Text(cell) for cell in cells), style="" if result.holds else "red")
+    return table
 
 
 def _settings(target: Target) -> str:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
-from attnlab.checks.suite import fitting_width, judge
+from attnlab.checks.suite import check_properties, fitting_width
 from attnlab.config import override, settings
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.study import Study
@@ -23,7 +23,7 @@ class Target(NamedTuple):
 
     def check(self, *, quick: bool = False) -> "Checked":
         """Check every property of the mechanism."""
-        return Checked(self, judge(self.config, d_model=self.d_model, quick=quick))
+        return Checked(self, check_properties(self.config, d_model=self.d_model, quick=quick))
 
 
 class Checked(NamedTuple):

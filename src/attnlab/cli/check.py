@@ -1,4 +1,4 @@
-"""`attnlab check`: hold mechanisms against every promise of the contract."""
+"""`attnlab check`: check mechanisms for every property of the contract."""
 
 import sys
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from attnlab.checks.table import Verdicts, verdicts_as_json
+from attnlab.checks.table import ResultsTable, results_as_json
 from attnlab.checks.targets import Checked, targets
 from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, status, told
 from attnlab.kernels.flash_linear_attention import use_fla
@@ -27,7 +27,7 @@ def check(
     fla_path: FlaPathOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold mechanisms against every promise of the contract: causality, decoding, cost, ...
+    """Check mechanisms for every property of the contract: causality, decoding, cost, ...
 
     A kind is checked at small sizes, the variants of a study at their own.
     """
@@ -38,7 +38,7 @@ def check(
         with status(f"checking {escape(target.name)}", talk):
             checked.append(target.check())
     if as_json:
-        sys.stdout.write(to_json(verdicts_as_json(checked)).decode())
+        sys.stdout.write(to_json(results_as_json(checked)).decode())
     else:
-        console.print(Verdicts(checked), highlight=False)
+        console.print(ResultsTable(checked), highlight=False)
     raise typer.Exit(0 if all(one.holds for one in checked) else 1)

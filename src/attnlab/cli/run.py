@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from attnlab.checks.table import Verdicts
+from attnlab.checks.table import ResultsTable
 from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
@@ -115,7 +115,7 @@ def run(  # noqa: PLR0913  one parameter an option
                 command=shlex.join(["attnlab", *sys.argv[1:]]),
             )
     except BrokenPromiseError as error:
-        talk.print(Verdicts(error.checked), highlight=False)
+        talk.print(ResultsTable(error.checked), highlight=False)
         talk.print("[bold red]nothing was trained[/bold red]; --no-check trains it as it is")
         raise typer.Exit(1) from None
     show(analysis, as_json)
