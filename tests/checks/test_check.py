@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import PLANTED_BUGS
 
-from attnlab.checks import Result, assert_correct, check_properties, describe, plugin
+from attnlab.checks import Result, assert_correct, causality, check_properties, describe, plugin
 from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES
@@ -270,3 +270,28 @@ def test_the_fixture_fails_with_every_violated_property(planted, check_mechanism
     check_mechanism("identity", quick=True)
     with pytest.raises(AssertionError, match=f"FAIL: {FUTURE}: .*\n  usual cause: a mask"):
         check_mechanism(planted.InvertedMask, quick=True)
+
+
+class RunsBackwardOnce(torch.autograd.Function):
+    """As a compiled kernel: its backward pass refuses a graph that is kept for another one."""
+
+    @staticmethod
+    def forward(ctx, x_BTD):
+        return 2 * x_BTD
+
+    @staticmethod
+    def backward(ctx, grad_BTD):
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            raise RuntimeError("the buffers are gone after one backward pass")
+        return 2 * grad_BTD
+
+
+def test_a_backward_pass_that_runs_only_once_is_no_violation(planted, monkeypatch):
+    forward = planted.GatedIdentity.Module.forward
+    monkeypatch.setattr(
+        planted.GatedIdentity.Module,
+        "forward",
+        lambda module, x_BTD: RunsBackwardOnce.apply(forward(module, x_BTD)),
+    )
+    config = planted.GatedIdentity()
+    assert causality.gradients.check(Subject(config=config, d_model=8)).holds

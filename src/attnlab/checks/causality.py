@@ -5,9 +5,11 @@
 Shapes: B batch, T tokens, D model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
 from attnlab.checks.subject import (
@@ -59,12 +61,10 @@ def gradients(subject: Subject) -> Iterator[Finding]:
             with subject.at(mode, batch, tokens) as place:
                 x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
                 weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
-                for cut in subject.cuts(tokens):
-                    # recomputed for each cut: the backward pass of a compiled kernel runs only once
-                    y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
-                    if not y_BTD.isfinite().all():
-                        break  # the property of finite values reports it
-                    (by_x_BTD,) = torch.autograd.grad((y_BTD * weight_BTD)[:, :cut].sum(), x_BTD)
+                forward = partial(subject.forward, mechanism, mode, x_BTD)
+                for cut, by_x_BTD in _input_gradients(
+                    forward, x_BTD, weight_BTD, subject.cuts(tokens)
+                ):
                     allowed_BTD = torch.cat([by_x_BTD[:, :cut], 0 * x_BTD[:, cut:]], 1)
                     deviation, first = by_position(relative(allowed_BTD, by_x_BTD), limit)
                     where = f"outputs before {cut} have a gradient by token {first} ({place})"
@@ -92,6 +92,29 @@ def prefixes(subject: Subject) -> Iterator[Finding]:
                     deviation, first = by_position(relative(alone_BTD, y_BTD[:, :cut]), limit)
                     where = f"position {first} of {tokens} differs ({place})"
                     yield Finding(where, deviation, limit)
+
+
+def _input_gradients(
+    forward: Callable[[], Tensor], x_BTD: Tensor, weight_BTD: Tensor, cuts: Sequence[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield each cut, and the gradient of the weighted outputs before it with respect to the input.
+
+    Yield none if an output is not finite, which the property of finite values reports.
+    """
+    y_BTD, reusable = forward().to(x_BTD.dtype), True
+    for cut in cuts if y_BTD.isfinite().all() else ():
+        try:
+            before_cut = (y_BTD * weight_BTD)[:, :cut].sum()
+            (by_x_BTD,) = torch.autograd.grad(before_cut, x_BTD, retain_graph=reusable)
+        except RuntimeError:
+            if not reusable:
+                raise
+            reusable = False  # the backward pass of a compiled kernel runs only once
+            before_cut = (forward().to(x_BTD.dtype) * weight_BTD)[:, :cut].sum()
+            (by_x_BTD,) = torch.autograd.grad(before_cut, x_BTD)
+        yield cut, by_x_BTD
+        if not reusable:
+            y_BTD = forward().to(x_BTD.dtype)
 
 
 def _modes(subject: Subject) -> list[Mode]:
