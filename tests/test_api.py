@@ -155,7 +155,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypat
         attnlab.run("quikstart")
     with pytest.raises(ConfigError, match="no field 'stpes'"):
         attnlab.run("quickstart", overrides=["train.stpes=1"])
-    with pytest.raises(ValueError, match="this study has no name"):
+    with pytest.raises(ValueError, match="the study has no name"):
         attnlab.run(tiny_study.study, **quick)
     monkeypatch.setattr(attnlab.Identity, "__module__", "__main__")
     with pytest.raises(ValueError, match="Identity: is defined in __main__"):

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from attnlab.model.layer_pattern import last_n as last_n
     from attnlab.model.layer_pattern import spread_evenly as spread_evenly
     from attnlab.runner.extend import extend as extend
+    from attnlab.runner.plan import plan as plan
     from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError
     from attnlab.runner.run import run as run
     from attnlab.study.matching import Match as Match

@@ -21,7 +21,7 @@ from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table
 from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
-from attnlab.runner.request import changed, corpora
+from attnlab.runner.request import read_data
 from attnlab.study.study import load_study
 from attnlab.training.config import EvalConfig
 from attnlab.training.evaluate import HeldOut, score
@@ -124,10 +124,10 @@ def test_impossible_lengths_say_why(typed, said):
 
 def test_a_window_longer_than_the_validation_split_is_refused_as_the_data_is_read(tmp_path):
     where = Places.from_environment(cache=tmp_path)
-    tokens = len(corpora(study, where)["mha"].valid)
-    corpora(changed(study, overrides=[f"eval.lengths={tokens - 1}"]), where)
+    tokens = len(read_data(study, where)["mha"].valid)
+    read_data(study.override([f"eval.lengths={tokens - 1}"]), where)
     with pytest.raises(ConfigError, match=rf"eval\.lengths: a window of {tokens} needs"):
-        corpora(changed(study, overrides=[f"eval.lengths=16,{tokens}"]), where)
+        read_data(study.override([f"eval.lengths=16,{tokens}"]), where)
 
 
 def test_no_lengths_are_the_run_of_before_and_lengths_another():
@@ -140,7 +140,7 @@ def test_no_lengths_are_the_run_of_before_and_lengths_another():
     assert config.identity(fingerprint) == identity
     measured = replace(config, eval=EvalConfig(lengths=(64,)))
     assert measured.identity(fingerprint) != identity
-    asked = changed(study, overrides=LENGTHS)
+    asked = study.override(LENGTHS)
     assert asked.tuning_run("mha", 1e-3) == study.tuning_run("mha", 1e-3)
 
 

@@ -141,7 +141,7 @@ def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
     words = " ".join(done.output.split())
     assert "no position sees the future FAIL" in words
     assert "leaky support/planted_bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
-    assert "nothing was trained; --no-check trains it as it is" in words
+    assert "nothing was run; --no-check trains it as it is" in words
     assert not (tmp_path / "results").exists()
 
 

@@ -214,7 +214,7 @@ def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, mon
         assert not Path("results/tiny_to_20").exists()
 
     refused(parent.parent, "no run in results/tiny/sparse: name the folder of one")
-    refused(parent, "has 12 steps: 12 are no more", steps=12)
+    refused(parent, "has 12 steps; 12 is not more", steps=12)
     extend(parent, places, steps=20, out="there")
     refused(parent, "'rederived' there, 'constant' requested", schedule="constant", out="there")
 
@@ -224,10 +224,10 @@ def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, mon
     other = corpus_of(tiny_study.base.data, places)
     with monkeypatch.context() as patch:
         patch.setattr(extending, "corpus_of", lambda *_: replace(other, fingerprint="other"))
-        refused(parent, "its data, or a file of your own that it uses, has changed")
+        refused(parent, "its data or a source file of your own has changed")
     summary = json.loads((parent / "summary.json").read_text())
     (parent / "summary.json").write_text(json.dumps(summary | {"status": "diverged"}))
-    refused(parent, r"has not finished \(diverged\): more steps would not help it")
+    refused(parent, r"has not finished \(diverged\): it cannot be extended")
 
 
 def test_the_command_says_what_came_of_it(parent, places, monkeypatch):
@@ -241,7 +241,7 @@ def test_the_command_says_what_came_of_it(parent, places, monkeypatch):
     assert f"Run: {_new()}" in done.output
     less = CliRunner().invoke(app, ["extend", str(parent), "--steps", "10", "--device", "cpu"])
     assert less.exit_code == 2
-    assert "has 12 steps: 10 are no more" in less.stderr
+    assert "has 12 steps; 10 is not more" in less.stderr
 
 
 @pytest.mark.gpu

@@ -1,219 +1,90 @@
-"""`attnlab run STUDY --plan`: what a study would take and could find, before anything is spent."""
+"""`attnlab run STUDY --plan`: print the runs, time, disk, memory and power of a study."""
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
-import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from attnlab.analysis.analysis import analyse
 from attnlab.analysis.numbers import count, duration, milliseconds, size
-from attnlab.analysis.statistics.power import detectable
-from attnlab.cli.app import console, errors, status
-from attnlab.data import Corpus, DataError, Places
-from attnlab.device.selection import Slot
+from attnlab.cli.app import console
 from attnlab.record import to_json
-from attnlab.runner.forecast import Forecast
-from attnlab.runner.request import corpora
-from attnlab.runner.schedule import RunCount, StudySchedule, open_schedule
-from attnlab.runner.timing import Pace, time_run
-from attnlab.study.study import Study
-from attnlab.training.run import RunConfig
+from attnlab.runner.plan import Plan, VariantPlan
+from attnlab.runner.schedule import RunCount
 
 
-def show_plan(
-    study: Study,
-    study_dir: Path,
-    places: Places,
-    slots: list[Slot],
-    spread: float | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Print it. Raises ValueError where the folder holds runs with other settings."""
-    talk = errors if as_json else console
-    try:
-        with status("reading the data", talk):
-            read = corpora(study, places)
-    except DataError as error:
-        schedule = StudySchedule(study, study_dir, dict.fromkeys(study.variants, ""))
-        read, paces, untimed = {}, {}, dict.fromkeys(study.variants, str(error))
-    else:
-        schedule = open_schedule(
-            study, study_dir, {name: corpus.fingerprint for name, corpus in read.items()}
-        )
-        paces, untimed = _paces(schedule, read, slots[0], talk)
-    forecast = Forecast(
-        schedule=schedule,
-        workers=len(slots),
-        paces=paces,
-        tokenizer_bytes=_tokenizer_bytes(read),
-    )
-    power = _power(study, study_dir, spread)
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print the plan, as text or as JSON."""
     if as_json:
-        sys.stdout.write(to_json(_as_json(forecast, untimed, power)).decode())
-    else:
-        _print(forecast, untimed, power, slots)
-
-
-def _paces(
-    schedule: StudySchedule, read: Mapping[str, Corpus], slot: Slot, talk: Console
-) -> tuple[dict[str, Pace], dict[str, str]]:
-    """Of the variants that are not done; and why others could not be timed."""
-    paces, untimed, timed = dict[str, Pace](), dict[str, str](), dict[RunConfig, Pace]()
-    for name in schedule.unfinished_variants():
-        config = schedule.study.variants[name]
-        with status(f"timing {name}", talk):
-            try:
-                if config not in timed:
-                    timed[config] = _time(config, read[name], slot)
-                paces[name] = timed[config]
-            except Exception as error:  # whatever its model raises, the plan says so and goes on
-                untimed[name] = f"{type(error).__name__}: {error}"
-    return paces, untimed
-
-
-def _time(config: RunConfig, corpus: Corpus, slot: Slot) -> Pace:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(slot.threads)
-    try:
-        return time_run(config, corpus, torch.device(slot.device))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _tokenizer_bytes(read: Mapping[str, Corpus]) -> dict[str, int]:
-    by_fingerprint = dict[str, int]()
-    for corpus in read.values():
-        if corpus.fingerprint not in by_fingerprint:
-            by_fingerprint[corpus.fingerprint] = len(corpus.codec.to_json().encode())
-    return {name: by_fingerprint[corpus.fingerprint] for name, corpus in read.items()}
-
-
-def _power(study: Study, study_dir: Path, spread: float | None) -> dict[str, Any]:
-    """The difference that these seeds could find, and from which spread of a run's loss."""
-    source = "as given" if spread is not None else None
-    if spread is not None and spread <= 0:
-        raise ValueError(f"--spread must be positive, got {spread}")
-    if spread is None and (study_dir / "study.json").is_file():
-        spread = analyse(study_dir).noise
-        source = None if spread is None else f"as that of the runs in {study_dir}"
-    variants, seeds = len(study.variants), study.seeds
-    possible = variants > 1 and seeds > 1
-    return {
-        "spread": spread,
-        "spread_source": source,
-        "spreads": detectable(1.0, variants=variants, seeds=seeds) if possible else None,
-        "nats": detectable(spread, variants=variants, seeds=seeds)
-        if possible and spread is not None
-        else None,
+        sys.stdout.write(to_json(plan.to_json()).decode())
+        return
+    console.print(f"[bold]{escape(plan.question.strip().splitlines()[0])}[/bold]")
+    console.print(_grid(plan))
+    runs = f"{_runs(plan.verdict_runs)} for the verdict"
+    if plan.tuning_runs.at_most:
+        runs = f"{_runs(plan.tuning_runs)} to tune learning rates, then {runs}"
+    checkpoints = plan.checkpoint_bytes
+    lines = {
+        "runs": runs,
+        "time": _time(plan),
+        "disk": f"{size(checkpoints + plan.record_bytes)}, {size(checkpoints)} of it checkpoints",
+        "power": _power(plan),
     }
-
-
-def _as_json(
-    forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any]
-) -> dict[str, Any]:
-    schedule, seconds = forecast.schedule, forecast.seconds()
-    return {
-        "study": schedule.study.name,
-        "runs": {
-            "tuning": schedule.tuning_count()._asdict(),
-            "verdict": schedule.verdict_count()._asdict(),
-        },
-        "workers": forecast.workers,
-        "seconds": seconds and {"at_least": seconds[0], "at_most": seconds[1]},
-        "disk_bytes": {
-            "checkpoints": forecast.checkpoint_bytes(),
-            "records": forecast.record_bytes(),
-        },
-        "detectable": dict(power),
-        "variants": {
-            name: {
-                "parameters": forecast.parameters(name),
-                "tuning": schedule.tuning_count([name])._asdict(),
-                "verdict": schedule.verdict_count([name])._asdict(),
-                "run_seconds": forecast.run_seconds(name),
-                "step_seconds": forecast.paces[name].step if name in forecast.paces else None,
-                "timed": name in forecast.paces and forecast.paces[name].timed,
-                "not_timed": untimed.get(name),
-            }
-            for name in schedule.study.variants
-        },
-    }
-
-
-def _print(
-    forecast: Forecast, untimed: Mapping[str, str], power: Mapping[str, Any], slots: list[Slot]
-) -> None:
-    schedule, study = forecast.schedule, forecast.schedule.study
-    console.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
-    console.print(_grid(forecast))
-    tuning, verdict = schedule.tuning_count(), schedule.verdict_count()
-    lines = {"runs": f"{_runs(verdict)} for the verdict"}
-    if tuning.at_most:
-        lines["runs"] = f"{_runs(tuning)} to tune learning rates, then {lines['runs']}"
-    lines["time"] = _time_left(forecast, untimed, slots)
-    checkpoints, records = forecast.checkpoint_bytes(), forecast.record_bytes()
-    lines["disk"] = f"{size(checkpoints + records)}, {size(checkpoints)} of it checkpoints"
-    lines["finds"] = _finds(study, power)
     for name, text in lines.items():
-        console.print(f"{name:<6}{escape(text)}", highlight=False, soft_wrap=True)
+        console.print(f"{name:<7}{escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _grid(forecast: Forecast) -> Grid:
+def _grid(plan: Plan) -> Grid:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("variant", "parameters", "ms/step", "a run", "to tune", "for the verdict"):
-        grid.add_column(title, justify="left" if title == "variant" else "right")
-    schedule = forecast.schedule
-    for name in schedule.study.variants:
-        pace = forecast.paces.get(name)
+    titles = ("parameters", "ms/step", "time/run", "memory", "tuning runs", "verdict runs")
+    grid.add_column("variant")
+    for title in titles:
+        grid.add_column(title, justify="right")
+    for name, variant in plan.variants.items():
         grid.add_row(
             escape(name),
-            count(forecast.parameters(name)),
-            _at_least(pace, milliseconds(pace.step)) if pace else "–",
-            _at_least(pace, duration(forecast.run_seconds(name))),
-            _runs(schedule.tuning_count([name])),
-            _runs(schedule.verdict_count([name])),
+            count(variant.parameters),
+            _bound(variant, milliseconds(variant.step_seconds)),
+            _bound(variant, duration(variant.run_seconds)),
+            size(variant.peak_memory_bytes),
+            _runs(variant.tuning_runs),
+            _runs(variant.verdict_runs),
         )
     return grid
 
 
-def _at_least(pace: Pace | None, text: str) -> str:
-    return f"≥ {text}" if pace and not pace.timed else text
+def _bound(variant: VariantPlan, text: str) -> str:
+    return text if variant.measured else f"≥ {text}"
 
 
-def _runs(count: RunCount) -> str:
-    bounds = f"{count.at_least}"
-    if count.at_most > count.at_least:
-        bounds += f" to {count.at_most}"
-    return f"{bounds} ({count.done} done)" if count.done else bounds
+def _runs(runs: RunCount) -> str:
+    bounds = f"{runs.at_least}"
+    if runs.at_most > runs.at_least:
+        bounds += f" to {runs.at_most}"
+    return f"{bounds} ({runs.done} done)" if runs.done else bounds
 
 
-def _time_left(forecast: Forecast, untimed: Mapping[str, str], slots: list[Slot]) -> str:
-    seconds = forecast.seconds()
-    if seconds is None:
-        name, reason = next(iter(untimed.items()))
+def _time(plan: Plan) -> str:
+    if plan.seconds is None:
+        name, reason = next(iter(plan.not_timed.items()))
         return f"not timed: {name}: {shorten(reason, 300, placeholder=' ...')}"
-    least, most = map(duration, seconds)
+    least, most = map(duration, plan.seconds)
     bounds = least if least == most else f"{least} to {most}"
-    devices = ", ".join(dict.fromkeys(slot.device for slot in slots))
-    where = f"{len(slots)} at a time on {devices}"
-    if all(pace.timed for pace in forecast.paces.values()):
+    workers = f"{plan.workers} worker" if plan.workers == 1 else f"{plan.workers} workers"
+    where = f"{workers} on {', '.join(plan.devices)}"
+    if plan.measured:
         return f"about {bounds}, {where}"
-    return f"at least {bounds}, {where}: by arithmetic alone, a step being too long to be timed"
+    return f"at least {bounds}, {where}; computed from FLOPs, since one step takes too long to time"
 
 
-def _finds(study: Study, power: Mapping[str, Any]) -> str:
-    if power["spreads"] is None:
-        return "no difference: a verdict needs two variants and two seeds"
-    between = f"between any two of {len(study.variants)} variants, 4 times in 5"
-    if power["nats"] is None:
-        spreads = f"differences from {power['spreads']:.1f} times the spread of a run's loss"
-        return f"{spreads} {between}; --spread says how large that is"
-    spread = f"a run's loss spreads by {power['spread']:.4f}, {power['spread_source']}"
-    return f"differences from {power['nats']:.4f} nats {between} ({spread})"
+def _power(plan: Plan) -> str:
+    power = plan.power
+    if power.standard_deviations is None:
+        return "no verdict: it needs at least two variants and two seeds"
+    title = "minimum detectable difference (80 % power)"
+    pairs = f"between any two of {len(plan.variants)} variants"
+    if power.nats is None:
+        residual = f"{power.standard_deviations:.1f} residual standard deviations per run"
+        return f"{title}: {residual}, {pairs}; --residual-sd gives it in nats/token"
+    residual = f"residual standard deviation per run {power.residual_sd:.4f} nats/token"
+    return f"{title}: {power.nats:.4f} nats/token, {pairs} ({residual}, {power.residual_sd_source})"

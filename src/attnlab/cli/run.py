@@ -5,7 +5,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -25,13 +25,10 @@ from attnlab.cli.app import (
 from attnlab.cli.plan import show_plan
 from attnlab.cli.progress import StudyProgress
 from attnlab.cli.report import show
-from attnlab.data import Places
-from attnlab.device.selection import worker_slots
-from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.runner import run as running
 from attnlab.runner.events import Activity, Notice, RunEvent, Started
-from attnlab.runner.request import changed, folder_of
+from attnlab.runner.plan import plan
 from attnlab.runner.run import BrokenPromiseError
+from attnlab.runner.run import run as run_study
 from attnlab.runner.schedule import StudySchedule
 
 
@@ -62,11 +59,13 @@ def run(  # noqa: PLR0913  one parameter an option
         bool, typer.Option("--no-check", help="Train without checking the mechanisms first.")
     ] = False,
     only_plan: Annotated[
-        bool, typer.Option("--plan", help="Say what it would take, and train nothing.")
+        bool, typer.Option("--plan", help="Print runs, time, disk and power; train nothing.")
     ] = False,
-    spread: Annotated[
+    residual_sd: Annotated[
         float | None,
-        typer.Option(help="For --plan: standard deviation of a run's loss.", show_default=False),
+        typer.Option(
+            help="For --plan: residual standard deviation per run, nats/token.", show_default=False
+        ),
     ] = None,
     track: Annotated[
         list[str] | None,
@@ -80,43 +79,37 @@ def run(  # noqa: PLR0913  one parameter an option
     The mechanisms are checked first; nothing is trained where one breaks a promise. Where the study
     tunes learning rates, each variant's is chosen next, on validation data and a seed of its own.
     """
-    use_fla(fla_path)
-    chosen = changed(
-        study,
-        length=length,
-        only=only or None,
-        seeds=seeds,
-        steps=steps,
-        overrides=overrides or [],
-        tune=not no_tune,
-    )
+    options: dict[str, Any] = {
+        "length": length,
+        "only": only or None,
+        "seeds": seeds,
+        "steps": steps,
+        "overrides": overrides or [],
+        "tune": not no_tune,
+        "out": out,
+        "device": device,
+        "workers": workers,
+        "fla_path": fla_path,
+    }
     talk = errors if as_json else console
     if only_plan:
-        where = worker_slots(device, chosen.fewest_runs(), workers)
-        show_plan(
-            chosen,
-            folder_of(chosen, out),
-            Places.from_environment(),
-            where,
-            spread,
-            as_json=as_json,
-        )
+        with _Shown(talk) as shown:
+            found = plan(study, **options, residual_sd=residual_sd, watch=shown.tell)
+        show_plan(found, as_json=as_json)
         return
     try:
         with _Shown(talk) as shown:
-            analysis = running.run(
-                chosen,
+            analysis = run_study(
+                study,
+                **options,
                 check=not no_check,
-                out=out,
-                device=device,
-                workers=workers,
                 track=track or [],
                 watch=shown.tell,
                 command=shlex.join(["attnlab", *sys.argv[1:]]),
             )
     except BrokenPromiseError as error:
         talk.print(ResultsTable(error.checked), highlight=False)
-        talk.print("[bold red]nothing was trained[/bold red]; --no-check trains it as it is")
+        talk.print("[bold red]nothing was run[/bold red]; --no-check trains it as it is")
         raise typer.Exit(1) from None
     show(analysis, as_json)
     raise typer.Exit(1 if analysis.table.failures else 0)

@@ -1,7 +1,7 @@
-"""One run from settings to record: data, model, training, evaluation, the folder it leaves.
+"""The execution of one run: data, model, training, evaluation, and its folder of results.
 
-A run that was cut off goes on from its last checkpoint; what it measured after that is measured
-again, on a CPU to the same bits.
+An interrupted run resumes from its last checkpoint. The steps after it are repeated, and on a CPU
+give the same bits.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from attnlab.device.environment import describe
 from attnlab.device.memory import PeakMemory
 from attnlab.record import RunFolder, replace_file
 from attnlab.runner.events import Ended, Event, Progress
-from attnlab.runner.summary import cost_of
 from attnlab.training import checkpoint
 from attnlab.training.assemble import step_of_run
 from attnlab.training.checkpoint import Best
@@ -32,16 +31,17 @@ Json = dict[str, Any]
 def execute(
     run: Run, study_dir: Path, identity: str, places: Places, device: torch.device
 ) -> Iterator[Event]:
-    """Run it, or what is left of it. The last event is `Ended`; an exception becomes a record.
+    """Execute a run, or the rest of an interrupted one; yield its events, the last one `Ended`.
 
-    KeyboardInterrupt and a kill go through: the folder then stands as at the last checkpoint.
+    An exception is recorded in the folder as the reason of a failed run, and not raised.
+    KeyboardInterrupt is raised; the folder then keeps the last checkpoint.
     """
     folder = run.folder(study_dir)
     try:
         yield from _Execution(run, folder, identity, places, device).events()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # on a full disk the reason is at least said
+        with suppress(OSError):  # on a full disk, report the reason at least
             folder.fail(reason)
         yield Ended("failed", reason, None)
 
@@ -69,7 +69,7 @@ class _Execution:
     def events(self) -> Iterator[Event]:
         found = self._open()
         valid = self._held_out("valid")
-        self._try_out_longest()
+        self._try_longest_window()
         watch = Watch(self.corpus, self.config.train, self.model, self.autocast, valid)
         watch.resume(self.folder.metrics())
         quality: Quality | None = None
@@ -87,7 +87,7 @@ class _Execution:
                 if isinstance(event, CheckpointDue):
                     self._save()
                 else:
-                    self._look_for_best(event)
+                    self._keep_best(event)
                     said = watch.look(event.step, event.values)
                     counted = self.model.drain_statistics()
                     self.folder.append({"step": event.step, **event.values, **counted, **said})
@@ -99,17 +99,19 @@ class _Execution:
             return
         if alarm := watch.last_look():
             yield progress._replace(alarm=alarm)
-        # a run that was cut off after its last step has no evaluation of this process
+        # a run that was interrupted after its last step has not been evaluated in this process
         quality = quality or valid.quality(self.model, self.autocast)
         final: Json = quality.detailed("final") | self._by_length(quality)
-        if self.corpus.test is not None and not self.tunes:  # nothing is chosen by the test split
+        if (
+            self.corpus.test is not None and not self.tunes
+        ):  # choices must not depend on the test split
             test = self._held_out("test").quality(self.model, self.autocast)
             final |= test.detailed("test")
         self._finish({"status": "finished", "reason": None, **final, **watch.said()})
         yield Ended("finished", None, quality.loss)
 
     def _open(self) -> checkpoint.Found:
-        """The folder, and the state of the last checkpoint where there is one."""
+        """Open the folder; restore the last checkpoint, if there is one, and return it."""
         found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
         state = found.checkpoint
         environment = self.environment | {
@@ -130,7 +132,7 @@ class _Execution:
         self.folder.truncate_after(state.step if state is not None else -1)
         return found
 
-    def _look_for_best(self, event: Measurement) -> None:
+    def _keep_best(self, event: Measurement) -> None:
         loss = event.values.get("eval_loss")
         if self.config.train.keep != "best_and_last" or loss is None:
             return
@@ -148,26 +150,51 @@ class _Execution:
     def _finish(self, outcome: Json) -> None:
         evaluated = [m for m in self.folder.metrics() if m.get("eval_loss") is not None]
         best = min(evaluated, key=lambda m: m["eval_loss"], default={})
-        config, vocab_size = self.config, self.corpus.vocab_size
-        parent = config.parent()
+        parent = self.config.parent()
         self.folder.finish(
             {
                 **outcome,
                 "best_loss": best.get("eval_loss"),
                 "best_step": best.get("step"),
-                **cost_of(config, vocab_size, self.step.step, self.clock, self.memory),
+                **self._cost(),
                 "kernels": self._kernels(),
                 "device": self.environment["device"]["name"],
                 "parent": parent and parent.identity(self.corpus.fingerprint),
             }
         )
 
+    def _cost(self) -> Json:
+        """Return the fields of summary.json about time (seconds), memory and state (bytes)."""
+        config, vocab_size, clock = self.config, self.corpus.vocab_size, self.clock
+        tokens_per_step = config.train.batch_size * config.train.seq_len
+        seconds = clock.step_seconds
+        cost = config.model.cost(vocab_size, config.train.seq_len)
+        parts = config.model.parts(vocab_size)
+        return {
+            "steps": self.step.step,
+            "tokens": self.step.step * tokens_per_step,
+            "total_time": clock.total_seconds,
+            "train_time": clock.train_seconds,
+            "eval_time": clock.eval_seconds,
+            "compile_time": clock.compile_seconds,
+            "step_time": seconds,
+            "tokens_per_second": tokens_per_step / seconds if seconds else None,
+            "peak_memory_bytes": self.memory.peak_bytes,
+            "attention_type": [mechanism.kind() for mechanism in config.model.per_layer()],
+            "parameters": parts._asdict() | {"total": parts.total, "active": parts.active},
+            "flops_per_token": cost.flops,
+            "state_bytes": cost.state_bytes,
+        }
+
     def _kernels(self) -> list[str]:
         dtype = getattr(torch, self.config.train.precision_on(self.device.type))
         return self.model.kernels_on(self.device, dtype)
 
     def _held_out(self, split: Literal["valid", "test"], length: int | None = None) -> HeldOut:
-        """In windows of a length, that of training by default, and no more tokens at a time."""
+        """Return a split in windows of `length` tokens, by default that of training.
+
+        A batch has no more tokens than in training's evaluation.
+        """
         train_config = self.config.train
         length = length or train_config.seq_len
         tokens = train_config.eval_batch_size * train_config.seq_len
@@ -179,8 +206,8 @@ class _Execution:
             device=self.device,
         )
 
-    def _try_out_longest(self) -> None:
-        """Before training is spent on a model that cannot be measured as asked."""
+    def _try_longest_window(self) -> None:
+        """Raise RuntimeError before training if `eval.lengths` cannot be measured."""
         if self.config.eval.lengths is None:
             return
         longest = self.config.eval.lengths[-1]
@@ -190,7 +217,7 @@ class _Execution:
             raise RuntimeError(f"eval.lengths: at {longest} tokens: {error}") from error
 
     def _by_length(self, quality: Quality) -> Json:
-        """What `eval.lengths` asks for; `quality` is that at the length of training."""
+        """Return the losses at `eval.lengths`; `quality` is that at the length of training."""
         lengths = self.config.eval.lengths
         if lengths is None:
             return {}
@@ -205,17 +232,17 @@ class _Execution:
 
     def _progress(self, event: Measurement, before: Progress, alarm: str | None) -> Progress:
         seconds = self.clock.step_seconds
-        tokens_a_step = self.config.train.batch_size * self.config.train.seq_len
+        tokens_per_step = self.config.train.batch_size * self.config.train.seq_len
         return Progress(
             event.step,
             before.steps,
             loss=event.values.get("train_loss", before.loss),
-            tokens_per_second=tokens_a_step / seconds if seconds else None,
+            tokens_per_second=tokens_per_step / seconds if seconds else None,
             alarm=alarm,
         )
 
 
 @lru_cache(maxsize=1)
 def corpus_of(data: DataConfig, places: Places) -> Corpus:
-    """The corpus, read once for all runs of a process that share it."""
+    """Return the corpus; it is read once for consecutive runs of a process that share it."""
     return data.load(places)

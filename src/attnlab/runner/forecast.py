@@ -1,95 +1,221 @@
-"""What a study will take, before anything is spent: time and disk of the runs that are left.
+"""The forecast of a study: time and disk of the runs that remain, from a few timed training steps.
 
-    time = seconds of all runs / workers        disk = checkpoints that stay + records
+    run   = start + steps x step + evaluations x validation + checkpoints x save + test
+    time  = seconds of all runs / workers        disk = checkpoints that stay + records
 
-Both have a lower and an upper bound while learning rates are to be tuned.
+While learning rates are searched, both have a lower and an upper bound. The timed steps are those
+of the run itself, on its own device; a part of each held-out split is scored, and its time scaled.
+If one step would take long, as that of a large model on a CPU does, nothing is run: its matrix
+products at the rate of one that is timed are a lower bound.
 """
 
+import dataclasses
 import math
+import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
+import torch
+
+from attnlab.data import Corpus
+from attnlab.device.memory import PeakMemory
+from attnlab.device.peak_rates import matrix_rate
+from attnlab.device.timer import wait
 from attnlab.runner.schedule import StudySchedule
-from attnlab.runner.timing import Pace
+from attnlab.training import checkpoint
+from attnlab.training.assemble import step_of_run
 from attnlab.training.checkpoint import KEPT
+from attnlab.training.evaluate import HeldOut
 from attnlab.training.run import RunConfig
+from attnlab.training.step import TrainingStep
 
-NUMBERS_A_WEIGHT = 3  # of a checkpoint: itself and two moments, in float32; and perhaps its best
-WORKER_START = 10.0  # seconds to import torch and find the device
+TIMED_SECONDS = 1.0  # of timed steps, about
+MOST_STEPS = 50
+MOST_BATCHES = 4  # of a held-out split
+LONGEST_STEP = 10.0  # seconds; a step that would take longer is not run
+
+NUMBERS_PER_WEIGHT = 3  # in a checkpoint: the weight and two moments, in float32
+WORKER_START = 10.0  # seconds to import torch and to initialise the device
 LINE_BYTES = 220  # of metrics.jsonl
 RECORD_BYTES = 12_000  # settings, environment and summary of one run
 
 
+class RunTime(NamedTuple):
+    """Seconds that the parts of one run take, and its peak memory."""
+
+    first_run: float  # additional seconds of a process's first run: kernels are compiled or loaded
+    start: float  # the model, and the steps that compile, warm up or record
+    step: float
+    validation: float  # one evaluation of the whole split
+    test: float  # of the whole split; 0 if there is none
+    save: float  # one checkpoint
+    peak_memory_bytes: int | None = None  # None if it could not be measured
+    measured: bool = True  # False: computed from FLOPs, a lower bound
+
+    def seconds(self, config: RunConfig) -> float:
+        """Return the seconds of a whole run that is not its process's first."""
+        train = config.train
+        evaluations = math.ceil(train.steps / train.eval_every)
+        return (
+            self.start
+            + train.steps * self.step
+            + evaluations * self.validation
+            + train.n_checkpoints * self.save
+            + self.test
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of the runs that are left on a schedule."""
+    """Time and disk of the runs that remain on a schedule."""
 
     schedule: StudySchedule
     workers: int
-    paces: Mapping[str, Pace]  # by variant, those that could be timed
-    tokenizer_bytes: Mapping[str, int]  # by variant; of the copy in each run's folder
+    run_times: Mapping[str, RunTime]  # by variant, those that could be timed
+    tokenizer_bytes: Mapping[str, int]  # by variant: the copy in each run's folder
 
     def run_seconds(self, variant: str) -> float | None:
-        """Of one run for the verdict; None where the variant could not be timed."""
-        pace = self.paces.get(variant)
-        return None if pace is None else pace.seconds(self.schedule.study.variants[variant])
+        """Return the seconds of one run for the verdict; None if the variant was not timed."""
+        found = self.run_times.get(variant)
+        return None if found is None else found.seconds(self.schedule.study.variants[variant])
 
     def seconds(self) -> tuple[float, float] | None:
-        """At least and at most, for all that is left; None where a variant could not be timed."""
+        """Return a lower and an upper bound for all remaining runs; None if one was not timed."""
         left = self.schedule.unfinished_variants()
         if not left:
             return 0.0, 0.0
-        least, most, once = 0.0, 0.0, 0.0
+        least, most, first_runs = 0.0, 0.0, 0.0
         for variant in left:
-            seconds = self.run_seconds(variant)
-            if seconds is None:
+            verdict_run = self.run_seconds(variant)
+            if verdict_run is None:
                 return None
             study = self.schedule.study
             own_rate = study.variants[variant].train.learning_rate
-            tunes = self.paces[variant].seconds(study.tuning_run(variant, own_rate).config)
-            for count, one in (
-                (self.schedule.verdict_count([variant]), seconds),
-                (self.schedule.tuning_count([variant]), tunes),
+            tuning_config = study.tuning_run(variant, own_rate).config
+            tuning_run = self.run_times[variant].seconds(tuning_config)
+            for count, seconds in (
+                (self.schedule.verdict_count([variant]), verdict_run),
+                (self.schedule.tuning_count([variant]), tuning_run),
             ):
-                fewest_runs, most_runs = count.left()
-                least += fewest_runs * one
-                most += most_runs * one
-            once += self.paces[variant].once  # each worker may meet each variant
+                fewest, largest = count.left()
+                least += fewest * seconds
+                most += largest * seconds
+            first_runs += self.run_times[variant].first_run  # at most once per worker and variant
         workers = self.workers
-        return WORKER_START + (least + once) / workers, WORKER_START + most / workers + once
-
-    def runs_left(self, variant: str) -> tuple[int, int]:
-        """At least and at most, those that tune its learning rate among them."""
-        verdict = self.schedule.verdict_count([variant]).left()
-        tuning = self.schedule.tuning_count([variant]).left()
-        return verdict[0] + tuning[0], verdict[1] + tuning[1]
-
-    def parameters(self, variant: str) -> int:
-        return self.schedule.study.variants[variant].cost().params
+        lower = WORKER_START + (least + first_runs) / workers
+        return lower, WORKER_START + most / workers + first_runs
 
     def checkpoint_bytes(self) -> int:
-        """At most: what stays of all runs for the verdict, and of those under way."""
-        study, stay, passing = self.schedule.study, 0, 0
+        """Return an upper bound: the checkpoints that stay, and those of the runs in progress."""
+        study, kept_bytes, passing = self.schedule.study, 0, 0
         for variant, config in study.variants.items():
-            numbers = NUMBERS_A_WEIGHT + (config.train.keep == "best_and_last")
-            one = 4 * numbers * self.parameters(variant)
+            numbers = NUMBERS_PER_WEIGHT + (config.train.keep == "best_and_last")
+            one = 4 * numbers * config.cost().params
             written = config.train.n_checkpoints
             kept = 0 if config.train.keep == "none" else min(KEPT, written)
-            stay += self.schedule.verdict_count([variant]).left()[0] * kept * one
-            # the next one is written before an old one goes
+            kept_bytes += self.schedule.verdict_count([variant]).left()[0] * kept * one
+            # the next checkpoint is written before an old one is removed
             passing = max(passing, (min(KEPT + 1, written) - kept) * one)
-        return stay + self.workers * passing if self.schedule.unfinished_variants() else 0
+        left = self.schedule.unfinished_variants()
+        return kept_bytes + self.workers * passing if left else 0
 
     def record_bytes(self) -> int:
-        """Everything else in the run folders, at most."""
+        """Return an upper bound of everything else in the run folders."""
         total = 0
         for variant in self.schedule.unfinished_variants():
-            config = self.schedule.study.variants[variant]
-            one = RECORD_BYTES + LINE_BYTES * _lines(config) + self.tokenizer_bytes.get(variant, 0)
-            total += self.runs_left(variant)[1] * one
+            train = self.schedule.study.variants[variant].train
+            lines = math.ceil(train.steps / train.log_every)
+            lines += math.ceil(train.steps / train.eval_every)
+            tokenizer_bytes = self.tokenizer_bytes.get(variant, 0)
+            runs = self.schedule.verdict_count([variant]).left()[1]
+            runs += self.schedule.tuning_count([variant]).left()[1]
+            total += runs * (RECORD_BYTES + LINE_BYTES * lines + tokenizer_bytes)
         return total
 
 
-def _lines(config: RunConfig) -> int:
+def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> RunTime:
+    """Train for some seconds with these settings. Raises the exceptions of the model."""
+    bound = _from_flops(config, corpus, device)
+    if bound.step > LONGEST_STEP:
+        return bound
+    first = _start(config, corpus, device)[1]
+    memory = PeakMemory(device)
+    with memory.measuring():
+        step, start = _start(config, corpus, device)
+        step_seconds = _step_seconds(step, config.train.steps)
+    splits = [split for split in corpus.splits() if split != "train"]
+    scored = {split: _split_seconds(step, config, corpus, split) for split in splits}
+    return RunTime(
+        first_run=max(0.0, first - start),
+        start=start,
+        step=step_seconds,
+        validation=scored["valid"],
+        test=scored.get("test", 0.0),
+        save=_save_seconds(step),
+        peak_memory_bytes=memory.peak_bytes,
+    )
+
+
+def _from_flops(config: RunConfig, corpus: Corpus, device: torch.device) -> RunTime:
     train = config.train
-    return math.ceil(train.steps / train.log_every) + math.ceil(train.steps / train.eval_every)
+    step_flops = config.petaflops(corpus.vocab_size) * 1e15 / train.steps
+    forward_flops = step_flops / (3 * train.batch_size * train.seq_len)  # of one token
+    size, precision = (4096 if device.type == "cuda" else 512), train.precision_on(device.type)
+    flops_per_second = matrix_rate(size, getattr(torch, precision), device, budget=0.1)
+    tokens = {split: len(tokens) for split, tokens in corpus.splits().items()}
+    return RunTime(
+        first_run=0.0,
+        start=0.0,
+        step=step_flops / flops_per_second,
+        validation=tokens["valid"] * forward_flops / flops_per_second,
+        test=tokens.get("test", 0) * forward_flops / flops_per_second,
+        save=0.0,
+        measured=False,
+    )
+
+
+def _start(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[TrainingStep, float]:
+    """Return a training step past its warm-up, and the seconds to get there."""
+    PeakMemory(device)  # releases the memory of the one before
+    begin = time.perf_counter()
+    step = step_of_run(config, corpus, device)
+    while not step.warm and step.step < config.train.steps:
+        step.advance()
+    wait(device)
+    return step, time.perf_counter() - begin
+
+
+def _step_seconds(step: TrainingStep, last: int) -> float:
+    first, begin, seconds = step.step, time.perf_counter(), 0.0
+    while step.step < min(last, first + MOST_STEPS) and seconds < TIMED_SECONDS:
+        step.advance()
+        wait(step.device)
+        seconds = time.perf_counter() - begin
+    return seconds / max(1, step.step - first)  # a run that is all warm-up has no other steps
+
+
+def _split_seconds(step: TrainingStep, config: RunConfig, corpus: Corpus, split: str) -> float:
+    train, tokens = config.train, corpus.splits()[split]
+    part = tokens[: MOST_BATCHES * train.eval_batch_size * train.seq_len + 1]
+    held_out = HeldOut(
+        dataclasses.replace(corpus, **{split: part}),
+        split,
+        seq_len=train.seq_len,
+        batch_size=train.eval_batch_size,
+        device=step.device,
+    )
+    held_out.quality(step.model, step.autocast)  # the first evaluation of a process is slower
+    begin = time.perf_counter()
+    held_out.quality(step.model, step.autocast)
+    return (time.perf_counter() - begin) * len(tokens) / len(part)
+
+
+def _save_seconds(step: TrainingStep) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {}, None)
+        checkpoint.save(Path(folder), state, "timing")
+        return time.perf_counter() - begin

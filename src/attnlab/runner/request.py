@@ -1,63 +1,110 @@
-"""A changed study, its results folder and its data, as a caller asks for them."""
+"""The request: a study and the options, folders and devices that a caller asks for, in one object.
+
+`attnlab.run` and `attnlab.plan` build it from their arguments. The options change the study in one
+place, `Request.apply_options`.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
+from attnlab.device.selection import Slot, worker_slots
+from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.study.study import Study, load_study
 from attnlab.training.config import EvalConfig
 
-
-def changed(
-    study: Study | str,
-    *,
-    length: str | None = None,
-    only: Iterable[str] | str | None = None,
-    seeds: int | None = None,
-    steps: int | None = None,
-    overrides: Iterable[str] = (),
-    tune: bool = True,
-) -> Study:
-    """A study, or one by its name or path, with other settings. Nothing is changed by default.
-
-    Args:
-        length: one of the study's named lengths.
-        only: variants, as a list or separated by commas.
-        seeds: seeds a variant.
-        steps: training steps.
-        overrides: dotted settings of every variant, such as `train.learning_rate=1e-3`.
-        tune: False for the learning rates that the variants name.
-
-    Raises ValueError for a study that is not there, and ConfigError with every wrong setting.
-    """
-    if isinstance(study, str):
-        study = load_study(study)
-    if length is not None:
-        study = study.at_length(length)
-    if only is not None:
-        names = only.split(",") if isinstance(only, str) else only
-        study = study.only(name.strip() for name in names)
-    if seeds is not None:
-        study = dataclasses.replace(study, seeds=seeds)
-    if not tune:
-        study = dataclasses.replace(study, learning_rates=None)
-    changes = [*([] if steps is None else [f"train.steps={steps}"]), *overrides]
-    return study.override(changes) if changes else study
+OPTIONS = ("length", "only", "seeds", "steps", "overrides", "tune")  # they change the study
 
 
-def folder_of(study: Study, out: Path | str | None = None) -> Path:
-    """Where its results are: `out`, or results/NAME. Raises ValueError where it has no name."""
-    if out is None and not study.name:
-        raise ValueError('this study has no name: say Study(name="..."), or its folder with out')
-    return Path("results") / study.name if out is None else Path(out)
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `attnlab.run` or `attnlab.plan`, which documents them."""
+
+    study: Study | Path | str
+    length: str | None = None
+    only: Iterable[str] | str | None = None
+    seeds: int | None = None
+    steps: int | None = None
+    overrides: Iterable[str] = ()
+    tune: bool = True
+    check: bool = True
+    out: Path | str | None = None
+    data: Path | str | None = None
+    cache: Path | str | None = None
+    device: str = "auto"
+    workers: int | None = None
+    fla_path: Path | str | None = None
+    track: Iterable[str] = ()
+
+    def __post_init__(self) -> None:
+        only = self.only.split(",") if isinstance(self.only, str) else self.only
+        names = None if only is None else [name.strip() for name in only]
+        object.__setattr__(self, "only", names)
+        object.__setattr__(self, "overrides", list(self.overrides))
+        object.__setattr__(self, "track", tuple(self.track))
+
+    def apply_options(self) -> Study:
+        """Return the study with all options applied. Without options it is returned as it is.
+
+        Raises:
+            ValueError: there is no such study, or no such clone of flash-linear-attention.
+            ConfigError: settings are invalid; it lists all of them.
+        """
+        use_fla(self.fla_path)  # before a study file imports its layers
+        study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
+        if self.length is not None:
+            study = study.at_length(self.length)
+        if self.only is not None:
+            study = study.only(self.only)
+        if self.seeds is not None:
+            study = dataclasses.replace(study, seeds=self.seeds)
+        if not self.tune:
+            study = dataclasses.replace(study, learning_rates=None)
+        steps = [] if self.steps is None else [f"train.steps={self.steps}"]
+        assignments = [*steps, *self.overrides]
+        return study.override(assignments) if assignments else study
+
+    def study_dir(self, study: Study) -> Path:
+        """Return the folder of the results: `out`, or results/NAME.
+
+        Raises:
+            ValueError: the study has no name, and `out` is not given.
+        """
+        if self.out is not None:
+            return Path(self.out)
+        if not study.name:
+            raise ValueError('the study has no name: use Study(name="...") or give out="FOLDER"')
+        return Path("results") / study.name
+
+    def places(self) -> Places:
+        """Return the folders of data and of derived files."""
+        return Places.from_environment(self.data, self.cache)
+
+    def slots(self, study: Study) -> list[Slot]:
+        """Return one slot per worker process. Raises ValueError if there is no such device."""
+        return worker_slots(self.device, study.fewest_runs(), self.workers)
+
+    def call(self) -> str:
+        """Return the call of `attnlab.run` in Python, with the options that are not defaults."""
+        name = self.study.name if isinstance(self.study, Study) else str(self.study)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [
+            f"{option}={value!r}"
+            for option in OPTIONS
+            if (value := getattr(self, option)) not in (defaults[option], [])
+        ]
+        return f"attnlab.run({', '.join([repr(name), *given])})"
 
 
-def corpora(study: Study, places: Places) -> dict[str, Corpus]:
-    """Each variant's data, which is read, tokenized and cached here, before any worker asks.
+def read_data(study: Study, places: Places) -> dict[str, Corpus]:
+    """Return each variant's data; it is read, tokenized and cached before any worker needs it.
 
-    Raises ConfigError where a validation split does not fill one window of `eval.lengths`.
+    Raises:
+        DataError: data is missing or unfit.
+        ConfigError: the validation split is shorter than one window of `eval.lengths`.
     """
     found = dict[DataConfig, Corpus]()
     for config in study.variants.values():
@@ -67,18 +114,18 @@ def corpora(study: Study, places: Places) -> dict[str, Corpus]:
     problems = dict.fromkeys(
         problem
         for name, config in study.variants.items()
-        for problem in _too_long(config.eval, len(by_variant[name].valid))
+        for problem in _windows_too_long(config.eval, len(by_variant[name].valid))
     )
     if problems:
         raise ConfigError(problems)
     return by_variant
 
 
-def _too_long(measured: EvalConfig, n_tokens: int) -> Iterator[Problem]:
+def _windows_too_long(measured: EvalConfig, n_tokens: int) -> Iterator[Problem]:
     for length in measured.lengths or ():
         if length >= n_tokens:
             yield Problem(
                 "eval.lengths",
-                f"a window of {length} needs {length + 1} tokens, and the validation split has "
-                f"{n_tokens}: leave it out, or give more text",
+                f"a window of {length} needs {length + 1} tokens, but the validation split has "
+                f"{n_tokens}: remove this length, or use more text",
             )

@@ -1,26 +1,21 @@
-"""A study from its question to its verdict: what `attnlab run` does, as a function.
+"""`attnlab.run`: a study from its question to its verdict.
 
-data ─► what is still to be run ─► are its mechanisms correct? ─► runs, in workers ─► report
+data ─► schedule of the remaining runs ─► checks of their mechanisms ─► runs, in workers ─► report
 """
 
 import dataclasses
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
-from typing import Any
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
-from attnlab.data import Places
-from attnlab.device.selection import worker_slots
-from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.events import Activity, Ended, Notice, Started, Watch, ignore
-from attnlab.runner.request import changed, corpora, folder_of
+from attnlab.runner.request import Request, read_data
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule
@@ -29,7 +24,7 @@ from attnlab.study.study import Study
 
 
 class BrokenPromiseError(ValueError):
-    """Mechanisms break promises of the contract, and nothing was trained. `checked` has them."""
+    """Mechanisms have broken properties, and nothing was run. `checked` holds all results."""
 
     def __init__(self, checked: Sequence[Checked]) -> None:
         self.checked = list(checked)
@@ -39,11 +34,11 @@ class BrokenPromiseError(ValueError):
             for result in one.results
             if not result.holds
         ]
-        super().__init__("\n".join(["nothing was trained; these promises are broken:", *broken]))
+        super().__init__("\n".join(["nothing was run; these properties are broken:", *broken]))
 
 
-def run(  # noqa: PLR0913  one parameter an option
-    study: Study | str,
+def run(  # noqa: PLR0913  one parameter per option
+    study: Study | Path | str,
     *,
     length: str | None = None,
     only: Iterable[str] | str | None = None,
@@ -59,7 +54,7 @@ def run(  # noqa: PLR0913  one parameter an option
     workers: int | None = None,
     fla_path: Path | str | None = None,
     track: Iterable[str] = (),
-    watch: Watch | None = None,
+    watch: Watch = ignore,
     command: str | None = None,
 ) -> Analysis:
     """Train every variant of a study that is not trained yet, and compare them.
@@ -70,87 +65,98 @@ def run(  # noqa: PLR0913  one parameter an option
             analysis = attnlab.run("quickstart", only=["mha", "linear"], seeds=2)
             print(*analysis.headline)
 
-    Runs are trained in processes of their own, which import the script that calls this: a script
-    needs the `if`, a notebook does not. The mechanisms are checked first. Where the study tunes
-    learning rates, each variant's is chosen next, on validation data and a seed of its own.
+    Runs are trained in separate processes, which import the calling script: a script needs the
+    `if`, a notebook does not. The mechanisms are checked first. If the study tunes learning rates,
+    each variant's rate is chosen next, by validation loss with a separate seed.
 
     Args:
-        study: a shipped study's name, the path of a Python file, or the study itself.
+        study: the name of a shipped study, the path of a Python file, or a `Study`.
         length: one of the study's named lengths.
         only: variants, as a list or separated by commas.
-        seeds: seeds a variant.
+        seeds: seeds per variant.
         steps: training steps.
         overrides: dotted settings of every variant, such as `train.learning_rate=1e-3`.
-        tune: False to train at the learning rates that the variants name.
-        check: False to train mechanisms whether they keep their promises or not.
+        tune: False to train at the learning rates that the variants have.
+        check: False to train mechanisms without checking them.
         out: the study's folder, results/NAME by default.
         data: the folder of your data, ATTNLAB_DATA by default.
         cache: a folder for derived files, ATTNLAB_CACHE or ~/.cache/attnlab by default.
         device: auto, cpu, cuda or cuda:1.
-        workers: runs at a time, by default one a CUDA device or CPU core.
-        fla_path: a clone of flash-linear-attention to use in place of the installed package,
+        workers: runs at the same time, by default one per GPU or CPU core.
+        fla_path: a local clone of flash-linear-attention to use instead of the installed package,
             ATTNLAB_FLA_PATH by default.
-        track: tools to mirror metrics to: tensorboard, wandb.
+        track: tools that metrics are copied to: tensorboard, wandb.
         watch: a function that is called with every event: an `Activity`, `Started`, `RunEvent` or
             `Notice` of `attnlab.runner.events`. Nothing is printed.
-        command: what the record says made it, by default this call.
+        command: the command that the study's record names, by default this call.
 
-    Returns the analysis of all runs in the folder. Those that failed or diverged are in its
-    `table.failures`: a run that fails is no exception. Runs, record and report are files of the
-    folder, and the same call again goes on with what is missing there; KeyboardInterrupt, and what
-    `watch` raises, leave a report of what was done.
+    Returns:
+        The analysis of all runs in the folder. Failed and diverged runs are in its
+        `table.failures`; they raise nothing. Runs, record and report are files of the folder, and
+        the same call continues with the missing runs. KeyboardInterrupt, and exceptions of
+        `watch`, leave a report of the runs that have ended.
 
-    Raises before anything is spent:
-        ConfigError: settings are wrong; it has all of them.
-        BrokenPromiseError: a mechanism is not what it says it is.
-        DataError: data is not where it should be.
-        ValueError: there is no such study, device or tool; or the folder has runs with other
-            settings. The three above are ValueErrors too.
-        RuntimeError: a script does without the `if`.
+    Raises:
+        ConfigError: settings are invalid; it lists all of them. Nothing was run.
+        BrokenPromiseError: a mechanism has a broken property. Nothing was run.
+        DataError: data is missing or unfit. Nothing was run.
+        ValueError: there is no such study, device or tool; or the folder holds runs that were made
+            with different settings. The three errors above are ValueErrors, too.
+        RuntimeError: the `if` is missing in a script.
     """
-    get_preparation_data("")  # raises where a worker is at importing the script
-    use_fla(fla_path)
-    only = only if only is None or isinstance(only, str) else list(only)
-    asked: dict[str, Any] = {"length": length, "only": only, "seeds": seeds, "steps": steps}
-    asked |= {"overrides": list(overrides), "tune": tune}
-    chosen = changed(study, **asked)
-    _refuse_what_no_worker_can_import(chosen)
-    study_dir, where_data_is = folder_of(chosen, out), Places.from_environment(data, cache)
-    where = worker_slots(device, chosen.fewest_runs(), workers)
-    tell = watch or ignore
-    tracker = Tracker(track, study_dir, lambda text: tell(Notice(text)))
-    tell(Activity("reading the data"))
-    read = corpora(chosen, where_data_is)
-    schedule = open_schedule(
-        chosen, study_dir, {name: corpus.fingerprint for name, corpus in read.items()}
+    get_preparation_data("")  # raises RuntimeError in a worker that imports the script
+    request = Request(
+        study=study,
+        length=length,
+        only=only,
+        seeds=seeds,
+        steps=steps,
+        overrides=overrides,
+        tune=tune,
+        check=check,
+        out=out,
+        data=data,
+        cache=cache,
+        device=device,
+        workers=workers,
+        fla_path=fla_path,
+        track=track,
     )
+    chosen, places = request.apply_options(), request.places()
+    _require_importable(chosen)
+    study_dir, slots = request.study_dir(chosen), request.slots(chosen)
+    tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
+    watch(Activity("reading the data"))
+    read = read_data(chosen, places)
+    fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
+    schedule = open_schedule(chosen, study_dir, fingerprints)
     left = schedule.unfinished_variants()
     if left and check:
-        _refuse_what_is_broken(chosen.only(left), tell)
-    command = command or _call(study if isinstance(study, str) else chosen.name, asked)
-    _record(chosen, study_dir, command, checked=check, trains=bool(left)).write(study_dir)
-    tell(Started(schedule))
-    events = run_schedule(schedule, LocalWorkers(where, study_dir, where_data_is))
+        _require_correct(chosen.only(left), watch)
+    record = chosen.record(command=command or request.call(), checked=check)
+    _joined(record, study_dir, trains=bool(left)).write(study_dir)
+    watch(Started(schedule))
+    events = run_schedule(schedule, LocalWorkers(slots, study_dir, places))
     try:
         with closing(events), tracker:
-            for happened in events:
-                tell(happened)
-                tracker.follow(happened.run.folder(study_dir))
-                if isinstance(happened.event, Ended) and not happened.run.tunes:
+            for event in events:
+                watch(event)
+                tracker.follow(event.run.folder(study_dir))
+                if isinstance(event.event, Ended) and not event.run.tunes:
                     write_results(study_dir)
-        tell(Activity("writing the report"))
-    finally:  # an interrupted study has a report of what it did
+        watch(Activity("writing the report"))
+    finally:  # an interrupted study has a report, too
         analysis = write_report(study_dir)
     return analysis
 
 
-def _refuse_what_no_worker_can_import(study: Study) -> None:
-    """Raises ConfigError for classes that are defined in a notebook or in the script itself."""
+def _require_importable(study: Study) -> None:
+    """Raise ConfigError for classes that are defined in a notebook or in the script itself."""
     problems = dict.fromkeys(
         Problem(
             type(config).__name__,
-            "is defined in __main__, where no worker finds it: put it "
-            "into a file of its own and import it from there",
+            "is defined in __main__, which workers cannot import: move it to a file of its own "
+            "and import it from there",
         )
         for run in study.variants.values()
         for config in (run.data, run.model.feedforward, *run.model.per_layer())
@@ -160,40 +166,29 @@ def _refuse_what_no_worker_can_import(study: Study) -> None:
         raise ConfigError(problems)
 
 
-def _refuse_what_is_broken(study: Study, tell: Watch) -> None:
+def _require_correct(study: Study, watch: Watch) -> None:
+    """Raise BrokenPromiseError if a mechanism of the study has a broken property."""
     checked = list[Checked]()
     for target in of_study(study):
-        tell(Activity(f"checking {target.name}"))
+        watch(Activity(f"checking {target.name}"))
         checked.append(target.check(quick=True))
     broken = [one for one in checked if not one.holds]
     if broken:
         raise BrokenPromiseError(broken)
 
 
-def _record(
-    study: Study, study_dir: Path, command: str, *, checked: bool, trains: bool
-) -> StudyRecord:
-    """What the folder's record says from now on. Where all runs have ended, how they came to be
-    stays as it was written then.
+def _joined(record: StudyRecord, study_dir: Path, *, trains: bool) -> StudyRecord:
+    """Return the new record of the folder, joined with the record that it has.
+
+    If no run remains, the provenance of the runs stays as it was recorded.
     """
-    record = study.record(command=command, checked=checked).joined(study_dir)
+    joined = record.joined(study_dir)
     if trains or not (study_dir / "study.json").is_file():
-        return record
+        return joined
     before = StudyRecord.read(study_dir)
     return dataclasses.replace(
-        record,
+        joined,
         command=before.command,
         attnlab_version=before.attnlab_version,
         checked=before.checked,
     )
-
-
-def _call(name: str, asked: Mapping[str, Any]) -> str:
-    """The call in Python, with what is not as it is by default."""
-    by_default = inspect.signature(changed).parameters
-    given = [
-        f"{key}={value!r}"
-        for key, value in asked.items()
-        if value not in (by_default[key].default, [])
-    ]
-    return f"attnlab.run({', '.join([repr(name), *given])})"

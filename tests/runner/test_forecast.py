@@ -1,0 +1,118 @@
+"""The forecast adds up the runs that remain, with times of real training steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import fake_workers, tiny_study
+
+from attnlab.data import Places
+from attnlab.runner import forecast as forecasting
+from attnlab.runner.forecast import WORKER_START, Forecast, RunTime, time_run
+from attnlab.runner.schedule import StudySchedule
+from attnlab.training.checkpoint import Best, Checkpoint, save
+
+CPU = torch.device("cpu")
+STUDY = fake_workers.TUNED
+TIME = RunTime(first_run=3.0, start=1.0, step=0.5, validation=2.0, test=4.0, save=0.25)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_study.base.data.load(Places(None, tmp_path_factory.mktemp("cache")))
+
+
+def forecast(study_dir, workers=1, study=STUDY):
+    return Forecast(
+        schedule=StudySchedule(study, study_dir, dict.fromkeys(study.variants, "data")),
+        workers=workers,
+        run_times=dict.fromkeys(study.variants, TIME),
+        tokenizer_bytes=dict.fromkeys(study.variants, 1000),
+    )
+
+
+def test_the_time_is_that_of_the_runs_that_remain(tmp_path):
+    one_run = 1 + 12 * 0.5 + 2 * 2 + 3 * 0.25 + 4  # 12 steps, 2 evaluations, 3 checkpoints
+    assert TIME.seconds(tiny_study.base) == one_run
+    least, most = forecast(tmp_path).seconds()
+    tuning_run = one_run - 0.25  # its last checkpoint is not written
+    assert least == pytest.approx(WORKER_START + 9 * tuning_run + 6 * one_run + 3 * 3)
+    assert most == pytest.approx(WORKER_START + 18 * tuning_run + 6 * one_run + 3 * 3)
+    assert forecast(tmp_path, workers=3).seconds()[0] == pytest.approx(
+        WORKER_START + (least - WORKER_START) / 3
+    )
+    fake_workers.work(forecast(tmp_path).schedule, runs=15)
+    assert forecast(tmp_path).seconds()[1] < least
+    fake_workers.work(fake_workers.make(STUDY, tmp_path))
+    assert forecast(tmp_path).seconds() == (0, 0)
+    assert forecast(tmp_path).checkpoint_bytes() == 0
+
+
+def test_tuning_runs_with_fewer_steps_take_less_time(tmp_path):
+    short = replace(STUDY, learning_rates=replace(STUDY.learning_rates, steps=6))
+    whole, fewer = (forecast(tmp_path, study=study).seconds()[0] for study in (STUDY, short))
+    one = [TIME.seconds(s.tuning_run("mha", 1e-3).config) for s in (STUDY, short)]
+    tuned = len(STUDY.variants) * len(STUDY.learning_rates.multiples)
+    assert whole - fewer == pytest.approx(tuned * (one[0] - one[1]))
+
+
+def test_the_disk_space_is_that_of_the_checkpoints(tmp_path):
+    study = replace(STUDY.only(["mha"]), learning_rates=None)
+    model = tiny_study.base.model.build(256)
+    weights = model.state_dict()
+    moments = {
+        f"{moment}.{name}": torch.zeros_like(parameter)
+        for moment in ("exp_avg", "exp_avg_sq")
+        for name, parameter in model.named_parameters()
+    }
+    save(tmp_path / "one", Checkpoint(4, weights, moments, {}, Best(2, 5.0, weights)), "x")
+    one = sum(p.stat().st_size for p in tmp_path.glob("one/*/*.safetensors"))
+    stated = forecast(tmp_path / "none", study=study).checkpoint_bytes()
+    assert stated == pytest.approx((2 * 2 + 1) * one, rel=0.1)  # two seeds, two each, one more
+
+
+def test_a_run_that_keeps_no_checkpoint_takes_disk_space_only_in_progress(tmp_path):
+    study = STUDY.only(["mha"]).override(["train.keep=none"])
+    one = 12 * tiny_study.base.cost().params
+    assert forecast(tmp_path, study=study).checkpoint_bytes() == 2 * one  # at steps 4 and 8 of 12
+    short = study.override(["train.checkpoint_every=12"])
+    assert forecast(tmp_path, study=short).checkpoint_bytes() == 0
+    assert TIME.seconds(short.variants["mha"]) == 1 + 12 * 0.5 + 2 * 2 + 4
+
+
+def test_real_steps_are_timed(corpus):
+    base = tiny_study.base
+    found = time_run(base, corpus, CPU)
+    parts = (found.start, found.step, found.validation, found.test, found.save)
+    assert all(seconds > 0 for seconds in parts)
+    assert found.first_run >= 0
+    assert found.measured
+    assert found.seconds(base) < 60
+    slow = replace(base.model, feedforward=replace(base.model.feedforward, d_ff=20_000))
+    slower = time_run(replace(base, model=slow), corpus, CPU)
+    assert slower.step > 2 * found.step
+    if slower.peak_memory_bytes is not None:
+        weights = 16 * slow.cost(256, base.train.seq_len).params  # with gradient and moments
+        assert slower.peak_memory_bytes > 0.9 * weights
+
+
+def test_a_step_that_takes_too_long_is_computed_from_flops_and_not_run(corpus, monkeypatch):
+    base = tiny_study.base
+    large = replace(base, train=replace(base.train, batch_size=10**9))
+    flops = 3 * base.model.forward_flops(256, 16) * 10**9 * 32
+    monkeypatch.setattr(forecasting, "matrix_rate", lambda *_, **__: flops / 1000)
+    found = time_run(large, corpus, CPU)
+    assert (found.measured, found.step) == (False, pytest.approx(1000))
+    share = len(corpus.valid) / (3 * 10**9 * 32)  # of the tokens, and forward alone
+    assert found.validation == pytest.approx(1000 * share)
+
+
+@pytest.mark.gpu
+def test_steps_are_timed_as_they_run_on_a_gpu(corpus):
+    """The steps are recorded, so that the first ones take longer than those that are timed."""
+    train = replace(tiny_study.base.train, steps=100, warmup_steps=2)
+    config = replace(tiny_study.base, train=train)
+    found = time_run(config, corpus, torch.device("cuda", 0))
+    assert 0 < found.step < found.start
+    assert found.step < 0.1
+    assert found.seconds(config) < 60
