@@ -18,18 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
     from attnlab.analysis.analysis import analyse as analyse
-    from attnlab.analysis.hypotheses.claim import Alike as Alike
-    from attnlab.analysis.hypotheses.claim import AmongBest as AmongBest
-    from attnlab.analysis.hypotheses.claim import AmongWorst as AmongWorst
-    from attnlab.analysis.hypotheses.claim import InRange as InRange
-    from attnlab.analysis.hypotheses.claim import Ordered as Ordered
-    from attnlab.analysis.hypotheses.claim import Within as Within
-    from attnlab.analysis.hypotheses.question import BestForCost as BestForCost
-    from attnlab.analysis.hypotheses.question import BestQuality as BestQuality
-    from attnlab.analysis.hypotheses.question import EveryLayer as EveryLayer
-    from attnlab.analysis.hypotheses.question import GivesUp as GivesUp
-    from attnlab.analysis.hypotheses.question import Needed as Needed
-    from attnlab.analysis.hypotheses.question import Pick as Pick
+    from attnlab.analysis.hypotheses.better import Better as Better
+    from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange
+    from attnlab.analysis.hypotheses.equivalent import Equivalent as Equivalent
+    from attnlab.analysis.hypotheses.needed_in_every_layer import (
+        NeededInEveryLayer as NeededInEveryLayer,
+    )
+    from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
+    from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
     from attnlab.data.stdlib import Stdlib as Stdlib

@@ -9,8 +9,7 @@ from support import tiny_study
 from support.written_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.costs import meaning
-from attnlab.analysis.families import by_chance
+from attnlab.analysis.families import caution, range_by_chance
 from attnlab.config import ConfigError
 from attnlab.record import StudyRecord
 from attnlab.reporting.pages import markdown, page
@@ -101,7 +100,7 @@ def test_the_range_that_noise_alone_makes_is_the_range_that_it_makes(tmp_path):
         means = [sum(draw.gauss(0, 1) for _ in range(3)) / 3 for _ in range(5)]
         ranges.append(max(means) - min(means))
     analysis = replace(analysed(tmp_path), noise=1.0, seeds=(0, 1, 2))
-    assert by_chance(analysis) == pytest.approx(sum(ranges) / len(ranges), rel=0.03)
+    assert range_by_chance(analysis) == pytest.approx(sum(ranges) / len(ranges), rel=0.03)
 
 
 def test_efficiency_is_the_gain_over_the_baseline_for_each_million_parameters(tmp_path):
@@ -123,14 +122,14 @@ def test_an_efficiency_that_no_seed_shows_means_nothing(tmp_path):
     draw = random.Random(1)
     losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
     analysis = analysed(tmp_path / "noise", losses)
-    said = meaning(analysis.efficiencies, analysis)
-    assert said.startswith("It means nothing here: no variant can be told from mha")
+    said = caution(analysis.efficiencies, analysis)
+    assert said.startswith("None is distinguishable from 0, since no variant is from mha. ")
     assert said in markdown(analysis, None)
     one = analysed(tmp_path / "one", {name: found[:1] for name, found in LOSSES.items()})
-    assert "one seed" in meaning(one.efficiencies, one)
+    assert "one seed" in caution(one.efficiencies, one)
     assert all(it.low is None for it in one.efficiencies)
     clear = analysed(tmp_path / "clear")
-    assert "for low_a, wide_a, low_b and wide_b alone" in meaning(clear.efficiencies, clear)
+    assert "Only those of low_a, wide_a, low_b and wide_b are" in caution(clear.efficiencies, clear)
 
 
 def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path):

@@ -34,7 +34,7 @@ def found(tmp_path):
 def test_quality_first_is_the_one_that_all_others_are_worse_than(found):
     pick = found["quality first"]
     assert pick.variant == "delta"
-    assert "leads the next, mha, by 0.100 nats [" in pick.margin
+    assert "leads the next, mha, by 0.100 nats/token [" in pick.margin
     assert "mha gaining more than 0.09" in pick.would_change
 
 
@@ -43,13 +43,13 @@ def test_memory_first_is_the_smallest_state_that_is_not_worse_than_the_baseline(
     assert pick.variant == "delta"
     assert "1.00 MiB, 8 times less than mha (8.00 MiB)" in pick.reason
     assert "gives up nothing" in pick.margin
-    assert "identity needs 0 B, and is worse than mha by 0.300 nats [" in pick.would_change
+    assert "identity needs 0 B, and is worse than mha by 0.300 nats/token [" in pick.would_change
 
 
 def test_a_pick_that_is_worse_than_the_best_says_by_how_much(found):
     pick = found["training speed first"]
     assert pick.variant == "window"
-    assert "It gives up 0.100 nats [0." in pick.margin
+    assert "It gives up 0.100 nats/token [0." in pick.margin
     assert "to the best, delta" in pick.margin
     assert found["smallest model"].variant == "window"
 

@@ -174,7 +174,7 @@ def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
     text = (
         "from dataclasses import replace\n"
         "from support.tiny_study import study\n"
-        "from attnlab.analysis.hypotheses.question import Pick\n"
+        "from attnlab.analysis.hypotheses.ranked import Ranked\n"
         "study = replace(study.only(['identity']), seeds=1, margin={})\n"
     )
     arguments = ("run", "asks.py", "--device", "cpu", "--no-check")
@@ -183,10 +183,10 @@ def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
     record = tmp_path / "results" / "asks" / "study.json"
     before = json.loads(record.read_text())
     sys.modules.pop(next(name for name in sys.modules if name.startswith("attnlab_file_asks")))
-    path.write_text(text.format("0.05, questions=(Pick(text='Which?'),)"))
+    path.write_text(text.format("0.05, hypotheses=(Ranked(variant='identity'),)"))
     assert attnlab(*arguments[:-1]).exit_code == 0
     after = json.loads(record.read_text())
-    assert (after["margin"], after["questions"]) == (0.05, [{"kind": "pick", "text": "Which?"}])
+    assert (after["margin"], after["hypotheses"][0]["variant"]) == (0.05, "identity")
     assert (after["command"], after["checked"]) == (before["command"], False)
 
 

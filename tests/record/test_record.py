@@ -274,7 +274,7 @@ def test_a_record_of_the_first_version_is_read_with_defaults(tmp_path):
     study(["mha"]).write(tmp_path)
     path = tmp_path / "study.json"
     fields = json.loads(path.read_text())
-    for name in ("learning_rates", "match", "margin", "questions", "checked"):
+    for name in ("learning_rates", "match", "margin", "hypotheses", "checked"):
         del fields[name]
     path.write_text(json.dumps(fields))
     assert StudyRecord.read(tmp_path) == study(["mha"])
@@ -286,7 +286,7 @@ def test_what_a_study_asks_and_how_it_was_tuned_is_read_back(tmp_path):
         learning_rates={"multiples": [1.0, 2.0], "seed": 1000},
         match={"what": "params", "mismatch": {"mha": 0.0}},
         margin=0.02,
-        questions=({"kind": "pick", "text": "Which?"},),
+        hypotheses=({"kind": "ranked", "variant": "mha"},),
     )
     written.write(tmp_path)
     assert StudyRecord.read(tmp_path) == written

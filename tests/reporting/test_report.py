@@ -133,7 +133,7 @@ def test_the_report_says_what_was_asked_what_came_out_and_how(study_dir):
         "](comparison.png)",
         "| 1 | 1 | hybrid 3:1 | 5.0507 ± 0.0070 | -0.0497 ± 0.0150 | better | toy | 3/3 |",
         "| baseline | baseline | toy |",
-        "**Is attention needed?** Yes.",
+        "| mha is better than identity. | “`mha` beats `identity`.” Nobody 2020 | **supported** | ",
         "| memory first | no winner | They tie. | 0.001 | More seeds. |",
         "| -0.0497 | -0.0647 to -0.0347 | -0.0572 to -0.0422 |",
         "| 4.88 M | 12.0 M | 1.75 | 2.30 M | 3.00 GiB | 1.00 MiB | 21.0 s | 2.00 s |",

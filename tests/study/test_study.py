@@ -38,9 +38,8 @@ def test_the_mechanisms_study_is_as_specified():
     assert study.seeds == 5
     assert study.learning_rates.grid(3e-4) == (1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
     assert (study.learning_rates.factor, study.learning_rates.most) == (2, 7)
-    kinds = [question.kind() for question in study.questions]
-    asked = ["best_quality", "best_for_cost", "gives_up", "needed", "every_layer", "pick"]
-    assert kinds == asked
+    kinds = [hypothesis.kind() for hypothesis in study.hypotheses]
+    assert kinds == ["ranked", *["better"] * 2, "needed_in_every_layer", "ordered", "equivalent"]
 
 
 def test_attention_is_replaced_layer_by_layer():
@@ -84,26 +83,30 @@ def test_the_runs_that_ship_are_those_of_the_study(name):
     assert found >= 15
 
 
-def test_what_the_questions_of_a_shipped_study_name_is_there():
+def test_what_the_hypotheses_of_a_shipped_study_name_is_there():
     studies = shipped()
+    judged = {name for name, study in studies.items() if study.hypotheses}
+    assert judged == studies.keys() - {"extrapolation"}
     for study in studies.values():
-        for question in study.questions:
-            for field in ("variants", "than", "without"):
-                named = getattr(question, field, ())
-                named = (named,) if isinstance(named, str) else named
-                assert set(named) <= set(study.variants), (study.name, question)
-            assert getattr(question, "study", study.name) in studies
+        for hypothesis in study.hypotheses:
+            fields = hypothesis.to_dict()
+            named = [*fields.get("variants", []), *fields.get("than", [])]
+            named += [name for name, _ in hypothesis.published]
+            named += [fields["variant"]] if "variant" in fields else []
+            assert set(named) <= study.variants.keys(), (study.name, hypothesis)
+            assert fields.get("study", study.name) in studies
 
 
-def test_what_the_claims_of_a_shipped_study_name_is_there():
-    claimed = {name: study for name, study in shipped().items() if study.claims}
-    assert {"deepseek", "fair_search", "mechanisms"} <= claimed.keys()
-    for study in claimed.values():
-        for claim in study.claims:
-            said = claim.to_dict()
-            named = [*said.get("variants", []), *(name for name, _ in claim.published)]
-            named += [said["variant"]] if "variant" in said else []
-            assert set(named) <= study.variants.keys(), claim
+def test_the_records_that_ship_hold_hypotheses_that_their_study_has():
+    for path in (ROOT / "results").glob("*/study.json"):
+        record = json.loads(path.read_text())
+        if record["hypotheses"]:
+            of_study = [h.to_dict() for h in load_study(record["name"]).hypotheses]
+            assert [h for h in record["hypotheses"] if h not in json_form(of_study)] == []
+
+
+def json_form(value):
+    return json.loads(json.dumps(value))
 
 
 def test_the_quickstart_has_the_same_variants_but_for_their_sizes():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from attnlab.analysis.analysis import (
     Analysis,
-    Answer,
     Control,
     Front,
     Judgement,
@@ -195,14 +194,14 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
                 would_change="More seeds.",
             ),
         ),
-        answers=(Answer(question="Is attention needed?", short="Yes.", evidence=("by 1.1 nats",)),),
         judgements=(
             Judgement(
-                claim="`mha` beats `identity`.",
+                statement="mha is better than identity.",
+                wording="`mha` beats `identity`.",
                 source="Nobody 2020",
-                measure="loss, nats a token",
+                measure="loss, nats/token",
                 published={"mha": 4.5, "identity": 5.5, "gone": 6.5},
-                ruling="confirmed",
+                ruling="supported",
                 found=("by 1.1 nats, too",),
             ),
         ),

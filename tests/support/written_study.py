@@ -12,8 +12,7 @@ def write_study(
     losses: Mapping[str, Sequence[float | str | None]],
     *,
     baseline: str = "mha",
-    questions: Sequence[Mapping[str, object]] = (),
-    claims: Sequence[Mapping[str, object]] = (),
+    hypotheses: Sequence[Mapping[str, object]] = (),
     families: Mapping[str, tuple[str, ...]] | None = None,
     **more: Mapping[str, object],
 ) -> Path:
@@ -29,8 +28,7 @@ def write_study(
         seeds=tuple(range(max(len(found) for found in losses.values()))),
         command=f"attnlab run {folder.name}",
         attnlab_version="0.1.0",
-        questions=tuple(dict(said) for said in questions),
-        claims=tuple(dict(said) for said in claims),
+        hypotheses=tuple(dict(recorded) for recorded in hypotheses),
         families=families or {},
     ).write(folder)
     for variant, by_seed in losses.items():

@@ -1,27 +1,34 @@
-"""Families of variants against each other: the mean over a family's variants, paired by seed.
+"""The variants of a study as groups: spread over all, means of families, parameter efficiency.
+
+The spread of each number is over all variants that are compared. Of V means over S seeds with no
+true difference, the residual standard deviation alone makes an expected range of about
+
+    E[max - min of V standard normal numbers]  residual standard deviation / sqrt(S)
+
+A family is compared by the mean over its variants, paired by seed,
 
     y_sf = mean over the variants v of family f of y_sv
 
-Families are told apart as variants are, by intervals that hold for all pairs of families at once.
-They count as what they are here: the noise is that of seeds, so a difference is one between these
-variants, and not between all that might belong to a family.
+with intervals that hold for all pairs of families at once. The error is that of seeds: a
+difference is one between these variants, not between all that might belong to a family.
 
-How far the variants of a study lie apart, all together: mean, spread and range of each number.
+The parameter efficiency of a variant is its gain per parameter of the whole model:
 
-Of V means over S seeds of which none differs, noise alone makes a range of about
+    gain        loss of the baseline - loss of the variant, paired by seed, nats/token
+    efficiency  gain / millions of parameters
 
-    E[max - min of V standard normal numbers]  noise / sqrt(S)
-
-A range that is no larger says nothing of the variants.
+Its interval is that of the gain, which holds for all pairs at once, divided by the same number.
+The gain per *additional* parameter would rank variants with fewer parameters and a lower loss last.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr
 
+from attnlab.analysis.sentences import listed, smallest
 from attnlab.analysis.statistics import separation
 from attnlab.analysis.statistics.intervals import Comparison, Functions, Method, tiers
 from attnlab.analysis.statistics.paired import Estimate
@@ -56,8 +63,38 @@ class Families:
     left_out: Mapping[str, tuple[str, ...]]  # family: variants that are not compared
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One number of all variants that are compared: the spread of their means over seeds."""
+
+    label: str
+    unit: str  # "nats", "fraction", "seconds", "bytes", or "" for a count
+    mean: float
+    deviation: float  # sample standard deviation over the variants
+    lowest: tuple[str, float]  # variant and number
+    highest: tuple[str, float]
+
+    @property
+    def range(self) -> float:
+        """Highest minus lowest number."""
+        return self.highest[1] - self.lowest[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """The parameter efficiency of one variant, in nats/token per million parameters."""
+
+    name: str
+    parameters: int
+    more: int  # than the baseline has; negative for fewer
+    mean: float  # positive: better than the baseline
+    low: float | None  # None without a verdict
+    high: float | None
+    separable: bool
+
+
 def families_of(verdict: Verdict) -> Families | None:
-    """None where the study names no families."""
+    """Compare the families of a study; None if the study names none."""
     named = verdict.table.study.families
     if not named:
         return None
@@ -97,24 +134,11 @@ def families_of(verdict: Verdict) -> Families | None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """One number of every variant that is compared: the mean over its seeds."""
-
-    label: str
-    unit: str  # "nats", "fraction", "seconds", "bytes", or "" for a count
-    mean: float
-    deviation: float  # sample standard deviation over the variants
-    lowest: tuple[str, float]  # variant and number
-    highest: tuple[str, float]
-
-    @property
-    def range(self) -> float:
-        return self.highest[1] - self.lowest[1]
-
-
 def spreads_of(verdict: Verdict) -> tuple[Spread, ...]:
-    """Of loss, accuracy, times, memory and parameters, where at least two variants have them."""
+    """Return the spread of each number that at least two variants have.
+
+    The numbers are loss, accuracy, times, memory and parameters.
+    """
     variants = [v for v in verdict.table.variants if v.name in verdict.means]
     split = verdict.metric.removesuffix("_loss")
     found = [_spread("loss", "nats", dict(verdict.means))]
@@ -127,16 +151,51 @@ def spreads_of(verdict: Verdict) -> tuple[Spread, ...]:
         for part, label in PARAMETERS
     ]
     for i, (label, values) in enumerate(sizes):
-        if i == 0 or values != sizes[0][1]:  # a dense model's are all active
+        if i == 0 or values != sizes[0][1]:  # in a dense model, all parameters are active
             found.append(_spread(label, "", values))
     return tuple(spread for spread in found if spread is not None)
 
 
-def by_chance(verdict: Verdict) -> float | None:
-    """The range of the mean losses that noise alone would make; None where no noise is known."""
+def range_by_chance(verdict: Verdict) -> float | None:
+    """Return the range of mean losses expected without any true difference, in nats/token.
+
+    None where the residual standard deviation is not known.
+    """
     if verdict.noise is None:
         return None
     return _expected_range(len(verdict.functions)) * verdict.noise / math.sqrt(len(verdict.seeds))
+
+
+def efficiencies_of(verdict: Verdict) -> tuple[Efficiency, ...]:
+    """Return the parameter efficiency of every variant but the baseline, the highest first."""
+    sizes = {v.name: v.parameters["total"] for v in verdict.table.variants if v.parameters}
+    if verdict.baseline not in sizes:
+        return ()
+    found = [
+        Efficiency(
+            name=name,
+            parameters=sizes[name],
+            more=sizes[name] - sizes[verdict.baseline],
+            mean=-pair.mean / (sizes[name] / 1e6),
+            low=None if pair.high is None else -pair.high / (sizes[name] / 1e6),
+            high=None if pair.low is None else -pair.low / (sizes[name] / 1e6),
+            separable=pair.separable,
+        )
+        for name, pair in verdict.to_baseline.items()
+        if name in sizes
+    ]
+    return tuple(sorted(found, key=lambda it: -it.mean))
+
+
+def caution(found: Sequence[Efficiency], verdict: Verdict) -> str:
+    """Return a sentence on which of the efficiencies are distinguishable from 0."""
+    if not verdict.tiers:
+        return f"No efficiency is distinguishable from 0. {verdict.why}"
+    distinguishable = [it.name for it in found if it.separable]
+    if distinguishable:
+        return f"Only those of {listed(distinguishable)} are distinguishable from 0."
+    none = f"None is distinguishable from 0, since no variant is from {verdict.baseline}"
+    return f"{none}. {smallest(verdict.detectable or 0, len(verdict.seeds))}"
 
 
 def _spread(label: str, unit: str, values: dict[str, float]) -> Spread | None:
@@ -155,7 +214,7 @@ def _spread(label: str, unit: str, values: dict[str, float]) -> Spread | None:
 
 
 def _expected_range(count: int) -> float:
-    """Of so many standard normal numbers.
+    """Return the expected range of `count` standard normal numbers.
 
     >>> [round(_expected_range(count), 3) for count in (2, 5, 13)]
     [1.128, 2.326, 3.336]

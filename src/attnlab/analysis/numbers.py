@@ -29,12 +29,12 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def nats(value: float) -> str:
-    """Return a loss or a difference of losses for a sentence.
+    """Return a loss or a difference of losses with its unit.
 
     >>> nats(0.08401), nats(5.2)
-    ('0.084 nats', '5.200 nats')
+    ('0.084 nats/token', '5.200 nats/token')
     """
-    return f"{value:.3f} nats"
+    return f"{value:.3f} nats/token"
 
 
 def estimate(value: Estimate | None, digits: int = 4) -> str:

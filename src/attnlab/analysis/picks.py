@@ -38,7 +38,7 @@ FROM_BENCH = ("decode_seconds", "state_growth")
 class Front:
     """One cost against the loss. Lower is better on both axes."""
 
-    key: str  # as in `attnlab.analysis.hypotheses.question.Cost`
+    key: str  # as in `attnlab.analysis.costs.CostKey`
     label: str  # "forward FLOPs a token"
     unit: str  # "FLOPs", "seconds" or "bytes"; "" for a count
     points: Mapping[str, tuple[float, float]]  # variant: (cost, loss)

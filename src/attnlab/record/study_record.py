@@ -25,10 +25,9 @@ class StudyRecord:
     checked: bool = False  # the mechanism of every run had passed the checks before it was trained
     learning_rates: Json | None = None  # how they were tuned; None: as the variants say
     match: Json | None = None  # what all variants have alike, and the "mismatch" left, relative
-    margin: float = 0.01  # nats a token: differences within it are practically nothing
-    questions: tuple[Json, ...] = ()  # each with its "kind" and "text"
+    margin: float = 0.01  # nats/token; smaller differences count as equivalent
+    hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    claims: tuple[Json, ...] = ()  # published ones, each with its "kind", "text" and "source"
 
     def joined(self, study_dir: Path) -> Self:
         """This study, and the variants and seeds that the folder has besides."""
@@ -78,7 +77,7 @@ class StudyRecord:
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
         fields = parse(path.read_text(encoding="utf-8"), path)
-        for name in ("variants", "seeds", "questions", "claims"):
+        for name in ("variants", "seeds", "hypotheses"):
             fields[name] = tuple(fields.get(name, ()))
         families = fields.get("families", {})
         fields["families"] = {name: tuple(variants) for name, variants in families.items()}

@@ -18,8 +18,7 @@ from attnlab.version import __version__
 
 SECTIONS = {
     "ranking": "Ranking",
-    "answers": "The study's questions",
-    "claims": "What was published, and what was found",
+    "hypotheses": "Hypotheses",
     "families": "All variants together, and by family",
     "picks": "What to pick",
     "quality": "Quality",
@@ -59,7 +58,7 @@ class ReportContext:
     rate_rows: Sequence[Row]
     families: Sequence[TextTable]
     published: Sequence[TextTable]
-    judged: str  # how claims are judged
+    judged: str  # how hypotheses are judged
     missing: Sequence[str]
     alarms: Sequence[str]
     shared: Mapping[str, str]  # settings of all variants, by dotted path

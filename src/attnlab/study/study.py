@@ -9,8 +9,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from attnlab.analysis.hypotheses.claim import Claim
-from attnlab.analysis.hypotheses.question import Question
+from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, load_file, override, suggestion
 from attnlab.record import TUNING_SEED, StudyRecord
 from attnlab.study.matching import Match
@@ -38,11 +37,10 @@ class Study:
     learning_rates: LearningRates | None = None  # None: those that the variants name
     match: Match | None = None
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
-    margin: float = 0.01  # nats a token: differences within it are practically nothing
-    questions: tuple[Question, ...] = ()  # that the report answers one by one
+    margin: float = 0.01  # nats/token; smaller differences count as equivalent
+    hypotheses: tuple[Hypothesis, ...] = ()  # each judged in the report
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     # ^ variants that the report also compares by their means
-    claims: tuple[Claim, ...] = ()  # published ones, that the report judges one by one
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # the file's name where it is loaded from one
 
@@ -144,9 +142,8 @@ class Study:
             learning_rates=tuning and {**tuning.to_dict(), "seed": TUNING_SEED},
             match=match and {**match.to_dict(), "mismatch": self.mismatch()},
             margin=self.margin,
-            questions=tuple(question.to_dict() for question in self.questions),
+            hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),
             families=self.families,
-            claims=tuple(claim.to_dict() for claim in self.claims),
         )
 
     def only(self, names: Iterable[str]) -> "Study":

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
-from attnlab.analysis.costs import meaning
-from attnlab.analysis.families import Families, Family, by_chance
-from attnlab.analysis.hypotheses.claim import LOSS
+from attnlab.analysis.families import Families, Family, caution, range_by_chance
+from attnlab.analysis.hypotheses.hypothesis import LOSS
 from attnlab.analysis.sentences import apart, listed
 from attnlab.reporting.tables.columns import standing
 from attnlab.reporting.tables.rows import Row, rows, split_name
@@ -40,7 +39,7 @@ def _together(analysis: Analysis) -> TextTable:
     def end(said: tuple[str, float], unit: str) -> str:
         return f"{_amount(said[1], unit)} ({said[0]})"
 
-    first, last, chance = analysis.order[0], analysis.order[-1], by_chance(analysis)
+    first, last, chance = analysis.order[0], analysis.order[-1], range_by_chance(analysis)
     return TextTable(
         caption=f"All {len(analysis.order)} variants together",
         heading=("", "mean", "spread", "range", "lowest", "highest"),
@@ -121,7 +120,7 @@ def _efficiency(analysis: Analysis) -> TextTable:
         ],
         n_text_columns=2,
         note=f"The loss of {analysis.baseline} minus the variant's, by the parameters of the whole "
-        f"model. {meaning(analysis.efficiencies, analysis)}",
+        f"model. {caution(analysis.efficiencies, analysis)}",
     )
 
 
@@ -134,9 +133,10 @@ def _amount(value: float, unit: str) -> str:
 
 
 JUDGED = (
-    "Each claim is held against this study's own intervals, which are 95 % for all pairs at once. "
-    "A loss on another text, or with another tokenizer, is another number: order and spread are "
-    "judged, and differences are held beside each other."
+    "Judged by this study's own intervals, which are 95 % for all pairs at once. Supported: every "
+    "difference that the sentence needs is distinguishable. Refuted: one is distinguishable in the "
+    "other direction, or equivalent within the margin. A published loss on another text, or with "
+    "another tokenizer, is another number: order, spread and differences are compared."
 )
 
 

@@ -8,7 +8,7 @@ in those layers is worth.
 
 from collections.abc import Iterator
 
-from attnlab.analysis.hypotheses.question import GivesUp, Needed
+from attnlab.analysis.hypotheses.better import Better
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.sliding_window import SlidingWindow
@@ -49,18 +49,13 @@ study = Study(
     seeds=5,
     learning_rates=learning_rates,
     margin=0.01,
-    questions=(
-        Needed(text="Is attention needed at all?"),
-        GivesUp(
-            text="What does a model give up without it in one layer?",
-            variants=named("at", of=unmixed),
-        ),
-        GivesUp(text="And without it in the first layers?", variants=named("first", of=unmixed)),
-        GivesUp(text="Or in the last?", variants=named("last", of=unmixed)),
-        GivesUp(
-            text="What does it give up where one layer sees 256 tokens alone, or several do?",
-            variants=tuple(windowed),
-        ),
+    hypotheses=tuple(
+        Better(variants=("mha",), than=others)
+        for others in (
+            ("identity",),
+            *(named(part, of=unmixed) for part in ("at", "first", "last")),
+            tuple(windowed),
+        )
     ),
     variants={"mha": base, **unmixed, **windowed},
 )

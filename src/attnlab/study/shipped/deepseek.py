@@ -15,8 +15,9 @@ learning rate is tuned, from 5e-4 upwards.
 
 from dataclasses import replace
 
-from attnlab.analysis.hypotheses.claim import Alike
-from attnlab.analysis.hypotheses.question import BestForCost, BestQuality, GivesUp, Pick
+from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.tokenizer import BPE
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -69,22 +70,14 @@ study = Study(
     seeds=3,
     learning_rates=LearningRates(multiples=(1, 2, 4), factor=2, most=6),
     margin=0.01,
-    questions=(
-        BestQuality(
-            text="Is plain attention the best, or does some feature make the model better?"
-        ),
-        GivesUp(text="What do latents change?", variants=("lora", "flash"), than="baseline"),
-        GivesUp(text="What do scaled positions change?", variants=("rope",), than="flash"),
-        GivesUp(text="What do narrow heads and biases change?", variants=("full",), than="flash"),
-        BestForCost(text="Which has the best quality for its time?", cost="step_time"),
-        BestForCost(text="And for its memory?", cost="peak_memory_bytes"),
-        Pick(text="What to pick when quality, memory, speed or size comes first?"),
-    ),
-    claims=(
-        Alike(
-            text="`lora` and `flash` are the same function: their losses agree within the noise.",
-            source="The definition of the study: they differ in the kernel alone",
+    hypotheses=(
+        Ranked(variant="baseline"),
+        Better(variants=("lora", "flash"), than=("baseline",)),
+        Better(variants=("rope",), than=("flash",)),
+        Better(variants=("full",), than=("flash",)),
+        Equivalent(
             variants=("lora", "flash"),
+            source="The definition of the study: they differ in the kernel alone",
         ),
     ),
     variants={

@@ -26,8 +26,12 @@ and the rest of the model 159.4: embedding 25.2, experts 134.2. The published ra
     enhanced_xl       181.5     the same heads, and latents so wide that they save nothing: 2.8
 """
 
-from attnlab.analysis.hypotheses.claim import AmongBest, AmongWorst, InRange, Ordered, Within
-from attnlab.analysis.hypotheses.question import BestForCost, BestQuality, GivesUp, Pick
+from attnlab.analysis.hypotheses import Hypothesis
+from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.cost_in_range import CostInRange
+from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.tokenizer import BPE
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -109,52 +113,62 @@ PUBLISHED = (
 )
 SOURCE = "The study as published: one seed, 50 steps, another text and tokenizer"
 
-claims = (
-    AmongBest(
-        text="`rope_small` is the best of all thirteen.",
-        source=SOURCE,
+published: tuple[Hypothesis, ...] = (
+    Ranked(
         variant="rope_small",
+        wording="`rope_small` is the best of all thirteen.",
+        source=SOURCE,
     ),
     Ordered(
-        text="The order is `rope_small`, `enhanced_medium`, `rope_only`, `lora_small`, "
+        variants=tuple(name for name, _ in PUBLISHED),
+        wording="The order is `rope_small`, `enhanced_medium`, `rope_only`, `lora_small`, "
         "`bias_only`, `baseline`.",
         source=SOURCE,
         published=PUBLISHED,
-        variants=tuple(name for name, _ in PUBLISHED),
     ),
-    Ordered(
-        text="`rope_small` is better than `baseline`, by 0.0575 nats.",
+    Better(
+        variants=("rope_small",),
+        than=("baseline",),
+        wording="`rope_small` is better than `baseline`, by 0.0575 nats.",
         source=SOURCE,
-        variants=("rope_small", "baseline"),
     ),
-    AmongWorst(
-        text="`baseline` is among the last: in the worse half.",
-        source=SOURCE,
+    Ranked(
         variant="baseline",
+        among="worst",
         places=6,
-    ),
-    Within(
-        text="All thirteen lie within 0.1056 nats (7.7571 to 7.8627).",
+        wording="`baseline` is among the last: in the worse half.",
         source=SOURCE,
-        spread=0.1056,
     ),
-    InRange(
-        text="All have 162.6 to 177.8 M parameters.",
+    Equivalent(
+        margin=0.1056,
+        wording="All thirteen lie within 0.1056 nats (7.7571 to 7.8627).",
         source=SOURCE,
+    ),
+    CostInRange(
         cost="parameters",
         low=162.6e6,
         high=177.8e6,
         resolution=0.05e6,
+        wording="All have 162.6 to 177.8 M parameters.",
+        source=SOURCE,
     ),
-    InRange(
-        text="All need 15.2 to 17.0 GB of memory.",
-        source=f"{SOURCE}; another program; GB read as 10^9 bytes",
+    CostInRange(
         cost="peak_memory_bytes",
         low=15.2e9,
         high=17.0e9,
         resolution=0.05e9,
+        wording="All need 15.2 to 17.0 GB of memory.",
+        source=f"{SOURCE}; another program; GB read as 10^9 bytes",
     ),
 )
+
+FAMILIES = {
+    "baseline": ("baseline",),
+    "lora": ("lora_small", "lora_medium", "lora_large", "lora_xl"),
+    "enhanced": ("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl"),
+    "rope": ("rope_only", "rope_small", "rope_large"),
+    "bias": ("bias_only",),
+}
 
 study = Study(
     question=__doc__ or "",
@@ -177,34 +191,14 @@ study = Study(
             "train.eval_every=100",
         ),
     },
-    questions=(
-        BestQuality(text="Is plain attention the best of the thirteen?"),
-        GivesUp(
-            text="What do low-rank projections alone change?",
-            variants=("lora_small", "lora_medium", "lora_large", "lora_xl"),
-            than="baseline",
+    hypotheses=(
+        Ranked(variant="baseline"),
+        *(
+            Better(variants=FAMILIES[family], than=("baseline",))
+            for family in ("lora", "rope", "enhanced", "bias")
         ),
-        GivesUp(
-            text="What do head widths and scaled positions change?",
-            variants=("rope_small", "rope_only", "rope_large"),
-            than="baseline",
-        ),
-        GivesUp(
-            text="What does everything together change?",
-            variants=("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl"),
-            than="baseline",
-        ),
-        GivesUp(text="What do biases change?", variants=("bias_only",), than="baseline"),
-        BestForCost(text="Which has the best quality for its size?", cost="parameters"),
-        Pick(text="What to pick when quality, memory, speed or size comes first?"),
+        *published,
     ),
-    families={
-        "baseline": ("baseline",),
-        "lora": ("lora_small", "lora_medium", "lora_large", "lora_xl"),
-        "enhanced": ("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl"),
-        "rope": ("rope_only", "rope_small", "rope_large"),
-        "bias": ("bias_only",),
-    },
-    claims=claims,
+    families=FAMILIES,
     variants=variants,
 )

@@ -5,15 +5,11 @@ best quality for its cost? How much do sparse and linear attention give up? Is a
 all? `gqa_1` and `mqa` are the same function: a verdict that separates them is wrong.
 """
 
-from attnlab.analysis.hypotheses.claim import Alike, Ordered
-from attnlab.analysis.hypotheses.question import (
-    BestForCost,
-    BestQuality,
-    EveryLayer,
-    GivesUp,
-    Needed,
-    Pick,
-)
+from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
+from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
@@ -58,29 +54,21 @@ study = Study(
     seeds=5,
     learning_rates=learning_rates,
     margin=0.01,
-    questions=(
-        BestQuality(text="Is MHA still the best, or do the efficient variants close the gap?"),
-        BestForCost(text="Which has the best quality for its cost?"),
-        GivesUp(
-            text="How much do sparse and linear attention give up?",
-            variants=("sparse_512", "sparse_256", "linear"),
-        ),
-        Needed(text="Is attention needed at all?"),
-        EveryLayer(text="Is it needed in every layer?"),
-        Pick(text="What to pick when memory, speed or quality comes first?"),
-    ),
-    claims=(
+    hypotheses=(
+        Ranked(variant="mha"),
+        Better(variants=("mha",), than=("sparse_512", "sparse_256", "linear")),
+        Better(variants=("mha",), than=("identity",)),
+        NeededInEveryLayer(study="attention_needed"),
         Ordered(
-            text="Multi-head attention is better than grouped-query, and that than multi-query.",
+            variants=("mha", "gqa_2", "mqa"),
+            wording="Multi-head attention is better than grouped-query, and that than multi-query.",
             source="DeepSeek-AI 2024, DeepSeek-V2 (arXiv:2405.04434): models of 7 B parameters",
             published=(("mha", 45.2), ("gqa_2", 41.2), ("mqa", 37.9)),
             measure="MMLU, %",
-            variants=("mha", "gqa_2", "mqa"),
         ),
-        Alike(
-            text="`gqa_1` and `mqa` are the same function.",
-            source="The definition of the study: one key-value head under two names",
+        Equivalent(
             variants=("gqa_1", "mqa"),
+            source="The definition of the study: one key-value head under two names",
         ),
     ),
     variants={

@@ -3,7 +3,8 @@
 Three seeds each on two CPU cores. The text is always there: nothing is downloaded.
 """
 
-from attnlab.analysis.hypotheses.question import BestForCost, BestQuality, GivesUp, Needed, Pick
+from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.tokenizer import Bytes
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
@@ -43,15 +44,10 @@ study = Study(
     question=__doc__ or "",
     baseline="mha",
     seeds=3,
-    questions=(
-        BestQuality(text="Is MHA still the best, or do the efficient variants close the gap?"),
-        BestForCost(text="Which has the best quality for its cost?"),
-        GivesUp(
-            text="How much do sparse and linear attention give up?",
-            variants=("sparse_64", "sparse_32", "linear"),
-        ),
-        Needed(text="Is attention needed at all?"),
-        Pick(text="What to pick when memory, speed or quality comes first?"),
+    hypotheses=(
+        Ranked(variant="mha"),
+        Better(variants=("mha",), than=("sparse_64", "sparse_32", "linear")),
+        Better(variants=("mha",), than=("identity",)),
     ),
     variants={
         "mha": base,

@@ -1,0 +1,90 @@
+"""The evidence of a study, and the three-valued rule that turns it into a ruling.
+
+    supported    every fact that the sentence needs is shown
+    refuted      one of them is shown to be false
+    undecided    neither, with these seeds
+    not judged   data that the sentence needs are missing
+
+A fact about two variants is read from their simultaneous interval. "a is better than b" is true
+where the difference is distinguishable and a is better. It is false where b is, and also where the
+two are equivalent within the study's margin without a distinguishable difference: the margin is
+the size below which the study counts a difference as none.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from attnlab.analysis.costs import Cost
+from attnlab.analysis.sentences import compared, several, smallest
+from attnlab.analysis.verdict import Verdict
+
+Ruling = Literal["supported", "refuted", "undecided", "not judged"]
+Fact = bool | None  # None: the data do not decide it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A ruling, and the sentences with numbers that it rests on."""
+
+    ruling: Ruling
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a hypothesis is judged by: the comparison of the variants, and their costs."""
+
+    verdict: Verdict
+    costs: Sequence[Cost]
+
+    def better(self, first: str, second: str) -> Fact:
+        """True if the first variant is better than the second; None if the data do not decide."""
+        pair = self.verdict.pairs[first, second]
+        if pair.separable:
+            return pair.mean < 0
+        return False if pair.equivalent else None
+
+    def within(self, first: str, second: str, margin: float) -> Fact:
+        """True if the two differ by at most `margin` nats/token, in either direction."""
+        pair = self.verdict.pairs[first, second]
+        if pair.low is None or pair.high is None:
+            return None
+        if -margin <= pair.low and pair.high <= margin:
+            return True
+        return False if pair.low > margin or pair.high < -margin else None
+
+    def available(self, names: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
+        """Return those variants that are compared, and one sentence per reason for the others."""
+        known, missing = list[str](), dict[str, list[str]]()
+        for name in names:
+            if name in self.verdict.means:
+                known.append(name)
+            else:
+                reason = self.verdict.left_out.get(name, "the study has no such variant")
+                missing.setdefault(reason, []).append(name)
+        sentences = tuple(
+            f"Not compared: {several(absent)} ({reason})." for reason, absent in missing.items()
+        )
+        return known, sentences
+
+    def compared(self, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        """Return sentences on pairs of variants, one per group that shares its result."""
+        return compared({pair: self.verdict.pairs[pair] for pair in pairs})
+
+    def finding(
+        self, facts: Sequence[Fact], found: Sequence[str], missing: Sequence[str] = ()
+    ) -> Finding:
+        """Judge a sentence that needs all of `facts`, and the variants that are missing."""
+        if any(fact is False for fact in facts):
+            return self.ruled("refuted", (*found, *missing))
+        if missing or not facts:
+            return self.ruled("not judged", (*found, *missing))
+        decided = all(fact is True for fact in facts)
+        return self.ruled("supported" if decided else "undecided", found)
+
+    def ruled(self, ruling: Ruling, found: Sequence[str]) -> Finding:
+        """Return the finding; one that is undecided says which difference would be detected."""
+        if ruling == "undecided" and self.verdict.detectable is not None:
+            found = (*found, smallest(self.verdict.detectable, len(self.verdict.seeds)))
+        return Finding(ruling=ruling, found=tuple(found))

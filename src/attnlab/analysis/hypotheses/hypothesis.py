@@ -1,0 +1,103 @@
+"""A hypothesis: one sentence about the variants of a study, and the rule that judges it.
+
+A kind writes its sentence from its own fields, so that the sentence shown is the one judged. Where
+somebody else made the claim, `source` and `wording` are quoted beside it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from attnlab.analysis.costs import Cost
+from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
+from attnlab.analysis.verdict import Verdict
+from attnlab.config import Choice, ConfigError, Problem
+
+LOSS = "loss, nats/token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis(Choice, ABC):
+    """A sentence that the data can judge; a subclass is one kind of sentence.
+
+    `published` holds the numbers of a source by variant, the best first. They are shown beside the
+    study's own and are not judged: a loss on another text is another number.
+    """
+
+    source: str = ""  # who published it, and on what evidence; empty: the study's own
+    wording: str = ""  # the source's own words
+    published: tuple[tuple[str, float], ...] = ()
+    measure: str = LOSS  # name and unit of the published numbers
+
+    needs_verdict: ClassVar[bool] = True  # False for a kind that needs no simultaneous intervals
+
+    @property
+    @abstractmethod
+    def statement(self) -> str:
+        """The hypothesis as one sentence, written from the fields of its kind."""
+
+    @abstractmethod
+    def judge(self, evidence: Evidence) -> Finding:
+        """Return the ruling, and the sentences with numbers that it rests on."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.wording and not self.source.strip():
+            yield Problem("wording", "name the source of these words in `source`")
+        if self.published and not self.source.strip():
+            yield Problem("published", "name the source of these numbers in `source`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A hypothesis as the data of the study judge it."""
+
+    statement: str
+    ruling: Ruling
+    found: tuple[str, ...]  # sentences with numbers and intervals
+    source: str = ""
+    wording: str = ""
+    measure: str = LOSS  # of the published numbers
+    published: Mapping[str, float]  # by variant, the best first
+
+
+def judge_all(verdict: Verdict, costs: Sequence[Cost]) -> tuple[Judgement, ...]:
+    """Return one judgement per hypothesis of the study, in the study's order."""
+    evidence = Evidence(verdict=verdict, costs=costs)
+    return tuple(_judged(recorded, evidence) for recorded in verdict.table.study.hypotheses)
+
+
+def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
+    try:
+        hypothesis = Hypothesis.from_dict(recorded)
+    except ConfigError as error:  # a kind of a newer version, or of a user's file that is gone
+        kind = recorded.get("kind")
+        return Judgement(
+            statement=f"A hypothesis of the kind {kind!r}.",
+            ruling="not judged",
+            found=(f"{error}.",),
+            source=recorded.get("source") or "",
+            wording=recorded.get("wording") or "",
+            published={},
+        )
+    if hypothesis.needs_verdict and not evidence.verdict.tiers:
+        finding = Finding(ruling="not judged", found=(evidence.verdict.why,))
+    else:
+        finding = hypothesis.judge(evidence)
+    return Judgement(
+        statement=hypothesis.statement,
+        ruling=finding.ruling,
+        found=finding.found,
+        source=hypothesis.source,
+        wording=hypothesis.wording,
+        measure=hypothesis.measure,
+        published=dict(hypothesis.published),
+    )
+
+
+def distinct_problems(variants: Sequence[str], *, at_least: int) -> Iterator[Problem]:
+    """Yield the problems of a field `variants` that names too few, or one of them twice."""
+    if len(variants) < at_least:
+        yield Problem("variants", f"name at least {at_least}")
+    if len(set(variants)) < len(variants):
+        yield Problem("variants", "name each once")

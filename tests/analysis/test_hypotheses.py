@@ -1,0 +1,377 @@
+"""A hypothesis is supported, refuted, undecided or not judged, by the intervals of the study."""
+
+import pytest
+from support.written_study import steady, write_study
+
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.hypotheses import Hypothesis
+from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.cost_in_range import CostInRange
+from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
+from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.config import ConfigError
+
+LOSSES = {
+    "mha": steady(5.1, 1),
+    "window": steady(5.1003, 2),  # equivalent to mha within the margin of 0.01
+    "delta": steady(5.0, 3),
+    "identity": steady(5.4, 4),
+}
+NOISY = {  # as far apart, but only identity is distinguishable from the others
+    "mha": [5.0, 5.3, 5.1, 5.2, 5.1],
+    "window": [5.3, 5.0, 5.2, 5.1, 5.2],
+    "delta": [5.1, 5.1, 5.3, 4.9, 5.1],
+    "identity": [9.1, 9.4, 9.0, 9.2, 9.3],
+}
+
+
+def judged(folder, hypothesis, losses=LOSSES, **more):
+    study = write_study(folder, losses, hypotheses=[hypothesis.to_dict()], **more)
+    (found,) = analyse(study).judgements
+    assert found.statement == hypothesis.statement
+    return found.ruling, " ".join(found.found)
+
+
+def pair(first, second):
+    return Better(variants=(first,), than=(second,))
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "statement"),
+    [
+        (Better(variants=("a",), than=("b",)), "a is better than b."),
+        (Better(variants=("a",), than=("b", "c")), "a is better than each of b and c."),
+        (Better(variants=("a", "b"), than=("c",)), "Each of a and b is better than c."),
+        (Ordered(variants=("a", "b", "c")), "The order is a, b and c, the best first."),
+        (Ranked(variant="a"), "a is better than every other variant."),
+        (
+            Ranked(variant="a", among="worst", places=3),
+            "a is worse than all but 2 of the other variants.",
+        ),
+        (Equivalent(variants=("a", "b")), "a and b are equivalent within the study's margin."),
+        (Equivalent(margin=0.1056), "All variants are equivalent within 0.1056 nats/token."),
+        (
+            CostInRange(cost="parameters", low=162.6e6, high=177.8e6),
+            "Parameters: every variant has 162.6 M to 177.8 M.",
+        ),
+        (
+            CostInRange(cost="peak_memory_bytes", low=1e9, high=2e9),
+            "Peak memory in training: every variant has 1.0 GB to 2.0 GB.",
+        ),
+        (
+            NeededInEveryLayer(study="layers"),
+            "Without attention in any one layer, the model is worse (study layers).",
+        ),
+    ],
+)
+def test_the_sentence_shown_is_written_from_the_fields_that_are_judged(hypothesis, statement):
+    assert hypothesis.statement == statement
+    assert Hypothesis.from_dict(hypothesis.to_dict()) == hypothesis
+
+
+@pytest.mark.parametrize(
+    ("names", "ruling", "words"),
+    [
+        (("delta", "mha"), "supported", "delta is better than mha by 0.100 nats/token [0.09"),
+        (("delta", "mha", "identity"), "supported", "3 of 3 pairs are in this order."),
+        (
+            ("delta", "mha", "identity"),
+            "supported",
+            "mha is better than identity by 0.300 nats/token [",
+        ),
+        (("identity", "mha"), "refuted", "identity is worse than mha by 0.300 nats/token ["),
+        (
+            ("mha", "window"),
+            "refuted",
+            "mha and window are equivalent within the margin: difference -0.000 nats/token [-0.",
+        ),
+        (("mha", "window", "delta"), "refuted", "window is worse than delta"),
+        (("delta", "gone"), "not judged", "Not compared: gone (the study has no such variant)."),
+        (("mha", "delta", "gone"), "refuted", "Not compared: gone"),
+    ],
+)
+def test_an_order_is_supported_by_all_pairs_and_refuted_by_one(tmp_path, names, ruling, words):
+    found = judged(tmp_path, Ordered(variants=names))
+    assert found[0] == ruling
+    assert words in found[1]
+
+
+def test_an_order_is_undecided_where_one_pair_is(tmp_path):
+    ruling, words = judged(tmp_path, Ordered(variants=("mha", "window", "identity")), NOISY)
+    assert ruling == "undecided"
+    assert "2 of 3 pairs are in this order." in words
+    assert "mha is not distinguishable from window: difference -0.0" in words
+    assert "mha is better than identity by 4.0" in words
+
+
+def test_one_that_is_undecided_says_which_difference_would_be_detected(tmp_path):
+    hypothesis = pair("mha", "window")
+    analysis = analyse(write_study(tmp_path, NOISY, hypotheses=[hypothesis.to_dict()]))
+    assert analysis.detectable is not None
+    assert analysis.judgements[0].found[-1] == (
+        "Minimum detectable difference (80 % power) with 5 seeds: "
+        f"{analysis.detectable:.3f} nats/token."
+    )
+
+
+def test_better_is_supported_or_refuted_or_undecided(tmp_path):
+    worse = pair("mha", "identity")
+    ruling, words = judged(tmp_path / "a", worse)
+    assert ruling == "supported"
+    assert words.startswith("mha is better than identity by 0.300 nats/token [")
+    ruling, words = judged(tmp_path / "b", worse, LOSSES | {"identity": steady(5.1001, 5)})
+    assert ruling == "refuted"
+    assert words.startswith("mha and identity are equivalent within the margin")
+    assert judged(tmp_path / "c", pair("mha", "delta"))[0] == "refuted"
+    assert judged(tmp_path / "d", pair("mha", "window"), NOISY)[0] == "undecided"
+
+
+def test_better_than_several_names_every_difference(tmp_path):
+    every = Better(variants=("delta",), than=("mha", "window", "identity"))
+    ruling, words = judged(tmp_path / "a", every)
+    assert ruling == "supported"
+    assert words.startswith("Worse than delta by, in nats/token: mha 0.100 [0.09")
+    assert "identity 0.400 [" in words
+    ruling, words = judged(tmp_path / "b", Better(variants=("mha",), than=("window", "delta")))
+    assert ruling == "refuted"
+    assert "mha and window are equivalent within the margin" in words
+    assert "mha is worse than delta by 0.100 nats/token [" in words
+    gone = Better(variants=("delta",), than=("mha", "gone"))
+    ruling, words = judged(tmp_path / "c", gone)
+    assert ruling == "not judged"
+    assert "delta is better than mha by" in words
+    assert "Not compared: gone (the study has no such variant)." in words
+
+
+def test_many_pairs_with_one_result_share_one_sentence(tmp_path):
+    losses = {f"v{i}": [100 * (loss - 5) for loss in steady(5.0, i)] for i in range(8)}
+    names = tuple(losses)
+    every = Better(variants=names[1:], than=names[:1])
+    ruling, words = judged(tmp_path, every, losses, baseline="v0")
+    assert ruling == "undecided"
+    assert words.startswith(
+        "Not distinguishable: v1, v2, v3 and 4 others from v0 (7 pairs, differences "
+    )
+    assert words.count("istinguishable") == 1
+
+
+def test_a_variant_that_diverged_leaves_its_hypothesis_not_judged_with_the_reason(tmp_path):
+    losses = LOSSES | {"identity": [5.0, 5.0, "loss is nan", 5.0, 5.0]}
+    ruling, words = judged(tmp_path, pair("mha", "identity"), losses)
+    assert ruling == "not judged"
+    assert words.startswith("Not compared: identity (")
+    assert "loss is nan" in words
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "ruling"),
+    [
+        (Ranked(variant="delta"), "supported"),
+        (Ranked(variant="mha"), "refuted"),
+        (Ranked(variant="mha", places=2), "refuted"),  # window is as good
+        (Ranked(variant="mha", places=3), "supported"),
+        (Ranked(variant="identity", among="worst"), "supported"),
+        (Ranked(variant="delta", among="worst", places=3), "refuted"),
+        (Ranked(variant="window", among="worst", places=2), "refuted"),
+        (Ranked(variant="window", among="worst", places=3), "supported"),
+    ],
+)
+def test_a_place_is_refuted_by_as_many_as_are_not_behind(tmp_path, hypothesis, ruling):
+    assert judged(tmp_path, hypothesis)[0] == ruling
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "ruling"),
+    [
+        (Ranked(variant="mha"), "undecided"),
+        (Ranked(variant="mha", places=2), "undecided"),
+        (Ranked(variant="mha", places=3), "supported"),
+        (Ranked(variant="mha", among="worst"), "refuted"),
+        (Ranked(variant="mha", among="worst", places=2), "undecided"),
+        (Ranked(variant="identity", places=3), "refuted"),
+    ],
+)
+def test_a_place_is_undecided_where_noise_hides_who_is_behind(tmp_path, hypothesis, ruling):
+    assert judged(tmp_path, hypothesis, NOISY)[0] == ruling
+
+
+def test_a_place_is_refuted_with_those_that_take_it(tmp_path):
+    ruling, words = judged(tmp_path, Ranked(variant="mha"))
+    assert ruling == "refuted"
+    assert "mha is better than 1 of 3; by its mean loss it has place 2 of 4." in words
+    assert "delta is better than mha by 0.100 nats/token [0.09" in words
+    assert "window and mha are equivalent within the margin" in words
+    assert "identity" not in words
+
+
+def test_what_is_not_compared_might_have_any_place(tmp_path):
+    losses = LOSSES | {"window": ["loss is nan"] * 5}
+    best = Ranked(variant="delta")
+    ruling, words = judged(tmp_path / "a", best, losses)
+    assert ruling == "not judged"
+    assert "Not compared: window (diverged with seeds 0, 1, 2, 3, 4" in words
+    assert judged(tmp_path / "b", Ranked(variant="delta", places=2), losses)[0] == "supported"
+    assert judged(tmp_path / "c", Ranked(variant="mha"), losses)[0] == "refuted"
+    assert judged(tmp_path / "d", Equivalent(margin=0.5), losses)[0] == "not judged"
+    assert judged(tmp_path / "e", Ranked(variant="window"), losses)[0] == "not judged"
+
+
+def test_names_of_one_function_share_a_place(tmp_path):
+    losses = {**LOSSES, "delta_again": steady(5.0, 3)}
+    best = Ranked(variant="delta")
+    ruling, words = judged(tmp_path, best, losses, delta_again={"function": "delta"})
+    assert ruling == "supported"
+    assert "delta is better than 3 of 3; by its mean loss it has place 1 of 4." in words
+
+
+@pytest.mark.parametrize(
+    ("margin", "names", "ruling"),
+    [
+        (0.5, (), "supported"),
+        (0.3, (), "refuted"),
+        (0.4, (), "undecided"),  # the interval of 0.4 contains it
+        (0.05, ("mha", "window"), "supported"),
+        (0.05, ("mha", "gone"), "not judged"),
+    ],
+)
+def test_a_margin_is_compared_with_the_intervals_of_all_pairs(tmp_path, margin, names, ruling):
+    assert judged(tmp_path, Equivalent(margin=margin, variants=names))[0] == ruling
+
+
+def test_equivalence_of_many_gives_the_span_and_counts_the_pairs(tmp_path):
+    ruling, words = judged(tmp_path, Equivalent(margin=0.35))
+    assert ruling == "refuted"
+    assert "The means span 0.400 nats/token [0." in words
+    assert "from delta to identity." in words
+    assert "Of 6 pairs, 5 are within 0.35 nats/token, and 1 differ by more." in words
+
+
+def test_equivalent_variants_must_lie_within_the_study_margin(tmp_path):
+    hypothesis = Equivalent(variants=("mha", "window"))
+    assert judged(tmp_path / "a", hypothesis)[0] == "supported"
+    apart = LOSSES | {"window": steady(5.15, 2)}
+    assert judged(tmp_path / "b", hypothesis, apart)[0] == "refuted"
+    noisy = {"mha": [5.0, 5.3, 5.1], "window": [5.3, 5.0, 5.2]}
+    ruling, words = judged(tmp_path / "c", hypothesis, noisy)
+    assert ruling == "undecided"
+    assert "mha is not distinguishable from window" in words
+    equal = {"mha": LOSSES["mha"], "window": LOSSES["mha"], "delta": LOSSES["delta"]}
+    ruling, words = judged(tmp_path / "d", hypothesis, equal)
+    assert ruling == "supported"
+    assert words == "mha and window have equal losses, to the last bit."
+
+
+def test_a_cost_is_compared_with_the_range_to_the_digits_published(tmp_path):
+    sizes = {"mha": 1.5e9, "window": 1.54e9, "delta": 1.6e9, "identity": 1.2e9}
+    more = {name: {"peak_memory_bytes": size} for name, size in sizes.items()}
+    fields = {"cost": "peak_memory_bytes", "low": 1.2e9, "high": 1.5e9}
+    exact, rounded = (CostInRange(**fields, resolution=digit) for digit in (0.0, 0.05e9))
+    ruling, words = judged(tmp_path / "a", exact, **more)
+    assert ruling == "refuted"
+    assert "Measured: 1.2 GB (identity) to 1.6 GB (delta)." in words
+    assert "2 of 4 are in the range; outside: window (1.5 GB) and delta (1.6 GB)." in words
+    assert "3 of 4 are in the range" in judged(tmp_path / "b", rounded, **more)[1]
+    more["delta"]["peak_memory_bytes"] = 1.3e9
+    assert judged(tmp_path / "c", rounded, **more)[0] == "supported"
+    assert judged(tmp_path / "d", rounded)[0] == "not judged"
+    far = {name: {"peak_memory_bytes": 3e9} for name in sizes}
+    assert judged(tmp_path / "e", rounded, **far)[1].endswith("None is in the range.")
+    del more["delta"]
+    ruling, words = judged(tmp_path / "f", rounded, **more)
+    assert ruling == "not judged"
+    assert words.endswith("Not measured yet: delta.")
+
+
+def test_every_layer_is_judged_from_the_study_beside(tmp_path):
+    hypothesis = NeededInEveryLayer(study="layers")
+    ruling, words = judged(tmp_path / "before", hypothesis)
+    assert ruling == "not judged"
+    assert words == "Not measured yet; `attnlab run layers` measures it."
+    losses = {
+        "mha": steady(5.0, 1),
+        "without_0": steady(5.0002, 2),
+        "without_1": steady(5.2, 3),
+        "near_0": steady(5.3, 5),
+        "identity": steady(5.5, 4),
+    }
+    kinds = {
+        "mha": ["mha", "mha"],
+        "without_0": ["identity", "mha"],
+        "without_1": ["mha", "identity"],
+        "near_0": ["window", "mha"],  # another mechanism, which mixes tokens
+        "identity": ["identity", "identity"],
+    }
+    more = {name: {"attention_type": of_layers} for name, of_layers in kinds.items()}
+    write_study(tmp_path / "layers", losses, **more)
+    ruling, words = judged(tmp_path / "after", hypothesis)
+    assert ruling == "refuted"
+    assert words.startswith("Worse without attention in layer 1; not shown for 1 of 2 layers.")
+    assert "mha and without_0 (layer 0) are equivalent within the margin" in words
+    assert "mha is better than without_1 (layer 1) by 0.200 nats/token [" in words
+    assert "identity" not in words
+    assert "near_0" not in words
+    needed = losses | {"without_0": steady(5.1, 2)}
+    write_study(tmp_path / "again" / "layers", needed, **more)
+    assert judged(tmp_path / "again" / "study", hypothesis)[0] == "supported"
+
+
+@pytest.mark.parametrize(
+    "hypothesis",
+    [pair("mha", "identity"), Ranked(variant="delta"), Ordered(variants=("delta", "mha"))],
+)
+def test_one_seed_judges_no_loss(tmp_path, hypothesis):
+    losses = {name: found[:1] for name, found in LOSSES.items()}
+    ruling, words = judged(tmp_path, hypothesis, losses)
+    assert ruling == "not judged"
+    assert "one seed" in words
+
+
+def test_a_hypothesis_of_an_unknown_kind_does_not_stop_the_report(tmp_path):
+    recorded = {"kind": "newer", "wording": "So it is.", "source": "Somebody 2020"}
+    study = write_study(tmp_path, LOSSES, hypotheses=[recorded])
+    (found,) = analyse(study).judgements
+    assert (found.statement, found.ruling) == ("A hypothesis of the kind 'newer'.", "not judged")
+    assert (found.wording, found.source) == ("So it is.", "Somebody 2020")
+    assert "unknown kind 'newer'" in found.found[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: Ordered(variants=("a",)), "variants: name at least 2"),
+        (lambda: Equivalent(variants=("a", "a")), "variants: name each once"),
+        (lambda: Better(variants=(), than=("a", "b")), "variants: name at least 1"),
+        (lambda: Better(variants=("a", "b"), than=("b",)), "variants: name each once"),
+        (lambda: Ranked(variant="a", places=0), "places: must be at least 1, got 0"),
+        (lambda: Equivalent(margin=0.0), "margin: must be positive"),
+        (lambda: CostInRange(cost="parameters", low=2.0, high=1.0), "low: must not be above"),
+        (lambda: Ranked(variant="a", wording="It is."), "wording: name the source"),
+        (lambda: Ranked(variant="a", published=(("a", 1.0),)), "published: name the source"),
+    ],
+)
+def test_a_hypothesis_that_cannot_be_judged_is_refused(make, problem):
+    with pytest.raises(ConfigError, match=problem):
+        make()
+
+
+def test_a_new_kind_is_one_class_with_its_sentence_and_its_judge(tmp_path):
+    kind = tmp_path / "my_kind.py"
+    kind.write_text(
+        "from dataclasses import dataclass\n"
+        "from attnlab.analysis.hypotheses import Evidence, Hypothesis\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Finite(Hypothesis):\n"
+        "    variant: str\n"
+        "    @property\n"
+        "    def statement(self):\n"
+        "        return f'{self.variant} has a loss below 6.'\n"
+        "    def judge(self, evidence: Evidence):\n"
+        "        loss = evidence.verdict.means[self.variant]\n"
+        "        return evidence.finding([loss < 6], [f'Its loss is {loss:.1f}.'])\n"
+    )
+    recorded = {"kind": f"{kind}:Finite", "variant": "mha"}
+    (found,) = analyse(write_study(tmp_path / "s", LOSSES, hypotheses=[recorded])).judgements
+    assert (found.ruling, found.found) == ("supported", ("Its loss is 5.1.",))
+    assert found.statement == "mha has a loss below 6."
