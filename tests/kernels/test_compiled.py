@@ -5,7 +5,7 @@ import torch
 
 import attnlab.mechanisms  # noqa: F401  loads the zoo
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels import forms, gated_delta_rule
+from attnlab.kernels import gated_delta_rule
 from attnlab.kernels.compiled import compile_once, constant
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
@@ -90,7 +90,7 @@ def test_a_kernel_that_cannot_be_compiled_parts_its_own_layers_alone(graphs, mon
         return run
 
     monkeypatch.setattr(fla, "function", function)
-    monkeypatch.setattr(forms.fla, "unusable_because", constant(lambda *_: None))
+    monkeypatch.setattr(fla, "unusable_because", constant(lambda *_: None))
     delta = GatedDeltaNet(n_heads=2, head_dim=16, kernel="fla")
     compiled = losses(delta, GroupedQuery(n_heads=4), delta)
     torch.testing.assert_close(

@@ -101,12 +101,12 @@ def test_a_module_that_the_clone_lacks_is_not_taken_from_another_unseen(clone, f
     ("spoil", "named", "message"),
     [
         (lambda clone: None, "nowhere", "there is no such folder"),
-        (lambda clone: None, "fla", "holds no package fla: name the folder of the clone, .*tion$"),
-        (lambda clone: shutil.rmtree(clone / "fla"), "", "holds no package fla: .* has fla/ in it"),
+        (lambda clone: None, "fla", "has no package fla: give the folder of the clone, .*tion$"),
+        (lambda clone: shutil.rmtree(clone / "fla"), "", "has no package fla: .* contains fla/"),
         (
             lambda clone: (clone / "fla" / "__init__.py").write_text(""),
             "",
-            "names no __version__: is it flash-linear-attention's",
+            "has no __version__: is it flash-linear-attention's",
         ),
     ],
 )
@@ -120,7 +120,9 @@ def test_a_path_that_holds_no_such_package_is_refused(clone, fresh, spoil, named
 def test_a_second_one_is_refused_once_the_first_was_loaded(clone, fresh, monkeypatch):
     other = shutil.copytree(clone, clone.parent / "other")
     fla.use_fla(clone)
-    with pytest.raises(ValueError, match=f"from {clone} already.* start another for {other}"):
+    with pytest.raises(
+        ValueError, match=f"already uses .* from {clone}, .* start another process for {other}"
+    ):
         fla.use_fla(other)
     monkeypatch.setattr(sys, "meta_path", sys.meta_path[1:])
     monkeypatch.syspath_prepend(str(other))
@@ -150,7 +152,7 @@ def test_the_environment_names_the_clone_where_no_option_does(clone, fresh, monk
 def test_every_command_that_may_import_it_refuses_a_wrong_clone(tmp_path, fresh, command):
     done = CliRunner().invoke(app, [*command, "--fla-path", str(tmp_path)])
     assert done.exit_code == 2
-    assert "holds no package fla" in " ".join(done.output.split())
+    assert "has no package fla" in " ".join(done.output.split())
 
 
 def attnlab(folder, *arguments, **environment):

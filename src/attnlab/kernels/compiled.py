@@ -1,16 +1,19 @@
-"""Functions compiled by torch, once for all that a process does with them.
+"""Functions compiled by torch, once per process, and functions that its compiler leaves alone.
 
-Torch compiles a function anew for each kind of input: shapes, dtypes, classes of modules. Past
-eight kinds it gives up and, without a word, runs the function as written; a study has more.
+Torch compiles a function again for each kind of input: shapes, dtypes, classes of modules. Past
+eight kinds it silently runs the function as written; a study has more, so the limit is raised.
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 KINDS = 256  # of inputs, each compiled once
 
@@ -19,7 +22,7 @@ KINDS = 256  # of inputs, each compiled once
 def compile_once(
     function: Callable[..., Any], *, dynamic: bool | None = None, fullgraph: bool = False
 ) -> Any:
-    """`function` compiled, with the options of `torch.compile`: the same one at every call."""
+    """Return `function` compiled with these options of `torch.compile`, the same at every call."""
     import torch._dynamo  # takes seconds to load
 
     settings: Any = torch._dynamo.config
@@ -28,18 +31,31 @@ def compile_once(
     return torch.compile(function, dynamic=dynamic, fullgraph=fullgraph)
 
 
-def opaque(function: Function) -> Function:
-    """`function` as it stands, also where what calls it is compiled: one graph ends before it and
-    another begins after it.
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function`, compiled for elementwise work where its first argument is on CUDA.
+
+    It saves kernels where the model as a whole is not compiled. Within a compiled model it is part
+    of that graph, and on a CPU it runs as written.
     """
-    # torch.compiler.disable, but for that it loads the compiler at the first call and not here
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        if torch.compiler.is_compiling() or not (isinstance(first, Tensor) and first.is_cuda):
+            return function(*args, **kwargs)
+        return compile_once(function)(*args, **kwargs)
+
+    return run
+
+
+def opaque(function: Function) -> Function:
+    """Return `function` such that a compiled caller runs it as written, between two graphs."""
+    # as torch.compiler.disable, which would load the compiler at the first call
     return torch._disable_dynamo(function)  # pyright: ignore
 
 
 def constant(function: Function) -> Function:
-    """`function` is called while what calls it is compiled, and its result is taken for good.
-
-    This is torch.compiler.assume_constant_result, which would load the compiler here.
-    """
+    """Return `function` such that a compiled caller calls it once, while compiling."""
+    # as torch.compiler.assume_constant_result, which would load the compiler here
     function._dynamo_marked_constant = True  # pyright: ignore
     return function

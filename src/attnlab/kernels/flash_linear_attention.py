@@ -1,13 +1,24 @@
-"""Whether flash-linear-attention can run here, and what is taken from it where it can.
+"""flash-linear-attention: when it can run, what attnlab uses of it, and what runs in its place.
 
-Its kernels need CUDA and Triton. On Hopper (compute capability 9.x) its backward with one gate a
-head computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue 640). There that of the gated
-delta rule is right only through TileLang, which compiles with nvcc, and that of simple gated linear
-attention, which keeps its states wide, not even so. Versions before 0.6.0 do not know where that
-ends. Layers whose backward is another are as good there as elsewhere.
+| form of a recurrence | implementation                                             | where    |
+|----------------------|------------------------------------------------------------|----------|
+| `recurrent`          | the definition, token by token                             | anywhere |
+| `chunked`            | matrix products within chunks of tokens, one step between  | anywhere |
+|                      | chunks                                                     |          |
+| `fla`                | flash-linear-attention's function, in the values' dtype    | CUDA     |
 
-It comes as two packages: `fla-core` has the functions, `flash-linear-attention` the layers; or as a
-local clone that has both (`fla_clone`).
+`auto` is `fla` for bfloat16 or float16 and keys of at most 256 where that function can run, and
+`chunked` everywhere else. The first two compute in float32, or in float64 for float64 inputs, also
+under autocast.
+
+Its kernels need CUDA and Triton. On Hopper (compute capability 9.x) its backward pass with one
+gate per head computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue 640). There the gated
+delta rule is right only through TileLang, which compiles with nvcc, and simple gated linear
+attention, whose states are wider, not even so. Versions before 0.6.0 do not know which Triton fixes
+it. Layers with another backward pass are not affected.
+
+It consists of two packages, `fla-core` with the functions and `flash-linear-attention` with the
+layers, or of a local clone that has both (`flash_linear_attention_clone`).
 
 Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 """
@@ -20,27 +31,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from packaging.version import Version
-from torch import nn
+from torch import Tensor, nn
 
 from attnlab.config import suggestion
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
 from attnlab.kernels.compiled import constant
 from attnlab.version import package_version
 
+Kernel = Literal["auto", "recurrent", "chunked", "fla"]
+Form = Literal["recurrent", "chunked", "fla"]
+Gate = Literal["none", "head", "channel"]  # no decay, one per head, one per channel of the keys
+
+_WIDEST_KEY = 256  # for `auto`
 _OLDEST = "0.6.0"
-_WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton, from the first to before the second
+_WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton versions: the first included, the second not
 _INSTALL = "pip install 'attnlab[fla]'"
-# layers and functions whose backward is the one of issue 640, and those that TileLang does not take
+# layers and functions with the backward pass of issue 640, and those that TileLang does not cover
 _GATED_BY_HEAD = (
     *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),
     "chunk_gated_delta_rule",
 )
 _BEYOND_TILELANG = ("SimpleGatedLinearAttention", "YOCOGatedRetention", "chunk_simple_gla")
-_OPERATIONS = {  # its functions that are run here, and the part of `fla` that each is in
+_OPERATIONS = {  # the functions that attnlab uses, and the module of `fla` that each is in
     "causal_conv1d": "modules.causal_conv1d",
     "chunk_delta_rule": "ops.delta_rule",
     "chunk_gated_delta_rule": "ops.gated_delta_rule",
@@ -53,11 +69,11 @@ _OPERATIONS = {  # its functions that are run here, and the part of `fla` that e
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the rule looks at. A version or a capability is None where there is none."""
+    """Facts of a machine that decide what can run. None stands for what is not there."""
 
     capability: tuple[int, int] | None  # of the CUDA device
-    fla: str | None
-    layers: str | None  # the package that has its layers
+    fla: str | None  # version of its functions
+    layers: str | None  # version of its layers
     triton: str | None
     tilelang: bool
     nvcc: bool
@@ -65,9 +81,9 @@ class Facts:
 
 @constant
 def unusable_because(device_type: str, function: str = "chunk_gated_delta_rule") -> str | None:
-    """Why its function cannot run on this machine's `device_type`, None where it can.
+    """Return why its function cannot run on `device_type` here, and the remedy; None if it can.
 
-    The sentence also says what would make it run. Nothing of flash-linear-attention is imported.
+    Nothing of flash-linear-attention is imported.
     """
     if device_type != "cuda":
         return f"flash-linear-attention needs a CUDA device, not {device_type}"
@@ -75,7 +91,7 @@ def unusable_because(device_type: str, function: str = "chunk_gated_delta_rule")
 
 
 def layer_unusable_because(layer: str) -> str | None:
-    """Why its layer of this name cannot run on this machine's CUDA device, None where it can."""
+    """Return why its layer cannot run on this machine's CUDA device; None if it can."""
     found = facts()
     if reason := missing(found):
         return reason
@@ -84,13 +100,47 @@ def layer_unusable_because(layer: str) -> str | None:
     return wrong_on_hopper(found, layer)
 
 
+def form_that_runs(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, key_width: int, function: str
+) -> Form:
+    """Return the form of a recurrence that runs: `auto` by the rule above, any other as named.
+
+    `function` is flash-linear-attention's function for this recurrence.
+
+    Raises:
+        ValueError: `fla` was named and cannot run on this device; the message says why.
+    """
+    if kernel == "auto":
+        fits = dtype in (torch.bfloat16, torch.float16) and key_width <= _WIDEST_KEY
+        return "fla" if fits and unusable_because(device.type, function) is None else "chunked"
+    if kernel == "fla" and (reason := unusable_because(device.type, function)):
+        raise ValueError(f"kernel 'fla' cannot run here: {reason}. 'chunked' runs anywhere")
+    return kernel
+
+
+def through_fla(kernel: Kernel, x: Tensor, function: str) -> bool:
+    """True if an operation beside the recurrence, on `x`, runs by flash-linear-attention too.
+
+    It does where `function` can run and `kernel` does not name one of the other forms.
+    """
+    fits = kernel in ("auto", "fla") and x.dtype in (torch.bfloat16, torch.float16)
+    return fits and unusable_because(x.device.type, function) is None
+
+
+def gate_of(g_BTH: Tensor | None, k_BTHK: Tensor) -> Gate:
+    """Return the kind of gate, by the shape of its log decays and of the keys."""
+    if g_BTH is None:
+        return "none"
+    return "channel" if g_BTH.ndim == k_BTHK.ndim else "head"
+
+
 def problem(facts: Facts, function: str = "chunk_gated_delta_rule") -> str | None:
-    """The rule of a function, of the facts alone."""
+    """Return why a function cannot run on a machine with these facts; None if it can."""
     return missing(facts) or wrong_on_hopper(facts, function)
 
 
 def missing(facts: Facts) -> str | None:
-    """What no part of it can do without."""
+    """Return what is missing that every part of it needs; None if nothing is."""
     if facts.capability is None:
         return "flash-linear-attention needs CUDA, and torch sees no CUDA device"
     if facts.fla is None:
@@ -103,7 +153,10 @@ def missing(facts: Facts) -> str | None:
 
 
 def wrong_on_hopper(facts: Facts, name: str) -> str | None:
-    """Whether gradients of this layer or function would be wrong, where nothing is missing."""
+    """Return why gradients of this layer or function would be wrong; None if they are right.
+
+    Nothing may be missing.
+    """
     assert facts.capability is not None
     assert facts.triton is not None
     first, end = _WRONG_ON_HOPPER
@@ -128,7 +181,7 @@ def wrong_on_hopper(facts: Facts, name: str) -> str | None:
 
 @cache
 def facts() -> Facts:
-    """The facts of this machine, looked up once."""
+    """Return the facts of this machine, determined once."""
     clone = fla_clone.in_use()
     layers = package_version("flash-linear-attention")
     if clone is not None:
@@ -160,16 +213,16 @@ def use_fla(path: Path | str | None = None) -> None:
 
 
 def clone_path() -> Path | None:
-    """Of the clone that this process uses, for the processes that it starts."""
+    """Return the folder of the clone that this process uses, for the processes that it starts."""
     clone = fla_clone.in_use()
     return clone and clone.path
 
 
 def function(name: str) -> Callable[..., Any]:
-    """Its function of that name, imported now.
+    """Import and return its function of that name.
 
     Raises:
-        ValueError: it cannot run here; says why.
+        ValueError: the function cannot run here; the message says why.
     """
     if reason := unusable_because("cuda", name):
         raise ValueError(reason)
@@ -177,10 +230,10 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def layer_class(name: str) -> type[nn.Module]:
-    """Its layer of this name.
+    """Import and return its layer of this name.
 
     Raises:
-        ValueError: there is none, or it cannot run here; says why.
+        ValueError: there is no such layer, or it cannot run here; the message says why.
     """
     if reason := layer_unusable_because(name):
         raise ValueError(reason)
@@ -192,26 +245,28 @@ def layer_class(name: str) -> type[nn.Module]:
 
 
 def layer_names() -> list[str]:
-    """Of its layers, where it can run. Raises ValueError where one of its own needs is missing."""
+    """Return the names of its layers. Raise ValueError if they cannot be imported."""
     return sorted(_layers().__all__)
 
 
 def new_cache() -> Any:
-    """An empty one of the caches that its layers decode with."""
+    """Return an empty cache for its layers to decode with."""
     return fla_clone.imported("fla.models.utils").Cache()
 
 
 def _layers() -> Any:
     try:
-        with warnings.catch_warnings():  # at what it does without, which concerns few layers
+        with warnings.catch_warnings():  # about optional packages that few layers need
             warnings.simplefilter("ignore")
             return fla_clone.imported("fla.layers")
     except ImportError as error:
-        raise ValueError(f"the layers of flash-linear-attention do not load: {error}") from error
+        raise ValueError(
+            f"the layers of flash-linear-attention cannot be imported: {error}"
+        ) from error
 
 
 def version() -> dict[str, Any]:
-    """For a run's record: where flash-linear-attention comes from, and its version."""
+    """Return where flash-linear-attention comes from and its version, for a run's record."""
     clone, found = fla_clone.in_use(), facts().fla
     if clone is not None:
         return {

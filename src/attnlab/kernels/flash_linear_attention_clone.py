@@ -1,12 +1,13 @@
-"""flash-linear-attention from a local clone in place of the installed package, for this process.
+"""Import flash-linear-attention from a local clone in place of the installed package.
 
-The clone's package `fla` is found before any other, and nothing else of the clone is. That it is
-the one imported is made sure of twice: before the import, by where Python would find `fla`; and
-after it, by the file of every module of `fla`: the package looks on the whole import path for
-modules that it lacks, and what the installed one has would come in unseen. The version is read
-without importing anything, because the package cannot be imported where Triton is missing.
+An import finder returns the clone's package `fla` before any other, and nothing else of the clone.
+Two checks make sure that the clone is what is imported: before the import, where Python would find
+`fla`; after it, the file of every module of `fla`, because the package searches the whole import
+path for modules that it lacks and would silently take them from an installed one. The version is
+read without an import, because the package cannot be imported where Triton is missing.
 
-A process imports `fla` once, so it has one clone or none. Processes that it starts must be told.
+A process imports `fla` once, so it has one clone or none. It must pass the clone's path to the
+processes that it starts.
 """
 
 import importlib
@@ -27,21 +28,24 @@ PACKAGE = "fla"
 
 @dataclass(frozen=True, kw_only=True)
 class Clone:
+    """A folder with a package `fla`, and its version."""
+
     path: Path  # absolute; the package is path/fla
     version: str
     commit: str | None  # None where it is no git repository
-    dirty: bool | None  # whether tracked files have changes
+    dirty: bool | None  # True if tracked files have changes
 
     @property
     def package(self) -> Path:
         return self.path / PACKAGE
 
     def holds(self, module: ModuleType) -> bool:
+        """True if the module was imported from this clone."""
         return _inside(_place(module), self.package)
 
 
 class _Finder(MetaPathFinder):
-    """Finds `fla` in the clone. What is inside of it is then found there by itself."""
+    """Find `fla` in the clone; Python then finds its modules there too."""
 
     def __init__(self, clone: Clone) -> None:
         self.clone = clone
@@ -61,7 +65,8 @@ class _Finder(MetaPathFinder):
 def use(path: Path) -> Clone:
     """Import `fla` from the clone at `path` from now on.
 
-    Raises ValueError where there is no such package, and where it is too late.
+    Raises:
+        ValueError: there is no such package, or this process already uses another one.
     """
     path = path.expanduser().resolve()
     before = in_use()
@@ -70,14 +75,14 @@ def use(path: Path) -> Clone:
     clone = _read(path)
     if before is not None:
         raise ValueError(
-            f"flash-linear-attention is imported from {before.path} already, and a process has "
-            f"one: start another for {path}"
+            f"this process already uses flash-linear-attention from {before.path}, and it can use "
+            f"only one: start another process for {path}"
         )
     loaded = sys.modules.get(PACKAGE)
     if loaded is not None and not clone.holds(loaded):
         raise ValueError(
-            f"flash-linear-attention was imported from {_place(loaded)} before {path} was named: "
-            "start a new process, and name the clone before anything imports fla"
+            f"flash-linear-attention was imported from {_place(loaded)} before {path} was chosen: "
+            "start a new process, and choose the clone before anything imports fla"
         )
     finder = _Finder(clone)
     sys.meta_path.insert(0, finder)
@@ -85,30 +90,32 @@ def use(path: Path) -> Clone:
     if spec is None or not _inside(spec.origin, clone.package):
         sys.meta_path.remove(finder)
         where = None if spec is None else spec.origin
-        raise ValueError(f"`import fla` would load {where}, and not what is in {path}")
+        raise ValueError(f"`import fla` would load {where}, not the package in {path}")
     return clone
 
 
 def in_use() -> Clone | None:
-    """The clone of this process; None where the installed package counts."""
+    """Return the clone that this process uses; None where it uses the installed package."""
     return next((it.clone for it in sys.meta_path if isinstance(it, _Finder)), None)
 
 
 def imported(name: str) -> ModuleType:
-    """A module of flash-linear-attention, from where it should be.
+    """Import and return a module of flash-linear-attention, from the clone if one is in use.
 
-    Raises ImportError where it does not load, ValueError where it is another's.
+    Raises:
+        ImportError: the module cannot be imported.
+        ValueError: a clone is in use, and a module of `fla` came from elsewhere.
     """
     module = importlib.import_module(name)
     clone = in_use()
     if clone is not None:
         of_fla = [it for key, it in sys.modules.items() if key.split(".")[0] == PACKAGE]
-        # a module that its own code made for an old name has no place
+        # a module that its code creates as an alias has no file
         foreign = next((it for it in of_fla if _place(it) and not clone.holds(it)), None)
         if foreign is not None:
             raise ValueError(
-                f"{foreign.__name__} was imported from {_place(foreign)}, and not from the clone "
-                f"{clone.path}: the clone lacks it; uninstall the other, or complete the clone"
+                f"{foreign.__name__} was imported from {_place(foreign)}, not from the clone "
+                f"{clone.path}, which lacks it: uninstall the other package, or complete the clone"
             )
     return module
 
@@ -118,21 +125,21 @@ def _read(path: Path) -> Clone:
     if not path.is_dir():
         raise ValueError(f"no clone of flash-linear-attention at {path}: there is no such folder")
     if not start.is_file():
-        named = (
-            f"name the folder of the clone, {path.parent}"
+        remedy = (
+            f"give the folder of the clone, {path.parent}"
             if path.name == PACKAGE
-            else ("name the folder of a clone of flash-linear-attention, which has fla/ in it")
+            else "give the folder of a clone of flash-linear-attention, which contains fla/"
         )
-        raise ValueError(f"{path} holds no package fla: {named}")
-    said = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", start.read_text("utf-8"), re.M)
-    if said is None:
-        raise ValueError(f"{start} names no __version__: is it flash-linear-attention's?")
+        raise ValueError(f"{path} has no package fla: {remedy}")
+    found = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", start.read_text("utf-8"), re.M)
+    if found is None:
+        raise ValueError(f"{start} has no __version__: is it flash-linear-attention's?")
     state = git_state(start) or {}
-    return Clone(path=path, version=said[1], commit=state.get("commit"), dirty=state.get("dirty"))
+    return Clone(path=path, version=found[1], commit=state.get("commit"), dirty=state.get("dirty"))
 
 
 def _place(module: ModuleType) -> str | None:
-    """Its file; of a package without one, its folder; None of a module that was made by code."""
+    """Return a module's file, or its folder if it has none; None if it was created by code."""
     folders = iter(getattr(module, "__path__", ()))
     return getattr(module, "__file__", None) or next(folders, None)
 

@@ -1,29 +1,29 @@
-"""The gated delta rule: a matrix memory that forgets by a gate and overwrites along a key.
+"""The gated delta rule: a matrix memory that decays by a gate and is overwritten along a key.
 
     S_t = (I - beta_t k_t k_t^T) Diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T      y_t = K^-0.5 q_t S_t
 
-| gate      | g            | of                   | flash-linear-attention's |
+| gate      | shape of g   | used by              | flash-linear-attention's |
 |-----------|--------------|----------------------|--------------------------|
 | `none`    | None         | DeltaNet             | `chunk_delta_rule`       |
 | `head`    | (B, T, H)    | Gated DeltaNet       | `chunk_gated_delta_rule` |
 | `channel` | (B, T, H, K) | Kimi Delta Attention | `chunk_kda`              |
 
-It has the three forms of kernels/forms.py.
+Queries and keys are scaled to length 1 first. The forms are those of
+kernels/flash_linear_attention.py.
 
 Within a chunk of C tokens, with G the running sum of g and A the part strictly below the diagonal
-of the decayed scores (kernels/chunks.py) of beta k and k, what the tokens write is U - W S for the
-memory S before the chunk, where
+of the decayed scores (kernels/chunks.py) of beta k and k, the tokens write U - W S for the memory S
+before the chunk, where
 
     (I + A) [U W] = [beta v, beta exp(G) k]
 
-With R = (exp(G_last - G) k)^T the memory after the chunk is Diag(exp(G_last)) S + R (U - W S), so
-linear in S: one product a chunk is all that is sequential. Keys are meant to be of length 1 and
-beta in [0, 1].
+With R = (exp(G_last - G) k)^T the memory after the chunk is Diag(exp(G_last)) S + R (U - W S),
+which is linear in S: only one product per chunk is sequential. beta is in [0, 1].
 
 Yang, Kautz, Hatamizadeh 2024 (arXiv:2412.06464); Yang et al. 2024 (arXiv:2406.06484); Kimi Team
 2025 (arXiv:2510.26692).
-Shapes: B batch, T tokens, H heads, K key width, V value width, G decays of a head: 1 or K;
-N chunks, C tokens of a chunk, Z = B H, F = V + K.
+Shapes: B batch, T tokens, H heads, K key width, V value width, G decays per head: 1 or K;
+N chunks, C tokens per chunk, Z = B H, F = V + K.
 """
 
 from typing import Any
@@ -33,10 +33,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
-from attnlab.kernels import flash_linear_attention as flash
+from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
 from attnlab.kernels.compiled import opaque
-from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of
+from attnlab.kernels.flash_linear_attention import Form, Gate, Kernel, form_that_runs, gate_of
 
 _FUNCTIONS: dict[Gate, str] = {
     "none": "chunk_delta_rule",
@@ -48,10 +48,10 @@ _FUNCTIONS: dict[Gate, str] = {
 def resolve(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, key_width: int, gate: Gate = "head"
 ) -> Form:
-    """The form that runs, by the rule of kernels/forms.py.
+    """Return the form that runs, by the rule of kernels/flash_linear_attention.py.
 
     Raises:
-        ValueError: `fla` was named and cannot run on this device; says why.
+        ValueError: `fla` was named and cannot run on this device; the message says why.
     """
     return form_that_runs(kernel, device, dtype, key_width, _FUNCTIONS[gate])
 
@@ -64,20 +64,29 @@ def gated_delta_rule(
     beta_BTH: Tensor,
     kernel: Kernel,
 ) -> tuple[Tensor, Tensor]:
-    """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros.
+    """Return `y_BTHV`, and `memory_BHKV` after the last token; it starts at zero.
 
-    Queries and keys are made of length 1 before.
+    Args:
+        q_BTHK: queries of any length; they are scaled to length 1.
+        k_BTHK: keys of any length; they are scaled to length 1.
+        v_BTHV: values.
+        g_BTH: log decays by head, by channel (B, T, H, K), or None for no decay.
+        beta_BTH: strength of each write, in [0, 1].
+        kernel: the form, or `auto`.
+
+    Raises:
+        ValueError: `fla` was named and cannot run on this device; the message says why.
     """
     gate = gate_of(g_BTH, k_BTHK)
     chosen = resolve(kernel, v_BTHV.device, v_BTHV.dtype, k_BTHK.shape[-1], gate)
     if chosen == "fla":
-        return fla(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH, make_unit=True)
+        return _through_fla(q_BTHK, k_BTHK, v_BTHV, g_BTH, beta_BTH)
     run = {"recurrent": recurrent, "chunked": chunked}[chosen]
     return run(unit(q_BTHK), unit(k_BTHK), v_BTHV, g_BTH, beta_BTH)
 
 
 def unit(x_HK: Tensor) -> Tensor:
-    """x / sqrt(|x|^2 + 1e-6) over the last dimension, through the RMS norm, which is one kernel."""
+    """Return x / sqrt(|x|^2 + 1e-6) over the last dimension, by the RMS norm: one kernel."""
     width = x_HK.shape[-1]
     return rms_norm(x_HK, (width,), eps=1e-6 / width) * width**-0.5
 
@@ -90,7 +99,10 @@ def recurrent(
     beta_BTH: Tensor,
     memory_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, from a memory or from zeros. Returns `y_BTHV` and the last `memory_BHKV`."""
+    """Return `y_BTHV` and the last `memory_BHKV` by the definition, from a memory or from zero.
+
+    Queries and keys must have length 1.
+    """
     with torch.autocast(v_BTHV.device.type, enabled=False):
         g_BTHG = _decays(g_BTH, k_BTHK)
         q, k, v, g, beta = wide(q_BTHK, k_BTHK, v_BTHV, g_BTHG, beta_BTH)
@@ -116,9 +128,10 @@ def chunked(
     memory_BHKV: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks, for any T >= 1. C is a power of two: 32 on a CPU, 64 elsewhere.
+    """Return the same as `recurrent`, computed in chunks, for any T >= 1.
 
-    Differentiable once. Nothing in it waits for the device, so it can be recorded in a CUDA graph.
+    C is a power of two: 32 on a CPU, 64 elsewhere. The result is differentiable once. No operation
+    waits for the device, so it can be recorded in a CUDA graph.
     """
     with torch.autocast(v_BTHV.device.type, enabled=False):
         g_BTHG = _decays(g_BTH, k_BTHK)
@@ -150,26 +163,18 @@ def chunked(
 
 
 @opaque
-def fla(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    g_BTH: Tensor | None,
-    beta_BTH: Tensor,
-    memory_BHKV: Tensor | None = None,
-    *,
-    make_unit: bool = False,
+def _through_fla(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor | None, beta_BTH: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32.
+    """Return `y_BTHV` in the dtype of `v`, and the memory in float32.
 
-    With `make_unit` they also do what `unit` does to queries and keys.
+    The kernels scale queries and keys to length 1 themselves.
     """
-    run = flash.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
+    run = fla.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
     gate = {} if g_BTH is None else {"g": g_BTH}
-    start = {"initial_state": memory_BHKV, "output_final_state": True}
-    of_keys = {"use_qk_l2norm_in_kernel": make_unit}
-    return run(q=q, k=k, v=v_BTHV, beta=beta_BTH, **gate, **start, **of_keys)
+    options = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
+    return run(q=q, k=k, v=v_BTHV, beta=beta_BTH, **gate, **options)
 
 
 def step(
@@ -180,7 +185,10 @@ def step(
     beta_BH: Tensor,
     memory_BHKV: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One token: `y_BHV` and the memory after it. 6 K V FLOPs a head: read, write, read."""
+    """Return `y_BHV` of one token and the memory after it. 6 K V FLOPs per head.
+
+    Queries and keys must have length 1.
+    """
     with torch.autocast(v_BHV.device.type, enabled=False):
         g_BHG = _decays(g_BH, k_BHK)
         q, k, v, g, beta, memory_BHKV = wide(q_BHK, k_BHK, v_BHV, g_BHG, beta_BH, memory_BHKV)
@@ -192,17 +200,18 @@ def step(
 
 
 class _UnitLowerSolve(torch.autograd.Function):
-    """x of (I + A) x = b, of A only what is below its diagonal. A (..., C, C), b (..., C, F).
+    """Solve (I + A) x = b, where only the part of A below the diagonal counts.
 
-    The inverse grows from the diagonal: of two neighbouring blocks L and M it is
+    Shapes: A (..., C, C), b and x (..., C, F). The inverse is built from the diagonal: for two
+    neighbouring blocks L and M it is
 
         [ L  . ]^-1   [ L^-1             .    ]
         [ A  M ]    = [ -M^-1 A L^-1     M^-1 ]
 
-    so log2 C rounds of batched products, on numbers of at most 1 where keys have length 1, g <= 0
-    and 0 <= beta <= 1. The product (I - A)(I + A^2)(I + A^4)... is as short and cannot be used: its
-    powers grow as binomial coefficients, and for 64 nearly equal keys its error in float32 is 1e11
-    where this one's is 3e-7.
+    which takes log2 C rounds of batched products of numbers that are at most 1 where keys have
+    length 1, g <= 0 and 0 <= beta <= 1. The product (I - A)(I + A^2)(I + A^4)... is as short but
+    unusable: its powers grow like binomial coefficients, and for 64 nearly equal keys its error in
+    float32 is 1e11, compared to 3e-7 here.
     """
 
     @staticmethod
@@ -221,7 +230,7 @@ class _UnitLowerSolve(torch.autograd.Function):
 
 
 def _unit_lower_inverse(A: Tensor) -> Tensor:
-    """(I + A)^-1 of the part of A (..., C, C) below its diagonal; C a power of two."""
+    """Return (I + A)^-1 of the part of A (..., C, C) below its diagonal; C a power of two."""
     C, size = A.shape[-1], 1
     inverse = torch.eye(C, device=A.device, dtype=A.dtype).expand_as(A).clone()
     while size < C:
@@ -235,15 +244,15 @@ def _unit_lower_inverse(A: Tensor) -> Tensor:
 
 
 def _diagonal_blocks(x: Tensor, size: int) -> Tensor:
-    """A view (..., C / size, size, size) of the blocks along the diagonal of x (..., C, C)."""
+    """Return a view (..., C / size, size, size) of the diagonal blocks of x (..., C, C)."""
     tiles = x.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
     return tiles.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
 class _LinearScan(torch.autograd.Function):
-    """S_{n+1} = M_n S_n + R_n. M (N, Z, K, K), R (N, Z, K, V), S_0 (Z, K, V).
+    """Compute S_{n+1} = M_n S_n + R_n. M (N, Z, K, K), R (N, Z, K, V), S_0 (Z, K, V).
 
-    Returns S_0 to S_{N-1} in one tensor, and S_N. One product a chunk, forward and backward.
+    Returns S_0 to S_{N-1} in one tensor, and S_N. One product per chunk, forward and backward.
     """
 
     @staticmethod
@@ -269,5 +278,5 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _decays(g_H: Tensor | None, k_HK: Tensor) -> Tensor:
-    """g as (..., H, G); zeros where nothing decays."""
+    """Return g as (..., H, G), with zeros where nothing decays."""
     return k_HK.new_zeros(*k_HK.shape[:-1], 1) if g_H is None else decays(g_H, k_HK)

@@ -1,29 +1,30 @@
-"""Gated linear attention: a matrix memory that forgets by a gate and adds what it is given.
+"""Gated linear attention: a matrix memory that decays by a gate and adds key-value products.
 
     S_t = Diag(exp(g_t)) S_{t-1} + k_t v_t^T        y_t = q_t S_t
 
-| gate      | g            | of                     | flash-linear-attention's |
+| gate      | shape of g   | used by                | flash-linear-attention's |
 |-----------|--------------|------------------------|--------------------------|
 | `head`    | (B, T, H)    | Mamba-2                | `chunk_simple_gla`       |
 | `channel` | (B, T, H, K) | Gated Linear Attention | `chunk_gla`              |
 
-Queries are not scaled here. It has the three forms of kernels/forms.py. Within a chunk of C tokens,
-with G the running sum of g, the decayed scores (kernels/chunks.py) of q and k multiply v, and
-exp(G) q reads the memory before the chunk, which then becomes
+Queries are not scaled here. The forms are those of kernels/flash_linear_attention.py.
+
+Within a chunk of C tokens, with G the running sum of g, the decayed scores (kernels/chunks.py) of q
+and k multiply v, and exp(G) q reads the memory before the chunk, which then becomes
 Diag(exp(G_last)) S + (exp(G_last - G) k)^T v.
 
 Yang et al. 2023 (arXiv:2312.06635); Dao and Gu 2024 (arXiv:2405.21060).
-Shapes: B batch, T tokens, H heads, K key width, V value width, G decays of a head: 1 or K;
-N chunks, C tokens of a chunk, Z = B H.
+Shapes: B batch, T tokens, H heads, K key width, V value width, G decays per head: 1 or K;
+N chunks, C tokens per chunk, Z = B H.
 """
 
 import torch
 from torch import Tensor
 
-from attnlab.kernels import flash_linear_attention as flash
+from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
 from attnlab.kernels.compiled import opaque
-from attnlab.kernels.forms import Form, Gate, Kernel, form_that_runs, gate_of
+from attnlab.kernels.flash_linear_attention import Form, Gate, Kernel, form_that_runs, gate_of
 
 _FUNCTIONS: dict[Gate, str] = {"head": "chunk_simple_gla", "channel": "chunk_gla"}
 
@@ -31,10 +32,10 @@ _FUNCTIONS: dict[Gate, str] = {"head": "chunk_simple_gla", "channel": "chunk_gla
 def resolve(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, key_width: int, gate: Gate
 ) -> Form:
-    """The form that runs, by the rule of kernels/forms.py.
+    """Return the form that runs, by the rule of kernels/flash_linear_attention.py.
 
     Raises:
-        ValueError: `fla` was named and cannot run on this device; says why.
+        ValueError: `fla` was named and cannot run on this device; the message says why.
     """
     return form_that_runs(kernel, device, dtype, key_width, _FUNCTIONS[gate])
 
@@ -42,10 +43,21 @@ def resolve(
 def gated_linear_attention(
     q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor, kernel: Kernel
 ) -> tuple[Tensor, Tensor]:
-    """`y_BTHV` and the memory after the last token, `memory_BHKV`, which begins as zeros."""
+    """Return `y_BTHV`, and `memory_BHKV` after the last token; it starts at zero.
+
+    Args:
+        q_BTHK: queries, used as they are.
+        k_BTHK: keys.
+        v_BTHV: values.
+        g_BTH: log decays by head, or by channel (B, T, H, K).
+        kernel: the form, or `auto`.
+
+    Raises:
+        ValueError: `fla` was named and cannot run on this device; the message says why.
+    """
     device, dtype = v_BTHV.device, v_BTHV.dtype
     chosen = resolve(kernel, device, dtype, k_BTHK.shape[-1], gate_of(g_BTH, k_BTHK))
-    run = {"recurrent": recurrent, "chunked": chunked, "fla": fla}[chosen]
+    run = {"recurrent": recurrent, "chunked": chunked, "fla": _through_fla}[chosen]
     return run(q_BTHK, k_BTHK, v_BTHV, g_BTH)
 
 
@@ -56,7 +68,7 @@ def recurrent(
     g_BTH: Tensor,
     memory_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, from a memory or from zeros. Returns `y_BTHV` and the last `memory_BHKV`."""
+    """Return `y_BTHV` and the last `memory_BHKV` by the definition, from a memory or from zero."""
     with torch.autocast(v_BTHV.device.type, enabled=False):
         q, k, v, g = wide(q_BTHK, k_BTHK, v_BTHV, decays(g_BTH, k_BTHK))
         memory_BHKV = begin(memory_BHKV, k, v)
@@ -76,9 +88,10 @@ def chunked(
     memory_BHKV: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same in chunks, for any T >= 1. C is a power of two: 32 on a CPU, 64 elsewhere.
+    """Return the same as `recurrent`, computed in chunks, for any T >= 1.
 
-    Nothing in it waits for the device, so it can be recorded in a CUDA graph.
+    C is a power of two: 32 on a CPU, 64 elsewhere. No operation waits for the device, so it can be
+    recorded in a CUDA graph.
     """
     with torch.autocast(v_BTHV.device.type, enabled=False):
         q, k, v, g = wide(q_BTHK, k_BTHK, v_BTHV, decays(g_BTH, k_BTHK))
@@ -98,24 +111,19 @@ def chunked(
 
 
 @opaque
-def fla(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    g_BTH: Tensor,
-    memory_BHKV: Tensor | None = None,
+def _through_fla(
+    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, g_BTH: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """flash-linear-attention's kernels. `y_BTHV` has the dtype of `v`, the memory is float32."""
-    run = flash.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
+    """Return `y_BTHV` in the dtype of `v`, and the memory in float32."""
+    run = fla.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
-    start = {"initial_state": memory_BHKV, "output_final_state": True}
-    return run(q=q, k=k, v=v_BTHV, g=g_BTH, scale=1.0, **start)
+    return run(q=q, k=k, v=v_BTHV, g=g_BTH, scale=1.0, output_final_state=True)
 
 
 def step(
     q_BHK: Tensor, k_BHK: Tensor, v_BHV: Tensor, g_BH: Tensor, memory_BHKV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token: `y_BHV` and the memory after it. 4 K V FLOPs a head: write, read."""
+    """Return `y_BHV` of one token and the memory after it. 4 K V FLOPs per head: write, read."""
     with torch.autocast(v_BHV.device.type, enabled=False):
         q, k, v, g, memory_BHKV = wide(q_BHK, k_BHK, v_BHV, decays(g_BH, k_BHK), memory_BHKV)
         memory_BHKV = memory_BHKV * g[..., None].exp() + k[..., None] @ v[:, :, None]
@@ -123,7 +131,7 @@ def step(
 
 
 def _carry(keep_NZG1: Tensor, written_NZKV: Tensor, memory_ZKV: Tensor) -> tuple[Tensor, Tensor]:
-    """The memory before each chunk, and after the last."""
+    """Return the memory before each chunk, and after the last."""
     memories = [memory_ZKV]
     for keep_ZG1, written_ZKV in zip(keep_NZG1.unbind(), written_NZKV.unbind(), strict=True):
         memories.append(torch.addcmul(written_ZKV, keep_ZG1, memories[-1]))

@@ -26,7 +26,7 @@ from torch.nn.functional import linear, rms_norm, silu, softplus
 
 from attnlab.config import Problem
 from attnlab.kernels import gated_linear_attention
-from attnlab.kernels.forms import Kernel
+from attnlab.kernels.flash_linear_attention import Kernel
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.matrix_memory import MemoryState, at_least_1, initial_A_log, initial_dt_bias
 from attnlab.modules.norms import widened

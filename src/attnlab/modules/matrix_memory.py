@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from attnlab.config import Config, Problem
-from attnlab.kernels.forms import Kernel
+from attnlab.kernels.flash_linear_attention import Kernel
 from attnlab.modules.norms import widened
 
 

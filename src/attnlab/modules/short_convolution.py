@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels.compiled import opaque
-from attnlab.kernels.forms import Kernel, through_fla
-from attnlab.kernels.fused import fused
+from attnlab.kernels.compiled import fused, opaque
+from attnlab.kernels.flash_linear_attention import Kernel, through_fla
 
 
 class ShortConvolution(nn.Module):

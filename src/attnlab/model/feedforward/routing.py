@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlab.kernels.fused import fused
+from attnlab.kernels.compiled import fused
 
 
 class Routing(NamedTuple):
