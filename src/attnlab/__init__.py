@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
     from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
+    from attnlab.analysis.runs_table import load_results as load_results
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
     from attnlab.data.stdlib import Stdlib as Stdlib
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from attnlab.model.layer_pattern import first_n as first_n
     from attnlab.model.layer_pattern import last_n as last_n
     from attnlab.model.layer_pattern import spread_evenly as spread_evenly
+    from attnlab.record.packed_study import pack as pack
+    from attnlab.record.packed_study import unpack as unpack
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
     from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError

@@ -4,7 +4,6 @@ A variant is called by its folder, with as many folders before it as tell it fro
 `mla`, but `mechanisms/mha` beside `attention_needed/mha`. Runs of one variant are its seeds.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import describe
 from attnlab.analysis.table import Run, Table, read_run, variant_of
 from attnlab.config import suggestion
-from attnlab.record import RunFolder, StudyRecord, folder_name
+from attnlab.record import RunFolder, StudyRecord, folder_name, runs_in
 
 Folders = Mapping[Path, Sequence[RunFolder]]  # by the variant's folder
 MOST_NAMED = 4  # variants in a heading
@@ -60,32 +59,16 @@ def read_side_by_side(
 
 
 def _held(given: Path) -> Folders:
-    """The runs of a study's, a variant's or a run's folder."""
-    folder = given.resolve()
+    """Return the runs of a study's, a variant's or a run's folder, by the variant's folder."""
     found: dict[Path, list[RunFolder]] = {}
-    if (folder / "study.json").is_file():
-        for runs in StudyRecord.read(folder).runs(folder).values():
-            found[runs[0].ended.parent] = runs
-    else:
-        is_run = _seed(folder) is not None
-        variant = folder.parent if is_run else folder
-        seeds = {_seed(path) for path in ([folder] if is_run else folder.glob("seed-*"))}
-        name = unquote(variant.name)
-        if seeds - {None} and folder_name(name) != variant.name:
-            raise ValueError(f"{variant}: call this folder {folder_name(name)}, or without dots")
-        runs = [RunFolder(variant.parent, name, seed) for seed in seeds if seed is not None]
-        found = {variant: runs} if runs else {}
+    for run in runs_in(given):
+        found.setdefault(run.ended.parent, []).append(run)
     if all(run.status() == "absent" for runs in found.values() for run in runs):
         raise ValueError(
             f"{given} holds no run: give the folder of a study (with study.json), of a variant "
             "(with seed-0 and so on) or of a run (seed-0)"
         )
     return found
-
-
-def _seed(folder: Path) -> int | None:
-    match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
-    return int(match[1]) if match and folder.is_dir() else None
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:

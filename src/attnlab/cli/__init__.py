@@ -5,7 +5,7 @@ study cannot run here; 2 the command or its settings are wrong, and nothing was 
 interrupted, and what was done is kept.
 """
 
-from attnlab.cli import bench, check, compare, doctor, export, extend, generate, report, run
+from attnlab.cli import bench, check, compare, doctor, export, extend, generate, pack, report, run
 from attnlab.cli import list_kinds as kinds
 from attnlab.cli.app import app
 
@@ -20,6 +20,7 @@ __all__ = [
     "generate",
     "kinds",
     "main",
+    "pack",
     "report",
     "run",
 ]

@@ -1,21 +1,24 @@
-"""The run folder: one run on disk, readable whatever instant its writer was killed at.
+"""A run on disk: a folder that is readable after a kill at any instant, or a line of a packed file.
 
     results/<study>/study.json                 the question, its variants and seeds
-    results/<study>/<variant>/seed-0.partial/  a run under way, interrupted, or failed
-    results/<study>/<variant>/seed-0/          a run that ended: finished or diverged
-    results/<study>/<variant>/tuning/          what chose its learning rate:
-        choice.json        the rate, and the loss at each that was tried
+    results/<study>/runs.jsonl.gz              packed runs (`attnlab pack`)
+    results/<study>/<variant>/seed-0.partial/  a run that is in progress, interrupted or failed
+    results/<study>/<variant>/seed-0/          a run that has ended: finished or diverged
+    results/<study>/<variant>/tuning/          the runs that tuned the learning rate:
+        choice.json        the chosen rate, and the loss at each rate
         lr-0.0006/seed-<k>/  a run like any other
-    each of which holds
+    each run folder holds
         config.json        every setting, with the variant's name and the run's identity
-        environment.json   where it runs; what it ran on before a resume, under "earlier"
-        metrics.jsonl      one JSON object a line, each with its "step"
+        environment.json   code, packages and device; those before a resume under "earlier"
+        metrics.jsonl      one JSON object per line, each with its "step"
         summary.json       "status", "reason" and the final numbers
-        checkpoints/       the trainer's; gone when the run has ended, where it keeps none
+        checkpoints/       the trainer's; removed at the end of the run if none are kept
 
-Whole files are replaced as a whole; `metrics.jsonl` grows line by line, and a last line that a kill
-cut off is no line. A diverged run would diverge again, so it has ended; a failed one (an exception)
+Whole files are replaced atomically. `metrics.jsonl` grows line by line, and a last line that a kill
+cut off is ignored. A diverged run would diverge again, so it has ended. A failed run (an exception)
 keeps its `.partial` name and its reason and can be tried again.
+
+A run is read from its folder if that has any of the four files, else from the packed file.
 """
 
 import contextlib
@@ -27,25 +30,28 @@ from typing import Any, Literal, Self, cast
 from urllib.parse import unquote
 
 from attnlab.config import differences
-from attnlab.record.atomic_files import replace_file
-from attnlab.record.json_text import Json, parse, to_line, write_json
+from attnlab.record.atomic_files import replace_file, replace_folder
+from attnlab.record.json_text import Json, parse, to_json, to_line, write_json
+from attnlab.record.packed_file import CHOICE, RUN_FILES, PackedRun, RunKey, read_packed
 
 Status = Literal["absent", "partial", "finished", "diverged", "failed"]
 
-TUNING_SEED = 1000  # the verdict's seeds are 0, 1, 2, ... and stay below
-NO_INFLUENCE = ("keep",)  # settings of training that change no result: not part of an identity
+TUNING_SEED = 1000  # the seeds of the verdict's runs are 0, 1, 2, ..., all lower
+NO_INFLUENCE = ("keep",)  # settings of training without influence on results and identity
 
 
 class RunFolder:
-    """One seed of one variant of a study. Making the object touches nothing on disk.
+    """One seed of one variant of a study, wherever it is stored. Making the object writes nothing.
 
-    A run that tunes the learning rate is named by the rate that it tries, too.
+    A run that tunes the learning rate is also named by the rate that it tries.
     """
 
     def __init__(
         self, study_dir: Path, variant: str, seed: int, *, tuning_rate: float | None = None
     ) -> None:
         self.variant, self.seed, self.tuning_rate = variant, seed, tuning_rate
+        named = None if tuning_rate is None else float(f"{tuning_rate:g}")  # as its folder's name
+        self.study_dir, self.key = study_dir, RunKey(variant, seed, named)
         folder = study_dir / folder_name(variant)
         if tuning_rate is not None:
             folder = folder / "tuning" / f"lr-{tuning_rate:g}"
@@ -53,105 +59,129 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """The run whose own folder this is. Raises ValueError where it is none."""
+        """Return the run with this folder, packed or not. Raises ValueError if there is none."""
         folder = path if len(path.parts) > 2 else path.resolve()
         match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
-        if match is None or not folder.is_dir():
-            raise ValueError(
-                f"no run in {path}: name the folder of one, as results/quickstart/mha/seed-0"
-            )
-        variant = unquote(folder.parent.name)
-        if folder_name(variant) != folder.parent.name:
-            name = folder_name(variant)
-            raise ValueError(f"{folder.parent}: call this folder {name}, or without dots")
-        return cls(folder.parent.parent, variant, int(match[1]))
+        if match is not None:
+            variant = unquote(folder.parent.name)
+            if folder_name(variant) != folder.parent.name:
+                name = folder_name(variant)
+                raise ValueError(f"{folder.parent}: call this folder {name}, or without dots")
+            run = cls(folder.parent.parent, variant, int(match[1]))
+            if folder.is_dir() or run.packed() is not None:
+                return run
+        raise ValueError(
+            f"no run in {path}: name the folder of a run, such as results/quickstart/mha/seed-0"
+        )
 
     @property
     def path(self) -> Path:
-        """Where the run is now, or will be."""
-        return self.ended if self.ended.is_dir() else self.partial
+        """The folder that the run has, or will have."""
+        if self.ended.is_dir():
+            return self.ended
+        packed = None if self.partial.is_dir() else self.packed()
+        return self.partial if packed is None or not packed.ended else self.ended
 
     @property
     def checkpoints(self) -> Path:
-        """The folder for checkpoints. It moves with the run when the run ends."""
+        """The folder of checkpoints. It moves with the run when the run ends."""
         return self.path / "checkpoints"
 
+    def in_folder(self) -> bool:
+        """True if a folder holds files of the run, even if it is packed, too."""
+        return any(
+            (folder / name).exists() for folder in (self.ended, self.partial) for name in RUN_FILES
+        )
+
+    def packed(self) -> PackedRun | None:
+        """Return the packed run, or None if it is not packed or is in a folder."""
+        found = read_packed(self.study_dir).runs.get(self.key)
+        return None if found is None or self.in_folder() else found
+
     def status(self) -> Status:
+        """Return the state of the run; "absent" if nothing of it is stored."""
         summary = self.summary()
         if summary is not None:
             return cast("Status", summary["status"])
-        return "partial" if self.path.is_dir() else "absent"
+        is_there = self.path.is_dir() or self.packed() is not None
+        return "partial" if is_there else "absent"
 
     def identity(self) -> str | None:
-        """The identity of the run that is there, or None."""
+        """Return the identity of the stored run, or None if there is none."""
         config = self.config()
         return None if config is None else cast("str", config["identity"])
 
     def conflict(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Why the run that is there is not the one asked for: `{dotted path: (there, asked)}`.
+        """Return `{dotted path: (stored, requested)}` where the stored run differs from `config`.
 
-        Empty where nothing is there or the identities are equal. `{"identity": ...}` alone means
-        that the settings read the same but the data, or a file of the user's own, has changed.
+        Empty if no run is stored or the identities are equal. `{"identity": ...}` alone means that
+        the settings are equal but the data, or a file of the user's code, has changed.
         """
         there = self.config()
         if there is None or there["identity"] == config["identity"]:
             return {}
-        found = differences(there, self._whole(config))
+        found = differences(there, self._named(config))
         settings = {path: pair for path, pair in found.items() if path != "identity"}
         return settings or found
 
     def inherit(self, metrics: Iterable[Mapping[str, Any]]) -> None:
-        """Take over what another run has measured, before `open`."""
+        """Start with the metrics of another run. Call it before `open`."""
         self.partial.mkdir(parents=True, exist_ok=True)
         self._write_metrics(metrics)
 
     def open(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Begin the run, or go on with one that was interrupted or failed.
+        """Begin the run, or continue one that was interrupted or failed.
 
-        `config` is the run's settings as JSON values with its "identity". Its metrics stay, but
-        for a torn last line; call `truncate_after` to go back to a checkpoint's step.
+        `config` is the run's settings as JSON values with its "identity". Its metrics are kept,
+        except for an incomplete last line; `truncate_after` removes those after a checkpoint.
         """
         assert not self.ended.is_dir(), f"{self.ended} has ended; it is not run again"
         assert not self.conflict(config), f"{self.partial} holds another run"
+        self._restore()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         before = self.environment()
         if before is not None:
             earlier = before.pop("earlier", [])
             environment = {**environment, "earlier": [*earlier, before]}
-        for unfinished in self.partial.glob(".*.tmp"):  # what a kill left of a file's replacement
+        for unfinished in self.partial.glob(".*.tmp"):  # left by a kill
             unfinished.unlink()
-        write_json(self.partial / "config.json", self._whole(config))
+        write_json(self.partial / "config.json", self._named(config))
         write_json(self.partial / "environment.json", environment)
         self._keep_metrics(lambda _: True)
         (self.partial / "summary.json").unlink(missing_ok=True)
 
     def append(self, metrics: Mapping[str, Any]) -> None:
-        """Add one line, such as `{"step": 100, "eval_loss": 5.1}`."""
+        """Append one line of metrics, such as `{"step": 100, "eval_loss": 5.1}`."""
         assert "step" in metrics, f"metrics without a step: {metrics}"
         with (self.partial / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(to_line(metrics))
 
     def truncate_after(self, step: int) -> None:
-        """Forget what was measured after a checkpoint's step; -1 forgets everything."""
+        """Remove the metrics after a checkpoint's step; -1 removes all."""
         self._keep_metrics(lambda metrics: metrics["step"] <= step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """The run ended, with "status" finished or diverged. The folder gets its final name."""
+        """Record the end of the run, with "status" finished or diverged, and rename its folder."""
         assert summary["status"] in ("finished", "diverged"), summary["status"]
-        self._summarise(summary)
+        self._write_summary(summary)
         self.finalize()
 
     def fail(self, reason: str) -> None:
-        """An exception ended this attempt. Works before `open`, too."""
+        """Record that an exception ended this attempt. It may be called before `open`."""
         assert not self.ended.is_dir(), f"{self.ended} has ended"
+        before = self.summary() or {}
+        if (before.get("status"), before.get("reason")) == ("failed", reason):
+            return
+        self._restore()
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._summarise({"status": "failed", "reason": reason})
+        self._write_summary({"status": "failed", "reason": reason})
 
     def finalize(self) -> None:
-        """Put away an ended run, also where a kill came between its summary and this: checkpoints
-        go where none is kept, and the folder gets its final name.
+        """Rename the folder of an ended run, and remove its checkpoints if none are kept.
+
+        A kill may have come between the summary and this, so it is called again before reading.
         """
-        if self.status() not in ("finished", "diverged"):
+        if self.status() not in ("finished", "diverged") or self.packed() is not None:
             return
         if (self.config() or {}).get("train", {}).get("keep") == "none":
             shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -160,26 +190,35 @@ class RunFolder:
                 self.partial.rename(self.ended)
 
     def config(self) -> Json | None:
+        """Return the settings with the variant's name and the identity, or None."""
         return self._read("config.json")
 
     def environment(self) -> Json | None:
+        """Return the record of code, packages and device, or None."""
         return self._read("environment.json")
 
     def summary(self) -> Json | None:
+        """Return status, reason and final numbers; None while the run is in progress."""
         return self._read("summary.json")
 
     def metrics(self) -> list[Json]:
-        """Every line in order, but for a last one that is still being written or was cut off.
+        """Return every line in order, except for an incomplete last one.
 
-        Raises ValueError where an earlier line is damaged.
+        Raises ValueError if another line is damaged.
         """
         lines = (self._text("metrics.jsonl") or "").split("\n")[:-1]
         return [parse(line, self.path / "metrics.jsonl", n) for n, line in enumerate(lines, 1)]
 
-    def _whole(self, config: Mapping[str, Any]) -> Json:
+    def _restore(self) -> None:
+        """Write a packed run into its folder, before it is changed there."""
+        packed = self.packed()
+        if packed is not None:
+            replace_folder(self.partial, packed.write_into)
+
+    def _named(self, config: Mapping[str, Any]) -> Json:
         return {**config, "variant": self.variant, "seed": self.seed}
 
-    def _summarise(self, summary: Mapping[str, Any]) -> None:
+    def _write_summary(self, summary: Mapping[str, Any]) -> None:
         run = {"variant": self.variant, "seed": self.seed, "identity": self.identity()}
         write_json(self.partial / "summary.json", {"reason": None, **summary, **run})
 
@@ -194,29 +233,41 @@ class RunFolder:
         return None if text is None else parse(text, self.path / name)
 
     def _text(self, name: str) -> str | None:
-        # twice, because the run may end, and its folder be renamed, between the two looks
+        # twice, because the run may end, and its folder be renamed, between the two attempts
         for folder in (self.ended, self.partial, self.ended):
             with contextlib.suppress(FileNotFoundError):
                 return (folder / name).read_text(encoding="utf-8")
-        return None
+        packed = self.packed()
+        content = None if packed is None else packed.files.get(name)
+        return None if content is None else content.decode()
 
 
 def tuning_runs(study_dir: Path, variant: str) -> dict[float, RunFolder]:
-    """By learning rate, ascending: the folders of the runs that tuned it, ended or not."""
-    tuning, rates = study_dir / folder_name(variant) / "tuning", set[float]()
-    for folder in tuning.glob(f"lr-*/seed-{TUNING_SEED}*"):
-        with contextlib.suppress(ValueError):  # no folder of ours
+    """Return the runs that tuned a variant's learning rate, ended or not, by rate, ascending."""
+    tuning = (key for key in read_packed(study_dir).runs if key.seed == TUNING_SEED)
+    rates = {key.tuning_rate for key in tuning if key.variant == variant}
+    for folder in (study_dir / folder_name(variant) / "tuning").glob(f"lr-*/seed-{TUNING_SEED}*"):
+        with contextlib.suppress(ValueError):  # a folder of another kind
             rates.add(float(folder.parent.name.removeprefix("lr-")))
     return {
-        rate: RunFolder(study_dir, variant, TUNING_SEED, tuning_rate=rate) for rate in sorted(rates)
+        rate: RunFolder(study_dir, variant, TUNING_SEED, tuning_rate=rate)
+        for rate in sorted(rate for rate in rates if rate is not None)
     }
 
 
+def write_tuning_choice(study_dir: Path, variant: str, choice: Mapping[str, Any]) -> None:
+    """Write `tuning/choice.json` of a variant, unless it is packed with the same content."""
+    path, content = study_dir / folder_name(variant) / "tuning" / CHOICE, to_json(choice)
+    if path.is_file() or read_packed(study_dir).choices.get(variant) != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+
+
 def folder_name(variant: str) -> str:
-    """The variant's name, with `%XX` for what not every file system takes in a name.
+    """Return the variant's name, with `%XX` for characters that some file systems refuse.
 
     `urllib.parse.unquote` gives the name back. A dot stays between digits only, so that no variant
-    is called like a file of the study.
+    has the name of a file of the study.
 
     >>> folder_name("top_k 0.5"), folder_name("hybrid 3:1"), folder_name("../mha")
     ('top_k 0.5', 'hybrid 3%3A1', '%2E%2E%2Fmha')

@@ -1,4 +1,4 @@
-"""study.json: what a study set out to do, and how."""
+"""A study's record: `study.json` with its question and settings, and the runs of its folder."""
 
 import re
 from collections.abc import Mapping
@@ -8,12 +8,13 @@ from typing import Self
 from urllib.parse import unquote
 
 from attnlab.record.json_text import Json, parse, write_json
+from attnlab.record.packed_file import read_packed
 from attnlab.record.run_folder import RunFolder, folder_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """What a study set out to do, as its folder says."""
+    """The question of a study and how its runs were made, as recorded in its folder."""
 
     name: str
     question: str
@@ -22,15 +23,15 @@ class StudyRecord:
     seeds: tuple[int, ...]
     command: str
     attnlab_version: str
-    checked: bool = False  # the mechanism of every run had passed the checks before it was trained
-    learning_rates: Json | None = None  # how they were tuned; None: as the variants say
-    match: Json | None = None  # what all variants have alike, and the "mismatch" left, relative
+    checked: bool = False  # every mechanism passed the checks before its runs were trained
+    learning_rates: Json | None = None  # how they were tuned; None: the rates of the variants
+    match: Json | None = None  # what all variants share, and the remaining relative "mismatch"
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def joined(self, study_dir: Path) -> Self:
-        """This study, and the variants and seeds that the folder has besides."""
+        """Return this record with the variants and seeds of the folder's record added."""
         if not (study_dir / "study.json").is_file():
             return self
         before = type(self).read(study_dir)
@@ -42,7 +43,7 @@ class StudyRecord:
             match = {**self.match, "mismatch": mismatch}
         return replace(
             self,
-            # a baseline that is left out on the command line is not given up
+            # a baseline that was left out on the command line stays the baseline
             baseline=before.baseline if before.baseline in left_out else self.baseline,
             variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
             seeds=tuple(sorted({*before.seeds, *self.seeds})),
@@ -58,7 +59,7 @@ class StudyRecord:
         )
 
     def write(self, study_dir: Path) -> None:
-        """Raises ValueError where two variants would share a folder."""
+        """Write `study.json`. Raises ValueError if two variants would share a folder."""
         folders: dict[str, str] = {}
         for variant in self.variants:
             other = folders.setdefault(folder_name(variant).casefold(), variant)
@@ -72,7 +73,7 @@ class StudyRecord:
 
     @classmethod
     def read(cls, study_dir: Path) -> Self:
-        """Raises ValueError where the folder holds no study."""
+        """Read `study.json`. Raises ValueError if the folder holds no study."""
         path = study_dir / "study.json"
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
@@ -84,13 +85,47 @@ class StudyRecord:
         return cls(**fields)
 
     def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:
-        """By variant, in order: every run planned, and any other that the folder holds."""
+        """Return planned runs, and any others in the folder, by variant, in the study's order."""
         seeds = {variant: set(self.seeds) for variant in self.variants}
+        for key in read_packed(study_dir).runs:
+            if key.tuning_rate is None:
+                seeds.setdefault(key.variant, set()).add(key.seed)
         for folder in sorted(study_dir.glob("*/seed-*")):
-            match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
-            if match and folder.is_dir():
-                seeds.setdefault(unquote(folder.parent.name), set()).add(int(match[1]))
+            if (seed := _seed_of(folder)) is not None:
+                seeds.setdefault(unquote(folder.parent.name), set()).add(seed)
         return {
             variant: [RunFolder(study_dir, variant, seed) for seed in sorted(found)]
             for variant, found in seeds.items()
         }
+
+
+def runs_in(path: Path) -> list[RunFolder]:
+    """Return the verdict's runs in the folder of a study, a variant or a run, packed or not.
+
+    The list is empty if there are none. Raises ValueError if the name of a variant's folder is not
+    the one that this package gives it.
+    """
+    folder = path.resolve()
+    if (folder / "study.json").is_file():
+        by_variant = StudyRecord.read(folder).runs(folder)
+        return [run for runs in by_variant.values() for run in runs]
+    asked = _seed(folder.name)
+    variant = folder if asked is None else folder.parent
+    study_dir, name = variant.parent, unquote(variant.name)
+    packed = (key for key in read_packed(study_dir).runs if key.tuning_rate is None)
+    seeds = {key.seed for key in packed if key.variant == name}
+    seeds |= {seed for path in variant.glob("seed-*") if (seed := _seed_of(path)) is not None}
+    if asked is not None:
+        seeds &= {asked}
+    if seeds and folder_name(name) != variant.name:
+        raise ValueError(f"{variant}: call this folder {folder_name(name)}, or without dots")
+    return [RunFolder(study_dir, name, seed) for seed in sorted(seeds)]
+
+
+def _seed(name: str) -> int | None:
+    match = re.fullmatch(r"seed-(\d+)(\.partial)?", name)
+    return int(match[1]) if match else None
+
+
+def _seed_of(folder: Path) -> int | None:
+    return _seed(folder.name) if folder.is_dir() else None

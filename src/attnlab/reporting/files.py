@@ -4,13 +4,14 @@
     report.md                    the same in short
     comparison.png, .svg         the picture
     table.csv, table.tex         for spreadsheets and papers
+    runs.csv                     one row per run
     comprehensive_results.json   finished variants, the best first
     failures.json                what did not finish, and why
     <variant>/config.json        every setting of the variant
     <variant>/metrics.json       its curves and times, means over seeds and by seed
 
-In a study's folder they lie beside the runs. A comparison of several folders has one of its own,
-without the last two: the folders that it reads stay as they are.
+In a study's folder they lie beside the runs. A comparison of several folders has a folder of its
+own, without runs.csv and the files of variants. Packed variants have no files of their own.
 
 Each file is replaced as a whole, so that a reader never meets half of one, and several processes
 may do this at once.
@@ -19,12 +20,14 @@ may do this at once.
 from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis, analyse
+from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
 from attnlab.record import StudyRecord, replace_file, to_json
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results
 from attnlab.reporting.tables.latex import latex
+from attnlab.reporting.tables.runs_csv import runs_csv
 
 PICTURE, PAGE = "comparison.png", "report.html"
 
@@ -34,6 +37,7 @@ def write_report(study_dir: Path) -> Analysis:
     _finalize(study_dir)
     analysis = analyse(study_dir)
     _write_variants(analysis.table)
+    _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
     write_comparison(analysis)
     return analysis
 

@@ -81,7 +81,7 @@ def extend(  # noqa: PLR0913  one parameter per option
         raise ValueError(
             f"{new.path} was made with different settings: {different}; choose another --out"
         )
-    if new.ended.is_dir():
+    if new.status() in ("finished", "diverged"):
         return new
     _begin(new, new_identity, state, parent)
     if note is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attnlab.config import Config, Problem
-from attnlab.record import TUNING_SEED, folder_name, tuning_runs, write_json
+from attnlab.record import TUNING_SEED, tuning_runs, write_tuning_choice
 
 
 class RatesToTry(NamedTuple):
@@ -135,9 +135,7 @@ class TuningResult:
             "seed": TUNING_SEED,
             "failure": self.failure,
         }
-        folder = study_dir / folder_name(self.variant) / "tuning"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "choice.json", choice)
+        write_tuning_choice(study_dir, self.variant, choice)
 
 
 def tuning_losses(study_dir: Path, variant: str) -> dict[float, float | None]:

@@ -1,0 +1,116 @@
+"""A tidy table of results: one row per run, one column per number or setting.
+
+The rows are dicts with the same keys, which `pandas.DataFrame(rows)` takes unchanged. A value that
+a run does not have, or that is not finite, is None.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from attnlab.analysis.sentences import in_words
+from attnlab.analysis.settings import describe, flat, of_variant
+from attnlab.record import RunFolder, StudyRecord, runs_in, tuning_runs
+
+Row = dict[str, Any]
+# keys of summary.json that have a column of another name, or none
+NOT_COPIED = ("status", "reason", "variant", "seed", "identity", "attention_type", "device")
+
+
+class _Columns(NamedTuple):
+    run: Row  # names and state
+    results: Row  # numbers of the summary
+    settings: Row
+
+
+def load_results(folders: Path | str | Iterable[Path | str]) -> list[Row]:
+    """Return one row per run of one or several folders, packed or not.
+
+        import attnlab, pandas
+
+        runs = pandas.DataFrame(attnlab.load_results("results/mechanisms"))
+        runs[runs.purpose == "verdict"].groupby("variant").test_loss.mean()
+
+    Args:
+        folders: the folder of a study, or several; also folders of variants or of single runs.
+
+    Returns:
+        Rows with the columns study, variant, seed, purpose ("verdict", or "tuning" for a run that
+        tuned the learning rate), learning_rate, status, reason, mechanism, device, precision and
+        identity; then the numbers of the run's summary (losses in nats/token, times in seconds);
+        then its settings, such as `train.steps`. Nested names are joined by dots. A run that is
+        planned but has not begun has no row.
+
+    Raises:
+        ValueError: a folder holds no run, or a record is damaged.
+    """
+    given = [folders] if isinstance(folders, Path | str) else list(folders)
+    found = [_columns(study, run) for folder in given for study, run in _runs(Path(folder))]
+    names = [
+        *(name for columns in found for name in columns.run),
+        *(name for columns in found for name in columns.results),
+        *(name for columns in found for name in columns.settings),
+    ]
+    rows = [columns.run | columns.results | columns.settings for columns in found]
+    return [{name: row.get(name) for name in dict.fromkeys(names)} for row in rows]
+
+
+def _runs(folder: Path) -> Iterator[tuple[str, RunFolder]]:
+    """Yield the runs of a folder that have begun, each with the name of its study."""
+    runs = runs_in(folder)
+    if not runs:
+        raise ValueError(f"{folder} holds no run: give the folder of a study, a variant or a run")
+    study_dir = runs[0].study_dir
+    has_record = (study_dir / "study.json").is_file()
+    study = StudyRecord.read(study_dir).name if has_record else study_dir.name
+    if not folder.resolve().name.startswith("seed-"):
+        for variant in dict.fromkeys(run.variant for run in runs):
+            runs.extend(tuning_runs(study_dir, variant).values())
+    yield from ((study, run) for run in runs if run.status() != "absent")
+
+
+def _columns(study: str, run: RunFolder) -> _Columns:
+    config, summary = run.config() or {}, run.summary() or {}
+    environment = run.environment() or {}
+    device = environment.get("device")
+    kinds = summary.get("attention_type")
+    return _Columns(
+        run={
+            "study": study,
+            "variant": run.variant,
+            "seed": run.seed,
+            "purpose": "verdict" if run.tuning_rate is None else "tuning",
+            "learning_rate": config.get("train", {}).get("learning_rate", run.tuning_rate),
+            "status": run.status(),
+            "reason": summary.get("reason"),
+            "mechanism": in_words(kinds) if isinstance(kinds, list) else kinds,
+            "device": device.get("name") if isinstance(device, Mapping) else device,
+            "precision": environment.get("precision"),
+            "identity": run.identity(),
+        },
+        results=_results({k: v for k, v in summary.items() if k not in NOT_COPIED}),
+        settings={name: _setting(value) for name, value in flat(of_variant(config)).items()},
+    )
+
+
+def _results(values: Mapping[str, Any], prefix: str = "") -> Row:
+    """Return numbers and texts by dotted name, without curves, which are lists of numbers."""
+    found: Row = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            if name != "not_finite":
+                found |= _results(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            found[prefix + name] = _finite(value)
+        elif all(isinstance(item, str) for item in value):
+            found[prefix + name] = ", ".join(value)
+    return found
+
+
+def _setting(value: Any) -> Any:
+    return describe(value) if isinstance(value, list | Mapping) else _finite(value)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

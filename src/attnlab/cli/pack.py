@@ -1,0 +1,47 @@
+"""`attnlab pack` and `attnlab unpack`: the runs of a study in one file, and in folders again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnlab.cli.app import app, errors, told, verbatim
+from attnlab.record import packed_study
+
+StudiesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="DIR", help="Folders of studies.", show_default=False),
+]
+
+
+@app.command()
+@told
+def pack(
+    studies: StudiesArgument,
+    drop_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--drop-checkpoints",
+            help="Delete the weights of the runs, which a packed study cannot hold.",
+        ),
+    ] = False,
+) -> None:
+    """Pack all runs of a study into one file, DIR/runs.jsonl.gz, and remove their folders.
+
+    It holds the settings, environment, measurements and summary of every run, one line of JSON per
+    run. All commands read a packed study like its folders, and attnlab unpack restores them byte
+    for byte. Weights cannot be packed: without --drop-checkpoints, a study that has any is refused.
+    """
+    for study in studies:
+        done = packed_study.pack(study, drop_checkpoints=drop_checkpoints)
+        for folder in done.changed:
+            verbatim(f"{folder} has changed meanwhile and is kept", errors, style="yellow")
+        verbatim(f"{done.path}: {done.runs} runs, {done.n_bytes / 1000:,.0f} kB")
+
+
+@app.command()
+@told
+def unpack(studies: StudiesArgument) -> None:
+    """Restore the run folders of packed studies, byte for byte, and remove DIR/runs.jsonl.gz."""
+    for study in studies:
+        verbatim(f"{study}: {packed_study.unpack(study)} runs restored")

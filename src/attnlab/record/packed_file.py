@@ -1,0 +1,183 @@
+"""Read and write `runs.jsonl.gz`, which holds the runs of a study, one line of JSON per run.
+
+    {"variant": "mha", "seed": 0, "tuning_rate": null, "status": "finished", "ended": true,
+     "config": {...}, "environment": {...}, "metrics": [{...}, ...], "summary": {...}}
+    {"variant": "mha", "tuning_choice": {...}}
+
+A line holds the files of a run folder as JSON values. A file that is not exactly the text that this
+package writes for its values, such as one that a kill cut short, is stored as text under "raw", so
+that every file is restored byte for byte. Equal runs give equal bytes.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from attnlab.record.atomic_files import flush, replace_file
+from attnlab.record.json_text import Json, to_json, to_line
+
+PACKED = "runs.jsonl.gz"
+RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
+CHOICE = "choice.json"
+
+
+class RunKey(NamedTuple):
+    """The names of a run within its study."""
+
+    variant: str
+    seed: int
+    tuning_rate: float | None  # of a run that tunes the learning rate; None for the verdict's runs
+
+
+class PackedRun(NamedTuple):
+    """The files of one run."""
+
+    files: Mapping[str, bytes]  # by name, those of `RUN_FILES` that the run has
+    ended: bool  # True if its folder had the name of a run that has ended
+
+    def write_into(self, folder: Path) -> None:
+        """Write the files into a folder that exists."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+class PackedStudy(NamedTuple):
+    """The runs of a study, and `choice.json` of each variant whose learning rate was tuned."""
+
+    runs: Mapping[RunKey, PackedRun]
+    choices: Mapping[str, bytes]  # by variant
+
+
+def read_packed(study_dir: Path) -> PackedStudy:
+    """Return the packed runs of a study; none if it is not packed.
+
+    Raises:
+        ValueError: the file is damaged. The message names the line.
+    """
+    path = study_dir / PACKED
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return PackedStudy({}, {})
+    return _read(path.absolute(), (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+
+
+def write_packed(study_dir: Path, study: PackedStudy) -> None:
+    """Write the packed file atomically, flush it to disk, and compare what is read back.
+
+    Raises:
+        OSError: the file could not be written. An older one is then unchanged.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        # no time and no name in the header: equal runs give equal bytes
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+            packed.writelines(_lines(study))
+
+    path = study_dir / PACKED
+    replace_file(path, write)
+    flush(study_dir)
+    found = _parse(path)
+    if dict(found.runs) != dict(study.runs) or dict(found.choices) != dict(study.choices):
+        raise OSError(f"{path} is not as it was written: check the disk; no run was removed")
+
+
+def _lines(study: PackedStudy) -> Iterator[bytes]:
+    def order(key: RunKey) -> tuple[str, bool, float, int]:
+        return key.variant, key.tuning_rate is not None, key.tuning_rate or 0.0, key.seed
+
+    for key in sorted(study.runs, key=order):
+        run = study.runs[key]
+        fields = _to_fields(run.files)
+        summary = fields.get("summary")
+        status = summary.get("status") if isinstance(summary, dict) else None
+        yield _line({**key._asdict(), "status": status or "partial", "ended": run.ended, **fields})
+    for variant in sorted(study.choices):
+        content = study.choices[variant]
+        value = _value(CHOICE, content)
+        raw = {} if value is not None else {"raw": {CHOICE: _to_text(content)}}
+        yield _line({"variant": variant, "tuning_choice": value, **raw})
+
+
+def _line(value: Json) -> bytes:
+    return f"{json.dumps(value, allow_nan=False, separators=(',', ':'))}\n".encode()
+
+
+def _to_text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")  # any bytes, restored by the same option
+
+
+def _to_fields(files: Mapping[str, bytes]) -> Json:
+    fields, raw = Json(), dict[str, str]()
+    for name, content in files.items():
+        value = _value(name, content)
+        if value is None:
+            raw[name] = _to_text(content)
+        else:
+            fields[name.partition(".")[0]] = value
+    return {**fields, "raw": raw} if raw else fields
+
+
+def _value(name: str, content: bytes) -> Any:
+    """Return the values of a file if they give exactly its bytes again, else None."""
+    try:
+        if name.endswith(".jsonl"):
+            value: Any = [json.loads(line) for line in content.decode().split("\n")[:-1]]
+        else:
+            value = json.loads(content.decode())
+        return value if _content(name, value) == content else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _content(name: str, value: Any) -> bytes:
+    return "".join(map(to_line, value)).encode() if name.endswith(".jsonl") else to_json(value)
+
+
+def _from_fields(fields: Json, names: Iterable[str]) -> dict[str, bytes]:
+    raw, files = fields.get("raw", {}), dict[str, bytes]()
+    for name in names:
+        value = fields.get(name.partition(".")[0])
+        if name in raw:
+            files[name] = raw[name].encode("utf-8", "surrogateescape")
+        elif value is not None:
+            files[name] = _content(name, value)
+    return files
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stat: tuple[int, ...]) -> PackedStudy:
+    del stat  # a changed file is read again
+    return _parse(path)
+
+
+def _parse(path: Path) -> PackedStudy:
+    runs, choices, n = dict[RunKey, PackedRun](), dict[str, bytes](), 0
+    try:
+        with gzip.open(path) as file:
+            for n, line in enumerate(file, 1):  # noqa: B007  named in the message
+                fields = cast("Json", json.loads(line))
+                if "tuning_choice" in fields:
+                    choice = {**fields, "choice": fields["tuning_choice"]}
+                    choices[fields["variant"]] = _from_fields(choice, [CHOICE])[CHOICE]
+                else:
+                    rate = fields["tuning_rate"]
+                    rate = None if rate is None else float(rate)
+                    key = RunKey(str(fields["variant"]), int(fields["seed"]), rate)
+                    runs[key] = PackedRun(_from_fields(fields, RUN_FILES), bool(fields["ended"]))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _damaged(path, n + 1, error) from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(path, n, error) from None
+    if not runs:
+        raise _damaged(path, 1, EOFError("it holds no run"))
+    return PackedStudy(runs, choices)
+
+
+def _damaged(path: Path, line: int, error: Exception) -> ValueError:
+    reason = str(error) or type(error).__name__
+    return ValueError(f"{path} is damaged at line {line} ({reason}); restore it from a copy")

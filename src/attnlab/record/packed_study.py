@@ -1,0 +1,234 @@
+"""Pack the run folders of a study into `runs.jsonl.gz`, and unpack them again, byte for byte.
+
+The packed file is written, flushed, read back and compared before any folder is removed, and it is
+removed only after every folder is restored. A process that is killed at any instant loses nothing:
+each run is then in a folder, in the packed file, or in both, and readers find it once.
+
+Packed are config.json, environment.json, metrics.jsonl and summary.json of every run, and
+choice.json of every tuned variant. Weights are not packed, nor is the tokenizer.json beside them.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from attnlab.record.atomic_files import UNFINISHED, remove_folder, replace_file, replace_folder
+from attnlab.record.packed_file import (
+    CHOICE,
+    PACKED,
+    RUN_FILES,
+    PackedRun,
+    PackedStudy,
+    RunKey,
+    read_packed,
+    write_packed,
+)
+from attnlab.record.run_folder import RunFolder, folder_name
+from attnlab.record.study_record import StudyRecord
+
+OF_VARIANT = ("config.json", "metrics.json")  # of a variant's folder; a report writes them again
+MOST_NAMED = 3  # folders in a message
+
+
+class Packed(NamedTuple):
+    """The result of `pack`."""
+
+    path: Path  # the packed file
+    runs: int  # runs in it
+    n_bytes: int  # its size
+    changed: tuple[Path, ...]  # folders that were written to meanwhile, and therefore kept
+
+
+def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
+    """Pack all runs of a study into one file and remove their folders.
+
+    Runs that are already packed stay in the file. If a run is in both, its folder counts.
+
+    Args:
+        study_dir: the study's folder, such as results/quickstart.
+        drop_checkpoints: True to delete the weights of the runs, which a packed study cannot hold.
+
+    Returns:
+        The packed file, and what it holds.
+
+    Raises:
+        ValueError: the folder holds no study or no run, a run has weights and `drop_checkpoints` is
+            False, a run folder holds other files, or a packed file is damaged. Nothing is changed.
+    """
+    study_dir = Path(study_dir)
+    StudyRecord.read(study_dir)
+    before = read_packed(study_dir)
+    _tidy(study_dir)
+    folders = [run for run in _run_folders(study_dir) if run.in_folder()]
+    for run in folders:
+        run.finalize()
+        _refuse_other_files(run)
+    if not drop_checkpoints:
+        _refuse_weights(folders)
+    choices = {unquote(_variant(path)): path.read_bytes() for path in _choices(study_dir)}
+    runs = {run.key: _read(run) for run in folders}
+    study = PackedStudy({**before.runs, **runs}, {**before.choices, **choices})
+    if not study.runs:
+        raise ValueError(f"{study_dir} holds no run: there is nothing to pack")
+    if study != before:
+        write_packed(study_dir, study)
+    changed = [run for run in folders if not _remove(run, study.runs[run.key])]
+    _remove_rest(study_dir, study)
+    path = study_dir / PACKED
+    return Packed(path, len(study.runs), path.stat().st_size, tuple(run.path for run in changed))
+
+
+def unpack(study_dir: Path | str) -> int:
+    """Restore the folders of all packed runs of a study and remove the packed file.
+
+    A run that is in a folder, too, is not replaced.
+
+    Args:
+        study_dir: the study's folder.
+
+    Returns:
+        The number of runs that were restored.
+
+    Raises:
+        ValueError: the study is not packed, the packed file is damaged, or a folder that has to be
+            made exists with other files. Nothing is changed.
+    """
+    study_dir = Path(study_dir)
+    path = study_dir / PACKED
+    if not path.is_file():
+        raise ValueError(f"{study_dir} is not packed: there is no {path}")
+    study = read_packed(study_dir)
+    _tidy(study_dir)
+    left = {
+        run: packed
+        for key, packed in study.runs.items()
+        if not (run := _run(study_dir, key)).in_folder()
+    }
+    for run in left:
+        for folder in (run.ended, run.partial):
+            if _has_files(folder):
+                raise ValueError(f"{folder} holds other files: move them elsewhere, then unpack")
+    for run, packed in left.items():
+        for folder in (run.ended, run.partial):
+            shutil.rmtree(folder, ignore_errors=True)  # it holds empty folders at most
+        replace_folder(run.ended if packed.ended else run.partial, packed.write_into)
+    for variant, content in study.choices.items():
+        choice = study_dir / folder_name(variant) / "tuning" / CHOICE
+        if not choice.is_file():
+            choice.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(choice, content)
+    wrong = [str(run.path) for run, packed in left.items() if _read(run) != packed]
+    if wrong:
+        raise OSError(
+            f"not as they were packed: {', '.join(wrong)}; check the disk. {path} is kept"
+        )
+    path.unlink()
+    return len(left)
+
+
+def _run_folders(study_dir: Path) -> Iterator[RunFolder]:
+    """Yield every run that has a folder, each once."""
+    seen = set[RunKey]()
+    for tuning, pattern in ((False, "*/seed-*"), (True, "*/tuning/lr-*/seed-*")):
+        for folder in sorted(study_dir.glob(pattern)):
+            match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
+            if match is None or not folder.is_dir():
+                continue
+            with contextlib.suppress(ValueError):  # a folder of another kind
+                rate = float(folder.parent.name.removeprefix("lr-")) if tuning else None
+                variant = unquote(folder.relative_to(study_dir).parts[0])
+                run = _run(study_dir, RunKey(variant, int(match[1]), rate))
+                if folder in (run.ended, run.partial) and run.key not in seen:
+                    seen.add(run.key)
+                    yield run
+
+
+def _run(study_dir: Path, key: RunKey) -> RunFolder:
+    return RunFolder(study_dir, key.variant, key.seed, tuning_rate=key.tuning_rate)
+
+
+def _read(run: RunFolder) -> PackedRun:
+    paths = {name: run.path / name for name in RUN_FILES}
+    files = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+    return PackedRun(files, run.path == run.ended)
+
+
+def _choices(study_dir: Path) -> list[Path]:
+    return sorted(study_dir.glob(f"*/tuning/{CHOICE}"))
+
+
+def _variant(choice: Path) -> str:
+    return choice.parent.parent.name
+
+
+def _refuse_other_files(run: RunFolder) -> None:
+    """Raise ValueError if files would be lost that nobody asked to delete."""
+    if run.ended.is_dir() and _has_files(run.partial):
+        raise ValueError(f"{run.ended} and {run.partial} hold the same run: delete one of them")
+    known = (*RUN_FILES, "tokenizer.json", "checkpoints")
+    others = sorted(path.name for path in run.path.iterdir() if path.name not in known)
+    others = [name for name in others if not re.fullmatch(r"\..*\.tmp", name)]  # left by a kill
+    if others:
+        raise ValueError(
+            f"{run.path} holds {', '.join(others)}, which a packed study cannot hold: "
+            "move it elsewhere, then pack"
+        )
+
+
+def _refuse_weights(runs: list[RunFolder]) -> None:
+    """Raise ValueError if any run has checkpoints."""
+    sizes = {
+        run.path: sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
+        for run in runs
+    }
+    held = [path for path, size in sizes.items() if size]
+    if held:
+        named = ", ".join(map(str, held[:MOST_NAMED]))
+        more = f" and {len(held) - MOST_NAMED} more" if len(held) > MOST_NAMED else ""
+        runs_have = "1 run has" if len(held) == 1 else f"{len(held)} runs have"
+        raise ValueError(
+            f"{runs_have} checkpoints ({sum(sizes.values()) / 1e6:,.0f} MB), which a packed study "
+            f"cannot hold: {named}{more}. Save the weights you need with attnlab export, then use "
+            "--drop-checkpoints to delete them all"
+        )
+
+
+def _remove(run: RunFolder, packed: PackedRun) -> bool:
+    """Remove the folders of a packed run; return False if it has changed since it was read."""
+    if _read(run) != packed:
+        return False
+    remove_folder(run.path)
+    return True
+
+
+def _remove_rest(study_dir: Path, study: PackedStudy) -> None:
+    """Remove what belongs to packed runs: tuning choices, derived files and empty folders."""
+    for choice in _choices(study_dir):
+        if study.choices.get(unquote(_variant(choice))) == choice.read_bytes():
+            choice.unlink()
+    for variant in {key.variant for key in study.runs}:
+        folder = study_dir / folder_name(variant)
+        if not any(folder.glob("**/seed-*")):
+            for name in OF_VARIANT:
+                (folder / name).unlink(missing_ok=True)
+        for empty in [*folder.glob("seed-*"), *folder.glob("tuning/lr-*/seed-*")]:
+            if not _has_files(empty):
+                shutil.rmtree(empty)
+        for empty in [*folder.glob("tuning/lr-*"), folder / "tuning", folder]:
+            with contextlib.suppress(OSError):  # not empty, or not there
+                empty.rmdir()
+
+
+def _tidy(study_dir: Path) -> None:
+    """Remove folders that a kill left unfinished; every one of them is stored elsewhere."""
+    for pattern in (f"*/seed-*{UNFINISHED}", f"*/tuning/lr-*/seed-*{UNFINISHED}"):
+        for unfinished in study_dir.glob(pattern):
+            shutil.rmtree(unfinished)
+
+
+def _has_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))

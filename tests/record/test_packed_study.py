@@ -1,0 +1,403 @@
+"""A study is packed and unpacked byte for byte, read the same either way, and survives any kill."""
+
+import gzip
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.written_study import steady, write_run, write_study
+
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.compare_folders import read_side_by_side
+from attnlab.record import (
+    TUNING_SEED,
+    RunFolder,
+    StudyRecord,
+    pack,
+    runs_in,
+    to_json,
+    tuning_runs,
+    unpack,
+    write_tuning_choice,
+)
+from attnlab.record.packed_file import PACKED
+
+DERIVED = ("config.json", "metrics.json")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def as_read(folder: Path) -> dict[object, object]:
+    """Everything that readers find of every run."""
+    by_variant = StudyRecord.read(folder).runs(folder)
+    found = [run for of_variant in by_variant.values() for run in of_variant]
+    found += [run for name in by_variant for run in tuning_runs(folder, name).values()]
+    return {
+        run.key: (
+            *(run.status(), run.identity(), run.config(), run.environment()),
+            *(run.summary(), run.metrics()),
+        )
+        for run in found
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_flushing(monkeypatch):
+    """Flushing to disk takes most of the time, and no test cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Finished, diverged, failed, partial and absent runs, and runs that tuned a rate."""
+    folder = tmp_path / "toy"
+    write_study(
+        folder,
+        {
+            "mha": [5.0, 5.1, 5.2],
+            "hybrid 3:1": [4.9, "loss is nan", "failed: out of memory"],
+            "new": [5.3, None, None],
+        },
+    )
+    for rate, loss in ((3e-4, 5.5), (math.sqrt(2) * 1e-3, 5.4), (1.2e-3, "nan")):
+        write_run(RunFolder(folder, "mha", TUNING_SEED, tuning_rate=rate), loss, rate=rate)
+    write_tuning_choice(folder, "mha", {"learning_rate": 0.00141421, "failure": None})
+    partial = RunFolder(folder, "new", 1)
+    partial.open({"identity": "y", "train": {"learning_rate": 1.0}}, {"device": "cpu"})
+    partial.append({"step": 1, "train_loss": math.nan})
+    with (partial.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "train_l')  # cut off by a kill
+    return folder
+
+
+def test_a_study_is_packed_into_one_file_and_unpacked_byte_for_byte(study):
+    before, read = files(study), as_read(study)
+    done = pack(study)
+    assert set(files(study)) == {"study.json", PACKED}
+    assert (done.runs, done.n_bytes) == (11, (study / PACKED).stat().st_size)
+    assert [path.name for path in study.iterdir() if path.is_dir()] == []
+    assert as_read(study) == read
+    assert unpack(study) == 11
+    assert files(study) == before
+    assert as_read(study) == read
+
+
+def test_a_line_of_the_file_is_a_run_that_other_programs_can_read(study):
+    pack(study)
+    text = gzip.decompress((study / PACKED).read_bytes()).decode()
+    lines = [json.loads(line) for line in text.splitlines()]
+    by_key = {(line["variant"], line.get("seed"), line.get("tuning_rate")): line for line in lines}
+    finished = by_key["mha", 0, None]
+    assert (finished["status"], finished["summary"]["final_loss"]) == ("finished", 5.0)
+    assert (finished["config"]["train"]["learning_rate"], finished["metrics"]) == (3e-4, [])
+    assert by_key["hybrid 3:1", 2, None]["status"] == "failed"
+    assert by_key["mha", TUNING_SEED, 0.00141421]["summary"]["final_loss"] == 5.4
+    assert by_key["new", 1, None]["raw"]["metrics.jsonl"].endswith('"train_l')
+    assert by_key["mha", None, None]["tuning_choice"]["learning_rate"] == 0.00141421
+
+
+def test_equal_runs_give_equal_bytes(study):
+    pack(study)
+    first = (study / PACKED).read_bytes()
+    unpack(study)
+    os.utime(study / "mha" / "seed-0" / "config.json", (0, 0))
+    pack(study)
+    assert (study / PACKED).read_bytes() == first
+    pack(study)
+    assert (study / PACKED).read_bytes() == first
+
+
+def test_the_analysis_of_a_packed_study_is_that_of_its_folders(tmp_path):
+    folder = write_study(tmp_path / "toy", {"mha": steady(5.0), "mqa": steady(5.2, 1)})
+    for rate, loss in ((1.5e-4, 5.3), (3e-4, 5.0), (6e-4, 5.2)):
+        write_run(RunFolder(folder, "mha", TUNING_SEED, tuning_rate=rate), loss, rate=rate)
+    before = analyse(folder)
+    assert before.rates["mha"].chosen == 3e-4
+    pack(folder)
+    assert repr(analyse(folder)) == repr(before)
+
+
+def test_folders_of_packed_variants_and_runs_are_compared(tmp_path):
+    one = write_study(tmp_path / "one", {"mha": [5.0, 5.1], "mqa": [5.2, 5.3]})
+    two = write_study(tmp_path / "two", {"mla": [4.9, 4.8]})
+    for folder in (one, two):
+        pack(folder)
+    given = [one / "mha", one / "mqa" / "seed-1", two]
+    table = read_side_by_side(given, out=tmp_path / "out", command="compare")
+    found = {v.name: [(run.seed, run.status) for run in v.runs] for v in table.variants}
+    finished = [(0, "finished"), (1, "finished")]
+    assert found == {"mha": finished, "mqa": [(1, "finished")], "mla": finished}
+    with pytest.raises(ValueError, match="holds no run"):
+        read_side_by_side([one / "mha" / "seed-7"], out=tmp_path / "out", command="compare")
+    assert [run.key for run in runs_in(one / "mha" / "seed-1")] == [("mha", 1, None)]
+    assert RunFolder.at(one / "mha" / "seed-1").summary()["final_loss"] == 5.1
+
+
+def test_new_runs_lie_beside_the_packed_file_and_win(study):
+    read = as_read(study)
+    pack(study)
+    new = RunFolder(study, "new", 2)
+    assert new.status() == "absent"
+    write_run(new, 5.5)
+    again = RunFolder(study, "hybrid 3:1", 2)
+    assert again.status() == "failed"
+    write_run(again, 4.8)
+    assert (again.status(), again.summary()["final_loss"]) == ("finished", 4.8)
+    union = as_read(study)
+    assert {key for key in union if union[key] != read.get(key)} == {new.key, again.key}
+    pack(study)
+    assert as_read(study) == union
+    assert set(files(study)) == {"study.json", PACKED}
+    unpack(study)
+    assert as_read(study) == union
+
+
+def test_a_packed_run_is_continued_in_its_folder_with_what_was_recorded(study):
+    pack(study)
+    partial = RunFolder(study, "new", 1)
+    partial.open({"identity": "y", "train": {"learning_rate": 1.0}}, {"device": "cuda"})
+    assert partial.environment() == {"device": "cuda", "earlier": [{"device": "cpu"}]}
+    assert [line["step"] for line in partial.metrics()] == [1]
+    with pytest.raises(AssertionError, match="holds another run"):
+        RunFolder(study, "hybrid 3:1", 2).open({"identity": "z"}, {})
+
+
+def test_what_is_decided_again_makes_no_folder_in_a_packed_study(study):
+    pack(study)
+    write_tuning_choice(study, "mha", {"learning_rate": 0.00141421, "failure": None})
+    RunFolder(study, "hybrid 3:1", 2).fail("out of memory")
+    RunFolder(study, "mha", 0).finalize()
+    assert set(files(study)) == {"study.json", PACKED}
+    write_tuning_choice(study, "mha", {"learning_rate": 1.0})
+    assert "mha/tuning/choice.json" in files(study)
+
+
+def test_weights_are_never_lost_silently(study):
+    weights = RunFolder(study, "mha", 0).checkpoints / "step-000001" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    (weights.parents[2] / "tokenizer.json").write_text("{}")
+    before = files(study)
+    with pytest.raises(ValueError, match=r"1 runs? ha.* checkpoints .*--drop-checkpoints"):
+        pack(study)
+    assert files(study) == before
+    pack(study, drop_checkpoints=True)
+    assert set(files(study)) == {"study.json", PACKED}
+
+
+def test_files_of_others_are_not_removed(study):
+    note = RunFolder(study, "mha", 0).path / "note.txt"
+    note.write_text("mine")
+    with pytest.raises(ValueError, match=r"seed-0 holds note\.txt, which a packed study cannot"):
+        pack(study)
+    note.rename(study / "mha" / "note.txt")
+    pack(study)
+    assert set(files(study)) == {"study.json", PACKED, "mha/note.txt"}
+    in_the_way = study / "mha" / "seed-0" / "note.txt"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("mine")
+    with pytest.raises(ValueError, match="holds other files: move them elsewhere"):
+        unpack(study)
+    in_the_way.unlink()
+    unpack(study)
+    assert RunFolder(study, "mha", 0).status() == "finished"
+
+
+def test_derived_files_of_variants_go_with_their_runs(study):
+    for name in DERIVED:
+        (study / "mha" / name).write_text("{}")
+    pack(study)
+    assert set(files(study)) == {"study.json", PACKED}
+
+
+def test_what_cannot_be_packed_or_unpacked_says_why(study, tmp_path):
+    with pytest.raises(ValueError, match="no study in"):
+        pack(tmp_path)
+    with pytest.raises(ValueError, match=r"is not packed: there is no .*runs\.jsonl\.gz"):
+        unpack(study)
+    empty = write_study(tmp_path / "empty", {"mha": [None]})
+    with pytest.raises(ValueError, match="holds no run"):
+        pack(empty)
+    partial = RunFolder(study, "mha", 0).partial
+    shutil.copytree(RunFolder(study, "mha", 0).ended, partial)
+    with pytest.raises(ValueError, match="hold the same run: delete one of them"):
+        pack(study)
+
+
+def test_a_run_that_is_written_to_meanwhile_keeps_its_folder(study, monkeypatch):
+    partial = RunFolder(study, "new", 1)
+
+    def written_meanwhile(descriptor):
+        with (partial.path / "metrics.jsonl").open("a") as file:
+            file.write("oss")
+
+    monkeypatch.setattr(os, "fsync", written_meanwhile)
+    done = pack(study)
+    assert done.changed == (partial.path,)
+    assert partial.in_folder()
+    assert (partial.path / "metrics.jsonl").read_text().endswith("oss")
+    assert (partial.status(), RunFolder(study, "mha", 0).in_folder()) == ("partial", False)
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: from then on, nothing of the process changes the disk."""
+
+
+CHANGES = ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"))
+CHANGES += ((Path, "rmdir"), (shutil, "rmtree"), (Path, "mkdir"), (Path, "write_bytes"))
+
+
+def killed_at(n: int, work, monkeypatch) -> bool:
+    """Do the work until its n-th change of the disk; True if it was killed before its end."""
+    counted = 0
+
+    def counting(change):
+        def call(*arguments, **named):
+            nonlocal counted
+            counted += 1
+            if counted >= n:
+                raise KilledError
+            return change(*arguments, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in CHANGES:
+            patch.setattr(owner, name, counting(getattr(owner, name)))
+        try:
+            work()
+        except KilledError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("work", [pack, unpack])
+def test_a_kill_at_any_change_of_the_disk_loses_nothing(study, tmp_path, monkeypatch, work):
+    for variant, seed in (("mha", 1), ("mha", 2), ("hybrid 3:1", 0), ("new", 0)):
+        shutil.rmtree(RunFolder(study, variant, seed).path)
+    for rate in (3e-4, 1.2e-3):
+        shutil.rmtree(RunFolder(study, "mha", TUNING_SEED, tuning_rate=rate).path.parent)
+    read = as_read(study)
+    if work is unpack:
+        pack(study)
+    n, killed = 0, True
+    while killed:
+        n += 1
+        copy = tmp_path / f"copy-{n}"
+        shutil.copytree(study, copy)
+        killed = killed_at(n, lambda copy=copy: work(copy), monkeypatch)
+        assert as_read(copy) == read, n
+        if killed and (work is pack or (copy / PACKED).exists()):
+            work(copy)
+            assert as_read(copy) == read, n
+        assert (copy / PACKED).exists() == (work is pack)
+        assert not any(path.name.endswith(".tmp") and path.is_dir() for path in copy.rglob("*"))
+        shutil.rmtree(copy)
+    assert n > 20
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "no seed", "empty"])
+def test_a_damaged_file_is_named_with_its_line(study, damage):
+    pack(study)
+    path = study / PACKED
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+        line = r"\d+"
+    elif damage == "flipped":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        line = r"\d+"
+    elif damage == "not json":
+        path.write_bytes(gzip.compress(b"".join([*lines[:3], b'{"variant": \n', *lines[3:]])))
+        line = "4"
+    elif damage == "no seed":
+        path.write_bytes(gzip.compress(b"".join([*lines[:2], b'{"variant": "x"}\n'])))
+        line = "3"
+    else:
+        path.write_bytes(b"")
+        line = "1"
+    with pytest.raises(ValueError, match=rf"runs\.jsonl\.gz is damaged at line {line} .*restore"):
+        as_read(study)
+    with pytest.raises(ValueError, match=r"runs\.jsonl\.gz is damaged"):
+        unpack(study)
+
+
+def can_name_a_folder(text: str) -> bool:
+    return bool(text.strip()) and text.isprintable()
+
+
+names = st.text(min_size=1, max_size=8).filter(can_name_a_folder)
+texts = st.text(max_size=6)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+objects = st.dictionaries(texts, values, max_size=4)
+
+
+@st.composite
+def run_files(draw) -> dict[str, bytes]:
+    """Files that this package could have written, and others: formatted by hand, cut, not text."""
+
+    def written(value, indented):
+        return to_json(value) if indented else json.dumps(value).encode()
+
+    found = {}
+    for name in ("config.json", "summary.json"):
+        value = draw(objects) | {"status": draw(st.sampled_from(["finished", "failed"]))}
+        value |= {"identity": "x", "train": {}}
+        found[name] = written(value, draw(st.booleans()))
+    found["environment.json"] = draw(st.builds(to_json, objects) | st.binary(max_size=20))
+    lines = draw(st.lists(objects, max_size=3))
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    cut = text[: len(text) - draw(st.integers(0, 3))]
+    found["metrics.jsonl"] = cut + draw(st.binary(max_size=2))
+    kept = draw(st.sets(st.sampled_from(sorted(found)), min_size=1))
+    return {name: found[name] for name in kept}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(
+        st.tuples(names, st.integers(0, 3), st.none() | st.floats(1e-6, 1), st.booleans()),
+        run_files(),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_any_runs_are_packed_and_unpacked_byte_for_byte(written):
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_study(Path(name), {"mha": [None]})
+        seen = set[str]()
+        for (variant, seed, rate, ended), content in written.items():
+            run = RunFolder(folder, variant, seed, tuning_rate=rate)
+            place = str(run.ended).casefold()
+            if place not in seen:
+                seen.add(place)
+                path = run.ended if ended else run.partial
+                path.mkdir(parents=True)
+                for file, data in content.items():
+                    (path / file).write_bytes(data)
+                run.finalize()
+        before = files(folder)
+        pack(folder)
+        assert set(files(folder)) == {"study.json", PACKED}
+        unpack(folder)
+        assert files(folder) == before
