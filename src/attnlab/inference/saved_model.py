@@ -99,7 +99,7 @@ def checkpoint_of(run: Path, identity: str) -> tuple[Checkpoint, str | None]:
     """
     found = load_newest(run / "checkpoints", identity)
     if found.checkpoint is None:
-        why = "; ".join(found.passed_over) or "none is there, as after train.keep=none"
+        why = "; ".join(found.skipped) or "none is there, as after train.keep=none"
         raise ValueError(f"no usable checkpoint in {run / 'checkpoints'}: {why}")
     return found.checkpoint, found.note
 
