@@ -288,7 +288,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
     folder = tmp_path / "study" / "mha" / "seed-0"
     with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-0"):
         export(folder.parent, tmp_path / "out")
-    with pytest.raises(ValueError, match="is there already, and nothing is replaced"):
+    with pytest.raises(ValueError, match="already exists and is not replaced"):
         export(folder, folder)
     altered(folder / "checkpoints" / "step-000012" / "model.safetensors")
     done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
@@ -296,7 +296,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
     assert "of step 8" in done.stdout
     text = CliRunner().invoke(app, ["generate", str(folder), "--prompt", "x"])
     assert "that of step 8 is used instead" in " ".join(text.stderr.split())
-    with pytest.raises(ValueError, match="has the last weights alone"):
+    with pytest.raises(ValueError, match="has the last weights only"):
         load_run(tmp_path / "out", which="best")
     tokenizer = tmp_path / "out" / "tokenizer.json"
     tokenizer.write_text(json.dumps({"another": "tokenizer"}))
