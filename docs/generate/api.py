@@ -1,5 +1,8 @@
 """Reference of the Python API: every name that `attnlab` exports, with its docstring."""
 
+import ast
+from pathlib import Path
+
 import attnlab
 
 GROUPS = {  # package of `attnlab` -> heading
@@ -42,5 +45,12 @@ def page() -> str:
 
 
 def exported() -> dict[str, str]:
-    """Return the module of each exported name."""
-    return {name: module for name, module in attnlab._HOME.items() if name != "__version__"}
+    """Return the module of each name that `attnlab/__init__.py` imports for type checkers."""
+    tree = ast.parse(Path(attnlab.__file__).read_text(encoding="utf-8"))
+    return {
+        alias.name: str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("attnlab.")
+        for alias in node.names
+        if alias.asname and alias.name != "__version__"
+    }

@@ -22,7 +22,8 @@ def page() -> str:
 
     group: Any = typer.main.get_command(app)
     parts = [INTRO]
-    for name, command in sorted(group.commands.items()):
+    for name in group.list_commands(None):
+        command = group.commands[name]
         parts.append(f"## attnlab {name}\n\n{_text(command.help)}\n")
         parts.append(f"```\nattnlab {name} {_usage(command)}\n```\n")
         arguments = [_row(p) for p in command.params if p.param_type_name == "argument"]

@@ -111,9 +111,14 @@ def _section(one: Class, known: dict[str, Class]) -> str:
 
 
 def _row(item: Field) -> str:
-    default = "required" if item.default is None else f"`{_cell(item.default)}`"
-    kind = _cell(aliases().get(item.type, item.type))
-    return f"| `{item.name}` | `{kind}` | {default} | {_cell(item.comment)} |"
+    default = "required" if item.default is None else f"`{_line(item.default)}`"
+    kind = re.sub(
+        r"Literal\[([^]]*)\]",
+        lambda found: found[1].replace(", ", " | "),
+        aliases().get(item.type, item.type),
+    )
+    comment = _line(item.comment).replace("|", "\\|")
+    return f"| `{item.name}` | `{_line(kind)}` | {default} | {comment} |"
 
 
 @cache
@@ -140,11 +145,13 @@ def _classes_of(path: Path) -> Iterator[Class]:
             bases = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
             made = Class(node.name, module, ast.get_docstring(node) or "", bases, _kind_of(node))
             made.doc = made.doc or _opening(tree, path, node.name)
-            made.fields = list(_fields_of(node, comments))
+            made.fields = list(_fields_of(node, comments, text))
             yield made
 
 
-def _fields_of(node: ast.ClassDef, comments: dict[int, tuple[str, bool]]) -> Iterator[Field]:
+def _fields_of(
+    node: ast.ClassDef, comments: dict[int, tuple[str, bool]], text: str
+) -> Iterator[Field]:
     for item, after in zip(node.body, [*node.body[1:], None], strict=True):
         if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
             continue
@@ -156,24 +163,25 @@ def _fields_of(node: ast.ClassDef, comments: dict[int, tuple[str, bool]]) -> Ite
             for line in range(item.lineno, item.end_lineno + 1)
             if line in comments
         ]
-        line = item.end_lineno + 1
+        line, below = (item.end_lineno or item.lineno) + 1, list[str]()
         while line in comments and comments[line][1]:
-            said.append(comments[line][0].removeprefix("^").strip())
+            below.append(comments[line][0].removeprefix("^").strip())
             line += 1
+        said += [" ".join(below)] if below else []
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             said.append(str(after.value.value))
-        value = None if item.value is None else _default(item.value)
-        yield Field(item.target.id, kind.strip("'\""), value, " ".join(said))
+        value = None if item.value is None else _default(item.value, text)
+        yield Field(item.target.id, kind.strip("'\""), value, "; ".join(said))
 
 
-def _default(value: ast.expr) -> str:
+def _default(value: ast.expr, text: str) -> str:
     """Return the default as it is written; of `field(default_factory=...)`, what it makes."""
     if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field"):
         made = next((k.value for k in value.keywords if k.arg == "default_factory"), None)
         if isinstance(made, ast.Lambda):
             return ast.unparse(made.body)
         return "{}" if made is None or "dict" in ast.unparse(made) else f"{ast.unparse(made)}()"
-    return ast.unparse(value)
+    return ast.get_source_segment(text, value) or ast.unparse(value)
 
 
 def _comments(text: str) -> dict[int, tuple[str, bool]]:
@@ -225,5 +233,5 @@ def _prose(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split())
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -36,12 +36,14 @@ def on_files(files: "Files", config: "MkDocsConfig") -> None:
     import api
     import command_line
     import settings
+    import source_files
     from mkdocs.structure.files import File
 
     generated = {
         "reference/api.md": api.page(),
         "reference/command-line.md": command_line.page(),
         "reference/settings.md": settings.page(),
+        "reference/source-files.md": source_files.page(),
         **{uri: source.read_text(encoding="utf-8") for uri, source in PAGES.items()},
     }
     for uri, content in generated.items():

@@ -7,7 +7,8 @@ from support.pages import FENCE, ROOT, WRITTEN, anchors, links
 
 IDS = [page.relative_to(ROOT).as_posix() for page in WRITTEN]
 GENERATED = {  # pages of the built site that no file holds
-    ROOT / "docs/reference" / name for name in ("api.md", "command-line.md", "settings.md")
+    ROOT / "docs/reference" / name
+    for name in ("api.md", "command-line.md", "settings.md", "source-files.md")
 }
 
 

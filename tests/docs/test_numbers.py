@@ -3,9 +3,10 @@
 import json
 import re
 
+import yaml
 from support.pages import ROOT
 
-from attnlab import analyse
+from attnlab import __version__, analyse
 
 
 def test_the_verdict_of_the_readme_is_that_of_the_results():
@@ -24,3 +25,14 @@ def test_the_times_of_decoding_are_those_that_ship():
             measured.setdefault(point["variant"], []).append(f"{1000 * point['seconds']:.2f}")
     assert sorted(times) == sorted(measured.values())
     assert len(times) == 6
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == __version__
+    assert {"message", "title", "authors"} <= citation.keys()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

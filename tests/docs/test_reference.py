@@ -18,7 +18,7 @@ def generate(monkeypatch):
     """The modules of docs/generate, importable."""
     monkeypatch.syspath_prepend(str(ROOT / "docs/generate"))
     yield
-    for name in ("api", "command_line", "settings", "site_hook"):
+    for name in ("api", "command_line", "docstrings", "settings", "source_files", "site_hook"):
         sys.modules.pop(name, None)
 
 
@@ -74,6 +74,15 @@ def test_every_exported_name_is_listed(generate):
     assert "## Other names" not in page
 
 
+def test_every_file_of_the_source_is_listed(generate):
+    import source_files
+
+    page = source_files.page()
+    for path in source_files.SOURCE.rglob("*.py"):
+        if path.read_text(encoding="utf-8").strip():
+            assert f"| `{path.relative_to(source_files.SOURCE).as_posix()}` |" in page
+
+
 def test_every_public_name_is_there():
     assert all(getattr(attnlab, name) is not None for name in attnlab.__all__)
     with pytest.raises(AttributeError, match="attnlab has no 'Nothing'"):
@@ -95,3 +104,13 @@ def test_every_page_is_in_the_navigation():
     for page in (ROOT / "docs").rglob("*.md"):
         if page.parent.name != "decisions":
             assert f" {page.relative_to(ROOT / 'docs').as_posix()}\n" in listed, page
+
+
+def test_examples_in_docstrings_become_code(generate):
+    pytest.importorskip("griffe", reason="the extra `docs` is not installed")
+    import docstrings
+
+    shown = docstrings.shown("Add.\n\n>>> 1 + 1\n2\n\nArgs:\n    a, b: numbers.")
+    assert shown == (
+        "Add.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nArgs:\n    a: numbers.\n    b: numbers."
+    )

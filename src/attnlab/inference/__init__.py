@@ -1,1 +1,1 @@
-"""Inference: loading trained models, and generating text from them."""
+"""Text from trained models."""

@@ -1,1 +1,1 @@
-"""Training of one run: settings, steps, evaluation and checkpoints."""
+"""Training of one run."""

@@ -1,4 +1,4 @@
-"""The contract of a feed-forward layer: a function of each token alone.
+"""The contract of a feed-forward layer: what a token does on its own.
 
 Shapes: ... any, D model width.
 """
@@ -15,40 +15,40 @@ from attnlab.mechanism import Cost
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward(Choice, ABC):
-    """The settings of a feed-forward layer, with its cost before any tensor exists."""
+    """Settings of a feed-forward layer; knows its cost before any tensor exists."""
 
     @abstractmethod
     def cost(self, d_model: int) -> Cost:
-        """Return the cost per token; a feed-forward layer has no decode state."""
+        """Cost for one token; a feed-forward layer has no decode state."""
 
     def active_params(self, d_model: int) -> int:
-        """Return the number of parameters used per token: all, unless the layer routes tokens."""
+        """Parameters that one token meets: all, unless the layer chooses among its parts."""
         return self.cost(d_model).params
 
     @abstractmethod
     def build(self, d_model: int, dropout: float = 0.0) -> "FeedForwardLayer":
-        """Return the module. `dropout` is the probability for the hidden layer."""
+        """The module. `dropout` applies to the hidden layer."""
 
 
 class FeedForwardLayer(nn.Module, ABC):
-    """A function of each token alone: the same for a whole sequence and for a decode step."""
+    """A map of tokens, one by one: the same for a whole sequence and for a decode step."""
 
     @abstractmethod
     def forward(self, x_D: Tensor) -> Tensor:
-        """Return `y_D`, for any leading dimensions."""
+        """`y_D`, for any number of tokens in front."""
 
     def forward_with_loss(self, x_D: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return `forward` as used in training, and an auxiliary loss (scalar) or None.
+        """`forward` as training uses it, and a scalar loss of the layer's own, or None.
 
-        It is called once per training step, so that the layer may update statistics in its buffers.
+        Called once a training step: the layer may count what it sees, in buffers and in place.
         """
         return self(x_D), None
 
     def drain_statistics(self) -> dict[str, object]:
-        """Return and reset the statistics of training as JSON values. Waits for the device."""
+        """What training counted since the last call, as JSON values. Waits for the device."""
         return {}
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return the name of the kernel that `forward` runs there; None if there is only one."""
+        """Name of the kernel that `forward` runs there, None where there is nothing to choose."""
         del device, dtype
         return None
