@@ -32,8 +32,8 @@ from attnlab.device.memory import PeakMemory
 from attnlab.device.timer import time_calls
 from attnlab.model.feedforward import Dense
 from attnlab.record import write_json
+from attnlab.study.load import load_study
 from attnlab.study.shipped.hybrids import N_LAYERS, attention_layers
-from attnlab.study.study import load_study
 from attnlab.training.run import RunConfig
 
 DEVICE = torch.device("cuda")

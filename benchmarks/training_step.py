@@ -24,7 +24,7 @@ from attnlab.data.batches import window_starts
 from attnlab.device.memory import PeakMemory
 from attnlab.device.timer import MOST_CALLS, time_calls
 from attnlab.record import write_json
-from attnlab.study.study import load_study
+from attnlab.study.load import load_study
 from attnlab.training.loop import Clock, train
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep, autocast

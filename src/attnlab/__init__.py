@@ -65,13 +65,14 @@ if TYPE_CHECKING:
     from attnlab.model.layer_pattern import spread_evenly as spread_evenly
     from attnlab.record.packed_study import pack as pack
     from attnlab.record.packed_study import unpack as unpack
+    from attnlab.runner.doctor import doctor as doctor
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
     from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError
     from attnlab.runner.run import run as run
+    from attnlab.study.load import load_study as load_study
     from attnlab.study.matching import Match as Match
     from attnlab.study.study import Study as Study
-    from attnlab.study.study import load_study as load_study
     from attnlab.training.config import EvalConfig as EvalConfig
     from attnlab.training.config import TrainConfig as TrainConfig
     from attnlab.training.recipe import LearningRates as LearningRates

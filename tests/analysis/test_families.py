@@ -152,7 +152,7 @@ def test_active_parameters_are_shown_where_not_all_are(tmp_path):
 def test_families_name_variants_that_there_are_once_each():
     with pytest.raises(ConfigError, match=r"families\.one: no variant 'mhb'; did you mean 'mha'"):
         replace(tiny_study.study, families={"one": ("mhb",)})
-    with pytest.raises(ConfigError, match=r"families\.two: mha is in one already"):
+    with pytest.raises(ConfigError, match=r"families\.two: mha is also in one"):
         replace(tiny_study.study, families={"one": ("mha",), "two": ("mqa", "mha")})
 
 

@@ -22,7 +22,7 @@ from attnlab.reporting.tables.data_files import csv_table
 from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
 from attnlab.runner.request import read_data
-from attnlab.study.study import load_study
+from attnlab.study.load import load_study
 from attnlab.training.config import EvalConfig
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig

@@ -15,7 +15,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
-from attnlab.study.study import load_study
+from attnlab.study.load import load_study
 
 PLANTED = PLANTED_BUGS
 STUDY = """

@@ -251,9 +251,9 @@ def test_the_doctor_says_what_runs_here(attnlab):
     assert shown.exit_code == 0, shown.output
     assert "quickstart can run here" in shown.output
     assert "ATTNLAB_DATA" in shown.output
-    rows = {row["what"]: row for row in json.loads(attnlab("doctor", "--json").stdout)}
+    rows = {row["part"]: row for row in json.loads(attnlab("doctor", "--json").stdout)}
     assert rows["data of quickstart"]["remedy"] == ""
-    assert any(row["remedy"] for what, row in rows.items() if "mechanisms" in what)
+    assert any(row["remedy"] for part, row in rows.items() if "mechanisms" in part)
 
 
 def test_the_doctor_ends_with_1_where_the_default_study_cannot_run(attnlab, monkeypatch):

@@ -165,7 +165,7 @@ def attnlab(folder, *arguments, **environment):
 
 def test_the_doctor_shows_the_clone(clone, tmp_path):
     done = attnlab(tmp_path, "doctor", "--json", ATTNLAB_FLA_PATH=str(clone))
-    found = {finding["what"]: finding["found"] for finding in json.loads(done.stdout)}
+    found = {finding["part"]: finding["found"] for finding in json.loads(done.stdout)}
     commit = git(clone, "rev-parse", "HEAD")[:12]
     said = found["flash-linear-attention"]
     assert said.startswith(f"0.9.1 from the local clone {clone}, commit {commit};")

@@ -325,7 +325,7 @@ def test_the_doctor_counts_the_layers_that_can_run():
     name, found, remedy, stops = doctor._fla_layers()
     assert (name, stops) == ("fla:NAME", False)
     assert found == "4 of 6 layers usable as mechanisms; not Crossed, NeedsFlash"
-    assert remedy == "attnlab check fla:Crossed says why"
+    assert remedy == "run attnlab check fla:Crossed to see the reason"
 
 
 ON_CUDA = {

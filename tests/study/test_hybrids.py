@@ -11,7 +11,7 @@ from attnlab.checks.targets import of_study
 from attnlab.cli import app
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.study.study import load_study
+from attnlab.study.load import load_study
 
 ATTENTION_LAYERS = {
     "deltanet": [],

@@ -57,12 +57,16 @@ def test_state_is_matched_by_a_knob_that_changes_it():
     ("match", "other", "message"),
     [
         (Match(what="state_bytes"), SLIDING, "d_ff does not change state_bytes"),
-        (Match(what="params", knob="model.d_fff"), DELTA, "model.d_fff is no setting: there is no"),
+        (
+            Match(what="params", knob="model.d_fff"),
+            DELTA,
+            "model.d_fff is not a setting: there",
+        ),
         (Match(what="params", knob="model.dropout"), DELTA, r"model.dropout is 0\.1, not a whole"),
         (
             Match(what="params", knob="model.mechanisms.0.window"),
             DELTA,
-            "no setting: there is no 'window'",
+            "not a setting: there is no 'window'",
         ),
         (
             Match(what="params"),

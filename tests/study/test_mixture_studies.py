@@ -5,7 +5,7 @@ import torch
 
 from attnlab.config import ConfigError
 from attnlab.modules.rope_scaling import Dynamic, Linear
-from attnlab.study.study import load_study
+from attnlab.study.load import load_study
 
 VOCAB = 49_152
 MILLIONS = {  # of parameters; published: 162.6 to 177.8

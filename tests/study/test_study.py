@@ -10,7 +10,8 @@ from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.study.study import Study, load_study, shipped
+from attnlab.study.load import load_study, shipped
+from attnlab.study.study import Study
 from attnlab.training.recipe import LearningRates
 
 
@@ -223,7 +224,7 @@ def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"variants": {}}, "variants: name at least one"),
+        ({"variants": {}}, "variants: give at least one"),
         ({"seeds": 0}, "seeds: must be at least 1"),
         ({"seeds": 1001}, "seeds: must be at least 1, and at most 1000; got 1001"),
         ({"margin": -0.1}, "margin: must not be negative"),

@@ -8,7 +8,7 @@ from support import tiny_study
 
 from attnlab.config import ConfigError
 from attnlab.mechanisms.mla import MLA
-from attnlab.study.study import load_study
+from attnlab.study.load import load_study
 from attnlab.study.targets import NamedConfig, NamedKind, named, split_assignments
 
 

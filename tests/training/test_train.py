@@ -199,7 +199,7 @@ def test_the_reference_update_is_adamw_with_clipping():
 def test_no_score_or_mask_of_t_by_t_is_made_in_training(kind):
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from attnlab.study.study import load_study
+    from attnlab.study.load import load_study
 
     tokens = 1024
     largest = 0

@@ -17,7 +17,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import FeedForward
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import RopeScaling
-from attnlab.study.study import shipped
+from attnlab.study.load import shipped
 from attnlab.training.config import EvalConfig, TrainConfig
 
 

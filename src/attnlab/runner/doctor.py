@@ -1,8 +1,4 @@
-"""What runs on this machine, what does not, and what would make it run.
-
-A finding says what was looked at, what was found, and, where something is missing, what to do. The
-default study, `quickstart`, needs all that is marked `needed`.
-"""
+"""`attnlab.doctor`: the parts of attnlab that work on this machine, and remedies for the others."""
 
 import os
 import platform
@@ -21,28 +17,51 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.fla_layer import fla_layer
-from attnlab.study.study import shipped
+from attnlab.study.load import shipped
 from attnlab.version import __version__, package_version
 
-LEAST_FREE_BYTES = 1 << 30  # for the checkpoints of the default study, with room to spare
+MIN_FREE_BYTES = 1 << 30  # more than the checkpoints of the default study take
 DEFAULT_STUDY = "quickstart"
 
 
 class Finding(NamedTuple):
-    """One thing looked at."""
+    """The state of one part: a package, a device, a kernel, data or disk space."""
 
-    what: str
+    part: str
     found: str
-    remedy: str = ""  # what to do; empty where all is well
-    needed: bool = False  # whether the default study cannot run without
+    remedy: str = ""  # instructions; empty if the part works
+    required: bool = False  # True if the default study cannot run without it
 
     @property
-    def well(self) -> bool:
+    def ok(self) -> bool:
+        """True if the part works."""
         return not self.remedy
 
 
-def examine(places: Places, out: Path) -> list[Finding]:
-    """Look at everything. `out` is where results would go; nothing is downloaded or left behind."""
+def doctor(
+    *,
+    out: Path | str = "results",
+    data: Path | str | None = None,
+    cache: Path | str | None = None,
+    fla_path: Path | str | None = None,
+) -> list[Finding]:
+    """Examine packages, devices, kernels, data and disk space. Nothing is downloaded or written.
+
+    Args:
+        out: the folder of results.
+        data: the folder of your data, ATTNLAB_DATA by default.
+        cache: the folder of derived files, ATTNLAB_CACHE or ~/.cache/attnlab by default.
+        fla_path: a local clone of flash-linear-attention, ATTNLAB_FLA_PATH by default.
+
+    Returns:
+        One finding per part, with a remedy if the part does not work. The default study,
+        `quickstart`, needs the parts that are `required`; see `can_run`.
+
+    Raises:
+        ValueError: there is no such clone of flash-linear-attention.
+    """
+    fla.use_fla(fla_path)
+    places = Places.from_environment(data, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return [
         *_software(),
@@ -50,46 +69,47 @@ def examine(places: Places, out: Path) -> list[Finding]:
         *_kernels(device),
         *_data(places),
         _cache(places),
-        _disk(out),
+        _disk(Path(out)),
     ]
 
 
 def can_run(findings: list[Finding]) -> bool:
-    """Whether the default study can run."""
-    return all(finding.well or not finding.needed for finding in findings)
+    """Return True if the default study can run."""
+    return all(finding.ok or not finding.required for finding in findings)
 
 
 def _software() -> Iterator[Finding]:
     yield Finding("attnlab", f"{__version__} on Python {platform.python_version()}")
-    yield Finding("torch", f"{torch.__version__}, built for {torch.version.cuda or 'CPUs alone'}")
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    yield Finding("torch", f"{torch.__version__}, built for {built_for}")
     triton = package_version("triton")
     if triton or not torch.cuda.is_available():
-        yield Finding("triton", triton or "not installed, and not needed without CUDA")
+        yield Finding("triton", triton or "not installed; not needed without CUDA")
     else:
-        yield Finding("triton", "not installed", "install the triton that torch's release pins")
+        yield Finding("triton", "not installed", "install the triton version that torch requires")
     reason = fla.unusable_because("cuda")
     found = _which_fla()
-    fell_back = "Gated DeltaNet and its family run attnlab's own kernels instead"
+    fallback = "gated_delta_net and its relatives use attnlab's own kernels"
     yield Finding(
         "flash-linear-attention",
-        f"{found}; usable" if reason is None else f"{found}; {fell_back}",
+        f"{found}; usable" if reason is None else f"{found}; {fallback}",
         reason if reason and torch.cuda.is_available() else "",
     )
     yield _fla_layers()
 
 
 def _which_fla() -> str:
-    """Its version, and where from where it is not the installed one."""
+    """Return the version of flash-linear-attention, and its folder if it is a local clone."""
     clone = fla_clone.in_use()
     if clone is None:
         return package_version("flash-linear-attention") or "not installed"
-    commit = f"commit {clone.commit[:12]}" if clone.commit else "in no git repository"
-    changes = ", with changes" if clone.dirty else ""
+    commit = f"commit {clone.commit[:12]}" if clone.commit else "not in a git repository"
+    changes = ", modified" if clone.dirty else ""
     return f"{clone.version} from the local clone {clone.path}, {commit}{changes}"
 
 
 def _fla_layers() -> Finding:
-    what = "fla:NAME"
+    part = "fla:NAME"
     reason = fla.layer_unusable_because("")
     if reason is None:
         try:
@@ -100,20 +120,20 @@ def _fla_layers() -> Finding:
             unusable = [name for name in names if not _is_a_mechanism(name)]
             usable = f"{len(names) - len(unusable)} of {len(names)} layers usable as mechanisms"
             if not unusable:
-                return Finding(what, usable)
-            why = f"attnlab check fla:{unusable[0]} says why"
-            return Finding(what, f"{usable}; not {', '.join(unusable)}", why)
+                return Finding(part, usable)
+            why = f"run attnlab check fla:{unusable[0]} to see the reason"
+            return Finding(part, f"{usable}; not {', '.join(unusable)}", why)
     remedy = reason if torch.cuda.is_available() else ""
-    return Finding(what, "no layer of flash-linear-attention can be a mechanism here", remedy)
+    return Finding(part, "no layer of flash-linear-attention can be used as a mechanism", remedy)
 
 
 def _is_a_mechanism(layer: str) -> bool:
-    """Whether the layer can be made with its own defaults, at some width."""
+    """Return True if the layer can be built with its own defaults, at some width."""
     if fla.layer_unusable_because(layer):
         return False
     try:
         fitting_width(fla_layer(layer)())
-    except (ValueError, TypeError):  # it is part of another, needs a package, a setting, ...
+    except (ValueError, TypeError):  # it is part of another layer, or needs a package or a setting
         return False
     return True
 
@@ -122,7 +142,7 @@ def _devices() -> Iterator[Finding]:
     here = f"{platform.machine()}, {usable_cores()} cores, {torch.get_num_threads()} threads"
     yield Finding("CPU", here)
     if not torch.cuda.is_available():
-        yield Finding("CUDA", "torch sees no CUDA device; studies run on the CPU")
+        yield Finding("CUDA", "torch finds no CUDA device; studies run on the CPU")
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         memory = size(properties.total_memory)
@@ -131,7 +151,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _kernels(device: torch.device) -> Iterator[Finding]:
-    """Which kernel each mechanism's `auto` means on this machine, in training."""
+    """Yield the kernel that `auto` selects for each mechanism in training, on this device."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     for kind, cls in sorted(MechanismConfig.kinds.items()):
         config = cls()
@@ -142,7 +162,7 @@ def _kernels(device: torch.device) -> Iterator[Finding]:
 
 
 def _data(places: Places) -> Iterator[Finding]:
-    """Each source once, with the studies that read it."""
+    """Yield one finding per source of data, with the studies that read it."""
     sources, studies_by_source = dict[DataConfig, Finding](), dict[Finding, list[str]]()
     for name, study in shipped().items():
         for data in dict.fromkeys(config.data for config in study.variants.values()):
@@ -151,8 +171,8 @@ def _data(places: Places) -> Iterator[Finding]:
             studies = studies_by_source.setdefault(sources[data], [])
             studies.extend([name] if name not in studies else [])
     for source, studies in studies_by_source.items():
-        what = f"data of {', '.join(studies)}"
-        yield source._replace(what=what, needed=DEFAULT_STUDY in studies)
+        part = f"data of {', '.join(studies)}"
+        yield source._replace(part=part, required=DEFAULT_STUDY in studies)
 
 
 def _source(data: DataConfig, places: Places) -> Finding:
@@ -167,9 +187,9 @@ def _source(data: DataConfig, places: Places) -> Finding:
 def _cache(places: Places) -> Finding:
     folder = next(path for path in (places.cache, *places.cache.parents) if path.exists())
     if os.access(folder, os.W_OK):
-        return Finding("cache", str(places.cache), needed=True)
-    remedy = "name another folder with ATTNLAB_CACHE=DIR"
-    return Finding("cache", f"{places.cache} cannot be written", remedy, needed=True)
+        return Finding("cache", str(places.cache), required=True)
+    remedy = "use another folder: ATTNLAB_CACHE=DIR"
+    return Finding("cache", f"{places.cache} is not writable", remedy, required=True)
 
 
 def _disk(out: Path) -> Finding:
@@ -177,13 +197,13 @@ def _disk(out: Path) -> Finding:
     folder = next(path for path in (absolute, *absolute.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     found = f"{size(free)} free for {out}"
-    least = size(LEAST_FREE_BYTES)
-    remedy = "" if free >= LEAST_FREE_BYTES else f"free {least}, or choose another place with --out"
-    return Finding("disk", found, remedy, needed=True)
+    least = size(MIN_FREE_BYTES)
+    remedy = "" if free >= MIN_FREE_BYTES else f"free {least}, or use another folder with --out"
+    return Finding("disk", found, remedy, required=True)
 
 
 def _driver() -> str:
-    """Version of NVIDIA's driver, where the system tells."""
+    """Return the version of NVIDIA's driver, or "unknown"."""
     path = Path("/proc/driver/nvidia/version")
     words = path.read_text().split() if path.exists() else []
     return next((word for word in words if word[:1].isdigit() and "." in word), "unknown")

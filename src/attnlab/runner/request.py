@@ -13,7 +13,8 @@ from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.study.study import Study, load_study
+from attnlab.study.load import load_study
+from attnlab.study.study import Study
 from attnlab.training.config import EvalConfig
 
 OPTIONS = ("length", "only", "seeds", "steps", "overrides", "tune")  # they change the study

@@ -1,16 +1,11 @@
-"""A study: one question, its variants, and the runs that answer it."""
+"""A study: a question, the variants that are compared to answer it, and their runs."""
 
 import dataclasses
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
-from pkgutil import iter_modules
-from typing import Any
 
 from attnlab.analysis.hypotheses import Hypothesis
-from attnlab.config import ConfigError, Problem, load_file, override, suggestion
+from attnlab.config import ConfigError, Problem, override, suggestion
 from attnlab.record import TUNING_SEED, StudyRecord
 from attnlab.study.matching import Match
 from attnlab.training.config import EvalConfig
@@ -18,36 +13,36 @@ from attnlab.training.recipe import LearningRates
 from attnlab.training.run import Run, RunConfig
 from attnlab.version import __version__
 
-_SHIPPED = Path(__file__).parent / "shipped"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question and the variants that answer it, each trained with seeds 0 to `seeds` - 1.
+    """A question and the variants that are compared, each trained with seeds 0 to `seeds` - 1.
 
-    With `learning_rates` each variant's rate is tuned first. With `match` the variants are made as
-    large as the baseline when the study is made: `variants` are those that are trained. Raises
-    `ConfigError` for a study that cannot be run as it stands.
+    With `learning_rates`, each variant's rate is tuned first. With `match`, the constructor makes
+    every variant as large as the baseline: `variants` are those that are trained.
+
+    Raises:
+        ConfigError: the study cannot be run; it lists all reasons.
     """
 
     question: str
     variants: Mapping[str, RunConfig]
     baseline: str | None = None  # a variant's name; the first by default
     seeds: int = 3
-    learning_rates: LearningRates | None = None  # None: those that the variants name
+    learning_rates: LearningRates | None = None  # None: those of the variants
     match: Match | None = None
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
     hypotheses: tuple[Hypothesis, ...] = ()  # each judged in the report
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    # ^ variants that the report also compares by their means
+    # ^ groups of variants, whose means the report compares, too
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    name: str = ""  # the file's name where it is loaded from one
+    name: str = ""  # by default that of the file that it is loaded from
 
     def __post_init__(self) -> None:
         problems = list[Problem]()
         if not self.variants:
-            problems.append(Problem("variants", "name at least one"))
+            problems.append(Problem("variants", "give at least one"))
         if not 1 <= self.seeds <= TUNING_SEED:
             message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
             problems.append(Problem("seeds", message))
@@ -70,9 +65,9 @@ class Study:
             object.__setattr__(self, "variants", self._changed(self._matched))
 
     def runs(self, rates: Mapping[str, float] | None = None) -> list[Run]:
-        """The verdict's runs, seed by seed, so that every variant has a result early.
+        """Return the runs for the verdict, seed by seed, so that every variant has a result early.
 
-        `rates` are the learning rates that were chosen, by variant; the others train at their own.
+        `rates` holds tuned learning rates by variant; other variants have their own rates.
         """
         chosen = rates or {}
         return [
@@ -82,17 +77,14 @@ class Study:
         ]
 
     def verdict_run(self, variant: str, seed: int, rate: float | None = None) -> Run:
-        """A run of the verdict, at the learning rate that was chosen or else the variant's own."""
+        """Return a run for the verdict, at a tuned learning rate or else the variant's own."""
         config = dataclasses.replace(self.variants[variant], seed=seed)
         return Run(
             variant=variant, config=config if rate is None else config.with_learning_rate(rate)
         )
 
     def tuning_run(self, variant: str, rate: float) -> Run:
-        """The run that tries a learning rate, measured at the length of its training alone.
-
-        Of it the loss is wanted, and the weights are not.
-        """
+        """Return the run that tries a learning rate. It keeps no weights and no other lengths."""
         config = self.variants[variant]
         train = dataclasses.replace(
             config.train,
@@ -108,17 +100,20 @@ class Study:
         return min(config.train.steps, fewer or config.train.steps)
 
     def tuning_bounds(self) -> tuple[int, int]:
-        """How many runs tune the learning rate of a variant: at least, and at most."""
+        """Return the smallest and the largest number of tuning runs per variant."""
         if self.learning_rates is None:
             return 0, 0
         return len(self.learning_rates.multiples), self.learning_rates.most
 
     def fewest_runs(self) -> int:
-        """All runs, with as few as there can be to tune the learning rates."""
+        """Return the number of all runs, with the smallest number of tuning runs."""
         return len(self.variants) * (self.seeds + self.tuning_bounds()[0])
 
     def mismatch(self) -> dict[str, float]:
-        """What `match` left, relative to the reference, by variant; empty without it."""
+        """Return each variant's remaining difference in size, relative to the reference.
+
+        It is empty without `match`.
+        """
         if self.match is None:
             return {}
         target = self._size(self._reference())
@@ -128,7 +123,7 @@ class Study:
         }
 
     def record(self, *, command: str, checked: bool) -> StudyRecord:
-        """What the study's folder says of it."""
+        """Return the record of the study, for its folder."""
         tuning, match = self.learning_rates, self.match
         return StudyRecord(
             name=self.name,
@@ -147,16 +142,16 @@ class Study:
         )
 
     def only(self, names: Iterable[str]) -> "Study":
-        """The same study with these variants alone. Its baseline is kept where it is among them."""
-        asked = list(names)
+        """Return the study with these variants only; it keeps a baseline that is one of them."""
+        wanted = list(names)
         problems = [
             Problem("only", f"no variant {name!r}{suggestion(name, self.variants)}")
-            for name in asked
+            for name in wanted
             if name not in self.variants
         ]
         if problems:
             raise ConfigError(problems)
-        kept = {name: config for name, config in self.variants.items() if name in asked}
+        kept = {name: config for name, config in self.variants.items() if name in wanted}
         return dataclasses.replace(
             self,
             variants=kept,
@@ -170,9 +165,10 @@ class Study:
         )
 
     def override(self, assignments: Iterable[str]) -> "Study":
-        """The same study with dotted settings replaced in every variant.
+        """Return the study with dotted settings replaced in every variant.
 
-        Raises `ConfigError` with every problem; one that only some variants have names them.
+        Raises:
+            ConfigError: settings are invalid; a problem of some variants only names them.
         """
         changes = list(assignments)
         return dataclasses.replace(
@@ -182,9 +178,9 @@ class Study:
         )
 
     def at_length(self, length: str) -> "Study":
-        """The same study at one of its `lengths`: named settings to be replaced in every variant.
+        """Return the study with the settings of one of its `lengths` in every variant.
 
-        Where they change anything the study is another, `name_length`, with a folder of its own.
+        If the length changes settings, the study is called `name_length`, with its own folder.
         """
         if length not in self.lengths:
             known = suggestion(length, self.lengths)
@@ -195,7 +191,7 @@ class Study:
         return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
 
     def _family_problems(self) -> Iterator[Problem]:
-        """Unknown variants, and those of several families."""
+        """Yield variants that are unknown, and those in several families."""
         seen = dict[str, str]()
         for family, names in self.families.items():
             for name in names:
@@ -203,11 +199,11 @@ class Study:
                     message = f"no variant {name!r}{suggestion(name, self.variants)}"
                     yield Problem(f"families.{family}", message)
                 elif name in seen:
-                    yield Problem(f"families.{family}", f"{name} is in {seen[name]} already")
+                    yield Problem(f"families.{family}", f"{name} is also in {seen[name]}")
                 seen[name] = family
 
     def _changed(self, change: Callable[[RunConfig], RunConfig]) -> dict[str, RunConfig]:
-        """Every variant changed; raises `ConfigError` with the problems of all of them."""
+        """Return all variants changed. Raise ConfigError with the problems of all of them."""
         changed, found = dict[str, RunConfig](), dict[Problem, list[str]]()
         for name, config in self.variants.items():
             try:
@@ -235,42 +231,6 @@ class Study:
     def _reference(self) -> RunConfig:
         assert self.baseline is not None
         return self.reference or self.variants[self.baseline]
-
-
-def shipped() -> dict[str, Study]:
-    """The studies that attnlab ships, by name."""
-    return {
-        name: _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
-        for name in shipped_names()
-    }
-
-
-def shipped_names() -> list[str]:
-    """Return the names of the studies that attnlab ships, without importing them."""
-    return [module.name for module in iter_modules([str(_SHIPPED)])]
-
-
-def load_study(name: str) -> Study:
-    """A shipped study by its name, or the `study` of a Python file by its path.
-
-    Raises:
-        ValueError: no such study or file, or the file defines no `study`.
-    """
-    if name.endswith(".py"):
-        return _study_of(load_file(Path(name)), Path(name).stem)
-    known = shipped_names()
-    if name not in known:
-        raise ValueError(
-            f"no study {name!r}{suggestion(name, known)}; a path to a Python file works too"
-        )
-    return _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
-
-
-def _study_of(module: types.ModuleType, name: str) -> Study:
-    study: Any = getattr(module, "study", None)
-    if not isinstance(study, Study):
-        raise ValueError(f"{module.__file__} defines no `study = Study(...)`")
-    return study if study.name else dataclasses.replace(study, name=name)
 
 
 def _only_in(problem: Problem, variants: list[str]) -> Problem:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
 from attnlab.config import is_own, suggestion
 from attnlab.mechanism import MechanismConfig
-from attnlab.study.study import Study, load_study, shipped_names
+from attnlab.study.load import load_study, shipped_names
+from attnlab.study.study import Study
 
 _KEY = r"[A-Za-z_][\w.]*="
 _OWN_SETTINGS = re.compile(rf"(?P<name>.+?):(?P<settings>{_KEY}.*)", re.DOTALL)

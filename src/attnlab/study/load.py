@@ -1,0 +1,46 @@
+"""Loading a study: one that attnlab ships, by its name, or one of your own, by its path."""
+
+import dataclasses
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from attnlab.config import load_file, suggestion
+from attnlab.study.study import Study
+
+_SHIPPED = Path(__file__).parent / "shipped"
+
+
+def load_study(name: str) -> Study:
+    """Return a shipped study by its name, or the `study` of a Python file by its path.
+
+    Raises:
+        ValueError: there is no such study or file, or the file defines no `study`.
+    """
+    if name.endswith(".py"):
+        return _study_of(load_file(Path(name)), Path(name).stem)
+    known = shipped_names()
+    if name not in known:
+        raise ValueError(
+            f"no study {name!r}{suggestion(name, known)}; the path of a Python file works, too"
+        )
+    return _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
+
+
+def shipped() -> dict[str, Study]:
+    """Return the studies that attnlab ships, by name."""
+    return {name: load_study(name) for name in shipped_names()}
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the studies that attnlab ships, without importing them."""
+    return [module.name for module in iter_modules([str(_SHIPPED)])]
+
+
+def _study_of(module: ModuleType, name: str) -> Study:
+    study: Any = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise ValueError(f"{module.__file__} defines no `study = Study(...)`")
+    return study if study.name else dataclasses.replace(study, name=name)
