@@ -1,4 +1,4 @@
-"""The contract every sequence-mixing mechanism fulfils, and the units its costs are in.
+"""The interface of every sequence-mixing mechanism, and the cost it states.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -18,9 +18,9 @@ State = TypeVar("State", bound=tuple[Any, ...])
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one layer costs for one token that sees `context` tokens, itself included."""
+    """Cost of one layer for one token that attends to `context` tokens, itself included."""
 
-    params: int
+    params: int  # number of parameters
     flops: int  # forward, 2 per multiply-add, matrix products only
     state_bytes: int  # decode state of one sequence
 
@@ -34,76 +34,82 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class MechanismConfig(Choice, ABC):
-    """Settings of one mechanism; knows its cost before any tensor exists.
+    """Settings of one mechanism. Its cost is known before any tensor exists.
 
-    A setting called `kernel` chooses among forms that compute the same: variants that differ in it
-    alone are one function.
+    Defining a subclass registers the mechanism under the class name in snake case. A setting
+    called `kernel` chooses among implementations of the same function: variants that differ in
+    nothing else count as one function.
     """
 
-    computes_in: ClassVar[torch.dtype | None] = None  # whatever it is given; None: in just that
-    flops_are_exact: ClassVar[bool] = True  # False: at least those, where nothing can count all
+    computes_in: ClassVar[torch.dtype | None] = None  # dtype inside; None: that of the input
+    flops_are_exact: ClassVar[bool] = True  # False: `flops` of the cost is a lower bound
 
     @property
     def exact_length(self) -> int | None:
-        """How many tokens a sequence may have for a prefix alone, and for decoding, to be exact.
+        """Length up to which outputs do not depend on the number of later tokens.
 
-        Beyond, an output depends on how many tokens follow. None: never, which most promise.
+        Up to this length `forward` of a prefix and decoding agree with `forward` of the whole
+        sequence. None, the default: at every length.
         """
         return None
 
     def problems_at(self, d_model: int) -> Iterator[Problem]:
-        """What is impossible at this model width, each with its field. By default nothing."""
+        """Yield a problem for each field that is impossible at this model width. Default: none."""
         del d_model
         yield from ()
 
     @abstractmethod
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        """Cost of one decode step of one layer, the token seeing `context` tokens, itself included.
+        """Return the cost of one decode step of one layer.
 
-        `itemsize` is the bytes of one number in the decode state: 2 in bfloat16, 4 in float32.
+        Args:
+            d_model: model width.
+            context: tokens that the token attends to, itself included.
+            itemsize: bytes per number of the decode state: 2 in bfloat16, 4 in float32.
         """
 
     def forward_flops(self, d_model: int, context: int) -> int:
-        """FLOPs of one token in a sequence that is read all at once, as in training.
+        """Return the FLOPs per token of `forward`, as in training, at `context` tokens.
 
-        Those of a decode step, unless a step does other arithmetic to the same end.
+        They are those of a decode step, unless decoding computes the same function another way.
         """
         return self.cost(d_model, context).flops
 
     @abstractmethod
     def build(self, d_model: int, dropout: float = 0.0) -> "Mechanism[Any]":
-        """The module. `dropout` applies to attention weights, where there are any."""
+        """Return the module. `dropout` applies to attention weights, where there are any."""
 
 
 class Mechanism(nn.Module, ABC, Generic[State]):
-    """Causal map over a sequence, in two equivalent views: all at once, or token by token."""
+    """Causal map over a sequence, computed in two equivalent ways: at once, or token by token."""
 
-    decodes_by: str = "state"  # what a step goes on from, for benches and records
+    decodes_by: str = "state"  # how a step uses earlier tokens, for benchmarks and records
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """`y_BTD`: position t depends on positions 0 to t alone."""
+        """Return `y_BTD`, whose position t depends on positions 0 to t alone."""
 
     @abstractmethod
     def init_state(self, batch_size: int, capacity: int) -> State:
-        """Empty decode state, a NamedTuple of tensors, with room for `capacity` tokens.
+        """Return an empty decode state for up to `capacity` tokens, a NamedTuple of tensors.
 
-        A count of tokens is an int64 tensor without dimension, and not a Python number, so that a
+        A number of tokens is an int64 tensor without dimension, not a Python number, so that a
         step can be recorded as a CUDA graph.
         """
 
     @abstractmethod
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        """One more token. `y_BD` equals the matching column of `forward` in eval mode.
+        """Return `y_BD` of one more token, and the next state.
 
-        The state passed in is used up: its tensors may be written in place.
+        In eval mode `y_BD` equals the output of `forward` at this position. The state that is
+        passed in must not be used again: its tensors may be written in place.
         """
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, State]:
-        """All tokens of a prompt into an empty state with room for `capacity` tokens.
+        """Return `y_BTD` of a prompt, equal to `forward`, and the state after it.
 
-        Returns `y_BTD`, equal to `forward`, and the state that `step` continues from.
-        This default steps over the tokens.
+        The state holds up to `capacity` tokens, and `step` continues from it. This default calls
+        `step` for each token.
         """
         state, outputs = self.init_state(x_BTD.shape[0], capacity), list[Tensor]()
         for x_BD in x_BTD.unbind(1):
@@ -112,38 +118,39 @@ class Mechanism(nn.Module, ABC, Generic[State]):
         return torch.stack(outputs, 1), state
 
     def forward_with_loss(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`forward` as training uses it, and a scalar loss of the mechanism's own, or None.
+        """Return `y_BTD` as in training, and a scalar auxiliary loss in nats, or None.
 
         The trainer adds the auxiliary losses of all layers to the language-model loss and records
-        them apart.
+        them separately.
         """
         return self(x_BTD), None
 
     def at_step(self, step: int) -> None:
-        """Told the training step, from 0, before each: for a mechanism with a schedule of its own.
+        """Set the training step, counted from 0, for a mechanism with a schedule of its own.
 
-        What changes must be written into a buffer in place: the step may be a recorded CUDA graph.
+        The trainer calls it before each step. A change must be written into a buffer in place: the
+        step may be a recorded CUDA graph.
         """
         del step
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
-        """Initial value of the mechanism's own parameter `name` (dotted, as in `named_parameters`).
+        """Return the initial value of parameter `name` (dotted, as in `named_parameters`), or None.
 
-        None, the default, stands for the model's rule: N(0, 0.02) for matrices, ones for norms and
+        None, the default, selects the model's rule: N(0, 0.02) for matrices, ones for norms and
         zeros for biases.
         """
         del name, generator
         return None
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Name of the kernel that `forward` runs on this device for inputs of this dtype.
+        """Return the name of the kernel that `forward` runs on this device for this dtype.
 
-        It goes into the run's record.
+        It is written to the run's record.
         """
         del device, dtype
         return "plain"
 
 
 def state_bytes(state: Iterable[object]) -> int:
-    """Bytes held by the tensors of a decode state; what has no dimension is a count of tokens."""
+    """Return the bytes of a decode state's tensors, without token counts (no dimension)."""
     return sum(part.nbytes for part in state if isinstance(part, Tensor) and part.ndim)

@@ -91,15 +91,27 @@ def test_a_kernel_is_what_was_named(kernel):
 @pytest.mark.parametrize(
     ("kernel", "where", "reason"),
     [
-        ("efficient", {"device": CPU}, "kernel 'efficient' needs CUDA, and this is cpu: name"),
-        ("cudnn", {"device": CPU}, "kernel 'cudnn' needs CUDA, and this is cpu"),
-        ("flex", {"device": CPU}, "kernel 'flex' needs CUDA, and this is cpu"),
-        ("flex", {"dropout": 0.1}, "no dropout on attention weights, and 0.1 is asked for"),
-        ("flash", {"device": CPU, "dropout": 0.1}, "no dropout on attention weights on a CPU"),
-        ("flash", {"dtype": torch.float32}, "bfloat16 or float16 on CUDA, and this is float32"),
-        ("cudnn", {"dtype": torch.float32}, "bfloat16 or float16 on CUDA, and this is float32"),
-        ("flash", {"width": 264}, "heads of up to 256, and this is 264: name 'efficient'"),
-        ("cudnn", {"width": 264}, "heads of up to 256, and this is 264: name 'efficient'"),
+        ("efficient", {"device": CPU}, "kernel 'efficient' needs CUDA, and the device is cpu: use"),
+        ("cudnn", {"device": CPU}, "kernel 'cudnn' needs CUDA, and the device is cpu"),
+        ("flex", {"device": CPU}, "kernel 'flex' needs CUDA, and the device is cpu"),
+        ("flex", {"dropout": 0.1}, "not support dropout of attention weights, and it is 0.1"),
+        (
+            "flash",
+            {"device": CPU, "dropout": 0.1},
+            "not support dropout of attention weights on a CPU",
+        ),
+        (
+            "flash",
+            {"dtype": torch.float32},
+            "bfloat16 or float16 on CUDA, and the dtype is float32",
+        ),
+        (
+            "cudnn",
+            {"dtype": torch.float32},
+            "bfloat16 or float16 on CUDA, and the dtype is float32",
+        ),
+        ("flash", {"width": 264}, "heads of up to 256, and one is 264: use 'efficient'"),
+        ("cudnn", {"width": 264}, "heads of up to 256, and one is 264: use 'efficient'"),
     ],
 )
 def test_a_kernel_that_cannot_run_says_why(kernel, where, reason):
@@ -110,7 +122,7 @@ def test_a_kernel_that_cannot_run_says_why(kernel, where, reason):
 @pytest.mark.parametrize("config", [GroupedQuery(kernel="flex"), MLA(kernel="flex")], ids=str)
 def test_flex_with_dropout_is_refused_before_anything_is_built(config):
     config.build(32)
-    with pytest.raises(ConfigError, match=r"^kernel: .*no dropout on attention weights"):
+    with pytest.raises(ConfigError, match=r"^kernel: .*not support dropout of attention weights"):
         config.build(32, dropout=0.1)
 
 
@@ -150,7 +162,7 @@ def test_what_is_named_is_what_runs_in_a_model_that_trains_in_bfloat16(kernel):
 @pytest.mark.gpu
 def test_flash_in_float32_on_cuda_is_refused():
     mechanism = GroupedQuery(kernel="flash").build(32).cuda()
-    with pytest.raises(ValueError, match="this is float32: name 'efficient'"):
+    with pytest.raises(ValueError, match="the dtype is float32: use 'efficient'"):
         mechanism(torch.zeros(1, 2, 32, device="cuda"))
 
 

@@ -63,9 +63,11 @@ def test_auto_is_torchs_grouped_product_where_it_runs():
 
 
 def test_a_kernel_that_cannot_run_says_why():
-    with pytest.raises(ValueError, match=r"knows no torch\.float64.*'blocked' runs anywhere"):
+    with pytest.raises(
+        ValueError, match=r"does not support torch\.float64.*'blocked' runs anywhere"
+    ):
         resolve("grouped", CPU, torch.float64, 8)
-    with pytest.raises(ValueError, match="whole 16 bytes, and are 8 and 9"):
+    with pytest.raises(ValueError, match="multiples of 16 bytes, and their widths are 8 and 9"):
         resolve("grouped", CPU, torch.float32, 8, 9)
 
 

@@ -117,9 +117,11 @@ def test_a_kernel_is_what_was_named():
 
 
 def test_flex_says_why_it_cannot_run():
-    with pytest.raises(ValueError, match=r"needs CUDA, and this is cpu: name 'banded'"):
+    with pytest.raises(ValueError, match=r"needs CUDA, and the device is cpu: use 'banded'"):
         kernel.resolve("flex", CPU, 0.0)
-    with pytest.raises(ValueError, match=r"no dropout on attention weights, and 0\.1 is asked for"):
+    with pytest.raises(
+        ValueError, match=r"not support dropout of attention weights, and it is 0\.1"
+    ):
         kernel.resolve("flex", CUDA, 0.1)
 
 

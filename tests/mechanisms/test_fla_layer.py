@@ -193,7 +193,7 @@ class TestSettings:
             fla_layer("Smu")
 
     def test_a_part_of_another_layer_is_no_mechanism(self):
-        with pytest.raises(ValueError, match="it also takes shared_k, shared_v"):
+        with pytest.raises(ValueError, match="it also needs shared_k, shared_v"):
             fla_layer("Crossed")
 
     def test_a_width_that_the_layer_refuses_is_a_problem_in_its_own_words(self):

@@ -94,12 +94,12 @@ def test_one_run_uses_one_kernel(training):
 
 
 def test_flex_with_dropout_is_refused_before_anything_is_built():
-    with pytest.raises(ConfigError, match=r"^kernel: .*no dropout on attention weights"):
+    with pytest.raises(ConfigError, match=r"^kernel: .*not support dropout of attention weights"):
         made(kernel="flex", dropout=0.1)
 
 
 def test_flex_on_a_cpu_is_refused():
-    with pytest.raises(ValueError, match="needs CUDA, and this is cpu"):
+    with pytest.raises(ValueError, match="needs CUDA, and the device is cpu"):
         made(kernel="flex")(torch.zeros(1, 2, 32, dtype=torch.float64))
 
 

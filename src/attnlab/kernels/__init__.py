@@ -1,4 +1,4 @@
-"""The fast forms of an operation, one file an operation, with the one rule that picks among them.
+"""Fast implementations of operations, one file per operation, and the rule that selects one.
 
-Each file opens with the plain definition that its fast forms are tested against.
+Each file opens with the definition that its fast implementations are tested against.
 """

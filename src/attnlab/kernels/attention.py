@@ -2,25 +2,25 @@
 
     y_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
 
-| kernel      | what it is                                                          | where        |
+| kernel      | implementation                                                      | where        |
 |-------------|---------------------------------------------------------------------|--------------|
 | `plain`     | the definition: scores of T x T, softmax in float32                 | anywhere     |
-| `blocked`   | the definition for a block of queries at a time                     | anywhere     |
-| `sdpa`      | torch's scaled_dot_product_attention: the one of its kernels that   | anywhere     |
-|             | torch takes to; O(T) memory where that is a fused one               |              |
-| `math`      | its form of T x T                                                   | anywhere     |
-| `flash`     | FlashAttention-2, and torch's own after it on a CPU; O(T) memory.   | half         |
+| `blocked`   | the definition, one block of queries after another                  | anywhere     |
+| `sdpa`      | torch's scaled_dot_product_attention, with the kernel that torch    | anywhere     |
+|             | selects; O(T) memory where that is a fused one                      |              |
+| `math`      | its kernel with scores of T x T                                     | anywhere     |
+| `flash`     | FlashAttention-2, or torch's version of it on a CPU; O(T) memory.   | half         |
 |             | Dao 2023 (arXiv:2307.08691)                                         | precision on |
 |             |                                                                     | CUDA; a CPU, |
 |             |                                                                     | no dropout   |
 | `efficient` | xFormers' memory-efficient attention; O(T) memory                   | CUDA         |
-| `cudnn`     | that of cuDNN; O(T) memory                                          | CUDA, half   |
+| `cudnn`     | cuDNN's attention; O(T) memory                                      | CUDA, half   |
 |             |                                                                     | precision    |
 | `flex`      | torch's FlexAttention, compiled; O(T) memory                        | CUDA,        |
 |             |                                                                     | no dropout   |
 
-`auto` is `sdpa`, but `blocked` on a CPU with dropout: torch's fused CPU kernel has no dropout, and
-what it falls back to makes a T x T mask. All compute the same function.
+`auto` is `sdpa`, or `blocked` on a CPU with dropout: torch's fused CPU kernel has no dropout, and
+its fallback makes a T x T mask. All compute the same function.
 
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
 V value width.
@@ -39,8 +39,8 @@ from attnlab.kernels import flex
 
 Kernel = Literal["auto", "plain", "blocked", "sdpa", "math", "flash", "efficient", "cudnn", "flex"]
 
-_BLOCK = 128  # queries at a time
-_WIDEST = 256  # head of `flash` and `cudnn`
+_BLOCK = 128  # queries per block
+_WIDEST = 256  # head width that `flash` and `cudnn` support
 _BACKENDS = {
     "math": SDPBackend.MATH,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -50,17 +50,19 @@ _BACKENDS = {
 
 
 def auto(device: torch.device, dropout: float) -> Kernel:
-    """What `auto` stands for."""
+    """Return the kernel that `auto` stands for."""
     return "blocked" if device.type == "cpu" and dropout else "sdpa"
 
 
 def resolve(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, *, dropout: float, width: int
 ) -> Kernel:
-    """The kernel that runs: `auto` by the rule above, any other as named.
+    """Return the kernel that runs: `auto` by the rule above, any other as named.
 
-    `width` is that of the widest head, be it of keys or values. Raises ValueError where the one
-    that is named cannot run, and says why.
+    `width` is that of the widest head, of keys or values.
+
+    Raises:
+        ValueError: the named kernel cannot run; the message says why.
     """
     if kernel == "auto":
         return auto(device, dropout)
@@ -72,7 +74,7 @@ def resolve(
 
 
 def require_dropout(kernel: Kernel, dropout: float) -> None:
-    """Raises ConfigError where the kernel that is named has no dropout on any device."""
+    """Raise ConfigError if the named kernel supports dropout on no device."""
     if kernel == "flex":
         flex.require_no_dropout(dropout, instead="sdpa")
 
@@ -80,7 +82,7 @@ def require_dropout(kernel: Kernel, dropout: float) -> None:
 def attention(
     q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, *, kernel: Kernel, dropout: float = 0.0
 ) -> Tensor:
-    """`y_BHTV`; `dropout` is the probability of dropping an attention weight."""
+    """Return `y_BHTV`. `dropout` is the probability of dropping an attention weight."""
     if kernel == "flex":
         return flex.attention(q_BHTK, k_BGTK, v_BGTV)
     repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
@@ -92,16 +94,14 @@ def attention(
     if kernel == "blocked":
         starts = range(0, q_BHTK.shape[2], _BLOCK)
         return torch.cat([_block(q_BHTK, k_BHTK, v_BHTV, dropout, start) for start in starts], 2)
-    return _torchs(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)
+    return _sdpa(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)
 
 
-def _torchs(
-    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, kernel: Kernel, dropout: float
-) -> Tensor:
-    """With zeros after each head, for kernels that want both widths alike, or in eights."""
-    if kernel == "cudnn" and q_BHTK.shape[2] == 1:  # it does not take a single token
+def _sdpa(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, kernel: Kernel, dropout: float) -> Tensor:
+    """Return `y_BHTV` by torch, with zeros after heads for kernels that need other widths."""
+    if kernel == "cudnn" and q_BHTK.shape[2] == 1:  # it does not support a single token
         q_BHTK, k_BHTK, v_BHTV = (pad(x, (0, 0, 0, 1)) for x in (q_BHTK, k_BHTK, v_BHTV))
-        return _torchs(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)[:, :, :1]
+        return _sdpa(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)[:, :, :1]
     key, value = q_BHTK.shape[-1], v_BHTV.shape[-1]
     if kernel == "math":
         wide_key, wide_value = key, value
@@ -112,9 +112,9 @@ def _torchs(
     backend = _BACKENDS.get(kernel)
     with nullcontext() if backend is None else sdpa_kernel(backend):
         y_BHTV = scaled_dot_product_attention(
-            flex.widened(q_BHTK, wide_key),
-            flex.widened(k_BHTK, wide_key),
-            flex.widened(v_BHTV, wide_value),
+            flex.padded(q_BHTK, wide_key),
+            flex.padded(k_BHTK, wide_key),
+            flex.padded(v_BHTV, wide_value),
             dropout_p=dropout,
             is_causal=True,
             scale=None if wide_key == key else key**-0.5,
@@ -125,30 +125,30 @@ def _torchs(
 def _refusal(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, dropout: float, width: int
 ) -> str | None:
-    """Why it cannot run so, and what could."""
+    """Return why the kernel cannot run, and the remedy; None if it can."""
     if kernel in ("efficient", "cudnn") and device.type != "cuda":
-        return f"needs CUDA, and this is {device.type}: name 'sdpa' or 'auto'"
+        return f"needs CUDA, and the device is {device.type}: use 'sdpa' or 'auto'"
     if kernel == "flash" and device.type == "cpu" and dropout:
         return (
-            f"has no dropout on attention weights on a CPU, and {dropout} is asked for: "
-            "name 'blocked' or 'auto', or set the dropout to 0"
+            f"does not support dropout of attention weights on a CPU, and it is {dropout}: "
+            "use 'blocked' or 'auto', or set the dropout to 0"
         )
     if kernel in ("flash", "cudnn") and device.type == "cuda":
         if dtype not in (torch.bfloat16, torch.float16):
             name = str(dtype).removeprefix("torch.")
             return (
-                f"computes in bfloat16 or float16 on CUDA, and this is {name}: "
-                "name 'efficient' or 'auto', or compute in bfloat16"
+                f"computes in bfloat16 or float16 on CUDA, and the dtype is {name}: "
+                "use 'efficient' or 'auto', or compute in bfloat16"
             )
         if width > _WIDEST:
-            return f"takes heads of up to {_WIDEST}, and this is {width}: name 'efficient'"
+            return f"supports heads of up to {_WIDEST}, and one is {width}: use 'efficient'"
     return None
 
 
 def definition(
     q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, dropout: float = 0.0, start: int = 0
 ) -> Tensor:
-    """Causal attention written out; the first query is at position `start` of the keys."""
+    """Return `y_BHTV` by the definition. The first query is at position `start` of the keys."""
     scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.mT
     tokens, keys = scores_BHTS.shape[-2:]
     row_T = torch.arange(start, start + tokens, device=q_BHTK.device)

@@ -1,20 +1,20 @@
-"""What recurrences with a matrix memory share when they are computed in chunks of tokens.
+"""Parts of the chunked form of recurrences with a matrix memory.
 
-A log decay g is one a head or one a channel of the keys, and G its running sum within a chunk. How
-much token c of a chunk still sees of what token s wrote is
+A log decay g is given per head or per channel of the keys; G is its running sum within a chunk.
+Token c of a chunk reads what token s wrote with the decayed score
 
     scores_cs = sum_k a_ck exp(G_ck - G_sk) b_sk    for s <= c, and 0 elsewhere
 
-No exponent in it may be positive, or it overflows. With one decay a head, exp(G_c - G_s) is a
-matrix of its own. With one a channel the tokens are halved again and again: those of a second half
-see those of the first across the boundary r between them, and both exp(G_c - G_r) and
-exp(G_r - G_s) are at most 1. That is log2 C rounds of batched products, and nothing of size
-C x C x K. Exponents are differences of running sums: what is seen has a relative error of at most
+An implementation must compute no positive exponent, which would overflow. With one decay per head,
+exp(G_c - G_s) is a matrix of its own. With one per channel the tokens are halved repeatedly: tokens
+of a second half read those of the first across the boundary r between them, and both exp(G_c - G_r)
+and exp(G_r - G_s) are at most 1. This takes log2 C rounds of batched products and no tensor of size
+C x C x K. Exponents are differences of running sums, so scores have a relative error of at most
 about |G| times the dtype's rounding.
 
-Yang et al. 2023 (arXiv:2312.06635) cut chunks into blocks of one size for the same reason.
-Shapes: B batch, T tokens, H heads, K key width, V value width, G decays of a head: 1 or K;
-N chunks, C tokens of a chunk, Z = B H, X any width.
+Yang et al. 2023 (arXiv:2312.06635) divide chunks into blocks of one size for the same reason.
+Shapes: B batch, T tokens, H heads, K key width, V value width, G decays per head: 1 or K;
+N chunks, C tokens per chunk, Z = B H, X any width.
 """
 
 import torch
@@ -23,12 +23,12 @@ from torch.nn.functional import pad
 
 
 def chunk_length(tokens: int, device: torch.device) -> int:
-    """A power of two, no longer than it must be: up to 32 on a CPU, 64 elsewhere."""
+    """Return the least power of two >= `tokens`, but at most 32 on a CPU and 64 elsewhere."""
     return min(32 if device.type == "cpu" else 64, 1 << (tokens - 1).bit_length())
 
 
 def split(x_BTHX: Tensor, chunk: int) -> Tensor:
-    """(B, T, H, X) into (N, Z, C, X). Zeros are appended: they neither forget nor write."""
+    """Return `x_NZCX`. Zeros are appended to the last chunk; they neither decay nor write."""
     batch, tokens, heads, width = x_BTHX.shape
     missing = -tokens % chunk
     padded = pad(x_BTHX, (0, 0, 0, 0, 0, missing)) if missing else x_BTHX
@@ -37,13 +37,13 @@ def split(x_BTHX: Tensor, chunk: int) -> Tensor:
 
 
 def join(x_NZCX: Tensor, batch: int, tokens: int) -> Tensor:
-    """The inverse of `split`: (B, T, H, X)."""
+    """Return `x_BTHX`, the inverse of `split`."""
     x_NBHCX = x_NZCX.unflatten(1, (batch, -1))
     return x_NBHCX.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
 
 
 def begin(memory_BHKV: Tensor | None, k_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
-    """The memory before the first token, zeros where there is none, in the dtype of k."""
+    """Return the memory before the first token in the dtype of k, zeros where it is None."""
     batch, _, heads, width = k_BTHK.shape
     if memory_BHKV is None:
         return k_BTHK.new_zeros(batch, heads, width, v_BTHV.shape[-1])
@@ -51,18 +51,18 @@ def begin(memory_BHKV: Tensor | None, k_BTHK: Tensor, v_BTHV: Tensor) -> Tensor:
 
 
 def wide(*tensors: Tensor) -> list[Tensor]:
-    """All in one dtype: float32, or float64 where one of them is."""
+    """Return all tensors in float32, or in float64 if one of them is float64."""
     double = any(x.dtype == torch.float64 for x in tensors)
     return [x.to(torch.float64 if double else torch.float32) for x in tensors]
 
 
 def decays(g: Tensor, k_HK: Tensor) -> Tensor:
-    """g (..., H), of a head, or (..., H, K), of a channel, as (..., H, G)."""
+    """Return g (..., H), per head, or (..., H, K), per channel, as (..., H, G)."""
     return g if g.ndim == k_HK.ndim else g[..., None]
 
 
 def decayed_scores(total_NZCG: Tensor, b_NZCK: Tensor, *a_NZCK: Tensor) -> list[Tensor]:
-    """`scores_NZCC` as above for each a; `total` is the running sum of g. C is a power of two."""
+    """Return `scores_NZCC` as above for each a. `total` is the running sum G; C is a power of 2."""
     if total_NZCG.shape[-1] > 1:
         return list(_by_halves(torch.stack(a_NZCK), b_NZCK, total_NZCG).unbind())
     chunk = b_NZCK.shape[-2]
@@ -73,15 +73,15 @@ def decayed_scores(total_NZCG: Tensor, b_NZCK: Tensor, *a_NZCK: Tensor) -> list[
 
 
 def _by_halves(a_ANZCK: Tensor, b_NZCK: Tensor, total_NZCK: Tensor) -> Tensor:
-    """`scores_ANZCC`, grown from blocks of one token on the diagonal. A is how many a there are."""
+    """Return `scores_ANZCC` for A tensors a, built up from blocks of one token on the diagonal."""
     size = 1
     blocks = (a_ANZCK * b_NZCK).sum(-1)[..., None, None]  # (A, N, Z, C / size, size, size)
     while size < b_NZCK.shape[-2]:
         a, b, total = (x.unflatten(-2, (-1, 2, size)) for x in (a_ANZCK, b_NZCK, total_NZCK))
-        seen, seeing = total.unbind(-3)
-        boundary = seen[..., -1:, :]
-        a_late = a[..., 1, :, :] * (seeing - boundary).exp()
-        b_early = b[..., 0, :, :] * (boundary - seen).exp()
+        written, reading = total.unbind(-3)
+        boundary = written[..., -1:, :]
+        a_late = a[..., 1, :, :] * (reading - boundary).exp()
+        b_early = b[..., 0, :, :] * (boundary - written).exp()
         early, late = blocks.unflatten(-3, (-1, 2)).unbind(-3)
         rows = [early, torch.zeros_like(early)], [a_late @ b_early.mT, late]
         blocks = torch.cat([torch.cat(row, -1) for row in rows], -2)

@@ -2,13 +2,13 @@
 
     loss = mean_n ( logsumexp_v(x_n . w_v) - x_n . w_target(n) )
 
-The gradient with respect to the logits is known as soon as the logits are (softmax minus one-hot),
-so it is taken in the forward pass, `chunk` tokens at a time, and only the gradients of `x` and `w`
-are kept. The matrix products run in the dtype of autocast, the rest in float32. The vocabulary is
-padded with zeros to a width at which matrix products are fast: a padded logit is zero and so is the
-gradient left in its place. On CUDA the elementwise part is one compiled kernel.
+The gradient of the logits, softmax minus one-hot, needs nothing but the logits. It is computed in
+the forward pass, in chunks of tokens, and only the gradients of `x` and `w` are kept. Matrix
+products run in the dtype of autocast, the rest in float32. The vocabulary is padded with zeros to a
+width at which matrix products are fast: a padded logit is zero, and so is its gradient. On CUDA the
+elementwise part is one compiled kernel.
 
-Shapes: N tokens, C tokens of a chunk, D model width, V vocabulary, P the same padded.
+Shapes: N tokens, C tokens per chunk, D model width, V vocabulary, P padded vocabulary.
 """
 
 from typing import Any
@@ -19,19 +19,19 @@ from torch.nn.functional import cross_entropy, pad
 
 from attnlab.kernels.compiled import compile_once
 
-CHUNK = 8192  # tokens at a time: 0.8 GB of bfloat16 logits at a vocabulary of 50,257
-ALIGNED = 64  # a width divisible by it is one that matrix units like
+CHUNK = 8192  # tokens per chunk: 0.8 GB of bfloat16 logits at a vocabulary of 50,257
+ALIGNED = 64  # matrix products are fast for widths divisible by it
 
 
 def definition(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
-    """The mean loss written out: what `linear_cross_entropy` is tested against."""
+    """Return the mean loss by the definition, which `linear_cross_entropy` is tested against."""
     return cross_entropy((x_ND @ weight_VD.mT).float(), target_N)
 
 
 def linear_cross_entropy(
     x_ND: Tensor, weight_VD: Tensor, target_N: Tensor, chunk: int = CHUNK
 ) -> Tensor:
-    """Mean over the tokens of the cross-entropy of `x @ weight.T`, in float32 or wider."""
+    """Return the cross-entropy of `x @ weight.T` in nats/token, in float32 or wider."""
     return _LinearCrossEntropy.apply(x_ND, weight_VD, target_N, chunk)  # pyright: ignore[reportReturnType]
 
 
@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _as_written(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-    """Loss of each token; the gradient of their sum takes the place of the logits."""
+    """Return the loss of each token, and overwrite the logits with the gradient of their sum."""
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     log_p_CV = wide_CV.log_softmax(-1)
     loss_C = -log_p_CV.gather(1, target_C[:, None])[:, 0]
@@ -80,7 +80,7 @@ def _as_written(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 
 def _fusible(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-    """The same as one reduction and one pass, for a compiler to fuse."""
+    """Do the same as one reduction and one pass, which a compiler can fuse."""
     wide_CV = logits_CV.float()
     log_total_C = wide_CV.logsumexp(-1)
     loss_C = log_total_C - wide_CV.gather(1, target_C[:, None])[:, 0]

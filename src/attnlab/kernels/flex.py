@@ -1,8 +1,9 @@
-"""Causal attention over a window, or over everything, through torch's FlexAttention.
+"""Causal attention, to all earlier tokens or to a window, by torch's FlexAttention.
 
-It is compiled, looks at blocks of queries and keys, and leaves out those that no query sees. It
-needs CUDA and has no dropout on attention weights. Dong et al. 2024 (arXiv:2412.05496).
+It is compiled, works on blocks of queries and keys, and skips blocks without a visible key. It
+needs CUDA and does not support dropout of attention weights.
 
+Dong et al. 2024 (arXiv:2412.05496).
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
 V value width, N blocks.
 """
@@ -17,43 +18,43 @@ from torch.nn.functional import pad
 from attnlab.config import ConfigError, Problem
 from attnlab.kernels.compiled import compile_once
 
-_BLOCK = 128  # queries and keys of one block of the mask
-_NARROWEST = 16  # head that it takes
-_WIDE = 128  # values up to here fit on chip in blocks that torch picks by the keys' width alone
+_BLOCK = 128  # queries and keys per block of the mask
+_NARROWEST = 16  # head width that it supports
+_WIDE = 128  # values up to this width fit on chip in the blocks that torch selects by key width
 
 
 def require(device: torch.device, dropout: float, instead: str) -> None:
-    """Raises ValueError, saying why, where it cannot run. `instead` is a kernel that can."""
+    """Raise ValueError with the reason if it cannot run. `instead` is a kernel that can."""
     require_no_dropout(dropout, instead)
     if device.type != "cuda":
         raise ValueError(
-            f"kernel 'flex' needs CUDA, and this is {device.type}: name {instead!r} or 'auto'"
+            f"kernel 'flex' needs CUDA, and the device is {device.type}: use {instead!r} or 'auto'"
         )
 
 
 def require_no_dropout(dropout: float, instead: str) -> None:
-    """Raises ConfigError, which is a ValueError, where weights are to be dropped."""
+    """Raise ConfigError, which is a ValueError, if `dropout` is not 0."""
     if dropout:
         message = (
-            f"kernel 'flex' has no dropout on attention weights, and {dropout} is asked for: "
-            f"name {instead!r} or 'auto', or set the dropout to 0"
+            f"kernel 'flex' does not support dropout of attention weights, and it is {dropout}: "
+            f"use {instead!r} or 'auto', or set the dropout to 0"
         )
         raise ConfigError([Problem("kernel", message)])
 
 
 def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int | None = None) -> Tensor:
-    """`y_BHTV`: a token sees itself and the `window - 1` tokens before it; None: all of them."""
+    """Return `y_BHTV`: attention to the last `window` tokens, the query's included, or to all."""
     from torch.nn.attention.flex_attention import flex_attention
 
     tokens, device = q_BHTK.shape[2], q_BHTK.device
     key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
     key_width = max(key, _NARROWEST if value <= _WIDE else value)
-    inside = torch.compiler.is_compiling()  # then it is part of what is compiled around it
-    run = flex_attention if inside else compile_once(flex_attention, fullgraph=True)
+    is_compiling = torch.compiler.is_compiling()  # then it is part of the caller's graph
+    run = flex_attention if is_compiling else compile_once(flex_attention, fullgraph=True)
     y_BHTV = run(
-        widened(q_BHTK, key_width),
-        widened(k_BGTK, key_width),
-        widened(v_BGTV, max(value, _NARROWEST)),
+        padded(q_BHTK, key_width),
+        padded(k_BGTK, key_width),
+        padded(v_BGTV, max(value, _NARROWEST)),
         block_mask=_block_mask(tokens, tokens if window is None else window, device),
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
@@ -61,23 +62,25 @@ def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int | None
     return y_BHTV[..., :value]
 
 
-def widened(x_BHTK: Tensor, width: int) -> Tensor:
-    """Zeros after each head: of queries and keys they change no score, of values they stay."""
+def padded(x_BHTK: Tensor, width: int) -> Tensor:
+    """Return heads padded with zeros to `width`. Zeros in queries and keys change no score."""
     missing = width - x_BHTK.shape[-1]
     return pad(x_BHTK, (0, missing)) if missing else x_BHTK
 
 
 @cache
 def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
-    """Which blocks of keys a block of queries sees: in part, or whole. Never of T x T."""
+    """Return the blocks of keys that each block of queries attends to, partly or fully."""
     from torch.nn.attention.flex_attention import BlockMask
 
     row_N = torch.arange(-(-tokens // _BLOCK), device=device)
-    age_NN = (row_N[:, None] - row_N) * _BLOCK  # of a block's first key to the first query
-    touched_NN = (age_NN >= 0) & (age_NN - _BLOCK + 1 < window)
-    whole_NN = (age_NN > 0) & (age_NN + _BLOCK - 1 < window)
+    age_NN = (row_N[:, None] - row_N) * _BLOCK  # distance of a block's first key and first query
+    visible_NN = (age_NN >= 0) & (age_NN - _BLOCK + 1 < window)
+    full_NN = (age_NN > 0) & (age_NN + _BLOCK - 1 < window)
 
-    width = torch.tensor(window, device=device)  # as a tensor: one compilation for all windows
+    width = torch.tensor(
+        window, device=device
+    )  # a tensor, so that one compilation serves all windows
 
     def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del batch, head
@@ -89,8 +92,8 @@ def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
         return number_N[None, None], which_NN[None, None]
 
     return BlockMask.from_kv_blocks(
-        *listed(touched_NN & ~whole_NN),
-        *listed(whole_NN),
+        *listed(visible_NN & ~full_NN),
+        *listed(full_NN),
         BLOCK_SIZE=_BLOCK,
         mask_mod=inside,
         seq_lengths=(tokens, tokens),

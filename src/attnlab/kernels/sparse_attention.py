@@ -1,14 +1,15 @@
-"""Attention over the positions that a lightning indexer selects, and the loss it learns from.
+"""Attention to the positions that a lightning indexer selects, and the indexer's loss.
 
     I_ts = sum_j w_tj ReLU(q_tj . k_s)                            index scores
     S_t  = the top_k positions s <= t by I_ts                     selection
     y_t  = sum_{s in S_t} a_ts v_s      a_t = softmax_s(q_t . k_s / sqrt(K)) over S_t, by head
-    p_t  = sum_heads a_t / |sum_heads a_t|_1                      target, not differentiated
-    L    = mean_t KL(p_t || softmax of I_t over S_t)              the indexer's own loss
+    p_t  = sum_heads a_t / |sum_heads a_t|_1                      target, without gradient
+    L    = mean_t KL(p_t || softmax of I_t over S_t)              the indexer's loss
 
-The scores of all pairs exist at once, T x T. Everything is branch-free and of static shape, so that
-it can be recorded in a CUDA graph. DeepSeek-AI 2025 (DeepSeek-V3.2).
+The scores of all pairs exist at once, T x T. The code has no data-dependent branches or shapes, so
+that it can be recorded in a CUDA graph.
 
+DeepSeek-AI 2025 (DeepSeek-V3.2).
 Shapes: B batch, T queries, S keys (the last query is at the last key), H heads, K key width,
 V value width, J index heads, I index width, N = T J.
 """
@@ -23,7 +24,7 @@ from torch.nn.functional import kl_div
 
 
 class Index(NamedTuple):
-    """What the indexer reads out of the tokens."""
+    """Queries, keys and head weights that the indexer computes from the tokens."""
 
     q_BTJI: Tensor
     k_BSI: Tensor  # shared by the index heads
@@ -31,37 +32,37 @@ class Index(NamedTuple):
 
 
 def index_scores(index: Index) -> Tensor:
-    """`index_BTS`, of future keys too. 2 B T S J (I + 1) FLOPs."""
+    """Return `index_BTS`, future keys included. 2 B T S J (I + 1) FLOPs."""
     active_BTJS = _products(index.q_BTJI, index.k_BSI).relu_()
     return (index.weights_BTJ[:, :, None] @ active_BTJS).squeeze(2)
 
 
 def causal(index_BTS: Tensor) -> Tensor:
-    """`causal_TS`: which keys are not in the future."""
+    """Return `causal_TS`: True where a key is not in a query's future."""
     tokens, keys = index_BTS.shape[-2:]
     return index_BTS.new_ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
 
 
 def select(index_BTS: Tensor, top_k: int) -> Tensor:
-    """`selected_BTS`: exactly min(t + 1, top_k) causal positions of each query t.
+    """Return `selected_BTS`: True for exactly min(t + 1, top_k) causal positions of each query t.
 
-    Of equal scores the most recent positions win: ReLU makes many exact zeros, and which of them
-    `torch.topk` returns is anybody's guess. Scores must not be NaN; infinities are fine.
+    Among equal scores the most recent positions are selected: ReLU makes many exact zeros, and the
+    order in which `torch.topk` returns equal ones is undefined. Scores may be infinite, not NaN.
     """
     tokens, keys = index_BTS.shape[-2:]
     causal_TS = causal(index_BTS)
     if top_k >= keys:
         return causal_TS.expand_as(index_BTS)
-    early = max(0, top_k - (keys - tokens))  # queries with no more than top_k to choose from
+    early = max(0, top_k - (keys - tokens))  # queries that have no more than top_k causal positions
     late_TS = causal_TS[early:]
     late_BTS = index_BTS[:, early:].masked_fill(~late_TS, -torch.inf)
 
     lowest_BT1 = late_BTS.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
     above_BTS = late_BTS > lowest_BT1
-    tied_BTS = (late_BTS == lowest_BT1) & late_TS  # a future position never ties
-    room_BT1 = top_k - above_BTS.sum(-1, dtype=torch.int32, keepdim=True)
+    tied_BTS = (late_BTS == lowest_BT1) & late_TS  # not future positions
+    missing_BT1 = top_k - above_BTS.sum(-1, dtype=torch.int32, keepdim=True)
     oldest_first_BTS = tied_BTS.cumsum(-1, dtype=torch.int32)
-    recent_BTS = oldest_first_BTS > oldest_first_BTS[..., -1:] - room_BT1
+    recent_BTS = oldest_first_BTS > oldest_first_BTS[..., -1:] - missing_BT1
     early_BTS = causal_TS[:early].expand(len(index_BTS), -1, -1)
     return torch.cat([early_BTS, above_BTS | (tied_BTS & recent_BTS)], 1)
 
@@ -69,12 +70,12 @@ def select(index_BTS: Tensor, top_k: int) -> Tensor:
 def attend(
     q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, selected_BTS: Tensor, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """`y_BHTV` and the attention weights before dropout, `weights_BHTS`.
+    """Return `y_BHTV`, and the attention weights before dropout, `weights_BHTS`.
 
-    The softmax adds up in float32 or wider; its result keeps the dtype of the scores.
+    The softmax sums in float32 or wider; its result has the dtype of the scores.
     """
     scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.mT
-    # unlike a masked fill, adding costs the backward nothing
+    # adding, unlike a masked fill, has no cost in the backward pass
     bias_BTS = torch.zeros_like(selected_BTS, dtype=scores_BHTS.dtype)
     bias_BTS = bias_BTS.masked_fill_(~selected_BTS, -torch.inf)
     weights_BHTS = (scores_BHTS + bias_BTS[:, None]).softmax(-1)
@@ -82,7 +83,7 @@ def attend(
 
 
 def target(weights_BHTS: Tensor) -> Tensor:
-    """`target_BTS`: what the heads look at together. Each query's sum is 1."""
+    """Return `target_BTS`: the heads' mean attention weights. They sum to 1 per query."""
     wide = torch.promote_types(weights_BHTS.dtype, torch.float32)
     sum_BTS = weights_BHTS.detach().sum(1, dtype=wide)
     return sum_BTS / sum_BTS.sum(-1, keepdim=True)
@@ -95,25 +96,33 @@ def index_loss(
     target_BTS: Tensor,
     gradient_dtype: torch.dtype,
 ) -> Tensor:
-    """KL(target || softmax of the index scores over the selected positions), mean over queries.
+    """Return KL(target || softmax of the index scores over the selected positions).
 
-    A scalar in nats, float32 or wider. `index_BTS` is `index_scores(index)`, and need not have been
-    recorded by autograd: the loss is differentiated by `index` alone. The target must be zero where
-    nothing is selected. The backward's matrix products are taken in `gradient_dtype`.
+    The result is a scalar in nats, the mean over queries, in float32 or wider. It is differentiable
+    with respect to `index` alone.
+
+    Args:
+        index: what the scores were computed from.
+        index_BTS: `index_scores(index)`; autograd need not have recorded it.
+        selected_BTS: True at selected positions.
+        target_BTS: zero where nothing is selected.
+        gradient_dtype: dtype of the matrix products of the backward pass.
     """
     return _IndexLoss.apply(*index, index_BTS, selected_BTS, target_BTS, gradient_dtype)
 
 
 class _IndexLoss(torch.autograd.Function):
-    """The gradient g by the scores is softmax(I) - p. With h_tjs = g_ts [q_tj . k_s > 0],
+    """Index loss, whose gradient g by the scores is softmax(I) - p.
+
+    With h_tjs = g_ts [q_tj . k_s > 0],
 
         dL/dq_tj = w_tj u_tj      dL/dw_tj = q_tj . u_tj      dL/dk_s = sum_tj h_tjs w_tj q_tj
 
-    where u_tj = sum_s h_tjs k_s. No tensor of T x S x J is kept for it: h is made in the backward.
+    where u_tj = sum_s h_tjs k_s. No tensor of T x S x J is saved: the backward pass computes h.
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0913  autograd takes tensors one by one
+    def forward(  # noqa: PLR0913  autograd needs each tensor as an argument
         ctx: Any,
         q_BTJI: Tensor,
         k_BSI: Tensor,
@@ -128,7 +137,9 @@ class _IndexLoss(torch.autograd.Function):
         log_BTS = log_BTS.log_softmax(-1, dtype=target_BTS.dtype)
         gradient_BTS = (log_BTS.exp() - target_BTS).to(dtype)
         ctx.save_for_backward(q_BTJI, k_BSI, weights_BTJ, gradient_BTS)
-        finite_BTS = log_BTS.masked_fill_(unseen_BTS, 0)  # the target is 0 there: 0 and not NaN
+        finite_BTS = log_BTS.masked_fill_(
+            unseen_BTS, 0
+        )  # the target is 0 there, so the term is 0, not NaN
         return kl_div(finite_BTS, target_BTS, reduction="sum") / log_BTS[..., 0].numel()
 
     @staticmethod
@@ -141,7 +152,7 @@ class _IndexLoss(torch.autograd.Function):
         with torch.autocast(g_BTS.device.type, enabled=False):
             products_BTJS = _products(q_BTJI, k_BSI)
             g_BTJS = g_BTS[:, :, None].expand_as(products_BTJS)
-            # the backward of ReLU itself: one pass over T x S x J instead of three
+            # ReLU's own backward kernel: one pass over T x S x J instead of three
             h_BNS = torch.ops.aten.threshold_backward(g_BTJS, products_BTJS, 0).flatten(1, 2)
             u_BTJI = (h_BNS @ k_BSI).view_as(q_BTJI)
             weighted_BTJI = weights_BTJ[..., None] * q_BTJI
@@ -153,6 +164,6 @@ class _IndexLoss(torch.autograd.Function):
 
 
 def _products(q_BTJI: Tensor, k_BSI: Tensor) -> Tensor:
-    """`q . k` of every index head: one product a sequence, since the heads share the key."""
+    """Return q . k of every index head, by one product per sequence: the heads share the key."""
     tokens_heads = q_BTJI.shape[1:3]
     return (q_BTJI.flatten(1, 2) @ k_BSI.mT).unflatten(1, tokens_heads)

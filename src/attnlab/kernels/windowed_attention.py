@@ -1,17 +1,17 @@
-"""Causal attention over a window: a token sees itself and the `window - 1` tokens before it.
+"""Causal attention to a window: a token attends to itself and the `window - 1` tokens before it.
 
     y_t = sum_{t - window < s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s
 
-| kernel   | what it is                                                           | where       |
+| kernel   | implementation                                                       | where       |
 |----------|----------------------------------------------------------------------|-------------|
 | `plain`  | the definition: scores of T x T                                      | anywhere    |
-| `banded` | blocks of `window` queries, each over its own keys and the block     | anywhere    |
-|          | before, through torch's scaled_dot_product_attention; O(T window)    |             |
-| `flex`   | torch's FlexAttention, compiled, with a mask of blocks; O(T window)  | CUDA,       |
+| `banded` | blocks of `window` queries, each with its own keys and those of the  | anywhere    |
+|          | block before, by torch's scaled_dot_product_attention; O(T window)   |             |
+| `flex`   | torch's FlexAttention, compiled, with a block mask; O(T window)      | CUDA,       |
 |          |                                                                      | no dropout  |
 
-`auto` is `banded` on a CPU, and `flex` on CUDA, but `banded` there too with dropout of attention
-weights: FlexAttention has none.
+`auto` is `banded` on a CPU and with dropout of attention weights, which FlexAttention does not
+support, and `flex` on CUDA otherwise.
 
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
 V value width, W window, N blocks.
@@ -30,9 +30,10 @@ Kernel = Literal["auto", "plain", "banded", "flex"]
 
 
 def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
-    """The kernel that runs: `auto` by the rule above, any other as named.
+    """Return the kernel that runs: `auto` by the rule above, any other as named.
 
-    Raises ValueError where `flex` is named and cannot run.
+    Raises:
+        ValueError: `flex` was named and cannot run; the message says why.
     """
     if kernel == "auto":
         return "flex" if device.type == "cuda" and not dropout else "banded"
@@ -50,7 +51,7 @@ def windowed_attention(
     kernel: Kernel,
     dropout: float = 0.0,
 ) -> Tensor:
-    """`y_BHTV`; `dropout` is the probability of dropping an attention weight."""
+    """Return `y_BHTV`. `dropout` is the probability of dropping an attention weight."""
     if kernel == "flex":
         return flex.attention(q_BHTK, k_BGTK, v_BGTV, window)
     repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
@@ -64,7 +65,7 @@ def windowed_attention(
 def definition(
     q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float = 0.0
 ) -> Tensor:
-    """Windowed attention written out."""
+    """Return `y_BHTV` by the definition."""
     scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHTK.mT
     position_T = torch.arange(q_BHTK.shape[2], device=q_BHTK.device)
     age_TS = position_T[:, None] - position_T
@@ -75,7 +76,7 @@ def definition(
 
 
 def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float) -> Tensor:
-    """The first block is plain causal attention; every later one sees `2 window` keys."""
+    """Return `y_BHTV` in blocks: the first is causal attention, later ones have `2 window` keys."""
     tokens = q_BHTK.shape[2]
     first_BHWV = attention.attention(
         *(x[:, :, :window] for x in (q_BHTK, k_BHTK, v_BHTV)),
@@ -84,7 +85,7 @@ def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout
     )
     if tokens <= window:
         return first_BHWV
-    # the padding comes last: only padded queries see padded keys, and those rows are cut off
+    # padding comes last: only padded queries attend to padded keys, and those rows are cut off
     q_BHNWK, k_BHNWK, v_BHNWV = (
         pad(x, (0, 0, 0, -tokens % window)).unflatten(2, (-1, window))
         for x in (q_BHTK, k_BHTK, v_BHTV)

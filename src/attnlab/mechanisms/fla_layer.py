@@ -1,17 +1,18 @@
 """Any layer of flash-linear-attention as a mechanism, on CUDA: `fla:GatedLinearAttention`.
 
-The settings of a layer are the arguments of its constructor, with its defaults, as typed and strict
-as any other kind's. The model's width is given to it, and it is the only layer of its cache.
+The settings of a layer are the arguments of its constructor, with its defaults, and are checked as
+those of any mechanism. The layer gets the model's width, and a cache of its own.
 
     parameters   counted exactly, on torch's meta device
-    FLOPs        at least those of its linear projections: nothing can count its kernels' products
-    state bytes  measured on the CUDA device: what its cache holds after `context` tokens
+    FLOPs        a lower bound, those of its linear projections: products inside its kernels cannot
+                 be counted
+    state bytes  measured on the CUDA device: the size of its cache after `context` tokens
 
-Its kernels are made for bfloat16: autocast to it is on inside, whatever the layer is given. The
-matrices of linear projections begin by the model's rule, all else as the layer itself begins it.
+Its kernels are made for bfloat16, so it runs under autocast to bfloat16 for every input dtype. The
+matrices of linear projections are initialised by the model's rule, everything else by the layer.
 
-A token is decoded through the layer's own cache or, where that does not work or the setting
-`decode` says so, by recomputation: the inputs are kept, and `forward` goes over them at each step.
+Decoding uses the layer's own cache. Where that does not work, or where the setting `decode` says
+so, it recomputes: the inputs are stored, and each step runs `forward` over all of them.
 
 Yang and Zhang 2024 (github.com/fla-org/flash-linear-attention).
 Shapes: B batch, T tokens, S slots for tokens, D model width.
@@ -37,20 +38,20 @@ from attnlab.mechanism import Cost, Mechanism, MechanismConfig, state_bytes
 from attnlab.modules.kv_cache import none_seen
 
 _DEVICE = "cuda"
-_OURS = frozenset(("hidden_size", "d_model", "layer_idx", "device", "dtype"))  # never settings
-_NARROWEST_HEAD = 16  # of what a GPU's matrix units multiply
+_NO_SETTINGS = frozenset(("hidden_size", "d_model", "layer_idx", "device", "dtype"))
+_NARROWEST_HEAD = 16  # least width that a GPU's matrix units multiply
 _HEADS = ("head_dim", "head_k_dim", "head_v_dim", "head_f_dim", "head_i_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlaLayer(MechanismConfig):
-    """What the configs of all layers share; `fla_layer` makes the one of a layer."""
+    """Base of the configs of all layers; `fla_layer` creates the config class of one layer."""
 
     computes_in: ClassVar[torch.dtype | None] = torch.bfloat16
     flops_are_exact: ClassVar[bool] = False
     layer: ClassVar[str] = ""
 
-    decode: Literal["auto", "cache", "recomputation"] = "auto"
+    decode: Literal["auto", "cache", "recomputation"] = "auto"  # auto: the cache if it works
 
     @classmethod
     def name(cls) -> str:
@@ -59,9 +60,9 @@ class FlaLayer(MechanismConfig):
     def problems_at(self, d_model: int) -> Iterator[Problem]:
         try:
             layer = _on_meta(self, d_model)
-        except Exception as error:  # the layer's own words: of shapes, or of a package it needs
+        except Exception as error:  # of any kind: about shapes, or about a package it needs
             message = (str(error) or type(error).__name__).splitlines()[0]
-            yield Problem("", f"{self.kind()} refuses d_model {d_model}: {message}")
+            yield Problem("", f"{self.kind()} does not support d_model {d_model}: {message}")
             return
         widths = {name: getattr(layer, name, None) for name in _HEADS}
         for name, width in widths.items():
@@ -70,17 +71,18 @@ class FlaLayer(MechanismConfig):
                 yield Problem("", f"{self.kind()} at d_model {d_model}: {name} {width}; {least}")
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        """As the contract says, but that `flops` are a lower bound.
+        """Return the cost of one decode step; `flops` is a lower bound.
 
-        Raises ValueError where the layer cannot decode here.
+        Raises:
+            ValueError: the layer cannot decode on this machine.
         """
         layer = _on_meta(self, d_model)
         weights = [m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear)]
-        kept = context * d_model * itemsize
+        inputs = context * d_model * itemsize
         return Cost(
             params=sum(parameter.numel() for parameter in layer.parameters()),
             flops=2 * sum(weights),
-            state_bytes=_cache_bytes(self, d_model, context) if self.caches(d_model) else kept,
+            state_bytes=_cache_bytes(self, d_model, context) if self.caches(d_model) else inputs,
         )
 
     def build(self, d_model: int, dropout: float = 0.0) -> "FlaMixer":
@@ -88,27 +90,29 @@ class FlaLayer(MechanismConfig):
         return FlaMixer(self, d_model)
 
     def new_layer(self, d_model: int, seed: int = 0) -> nn.Module:
-        """The layer itself; what it draws comes from `seed` and leaves other streams alone."""
+        """Return the layer, its random values drawn from `seed` without changing other streams."""
         cls = fla.layer_class(self.layer)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "decode"}
         if "layer_idx" in inspect.signature(cls).parameters:
             settings["layer_idx"] = 0
         with _quietly(), torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)  # not those of CUDA devices
+            torch.default_generator.manual_seed(seed)  # CUDA generators stay unused
             return cls(hidden_size=d_model, **settings)
 
     def caches(self, d_model: int) -> bool:
-        """Whether a token is decoded through the layer's own cache."""
+        """True if decoding uses the layer's own cache."""
         return _cache_works(self, d_model) if self.decode == "auto" else self.decode == "cache"
 
 
 @cache
 def fla_layer(layer: str) -> type[FlaLayer]:
-    """A layer of flash-linear-attention, on CUDA: the class of its settings.
+    """A layer of flash-linear-attention, on CUDA: return the class of its settings.
 
     `fla_layer("GatedLinearAttention")(expand_k=1.0)` in a study is `fla:GatedLinearAttention` with
     `expand_k=1.0` on a command line.
-    Raises ValueError where flash-linear-attention has no such layer or it cannot run here.
+
+    Raises:
+        ValueError: flash-linear-attention has no such layer, or it cannot run here.
     """
     try:
         cls = fla.layer_class(layer)
@@ -116,13 +120,13 @@ def fla_layer(layer: str) -> type[FlaLayer]:
         raise ValueError(f"fla:{layer}: {error}") from None
     inputs = list(inspect.signature(cls.forward).parameters.values())[2:]  # after self and x
     needed = [i.name for i in inputs if i.default is i.empty and i.kind is i.POSITIONAL_OR_KEYWORD]
-    needed = [name for name in needed if name != "attention_mask"]  # None, for nothing is padding
+    needed = [name for name in needed if name != "attention_mask"]  # None: there is no padding
     if needed:
-        raise ValueError(f"fla:{layer} is part of another layer: it also takes {', '.join(needed)}")
+        raise ValueError(f"fla:{layer} is part of another layer: it also needs {', '.join(needed)}")
     namespace = {"layer": layer, "__module__": __name__, "__doc__": inspect.getdoc(cls)}
     made = make_dataclass(
         layer,
-        settings_of(cls, _OURS),
+        settings_of(cls, _NO_SETTINGS),
         bases=(FlaLayer,),
         namespace=namespace,
         frozen=True,
@@ -135,12 +139,14 @@ MechanismConfig.elsewhere["fla"] = fla_layer
 
 
 class SeenState(NamedTuple):
-    x_BSD: Tensor  # every input so far, then zeros
-    seen: Tensor  # how many: int64, no dimension
+    """Decode state for recomputation."""
+
+    x_BSD: Tensor  # all inputs so far, then zeros
+    seen: Tensor  # number of inputs so far: int64, no dimension
 
 
 class FlaMixer(Mechanism[tuple[Any, ...]]):
-    """A decode state is the layer's cache and then the tensors in it, or a `SeenState`."""
+    """The layer as a mechanism. Its state is the cache and the tensors in it, or a `SeenState`."""
 
     def __init__(self, config: FlaLayer, d_model: int) -> None:
         super().__init__()
@@ -171,7 +177,7 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
             return y_B1D[:, 0], state
         at_1 = state.seen[None]
         state.x_BSD.index_copy_(1, at_1, x_BD[:, None].to(state.x_BSD.dtype))
-        # what comes after the token is zeros, and changes nothing: the layer is causal
+        # zeros follow the token and change nothing: the layer is causal
         y_BSD = self._run(state.x_BSD.to(x_BD.dtype))
         return y_BSD.index_select(1, at_1)[:, 0], state._replace(seen=state.seen + 1)
 
@@ -185,33 +191,33 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
         return self.config.new_layer(self.d_model, seed).get_parameter(name).detach()
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        del dtype  # it is bfloat16
+        del dtype  # it always computes in bfloat16
         if reason := fla.layer_unusable_because(self.config.layer):
             raise ValueError(f"{self.config.kind()}: {reason}")
         if device.type != _DEVICE:
             raise ValueError(f"{self.config.kind()} needs a CUDA device, not {device.type}")
         form = getattr(self.layer, "mode", "")
         if not getattr(sys.modules[type(self.layer).__module__], "is_fast_path_available", True):
-            form = "without mamba_ssm"  # its layer falls back on plain torch
+            form = "without mamba_ssm"  # then its layer runs plain torch
         return f"fla {form}".rstrip() + f", decoding by {self.decodes_by}"
 
     def _through_cache(
         self, x_BTD: Tensor, state: tuple[Any, ...]
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        kept = state[0]
-        y_BTD = self._run(x_BTD, past_key_values=kept, use_cache=True)
-        return y_BTD, (kept, *_tensors(kept[0]))
+        layers = state[0]  # a cache of one layer
+        y_BTD = self._run(x_BTD, past_key_values=layers, use_cache=True)
+        return y_BTD, (layers, *_tensors(layers[0]))
 
     def _run(self, x_BTD: Tensor, **options: Any) -> Tensor:
         with torch.autocast(x_BTD.device.type, torch.bfloat16):
-            found = self.layer(x_BTD, attention_mask=None, **options)
-        y_BTD = found[0] if isinstance(found, tuple) else found
+            result = self.layer(x_BTD, attention_mask=None, **options)
+        y_BTD = result[0] if isinstance(result, tuple) else result
         return y_BTD.to(x_BTD.dtype)
 
 
 @lru_cache(maxsize=256)
 def _on_meta(config: FlaLayer, d_model: int) -> nn.Module:
-    """The layer without its numbers; with them where its constructor must look at some."""
+    """Return the layer on the meta device, or on the CPU if its constructor reads values."""
     try:
         with torch.device("meta"):
             return config.new_layer(d_model)
@@ -221,7 +227,7 @@ def _on_meta(config: FlaLayer, d_model: int) -> nn.Module:
 
 @lru_cache(maxsize=256)
 def _cache_works(config: FlaLayer, d_model: int) -> bool:
-    """Whether the layer takes a cache, and goes on from one: some raise an error at a step."""
+    """True if the layer takes a cache and a decode step from one raises no error."""
     forward = inspect.signature(fla.layer_class(config.layer).forward)
     if "past_key_values" not in forward.parameters:
         return False
@@ -231,7 +237,7 @@ def _cache_works(config: FlaLayer, d_model: int) -> bool:
         with torch.no_grad():
             _, state = mixer.prefill(x_1TD[:, :2], 3)
             mixer.step(x_1TD[:, 2], state)
-    except Exception:  # of whatever kind: it is the layer's own
+    except Exception:  # of any kind: it comes from the layer
         return False
     return True
 
@@ -245,13 +251,13 @@ def _cache_bytes(config: FlaLayer, d_model: int, context: int) -> int:
             return state_bytes(mixer.prefill(x_1TD, context)[1])
     except Exception as error:
         message = (str(error) or type(error).__name__).splitlines()[0]
-        remedy = "decode=recomputation does without its cache"
+        remedy = "decode=recomputation needs no cache"
         raise ValueError(f"{config.kind()} cannot decode here: {message}; {remedy}") from error
 
 
 @contextmanager
 def _quietly() -> Generator[None]:
-    """Without what a layer logs at each construction: the record says what it runs on."""
+    """Suppress warnings and logs of a layer's constructor; the record says what it runs on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -263,13 +269,13 @@ def _quietly() -> Generator[None]:
 
 
 def _is_special(owner: nn.Module, parameter: Tensor) -> bool:
-    """Whether the layer marks a projection as begun already, as it does for transformers."""
+    """True if the layer marks the projection as already initialised, as for transformers."""
     marks = getattr(owner, "_is_hf_initialized", False), getattr(parameter, "_no_reinit", False)
     return any(marks)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All in what a cache holds of a layer: containers, and objects with tensors for attributes."""
+    """Yield all tensors of a layer's cache: in containers and in attributes of objects."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
