@@ -76,25 +76,26 @@ def test_the_verdict_comes_first_and_everything_else_has_its_place(whole):
             "<h1>Which attention mechanism?</h1>",
             "<p>The hybrid is best.</p>",
             "The floor is far.",
-            "How sure? 3 seeds",
+            "3 seeds per variant; Tukey",
+            "<h3>Difference to mha (nats/token)</h3>",
+            "no winner",
+            '<nav aria-label="Sections">',
             '<h2 id="ranking-h">',
-            "gqa_1 and mqa are one function and tie.",
             '<h2 id="hypotheses-h">',
             'mha is better than identity.<div class="source">“<code>mha</code> beats',
             "by 1.1 nats, too",
-            "no winner",
             "Validation loss by variant",
-            "Difference to mha",
-            "Validation loss while training",
+            "Validation loss in training",
             "Loss by position in the sequence",
             "Loss on tokens that repeat a bigram",
             "against the peak learning rate",
             "Loss against parameters",
             "Loss against time per step",
-            "What each variant costs",
-            "Where the variants differ",
+            "Cost per variant",
+            "gqa_1 and mqa are one function and tie.",
+            "Settings that differ",
             COMMAND,
-            "Where it ran",
+            "Hardware and software",
         )
     ]
     assert places == sorted(places)
@@ -191,7 +192,7 @@ def test_a_diverged_run_is_not_averaged_into_a_curve(study_dir):
     plan(study_dir, variants=tuple(LOSSES))
     begin(study_dir, "mha", 0).finish({"status": "diverged", "reason": "loss is nan"})
     html = page(analyse(study_dir))
-    assert "Validation loss while training" not in html
+    assert "Validation loss in training" not in html
 
 
 def test_what_the_bench_measured_stands_on_the_page(study_dir):

@@ -1,11 +1,19 @@
 """How numbers read in every sentence, table and figure. An unknown number reads as a dash."""
 
 import math
+from collections.abc import Sequence
+from statistics import median
 
 from attnlab.analysis.statistics.intervals import Comparison
 from attnlab.analysis.statistics.paired import Difference, Estimate
 
 UNKNOWN = "–"
+
+Units = Sequence[tuple[float, str]]  # (factor, name), the smallest first
+COUNTS: Units = ((1, ""), (1e3, "K"), (1e6, "M"), (1e9, "G"), (1e12, "T"), (1e15, "P"))
+BYTES: Units = tuple((1024.0**i, name) for i, name in enumerate(("B", "KiB", "MiB", "GiB", "TiB")))
+MILLISECONDS: Units = ((1e-3, "ms"),)
+TIMES: Units = ((1, "s"), (60, "min"), (3600, "h"))
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -106,7 +114,7 @@ def count(value: float | None) -> str:
     >>> count(950), count(118_000), count(4_863_000), count(999_999)
     ('950', '118 K', '4.86 M', '1.00 M')
     """
-    return _scaled(value, 1000, ("", "K", "M", "G", "T", "P"))
+    return _scaled(value, COUNTS)
 
 
 def millions(value: float) -> str:
@@ -124,7 +132,7 @@ def size(value: float | None) -> str:
     >>> size(512), size(262_144), size(3 * 2**30)
     ('512 B', '256 KiB', '3.00 GiB')
     """
-    return _scaled(value, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+    return _scaled(value, BYTES)
 
 
 def gigabytes(value: float) -> str:
@@ -155,11 +163,21 @@ def milliseconds(seconds: float | None) -> str:
     return UNKNOWN if seconds is None else significant(1000 * seconds)
 
 
-def _scaled(value: float | None, base: int, names: tuple[str, ...]) -> str:
+def common_unit(values: Sequence[float | None], units: Units) -> tuple[float, str]:
+    """Return the unit, with its factor, in which the median of the known values is at least 1.
+
+    >>> common_unit([5e5, 2e6, 3e6, None], COUNTS)
+    (1000000.0, 'M')
+    """
+    middle = median([value for value in values if value is not None] or [0.0])
+    return next((unit for unit in reversed(units) if middle >= unit[0]), units[0])
+
+
+def _scaled(value: float | None, units: Units) -> str:
     if value is None:
         return UNKNOWN
-    power = 0
-    while power < len(names) - 1 and value >= base - (0.5 if base == 1000 else 0):
-        value, power = value / base, power + 1
-    digits = f"{value:.0f}" if power == 0 else significant(value)
-    return f"{digits} {names[power]}".rstrip()
+    nearly = 0.9995 if units is COUNTS else 1.0  # 999,999 is 1.00 M
+    fitting = (unit for unit in reversed(units) if value >= nearly * unit[0])
+    factor, name = next(fitting, units[0])
+    digits = f"{value:.0f}" if factor == 1 else significant(value / factor)
+    return f"{digits} {name}".rstrip()

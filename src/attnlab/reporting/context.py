@@ -1,16 +1,16 @@
 """Everything that a report shows of one analysis; the HTML and Markdown templates arrange it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attnlab.analysis import lengths
-from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.analysis import Analysis, Pick
 from attnlab.analysis.settings import describe, flat, shared_and_own
 from attnlab.analysis.table import Table
 from attnlab.record import StudyRecord
 from attnlab.reporting import sentences
-from attnlab.reporting.tables import columns
+from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
 from attnlab.reporting.tables.rows import Row, rows
 from attnlab.reporting.tables.text_tables import JUDGED, TextTable, family_tables, published_tables
@@ -19,13 +19,13 @@ from attnlab.version import __version__
 SECTIONS = {
     "ranking": "Ranking",
     "hypotheses": "Hypotheses",
-    "families": "All variants together, and by family",
-    "picks": "What to pick",
-    "quality": "Quality",
-    "lengths": "Beyond the length of training",
+    "families": "All variants and families",
+    "quality": "Loss",
+    "lengths": "Beyond the training length",
     "rates": "Learning rates",
-    "cost": "Quality and cost",
+    "cost": "Loss and cost",
     "bench": "Speed and memory against context",
+    "method": "Question and method",
     "missing": "Left out, alarms and failures",
     "settings": "Settings",
     "again": "How to reproduce",
@@ -46,6 +46,7 @@ class ReportContext:
     how_sure: str
     facts: Mapping[str, str]
     legend: str  # of the ranking
+    picks: Mapping[str, Pick]  # by use cases; those with one reason are together
     rows: Sequence[Row]  # variants with a finished run, in order of rank
     ranking: Sequence[Column]
     differences: Sequence[Column]
@@ -82,15 +83,16 @@ class ReportContext:
             how_sure=sentences.how_sure(analysis),
             facts=sentences.facts(analysis),
             legend=sentences.legend(analysis) if analysis.tiers else "",
+            picks=_picks(analysis.picks),
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),
-            differences=columns.differences(analysis),
-            costs=columns.known([VARIANT, *columns.costs()], shown),
+            differences=comparisons.differences(analysis),
+            costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
-            length_columns=columns.lengths(analysis),
+            length_columns=comparisons.lengths(analysis),
             length_rows=[row for row in shown if row.name in analysis.lengths],
             length_sentences=lengths.sentences(analysis.lengths),
-            rate_columns=columns.rates(analysis),
+            rate_columns=comparisons.rates(analysis),
             rate_rows=[row for row in shown if row.name in analysis.rates],
             families=family_tables(analysis),
             published=published_tables(analysis),
@@ -128,6 +130,13 @@ def environment(table: Table) -> dict[str, str]:
     )
     when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
     return {path: _every(values, table) for path, values in seen.items()} | when
+
+
+def _picks(picks: Iterable[Pick]) -> dict[str, Pick]:
+    together: dict[Pick, list[str]] = {}
+    for pick in picks:
+        together.setdefault(replace(pick, use_case=""), []).append(pick.use_case)
+    return {", ".join(use_cases): pick for pick, use_cases in together.items()}
 
 
 def _every(values: Mapping[str, Iterable[str]], table: Table) -> str:

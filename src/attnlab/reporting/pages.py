@@ -28,7 +28,6 @@ def page(analysis: Analysis) -> str:
         "settings": context.shared,
         "hypotheses": analysis.judgements,
         "families": context.families,
-        "picks": analysis.picks,
         "lengths": drawn["lengths"],
         "rates": drawn["rates"],
         "bench": drawn["bench"],

@@ -1,4 +1,4 @@
-"""What a report says beside the analysis' own sentences: how sure it is, and what is missing."""
+"""Sentences of a report beside the analysis' own: method, precision, and what is missing."""
 
 import re
 from textwrap import dedent
@@ -10,112 +10,87 @@ from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
 
 METHODS = {
-    "tukey": "Tukey's HSD over seed blocks",
+    "tukey": "Tukey's HSD, blocked by seed",
     "holm": "paired t tests, Holm-adjusted",
     "none": "no verdict",
 }
 LEGEND = (
-    "A tier holds what cannot be told apart from the first of it. Intervals are 95 % and hold for "
-    "all pairs at once."
+    "Variants in one tier are not distinguishable from the first of it. n.s.: not distinguishable "
+    "from the baseline; equivalent: the same within the margin. Intervals are simultaneous: 95 % "
+    "for all pairs."
 )
 ONE_SEED = "One seed: no verdict; run with --seeds 3 for error bars."
 
 
-def facts(analysis: Analysis) -> dict[str, str]:
-    """How sure the verdict is, and on what it rests: a name and a sentence each."""
-    study, count = analysis.table.study, len(analysis.seeds)
-    found = {"Seeds": _seeds(analysis)}
-    found["Read from"] = f"loss on the {split_name(analysis)} split, nats a token; lower is better"
-    found["Method"] = analysis.why
+def how_sure(analysis: Analysis) -> str:
+    """Return seeds, method, minimum detectable difference, margin and scale in one line."""
+    count = len(analysis.seeds)
+    if count < 2:
+        return ONE_SEED if len(analysis.table.study.seeds) < 2 else "No verdict yet."
+    parts = [f"{count} seeds per variant", METHODS[analysis.method]]
     if analysis.detectable is not None:
-        found["Smallest difference found"] = (
-            f"{analysis.detectable:.4f} nats, 4 times in 5, with {count} seeds"
-        )
+        smallest = numbers.nats(analysis.detectable)
+        parts.append(f"minimum detectable difference (80 % power): {smallest}")
+    parts.append(f"margin of equivalence: ± {analysis.margin:g} nats")
+    return f"{'; '.join(parts)}. {_scale(analysis)}."
+
+
+def facts(analysis: Analysis) -> dict[str, str]:
+    """Return how the verdict was reached, as `{term: sentence}`."""
+    study = analysis.table.study
+    found = {"Seeds": _seeds(analysis)}
+    found["Metric"] = f"loss on the {split_name(analysis)} split, nats/token; lower is better"
+    found["Method"] = analysis.why
     if analysis.noise is not None:
-        found["Noise of one run"] = f"{analysis.noise:.4f} nats, what variants share taken out"
-    if analysis.tiers:
-        found["Margin"] = f"differences within ± {analysis.margin:g} nats are practically nothing"
+        found["Residual standard deviation per run"] = (
+            f"{analysis.noise:.4f} nats/token, seed effects removed"
+        )
     if analysis.order:
-        found["Measured at"] = f"{_scale(analysis)}; other sizes and texts may rank otherwise"
+        found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"
     found["Learning rates"] = _rates(analysis)
-    found["Checked before training"] = (
-        "yes: every mechanism kept its promises (causality, decoding, stated cost)"
+    found["Checks before training"] = (
+        "passed: every mechanism is causal, decodes as it trains, and has the cost it states"
         if study.checked
-        else "not recorded for all of them; `attnlab check` does it"
+        else "not recorded for all mechanisms; run `attnlab check`"
     )
     if analysis.controls:
         found["Controls"] = " ".join(control.note for control in analysis.controls)
     kernels = [control.bought for control in analysis.controls if control.bought]
     if kernels:
-        found["What the kernel buys"] = " ".join(kernels)
-    ended_badly = {name: runs for name, runs in analysis.diverged.items() if runs[0]}
-    if ended_badly:
-        found["Diverged or failed"] = ", ".join(
-            f"{name} {bad} of {planned} runs" for name, (bad, planned) in ended_badly.items()
-        )
-    if analysis.left_out:
-        found["Left out"] = f"{', '.join(analysis.left_out)}: see below why"
+        found["Effect of the kernel"] = " ".join(kernels)
     return found
 
 
-def how_sure(analysis: Analysis) -> str:
-    """The same in one line."""
-    count = len(analysis.seeds)
-    if count < 2:
-        return ONE_SEED if len(analysis.table.study.seeds) < 2 else "No verdict yet."
-    said = [f"{count} seeds", METHODS[analysis.method]]
-    if analysis.detectable is not None:
-        said.append(f"finds differences from {analysis.detectable:.3f} nats")
-    said.append(f"margin ± {analysis.margin:g} nats")
-    return f"{'; '.join(said)}. Measured at {_scale(analysis)}."
-
-
 def legend(analysis: Analysis) -> str:
-    """What a tier and an interval are."""
+    """Return what a tier and an interval are."""
     tiers = [analysis.tiers[name] for name in analysis.order if name in analysis.tiers]
     if tiers == sorted(tiers):
         return LEGEND
     return (
-        f"{LEGEND} A variant whose seeds scatter widely is hard to tell apart: it may share a "
-        "better tier than one with a lower mean."
+        f"{LEGEND} A variant with a large spread over seeds can be in a better tier than one with "
+        "a lower mean."
     )
 
 
-def _scale(analysis: Analysis) -> str:
-    """How large the models are, and how much of what they have read."""
-    variants = [v for v in analysis.table.variants if v.name in analysis.order]
-    sizes = sorted({variant.parameters["total"] for variant in variants if variant.parameters})
-    tokens = sorted({v.numbers["tokens"].mean for v in variants if "tokens" in v.numbers})
-    kinds = [v.config.get("data", {}).get("kind") for v in variants]
-    data = dict.fromkeys(kind for kind in kinds if kind)
-    said = [f"{_span(sizes)} parameters"] if sizes else []
-    if tokens:
-        said.append(f"{_span(tokens)} tokens" + (f" of {', '.join(data)}" if data else ""))
-    return ", ".join(said) or "an unknown size"
-
-
-def _span(values: list[Any]) -> str:
-    ends = dict.fromkeys(numbers.count(value) for value in (values[0], values[-1]))
-    return " to ".join(ends)
-
-
 def unfair(table: Table) -> tuple[str, ...]:
-    """What stands above the verdict where unlike runs were compared on request; else nothing."""
+    """Return the warning above a comparison of unlike runs; empty where it is fair."""
     if not table.unfair:
         return ()
-    return ("Not a fair comparison, made on request (--anyway). Not alike:", *table.unfair)
+    return ("Not a fair comparison (made with --anyway). The runs differ in:", *table.unfair)
 
 
 def devices(table: Table) -> str:
-    """What stands beside times that were taken on several devices; else empty."""
+    """Return the note beside times that were measured on several devices; else empty."""
     if len(table.devices) < 2:
         return ""
-    said = "; ".join(f"{table.where(names)} on {device}" for device, names in table.devices.items())
-    return f"Times and peak memory are of different devices, and no comparison: {said}."
+    where = "; ".join(
+        f"{table.where(names)} on {device}" for device, names in table.devices.items()
+    )
+    return f"Times and peak memory were measured on different devices, not comparable: {where}."
 
 
 def unfinished(table: Table) -> list[str]:
-    """A line for each diverged or failed run, and one for what is still to run."""
+    """Return a line per diverged or failed run, and one for what is still to run."""
     lines = [
         f"{variant.name}, seed {run.seed}: {run.status}: {run.reason or 'no reason recorded'} "
         f"({len(variant.finished)} of {len(variant.runs)} seeds finished)"
@@ -134,7 +109,7 @@ def unfinished(table: Table) -> list[str]:
 
 
 def alarms(table: Table) -> list[str]:
-    """What runs said of themselves, such as a loss below what the text allows."""
+    """Return the alarms that runs recorded, such as an implausibly low loss."""
     return [
         f"{variant.name}, seed {run.seed}: {alarm}"
         for variant in table.variants
@@ -144,17 +119,19 @@ def alarms(table: Table) -> list[str]:
 
 
 def lead(question: str) -> str:
-    """The first line of a study's question."""
+    """Return the first line of a study's question."""
     return question.strip().splitlines()[0] if question.strip() else ""
 
 
 class Paragraph(NamedTuple):
+    """A paragraph of a study's question."""
+
     text: str
-    preformatted: bool  # indented in the study's file: a formula or a table, as it stands
+    preformatted: bool  # indented in the study's file: a formula or a table, shown as it is
 
 
 def rest(question: str) -> list[Paragraph]:
-    r"""What follows it, by paragraph.
+    r"""Return the paragraphs after the first line.
 
     >>> for paragraph in rest("Why?\n\nFor a\nreason.\n\n    a = b\n    c = d\n"):
     ...     print(paragraph)
@@ -171,27 +148,47 @@ def rest(question: str) -> list[Paragraph]:
     return found
 
 
+def _scale(analysis: Analysis) -> str:
+    """Return model size, training tokens and data."""
+    variants = [v for v in analysis.table.variants if v.name in analysis.order]
+    sizes = sorted({variant.parameters["total"] for variant in variants if variant.parameters})
+    tokens = sorted({v.numbers["tokens"].mean for v in variants if "tokens" in v.numbers})
+    kinds = [v.config.get("data", {}).get("kind") for v in variants]
+    data = dict.fromkeys(kind for kind in kinds if kind)
+    parts = [f"Models of {_span(sizes)} parameters"] if sizes else []
+    if tokens:
+        parts.append(
+            f"{_span(tokens)} training tokens" + (f" of {', '.join(data)}" if data else "")
+        )
+    return ", ".join(parts) or "Model size and training length are not recorded"
+
+
+def _span(values: list[Any]) -> str:
+    ends = dict.fromkeys(numbers.count(value) for value in (values[0], values[-1]))
+    return " to ".join(ends)
+
+
 def _seeds(analysis: Analysis) -> str:
     seeds = analysis.seeds
     if not seeds:
         return "none that all variants finished"
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
-        return f"one ({listed}): no error bars, and no verdict"
+        return f"{listed}: no error bars, and no verdict"
     if analysis.table.unfair:
-        return f"{len(seeds)} ({listed})"
-    return f"{len(seeds)} ({listed}), the same batches and first weights for all variants in each"
+        return listed
+    return f"{listed}; all variants of a seed share batches and initial weights"
 
 
 def _rates(analysis: Analysis) -> str:
     rates = analysis.rates
     if not rates:
-        return "not tuned: each variant as its settings say"
+        return "not tuned: each variant trained with the rate in its settings"
     edge = [name for name, curve in rates.items() if not curve.interior]
-    said = f"tuned for {len(rates)} variants on the validation split"
+    text = f"tuned for {len(rates)} variants on the validation split"
     untuned = [v.name for v in analysis.table.variants if v.config and v.name not in rates]
     if untuned:
-        said += f", not for {', '.join(untuned)}"
+        text += f", not for {', '.join(untuned)}"
     if edge:
-        return f"{said}; the best lies at the edge of what was tried for {', '.join(edge)}"
-    return f"{said}, each with worse rates on both sides of the best"
+        return f"{text}; optimum not bracketed for {', '.join(edge)}"
+    return f"{text}; optimum bracketed for all"

@@ -1,4 +1,6 @@
-"""The ranking and the verdict in the terminal. What does not fit is left out, and said to be."""
+"""The ranking and the verdict in the terminal. Columns that do not fit are dropped and named."""
+
+from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -20,26 +22,25 @@ class TerminalReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         analysis, shown = self.analysis, rows(self.analysis)
-        columns, left_out = _columns(analysis, shown), list[str]()
+        columns, dropped = _columns(analysis, shown), list[str]()
         while _width(console, options, _table(shown, columns)) > options.max_width:
-            least = max(columns, key=lambda column: column.expendable)
-            if not least.expendable:
+            least = max(columns, key=lambda column: column.priority)
+            if not least.priority:
                 break
             columns.remove(least)
-            left_out.append(least.title)
+            dropped.append(least.title)
         if shown:
             yield _table(shown, columns)
-            if left_out:
-                yield _indented(f"too narrow for: {', '.join(left_out)}", "dim")
-            yield _indented(_legend(analysis, columns), "dim")
-            if sentences.devices(analysis.table):
-                yield _indented(sentences.devices(analysis.table), "yellow")
+            for line in _notes(analysis, columns, dropped):
+                yield _indented(line, "dim")
+            if devices := sentences.devices(analysis.table):
+                yield _indented(devices, "yellow")
             yield Text()
         yield from _verdict(analysis)
-        yield Text(f"How sure? {sentences.how_sure(analysis)}", style="dim")
-        left = [f"{name}: {why}" for name, why in analysis.left_out.items()]
+        yield Text(sentences.how_sure(analysis), style="dim")
+        left_out = [f"{name}: {why}" for name, why in analysis.left_out.items()]
         missing = [*sentences.alarms(analysis.table), *sentences.unfinished(analysis.table)]
-        for title, lines in (("Left out of the comparison", left), ("Not finished", missing)):
+        for title, lines in (("Left out of the comparison", left_out), ("Not finished", missing)):
             if lines:
                 yield Text()
                 yield Text(title, style="bold")
@@ -58,38 +59,39 @@ def _verdict(analysis: Analysis) -> RenderResult:
         yield Text(second)
 
 
-def _columns(analysis: Analysis, shown: tuple[Row, ...]) -> list[Column]:
-    quality = ranking(analysis)
-    dull = {"which is"}
+def _columns(analysis: Analysis, shown: Sequence[Row]) -> list[Column]:
+    columns = known([*ranking(analysis), *costs(shown)], shown)
     if all(len(row.variant.finished) == len(row.variant.runs) for row in shown):
-        dull.add("seeds")
-    return [column for column in known([*quality, *costs()], shown) if column.title not in dull]
+        columns = [column for column in columns if column.title != "seeds"]
+    return columns
 
 
-def _table(shown: tuple[Row, ...], columns: list[Column]) -> RichTable:
-    grid = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+def _table(shown: Sequence[Row], columns: Sequence[Column]) -> RichTable:
+    table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(
-            Text(column.title), justify="right" if column.value else "left", no_wrap=True
-        )
+        heading = f"{column.title}\n({column.unit})" if column.unit else column.title
+        table.add_column(Text(heading), justify="right" if column.value else "left", no_wrap=True)
     for row in shown:
         style = "dim" if row.left_out else "bold" if row.place == 1 else ""
-        grid.add_row(*(Text(column.text(row)) for column in columns), style=style)
-    return grid
+        table.add_row(*(Text(column.text(row)) for column in columns), style=style)
+    return table
 
 
-def _width(console: Console, options: ConsoleOptions, grid: RichTable) -> int:
-    return Measurement.get(console, options.update(width=1000), grid).maximum
+def _width(console: Console, options: ConsoleOptions, table: RichTable) -> int:
+    return Measurement.get(console, options.update(width=1000), table).maximum
 
 
-def _legend(analysis: Analysis, columns: list[Column]) -> str:
-    loss = next(c for c in columns if c.title.endswith(" loss") and c.title != "val loss")
-    said = [f"{loss.title} in {loss.about}"]
-    said += [f"{c.title}: {c.about}" for c in columns if c.title.startswith("Δ")]
+def _notes(analysis: Analysis, columns: Sequence[Column], dropped: Sequence[str]) -> list[str]:
+    several = len(analysis.seeds) > 1
+    notes = ["loss: mean ± standard deviation over seeds"] if several else list[str]()
+    for column in columns:
+        if column.title.startswith("Δ"):
+            notes.append(f"{column.title}: {column.about}")
     if analysis.tiers:
-        said.append("one tier: not told apart from the first of it")
-    return "; ".join(said)
+        notes.append("n.s.: not distinguishable; tier: variants not distinguishable from its first")
+    lines = ["; ".join(notes)] if notes else []
+    return lines + ([f"not shown at this width: {', '.join(dropped)}"] if dropped else [])
 
 
-def _indented(words: str, style: str) -> Padding:
-    return Padding(Text(words, style=style), (0, 0, 0, 2))
+def _indented(text: str, style: str) -> Padding:
+    return Padding(Text(text, style=style), (0, 0, 0, 2))

@@ -1,4 +1,4 @@
-"""A row a variant: its seeds and their mean, its difference to the baseline, its time."""
+"""Panels with a row per variant: loss of each seed, difference to the baseline, time per step."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from attnlab.reporting.tables.rows import Row
 
 
 def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int = 3) -> None:
-    """Each seed, and their mean ± standard deviation. The baseline's mean is the dashed line."""
+    """Draw each seed, and mean ± standard deviation. A dashed line marks the baseline's mean."""
     points = _points(rows, key)
     if not points:
         show_message(axes, "no run has finished yet")
@@ -51,10 +51,7 @@ def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int 
 
 
 def tiers(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
-    """Shade every other tier, so that what is not separable is seen to stand together.
-
-    The last to draw: names of tiers need a margin.
-    """
+    """Shade every other tier. Call it last: names of tiers need a margin."""
     if named:
         low, high = axes.get_xlim()
         axes.set_xlim(low, high + 0.13 * (high - low))
@@ -66,19 +63,19 @@ def tiers(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
             band = Rectangle((0, first - 0.5), 1, count, transform=across, color=SHADE, lw=0)
             axes.add_patch(band).set_zorder(0.4)
         if named:
-            words = "left out" if tier is None else f"tier {tier}"
+            label = "left out" if tier is None else f"tier {tier}"
             axes.text(
-                0.99, first - 0.42, words, transform=axes.get_yaxis_transform(),
+                0.99, first - 0.42, label, transform=axes.get_yaxis_transform(),
                 ha="right", va="top", color=GREY, fontsize=9,
             )  # fmt: skip
         first += count
 
 
 def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> None:
-    """Differences to a variant: thin the simultaneous 95 % interval, thick the plain paired one.
+    """Draw differences to a variant: thin the simultaneous 95 % interval, thick the paired one.
 
-    A filled marker stands for a difference that the simultaneous interval tells from 0; the shaded
-    band is the margin within which differences are practically nothing.
+    A filled marker is a difference whose simultaneous interval excludes 0; the grey band is the
+    margin of equivalence.
     """
     pairs = {row.name: row.analysis.pairs.get((row.name, reference)) for row in rows}
     found = {name: pair for name, pair in pairs.items() if pair is not None}
@@ -103,7 +100,7 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
             (point,) = axes.plot(
                 0, y, style.marker, color=style.colour, ms=7.5, mec="white", mew=0.6
             )
-            mark(point, style.group, tips=[f"{row.name}: what the others are compared with"])
+            mark(point, style.group, tips=[f"{row.name}: the baseline"])
             continue
         if pair is None:
             continue
@@ -130,7 +127,7 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
 
 
 def times(axes: Axes, rows: Sequence[Row], styles: Styles) -> None:
-    """Of a training step; from zero, because a time is read by its length."""
+    """Draw the time per training step as bars from zero."""
     longest = 0.0
     for y, row in enumerate(rows):
         if "step_time" not in row.numbers:
@@ -147,7 +144,7 @@ def times(axes: Axes, rows: Sequence[Row], styles: Styles) -> None:
     if longest:
         axes.set_xlim(0, 1.16 * longest)
     else:
-        show_message(axes, "no time measured yet")
+        show_message(axes, "no time was measured yet")
 
 
 def _points(rows: Sequence[Row], key: str) -> dict[str, tuple[dict[int, float], Estimate]]:

@@ -1,8 +1,7 @@
-"""comparison.png and .svg: quality with its tiers, differences, cost, and how the runs got there.
+"""comparison.png and .svg: losses with tiers, differences, time per step, learning curves.
 
-Rows are in order of the verdict. A variant keeps one colour, marker and line in all panels, by its
-place in the study. A variant far from the others is not drawn to scale in the upper row: an arrow
-at the edge gives its value, so that the differences among the rest stay visible.
+Rows are in order of rank. A variant far from the others is not drawn to scale in the upper row: an
+arrow at the edge gives its value, so that the differences among the rest stay visible.
 """
 
 from typing import Any
@@ -19,7 +18,7 @@ from attnlab.reporting.tables.rows import rows, split_name
 
 
 def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
-    """A PNG file, 1,800 pixels wide, and an SVG file. The same analysis gives the same bytes."""
+    """Return a PNG file, 1,800 pixels wide, and an SVG file; the same analysis, the same bytes."""
     with matplotlib_style():
         figure = _figure(analysis)
         return png(figure), whole_svg(figure)
@@ -38,12 +37,17 @@ def _figure(analysis: Analysis) -> Figure:
     above, below = parts
     loss, difference, time = above.subplots(1, 3, sharey=True, width_ratios=(1.1, 1.1, 1))
     dots(loss, shown, styles, analysis.metric, digits=2)
-    loss.set(title=f"{split_name(analysis).capitalize()} loss", xlabel="nats a token")
+    loss.set(
+        title=f"{split_name(analysis).capitalize()} loss", xlabel="nats/token (lower is better)"
+    )
     if reference is not None:
         forest(difference, shown, styles, reference.name)
-        difference.set(title=f"Loss minus {shortened(reference.name, 20)}", xlabel="nats a token")
+        difference.set(
+            title=f"Difference to {shortened(reference.name, 18)}",
+            xlabel="nats/token (left of 0 is better)",
+        )
     times(time, shown, styles)
-    time.set(title="Time per training step", xlabel=_milliseconds(analysis))
+    time.set(title="Time per training step", xlabel=_time_label(analysis))
     if analysis.tiers:
         for axes in (loss, difference, time):
             tiers(axes, shown, named=axes is loss)
@@ -55,35 +59,35 @@ def _figure(analysis: Analysis) -> Figure:
 
     whole, paired = below.subplots(1, 2, width_ratios=(1, 1.1))
     curves(whole, shown, styles)
-    label = {"xlabel": "training step", "ylabel": "validation loss, nats a token"}
+    label = {"xlabel": "training step", "ylabel": "validation loss (nats/token)"}
     whole.set(title="Learning curves", **label)
     if reference is None:
         paired.set_axis_off()
         return figure
     minus_reference(paired, shown, styles, reference)
-    label["ylabel"] = "difference, nats a token"
+    label["ylabel"] = "difference (nats/token)"
     paired.set(title=f"Learning curves minus {shortened(reference.name, 28)}", **label)
     if shown:
         paired.legend(
-            loc="center left", bbox_to_anchor=(1.01, 0.5), title="in this order", handlelength=3.2
+            loc="center left", bbox_to_anchor=(1.01, 0.5), title="by rank", handlelength=3.2
         )
     return figure
 
 
-def _milliseconds(analysis: Analysis) -> str:
+def _time_label(analysis: Analysis) -> str:
     several = len(analysis.table.devices) > 1
-    return f"milliseconds, {'on different devices' if several else 'median of a run'}"
+    return f"ms ({'on different devices' if several else 'median of a run'})"
 
 
 def _title(analysis: Analysis) -> str:
     table = analysis.table
     count, of = len(analysis.order), len(table.variants)
-    what = f"not a fair {table.study.name}" if table.unfair else table.study.name
-    said = f"{what}: {count if count == of else f'{count} of {of}'} variants"
+    name = f"{table.study.name} (not a fair one)" if table.unfair else table.study.name
+    text = f"{name}: {count if count == of else f'{count} of {of}'} variants"
     seeds = len(analysis.seeds)
     if seeds < 2:
-        return f"{said}, one seed: no error bars" if seeds else said
-    said += f", {seeds} seeds (dots); marker and bar: mean ± standard deviation"
+        return f"{text}, one seed: no error bars" if seeds else text
+    text += f", {seeds} seeds (dots); marker and bar: mean ± standard deviation"
     if not analysis.tiers:
-        return said
-    return f"{said}; differences: 95 % intervals, thin for all pairs at once, thick for one alone"
+        return text
+    return f"{text}; differences: 95 % intervals, thin for all pairs, thick for this pair"

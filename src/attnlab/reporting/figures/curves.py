@@ -25,10 +25,10 @@ def curves(
     *,
     seeds: bool = False,
 ) -> None:
-    """Mean over seeds. The first fifth may leave the panel.
+    """Draw means over seeds. The first fifth may lie outside the panel.
 
-    With `seeds`, the band of one standard deviation and each seed's line are there, too, in the
-    classes "mean" and "seed".
+    With `seeds`, a band of one standard deviation and a line per seed are added, in the classes
+    "mean" and "seed".
     """
     found = {row.name: row.variant.curve("eval_loss") for row in rows}
     last = _last(found)
@@ -48,7 +48,7 @@ def curves(
 def minus_reference(
     axes: Axes, rows: Sequence[Row], styles: Styles, reference: Variant, *, seeds: bool = False
 ) -> None:
-    """The same curves minus another's, seed by seed, which brings out the differences."""
+    """Draw the same curves minus those of another variant, paired by seed."""
     found = {row.name: row.variant.curve_minus(reference, "eval_loss") for row in rows}
     last = _last(found)
     if not last:
@@ -75,7 +75,7 @@ def _line(
 ) -> None:
     points = [(step, y) for step, y in zip(curve.steps, curve.mean, strict=True) if step in x]
     points = _thinned([(step, y) for step, y in points if math.isfinite(y)])
-    # broken lines over solid ones, so that of two equal curves both are seen
+    # broken lines over solid ones, so that two equal curves are both visible
     (line,) = axes.plot(
         [x[step] for step, _ in points], [y for _, y in points],
         color=style.colour, ls=style.line, marker=style.marker, ms=5, mec="white", mew=0.5, lw=1.6,
@@ -83,12 +83,12 @@ def _line(
         markevery=max(1, len(points) // 12) if len(points) > MOST_POINTS / 2 else 1,
     )  # fmt: skip
     shown = points[:: max(1, len(points) // 12) if len(points) > MOST_POINTS / 2 else 1]
-    what = f"{name} minus {minus}" if minus else name
+    label = f"{name} minus {minus}" if minus else name
     sign = "+" if minus else ""
     spread = {step: _spread(curve, step) for step, _ in shown}
     mark(
         line, style.group, "mean",
-        tips=[f"{what}, step {step:,}: {y:{sign}.4f}{spread[step]}" for step, y in shown],
+        tips=[f"{label}, step {step:,}: {y:{sign}.4f}{spread[step]}" for step, y in shown],
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _spread(curve: Curve, step: int) -> str:
 
 
 def _x(row: Row, against: Against) -> dict[int, float]:
-    """Where each step stands on the axis."""
+    """Return the position of each step on the axis."""
     if against == "train_seconds":
         times = row.variant.curve("train_seconds")
         return dict(zip(times.steps, times.mean, strict=True))

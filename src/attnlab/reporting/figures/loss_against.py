@@ -19,9 +19,9 @@ from attnlab.reporting.tables.rows import Row
 def by_position(
     variant: Variant, read: Callable[[Run], Any], minus: Variant | None = None
 ) -> dict[int, Estimate]:
-    """`{first position of the bin: loss}` over the finished seeds, or minus another's by seed.
+    """Return `{first position of the bin: loss}` over finished seeds, or minus another by seed.
 
-    `read` finds {"first": [0, 1, ...], "loss": [...]} in a run, or None.
+    `read` returns {"first": [0, 1, ...], "loss": [...]} of a run, or None.
     """
     lines = {run.seed: _line(read(run)) for run in variant.finished}
     if minus is not None:
@@ -46,7 +46,7 @@ def positions(
     read: Callable[[Run], Any],
     minus: Variant | None = None,
 ) -> None:
-    """Against the position, counted from 1, by powers of two; or minus a reference."""
+    """Draw the loss against the position, counted from 1, on a log axis; or minus a reference."""
     found = {row.name: by_position(row.variant, read, minus) for row in rows}
     found = {name: line for name, line in found.items() if line}
     if not found:
@@ -79,7 +79,7 @@ def _line(value: Any) -> dict[int, float]:
 def against_length(
     axes: Axes, rows: Sequence[Row], styles: Styles, found: Mapping[str, AtLengths]
 ) -> None:
-    """One line a variant, mean ± standard deviation over seeds, lengths by powers of two."""
+    """Draw one line per variant, mean ± standard deviation over seeds, on a log axis."""
     shown = {row.name: found[row.name] for row in rows if row.name in found}
     for name, each in shown.items():
         style, means = styles[name], [e.mean for e in each.loss.values()]
@@ -102,7 +102,7 @@ def against_length(
 
 
 def mark_training(axes: Axes, found: Mapping[str, AtLengths]) -> None:
-    """A line at the length of training, where all share it."""
+    """Draw a line at the training length, where all variants share it."""
     trained = {each.trained for each in found.values()}
     if len(trained) == 1:
         axes.axvline(trained.pop(), color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
@@ -113,7 +113,7 @@ def _extent(e: Estimate) -> Extent:
 
 
 def rates(axes: Axes, curves: Mapping[str, RateCurve], styles: Styles) -> None:
-    """One line a variant; a ring marks the rate that was chosen, a cross one that diverged."""
+    """Draw one line per variant; a ring marks the chosen rate, a cross a diverged one."""
     losses = [loss for curve in curves.values() for loss in curve.losses if loss is not None]
     if not losses:
         show_message(axes, "no learning rate was tuned")

@@ -1,9 +1,7 @@
 """The charts of the page, as inline SVG.
 
-All are drawn at one width that a phone shows whole, and stand beside each other where there is
-room. The panels draw; here is what they draw, and the words under it. What a switch on the page
-chooses between (steps, tokens or time, linear or logarithmic axes) is drawn in each form, and the
-page's style shows one.
+All have one width that fits a phone. What a switch on the page chooses between (steps, tokens or
+time; linear or logarithmic axes) is drawn in each form, and the page's CSS shows one.
 """
 
 from collections.abc import Sequence
@@ -37,7 +35,7 @@ LONGEST_NAME = 18
 
 
 class Charts:
-    """Draws what an analysis holds. `None` and empty stand for what it does not."""
+    """Draws the charts of an analysis; None or empty where it has no data for one."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
@@ -65,11 +63,10 @@ class Charts:
     def loss(self) -> Chart | None:
         return self._rows_of(
             self.analysis.metric,
-            f"{split_name(self.analysis).capitalize()} loss by variant, nats a token",
-            "Small dots are seeds; marker and bar are their mean ± standard deviation. "
-            "Shading groups variants into tiers, which the data cannot split."
+            f"{split_name(self.analysis).capitalize()} loss by variant (nats/token)",
+            "Small dots: seeds; marker and bar: mean ± standard deviation; shading: tiers."
             if self.analysis.tiers
-            else "Without several seeds there are no error bars.",
+            else "One seed: no error bars.",
         )
 
     def recall(self) -> tuple[Chart, ...]:
@@ -77,13 +74,12 @@ class Charts:
             self._rows_of(
                 f"{self.split}_recall_loss",
                 "Loss on tokens that repeat a bigram of their context",
-                "Recall: what comes next stands earlier in the context, and a mechanism that can "
-                "look it up does well.",
+                "Recall: the next token can be looked up earlier in the context.",
             ),
             self._rows_of(
                 f"{self.split}_other_loss",
                 "Loss on all other tokens",
-                "Everything that cannot be looked up in the context.",
+                "Tokens that cannot be looked up in the context.",
             ),
         )
         return tuple(chart for chart in found if chart is not None)
@@ -93,14 +89,14 @@ class Charts:
         if reference is None or len(self.analysis.order) < 2:
             return None
         compared = [row for row in self.rows if row.compared]
-        title = f"Difference to {reference.name}, nats a token"
+        title = f"Difference to {reference.name} (nats/token)"
         several = bool(self.analysis.tiers)
         text = (
-            "Left of 0 is better. Thin bars: 95 % intervals that hold for all pairs at once; thick "
-            "bars: for this pair alone. A filled marker is told apart from 0; the grey band is the "
-            f"margin of ± {self.analysis.margin:g} nats, practically nothing."
+            "Left of 0 is better. Thin bars: simultaneous 95 % intervals, for all pairs; thick: "
+            "for this pair alone. Filled markers: distinguishable; grey band: the margin of "
+            f"equivalence, ± {self.analysis.margin:g}."
             if several
-            else "Left of 0 is better. Without several seeds there are no intervals."
+            else "Left of 0 is better. One seed: no intervals."
         )
 
         def draw(axes: Axes) -> None:
@@ -108,7 +104,7 @@ class Charts:
             if several:
                 tiers(axes, compared, named=False)
             name_rows(axes, compared, LONGEST_NAME)
-            axes.set_xlabel("nats a token")
+            axes.set_xlabel("nats/token")
 
         svg = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(compared), 3)))
         return Chart(title=title, text=text, forms={"": svg})
@@ -118,17 +114,17 @@ class Charts:
         if not shown:
             return ()
         timed = any(row.variant.curve("train_seconds").steps for row in shown)
-        title = "Validation loss while training, nats a token"
-        text = "Mean over seeds and a band of one standard deviation, or each seed's line."
+        title = "Validation loss in training (nats/token)"
+        text = "Mean over seeds with a band of one standard deviation, or a line per seed."
         if timed and len(self.analysis.table.devices) > 1:
-            text += " Seconds are of different devices, and no comparison."
+            text += " Times were measured on different devices and are not comparable."
         forms: dict[str, str] = {}
         unlike = (
             len(set(tokens_per_step(shown).values())) > 1
         )  # tokens are no second scale of steps
         axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
         axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
-        axis |= {"time": ("train_seconds", "seconds of training")} if timed else {}
+        axis |= {"time": ("train_seconds", "training time (s)")} if timed else {}
         for against, scale in product(axis, ("linear", "log")):
 
             def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
@@ -153,7 +149,8 @@ class Charts:
             if not front.points:
                 continue
             title = f"Loss against {front.label}"
-            text = f"On the front: {', '.join(front.front)}." if front.front else "No front yet."
+            on_front = ", ".join(front.front)
+            text = f"Pareto front: {on_front}." if on_front else "No front without a verdict."
 
             def draw(axes: Axes, front: Front = front) -> None:
                 pareto(axes, self.rows, self.styles, front)
@@ -166,7 +163,7 @@ class Charts:
         if not tuned:
             return None
         title = "Validation loss against the peak learning rate"
-        text = "A ring marks the rate chosen; a cross on top marks one at which training diverged."
+        text = "Ring: the chosen rate. Cross: training diverged at this rate."
         return self.svg_charts.chart(lambda axes: rates(axes, tuned, self.styles), title, text)
 
     def positions(self) -> tuple[Chart, ...]:
@@ -178,8 +175,8 @@ class Charts:
         shown = [row for row in self.rows if any(map(read, row.variant.finished))]
         if not shown:
             return ()
-        title = "Loss by position in the sequence"
-        text = "A falling line uses its context; where it levels off, more context buys nothing."
+        title = "Loss by position in the sequence (nats/token)"
+        text = "Where the loss falls with the position, more context helps."
 
         def against_position(minus: Variant | None) -> Draw:
             def draw(axes: Axes) -> None:
@@ -190,8 +187,8 @@ class Charts:
 
         charts = [self.svg_charts.chart(against_position(None), title, text)]
         if self.reference is not None and len(shown) > 1:
-            title = f"The same, minus {self.reference.name}"
-            text = "Below 0 is better at that position."
+            title = f"Loss by position minus {self.reference.name} (nats/token)"
+            text = "Below 0 is better."
             charts.append(self.svg_charts.chart(against_position(self.reference), title, text))
         return tuple(charts)
 
@@ -204,7 +201,7 @@ class Charts:
 
         def against(axes: Axes) -> None:
             against_length(axes, shown, self.styles, found)
-            axes.set_xlabel("tokens a window")
+            axes.set_xlabel("window length (tokens)")
 
         def at_longest(axes: Axes) -> None:
             def read(run: Run) -> Any:
@@ -217,14 +214,14 @@ class Charts:
         return (
             self.svg_charts.chart(
                 against,
-                "Validation loss against the length of the window",
-                "Mean ± standard deviation over seeds; dashed: the length of training. More "
-                "context lowers the loss of a model that can read it.",
+                "Validation loss against the length of the window (nats/token)",
+                "Mean ± standard deviation over seeds; dashed: the training length. More context "
+                "lowers the loss of a model that can use it.",
             ),
             self.svg_charts.chart(
                 at_longest,
-                f"Loss by position in windows of {numbers.tokens(length)} tokens",
-                "Dashed: the length of training. What rises right of it cannot read so far.",
+                f"Loss by position in windows of {numbers.tokens(length)} tokens (nats/token)",
+                "Dashed: the training length. Beyond it, a rising loss shows a limit.",
             ),
         )
 
@@ -240,22 +237,21 @@ class Charts:
             ) -> None:
                 against_context(axes, found, self.styles, key, unit)
 
-            several = "one sequence" if batch == 1 else f"{batch} sequences at once"
-            text = f"Of {several}; a line ends where memory does."
+            text = f"Batch {batch}; a line ends where memory does."
             charts.append(self.svg_charts.chart(draw, f"{title} against context", text))
         return tuple(charts)
 
     @property
     def reference(self) -> Variant | None:
-        """The baseline where it is compared, else the best."""
+        """The baseline if it is compared, else the best variant."""
         by_name = {row.name: row.variant for row in self.rows if row.compared}
         return by_name.get(
             self.analysis.table.study.baseline or "", next(iter(by_name.values()), None)
         )
 
     def _minus(self, shown: list[Row], reference: Variant) -> Chart:
-        title = f"The same, minus {reference.name}"
-        text = "Paired by seed, which takes out the noise that variants share. Below 0 is better."
+        title = f"Validation loss in training minus {reference.name} (nats/token)"
+        text = "Paired by seed, which removes the noise that variants share. Below 0 is better."
         forms: dict[str, str] = {}
         for scale in ("linear", "log"):
 
@@ -277,7 +273,7 @@ class Charts:
             if self.analysis.tiers:
                 tiers(axes, shown, named=key == self.analysis.metric)
             name_rows(axes, shown, LONGEST_NAME)
-            axes.set_xlabel("nats a token")
+            axes.set_xlabel("nats/token")
             axes.locator_params(axis="x", nbins=5)
 
         svg = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(shown), 3)))

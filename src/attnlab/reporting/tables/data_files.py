@@ -18,12 +18,12 @@ TIMES = ("train_time", "eval_time", "compile_time", "total_time")
 
 
 def results(analysis: Analysis) -> dict[str, dict[str, Any]]:
-    """comprehensive_results.json: each variant with a finished run, the best first."""
+    """Return comprehensive_results.json: each variant with a finished run, the best first."""
     return {row.name: _result(row) for row in rows(analysis)}
 
 
 def failures(table: Table) -> dict[str, dict[str, Any]]:
-    """failures.json: each variant with a seed that has not finished, and why not."""
+    """Return failures.json: each variant with a seed that has not finished, and the reasons."""
     return {
         variant.name: {
             "seeds_finished": [run.seed for run in variant.finished],
@@ -39,7 +39,7 @@ def failures(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def metrics(variant: Variant) -> dict[str, Any]:
-    """metrics.json of one variant. Its means are over the finished seeds, or all if none has."""
+    """Return metrics.json of one variant. Means are over finished seeds, or all if none has."""
     return {
         "variant": variant.name,
         "seeds_in_means": [run.seed for run in variant.finished or variant.runs if run.metrics],
@@ -58,7 +58,7 @@ def metrics(variant: Variant) -> dict[str, Any]:
 
 
 def _series(runs: Sequence[Run]) -> dict[str, Any]:
-    """Curves as lists, means over the runs at the steps that all of them have."""
+    """Return curves as lists: means over the runs at the steps that all of them have."""
     lines = {run.seed: run.metrics for run in runs}
     train, evaluated = Curve.of(lines, "train_loss"), Curve.of(lines, "eval_loss")
     return {
@@ -93,7 +93,7 @@ def _result(row: Row) -> dict[str, Any]:
 
 
 def _difference(pair: Comparison | None) -> dict[str, Any] | None:
-    """Of the verdict's metric, with the simultaneous and the plain paired interval."""
+    """Return the difference of the verdict's metric, with the simultaneous and paired interval."""
     if pair is None:
         return None
     return {
@@ -134,7 +134,7 @@ WITH_SPREAD = ("final_loss", "final_perplexity", "test_loss", "step_time")
 
 
 def csv_table(analysis: Analysis) -> str:
-    """A header and one row a variant; those without a finished run come last."""
+    """Return a header and one row per variant; those without a finished run come last."""
     shown = rows(analysis)
     ranked = {row.name for row in shown}
     unfinished = [Row(v, analysis) for v in analysis.table.variants if v.name not in ranked]
@@ -174,7 +174,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _lengths(row: Row, analysis: Analysis) -> dict[str, Any]:
-    """At every length that any variant was measured at; nothing where none was."""
+    """Return cells for every window length that any variant was measured at."""
     found = analysis.lengths.get(row.name)
     cells: dict[str, Any] = {}
     for length in sorted({at for each in analysis.lengths.values() for at in each.loss}):
@@ -195,7 +195,7 @@ def _rate(variant: Variant) -> float | None:
 
 
 def _difference_columns(other: str, pair: Comparison | None) -> dict[str, Any]:
-    """Of the verdict's metric; low and high of the simultaneous interval, then of the paired."""
+    """Return cells of the difference in the verdict's metric, with both intervals."""
     start = f"minus_{other}"
     return {
         f"{start}_nats_per_token": pair and pair.mean,

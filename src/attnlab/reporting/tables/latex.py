@@ -4,12 +4,12 @@ import re
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.sentences import unfair
-from attnlab.reporting.tables import columns as column
+from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.columns import Column
 from attnlab.reporting.tables.rows import Row, rows, split_name
 
 QUALITY = {"tier", "variant", "perplexity", "accuracy"}
-COST = {"params", "active", "ms/step", "peak memory", "decode state"}
+COST = {"parameters", "active parameters", "time/step", "peak memory", "decode state"}
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
@@ -19,24 +19,24 @@ SPECIAL = {
 
 
 def latex(analysis: Analysis) -> str:
-    """A tabular environment; a rule between tiers; a comment says what the numbers are."""
+    """Return a tabular environment; a rule separates tiers, comments define the numbers."""
     shown = rows(analysis)
     chosen = [
         *(
             c
-            for c in column.ranking(analysis)
+            for c in columns.ranking(analysis)
             if c.title in QUALITY or _of_the_verdict(c, analysis)
         ),
-        *(c for c in column.costs() if c.title in COST),
+        *(c for c in columns.costs(shown) if c.title in COST),
     ]
-    chosen = column.known(chosen, shown)
+    chosen = columns.known(chosen, shown)
     lines = [
-        f"% {split_name(analysis)} loss in nats a token, mean and standard deviation over seeds; "
-        "differences with half of the simultaneous 95 % interval",
+        f"% {split_name(analysis)} loss: mean and sample standard deviation over seeds; "
+        "differences: with half of the simultaneous 95 % interval",
         *(f"% {line}" for line in unfair(analysis.table)),
         f"\\begin{{tabular}}{{{''.join('r' if c.value else 'l' for c in chosen)}}}",
         r"\toprule",
-        _line([c.title for c in chosen]),
+        _line([c.heading for c in chosen]),
         r"\midrule",
         *_body(chosen, shown),
         r"\bottomrule",
@@ -46,7 +46,8 @@ def latex(analysis: Analysis) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""
+    r"""Return text with LaTeX's special characters escaped.
+
     >>> escaped("gqa_1 5 % ± 0.1")
     'gqa\\_1 5 \\% $\\pm$ 0.1'
     """

@@ -1,7 +1,6 @@
-"""The variants in the order in which every table and figure shows them.
+"""The variants in the order of every table and figure.
 
-First those that the verdict compares, the best mean of its metric first; then those that it leaves
-out, with what they have measured.
+First those that the verdict compares, by the mean of its metric; then those that it leaves out.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from attnlab.analysis.table import Variant
 
 @dataclass(frozen=True)
 class Row:
-    """One variant, and its place in the comparison."""
+    """A variant and its place in the comparison."""
 
     variant: Variant
     analysis: Analysis
@@ -30,7 +29,7 @@ class Row:
 
     @property
     def place(self) -> int | None:
-        """From 1; equal means share a place."""
+        """The rank by mean loss, from 1; equal means share a rank."""
         means = self.analysis.means
         if self.name not in means:
             return None
@@ -42,7 +41,7 @@ class Row:
 
     @property
     def left_out(self) -> str | None:
-        """Why it is not in the comparison."""
+        """The reason why it is not compared; None where it is."""
         return self.analysis.left_out.get(self.name)
 
     @property
@@ -59,7 +58,7 @@ class Row:
 
     @cached_property
     def numbers(self) -> Mapping[str, Estimate]:
-        """By key of summary.json; that of the verdict's metric is over the verdict's seeds."""
+        """Estimates by key of summary.json; the verdict's metric is over the verdict's seeds."""
         metric, seeds = self.analysis.metric, self.analysis.seeds
         values = self.variant.by_seed(metric)
         if not self.compared or not set(seeds) <= set(values) or not seeds:
@@ -69,16 +68,17 @@ class Row:
 
 
 def rows(analysis: Analysis) -> tuple[Row, ...]:
-    """Every variant with a finished run."""
+    """Return every variant with a finished run."""
     by_name = {variant.name: variant for variant in analysis.table.variants}
     others = [v.name for v in analysis.table.ranked if v.name not in analysis.order]
     return tuple(Row(by_name[name], analysis) for name in (*analysis.order, *others))
 
 
 def split_of(analysis: Analysis) -> str:
-    """The split that the verdict is read from, as summary.json's keys begin: "final" or "test"."""
+    """Return the prefix of the verdict's split in summary.json: "final" or "test"."""
     return analysis.metric.removesuffix("_loss")
 
 
 def split_name(analysis: Analysis) -> str:
+    """Return "validation" or "test"."""
     return "test" if split_of(analysis) == "test" else "validation"

@@ -14,6 +14,8 @@ from attnlab.reporting.tables.rows import Row, rows, split_name
 
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
+    """A table of texts."""
+
     caption: str
     heading: Sequence[str]
     lines: Sequence[Sequence[str]]  # the first cell names the line
@@ -22,7 +24,7 @@ class TextTable:
 
 
 def family_tables(analysis: Analysis) -> tuple[TextTable, ...]:
-    """Empty where the study names no families."""
+    """Return the tables of a study with families; empty where it names none."""
     return tuple(_family_tables(analysis)) if analysis.families else ()
 
 
@@ -36,26 +38,26 @@ def _family_tables(analysis: Analysis) -> Iterator[TextTable]:
 
 
 def _together(analysis: Analysis) -> TextTable:
-    def end(said: tuple[str, float], unit: str) -> str:
-        return f"{_amount(said[1], unit)} ({said[0]})"
+    def end(found: tuple[str, float], unit: str) -> str:
+        return f"{_quantity(found[1], unit)} ({found[0]})"
 
     first, last, chance = analysis.order[0], analysis.order[-1], range_by_chance(analysis)
     return TextTable(
         caption=f"All {len(analysis.order)} variants together",
-        heading=("", "mean", "spread", "range", "lowest", "highest"),
+        heading=("", "mean", "standard deviation", "range", "lowest", "highest"),
         lines=[
             (
                 it.label,
-                *(_amount(value, it.unit) for value in (it.mean, it.deviation, it.range)),
+                *(_quantity(value, it.unit) for value in (it.mean, it.deviation, it.range)),
                 end(it.lowest, it.unit),
                 end(it.highest, it.unit),
             )
             for it in analysis.spreads
         ],
-        note="Means over seeds; the spread is their sample standard deviation over the variants. "
-        f"{first} and {last} are apart by {apart(analysis.pairs[last, first])}."
+        note="Means over seeds; standard deviation and range over the variants. "
+        f"{last} is worse than {first} by {apart(analysis.pairs[last, first])}."
         + (
-            f" If no two variants differed, noise alone would make the losses range over about "
+            f" If all variants were equal, the expected range of their mean losses would be "
             f"{chance:.4f} nats."
             if chance is not None
             else ""
@@ -77,7 +79,14 @@ def _by_family(found: Families) -> TextTable:
     left = [f"{listed(names)} of {family}" for family, names in found.left_out.items()]
     return TextTable(
         caption="By family",
-        heading=("family", "variants", "which is", "tier", "mean loss", f"Δ {found.reference}"),
+        heading=(
+            "family",
+            "variants",
+            "vs reference",
+            "tier",
+            "mean loss (nats/token)",
+            f"Δ {found.reference} (nats/token)",
+        ),
         lines=[
             (
                 family.name,
@@ -90,9 +99,9 @@ def _by_family(found: Families) -> TextTable:
             for family in found.families
         ],
         n_text_columns=3,
-        note="The mean over a family's variants, ± its standard deviation over seeds; differences "
-        "paired by seed, ± half of the 95 % interval that holds for all pairs of families at once. "
-        "They are of these variants, and not of others that a family might have."
+        note="Mean over the variants of a family ± standard deviation over seeds; differences "
+        "paired by seed, ± half of the simultaneous 95 % interval for all pairs of families. They "
+        "hold for these variants, not for others that a family might have."
         + (f" Not compared: {'; '.join(left)}." if left else ""),
     )
 
@@ -101,8 +110,8 @@ def _efficiency(analysis: Analysis) -> TextTable:
     return TextTable(
         caption="Parameter efficiency",
         heading=(
-            *("variant", "which is", "parameters", f"more than {analysis.baseline}"),
-            "µnats gained for each million parameters",
+            *("variant", "vs baseline", "parameters", f"Δ parameters vs {analysis.baseline}"),
+            "loss decrease per million parameters (µnats/token)",
             "95 % interval",
         ),
         lines=[
@@ -119,12 +128,12 @@ def _efficiency(analysis: Analysis) -> TextTable:
             for it in analysis.efficiencies
         ],
         n_text_columns=2,
-        note=f"The loss of {analysis.baseline} minus the variant's, by the parameters of the whole "
-        f"model. {caution(analysis.efficiencies, analysis)}",
+        note=f"The loss of {analysis.baseline} minus that of the variant, divided by all "
+        f"parameters of the model. {caution(analysis.efficiencies, analysis)}",
     )
 
 
-def _amount(value: float, unit: str) -> str:
+def _quantity(value: float, unit: str) -> str:
     if unit in ("nats", "fraction"):
         return numbers.number(value)
     if unit == "seconds":
@@ -133,15 +142,15 @@ def _amount(value: float, unit: str) -> str:
 
 
 JUDGED = (
-    "Judged by this study's own intervals, which are 95 % for all pairs at once. Supported: every "
-    "difference that the sentence needs is distinguishable. Refuted: one is distinguishable in the "
-    "other direction, or equivalent within the margin. A published loss on another text, or with "
-    "another tokenizer, is another number: order, spread and differences are compared."
+    "Judged by this study's simultaneous 95 % intervals. Supported: every difference that the "
+    "sentence needs is distinguishable. Refuted: one is distinguishable in the other direction, or "
+    "equivalent within the margin. Losses on another text or with another tokenizer are not "
+    "comparable: order, spread and differences are compared."
 )
 
 
 def published_tables(analysis: Analysis) -> tuple[TextTable, ...]:
-    """In the order published, the best first; losses also as differences to one of them."""
+    """Return a table per source and measure, in the published order; losses also as differences."""
     published: dict[tuple[str, str], dict[str, float]] = {}
     for judged in analysis.judgements:
         if judged.published:
@@ -157,7 +166,7 @@ def _published_table(
 ) -> TextTable:
     found = {row.name: row for row in rows(analysis)}
     here = f"{split_name(analysis)} loss here"
-    heading, note = ["variant", f"published {measure}", here, "place here"], ""
+    heading, note = ["variant", f"published {measure}", f"{here} (nats/token)", "rank here"], ""
     lines = [
         [name, f"{value:g}", *_found(found.get(name), analysis.metric)]
         for name, value in values.items()
@@ -166,7 +175,7 @@ def _published_table(
         baseline = analysis.baseline
         than = baseline if baseline and baseline in values else next(iter(values))
         heading += [f"published Δ {than}", f"Δ {than} here", "agree"]
-        note = "They agree where the interval of the difference here holds the published one."
+        note = "Agreement: the interval of the difference here contains the published difference."
         for line in lines:
             line += _apart(line[0], than, values, analysis)
     return TextTable(caption=source, heading=heading, lines=lines, note=note)
@@ -175,7 +184,7 @@ def _published_table(
 def _apart(
     name: str, than: str, published: Mapping[str, float], analysis: Analysis
 ) -> tuple[str, str, str]:
-    """How far it was published to be from another, how far it is here, and whether they agree."""
+    """Return the published difference to another variant, the difference here, and agreement."""
     if name == than:
         return "0", "0", ""
     difference, pair = published[name] - published[than], analysis.pairs.get((name, than))

@@ -1,0 +1,111 @@
+"""Columns of differences and of tuning: to the baseline, between window lengths, between rates."""
+
+from collections.abc import Callable
+from functools import partial
+
+from attnlab.analysis import numbers
+from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.statistics.paired import Difference, Estimate
+from attnlab.reporting.tables.columns import LOSS, VARIANT, Column
+from attnlab.reporting.tables.rows import Row
+
+
+def differences(analysis: Analysis) -> list[Column]:
+    """Return the differences to the baseline with both intervals; empty without a verdict."""
+    if not analysis.to_baseline or not analysis.tiers:
+        return []
+
+    def text(read: Callable[[Comparison], str], row: Row) -> str:
+        return "" if row.to_baseline is None else read(row.to_baseline)
+
+    def mean(row: Row) -> float | None:
+        return None if row.to_baseline is None else row.to_baseline.mean
+
+    return [
+        VARIANT,
+        Column(
+            title=f"Δ {analysis.table.study.baseline}",
+            unit=LOSS,
+            text=lambda row: text(lambda pair: f"{pair.mean:+.4f}", row) or "baseline",
+            value=mean,
+        ),
+        Column(
+            title="95 % interval, all pairs",
+            text=partial(text, lambda pair: numbers.interval(pair.low, pair.high)),
+        ),
+        Column(
+            title="95 % interval, this pair",
+            text=partial(text, lambda pair: numbers.interval(pair.paired_low, pair.paired_high)),
+        ),
+    ]
+
+
+def lengths(analysis: Analysis) -> list[Column]:
+    """Return the loss at the training length and its change at others; empty if not measured."""
+
+    def trained(row: Row) -> Estimate | None:
+        found = analysis.lengths.get(row.name)
+        return found and found.loss.get(found.trained)
+
+    def loss(row: Row) -> float | None:
+        found = trained(row)
+        return found and found.mean
+
+    def change(length: int, row: Row) -> Difference | None:
+        found = analysis.lengths.get(row.name)
+        return found and found.change.get(length)
+
+    def column(length: int) -> Column:
+        def value(row: Row) -> float | None:
+            found = change(length, row)
+            return found and found.mean
+
+        return Column(
+            title=f"Δ {numbers.tokens(length)}",
+            unit=LOSS,
+            text=lambda row: numbers.change(change(length, row)),
+            value=value,
+            about=f"loss in windows of {length:,} tokens minus that at the training length",
+        )
+
+    others = sorted({at for found in analysis.lengths.values() for at in found.change})
+    if not others:
+        return []
+    return [
+        VARIANT,
+        Column(
+            title="loss at the training length",
+            unit=LOSS,
+            text=lambda row: numbers.estimate(trained(row)),
+            value=loss,
+            about="validation split",
+        ),
+        *map(column, others),
+    ]
+
+
+def rates(analysis: Analysis) -> list[Column]:
+    """Return the learning rate that tuning chose for each variant."""
+
+    def chosen(row: Row) -> float:
+        return analysis.rates[row.name].chosen
+
+    def increase(row: Row) -> float | None:
+        return analysis.rates[row.name].within_factor_2
+
+    return [
+        VARIANT,
+        Column(title="peak learning rate", text=lambda row: f"{chosen(row):g}", value=chosen),
+        Column(
+            title="optimum bracketed",
+            text=lambda row: "yes" if analysis.rates[row.name].interior else "no",
+            about="a lower and a higher rate were tried and were no better",
+        ),
+        Column(
+            title="loss increase at 2x the rate",
+            unit=LOSS,
+            text=lambda row: numbers.number(increase(row)),
+            value=increase,
+            about="or at half the rate, whichever is larger",
+        ),
+    ]
