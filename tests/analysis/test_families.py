@@ -66,8 +66,8 @@ def test_families_within_the_noise_are_not_told_apart(tmp_path):
     analysis = analysed(tmp_path, losses)
     assert {family.tier for family in analysis.families.families} == {1}
     table = family_tables(analysis)[1]
-    assert cells(table, "low")["which is"] == "not told apart"
-    assert cells(table, "plain")["which is"] == "reference"
+    assert cells(table, "low")["vs reference"] == "n.s."
+    assert cells(table, "plain")["vs reference"] == "reference"
 
 
 def test_a_variant_that_is_not_compared_is_named_and_its_family_goes_on_without(tmp_path):
@@ -114,8 +114,8 @@ def test_efficiency_is_the_gain_over_the_baseline_for_each_million_parameters(tm
     assert last.name == "wide_b"
     assert last.high < 0
     row = cells(family_tables(analysis)[2], "low_a")
-    assert row["more than mha"] == "-20.0 M"
-    assert row["µnats gained for each million parameters"] == "+1250"
+    assert row["Δ parameters vs mha"] == "-20.0 M"
+    assert row["loss decrease per million parameters (µnats/token)"] == "+1250"
 
 
 def test_an_efficiency_that_no_seed_shows_means_nothing(tmp_path):
@@ -133,7 +133,7 @@ def test_an_efficiency_that_no_seed_shows_means_nothing(tmp_path):
 
 
 def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path):
-    heading = "All variants together, and by family"
+    heading = "All variants and families"
     analysis = analysed(tmp_path / "with")
     for text in (markdown(analysis, None), page(analysis)):
         assert heading in text
@@ -144,9 +144,11 @@ def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path
 
 
 def test_active_parameters_are_shown_where_not_all_are(tmp_path):
-    assert "| params | active |" in markdown(analysed(tmp_path / "some"), None)
+    assert "| parameters (M) | active parameters (M) |" in markdown(
+        analysed(tmp_path / "some"), None
+    )
     dense = {name: {"parameters": {"total": 5, "active": 5}} for name in LOSSES}
-    assert "| active |" not in markdown(analysed(tmp_path / "all", **dense), None)
+    assert "| active parameters" not in markdown(analysed(tmp_path / "all", **dense), None)
 
 
 def test_families_name_variants_that_there_are_once_each():

@@ -221,11 +221,11 @@ def test_a_report_shows_lengths_only_where_they_were_measured(tmp_path):
     html, text, table = page(measured), markdown(measured, None), csv_table(measured)
     assert 'id="lengths"' in html
     assert "Loss by position in windows of 2K tokens" in html
-    assert "| Δ 2K |" in text
+    assert "| Δ 2K (nats/token) |" in text
     assert "validation_loss_at_2048_tokens_minus_as_trained_low_95" in table
 
     plain = analyse(write_study(tmp_path / "t", {"mha": steady(5.0)}))
     assert plain.lengths == {}
     assert 'id="lengths"' not in page(plain)
-    assert "Beyond the length" not in markdown(plain, None)
+    assert "Beyond the training length" not in markdown(plain, None)
     assert "_tokens_minus" not in csv_table(plain)

@@ -195,13 +195,13 @@ def test_times_of_different_devices_are_no_comparison(first, second):
     (fast,) = [pick for pick in found.picks if pick.use_case == "training speed first"]
     assert fast.variant is None
     for name, text in shown(found).items():
-        said = f"no comparison: {first} on cpu; {second} on NVIDIA H200"
+        said = f"not comparable: {first} on cpu; {second} on NVIDIA H200"
         assert said in " ".join(text.split()), name
 
     alike(second, summary={"device": "cpu"})
     found = side_by_side(first, second)
     assert [front.key for front in found.fronts] == ["flops_per_token", "step_time"]
-    assert "no comparison" not in page(found)
+    assert "not comparable" not in page(found)
 
 
 def test_curves_stand_against_steps_tokens_and_time(first, second):

@@ -76,11 +76,16 @@ parent.postMessage(JSON.stringify(found), "*");
 </script>
 """
 
-FRAME = """<!DOCTYPE html><meta charset="utf-8"><title>no answer</title>
+FRAMES = """<!DOCTYPE html><meta charset="utf-8"><title>no answer</title>
 <script>
-addEventListener("message", (event) => { document.title = "probe " + event.data; });
+const found = [];
+addEventListener("message", (event) => {
+  found.push(event.data);
+  document.title = "probe [" + found + "]";
+});
 </script>
-<iframe src="report.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>"""
+"""
+FRAME = '<iframe src="report.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>'
 
 
 def browse(path, *options):
@@ -99,19 +104,25 @@ def browse(path, *options):
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-def probed(path, width, *options):
-    """What the probe found at a width; nothing may be said on the console.
+def probed(path, *widths, dark=False):
+    """Return what the probe found, by width; nothing may be written to the console.
 
-    In a frame, because a window is never as narrow as a phone.
+    In frames, because a window is never as narrow as a phone.
     """
-    frame = path.with_name(f"{width}.html")
-    frame.write_text(FRAME.replace("WIDTH", str(width)))
-    options = ("--window-size=1400,950", "--virtual-time-budget=3000", "--dump-dom", *options)
-    dom, console = browse(frame, *options)
+    frames = path.with_name("frames.html")
+    frames.write_text(FRAMES + "".join(FRAME.replace("WIDTH", str(width)) for width in widths))
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    options = ("--window-size=1400,950", "--virtual-time-budget=3000", "--dump-dom", scheme)
+    dom, console = browse(frames, *options)
     assert not console
     said = re.search(r"<title>probe (.*?)</title>", dom, re.S)
     assert said, "the probe did not get to its end"
-    return json.loads(unescape(said[1]))
+    found = json.loads(unescape(said[1]))
+    assert len(found) == len(widths), "a probe did not get to its end"
+    return {of_one["width"]: of_one for of_one in found}
+
+
+WIDTHS = (360, 768, 1280)
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +135,14 @@ def path(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
-def test_the_page_fits_and_works_at_every_width(path, width):
-    found = probed(path, width)
-    assert found["width"] == width
+@pytest.fixture(scope="module")
+def found_at(path):
+    return probed(path, *WIDTHS)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_and_works_at_every_width(found_at, width):
+    found = found_at[width]
     assert found["overflow"] <= 0
     assert found["outside"] == []
     assert found["letters"] >= 7.5
@@ -157,9 +172,8 @@ def test_the_page_fits_and_works_at_every_width(path, width):
     assert found["tip_gone"]
 
 
-def test_light_and_dark_follow_the_reader(path):
-    light = probed(path, 768, "--blink-settings=preferredColorScheme=1")
-    dark = probed(path, 768, "--blink-settings=preferredColorScheme=0")
+def test_light_and_dark_follow_the_reader(path, found_at):
+    light, dark = found_at[768], probed(path, 768, dark=True)[768]
 
     def brightness(colour):
         return sum(map(int, re.findall(r"\d+", colour)[:3]))

@@ -44,7 +44,7 @@ def test_published_and_found_stand_side_by_side_in_the_reports(tmp_path):
     hypothesis = Ordered(**SOURCED, wording="Delta <beats> it.", published=numbers)
     analysis = analysed(tmp_path, hypothesis)
     (table,) = published_tables(analysis)
-    assert table.heading[1:3] == ["published loss, nats/token", "validation loss here"]
+    assert table.heading[1:3] == ["published loss, nats/token", "validation loss here (nats/token)"]
     assert [line[:2] for line in table.lines] == [["delta", "3.25"], ["mha", "3.5"], ["gone", "4"]]
     assert table.lines[0][2].startswith("5.0000 ± ")
     assert [line[3] for line in table.lines] == ["1", "2", "–"]

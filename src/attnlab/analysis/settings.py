@@ -74,7 +74,8 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         fields = dict(cast("Settings", value))
         kind = fields.pop("kind", "")
-        inside = ", ".join(f"{name}={describe(item)}" for name, item in fields.items())
+        given = {name: item for name, item in fields.items() if item is not None}
+        inside = ", ".join(f"{name}={describe(item)}" for name, item in given.items())
         return f"{kind}({inside})" if inside else str(kind)
     if isinstance(value, list | tuple):
         runs = [(len(list(same)), text) for text, same in groupby(map(describe, value))]

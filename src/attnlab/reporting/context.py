@@ -60,6 +60,7 @@ class ReportContext:
     families: Sequence[TextTable]
     published: Sequence[TextTable]
     judged: str  # how hypotheses are judged
+    left_out: Mapping[str, str]  # reasons, by names
     missing: Sequence[str]
     alarms: Sequence[str]
     shared: Mapping[str, str]  # settings of all variants, by dotted path
@@ -97,6 +98,7 @@ class ReportContext:
             families=family_tables(analysis),
             published=published_tables(analysis),
             judged=JUDGED,
+            left_out=sentences.left_out(analysis),
             missing=sentences.unfinished(table),
             alarms=sentences.alarms(table),
             shared=shared,

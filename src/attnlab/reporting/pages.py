@@ -24,7 +24,7 @@ def page(analysis: Analysis) -> str:
     filled = {
         "quality": drawn["loss"] or drawn["curves"],
         "cost": context.rows,
-        "missing": context.missing or context.alarms or analysis.left_out,
+        "missing": context.missing or context.alarms or context.left_out,
         "settings": context.shared,
         "hypotheses": analysis.judgements,
         "families": context.families,

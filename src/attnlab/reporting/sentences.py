@@ -31,7 +31,7 @@ def how_sure(analysis: Analysis) -> str:
     if analysis.detectable is not None:
         smallest = numbers.nats(analysis.detectable)
         parts.append(f"minimum detectable difference (80 % power): {smallest}")
-    parts.append(f"margin of equivalence: ± {analysis.margin:g} nats")
+    parts.append(f"margin of equivalence: ± {analysis.margin:g} nats/token")
     return f"{'; '.join(parts)}. {_scale(analysis)}."
 
 
@@ -106,6 +106,14 @@ def unfinished(table: Table) -> list[str]:
             f"still to run: {table.remaining} of {len(table.runs)} runs ({', '.join(names)})"
         )
     return lines
+
+
+def left_out(analysis: Analysis) -> dict[str, str]:
+    """Return the reason why variants are not compared, by the names that share it."""
+    names: dict[str, list[str]] = {}
+    for name, reason in analysis.left_out.items():
+        names.setdefault(reason, []).append(name)
+    return {", ".join(those): reason for reason, those in names.items()}
 
 
 def alarms(table: Table) -> list[str]:

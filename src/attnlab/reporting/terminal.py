@@ -24,7 +24,7 @@ class TerminalReport:
         analysis, shown = self.analysis, rows(self.analysis)
         columns, dropped = _columns(analysis, shown), list[str]()
         while _width(console, options, _table(shown, columns)) > options.max_width:
-            least = max(columns, key=lambda column: column.priority)
+            least = max(reversed(columns), key=lambda column: column.priority)
             if not least.priority:
                 break
             columns.remove(least)
@@ -38,7 +38,7 @@ class TerminalReport:
             yield Text()
         yield from _verdict(analysis)
         yield Text(sentences.how_sure(analysis), style="dim")
-        left_out = [f"{name}: {why}" for name, why in analysis.left_out.items()]
+        left_out = [f"{names}: {why}" for names, why in sentences.left_out(analysis).items()]
         missing = [*sentences.alarms(analysis.table), *sentences.unfinished(analysis.table)]
         for title, lines in (("Left out of the comparison", left_out), ("Not finished", missing)):
             if lines:
@@ -87,8 +87,10 @@ def _notes(analysis: Analysis, columns: Sequence[Column], dropped: Sequence[str]
     for column in columns:
         if column.title.startswith("Δ"):
             notes.append(f"{column.title}: {column.about}")
+    if any(column.title == "vs baseline" for column in columns):
+        notes.append("n.s.: not distinguishable")
     if analysis.tiers:
-        notes.append("n.s.: not distinguishable; tier: variants not distinguishable from its first")
+        notes.append("tier: variants not distinguishable from its first")
     lines = ["; ".join(notes)] if notes else []
     return lines + ([f"not shown at this width: {', '.join(dropped)}"] if dropped else [])
 

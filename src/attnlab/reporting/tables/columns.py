@@ -89,17 +89,19 @@ def _to_baseline(analysis: Analysis) -> list[Column]:
         value=lambda row: 0.0 if row.baseline else _mean_difference(row),
         about=f"loss minus that of {baseline}, paired by seed{interval}",
     )
-    standing = Column(title="vs baseline", text=_standing, about="at 95 %, for all pairs at once")
+    standing = Column(
+        title="vs baseline", text=_standing, about="at 95 %, for all pairs", priority=1
+    )
     return [difference, standing] if analysis.tiers else [difference]
 
 
 def costs(shown: Sequence[Row]) -> list[Column]:
     """Return size, arithmetic, time and memory, each in one unit that suits all rows."""
     return [
-        _scaled("parameters", numbers.COUNTS, _total, "embedding included", 3, shown),
+        _scaled("parameters", numbers.COUNTS, _total, "embedding included", 3, shown, 4),
         _scaled(
             *("active parameters", numbers.COUNTS, _active),
-            *("used for one token; not shown where all are", 8, shown),
+            *("used for one token; not shown where all are", 8, shown, 4),
         ),
         _cost("FLOPs/token", "flops_per_token", numbers.COUNTS, "forward, full context", 10, shown),
         _cost("time/step", "step_time", numbers.MILLISECONDS, "median of a run", 2, shown),
@@ -201,12 +203,13 @@ def _scaled(
     about: str,
     priority: int,
     shown: Sequence[Row],
+    digits: int = 3,
 ) -> Column:
     """Return a column in the unit that suits the median of its values."""
     factor, unit = numbers.common_unit([value(row) for row in shown], units)
 
     def text(row: Row) -> str:
         number = value(row)
-        return numbers.UNKNOWN if number is None else numbers.significant(number / factor)
+        return numbers.UNKNOWN if number is None else numbers.significant(number / factor, digits)
 
     return Column(title=title, unit=unit, text=text, value=value, about=about, priority=priority)
