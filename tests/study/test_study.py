@@ -10,6 +10,7 @@ from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.record import StudyRecord, tuning_runs
 from attnlab.study.load import load_study, shipped
 from attnlab.study.study import Study
 from attnlab.training.recipe import LearningRates
@@ -70,16 +71,19 @@ def test_attention_is_replaced_layer_by_layer():
 def test_the_runs_that_ship_are_those_of_the_study(name):
     folder, found = ROOT / "results" / name, 0
     study = load_study(name)
+    by_variant = StudyRecord.read(folder).runs(folder)
     for variant in study.variants:
-        for run in (folder / variant).glob("**/seed-*"):
-            written = json.loads((run / "config.json").read_text())
-            data = json.loads((run / "environment.json").read_text())["data"]
+        tuned = tuning_runs(folder, variant).values()
+        for run in [*by_variant.get(variant, ()), *tuned]:
+            if run.status() == "absent":
+                continue
+            written, data = run.config(), run.environment()["data"]
             rate = written["train"]["learning_rate"]
-            if run.parent.parent.name == "tuning":
+            if run.tuning_rate is not None:
                 again = study.tuning_run(variant, rate)
             else:
                 again = study.verdict_run(variant, written["seed"], rate)
-            assert again.config.identity(data["fingerprint"]) == written["identity"], run
+            assert again.config.identity(data["fingerprint"]) == written["identity"], run.path
             found += 1
     assert found >= 15
 
