@@ -41,7 +41,7 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
     top_k: int = 256  # tokens that a query attends to
     index_n_heads: int = 4  # number of index heads
     index_head_dim: int = 64  # width of an index head
-    index_rope_head_dim: int | None = None  # columns that RoPE rotates; None: half of the head
+    index_rope_head_dim: int | None = None  # columns that RoPE rotates; None: half of them
     dense_warmup_steps: int = 100  # training steps at the start that attend to all positions
 
     @property

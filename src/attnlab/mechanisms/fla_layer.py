@@ -51,7 +51,7 @@ class FlaLayer(MechanismConfig):
     flops_are_exact: ClassVar[bool] = False
     layer: ClassVar[str] = ""
 
-    decode: Literal["auto", "cache", "recomputation"] = "auto"  # auto: the cache if it works
+    decode: Literal["auto", "cache", "recomputation"] = "auto"  # auto: by the cache if it works
 
     @classmethod
     def name(cls) -> str:

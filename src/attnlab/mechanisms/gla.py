@@ -1,4 +1,4 @@
-"""Gated Linear Attention: a matrix memory per head whose key channels decay each at its own rate.
+"""Gated Linear Attention: a matrix memory per head, whose key channels have decays of their own.
 
     S_t = Diag(exp(g_t)) S_{t-1} + k_t v_t^T        y_t = K^-0.5 q_t S_t
 

@@ -1,4 +1,4 @@
-"""Identity: one linear map of each token and no mixing between tokens, as a lower baseline.
+"""Identity: one linear map per token and no mixing between tokens, a lower bound.
 
     y_t = W_o x_t
 

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, silu, softplus
 
 from attnlab.config import Problem
-from attnlab.kernels import gated_linear_attention
-from attnlab.kernels.flash_linear_attention import Kernel
+from attnlab.kernels import flash_linear_attention, gated_linear_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.matrix_memory import MemoryState, at_least_1, initial_A_log, initial_dt_bias
 from attnlab.modules.norms import widened
@@ -39,7 +38,7 @@ class Mamba2(MechanismConfig):
     head_dim: int = 32  # width of a head; n_heads * head_dim may differ from 2 d_model
     d_state: int = 64  # width of a B and a C, which all heads share
     conv_size: int = 4  # tokens that the convolution covers, the current one included
-    kernel: Kernel = "auto"  # implementation of the recurrence; all compute the same function
+    kernel: flash_linear_attention.Kernel = "auto"  # implementation; all compute the same function
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least_1(self, "n_heads", "head_dim", "d_state", "conv_size")

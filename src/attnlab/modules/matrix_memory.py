@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from attnlab.config import Config, Problem
-from attnlab.kernels.flash_linear_attention import Kernel
+from attnlab.kernels import flash_linear_attention
 from attnlab.modules.norms import widened
 
 
@@ -31,7 +31,7 @@ class MemoryHeadsConfig(Config):
     n_heads: int = 4  # number of heads, each with a memory of its own
     head_dim: int = 32  # width of a query or key head; n_heads * head_dim may differ from d_model
     expand_v: float = 1.0  # width of a value head, as a multiple of head_dim
-    kernel: Kernel = "auto"  # implementation of the recurrence; all compute the same function
+    kernel: flash_linear_attention.Kernel = "auto"  # implementation; all compute the same function
 
     @property
     def value_dim(self) -> int:

@@ -33,12 +33,12 @@ class RotaryHeadsConfig(Config):
     head_dim: int | None = None  # width of a query or key head; None: d_model / n_heads
     v_head_dim: int | None = None  # width of a value head; None: as wide as a key head
     q_lora_rank: int | None = None  # width of the queries' latent; None: read from the token
-    kv_lora_rank: int | None = None  # width of the keys' and values' latent; None: no latent
+    kv_lora_rank: int | None = None  # the same for keys and values
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_head_dim: int | None = None  # columns of a head that RoPE rotates; None: all, 0: none
     rope_scaling: RopeScaling | None = None  # change of the frequencies for longer texts
     qk_norm: bool = False  # RMSNorm of each query and key head, before RoPE
-    bias: bool = False  # a bias in every projection
+    bias: bool = False  # add a bias to every projection
     softmax_scale: float | None = None  # factor on the scores; None: head_dim^-0.5
 
     def problems(self) -> Iterator[Problem]:
