@@ -1,4 +1,4 @@
-"""Kernels of attention are one function, and one that cannot run says why."""
+"""All kernels of attention compute one function, and one that cannot run says why."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ WIDTHS = [(16, 16), (32, 48), (48, 32), (10, 6), (6, 10)]  # of keys and values
 
 
 def by_hand(q_BHTK, k_BGTK, v_BGTV):
-    """One query at a time over a slice of the keys: no mask at all."""
+    """Return y by a loop over queries, each with a slice of the keys and no mask."""
     group = q_BHTK.shape[1] // k_BGTK.shape[1]
     heads = []
     for head in range(q_BHTK.shape[1]):

@@ -1,9 +1,9 @@
-"""A compiled model: one graph a kind of layer, for every model of a process, and no break in it."""
+"""A compiled model has one graph per kind of layer, shared by all models, without a break."""
 
 import pytest
 import torch
 
-import attnlab.mechanisms  # noqa: F401  loads the zoo
+import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import gated_delta_rule
 from attnlab.kernels.compiled import compile_once, constant
@@ -12,14 +12,14 @@ from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.language_model import ModelConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns of what it does itself
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about its own code
 ATTENTION = "grouped_query", "mla", "sliding_window", "deepseek_sparse"
 OWN_KERNELS = "delta_net", "gated_delta_net", "gla", "kda", "mamba2", "identity"
 
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """The graphs that are compiled from here on, each then run as it is."""
+    """Return the list of graphs compiled from now on; each runs uncompiled."""
     import torch._dynamo
 
     found = list[torch.fx.GraphModule]()
@@ -80,7 +80,7 @@ def test_more_kinds_than_torch_compiles_by_itself_are_all_compiled(graphs):
 
 
 def test_a_kernel_that_cannot_be_compiled_parts_its_own_layers_alone(graphs, monkeypatch):
-    """As flash-linear-attention's, in whose place the project's own stands here."""
+    """As flash-linear-attention's kernels, which the chunked form replaces here."""
 
     def function(_):
         def run(q, k, v, g, beta, **_):
@@ -109,5 +109,5 @@ def test_on_cuda_attention_has_no_break_and_the_delta_rule_those_of_its_kernels(
     with torch.autocast("cuda", torch.bfloat16):
         model.losses(tokens_BT1, compiled=True).language_model.backward()
     through_fla = "fla" in model.kernels_on(tokens_BT1.device, torch.bfloat16)
-    of_block = len(graphs) - 1  # the loss is compiled on its own
+    of_block = len(graphs) - 1  # the loss is compiled separately
     assert of_block > 1 if through_fla else of_block == 1

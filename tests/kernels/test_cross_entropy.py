@@ -1,4 +1,4 @@
-"""The fused loss is the plain one: value and both gradients."""
+"""The fused loss equals its definition, in value and both gradients."""
 
 import pytest
 import torch

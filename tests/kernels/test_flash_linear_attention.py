@@ -1,4 +1,4 @@
-"""When flash-linear-attention may run, decided from facts alone."""
+"""Conditions under which flash-linear-attention may run, decided from a machine's facts."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def facts(**changed) -> Facts:
         facts(),
         facts(triton="3.3.1"),
         facts(triton="3.8.0"),
-        facts(triton="3.10.0"),  # numbers, not text
+        facts(triton="3.10.0"),  # compared as numbers
         facts(fla="0.10.0"),
         facts(triton="3.6.0", tilelang=True, nvcc=True),
         facts(triton="3.6.0", capability=(8, 0)),

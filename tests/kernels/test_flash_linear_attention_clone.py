@@ -1,4 +1,4 @@
-"""flash-linear-attention from a local clone: that one is imported, and the record says so."""
+"""flash-linear-attention from a local clone is what is imported, and the record says so."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from attnlab.cli import app
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
 
-# as the real one does, it looks on the whole import path for what it has not itself
+# like the real package, it searches the whole import path for modules that it lacks
 START = """from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 __version__ = "0.9.1"
@@ -32,7 +32,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A git repository with a package `fla`, and with more beside it that nobody asked for."""
+    """Return a git repository with a package `fla` and another module beside it."""
     folder = tmp_path / "flash-linear-attention"
     (folder / "fla" / "layers").mkdir(parents=True)
     (folder / "fla" / "__init__.py").write_text(START)
@@ -46,7 +46,7 @@ def clone(tmp_path):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """This process as if it had never imported `fla`, and afterwards as it was."""
+    """Hide all imports of `fla` in this process, and restore them afterwards."""
     kept = {name: it for name, it in sys.modules.items() if name.split(".")[0] == "fla"}
     for name in kept:
         del sys.modules[name]
@@ -64,7 +64,7 @@ def test_what_is_imported_is_the_clone_and_nothing_else_of_it(clone, fresh):
     assert fla_clone.imported("fla.layers").WHERE == "the clone"
     assert Path(sys.modules["fla"].__file__) == clone / "fla" / "__init__.py"
     assert importlib.util.find_spec("beside") is None
-    fla.use_fla(clone / ".." / clone.name)  # the same one again is no other
+    fla.use_fla(clone / ".." / clone.name)  # the same clone again is accepted
 
 
 def test_the_record_says_which_clone_at_which_commit_and_whether_it_was_changed(clone, fresh):
@@ -183,7 +183,7 @@ def test_workers_use_the_clone_and_their_record_says_so(clone, tmp_path):
 
 @pytest.mark.gpu
 def test_a_layer_of_a_clone_trains_on_a_gpu(tmp_path):
-    """A copy of the installed package is a clone like any other: its layers run from there."""
+    """The clone is a copy of the installed package."""
     if reason := fla.layer_unusable_because("GatedLinearAttention"):
         pytest.skip(reason)
     installed = importlib.util.find_spec("fla").submodule_search_locations[0]

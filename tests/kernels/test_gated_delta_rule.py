@@ -1,4 +1,4 @@
-"""Every fast form of the gated delta rule is the definition: outputs, memory and gradients."""
+"""Every form of the gated delta rule equals its definition: outputs, memory and gradients."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def inputs(
     dtype=torch.float64,
     seed=0,
 ):
-    """q, k, v, g, beta and a memory to begin with; queries and keys of length 1."""
+    """Return q, k, v, g, beta and an initial memory; queries and keys have length 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -46,7 +46,7 @@ def inputs(
 
 
 def results(run, arguments):
-    """Outputs, last memory, and the gradient of every argument, by name."""
+    """Return outputs, last memory, and the gradient of every argument, by name."""
     y, memory = run(*arguments)
     generator = torch.Generator().manual_seed(7)
     loss = sum(
@@ -218,7 +218,7 @@ def test_auto_on_cuda_is_fla_where_it_is_right(monkeypatch):
     assert resolve("auto", CUDA, torch.bfloat16, 32) == "chunked"
 
 
-def test_only_one_gate_a_head_is_refused_for_its_gradients(monkeypatch):
+def test_only_one_gate_per_head_is_refused_for_its_gradients(monkeypatch):
     hopper = {"capability": (9, 0), "fla": "0.6.0", "layers": None, "triton": "3.6.0"}
     monkeypatch.setattr(flash, "facts", lambda: flash.Facts(**hopper, tilelang=False, nvcc=False))
     for gate, kernel in (("none", "fla"), ("head", "chunked"), ("channel", "fla")):

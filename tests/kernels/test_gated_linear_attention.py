@@ -1,4 +1,4 @@
-"""Every fast form of gated linear attention is the definition: outputs, memory and gradients."""
+"""Every form of gated linear attention equals its definition: outputs, memory, gradients."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def inputs(tokens, gate, key=8, value=8, *, heads=2, decay=0.1, dtype=torch.float64, seed=0):
-    """q, k, v, g and a memory to begin with."""
+    """Return q, k, v, g and an initial memory."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -39,7 +39,7 @@ def inputs(tokens, gate, key=8, value=8, *, heads=2, decay=0.1, dtype=torch.floa
 
 
 def results(run, arguments):
-    """Outputs, last memory, and the gradient of every argument, by name."""
+    """Return outputs, last memory, and the gradient of every argument, by name."""
     y, memory = run(*arguments)
     loss = y.square().mean() + (memory * memory.detach().roll(1, -1)).mean()
     gradients = torch.autograd.grad(loss, arguments)
@@ -71,7 +71,7 @@ def test_chunks_compute_the_definition_and_its_gradients(
 def test_a_strong_decay_gives_finite_gradients_and_the_definition(gate, g, dtype):
     arguments = inputs(130, gate, dtype=dtype)
     with torch.no_grad():
-        arguments[3][:, ::3] = g  # between tokens that hardly decay
+        arguments[3][:, ::3] = g  # other tokens hardly decay
     actual = results(chunked, arguments)
     assert all(x.isfinite().all() for x in actual.values())
     rounding = 100 * abs(g) * torch.finfo(dtype).eps  # of the running sum of g in a chunk
@@ -135,7 +135,7 @@ def test_auto_is_chunked_on_a_cpu_and_naming_fla_there_says_why_not():
         resolve("fla", CPU, torch.bfloat16, 32, "channel")
 
 
-def test_only_one_gate_a_head_is_refused_for_its_gradients(monkeypatch):
+def test_only_one_gate_per_head_is_refused_for_its_gradients(monkeypatch):
     hopper = {"capability": (9, 0), "fla": "0.6.0", "layers": None, "triton": "3.6.0"}
     monkeypatch.setattr(flash, "facts", lambda: flash.Facts(**hopper, tilelang=False, nvcc=False))
     assert resolve("auto", CUDA, torch.bfloat16, 32, "head") == "chunked"

@@ -1,4 +1,4 @@
-"""Every kernel of the grouped product gives what the definition gives, for groups of any size."""
+"""Every kernel of the grouped product equals the definition, for groups of any size."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_on_cuda_the_grouped_product_is_the_defined_one():
 def test_a_recorded_product_follows_the_groups(kernel):
     x_MD, weight_GFD, ends_G = arguments(SIZES, torch.bfloat16, "cuda", width=64, hidden=128)
     x_MD, weight_GFD = x_MD.detach(), weight_GFD.detach()
-    grouped_matmul(x_MD, weight_GFD, ends_G, kernel)  # loads what it needs
+    grouped_matmul(x_MD, weight_GFD, ends_G, kernel)  # imports what it needs
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

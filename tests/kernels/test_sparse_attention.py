@@ -1,4 +1,4 @@
-"""The plain maths of sparse attention: index scores, selection, attention, the indexer's loss."""
+"""Operations of sparse attention: index scores, selection, attention, the indexer's loss."""
 
 import math
 
@@ -33,7 +33,7 @@ def scores_by_hand(index):
 
 
 def selected_by_hand(scores, top_k):
-    """Of one sequence, by sorting; (T, S) with the last query at the last key."""
+    """Return the selection of one sequence by sorting: (T, S), the last query at the last key."""
     tokens, keys = scores.shape
     selected = torch.zeros(tokens, keys, dtype=torch.bool)
     for t, row in enumerate(scores.tolist()):

@@ -1,4 +1,4 @@
-"""Every fast form of windowed attention computes its definition, values and gradients."""
+"""Every form of windowed attention equals its definition, in values and gradients."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LENGTHS = [1, 2, W - 1, W, W + 1, 2 * W, 3 * W + 5]
 
 
 def by_hand(q_BHTK, k_BGTK, v_BGTV, window):
-    """One query at a time over a slice of the keys: no mask at all."""
+    """Return y by a loop over queries, each with a slice of the keys and no mask."""
     group = q_BHTK.shape[1] // k_BGTK.shape[1]
     heads = []
     for head in range(q_BHTK.shape[1]):

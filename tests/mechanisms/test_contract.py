@@ -1,16 +1,16 @@
-"""Every mechanism in the zoo keeps the same promises. A new file is picked up by itself."""
+"""Properties that hold for every mechanism. A new file of mechanisms/ is tested automatically."""
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import attnlab.mechanisms  # noqa: F401  loads the zoo
+import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig, state_bytes
 
 D_MODEL, TOKENS, BATCH = 64, 75, 2  # an odd length, no multiple of any block or chunk
-SHORTENED = {"window": 16, "top_k": 16}  # so that the sequence is longer than what is seen
+SHORTENED = {"window": 16, "top_k": 16}  # shorter than the sequence
 
 
 @pytest.fixture(params=sorted(MechanismConfig.kinds))
@@ -89,7 +89,7 @@ def test_the_cost_model_matches_the_machine(config, mechanism, x_BTD, context):
     state = mechanism.init_state(1, context)
     for x_BD in x_BTD[:1, : context - 1].unbind(1):
         _, state = mechanism.step(x_BD, state)
-    # the counter does not see CPU flash attention; the plain kernel does the same products
+    # the counter misses CPU flash attention; the plain kernel computes the same products
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _, state = mechanism.step(x_BTD[:1, context - 1], state)
     assert stated.params == sum(p.numel() for p in mechanism.parameters())

@@ -1,4 +1,4 @@
-"""DeepSeek sparse attention: what is attended, who learns from what, and its settings."""
+"""DeepSeek sparse attention: selection, losses and gradients, decoding and settings."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def tokens(number, batch=2):
 
 
 def by_hand(mechanism, x_BTD, top_k):
-    """Output and KL divergence, one sequence, query and head at a time."""
+    """Return output and KL divergence, by a loop over sequences, queries and heads."""
     c, indexer = mechanism.config, mechanism.indexer
     rope = c.index_rope_width
 
@@ -185,7 +185,7 @@ def test_the_loss_comes_beside_the_same_output():
 def test_the_indexer_learns_what_the_heads_look_at():
     mechanism, x_BTD = made(top_k=12), tokens(40, batch=4)
     with torch.no_grad():
-        mechanism.q_proj.weight.mul_(5)  # so that there is something to look at
+        mechanism.q_proj.weight.mul_(5)  # so that attention is not uniform
     optimizer = torch.optim.Adam(mechanism.indexer.parameters(), lr=0.01)
     losses = []
     for _ in range(200):
@@ -216,7 +216,7 @@ def test_decoding_selects_what_training_selected_under_autocast(monkeypatch):
 
 
 class LooksAtNumbers(TorchDispatchMode):
-    """Collects operations whose result or its shape a device would have to be waited for."""
+    """Collect operations that would make the host wait for the device."""
 
     def __init__(self):
         super().__init__()

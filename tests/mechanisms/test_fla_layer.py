@@ -1,6 +1,6 @@
-"""Layers of flash-linear-attention as mechanisms: a stand-in package on the CPU, the real on CUDA.
+"""Layers of flash-linear-attention as mechanisms: a fake package on the CPU, the real one on CUDA.
 
-The stand-in has the surface that is used of the real one: layers, their cache, and what they raise.
+The fake package has the interface that attnlab uses: layers, their cache, and their errors.
 """
 
 import sys
@@ -37,7 +37,7 @@ is_fast_path_available = True
 
 
 class Sum(nn.Module):
-    """y_t = q_t (sum of k_s v_s^T up to t), each number then scaled by exp(A_log)."""
+    """Layer with y_t = q_t (sum of k_s v_s^T up to t), scaled elementwise by exp(A_log)."""
 
     def __init__(self, mode: str = "chunk", hidden_size: int = 1024, num_heads: int = 2,
                  num_kv_heads: int = None, expand_v: float = 1,
@@ -71,7 +71,7 @@ class Sum(nn.Module):
 
 
 class Causal(nn.Module):
-    """Knows no cache: the mean of the tokens up to each."""
+    """Layer without a cache: the mean of the tokens up to each."""
 
     def __init__(self, hidden_size: int = 1024, bias: bool = True, num_slots: int | None = None):
         super().__init__()
@@ -90,7 +90,7 @@ class Leaky(Causal):
 
 
 class Stuck(Sum):
-    """Fills a cache that it cannot go on from."""
+    """Layer that fills a cache but cannot decode from it."""
 
     def forward(self, hidden_states, past_key_values=None, **kwargs):
         assert not past_key_values or not len(past_key_values), "q_len must equal kv_len"
@@ -134,7 +134,7 @@ def _forget() -> None:
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A package `fla` of few lines, on a machine that seems to have CUDA."""
+    """Install a fake package `fla`, and make the machine seem to have CUDA."""
     for path, text in (
         ("__init__.py", ""),
         ("layers/__init__.py", LAYERS),
@@ -348,7 +348,7 @@ ON_CUDA = {
 
 @pytest.fixture
 def real():
-    """The package itself, with nothing of a stand-in left."""
+    """Use the real package, with the fake one removed."""
     if reason := fla.layer_unusable_because(""):
         pytest.skip(reason)
     fla_layer.cache_clear()
@@ -386,7 +386,7 @@ def test_on_cuda_a_model_of_it_trains_in_a_recorded_step_and_generates(layer):
         mechanisms=(fla_layer(layer)(**ON_CUDA[layer]),), n_layers=2, d_model=128
     )
     train = replace(tiny_study.base.train, steps=12, seq_len=200, batch_size=4)
-    tokens = (torch.arange(50_000) % 97).int().cuda()  # something that can be learnt
+    tokens = (torch.arange(50_000) % 97).int().cuda()  # a predictable sequence
     starts = window_starts(50_000, seq_len=200, batch_size=4, steps=12, seed=0)
     model = model_config.build(256).cuda().train()
     step = TrainingStep(train, model, tokens, starts, seed=0, compiled=False)
@@ -400,4 +400,4 @@ def test_on_cuda_a_model_of_it_trains_in_a_recorded_step_and_generates(layer):
     seen_BT = torch.cat([prompt_BT, torch.stack(made, 1)], 1)
     with torch.inference_mode():
         again_BT = model.logits(seen_BT[:, :-1]).argmax(-1)[:, -4:]
-    assert (again_BT == seen_BT[:, -4:]).float().mean() >= 0.75  # bfloat16: two may score alike
+    assert (again_BT == seen_BT[:, -4:]).float().mean() >= 0.75  # bfloat16: two logits may be equal

@@ -1,4 +1,4 @@
-"""Gated DeltaNet, against its paper's formulas written out, and its costs and beginnings."""
+"""Gated DeltaNet against the formulas of its paper; its costs and initial values."""
 
 import math
 
@@ -38,7 +38,7 @@ def x_BTD():
 
 
 def written_out(config, weights, x_TD):
-    """One sequence, one head and one token at a time. Linear weights are (out, in)."""
+    """Return y of one sequence by a loop over heads and tokens. Linear weights are (out, in)."""
 
     K, V = config.head_dim, config.value_dim
     channels = [config.n_heads * width for width in (K, K, V)]

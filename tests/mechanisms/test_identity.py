@@ -1,4 +1,4 @@
-"""Identity: each token alone."""
+"""Identity: each token is mapped independently."""
 
 import torch
 

@@ -1,6 +1,6 @@
-"""DeltaNet, GLA, KDA and Mamba-2, against their papers' formulas written out, and their beginnings.
+"""DeltaNet, GLA, KDA and Mamba-2 against the formulas of their papers; their initial values.
 
-What every mechanism promises is in test_mechanism_contract.py.
+Properties of every mechanism are in test_contract.py.
 """
 
 import pytest
@@ -52,7 +52,7 @@ def x_BTD():
 
 
 class Layer:
-    """The weights of a layer by name, and what they make of the tokens of one sequence."""
+    """Weights of a layer by name, and their products with the tokens of one sequence."""
 
     def __init__(self, config, mixer, x_TD):
         self.config, self.weights, self.x_TD = config, mixer.state_dict(), x_TD
@@ -89,7 +89,7 @@ def of_head(x_TC, h, heads):
 
 
 def delta_rule(layer, log_decay_TC):
-    """Each head and token: decay, recall what the key has, correct it, read."""
+    """Return the normalised reads, by a loop: decay, recall by key, correct, read."""
     heads, width = layer.config.n_heads, layer.config.head_dim
     q_TC, k_TC, v_TC = layer.convolved()
     beta_TH, outputs = torch.sigmoid(layer.project("b_proj")), []
@@ -270,7 +270,7 @@ def test_impossible_settings_are_reported_all_at_once(kind, settings):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [DeltaNet, GatedDeltaNet, GLA, KDA, Mamba2])
 def test_with_fla_the_layer_is_the_layer_with_its_chunks(kind):
-    """In bfloat16 by autocast: 2 % of the output's norm, 5 % of each gradient's."""
+    """Under autocast to bfloat16, within 2 % of the output's norm and 5 % of each gradient's."""
     torch.manual_seed(0)
     ours = kind(n_heads=4, head_dim=32, kernel="chunked").build(64).to(CUDA)
     theirs = kind(n_heads=4, head_dim=32, kernel="auto").build(64).to(CUDA)

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: its definition, what it caches, and its settings."""
+"""Multi-head latent attention: its definition, its cache, and its settings."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def made(dropout=0.0, **settings):
 
 
 def by_hand(mechanism, x_BTD):
-    """Head by head and query by query, with every key and value rebuilt."""
+    """Return y by a loop over heads and queries, with all keys and values computed."""
     c = mechanism.config
     nope, rope, rank = c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank
     down = x_BTD @ mechanism.kv_a_proj_with_mqa.weight.T
@@ -141,7 +141,7 @@ def test_a_sequence_read_at_once_costs_its_keys_and_values_and_not_its_latents(s
     mechanism, tokens = made(**settings, kernel="plain"), 13
     with FlopCounterMode(display=False) as counter:
         mechanism(torch.zeros(1, tokens, 32, dtype=torch.float64))
-    # the counter sees every token attend to all of them
+    # the counter counts all pairs of tokens
     stated = tokens * mechanism.config.forward_flops(32, tokens)
     assert stated == counter.get_total_flops()
     assert mechanism.config.forward_flops(32, 9) != mechanism.config.cost(32, 9).flops

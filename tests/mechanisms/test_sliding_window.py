@@ -1,4 +1,4 @@
-"""Sliding-window attention: the window, the ring it decodes from, and its settings."""
+"""Sliding-window attention: the window, the ring buffer of decoding, and its settings."""
 
 import pytest
 import torch

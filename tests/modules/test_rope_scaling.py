@@ -1,4 +1,4 @@
-"""Scaled RoPE: settings, training and decoding past the original length, and where that ends."""
+"""Scaled RoPE: settings, and training and decoding beyond the original length."""
 
 import pytest
 import torch

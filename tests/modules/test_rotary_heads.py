@@ -1,4 +1,4 @@
-"""Every setting of rotary heads does what it says, in each mechanism that is made of them."""
+"""Every setting of rotary heads has its stated effect, in each mechanism that has them."""
 
 import random
 
@@ -55,7 +55,7 @@ def rms_norm(x, norm):
 
 
 def by_hand(mechanism, x_BTD):
-    """Head by head and query by query."""
+    """Return y by a loop over heads and queries."""
     c = mechanism.config
     key = c.head_dim or D // c.n_heads
     value = c.v_head_dim or key

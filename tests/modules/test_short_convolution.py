@@ -1,4 +1,4 @@
-"""Each channel sees its own last few tokens, all at once and token by token alike."""
+"""The short convolution equals conv1d, at once and token by token."""
 
 import pytest
 import torch

@@ -1,11 +1,11 @@
-"""Multi-head latent attention is DeepSeek-V3's in transformers, decoding in the absorbed form too.
+"""Multi-head latent attention equals DeepSeek-V3's in transformers, absorbed decoding included.
 
 One convention differs, a setting of the reference: `rope_interleave`, which released weights need,
-pairs neighbouring columns of the rotary part where ours pairs its halves. The rotary rows of
-`q_proj` or `q_b_proj` and of `kv_a_proj_with_mqa` change order.
+pairs neighbouring columns of the rotary part, while attnlab pairs its halves. The rotary rows of
+`q_proj` or `q_b_proj` and of `kv_a_proj_with_mqa` are reordered.
 
 The norms of the latents have eps 1e-6 in both. The reference never absorbs a projection: it
-rebuilds all keys and values, so its full forward is what our decoding is held against.
+computes all keys and values, so decoding is compared with its full forward pass.
 """
 
 import pytest
@@ -24,7 +24,7 @@ D = 40
 
 
 def halves(rows_PD: Tensor) -> Tensor:
-    """Rows of neighbouring pairs, the first of each pair above the second of each."""
+    """Return rows of neighbouring pairs reordered: all first ones, then all second ones."""
     return torch.cat([rows_PD[0::2], rows_PD[1::2]])
 
 

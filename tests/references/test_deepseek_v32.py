@@ -1,20 +1,20 @@
-"""DeepSeek sparse attention chooses and attends as DeepSeek-V3.2 does in transformers.
+"""DeepSeek sparse attention selects and attends as DeepSeek-V3.2 does in transformers.
 
 The indexer is the same: the LayerNorm of its key has eps 1e-6, its rotary part comes first and
 pairs halves, weights are scaled by (J I)^-0.5. These differ:
 
-- The reference's heads are those of MLA and ours are grouped-query heads. They meet at one
+- The reference's heads are those of MLA, attnlab's are grouped-query heads. They agree with one
   key-value head: no part without rotary, the rotary key as the key, the latent as the value (an
-  up-projection that hands every head the whole latent), and no norms on the way. With more
-  key-value heads ours is held against Llama's heads over what the reference's indexer chooses.
-- The reference's queries are low-rank, and its index queries are read out of the same narrow
-  vector. Ours are read out of the token, so the rank is the model width and the first factor 1.
-- Rotary pairs of the heads are neighbours in the reference, so rows change order as for MLA.
-- The indexer's rotary part is as wide as the heads' in the reference; ours has a width of its own.
-- Of equal scores ours takes the most recent position, torch.topk any. With many index heads hardly
-  any score is exactly 0, and no query here has such a choice.
-- The reference has no training of the indexer, and only tells the order of the scores. Either way
-  no gradient of the output reaches the indexer.
+  up-projection that gives every head the whole latent), and no norms. With more key-value heads the
+  comparison is with Llama's heads over the selection of the reference's indexer.
+- The reference's queries are low-rank, and its index queries are projected from the same latent.
+  attnlab projects both from the token, so the rank is the model width and the first factor 1.
+- Rotary pairs of the heads are neighbours in the reference, so rows are reordered as for MLA.
+- The indexer's rotary part is as wide as the heads' in the reference; in attnlab it is a setting.
+- Among equal scores attnlab selects the most recent position, torch.topk any. With many index heads
+  hardly any score is exactly 0, and no query here has such a choice.
+- The reference does not train the indexer, and gives only the order of the scores. In both, no
+  gradient of the output reaches the indexer.
 
 Shapes: B batch, T tokens, S keys, D model width, K head width.
 """
@@ -65,7 +65,7 @@ def reference_config(ours: DeepseekSparse) -> DeepseekV32Config:
 
 
 def renamed_indexer(weights: Weights) -> Weights:
-    """The indexer's part of the weights, under our names."""
+    """Return the indexer's weights under attnlab's names."""
     paths = [name.split(".") for name in weights if name.startswith("indexer.")]
     return {
         f"indexer.{INDEXER[layer]}.{kind}": weights[f"indexer.{layer}.{kind}"]
@@ -85,7 +85,7 @@ def angles_and_mask(config: DeepseekV32Config, x_BTD: Tensor):
 
 @torch.no_grad()
 def assert_no_choice_is_open(ours: DeepseekSparse, weights: Weights, x_BTD: Tensor) -> None:
-    """The last position that a query chooses is clearly better than the first that it does not."""
+    """Assert that each query's last selected score is clearly above its first rejected one."""
     mechanism = ours.build(D).to(x_BTD.dtype)
     mechanism.load_state_dict(weights)
     index_BTS = index_scores(mechanism.indexer(x_BTD, start=0))

@@ -1,12 +1,12 @@
-"""Kernels compute what flash-linear-attention's naive definitions say.
+"""Kernels equal flash-linear-attention's naive definitions.
 
 Those are single files that need torch and einops alone. They are loaded by path: importing the
 package would import its kernels, and with them Triton.
 
 The mathematics is the same: scale K^-0.5, memory of K x V, g as a logarithm. Four things differ.
-The order of arguments changes from function to function, so they go by name. `delta_rule` wants
-heads before tokens. `naive_dsa` scales the index scores by I^-0.5, ours leaves that to the weights.
-Our gated linear attention leaves the scale of queries to its mechanisms.
+The order of arguments differs between functions, so they are passed by name. `delta_rule` has heads
+before tokens. `naive_dsa` scales the index scores by I^-0.5; in attnlab the weights include that.
+attnlab's gated linear attention leaves the scale of queries to its mechanisms.
 
 Shapes: B batch, T tokens, H heads, G key-value heads, K key width, V value width, S keys, J index
 heads, I index width.
@@ -42,7 +42,7 @@ def naive(operation: str) -> ModuleType:
 
 
 def inputs(batch, number, heads, key, value, dtype, gate="head"):
-    """Queries, keys, values, g, beta and a memory to begin with."""
+    """Return queries, keys, values, g, beta and an initial memory."""
     generator = torch.Generator().manual_seed(number)
 
     def normal(*shape):
@@ -60,7 +60,7 @@ def inputs(batch, number, heads, key, value, dtype, gate="head"):
 
 
 def over_tokens(step):
-    """A decode step, over all tokens."""
+    """Return the results of decode steps over all tokens."""
 
     def stepped(*arguments):
         *sequences, memory_BHKV = arguments
@@ -80,7 +80,7 @@ FORMS = ["recurrent", "chunked", "step"]
 
 
 def assert_same(run, definition, arguments, reference: ModuleType) -> None:
-    """Equal results, and equal gradients of a random linear function of all of them."""
+    """Assert equal results and equal gradients of a random linear function of all of them."""
     with computing_in(arguments[0].dtype, reference):
         expected = definition(*arguments)
         direction = [x.detach().roll(1, 1) + 0.5 for x in expected]
@@ -155,7 +155,7 @@ def test_it_is_also_flas_chunks_of_kimi_delta_attention(run, dtype):
 
 
 def scaled(run):
-    """Ours over queries scaled as theirs are."""
+    """Run attnlab's function on queries scaled as the reference scales them."""
     return lambda q, *others: run(q * q.shape[-1] ** -0.5, *others)
 
 

@@ -1,7 +1,7 @@
-"""Grouped-query attention is Llama's in transformers, with the weights as they are.
+"""Grouped-query attention equals Llama's in transformers, with unchanged weights.
 
-Nothing differs: projections bear the same names, query head h looks at key head h // (H / G), RoPE
-pairs the halves of a head.
+Nothing differs: projections have the same names, query head h attends to key head h // (H / G),
+RoPE pairs the halves of a head.
 """
 
 import pytest

@@ -1,13 +1,13 @@
-"""Mamba-2 is transformers' Mamba2Mixer, on its path without fused kernels.
+"""Mamba-2 equals transformers' Mamba2Mixer, on its path without fused kernels.
 
 The mathematics is the same: dt = softplus(. + dt_bias) without limits, A = -exp(A_log), no scale of
 C, the skip by D, the norm over all channels after the gate. The layout differs:
 
-- `in_proj` holds the rows of z (our `g_proj`), x, B, C and dt. Ours are five projections.
-- The channels of `conv1d` are those of x, B, C in this order; ours are C, B, x. It has a middle
-  dimension of 1, and by default a bias, which ours does not have: the test leaves it out.
-- Theirs may have several B and C (`n_groups`); ours has one for all heads.
-- Its width is tied: `num_heads * head_dim = expand * hidden_size`.
+- `in_proj` holds the rows of z (attnlab's `g_proj`), x, B, C and dt; attnlab has five projections.
+- The channels of `conv1d` are those of x, B, C in this order; attnlab's are C, B, x. Its weight has
+  a middle dimension of 1, and by default it has a bias, which the test disables.
+- The reference may have several B and C (`n_groups`); attnlab has one for all heads.
+- The reference's width is fixed: `num_heads * head_dim = expand * hidden_size`.
 """
 
 import sys
@@ -20,7 +20,7 @@ from torch import Tensor
 from attnlab.mechanisms.mamba2 import Mamba2
 
 with pytest.MonkeyPatch.context() as patch:
-    # where these are installed transformers imports them, and runs their kernels instead of its own
+    # if these are installed, transformers imports them and runs their kernels
     for package in ("mamba_ssm", "causal_conv1d"):
         patch.setitem(sys.modules, package, None)
     from transformers.models.mamba2 import modeling_mamba2 as modeling
@@ -59,7 +59,7 @@ def assert_same(x_BTD: Tensor, **settings) -> None:
     with computing_in(x_BTD.dtype, modeling):
         theirs = modeling.Mamba2Mixer(config, layer_idx=0).to(x_BTD.dtype)
         randomize(theirs)
-        with torch.no_grad():  # from heads that hardly forget to heads that forget within a token
+        with torch.no_grad():  # from heads that hardly decay to heads that decay within a token
             theirs.A_log.copy_(torch.linspace(-6, 0, ours.n_heads))
         assert_agree(
             ours.build(D),

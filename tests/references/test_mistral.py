@@ -1,7 +1,7 @@
-"""Sliding-window attention is Mistral's in transformers, with the weights as they are.
+"""Sliding-window attention equals Mistral's in transformers, with unchanged weights.
 
-Nothing differs. In particular transformers' mask keeps the keys s with t - window < s <= t, so the
-window counts the token itself, as ours does.
+Nothing differs. In particular transformers' mask keeps the keys s with t - window < s <= t, so in
+both the window includes the token itself.
 """
 
 import pytest

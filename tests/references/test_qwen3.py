@@ -1,6 +1,6 @@
-"""Normalised queries and keys, heads of any width and biases are Qwen3's in transformers.
+"""Normalised queries and keys, heads of any width and biases equal Qwen3's in transformers.
 
-Nothing differs: the weights are as they are. The norms have eps 1e-6 in both.
+Nothing differs: weights are unchanged. The norms have eps 1e-6 in both.
 """
 
 import pytest

@@ -1,15 +1,15 @@
-"""Gated DeltaNet is Qwen3-Next's in transformers, on its path without fused kernels.
+"""Gated DeltaNet equals Qwen3-Next's in transformers, on its path without fused kernels.
 
 The mathematics is the same: q and k divided by sqrt(|.|^2 + 1e-6) after the convolution, queries
 scaled by K^-0.5, g = -exp(A_log) softplus(a + dt_bias), beta = sigmoid(b), the norm before the
 gate. The layout differs:
 
-- `in_proj_qkvz` holds, head by head, the rows of q, k, v and of the output gate z (our `g_proj`);
-  `in_proj_ba` holds b and a, head by head. Ours are six projections.
+- `in_proj_qkvz` holds, head by head, the rows of q, k, v and of the output gate z (attnlab's
+  `g_proj`); `in_proj_ba` holds b and a, head by head. attnlab has six projections.
 - `conv1d` has a middle dimension of 1; its channels are in the same order, q of all heads first.
-- Its `rms_norm_eps` is 1e-6 by default, ours is 1e-5 as in flash-linear-attention's layer: the
+- Its `rms_norm_eps` is 1e-6 by default, attnlab's is 1e-5 as in flash-linear-attention's layer; the
   test sets it.
-- Qwen3-Next has several value heads to a key head; ours has one.
+- Qwen3-Next has several value heads per key head, attnlab one.
 """
 
 import sys
@@ -22,7 +22,7 @@ from torch import Tensor
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 
 with pytest.MonkeyPatch.context() as patch:
-    # where these are installed transformers imports them, and runs their kernels instead of its own
+    # if these are installed, transformers imports them and runs their kernels
     for package in ("fla", "causal_conv1d"):
         patch.setitem(sys.modules, package, None)
     from transformers.models.qwen3_next import modeling_qwen3_next as modeling
@@ -60,7 +60,7 @@ def assert_same(x_BTD: Tensor, **settings) -> None:
     with computing_in(x_BTD.dtype, modeling):
         theirs = modeling.Qwen3NextGatedDeltaNet(config, layer_idx=0).to(x_BTD.dtype)
         randomize(theirs)
-        with torch.no_grad():  # from heads that hardly forget to heads that forget within a token
+        with torch.no_grad():  # from heads that hardly decay to heads that decay within a token
             theirs.A_log.copy_(torch.linspace(-6, 0, ours.n_heads))
         assert_agree(
             ours.build(D),

@@ -1,10 +1,9 @@
-"""Scalings of RoPE are those of transformers: frequencies, amplitude, and Llama's attention.
+"""Scalings of RoPE equal those of transformers: frequencies, amplitude, and Llama's attention.
 
-The settings bear the same names. Of two things transformers keeps elsewhere, the original length of
-the dynamic scaling is its `max_position_embeddings`; and what DeepSeek multiplies the softmax's
-scale by is part of its attention, so it is compared with that, in `test_deepseek_v3`. For a length
-that has grown and shrinks again transformers keeps the frequencies of the longest; ours are those
-of the length that is read.
+Settings have the same names, with two exceptions. The original length of the dynamic scaling is
+`max_position_embeddings` in transformers; and DeepSeek's factor on the scale of the softmax is part
+of its attention, so `test_deepseek_v3` compares it. When a length grows and then shrinks again,
+transformers keeps the frequencies of the longest one; attnlab uses those of the current length.
 """
 
 import math
@@ -21,7 +20,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
 from attnlab.modules.rotary import Rope
 
-L, F = 64, torch.float32  # in which the reference takes theta of a length that grows
+L, F = 64, torch.float32  # the dtype in which the reference computes theta of a growing length
 SCALINGS = [
     Linear(factor=1.0),
     Linear(factor=2.5),
@@ -112,7 +111,7 @@ def assert_same(scaling: RopeScaling, x_BTD: torch.Tensor) -> None:
 
 
 def both(scaling: RopeScaling, x_BTD: torch.Tensor):
-    """Our attention, Llama's, and the pass of Llama's."""
+    """Return attnlab's attention, Llama's, and the forward pass of Llama's."""
     config = llama_config(
         scaling, 10_000.0, hidden_size=48, num_attention_heads=3, num_key_value_heads=3
     )

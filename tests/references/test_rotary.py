@@ -1,9 +1,9 @@
-"""RoPE is that of Llama in transformers, and that of DeepSeek up to the order of the columns.
+"""RoPE equals Llama's in transformers, and DeepSeek's up to the order of the columns.
 
-The reference takes its angles in float32: at position t an angle may be off by t * 2^-22 (the
-rounding of the frequency, of its power and of the product), and with it the result. Ours takes them
-in float64 also for float32 inputs. Where the reference is made to do the same, what is left is
-t * 2^-51.
+The reference computes angles in float32: at position t an angle, and so the result, has an error of
+up to t * 2^-22 (from rounding the frequency, its power and the product). attnlab computes them in
+float64 also for float32 inputs. When the reference is made to do the same, the difference is at
+most t * 2^-51.
 """
 
 import pytest

@@ -1,7 +1,7 @@
-"""Heads of which only the first columns turn are StableLM's in transformers.
+"""Heads whose first columns alone are rotated equal StableLM's in transformers.
 
-Nothing differs: the weights are as they are. The reference names the part that turns as a fraction
-of a head, and does not run where that is none of it.
+Nothing differs: weights are unchanged. The reference states the rotary part as a fraction of a
+head, and does not run with a fraction of zero.
 """
 
 import pytest

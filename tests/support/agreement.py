@@ -1,15 +1,15 @@
-"""What it means that a mechanism and an independent implementation agree.
+"""Comparison of a mechanism with an independent implementation, the reference.
 
-The weights are drawn in the reference and carried over by `to_ours`, which renames, permutes and
-cuts them and does nothing else. Gradients are carried over by the same function, so that a weight
-that is mapped wrongly shows in its gradient as well. Compared are the output, the gradient of a
-random linear function of it by the input and by every weight, and the outputs of decoding.
+Weights are drawn in the reference and copied by `to_ours`, which only renames, permutes and splits
+them. Gradients are copied by the same function, so a wrong mapping of a weight also shows in its
+gradient. The comparison covers the output, the gradients of a random linear function of it by the
+input and by every weight, and the outputs of decoding.
 
-An error is measured against the largest entry of the tensor that it is in, or against 1 where all
-are smaller: weights are drawn so that entries are about 1 or larger. In float32 the references run
-as they are, and rounding is what the tolerance is for. They also turn float64 inputs into float32
-for angles, norms, softmax and recurrences; `computing_in` makes that float64, so that what is left
-of a difference is one of mathematics.
+An error is relative to the largest entry of its tensor, or to 1 where all entries are smaller:
+weights are drawn so that entries are about 1 or larger. In float32 the references run unchanged,
+and the tolerance is for rounding. They also convert float64 inputs to float32 for angles, norms,
+softmax and recurrences; `computing_in` makes that float64, so that a difference that is left is one
+of mathematics.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -32,7 +32,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5}
 
 
 class _WideTorch:
-    """The module torch, except that what it calls float32 is float64."""
+    """The module torch, in which float32 is float64."""
 
     float32 = float = torch.float64
 
@@ -42,7 +42,7 @@ class _WideTorch:
 
 @contextmanager
 def computing_in(dtype: torch.dtype, reference: ModuleType) -> Iterator[None]:
-    """Within, for float64, the code of this module computes in float64 where it says float32."""
+    """For float64, make the code of this module compute in float64 in place of float32."""
     with pytest.MonkeyPatch.context() as patch:
         if dtype == torch.float64:
             patch.setattr(reference, "torch", _WideTorch())
@@ -56,7 +56,7 @@ def tokens(batch: int, number: int, d_model: int, dtype: torch.dtype) -> Tensor:
 
 
 def randomize(module: nn.Module, seed: int = 0) -> None:
-    """Matrices that keep the size of what they multiply; vectors near 1, no two entries equal."""
+    """Draw matrices that preserve the size of vectors, and vectors near 1 of distinct entries."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in module.parameters():
@@ -72,7 +72,7 @@ def assert_agree(
     to_ours: Callable[[Weights], Weights],
     x_BTD: Tensor,
 ) -> None:
-    """`run` is the reference's forward pass, with the weights of `theirs` as they are now."""
+    """Assert agreement. `run` is the reference's forward pass, `theirs` has its weights."""
     ours.to(x_BTD.dtype).eval()
     weights = dict(theirs.named_parameters())
     ours.load_state_dict(to_ours(weights))
@@ -91,7 +91,7 @@ def assert_agree(
 
 @torch.no_grad()
 def decoded(mechanism: Mechanism, x_BTD: Tensor, prompt: int) -> Tensor:
-    """`y_BTD` of the first `prompt` tokens at once and of the others one by one."""
+    """Return `y_BTD`, of the first `prompt` tokens at once and of the others step by step."""
     capacity = x_BTD.shape[1]
     if prompt:
         y_BTD, state = mechanism.prefill(x_BTD[:, :prompt], capacity)
@@ -105,7 +105,7 @@ def decoded(mechanism: Mechanism, x_BTD: Tensor, prompt: int) -> Tensor:
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
-    """No entry is off by more than the dtype's tolerance times the largest entry."""
+    """Assert that no error exceeds the dtype's tolerance times the largest entry."""
     atol = TOLERANCE[expected.dtype] * max(1.0, expected.abs().max().item())
     torch.testing.assert_close(
         actual, expected, rtol=0, atol=atol, msg=lambda text: f"{what}: {text}"
@@ -115,7 +115,7 @@ def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
 def _with_gradients(
     run: Callable[[Tensor], Tensor], x_BTD: Tensor, module: nn.Module
 ) -> list[Tensor]:
-    """The output, then the gradients by the input and by the weights: zeros where unused."""
+    """Return the output, then gradients by the input and the weights, zeros where unused."""
     x_BTD = x_BTD.detach().requires_grad_()
     y_BTD = run(x_BTD)
     generator = torch.Generator().manual_seed(1)

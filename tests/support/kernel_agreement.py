@@ -1,6 +1,6 @@
-"""How the forms of a recurrence are held against its definition.
+"""Comparison of the forms of a recurrence with its definition.
 
-Arguments are q, k and v, then what is kept in float32 whatever the dtype of these.
+Arguments are q, k and v, then tensors that stay in float32 whatever the dtype of q, k and v.
 """
 
 import torch
@@ -23,7 +23,7 @@ def relative_errors(actual, expected):
 
 
 def on_cuda(arguments, dtype):
-    """q, k, v in `dtype`, the rest in float32; and the same numbers in float64."""
+    """Return q, k, v in `dtype` and the rest in float32, and the same numbers in float64."""
     kinds = [dtype] * 3 + [torch.float32] * (len(arguments) - 3)
     low = [
         x.detach().to(CUDA, kind).requires_grad_() for x, kind in zip(arguments, kinds, strict=True)
@@ -32,7 +32,7 @@ def on_cuda(arguments, dtype):
 
 
 def assert_recordable(run, arguments):
-    """Outputs' gradients from a CUDA graph are those computed anew, after the values changed."""
+    """Assert that a replayed CUDA graph gives the right gradients after the inputs changed."""
 
     def gradients():
         y, _ = run(*arguments)

@@ -1,6 +1,6 @@
 """Mechanisms with one realistic mistake each, for the checks to find.
 
-Each is a shipped mechanism with as little changed as the mistake needs.
+Each is a shipped mechanism with the smallest change that makes the mistake.
 
 Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width, S keys.
 """
@@ -20,7 +20,7 @@ from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttent
 
 
 class Planted:
-    """Builds the `Module` of the class instead of the original."""
+    """Build the `Module` of the class instead of the original."""
 
     def build(self, d_model, dropout=0.0):
         if isinstance(self, Identity):
@@ -29,7 +29,7 @@ class Planted:
 
 
 class ScoresOf(GroupedQueryAttention):
-    """Attention written out, so that a mistake can be made in the middle of it."""
+    """Attention by its definition, so that subclasses can change a part of it."""
 
     def _attend(self, q_BHTK, k_BGTK, v_BGTK):
         repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
@@ -51,13 +51,13 @@ class ScoresOf(GroupedQueryAttention):
 
 
 class AttentionWrittenOut(Planted, GroupedQuery):
-    """No mistake: what the ones below are changed from."""
+    """No mistake: base of the ones below."""
 
     class Module(ScoresOf):
         pass
 
 
-# The future is seen
+# The output depends on future tokens
 
 
 class MaskOffByOne(Planted, GroupedQuery):
@@ -74,7 +74,7 @@ class InvertedMask(Planted, GroupedQuery):
 
 
 class HeadsAndTimeSwapped(Planted, GroupedQuery):
-    """A `view` where a transpose is needed: the heads of one token are rows of others."""
+    """A `view` in place of a transpose: heads of one token become rows of others."""
 
     class Module(GroupedQueryAttention):
         def forward(self, x_BTD):
@@ -86,7 +86,7 @@ class HeadsAndTimeSwapped(Planted, GroupedQuery):
 
 
 class TopKOverMaskedPositions(Planted, GroupedQuery):
-    """The eight best of all positions, and only then the mask: the future takes places."""
+    """The eight best of all positions, future ones included, and then the mask."""
 
     class Module(ScoresOf):
         def weights(self, scores_BHTS):
@@ -122,7 +122,7 @@ class SoftmaxOverQueries(Planted, GroupedQuery):
 
 
 class ChunkReadsAhead(Planted, GroupedQuery):
-    """A token sees its whole chunk of 16."""
+    """A token attends to its whole chunk of 16."""
 
     class Module(ScoresOf):
         def weights(self, scores_BHTS):
@@ -138,7 +138,7 @@ class ReversedScan(Planted, Identity):
 
 
 class FutureSeenAfterWarmUp(Planted, DeepseekSparse):
-    """Right in eval mode and at first; what comes after the warm-up in training is not."""
+    """Right in eval mode and during warm-up; wrong in training after the warm-up."""
 
     class Module(DeepseekSparseAttention):
         def forward_with_loss(self, x_BTD):
@@ -157,7 +157,7 @@ class FutureSeenInBfloat16(Planted, GroupedQuery):
 
 
 class FutureInTheGradient(Planted, GroupedQuery):
-    """A straight-through term: worth nothing forward, and all of the future backward."""
+    """A straight-through term: zero in the forward pass, the whole future in the backward pass."""
 
     class Module(GroupedQueryAttention):
         def forward(self, x_BTD):
@@ -166,14 +166,14 @@ class FutureInTheGradient(Planted, GroupedQuery):
 
 
 class ScaledByTheLength(Planted, GroupedQuery):
-    """No token is seen too early, but how many there will be is."""
+    """The output depends on the number of future tokens, not on their values."""
 
     class Module(GroupedQueryAttention):
         def forward(self, x_BTD):
             return super().forward(x_BTD) / math.log(1 + x_BTD.shape[1])
 
 
-# Decoding is another function
+# Decoding differs from forward
 
 
 class CacheDropsAToken(Planted, GroupedQuery):
@@ -209,7 +209,7 @@ class RotaryOffsetOfTheQuery(Planted, GroupedQuery):
 
 
 class RotaryOffsetAfterAPrompt(Planted, GroupedQuery):
-    """Steps are right among themselves, and one position off from the prompt."""
+    """Steps are consistent with each other, and one position off from the prompt."""
 
     class Module(GroupedQueryAttention):
         def step(self, x_BD, state):
@@ -229,7 +229,7 @@ class RingOverwritesEarly(Planted, SlidingWindow):
 
 
 class RingStartsAnewAfterAPrompt(Planted, SlidingWindow):
-    """Of a prompt past the window the first tokens are kept, not the last."""
+    """Of a prompt longer than the window the first tokens are kept, not the last."""
 
     class Module(SlidingWindowAttention):
         def prefill(self, x_BTD, capacity):
@@ -238,7 +238,7 @@ class RingStartsAnewAfterAPrompt(Planted, SlidingWindow):
             return y_BTD, first._replace(seen=state.seen)
 
 
-# Sequences see each other
+# Sequences of a batch influence each other
 
 
 class StateSharedInDecoding(Planted, GroupedQuery):
@@ -278,7 +278,7 @@ class Gated(TokenwiseLinear):
 
 
 class GatedIdentity(Planted, Identity):
-    """No mistake: what the ones below are changed from."""
+    """No mistake: base of the ones below."""
 
     Module = Gated
 
@@ -321,7 +321,7 @@ class BytesWithoutValues(GroupedQuery):
         return replace(cost, state_bytes=cost.state_bytes // 2)
 
 
-# Numbers and repetition
+# Numerical range and repeatability
 
 
 class NotANumberInBfloat16(GatedIdentity):
@@ -352,7 +352,7 @@ class RunningMeanOfAllInputs(Planted, Identity):
 
 
 class PositionKeptOnTheModule(Planted, GroupedQuery):
-    """Decoding is right once."""
+    """Decoding is right for the first sequence only."""
 
     class Module(GroupedQueryAttention):
         position = 0
@@ -380,7 +380,7 @@ class BufferFromTheGlobalStream(Planted, Identity):
 
 
 class OnlyInFloat32(Planted, Identity):
-    """No mistake: a kernel may have no float64."""
+    """No mistake: a kernel need not support float64."""
 
     class Module(TokenwiseLinear):
         def forward(self, x_BTD):

@@ -1,4 +1,4 @@
-"""RoPE in one call, as the tests write it."""
+"""RoPE in one call, for tests."""
 
 from attnlab.modules import rotary
 
