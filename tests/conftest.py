@@ -1,5 +1,6 @@
 """Settings that every test needs."""
 
+import gc
 import os
 
 import pytest
@@ -30,9 +31,16 @@ collect_ignore = ["support/planted_bugs.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread_a_worker() -> None:
+def one_thread_per_worker() -> None:
     """The suite runs in as many processes as there are cores; more threads would only compete."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_objects_are_no_garbage() -> None:
+    """Each run collects garbage first: a third of a small one, if all imports are searched."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

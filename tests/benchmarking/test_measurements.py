@@ -133,7 +133,7 @@ def test_a_state_that_counts_in_python_is_that_of_a_prompt(monkeypatch):
     monkeypatch.setattr(kind, "step", step)
     monkeypatch.setattr(kind, "prefill", Mechanism.prefill)
     result = measured("identity", "decode", 24, 1)
-    assert "holds int" in result["graph_problem"]
+    assert "contains int" in result["graph_problem"]
     assert max(seen) >= 23 + LEAST
     assert seen[:46] == [*range(23), *range(23)]  # two layers
 

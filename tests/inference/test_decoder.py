@@ -120,5 +120,5 @@ def test_a_state_with_a_python_number_is_stepped_and_says_why_it_is_not_recorded
     expected = copy.deepcopy(states)
     decoder = Decoder(model, states)
     decoder.step(tokens_BT[:, 1])
-    assert "holds int, which a recorded graph cannot change" in decoder.graph_problem
+    assert "contains int, which a CUDA graph cannot change" in decoder.graph_problem
     assert decoder.states[0].seen == expected[0].seen + 1

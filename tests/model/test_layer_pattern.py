@@ -140,7 +140,7 @@ def test_python_is_as_strict_as_json():
         "layers.1: 1 is given twice"
     ]
     assert problems(lambda: base.with_mechanisms(delta, attention, layers={1: delta})) == [
-        "mechanisms: beside layers name one, for the layers that are left; got 2"
+        "mechanisms: with layers, at most one other mechanism is used; got 2"
     ]
     with pytest.raises(TypeError):
         ByLayer(default=delta, layers={1: delta}).layers[2] = attention

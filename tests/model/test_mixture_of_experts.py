@@ -224,7 +224,7 @@ def test_a_model_counts_idle_experts_in_its_size_but_not_in_its_work():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_k": 9}, "top_k: 9 of n_experts 8: not so many"),
+        ({"top_k": 9}, "top_k: must be at most n_experts 8, got 9"),
         ({"n_experts": 0}, "n_experts: must be at least 1, got 0"),
         ({"balance_loss": -0.1}, "balance_loss: must not be negative"),
         ({"bias_rate": -0.1}, "bias_rate: must not be negative"),

@@ -220,7 +220,7 @@ def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, mon
 
     keeps_none = replace(tiny_study.base, train=replace(tiny_study.base.train, keep="none"))
     bare = trained(keeps_none, Path("results/tiny"), places, "bare")
-    refused(bare.path, r"no usable checkpoint in .*: none is there, as after train\.keep=none")
+    refused(bare.path, r"no usable checkpoint in .*: there is none, as with train\.keep=none")
     other = corpus_of(tiny_study.base.data, places)
     with monkeypatch.context() as patch:
         patch.setattr(extending, "corpus_of", lambda *_: replace(other, fingerprint="other"))

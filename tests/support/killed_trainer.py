@@ -136,7 +136,7 @@ def assert_readable(study_dir: Path) -> None:
     """What has its name is whole, after a kill at any instant."""
     folder = RUN.folder(study_dir)
     folder.config(), folder.environment(), folder.summary(), folder.metrics()
-    assert load_newest(folder.checkpoints, "same").passed_over == ()
+    assert load_newest(folder.checkpoints, "same").skipped == ()
 
 
 def assert_same(first: Path, second: Path) -> None:

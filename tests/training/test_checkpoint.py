@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_said
     assert first.note.endswith("; that of step 4 is used instead")
     begins = folder.environment()["begins"]
     assert begins["step"] == 4
-    assert begins["passed_over"][0].startswith(f"step-000008: {name} ")
+    assert begins["skipped"][0].startswith(f"step-000008: {name} ")
     list(events)
     assert newest(folder).step == 12
 
@@ -199,7 +199,7 @@ def test_a_whole_checkpoint_is_nothing_to_speak_of(tmp_path, places):
     run_to(9, BASE, tmp_path, places).close()
     assert next(run(BASE, tmp_path, places)).note is None
     begins = RunFolder(tmp_path, "mha", 0).environment()["begins"]
-    assert begins == {"step": 8, "passed_over": []}
+    assert begins == {"step": 8, "skipped": []}
 
 
 @contextmanager
@@ -229,7 +229,7 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(tmp_path, plac
     assert ended.status == "failed"
     assert "the checkpoint of step 8 could not be written" in ended.reason
     assert "File too large" in ended.reason
-    assert "step-000004 is whole, and the same command goes on from there" in ended.reason
+    assert "step-000004 is intact, and the same command continues from there" in ended.reason
     if room_for == "the first file":
         assert folder.summary()["reason"] == ended.reason
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000004"]
@@ -288,7 +288,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
     folder = tmp_path / "study" / "mha" / "seed-0"
     with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-0"):
         export(folder.parent, tmp_path / "out")
-    with pytest.raises(ValueError, match="is there already, and nothing is replaced"):
+    with pytest.raises(ValueError, match="already exists and is not replaced"):
         export(folder, folder)
     altered(folder / "checkpoints" / "step-000012" / "model.safetensors")
     done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
@@ -296,7 +296,7 @@ def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
     assert "of step 8" in done.stdout
     text = CliRunner().invoke(app, ["generate", str(folder), "--prompt", "x"])
     assert "that of step 8 is used instead" in " ".join(text.stderr.split())
-    with pytest.raises(ValueError, match="has the last weights alone"):
+    with pytest.raises(ValueError, match="has the last weights only"):
         load_run(tmp_path / "out", which="best")
     tokenizer = tmp_path / "out" / "tokenizer.json"
     tokenizer.write_text(json.dumps({"another": "tokenizer"}))

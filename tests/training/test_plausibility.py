@@ -19,7 +19,7 @@ from attnlab.runner.events import Progress
 from attnlab.runner.execute import execute
 from attnlab.training import plausibility as plausible
 from attnlab.training.evaluate import HeldOut
-from attnlab.training.plausibility import MOVES, Watch, look_ahead
+from attnlab.training.plausibility import MAX_CHANGE, PlausibilityMonitor, look_ahead
 from attnlab.training.run import Run
 
 CPU = torch.device("cpu")
@@ -62,11 +62,11 @@ def run(mechanism, folder, places, **train):
     return execute(Run(variant="x", config=config), folder, "same", places, CPU)
 
 
-def a_watch(corpus, model=None):
+def a_monitor(corpus, model=None):
     config = tiny_study.base
     model = model or config.model.build(256)
     valid = HeldOut(corpus, "valid", seq_len=32, batch_size=8, device=CPU)
-    return Watch(corpus, config.train, model, nullcontext(), valid)
+    return PlausibilityMonitor(corpus, config.train, model, nullcontext(), valid)
 
 
 def test_one_position_of_look_ahead_raises_the_alarm_while_it_trains(tmp_path, places, planted):
@@ -104,18 +104,18 @@ def test_a_leak_in_training_alone_is_a_leak(corpus):
     model = tiny_study.base.model.build(256)
     mix = model.blocks[0].mix
     mix.forward_with_loss = lambda x_BTD: (100 * x_BTD.roll(-1, 1), None)
-    alarm = a_watch(corpus, model).last_look()
+    alarm = a_monitor(corpus, model).final_check()
     assert alarm is not None
     assert "in train mode" in alarm
 
 
 def test_a_loss_that_is_no_number_once_the_future_changes_is_a_leak(corpus):
     model = tiny_study.base.model.build(256)
-    watch = a_watch(corpus, model)
-    mix, first_B1D = model.blocks[0].mix, model.embed(watch.tokens_BT)[:, -1:]
+    monitor = a_monitor(corpus, model)
+    mix, first_B1D = model.blocks[0].mix, model.embed(monitor.tokens_BT)[:, -1:]
     model.blocks[0].mix_norm = torch.nn.Identity()
     mix.forward = lambda x_BTD: x_BTD / (x_BTD[:, -1:] == first_B1D).all()
-    assert "nan" in (watch.last_look() or "")
+    assert "nan" in (monitor.final_check() or "")
 
 
 @pytest.mark.parametrize(("windows", "alarms"), [(1, 0), (4, 1)])
@@ -128,32 +128,32 @@ def test_what_moves_in_one_window_alone_is_no_leak(corpus, windows, alarms):
         return y_BTD
 
     model.blocks[0].mix.forward = ahead
-    watch = a_watch(corpus, model)
-    watch.last_look()
-    assert len(watch.alarms) == alarms
+    monitor = a_monitor(corpus, model)
+    monitor.final_check()
+    assert len(monitor.alarms) == alarms
 
 
 def test_good_models_and_good_memories_are_not_suspicious(corpus):
-    watch = a_watch(corpus)
-    good = {"train_loss": 0.6 * watch.ngrams, "eval_loss": 0.6 * watch.ngrams}
-    assert watch.look(1, good) == {}
-    by_heart = {"train_loss": 0.01, "eval_loss": 2 * watch.ngrams}
-    assert watch.first_pass * 2 * 33 <= len(corpus.train) < (watch.first_pass + 1) * 2 * 33
-    assert watch.look(watch.first_pass + 1, by_heart) == {}
-    assert watch.cleared == watch.alarms == []
+    monitor = a_monitor(corpus)
+    good = {"train_loss": 0.6 * monitor.ngrams, "eval_loss": 0.6 * monitor.ngrams}
+    assert monitor.check(1, good) == {}
+    by_heart = {"train_loss": 0.01, "eval_loss": 2 * monitor.ngrams}
+    assert monitor.first_epoch * 2 * 33 <= len(corpus.train) < (monitor.first_epoch + 1) * 2 * 33
+    assert monitor.check(monitor.first_epoch + 1, by_heart) == {}
+    assert monitor.cleared == monitor.alarms == []
 
 
 @pytest.mark.parametrize("losses", [{"train_loss": 0.4}, {"eval_loss": 0.4}])
 def test_what_does_not_look_ahead_is_cleared_and_not_asked_again(corpus, losses):
-    watch = a_watch(corpus)
-    said = watch.look(watch.first_pass, losses)
+    monitor = a_monitor(corpus)
+    said = monitor.check(monitor.first_epoch, losses)
     assert list(said) == ["cleared"]
     assert "0.400" in said["cleared"]
-    assert f"{watch.ngrams / 2:.3f}" in said["cleared"]
-    assert watch.look(watch.first_pass, losses) == {}
-    assert watch.last_look() is None
-    assert watch.said() == {
-        "ngram_loss": watch.ngrams,
+    assert f"{monitor.ngrams / 2:.3f}" in said["cleared"]
+    assert monitor.check(monitor.first_epoch, losses) == {}
+    assert monitor.final_check() is None
+    assert monitor.summary() == {
+        "ngram_loss": monitor.ngrams,
         "alarms": [],
         "cleared": [said["cleared"]],
     }
@@ -183,8 +183,8 @@ def test_a_run_that_was_cut_off_says_the_same(tmp_path, places, stop_after, monk
 def test_the_test_leaves_the_model_as_it_was(corpus, training):
     model = tiny_study.base.model.build(256).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    watch = a_watch(corpus, model)
-    assert look_ahead(model, watch.tokens_BT, watch.target_BT, nullcontext()).nats <= MOVES
+    monitor = a_monitor(corpus, model)
+    assert look_ahead(model, monitor.tokens_BT, monitor.target_BT, nullcontext()).nats <= MAX_CHANGE
     assert model.training is training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

@@ -1,1 +1,1 @@
-"""Text from trained models."""
+"""Inference: loading trained models, and generating text from them."""

@@ -1,8 +1,8 @@
-"""Decoding: one token a step, with every state in place.
+"""Decoding: one token per sequence and step, with states that are updated in place.
 
-On CUDA the step is recorded as a CUDA graph after a few real ones: at small batches a step is
-hundreds of kernels of microseconds, and launching them one by one takes longer than they run.
-The states keep their shapes and their addresses, so that one recording serves every step.
+On CUDA the step is recorded as a CUDA graph after a few eager steps: at small batch sizes a step is
+hundreds of kernels of microseconds, and launching them one by one takes longer than running them.
+The states keep their shapes and addresses, so that one graph serves every step.
 
 Shapes: B batch, V vocabulary.
 """
@@ -19,11 +19,16 @@ from attnlab.training.step import EAGER_STEPS
 
 
 class Decoder:
-    """Reads tokens one by one and says what comes next.
+    """A model in decoding: `step` reads one token per sequence and returns the next logits.
 
-    `states` are those of every layer, from `LanguageModel.prefill` or `full_state`; they are used
-    up. With `hold` the counts of tokens stay where they are: every step is the work of the same
-    context, for measuring.
+    Args:
+        model: the model; it is put in eval mode.
+        states: the decode state of every layer, from `LanguageModel.prefill` or `full_state`. They
+            are changed in place.
+        graph: True to record a CUDA graph, where that is possible.
+        compiled: True to compile the step.
+        hold: True to keep the token counts of the states constant, so that every step does the work
+            of the same context, for measurements.
     """
 
     def __init__(
@@ -37,16 +42,16 @@ class Decoder:
     ) -> None:
         self.model, self.states, self.hold = model.eval(), list(states), hold
         self._step = torch.compile(model.step, dynamic=False) if compiled else model.step
-        self.graph_problem = _problem(model, self.states)  # why no graph is used; None where one is
+        self.graph_problem = _problem(model, self.states)  # why no graph is possible; None: it is
         self._records = graph and model.embed.weight.is_cuda and self.graph_problem is None
         self._eager_steps_left = EAGER_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._tokens_B: Tensor | None = None  # one tensor for all steps that lead to the graph
-        self._logits_BV = torch.empty(0)  # the graph's own, once there is one
+        self._tokens_B: Tensor | None = None  # one tensor for all steps, since the graph reads it
+        self._logits_BV = torch.empty(0)  # the output of the graph, once there is one
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> Tensor:
-        """Read one more token a sequence; `logits_BV` of the next, valid until the next step."""
+        """Read one more token per sequence; return `logits_BV`, valid until the next step."""
         if not self._records:
             return self._advance(tokens_B)
         if self._tokens_B is None:
@@ -80,9 +85,9 @@ class Decoder:
 
 @torch.inference_mode()
 def full_state(model: LanguageModel, batch_size: int, context: int) -> list[Any]:
-    """States of the size and count of a model that has read `context` - 1 tokens, for measuring.
+    """Return the states of a model that has read `context` - 1 tokens, for measurements.
 
-    The numbers in them are random. With `Decoder(..., hold=True)` each step sees `context` tokens.
+    Their values are random. With `Decoder(..., hold=True)` each step sees `context` tokens.
     """
     states = [mechanism.init_state(batch_size, context) for mechanism in model.mechanisms()]
     for part in tensors(states):
@@ -94,7 +99,7 @@ def full_state(model: LanguageModel, batch_size: int, context: int) -> list[Any]
 
 
 def tensors(state: Any) -> Iterator[Tensor]:
-    """The tensors of a decode state, or of several, in order."""
+    """Yield the tensors of a decode state, or of several, in order."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, tuple | list):
@@ -103,7 +108,7 @@ def tensors(state: Any) -> Iterator[Tensor]:
 
 
 def is_count(part: Tensor) -> bool:
-    """Whether this part of a state counts tokens."""
+    """True if this part of a state counts tokens."""
     return part.ndim == 0 and not part.is_floating_point()
 
 
@@ -111,14 +116,14 @@ def _problem(model: LanguageModel, states: Sequence[Any]) -> str | None:
     for mechanism, state in zip(model.mechanisms(), states, strict=True):
         for part in _others(state):
             return (
-                f"the decode state of {type(mechanism).__name__} holds {type(part).__name__}, "
-                "which a recorded graph cannot change; keep a count of tokens in an int64 tensor"
+                f"the decode state of {type(mechanism).__name__} contains {type(part).__name__}, "
+                "which a CUDA graph cannot change; keep a count of tokens in an int64 tensor"
             )
     return None
 
 
 def _others(state: Any) -> Iterator[Any]:
-    """What in a state is neither a tensor nor a container of some."""
+    """Yield the parts of a state that are neither tensors nor containers."""
     if isinstance(state, tuple | list):
         for part in state:  # pyright: ignore[reportUnknownVariableType]
             yield from _others(part)

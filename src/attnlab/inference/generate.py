@@ -1,7 +1,7 @@
-"""Text from a trained model, token by token.
+"""Generation: a trained model continues a prompt, token by token.
 
-The prompt is read at once into the decode state of every layer; each further token costs one step,
-which on CUDA is a recorded graph.
+The prompt is read at once into the decode state of every layer; each further token takes one step,
+which is a CUDA graph on CUDA.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -20,12 +20,12 @@ from attnlab.model.language_model import LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Config):
-    """How the next token is chosen. Temperature 0 takes the most likely."""
+    """The choice of the next token."""
 
-    temperature: float = 1.0
-    top_k: int | None = None  # of the k most likely tokens
-    top_p: float | None = None  # of the fewest tokens whose probabilities reach p; Holtzman 2020
-    seed: int = 0  # decides every draw
+    temperature: float = 1.0  # logits are divided by it; 0: the most likely token
+    top_k: int | None = None  # sample from the k most likely tokens; None: from all
+    top_p: float | None = None  # sample from the fewest tokens with total probability p; None: all
+    seed: int = 0  # of the random draws
 
     def problems(self) -> Iterator[Problem]:
         if self.temperature < 0:
@@ -36,7 +36,7 @@ class Sampling(Config):
             yield Problem("top_p", f"must be in (0, 1], got {self.top_p}")
 
     def choose(self, logits_BV: Tensor, generator: torch.Generator) -> Tensor:
-        """`tokens_B`. Of equally likely tokens temperature 0 takes the first."""
+        """Return `tokens_B`. Of equally likely tokens, temperature 0 chooses the first."""
         if self.temperature == 0:
             return logits_BV.argmax(-1)
         logits_BV = logits_BV.float() / self.temperature
@@ -57,14 +57,20 @@ def generate(
     sampling: Sampling,
     autocast: AbstractContextManager[object] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield `tokens_B`, one more token a sequence, as they come.
+    """Yield `tokens_B`, one new token per sequence, `max_new_tokens` times.
 
-    The model is put in eval mode. `autocast` is the context of its forward passes, for a trained
-    one `Trained.autocast`: a kernel of half precision wants it. None computes in the dtype of the
-    weights. Raises ValueError for a prompt without tokens.
+    Args:
+        model: the model; it is put in eval mode.
+        prompt_BT: token ids, at least one per sequence.
+        max_new_tokens: number of new tokens per sequence.
+        sampling: the choice of the next token.
+        autocast: the context of forward passes, such as `Trained.autocast`, which a kernel of half
+            precision needs; None: compute in the dtype of the weights.
+
+    Raises ValueError if the prompt is empty.
     """
     if not prompt_BT.shape[1]:
-        raise ValueError("the prompt is empty: give at least one token to go on from")
+        raise ValueError("the prompt is empty: give at least one token")
     model.eval()
     passes = autocast or nullcontext()
     generator = torch.Generator(prompt_BT.device).manual_seed(sampling.seed)
@@ -75,12 +81,12 @@ def generate(
         tokens_B = sampling.choose(logits_BV, generator)
         yield tokens_B
         if last:
-            with passes:  # a graph records its casts too
+            with passes:  # the graph records its casts, too
                 logits_BV = decoder.step(tokens_B)
 
 
 def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
-    """True for the most likely tokens, as few as reach `top_p`; the most likely is always in."""
+    """Return a mask: True for the fewest most likely tokens with total probability `top_p`."""
     p_BV, order_BV = logits_BV.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before_BV = p_BV.cumsum(-1) - p_BV  # of all tokens likelier than this one
+    before_BV = p_BV.cumsum(-1) - p_BV  # total probability of all tokens likelier than this one
     return torch.zeros_like(logits_BV, dtype=torch.bool).scatter(1, order_BV, before_BV < top_p)

@@ -1,8 +1,8 @@
-"""A trained model back from a folder: a run's own, or one that `export` wrote.
+"""Trained models on disk: loaded from a run's folder, or from one that `export` wrote.
 
     <exported>/{model.safetensors, config.json, tokenizer.json, state.json}
 
-An exported folder is a checkpoint without what only training needs, and stands alone.
+An exported folder has the weights, settings and tokenizer of a run, and needs no other file.
 """
 
 import json
@@ -20,39 +20,47 @@ from attnlab.training.checkpoint import Checkpoint, load_newest, tensor_file
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast
 
-Which = Literal["last", "best"]  # of a run's weights: of its last step, or of its lowest loss
+Which = Literal["last", "best"]  # the weights of the last step, or of the lowest validation loss
 DESCRIBED = ("config.json", "tokenizer.json")
 
 
 class Trained(NamedTuple):
-    config: RunConfig
-    model: LanguageModel  # in eval mode, on the device asked for
+    """A trained model with its settings and its tokenizer."""
+
+    config: RunConfig  # settings of the run
+    model: LanguageModel  # in eval mode
     codec: Codec  # text to token ids and back
-    step: int  # after which the weights are
-    note: str | None  # what is damaged, and what is used instead
+    step: int  # number of training steps of the weights
+    note: str | None  # the damaged checkpoint, and the one used instead; None: none is damaged
 
     @property
     def autocast(self) -> Any:
-        """The context of forward passes on its device, in the precision that it was trained in."""
+        """The context of forward passes on its device, in the precision of its training."""
         return autocast(self.config.train, self.model.embed.weight.device)
 
 
 class Exported(NamedTuple):
+    """An exported folder."""
+
     folder: Path
-    step: int  # after which the weights are
-    note: str | None  # what is damaged in the run, and what was exported instead
+    step: int  # number of training steps of the weights
+    note: str | None  # the damaged checkpoint, and the one exported instead; None: none is damaged
 
 
 def load_run(
     folder: Path | str, device: torch.device | str = "cpu", *, which: Which = "last"
 ) -> Trained:
-    """A model from a run's folder, finished or not, or from one that `export` wrote.
+    """Load a trained model.
 
-    `folder` is a run's own, such as results/quickstart/mha/seed-0. Where its newest checkpoint is
-    damaged the one before is used, and `note` says so. `which` chooses among a run's weights: those
-    of its last step, or of its lowest validation loss.
+    Args:
+        folder: the folder of a run, such as results/quickstart/mha/seed-0, which need not be
+            finished; or a folder that `export` wrote.
+        device: the device of the model.
+        which: the weights of the last step, or those of the lowest validation loss.
 
-    Raises ValueError where that is no run, or none of its checkpoints is there and undamaged.
+    If the newest checkpoint is damaged, the one before is used, and `note` of the result says so.
+
+    Raises ValueError if the folder has no run, or no undamaged checkpoint.
     """
     folder = Path(folder)
     config, identity = settings_of(folder)
@@ -65,16 +73,22 @@ def load_run(
 
 
 def export(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exported:
-    """Write a run's weights, settings and tokenizer into a new folder, for `load_run`.
+    """Write the weights, settings and tokenizer of a run into a new folder, for `load_run`.
 
-    The source of a mechanism of one's own is not among them. Raises ValueError as `load_run` does,
-    or where the folder is there and not empty.
+    Args:
+        run: the folder of a run, or a folder that `export` wrote.
+        folder: the new folder, which may exist if it is empty.
+        which: the weights of the last step, or those of the lowest validation loss.
+
+    The source code of the user's own mechanisms is not written.
+
+    Raises ValueError as `load_run` does, or if the new folder is not empty.
     """
     run, folder = Path(run), Path(folder)
     _, identity = settings_of(run)
     found = _weights(run, identity, which)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already, and nothing is replaced: name a new folder")
+        raise ValueError(f"{folder} already exists and is not replaced: give a new folder")
     described = {name: (run / name).read_bytes() for name in DESCRIBED}
     state = {"step": found.step, "identity": identity, "which": which}
     write_verified(folder, {"model.safetensors": tensor_file(found.model), **described}, state)
@@ -82,24 +96,24 @@ def export(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exp
 
 
 def settings_of(folder: Path) -> tuple[RunConfig, str]:
-    """Settings and identity of the run in a folder. Raises ValueError where there is none."""
+    """Return settings and identity of the run in a folder. Raises ValueError if there is none."""
     if not all((folder / name).is_file() for name in DESCRIBED):
         runs = sorted(str(run) for run in folder.glob("**/seed-*") if run.is_dir())[:5]
         hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
-        raise ValueError(f"no run in {folder}: no config.json and tokenizer.json there{hint}")
+        raise ValueError(f"no run in {folder}: it has no config.json and tokenizer.json{hint}")
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fields = {key: value for key, value in record.items() if key not in ("identity", "variant")}
     return RunConfig.from_dict(fields), record["identity"]
 
 
 def checkpoint_of(run: Path, identity: str) -> tuple[Checkpoint, str | None]:
-    """The newest checkpoint of a run that can be used, and what to say of newer ones that cannot.
+    """Return the newest usable checkpoint of a run, and a note on newer ones that are damaged.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     found = load_newest(run / "checkpoints", identity)
     if found.checkpoint is None:
-        why = "; ".join(found.passed_over) or "none is there, as after train.keep=none"
+        why = "; ".join(found.skipped) or "there is none, as with train.keep=none"
         raise ValueError(f"no usable checkpoint in {run / 'checkpoints'}: {why}")
     return found.checkpoint, found.note
 
@@ -127,5 +141,5 @@ def _exported(folder: Path, which: Which) -> _Weights:
     except DamagedError as error:
         raise ValueError(f"{folder} is damaged: {error}; export the run again") from None
     if which == "best" and state["which"] != "best":
-        raise ValueError(f"{folder} has the last weights alone: export the best ones of its run")
+        raise ValueError(f"{folder} has the last weights only: export the best ones of its run")
     return _Weights(state["step"], load_file(folder / "model.safetensors"), None)

@@ -1,7 +1,7 @@
-"""Common random numbers: where the parameters of a model begin.
+"""Common random numbers: the initial values of a model's parameters.
 
-The initial value of a parameter is a pure function of the seed, its qualified name and its shape.
-Two variants that share a parameter start it from the same bits.
+The initial value of a parameter is a function of the seed, its qualified name and its shape alone.
+Two variants that share a parameter initialise it with the same bits.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ INITIAL_STD = 0.02
 
 
 def initialise(model: nn.Module, owners: Mapping[str, Mechanism[Any]], seed: int) -> None:
-    """Initial values by name: N(0, 0.02) for matrices, ones for norms, zeros for biases.
+    """Set all parameters: N(0, 0.02) for matrices, ones for norms, zeros for biases.
 
-    A mechanism may set others through `Mechanism.initial_value`; `owners` are the mechanisms, by
-    how the names of their parameters begin.
+    A mechanism may set others through `Mechanism.initial_value`; `owners` are the mechanisms by the
+    prefix of the names of their parameters.
     """
     for name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(stream(seed, name))
@@ -40,7 +40,7 @@ def initialise(model: nn.Module, owners: Mapping[str, Mechanism[Any]], seed: int
 
 
 def stream(seed: int, name: str) -> int:
-    """The seed of a random stream of its own for this name.
+    """Return the seed of a random stream for this name.
 
     >>> stream(0, "embed.weight") == stream(0, "embed.weight") != stream(1, "embed.weight")
     True
@@ -50,8 +50,9 @@ def stream(seed: int, name: str) -> int:
 
 
 class LinearUnfilled(TorchFunctionMode):
-    """`nn.Linear` made under it does not fill its weight, which `initialise` does: half of the time
-    that it takes to make a large model.
+    """A context in which `nn.Linear` leaves its weight uninitialised, since `initialise` sets it.
+
+    That halves the time in which a large model is built.
     """
 
     def __torch_function__(

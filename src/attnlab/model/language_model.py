@@ -1,4 +1,4 @@
-"""A pre-norm language model whose only moving part is the mechanism in each layer.
+"""A pre-norm language model that differs between variants only in the mechanism of each layer.
 
     x_0 = E[tokens]
     x   = x + mix_l(RMSNorm(x));  x = x + feedforward_l(RMSNorm(x))      for every layer l
@@ -26,38 +26,41 @@ from attnlab.model.layer_pattern import ByLayer, shortest_tile
 
 
 class Parts(NamedTuple):
-    """Parameters by part of the model."""
+    """Number of parameters by part of the model."""
 
-    embedding: int  # tied: the output projection is the same matrix
-    attention: int  # the mechanisms, whatever they are
+    embedding: int  # the output projection is the same matrix
+    attention: int  # the mechanisms of all kinds
     feed_forward: int
     other: int  # norms
-    idle: int = 0  # of those of the feed-forward: experts that a token does not go to
+    idle: int = 0  # those of `feed_forward` in experts that a token is not routed to
 
     @property
     def total(self) -> int:
+        """Number of all parameters."""
         return self.embedding + self.attention + self.feed_forward + self.other
 
     @property
     def active(self) -> int:
-        """Parameters that one token meets."""
+        """Number of parameters that are used for one token."""
         return self.total - self.idle
 
 
 class Losses(NamedTuple):
-    """Scalars of one batch; they are recorded apart and minimised together."""
+    """The losses of one batch, scalars: recorded separately, minimised as a sum."""
 
-    language_model: Tensor  # nats per token
-    auxiliary: Tensor  # sum over the layers of the mechanisms' and feed-forwards' own losses
+    language_model: Tensor  # nats/token
+    auxiliary: Tensor  # auxiliary losses of mechanisms and feed-forward layers, summed over layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    mechanisms: tuple[MechanismConfig, ...] | ByLayer  # one, some tiled over the layers, or each
-    n_layers: int = 4
-    d_model: int = 128
-    feedforward: FeedForward = field(default_factory=Dense)
-    dropout: float = 0.0  # on attention weights, the hidden layer and the residual branches
+    """The language model: its mechanisms and its size."""
+
+    mechanisms: tuple[MechanismConfig, ...] | ByLayer  # a tuple is repeated over the layers
+    n_layers: int = 4  # number of blocks, each a mechanism and a feed-forward layer
+    d_model: int = 128  # model width: the size of a token's vector
+    feedforward: FeedForward = field(default_factory=Dense)  # feed-forward layer of every block
+    dropout: float = 0.0  # probability: attention weights, hidden layers, residual branches
 
     def problems(self) -> Iterator[Problem]:
         if self.n_layers < 1:
@@ -74,27 +77,27 @@ class ModelConfig(Config):
 
     def _problems_of_tile(self, tile: tuple[MechanismConfig, ...]) -> Iterator[Problem]:
         if not tile:
-            yield Problem("mechanisms", "name at least one")
+            yield Problem("mechanisms", "give at least one")
         elif len(tile) > self.n_layers >= 1:
-            unused = f"{len(tile)} for n_layers {self.n_layers}: some never run"
+            unused = f"{len(tile)} for n_layers {self.n_layers}: some are in no layer"
             yield Problem("mechanisms", unused)
         for i, mechanism in enumerate(tile):
             for problem in mechanism.problems_at(self.d_model):
                 yield problem.under(f"mechanisms.{i}")
 
     def per_layer(self) -> list[MechanismConfig]:
-        """The mechanism of every layer, in order."""
+        """Return the mechanism of every layer, in order."""
         if isinstance(self.mechanisms, ByLayer):
             return self.mechanisms.per_layer(self.n_layers)
         return list(islice(cycle(self.mechanisms), self.n_layers))
 
     def identity_fields(self) -> dict[str, Any]:
-        """`to_dict`, the same for every way to write the same layers."""
+        """Return `to_dict`, equal for all ways to write the same layers."""
         tile = shortest_tile(self.per_layer())
         return self.to_dict() | {"mechanisms": [mechanism.to_dict() for mechanism in tile]}
 
     def parts(self, vocab_size: int) -> Parts:
-        """Parameters, before any tensor exists."""
+        """Return the numbers of parameters, before any tensor exists."""
         feed_forward = self.feedforward.cost(self.d_model).params
         idle = feed_forward - self.feedforward.active_params(self.d_model)
         return Parts(
@@ -106,7 +109,7 @@ class ModelConfig(Config):
         )
 
     def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
-        """Cost of one token that sees `context` tokens, itself included, in the whole model."""
+        """Return the cost of one token that sees `context` tokens, itself included."""
         layers = [m.cost(self.d_model, context, itemsize) for m in self.per_layer()]
         return Cost(
             params=self.parts(vocab_size).total,
@@ -115,16 +118,17 @@ class ModelConfig(Config):
         )
 
     def forward_flops(self, vocab_size: int, context: int) -> int:
-        """FLOPs of one token that sees `context` tokens, where all are read at once."""
+        """Return the FLOPs of one token that sees `context` tokens, when all are read at once."""
         mixing = sum(m.forward_flops(self.d_model, context) for m in self.per_layer())
         return mixing + self._unmixed_flops(vocab_size)
 
     def _unmixed_flops(self, vocab_size: int) -> int:
-        """Of one token, whatever its context: feed-forward layers and the output projection."""
+        """Return the FLOPs per token of feed-forward layers and output projection."""
         feeding = self.n_layers * self.feedforward.cost(self.d_model).flops
         return feeding + 2 * vocab_size * self.d_model
 
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
+        """Return the model with the initial values of the seed, on the CPU, in training mode."""
         with LinearUnfilled():
             model = LanguageModel(self, vocab_size)
         owners = {f"blocks.{i}.mix.": mechanism for i, mechanism in enumerate(model.mechanisms())}
@@ -133,6 +137,8 @@ class ModelConfig(Config):
 
 
 class LanguageModel(nn.Module):
+    """The model: embedding, blocks, final norm, and the embedding again as output projection."""
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
@@ -141,17 +147,17 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 
     def features(self, tokens_BT: Tensor) -> Tensor:
-        """`x_BTD`: what the output projection reads."""
+        """Return `x_BTD`, the input of the output projection."""
         return self._features_and_auxiliary(tokens_BT)[0]
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
-        """`logits_BTV` of the token after each."""
+        """Return `logits_BTV` of the next token at every position."""
         return linear(self.features(tokens_BT), self.embed.weight)
 
     def prefill(self, tokens_BT: Tensor, capacity: int) -> tuple[Tensor, list[Any]]:
-        """Read a prompt: `logits_BV` of the token after it, and the decode state of every layer.
+        """Read a prompt; return `logits_BV` of the next token and the decode state of every layer.
 
-        `capacity` is the number of tokens, the prompt's included, that there must be room for.
+        The states have room for `capacity` tokens, those of the prompt included.
         """
         x_BTD = self.embed(tokens_BT)
         states: list[Any] = []
@@ -161,19 +167,22 @@ class LanguageModel(nn.Module):
         return linear(self.norm(x_BTD[:, -1]), self.embed.weight), states
 
     def step(self, tokens_B: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
-        """Read one more token a sequence; `logits_BV` of the next. The states are used up."""
+        """Read one more token per sequence; return `logits_BV` of the next and the new states.
+
+        The states that are passed in must not be used again.
+        """
         x_BD = self.embed(tokens_B)
-        after: list[Any] = []  # list[Any]() is beyond torch.compile
+        after: list[Any] = []  # torch.compile does not support list[Any]()
         for block, state in zip(self.layers(), states, strict=True):
             x_BD, state_after = block.step(x_BD, state)
             after.append(state_after)
         return linear(self.norm(x_BD), self.embed.weight), after
 
     def losses(self, tokens_BT1: Tensor, *, compiled: bool = False) -> Losses:
-        """Mean loss of predicting each of T tokens from those before; takes T + 1 tokens a row.
+        """Return the mean loss over T predicted tokens per row; a row has T + 1 tokens.
 
-        Compiled is the block, once for each kind of layer that a process meets: between blocks
-        there is nothing to gain.
+        With `compiled`, each block is compiled, once per kind of layer in a process. Compiling more
+        than a block at once would gain nothing.
         """
         x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1], compiled=compiled)
         target_N = tokens_BT1[:, 1:].flatten()
@@ -181,29 +190,33 @@ class LanguageModel(nn.Module):
         return Losses(loss, auxiliary)
 
     def at_step(self, step: int) -> None:
-        """Tell every mechanism the training step, from 0."""
+        """Set the training step, from 0, in every mechanism."""
         for mechanism in self.mechanisms():
             mechanism.at_step(step)
 
     def drain_statistics(self) -> dict[str, object]:
-        """What the feed-forward layers counted in training since the last call: for each name the
-        values of the layers, as JSON. Waits for the device; empty where nothing is counted.
+        """Return and reset the statistics of the feed-forward layers since the last call.
+
+        The values of all layers by name, as JSON values; empty if nothing is counted. Waits for the
+        device.
         """
         counted = [block.feedforward.drain_statistics() for block in self.layers()]
         return {f"router_{name}": [layer[name] for layer in counted] for name in counted[0]}
 
     def kernels_on(self, device: torch.device, dtype: torch.dtype) -> list[str]:
-        """Names of the kernels that a forward pass runs there, for records."""
+        """Return the names of the kernels that a forward pass runs there, for records."""
         names = {block.feedforward.kernel_on(device, dtype) for block in self.layers()}
         names |= {mechanism.kernel_on(device, dtype) for mechanism in self.mechanisms()}
         return sorted(name for name in names if name is not None)
 
     def layers(self) -> Iterator["Block"]:
+        """Return the blocks, in order."""
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
 
     def mechanisms(self) -> Iterator[Mechanism[Any]]:
+        """Return the mechanism of every layer, in order."""
         return (block.mix for block in self.layers())
 
     def _features_and_auxiliary(
@@ -220,6 +233,8 @@ class LanguageModel(nn.Module):
 
 
 class Block(nn.Module):
+    """A mechanism and a feed-forward layer, each with a norm before and a residual connection."""
+
     def __init__(self, mechanism: MechanismConfig, config: ModelConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
@@ -229,7 +244,7 @@ class Block(nn.Module):
         self.feedforward = config.feedforward.build(config.d_model, config.dropout)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`y_BTD`, and what losses its layers have of their own."""
+        """Return `y_BTD` and the auxiliary losses of the block's layers."""
         mixed_BTD, of_mixing = self._run(self.mix, _autocast(self.mix_norm(x_BTD)))
         x_BTD = self._add(x_BTD, mixed_BTD)
         fed_BTD, of_feeding = self._run(self.feedforward, _autocast(self.feedforward_norm(x_BTD)))
@@ -237,10 +252,12 @@ class Block(nn.Module):
         return self._add(x_BTD, fed_BTD), losses
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, Any]:
+        """Return `y_BTD` of a prompt and the decode state after it."""
         mixed_BTD, state = self.mix.prefill(_autocast(self.mix_norm(x_BTD)), capacity)
         return self._feed(self._add(x_BTD, mixed_BTD)), state
 
     def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return `y_BD` of one more token and the new decode state."""
         mixed_BD, state = self.mix.step(_autocast(self.mix_norm(x_BD)), state)
         return self._feed(self._add(x_BD, mixed_BD)), state
 
@@ -257,6 +274,6 @@ class Block(nn.Module):
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """`x` in the dtype of autocast, where it is on: cast once, not by each reader."""
+    """Return `x` in the dtype of autocast if it is on: cast once, not in every projection."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -22,7 +22,7 @@ from attnlab.training.assemble import step_of_run
 from attnlab.training.checkpoint import Best
 from attnlab.training.evaluate import HeldOut, Quality
 from attnlab.training.loop import CheckpointDue, Clock, DivergedError, Measurement, train
-from attnlab.training.plausibility import Watch
+from attnlab.training.plausibility import PlausibilityMonitor
 from attnlab.training.run import Run
 
 Json = dict[str, Any]
@@ -70,8 +70,10 @@ class _Execution:
         found = self._open()
         valid = self._held_out("valid")
         self._try_longest_window()
-        watch = Watch(self.corpus, self.config.train, self.model, self.autocast, valid)
-        watch.resume(self.folder.metrics())
+        monitor = PlausibilityMonitor(
+            self.corpus, self.config.train, self.model, self.autocast, valid
+        )
+        monitor.resume(self.folder.metrics())
         quality: Quality | None = None
 
         def evaluate() -> dict[str, float | None]:
@@ -88,29 +90,28 @@ class _Execution:
                     self._save()
                 else:
                     self._keep_best(event)
-                    said = watch.look(event.step, event.values)
+                    said = monitor.check(event.step, event.values)
                     counted = self.model.drain_statistics()
                     self.folder.append({"step": event.step, **event.values, **counted, **said})
                     progress = self._progress(event, progress, said.get("alarm"))
                     yield progress
         except DivergedError as error:
-            self._finish({"status": "diverged", "reason": str(error), **watch.said()})
+            self._finish({"status": "diverged", "reason": str(error), **monitor.summary()})
             yield Ended("diverged", str(error), None)
             return
-        if alarm := watch.last_look():
+        if alarm := monitor.final_check():
             yield progress._replace(alarm=alarm)
         # a run that was interrupted after its last step has not been evaluated in this process
         quality = quality or valid.quality(self.model, self.autocast)
         final: Json = quality.detailed("final") | self._by_length(quality)
-        if (
-            self.corpus.test is not None and not self.tunes
-        ):  # choices must not depend on the test split
+        # choices must not depend on the test split
+        if self.corpus.test is not None and not self.tunes:
             test = self._held_out("test").quality(self.model, self.autocast)
             final |= test.detailed("test")
-        self._finish({"status": "finished", "reason": None, **final, **watch.said()})
+        self._finish({"status": "finished", "reason": None, **final, **monitor.summary()})
         yield Ended("finished", None, quality.loss)
 
-    def _open(self) -> checkpoint.Found:
+    def _open(self) -> checkpoint.Loaded:
         """Open the folder; restore the last checkpoint, if there is one, and return it."""
         found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
         state = found.checkpoint
@@ -119,10 +120,10 @@ class _Execution:
             "precision": self.config.train.precision_on(self.device.type),
             "compiled": self.step.compiled,
             "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
-            "begins": {"step": state.step if state else 0, "passed_over": found.passed_over},
+            "begins": {"step": state.step if state else 0, "skipped": found.skipped},
         }
         self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
-        checkpoint.tidy(self.folder.checkpoints)
+        checkpoint.remove_old(self.folder.checkpoints)
         replace_file(self.folder.path / "tokenizer.json", self.corpus.codec.to_json().encode())
         if state is not None:
             self.model.load_state_dict(state.model)
@@ -212,7 +213,7 @@ class _Execution:
             return
         longest = self.config.eval.lengths[-1]
         try:
-            self._held_out("valid", longest).try_out(self.model, self.autocast)
+            self._held_out("valid", longest).try_one_batch(self.model, self.autocast)
         except (RuntimeError, ValueError) as error:
             raise RuntimeError(f"eval.lengths: at {longest} tokens: {error}") from error
 
@@ -227,7 +228,7 @@ class _Execution:
             if length != self.config.train.seq_len:
                 held_out = self._held_out("valid", length)
                 at_length = held_out.quality(self.model, self.autocast)
-            found[str(length)] = at_length.at_a_length()
+            found[str(length)] = at_length.without_prefix()
         return {"final_by_length": found}
 
     def _progress(self, event: Measurement, before: Progress, alarm: str | None) -> Progress:

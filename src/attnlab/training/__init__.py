@@ -1,1 +1,1 @@
-"""Training of one run."""
+"""Training of one run: settings, steps, evaluation and checkpoints."""

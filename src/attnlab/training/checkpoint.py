@@ -1,10 +1,10 @@
-"""Checkpoints: what a run needs to go on, and the best weights it has had.
+"""Checkpoints: the complete state of a run after a step, and its best weights so far.
 
     checkpoints/step-000500/{model.safetensors, optimizer.safetensors, best.safetensors, state.json}
 
-A checkpoint holds all that was true after its step, the weights of the lowest validation loss until
-then among it, so that a run that goes on from it is in every respect where it was. There is no
-`best` where those weights are the ones of the step itself.
+A run that continues from a checkpoint gets the same bits as one that was not interrupted.
+`best.safetensors` has the weights of the lowest validation loss so far. It is left out if those are
+the weights of the step itself.
 """
 
 import shutil
@@ -19,45 +19,47 @@ from torch import Tensor
 from attnlab.record.atomic_files import UNFINISHED, remove_folder
 from attnlab.record.verified_folder import DamagedError, read_verified, write_verified
 
-KEPT = 2  # the newest, and the one before in case the newest is damaged
+KEPT = 2  # the newest checkpoint, and the one before in case the newest is damaged
 
 
 class Best(NamedTuple):
     """The weights of the lowest validation loss so far."""
 
     step: int
-    loss: float  # nats a token
+    loss: float  # validation loss, nats/token
     model: dict[str, Tensor]  # the state dict
 
 
 class Checkpoint(NamedTuple):
+    """The complete state of a run after a step."""
+
     step: int
-    model: dict[str, Tensor]  # its state dict
+    model: dict[str, Tensor]  # the state dict
     optimizer: dict[str, Tensor]  # `TrainingStep.state`
-    seconds: dict[str, float]  # where the run's time went so far
-    best: Best | None  # None where the run keeps its last checkpoint alone
+    seconds: dict[str, float]  # time used so far, by purpose; `Clock.seconds`
+    best: Best | None  # None: the run keeps its last weights only
 
 
-class Found(NamedTuple):
-    """What a folder of checkpoints has for a run."""
+class Loaded(NamedTuple):
+    """The newest usable checkpoint in a folder."""
 
-    checkpoint: Checkpoint | None  # the newest that can be used
-    passed_over: tuple[str, ...]  # newer ones, each with why it cannot
+    checkpoint: Checkpoint | None  # None: there is none
+    skipped: tuple[str, ...]  # newer ones that cannot be used, each with the reason
 
     @property
     def note(self) -> str | None:
-        """What a person should know; None where the newest was as it should be."""
-        if not self.passed_over:
+        """A sentence on the checkpoints that cannot be used; None if the newest can."""
+        if not self.skipped:
             return None
         used = self.checkpoint
         then = "there is no other" if used is None else f"that of step {used.step} is used instead"
-        return f"checkpoint {'; '.join(self.passed_over)}; {then}"
+        return f"checkpoint {'; '.join(self.skipped)}; {then}"
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     """Write a checkpoint of the run `identity` into `folder`; keep the newest `KEPT`.
 
-    Raises OSError, as on a full disk; the checkpoints before it are then as they were.
+    Raises OSError, for example if the disk is full; earlier checkpoints are then unchanged.
     """
     best = checkpoint.best
     files = {
@@ -76,12 +78,12 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
         write_verified(folder / f"step-{checkpoint.step:06d}", files, state)
     except OSError as error:
         before = [path.name for path in _folders(folder)]
-        left = f"{before[-1]} is whole" if before else "there is none before it"
+        left = f"{before[-1]} is intact" if before else "there is no earlier one"
         raise OSError(
             f"the checkpoint of step {checkpoint.step} could not be written ({error}); {left}, "
-            "and the same command goes on from there"
+            "and the same command continues from there"
         ) from error
-    tidy(folder)
+    remove_old(folder)
 
 
 def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
@@ -100,29 +102,29 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
     return write
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a kill left unfinished, and all checkpoints but the newest `KEPT`."""
+def remove_old(folder: Path) -> None:
+    """Remove unfinished checkpoints of a killed process, and all but the newest `KEPT`."""
     for unfinished in folder.glob(f"step-*{UNFINISHED}"):
         shutil.rmtree(unfinished)
     for old in _folders(folder)[:-KEPT]:
         remove_folder(old)
 
 
-def load_newest(folder: Path, identity: str) -> Found:
-    """The newest checkpoint of this run that is whole and unaltered."""
-    passed_over = list[str]()
+def load_newest(folder: Path, identity: str) -> Loaded:
+    """Load the newest checkpoint of the run `identity` that is complete and unaltered."""
+    skipped = list[str]()
     for candidate in reversed(_folders(folder)):
         try:
-            return Found(_load(candidate, identity), tuple(passed_over))
+            return Loaded(_load(candidate, identity), tuple(skipped))
         except DamagedError as error:
-            passed_over.append(f"{candidate.name}: {error}")
-    return Found(None, tuple(passed_over))
+            skipped.append(f"{candidate.name}: {error}")
+    return Loaded(None, tuple(skipped))
 
 
 def _load(folder: Path, identity: str) -> Checkpoint:
     state: dict[str, Any] = read_verified(folder)
     if state["identity"] != identity:
-        raise DamagedError("it is of another run")
+        raise DamagedError("it belongs to another run")
     step, best = state["step"], state["best"]
     model = load_file(folder / "model.safetensors")
     if best is not None:

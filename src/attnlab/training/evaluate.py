@@ -1,14 +1,14 @@
-"""Held-out quality: how well a whole split is predicted, and which of its tokens.
+"""Evaluation: the loss of a model on a held-out split, in total, by position and by recall.
 
-Every token of the split but the first is predicted exactly once, from the tokens of its window
-before it; a last window that would run over the end starts earlier, and only its new tokens count.
+Every token of the split but the first is predicted exactly once, from the earlier tokens of its
+window. The last window ends with the split and overlaps the one before; only its new tokens count.
 
-The mean hides what mixing buys (Arora et al. 2023, Zoology, arXiv:2312.04927). Two splits of it
-show that: by position in the window, and by recall. A target is one of recall where it and the
-token before it stood in this order in its context already: who can look back, knows it.
+The mean loss hides what the mechanism contributes (Arora et al. 2023, Zoology, arXiv:2312.04927).
+The loss by position in the window shows it, and the loss on recall tokens. A recall token is one
+that already followed the same token earlier in the window, so that a model can copy it.
 
-Shapes: B batch, T tokens, C targets of a row that count, N all of a batch, P bins of positions,
-V vocabulary, D model width.
+Shapes: B batch, T tokens, C counted targets of a row, N counted targets of a batch, P position
+bins, V vocabulary, D model width.
 """
 
 import math
@@ -24,33 +24,34 @@ from attnlab.data import Corpus
 from attnlab.data.batches import evaluation_starts
 from attnlab.model.language_model import LanguageModel
 
-_LOGITS = 1 << 26  # logits at a time: 256 MiB in float32
+_LOGITS = 1 << 26  # largest number of logits in memory: 256 MiB in float32
 
 
 class ByPosition(NamedTuple):
-    """Loss in bins of positions; position 0 is predicted from one token."""
+    """Loss by position in the window, in bins; position 0 is predicted from one token."""
 
-    first: tuple[int, ...]  # position of each bin; it ends where the next begins
-    loss: tuple[float, ...]  # nats per token
+    first: tuple[int, ...]  # first position of each bin
+    loss: tuple[float, ...]  # nats/token
 
 
 class Quality(NamedTuple):
-    """What a split says of a model."""
+    """The quality of a model on a split."""
 
-    loss: float  # nats per token
+    loss: float  # nats/token
     accuracy: float  # fraction of tokens that were the most likely prediction
-    bits_per_byte: float | None  # None where the bytes of the text are not known
+    bits_per_byte: float | None  # None: the number of bytes of the text is unknown
     by_position: ByPosition
-    recall_loss: float | None  # nats per token of recall; None where there is none
-    other_loss: float | None  # nats per other token
-    recall_fraction: float  # of the tokens that are predicted
+    recall_loss: float | None  # nats/token over the recall tokens; None: there are none
+    other_loss: float | None  # nats/token over the other tokens; None: there are none
+    recall_fraction: float  # recall tokens / predicted tokens
 
     @property
     def perplexity(self) -> float:
+        """e to the power of the loss."""
         return math.exp(min(self.loss, 700.0))
 
     def mean(self, prefix: str) -> dict[str, float | None]:
-        """The numbers over all tokens, for a line of metrics: `{"eval_loss": 5.1, ...}`."""
+        """Return the means over all tokens, for metrics: `{"eval_loss": 5.1, ...}`."""
         return {
             f"{prefix}_loss": self.loss,
             f"{prefix}_perplexity": self.perplexity,
@@ -59,7 +60,7 @@ class Quality(NamedTuple):
         }
 
     def detailed(self, prefix: str) -> dict[str, Any]:
-        """All numbers, for a summary."""
+        """Return all numbers, for a summary."""
         return {
             **self.mean(prefix),
             f"{prefix}_loss_by_position": self.by_position._asdict(),
@@ -68,22 +69,21 @@ class Quality(NamedTuple):
             f"{prefix}_recall_fraction": self.recall_fraction,
         }
 
-    def at_a_length(self) -> dict[str, Any]:
-        """The same without a prefix, for one of a summary's `final_by_length`."""
+    def without_prefix(self) -> dict[str, Any]:
+        """Return all numbers without a prefix, for one length of `final_by_length`."""
         return {key.removeprefix("final_"): it for key, it in self.detailed("final").items()}
 
 
 class _Batch(NamedTuple):
-    tokens_BT1: Tensor  # perhaps more rows than count
-    recall_BC: Tensor  # of the rows that count, the last C targets: those that no other row scores
+    tokens_BT1: Tensor  # may have more rows than are counted
+    recall_BC: Tensor  # True: recall token; of the counted rows, the last C targets
 
 
 class HeldOut:
-    """One split, laid out in windows on a device.
+    """One split in windows of `seq_len` tokens, on a device.
 
-    With `one_shape`, by default on CUDA, all batches have as many rows, the last one repeated where
-    there are too few: kernels are compiled and tuned for each shape, which takes longer than the
-    rows do.
+    With `one_shape`, the default on CUDA, all batches have the same number of rows; too short ones
+    repeat their last row. Kernels are compiled for each shape, which takes longer than extra rows.
     """
 
     def __init__(
@@ -103,8 +103,9 @@ class HeldOut:
         rows = min(batch_size, len(windows.starts))
         one_shape = device.type == "cuda" if one_shape is None else one_shape
         self.batches = list[_Batch]()
-        self.targets_T = np.zeros(windows.length, np.int64)  # that count at each position
-        for counted in np.unique(windows.new_targets)[::-1].tolist():  # whole windows, and a rest
+        self.targets_T = np.zeros(windows.length, np.int64)  # counted targets by position
+        # all windows count all their targets, but for the last, which comes second
+        for counted in np.unique(windows.new_targets)[::-1].tolist():
             starts = torch.from_numpy(windows.starts[windows.new_targets == counted])
             self.targets_T[-counted:] += len(starts)
             for start_B in starts.split(batch_size):
@@ -116,8 +117,8 @@ class HeldOut:
         self.recalls = int(torch.stack([batch.recall_BC.sum() for batch in self.batches]).sum())
 
     @torch.no_grad()
-    def try_out(self, model: LanguageModel, context: Any) -> None:
-        """Score one batch and forget it. Raises what the model raises at this length."""
+    def try_one_batch(self, model: LanguageModel, context: Any) -> None:
+        """Score one batch and discard the result. Raises the model's error at this length."""
         tokens_BT1 = self.batches[0].tokens_BT1
         training = model.training
         model.eval()
@@ -127,7 +128,7 @@ class HeldOut:
 
     @torch.no_grad()
     def quality(self, model: LanguageModel, context: Any) -> Quality:
-        """Score the split in eval mode under the autocast `context`; waits for the device once."""
+        """Score the split in eval mode under the autocast `context`. Waits for the device once."""
         training = model.training
         model.eval()
         nats_T = torch.zeros(len(self.targets_T), dtype=torch.float64, device=self.device)
@@ -161,9 +162,9 @@ class HeldOut:
 
 
 def score(model: LanguageModel, tokens_BT: Tensor, target_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the last C positions: nats in float32, and whether the likeliest token was the target.
+    """Return the loss (nats, float32) and the correctness of the last C positions, shape (B, C).
 
-    Both of shape (B, C).
+    A prediction is correct if the most likely token is the target.
     """
     features_BCD = model.features(tokens_BT)[:, -target_BC.shape[1] :]
     chunk = max(1, _LOGITS // model.embed.weight.shape[0])
@@ -177,7 +178,7 @@ def score(model: LanguageModel, tokens_BT: Tensor, target_BC: Tensor) -> tuple[T
 
 
 def repeated_bigrams(tokens_BT1: Tensor) -> Tensor:
-    """Of each target, shape (B, T): whether it follows its token in the context before, too.
+    """Return a mask of shape (B, T): True where a target followed the same token earlier.
 
     >>> repeated_bigrams(torch.tensor([[7, 8, 7, 8, 8, 8]])).tolist()
     [[False, False, True, False, True]]
@@ -190,7 +191,7 @@ def repeated_bigrams(tokens_BT1: Tensor) -> Tensor:
 
 
 def bins(length: int) -> tuple[int, ...]:
-    """First positions of the bins: one by one up to 8, then four an octave.
+    """Return the first position of each bin: width 1 up to position 8, then 4 bins per octave.
 
     >>> bins(40)
     (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)

@@ -1,7 +1,7 @@
-"""One run as a generator of measurements, with no opinion on where they go.
+"""The training loop: a generator of measurements, which leaves their use to the caller.
 
-It trains in stretches between the steps at which something is due: a log line, an evaluation, a
-checkpoint, the end. Within a stretch nothing waits for the device.
+It trains in intervals between the steps at which something is due: a log line, an evaluation, a
+checkpoint, the end. Within an interval nothing waits for the device.
 """
 
 import statistics
@@ -17,35 +17,35 @@ from attnlab.training.step import TrainingStep
 
 
 class Measurement(NamedTuple):
-    """What is known after a step (counted from 1)."""
+    """Measured values after a step (counted from 1), by name."""
 
     step: int
     values: dict[str, float | None]
 
 
 class CheckpointDue(NamedTuple):
-    """The state after this step is worth keeping."""
+    """The caller is to save a checkpoint of the state after this step."""
 
     step: int
 
 
 class DivergedError(Exception):
-    """A loss or gradient norm stopped being a finite number. The message says which, and when."""
+    """A loss or gradient norm is not a finite number. The message says which, and at which step."""
 
 
 class Clock:
-    """Where the seconds of a run went, from when this object is made."""
+    """The seconds of a run by purpose, counted from the creation of this object."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._total_before = 0.0  # in earlier processes
-        self.compile_seconds = 0.0  # first steps: compilation, warm-up, recording of the graph
+        self.compile_seconds = 0.0  # first steps: compilation, warm-up, recording of the CUDA graph
         self.train_seconds = 0.0  # all other steps
         self.eval_seconds = 0.0
-        self._step_seconds = list[float]()  # of each stretch
+        self._step_seconds = list[float]()  # seconds per step of each interval
 
     def seconds(self) -> dict[str, float]:
-        """For a checkpoint; `resume` takes it back in a later process."""
+        """Return the seconds by purpose, for a checkpoint; `resume` restores them."""
         return {
             "total": self.total_seconds,
             "compile": self.compile_seconds,
@@ -54,22 +54,25 @@ class Clock:
         }
 
     def resume(self, seconds: Mapping[str, float]) -> None:
+        """Add the seconds of earlier processes, as `seconds` returned them."""
         self._total_before = seconds["total"]
         self.compile_seconds = seconds["compile"]
         self.train_seconds = seconds["train"]
         self.eval_seconds = seconds["eval"]
 
-    def add_stretch(self, seconds: float, steps: int) -> None:
+    def add_interval(self, seconds: float, steps: int) -> None:
+        """Add the time of an interval of `steps` steps."""
         self.train_seconds += seconds
         self._step_seconds.append(seconds / steps)
 
     @property
     def total_seconds(self) -> float:
+        """Seconds since the start of the run, without the time between processes."""
         return self._total_before + time.perf_counter() - self._started
 
     @property
     def step_seconds(self) -> float | None:
-        """The median over the stretches; None where every step was warm-up."""
+        """Median seconds per step over the intervals; None if every step was warm-up."""
         return statistics.median(self._step_seconds) if self._step_seconds else None
 
 
@@ -80,16 +83,16 @@ def train(
     clock: Clock,
     memory: PeakMemory,
 ) -> Iterator[Measurement | CheckpointDue]:
-    """Train from where `step` is to the end; yield every number worth keeping.
+    """Train from the current step of `step` to the end; yield measurements and due checkpoints.
 
-    Training losses are means over the steps since the last log line, the language-model loss alone;
-    evaluations are of the weights after the step. Raises `DivergedError`.
+    Training losses are means over the steps since the last log line, without auxiliary losses.
+    Evaluations use the weights after the step. Raises `DivergedError`.
     """
     step.model.train()
     while step.step < config.steps:
         begin, end = step.step, _next_due(step.step, config)
         with memory.measuring():
-            _run_stretch(step, end, clock)
+            _run_interval(step, end, clock)
         bad = step.first_non_finite(begin, end)
         if bad is not None:
             raise DivergedError(f"{bad[1].replace('_', ' ')} is {bad[2]} at step {bad[0] + 1}")
@@ -108,7 +111,7 @@ def train(
             yield CheckpointDue(end)
 
 
-def _run_stretch(step: TrainingStep, end: int, clock: Clock) -> None:
+def _run_interval(step: TrainingStep, end: int, clock: Clock) -> None:
     started = time.perf_counter()
     while step.step < end and not step.warm:
         step.advance()
@@ -119,7 +122,7 @@ def _run_stretch(step: TrainingStep, end: int, clock: Clock) -> None:
         for _ in range(steps):
             step.advance()
         _wait(step.device)
-        clock.add_stretch(time.perf_counter() - warmed, steps)
+        clock.add_interval(time.perf_counter() - warmed, steps)
 
 
 def _next_due(step: int, config: TrainConfig) -> int:

@@ -1,4 +1,4 @@
-"""AdamW with its two parameter groups, and the learning rate of every step.
+"""AdamW with two parameter groups, and the learning rate of every step.
 
 Loshchilov & Hutter 2019 (arXiv:1711.05101).
 """
@@ -18,9 +18,10 @@ def adamw(
     eps: float,
     device: torch.device,
 ) -> torch.optim.AdamW:
-    """Matrices decay; norms, biases and other vectors do not. The rate is a tensor on the device.
+    """Return AdamW in which matrices decay, and norms, biases and other vectors do not.
 
-    Fused and capturable on CUDA, so that a step can be recorded as a CUDA graph.
+    The learning rate is a tensor on the device, 0 at first. On CUDA the optimizer is fused and
+    capturable, so that a step can be recorded as a CUDA graph.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     cuda = device.type == "cuda"
@@ -47,7 +48,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: Tensor) -> None:
 def learning_rates(
     steps: int, *, peak: float, warmup_steps: int, final_ratio: float
 ) -> Sequence[float]:
-    """Linear warm-up that never stands at zero, then a cosine down to `final_ratio` of the peak.
+    """Return the learning rate of every step: linear warm-up, then cosine decay.
+
+    The first rate is above zero, the last one is `final_ratio` times the peak.
 
     >>> [round(rate, 3) for rate in learning_rates(6, peak=1.0, warmup_steps=2, final_ratio=0.1)]
     [0.5, 1.0, 0.868, 0.55, 0.232, 0.1]

@@ -1,7 +1,7 @@
-"""One run of a study: every setting that decides its result, and what makes it the same run.
+"""One run of a study: every setting that decides its result, and its identity.
 
-A run's identity is the hash of its whole configuration, the fingerprint of its data and the source
-of any class of the user's own. The same identity is never computed twice.
+The identity is a hash of the settings, the fingerprint of the data and the source code of the
+user's own classes. Runs with the same identity have the same result; none is trained twice.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  the zoo of kinds
+import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
 from attnlab.config import Config, ConfigError, Problem, drop_unset, own_sources
 from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
@@ -26,11 +26,11 @@ from attnlab.training.config import EvalConfig, Schedule, TrainConfig
 class RunConfig(Config):
     """Everything that decides the result of one run."""
 
-    data: DataConfig
-    model: ModelConfig
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
+    data: DataConfig  # the text, its splits and its tokenizer
+    model: ModelConfig  # the language model and its mechanisms
+    train: TrainConfig = field(default_factory=TrainConfig)  # optimizer, length, precision
+    eval: EvalConfig = field(default_factory=EvalConfig)  # what is measured after training
+    seed: int = 0  # of initial values, batches and dropout
 
     def problems(self) -> Iterator[Problem]:
         if self.seed < 0:
@@ -39,31 +39,32 @@ class RunConfig(Config):
     def with_mechanisms(
         self, *mechanisms: MechanismConfig, layers: Mapping[int, MechanismConfig] | None = None
     ) -> "RunConfig":
-        """The same run with other mechanisms, tiled over the layers.
+        """Return the same run with other mechanisms, tiled over the layers.
 
-        Or with one mechanism, and others in the `layers` that are named, from 0. Raises
-        `ConfigError`.
+        Args:
+            mechanisms: one or more; with `layers`, at most one, the default of the other layers.
+            layers: mechanisms by layer, from 0.
+
+        Raises `ConfigError` if the settings are impossible.
         """
         pattern: tuple[MechanismConfig, ...] | ByLayer = mechanisms
         if layers:
             if len(mechanisms) > 1:
-                message = (
-                    f"beside layers name one, for the layers that are left; got {len(mechanisms)}"
-                )
+                message = f"with layers, at most one other mechanism is used; got {len(mechanisms)}"
                 raise ConfigError([Problem("mechanisms", message)])
             pattern = ByLayer(default=next(iter(mechanisms), None), layers=layers)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, mechanisms=pattern))
 
     def with_learning_rate(self, rate: float) -> "RunConfig":
-        """The same run with another peak learning rate."""
+        """Return the same run with another peak learning rate."""
         return dataclasses.replace(self, train=dataclasses.replace(self.train, learning_rate=rate))
 
     def extended(self, steps: int, schedule: Schedule) -> "RunConfig":
-        """The same run and more steps; see `TrainConfig.extended`."""
+        """Return the same run with more steps; see `TrainConfig.extended`."""
         return dataclasses.replace(self, train=self.train.extended(steps, schedule))
 
     def parent(self) -> "RunConfig | None":
-        """The run that this one extends; None where it extends none."""
+        """Return the run that this one continues; None if it continues none."""
         train = self.train.shorter()
         return None if train is None else dataclasses.replace(self, train=train)
 
@@ -81,12 +82,12 @@ class RunConfig(Config):
         return 3 * self.model.forward_flops(vocab_size, context) * tokens / 1e15
 
     def identity(self, fingerprint: str) -> str:
-        """Twelve hexadecimal digits of settings, data (by fingerprint) and the user's sources.
+        """Return twelve hexadecimal digits: a hash of settings, data and the user's source code.
 
-        A setting that is none or false says that something is absent, as it was before there was
-        such a setting: it does not count, and nor does a section in which nothing else is said.
-        Nor does how the mechanisms of the layers are written, or what has no influence on the
-        result: where the data lies, which checkpoints are kept.
+        `fingerprint` is that of the data. Left out are settings that are none or false, since they
+        mean the absence of a feature and so equal their absence, and sections that are then empty.
+        Also left out are settings that do not change the result: the place of the data, the
+        checkpoints to keep, and the way in which the mechanisms of the layers are written.
         """
         sections = {
             name: getattr(self, name).identity_fields() for name in ("data", "model", "train")
@@ -99,17 +100,17 @@ class RunConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One variant with one seed; where it tunes the learning rate, with the rate that it tries."""
+    """One variant with one seed; a tuning run also has the learning rate that it tries."""
 
-    variant: str
+    variant: str  # name in the study
     config: RunConfig
-    tunes: bool = False
+    tunes: bool = False  # True: it tries a learning rate and is no part of the verdict
 
     @property
     def seed(self) -> int:
         return self.config.seed
 
     def folder(self, study_dir: Path) -> RunFolder:
-        """Where it is on disk, or will be."""
+        """Return the run's folder, which need not exist."""
         rate = self.config.train.learning_rate if self.tunes else None
         return RunFolder(study_dir, self.variant, self.seed, tuning_rate=rate)

@@ -1,11 +1,11 @@
-"""One update of the model, as a pure function of the step's number and the state before it.
+"""The training step: one update of the model, a function of the step number and the last state.
 
-The batch is row `step` of a table of window starts, the learning rate an entry of a table, and the
-random stream of dropout a hash of seed and step. On CUDA tokens and tables live on the device,
-and after a few eager steps the whole update is recorded as one CUDA graph and replayed; what is
-measured is written to the device, and nothing here waits for it.
+The batch is row `step` of a table of window starts, the learning rate is an element of a table, and
+the random stream of dropout is seeded by a hash of seed and step. On CUDA, tokens and tables are on
+the device, and after a few eager steps the whole update is recorded as one CUDA graph and replayed.
+Losses and gradient norms are written to the device, so that no step waits for it.
 
-Shapes: S steps, B batch, T tokens, C what is measured.
+Shapes: S steps, B batch, T tokens, C measured columns.
 """
 
 import math
@@ -22,12 +22,12 @@ from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
 from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
 
-EAGER_STEPS = 3  # real steps that warm up kernels and allocator before the graph is recorded
+EAGER_STEPS = 3  # training steps that warm up kernels and allocator before the recording
 COLUMNS = ("train_loss", "auxiliary_loss", "gradient_norm")
 
 
 class TrainingStep:
-    """`advance` does step number `step` and counts it."""
+    """A model in training: `advance` makes one update and increments `step`."""
 
     def __init__(
         self,
@@ -39,8 +39,15 @@ class TrainingStep:
         seed: int,
         compiled: bool,
     ) -> None:
-        """`tokens` is the training split, of any integer dtype, on the model's device; row s of
-        `starts_SB` holds the first tokens of the windows of step s.
+        """Start at step 0.
+
+        Args:
+            config: the settings of training.
+            model: the model, on the device of `tokens`.
+            tokens: the training split, 1-D, of any integer dtype.
+            starts_SB: for each step, the position of the first token of each window of its batch.
+            seed: the seed of dropout.
+            compiled: True to compile the blocks of the model.
         """
         self.model, self.seed, self.clip_norm = model, seed, config.clip_norm
         self.device = device = tokens.device
@@ -56,7 +63,7 @@ class TrainingStep:
             device=device,
         )
         self.step = 0
-        self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # the same, on the device
+        self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # a copy of `step`
         self.autocast = autocast(config, device)
         self.compiled = compiled
         self._records = device.type == "cuda" and config.cuda_graph == "auto"
@@ -65,11 +72,11 @@ class TrainingStep:
 
     @property
     def warm(self) -> bool:
-        """Whether the step runs at its steady pace: compiled, warmed up and recorded."""
+        """True once a step takes its usual time: compiled, warmed up and recorded."""
         return not self._eager_steps_left and (self._graph is not None or not self._records)
 
     def advance(self) -> None:
-        """One more step. On CUDA it returns before the step is done."""
+        """Make one update. On CUDA it returns before the update is complete."""
         if self._records and self._graph is None and not self._eager_steps_left:
             self._record()
         self.model.at_step(self.step)
@@ -85,16 +92,19 @@ class TrainingStep:
         self._eager_steps_left = max(0, self._eager_steps_left - 1)
 
     def means(self, first: int, last: int) -> dict[str, float]:
-        """What was measured in steps `first` to `last`, the last left out: the means. Waits."""
+        """Return the means of each column over the steps from `first` up to `last` (excluded)."""
         means_C = self.measured_SC[first:last].double().mean(0).tolist()
         return dict(zip(COLUMNS, means_C, strict=True))
 
     def learning_rate(self, step: int) -> float:
-        """The rate of step `step`."""
+        """Return the learning rate of step `step`, counted from 0. Waits for the device."""
         return self.rates_S[step].item()
 
     def first_non_finite(self, first: int, last: int) -> tuple[int, str, float] | None:
-        """The first step of `first` to `last` that measured no finite number, and what. Waits."""
+        """Return step, column and value of the first number that is not finite; None if all are.
+
+        It reads the steps from `first` up to `last` (excluded), and waits for the device.
+        """
         rows_SC = self.measured_SC[first:last].cpu()
         for step, row_C in enumerate(rows_SC.tolist(), first):
             for name, value in zip(COLUMNS, row_C, strict=True):
@@ -103,7 +113,7 @@ class TrainingStep:
         return None
 
     def state(self) -> dict[str, Tensor]:
-        """All that a later process needs beside the model to go on from here, by name."""
+        """Return all tensors beside the model that a later process needs to continue, by name."""
         tensors = {"measured": self.measured_SC[: self.step].contiguous()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
@@ -111,7 +121,7 @@ class TrainingStep:
         return tensors
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave at `step`; the model is restored by its own state dict."""
+        """Restore the tensors that `state` returned at `step`, which exclude the model's own."""
         self.step = step
         self._step_1.fill_(step)
         self.measured_SC[:step] = state["measured"].to(self.device)
@@ -146,7 +156,7 @@ class TrainingStep:
             advice = "a mechanism waits for the device or depends on its values in Python"
             raise RuntimeError(
                 f"the step could not be recorded as a CUDA graph: {error}\n"
-                f"Usual cause: {advice}. train.cuda_graph=off trains without."
+                f"Usual cause: {advice}. Set train.cuda_graph=off to train without a graph."
             ) from error
         self._graph = graph
 
@@ -168,14 +178,14 @@ def forward_and_backward(
 
 
 def autocast(config: TrainConfig, device: torch.device) -> Any:
-    """The context of forward passes: bfloat16 autocast where the settings want it."""
+    """Return the context of forward passes: bfloat16 autocast if the settings choose it."""
     if config.precision_on(device.type) == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
-    """Start the device's random stream anew; a recorded graph draws from it too."""
+    """Seed the random generator of the device; recorded CUDA graphs use it, too."""
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     else:
@@ -183,7 +193,7 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def _rates(config: TrainConfig) -> list[float]:
-    """The learning rate of every step: of those of a run that this one extends, as they were."""
+    """Return the learning rate of every step; those of a run that this one continues stay."""
     shorter = config.shorter()
     before = _rates(shorter) if shorter is not None else []
     if config.extends is not None and config.extends.schedule == "constant":

@@ -1,4 +1,4 @@
-"""The feed-forward half of a block: one file, one kind."""
+"""The feed-forward layer of a block: one file per kind."""
 
 from attnlab.model.feedforward.dense import Dense
 from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer

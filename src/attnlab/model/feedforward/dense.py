@@ -18,7 +18,7 @@ from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
 class Dense(FeedForward):
     """Two matrices: W_down silu(W_up x)."""
 
-    d_ff: int = 512
+    d_ff: int = 512  # hidden width
 
     def problems(self) -> Iterator[Problem]:
         if self.d_ff < 1:

@@ -1,4 +1,4 @@
-"""The contract of a feed-forward layer: what a token does on its own.
+"""The contract of a feed-forward layer: a function of each token alone.
 
 Shapes: ... any, D model width.
 """
@@ -15,40 +15,40 @@ from attnlab.mechanism import Cost
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward(Choice, ABC):
-    """Settings of a feed-forward layer; knows its cost before any tensor exists."""
+    """The settings of a feed-forward layer, with its cost before any tensor exists."""
 
     @abstractmethod
     def cost(self, d_model: int) -> Cost:
-        """Cost for one token; a feed-forward layer has no decode state."""
+        """Return the cost per token; a feed-forward layer has no decode state."""
 
     def active_params(self, d_model: int) -> int:
-        """Parameters that one token meets: all, unless the layer chooses among its parts."""
+        """Return the number of parameters used per token: all, unless the layer routes tokens."""
         return self.cost(d_model).params
 
     @abstractmethod
     def build(self, d_model: int, dropout: float = 0.0) -> "FeedForwardLayer":
-        """The module. `dropout` applies to the hidden layer."""
+        """Return the module. `dropout` is the probability for the hidden layer."""
 
 
 class FeedForwardLayer(nn.Module, ABC):
-    """A map of tokens, one by one: the same for a whole sequence and for a decode step."""
+    """A function of each token alone: the same for a whole sequence and for a decode step."""
 
     @abstractmethod
     def forward(self, x_D: Tensor) -> Tensor:
-        """`y_D`, for any number of tokens in front."""
+        """Return `y_D`, for any leading dimensions."""
 
     def forward_with_loss(self, x_D: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`forward` as training uses it, and a scalar loss of the layer's own, or None.
+        """Return `forward` as used in training, and an auxiliary loss (scalar) or None.
 
-        Called once a training step: the layer may count what it sees, in buffers and in place.
+        It is called once per training step, so that the layer may update statistics in its buffers.
         """
         return self(x_D), None
 
     def drain_statistics(self) -> dict[str, object]:
-        """What training counted since the last call, as JSON values. Waits for the device."""
+        """Return and reset the statistics of training as JSON values. Waits for the device."""
         return {}
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Name of the kernel that `forward` runs there, None where there is nothing to choose."""
+        """Return the name of the kernel that `forward` runs there; None if there is only one."""
         del device, dtype
         return None

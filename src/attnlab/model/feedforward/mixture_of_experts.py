@@ -1,17 +1,16 @@
-"""A mixture of experts: many feed-forward layers, of which a token uses a few.
+"""A mixture of experts: many feed-forward layers, of which each token uses a few.
 
     y = sum_{e in chosen(x)} w_e(x) expert_e(x)  +  shared(x)
 
-Shazeer et al. 2017 (arXiv:1701.06538); shared experts after DeepSeekMoE (arXiv:2401.06066). How
-experts are chosen is in `routing`. No token is dropped, whatever the load. Two ways to keep the
-load even:
+Shazeer et al. 2017 (arXiv:1701.06538); shared experts as in DeepSeekMoE (arXiv:2401.06066). The
+choice of experts is in `routing`. No token is dropped at any load. Two ways to balance the load:
 
     balance_loss  a E sum_e f_e P_e is added to the loss, f_e the share of the choices that went to
-                  expert e and P_e the mean of its probability (Switch, arXiv:2101.03961)
-    bias_rate     u: b_e += u sign(mean load - load of e) after each training step, b being added to
+                  expert e and P_e its mean probability (Switch, arXiv:2101.03961)
+    bias_rate     u: b_e += u sign(mean load - load of e) after each training step; b is added to
                   the scores for the choice alone (DeepSeek-V3, arXiv:2412.19437; arXiv:2408.15664)
 
-Shapes: N tokens, K choices of a token, M = N K rows, E experts, D model width, F hidden width.
+Shapes: N tokens, K choices per token, M = N K rows, E experts, D model width, F hidden width.
 """
 
 from collections.abc import Iterator
@@ -33,23 +32,23 @@ from attnlab.model.feedforward.swiglu import SwiGLU
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureOfExperts(FeedForward):
-    """`n_experts` layers of width `d_ff`; a token uses `top_k` of them, and every shared one."""
+    """`n_experts` layers of width `d_ff`; a token uses `top_k` of them and all shared ones."""
 
-    n_experts: int = 8
-    top_k: int = 2
-    d_ff: int = 512  # of one expert
-    experts: Literal["silu", "swiglu"] = "silu"  # as `dense`, or as `swiglu`
-    n_shared_experts: int = 0  # that every token uses
-    balance_loss: float = 0.01  # the coefficient; 0: none
-    bias_rate: float = 0.0  # of the balancing without a loss, 0.001 in DeepSeek-V3; 0: none
-    kernel: Kernel = "auto"  # see attnlab.kernels.grouped_matmul
+    n_experts: int = 8  # number of routed experts
+    top_k: int = 2  # routed experts per token
+    d_ff: int = 512  # hidden width of one expert
+    experts: Literal["silu", "swiglu"] = "silu"  # form of an expert: that of `dense` or `swiglu`
+    n_shared_experts: int = 0  # experts that every token uses in addition
+    balance_loss: float = 0.01  # coefficient of the auxiliary loss that balances the load; 0: none
+    bias_rate: float = 0.0  # step size of the bias that balances the load, per step; 0: no bias
+    kernel: Kernel = "auto"  # implementation; see attnlab.kernels.grouped_matmul
 
     def problems(self) -> Iterator[Problem]:
         for name in ("n_experts", "top_k", "d_ff"):
             if getattr(self, name) < 1:
                 yield Problem(name, f"must be at least 1, got {getattr(self, name)}")
         if self.top_k > self.n_experts:
-            yield Problem("top_k", f"{self.top_k} of n_experts {self.n_experts}: not so many")
+            yield Problem("top_k", f"must be at most n_experts {self.n_experts}, got {self.top_k}")
         for name in ("n_shared_experts", "balance_loss", "bias_rate"):
             if getattr(self, name) < 0:
                 yield Problem(name, f"must not be negative, got {getattr(self, name)}")
@@ -67,7 +66,7 @@ class MixtureOfExperts(FeedForward):
         return _MixtureOfExperts(self, d_model, dropout)
 
     def shared(self) -> FeedForward | None:
-        """The shared experts: side by side they are one layer of their widths together."""
+        """Return one layer equal to all shared experts, as wide as all together; None if none."""
         width = self.n_shared_experts * self.d_ff
         return self._one(width) if width else None
 
@@ -87,7 +86,7 @@ class _MixtureOfExperts(FeedForwardLayer):
         experts, d_ff = config.n_experts, config.d_ff
 
         def stacked(out_width: int, in_width: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(experts, out_width, in_width))  # the model fills it
+            return nn.Parameter(torch.zeros(experts, out_width, in_width))  # `initialise` fills it
 
         self.router = nn.Linear(d_model, experts, bias=False)
         self.gate_proj = stacked(d_ff, d_model) if config.experts == "swiglu" else None
@@ -95,7 +94,7 @@ class _MixtureOfExperts(FeedForwardLayer):
         self.down_proj = stacked(d_model, d_ff)
         shared = config.shared()
         self.shared = shared.build(d_model, dropout) if shared else None
-        # part of the state that training goes on from: a resumed run has the same bits
+        # buffers are saved in checkpoints, so that a resumed run has the same bits
         self.register_buffer("bias_E", torch.zeros(experts))
         self.register_buffer("choices_E", torch.zeros(experts, dtype=torch.int64))
         self.register_buffer("tokens", torch.zeros((), dtype=torch.int64))
@@ -113,8 +112,10 @@ class _MixtureOfExperts(FeedForwardLayer):
         return self._experts(x_ND, routing).view_as(x_D), loss
 
     def drain_statistics(self) -> dict[str, object]:
-        """`load`, the share of the choices that each expert got; `entropy` of the router, in nats;
-        `dropped`, the share of the choices that no expert computed.
+        """Return and reset `load`, `entropy` and `dropped`.
+
+        `load` is the fraction of the choices per expert, `entropy` that of the router in nats, and
+        `dropped` the fraction of the choices that no expert computed.
         """
         tokens = self.tokens.item()
         choices = max(1, tokens * self.config.top_k)
@@ -130,7 +131,7 @@ class _MixtureOfExperts(FeedForwardLayer):
         return f"experts {resolve(self.config.kernel, device, dtype, self.config.d_ff, d_model)}"
 
     def _route(self, x_ND: Tensor) -> Routing:
-        """In float32 or wider: a rounded score sends a token elsewhere."""
+        """Return the routing, computed in float32 or wider: rounded scores change the choice."""
         weight_ED = self.router.weight
         wide = torch.promote_types(weight_ED.dtype, torch.float32)
         with torch.autocast(x_ND.device.type, enabled=False):

@@ -1,17 +1,17 @@
-"""Which experts a token goes to, with what weight, and in what order the experts read.
+"""Routing: the experts of each token, their weights, and the order of the experts' rows.
 
     p = softmax(x W_r)      chosen = the top_k of p + b      w = p over the chosen, made to sum to 1
 
 That is softmax over the chosen logits (Mixtral; Jiang et al. 2024, arXiv:2401.04088). With top_k 1
-the weight is p itself (Switch; Fedus et al. 2021, arXiv:2101.03961): one that is always 1 would
-teach the router nothing. b is a bias for the choice alone (Wang et al. 2024, arXiv:2408.15664). Of
-equal scores the expert with the lower number is chosen.
+the weight is p itself (Switch; Fedus et al. 2021, arXiv:2101.03961): a constant weight of 1 would
+give the router no gradient. b is a bias for the choice alone (Wang et al. 2024, arXiv:2408.15664).
+Of equal scores the expert with the lower number is chosen.
 
-The rows that the experts read are the pairs of a token and a choice, sorted by expert, tokens in
+The input rows of the experts are the pairs of a token and a choice, sorted by expert, tokens in
 order: row m is token_M[m], and the k-th choice of token n is row row_NK[n, k]. All shapes are
-static. Both maps are gathers, each the gradient of the other: nothing is added by atomics.
+static. Both maps are gathers, each the gradient of the other, so that no atomic addition is needed.
 
-Shapes: N tokens, K choices of a token, M = N K rows, E experts, D model width.
+Shapes: N tokens, K choices per token, M = N K rows, E experts, D model width.
 """
 
 from typing import Any, NamedTuple
@@ -23,19 +23,19 @@ from attnlab.kernels.compiled import fused
 
 
 class Routing(NamedTuple):
-    """Where every token goes."""
+    """The experts of every token, and the order of the rows."""
 
-    weight_NK: Tensor
-    row_NK: Tensor  # of the sorted rows, int64
-    token_M: Tensor  # int64
-    ends_E: Tensor  # the row where each expert's rows end, int32
-    balance: Tensor  # E sum_e f_e P_e of Switch, a scalar: 1 where the load is even
+    weight_NK: Tensor  # weight of each chosen expert
+    row_NK: Tensor  # sorted row of each choice, int64
+    token_M: Tensor  # token of each sorted row, int64
+    ends_E: Tensor  # one past the last row of each expert, int32
+    balance: Tensor  # E sum_e f_e P_e of Switch, a scalar: 1 if the load is even
     entropy: Tensor  # of p, in nats, mean over the tokens
 
 
 @fused
 def route(logits_NE: Tensor, bias_E: Tensor, top_k: int) -> Routing:
-    """The choice of experts. `bias_E` has no gradient, and nor has the choice."""
+    """Return the choice of experts. Neither `bias_E` nor the choice has a gradient."""
     tokens, experts = logits_NE.shape
     log_p_NE = logits_NE.log_softmax(-1)
     p_NE = log_p_NE.exp()
@@ -44,7 +44,7 @@ def route(logits_NE: Tensor, bias_E: Tensor, top_k: int) -> Routing:
     if top_k > 1:
         weight_NK = weight_NK / weight_NK.sum(-1, keepdim=True)
 
-    # counting sort: a row's place is how many rows of earlier experts and tokens there are
+    # counting sort: a row's index is the number of rows of earlier experts and tokens
     expert_M, expert_E = expert_NK.flatten(), torch.arange(experts, device=logits_NE.device)
     taken_EM = expert_E[:, None] == expert_M
     count_EM = taken_EM.flatten().cumsum(0, dtype=torch.int32).view_as(taken_EM)
@@ -60,7 +60,7 @@ def route(logits_NE: Tensor, bias_E: Tensor, top_k: int) -> Routing:
 
 
 def _best(score_NE: Tensor, top_k: int) -> Tensor:
-    """`expert_NK`, best first; written so that a compiler can fuse it with what is around."""
+    """Return `expert_NK`, best first; written so that a compiler can fuse it."""
     expert_E = torch.arange(score_NE.shape[-1], device=score_NE.device)
     chosen: list[Tensor] = []
     for _ in range(top_k):
@@ -71,12 +71,12 @@ def _best(score_NE: Tensor, top_k: int) -> Tensor:
 
 
 def dispatch(x_ND: Tensor, routing: Routing) -> Tensor:
-    """`x_MD`: each token once for each of its choices, sorted by expert."""
+    """Return `x_MD`: each token once per choice, sorted by expert."""
     return _Dispatch.apply(x_ND, routing.token_M, routing.row_NK)  # pyright: ignore[reportReturnType]
 
 
 def combine(y_MD: Tensor, routing: Routing) -> Tensor:
-    """`y_ND`: what the experts of a token say, weighted; summed in float32 or wider."""
+    """Return `y_ND`: the weighted sum of each token's experts, in float32 or wider."""
     return _Combine.apply(y_MD, routing.weight_NK, routing.token_M, routing.row_NK)  # pyright: ignore[reportReturnType]
 
 

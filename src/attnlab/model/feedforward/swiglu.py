@@ -19,7 +19,7 @@ from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
 class SwiGLU(FeedForward):
     """Three matrices: W_down (silu(W_gate x) * W_up x). Shazeer 2020 (arXiv:2002.05202)."""
 
-    d_ff: int = 512
+    d_ff: int = 512  # hidden width
 
     @classmethod
     def name(cls) -> str:
