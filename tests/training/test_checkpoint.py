@@ -1,7 +1,8 @@
-"""What a run keeps: its last and its best weights, whole or not at all, known when altered."""
+"""A run keeps its last and its best weights, completely or not at all, and detects damage."""
 
 import json
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,8 +29,25 @@ BASE = tiny_study.base  # 12 steps, checkpoints at 4, 8 and 12, evaluations at 6
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    return Places(None, tmp_path_factory.mktemp("cache"))
+def whole_run(tmp_path_factory, places) -> Path:
+    """A study's folder with a run that has ended, for tests that change nothing in it."""
+    folder = tmp_path_factory.mktemp("whole")
+    list(run(BASE, folder, places))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interrupted_run(tmp_path_factory, places) -> Path:
+    """A study's folder with a run that was interrupted at step 9; its last checkpoint is at 8."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    run_to(9, BASE, folder, places).close()
+    return folder
+
+
+@pytest.fixture
+def interrupted(tmp_path, interrupted_run) -> Path:
+    """A copy of it, for one test to change and to continue."""
+    return shutil.copytree(interrupted_run, tmp_path / "interrupted")
 
 
 def with_train(**changes: object) -> RunConfig:
@@ -125,7 +143,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path, plac
 
 
 @pytest.mark.parametrize("cut", [9, 12])
-def test_a_run_that_was_cut_off_remembers_the_best_it_had(tmp_path, places, losses, cut):
+def test_an_interrupted_run_keeps_its_best_weights(tmp_path, places, losses, cut):
     losses(3.0, 2.0, 2.5, 2.5)
     config = with_train(**EVERY_THIRD)
     run_to(cut, config, tmp_path, places).close()
@@ -137,9 +155,8 @@ def test_a_run_that_was_cut_off_remembers_the_best_it_had(tmp_path, places, loss
     assert same(newest(folder).best.model, at_best)
 
 
-def test_the_best_weights_take_no_room_of_their_own_where_they_are_the_last(tmp_path, places):
-    list(run(BASE, tmp_path, places))
-    folder = RunFolder(tmp_path, "mha", 0)
+def test_the_best_weights_are_not_stored_twice_if_they_are_the_last(whole_run):
+    folder = RunFolder(whole_run, "mha", 0)
     assert newest(folder).best.step == 12
     assert not (folder.checkpoints / "step-000012" / "best.safetensors").exists()
     assert load_run(folder.path, which="best").step == 12
@@ -165,13 +182,12 @@ def truncated(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [altered, truncated, Path.unlink])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_said(
-    tmp_path, places, name, damage
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_a_note(
+    interrupted, places, name, damage
 ):
-    run_to(9, BASE, tmp_path, places).close()
-    folder = RunFolder(tmp_path, "mha", 0)
+    folder = RunFolder(interrupted, "mha", 0)
     damage(folder.checkpoints / "step-000008" / name)
-    events = run(BASE, tmp_path, places)
+    events = run(BASE, interrupted, places)
     first = next(events)
     assert first.step == 4
     assert first.note.startswith(f"checkpoint step-000008: {name} ")
@@ -183,22 +199,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_said
     assert newest(folder).step == 12
 
 
-def test_a_run_without_a_whole_checkpoint_begins_anew_and_says_so(tmp_path, places):
-    run_to(9, BASE, tmp_path, places).close()
-    folder = RunFolder(tmp_path, "mha", 0)
+def test_a_run_without_an_intact_checkpoint_starts_again_with_a_note(interrupted, places):
+    folder = RunFolder(interrupted, "mha", 0)
     for weights in folder.checkpoints.glob("*/model.safetensors"):
         altered(weights)
-    first = next(run(BASE, tmp_path, places))
+    first = next(run(BASE, interrupted, places))
     assert (first.step, first.note.count("altered")) == (0, 2)
     assert first.note.endswith("; there is no other")
     other = checkpoint.load_newest(folder.checkpoints, "another run")
     assert other.checkpoint is None
 
 
-def test_a_whole_checkpoint_is_nothing_to_speak_of(tmp_path, places):
-    run_to(9, BASE, tmp_path, places).close()
-    assert next(run(BASE, tmp_path, places)).note is None
-    begins = RunFolder(tmp_path, "mha", 0).environment()["begins"]
+def test_an_intact_checkpoint_needs_no_note(interrupted, places):
+    assert next(run(BASE, interrupted, places)).note is None
+    begins = RunFolder(interrupted, "mha", 0).environment()["begins"]
     assert begins == {"step": 8, "skipped": []}
 
 
@@ -214,8 +228,9 @@ def no_file_above(n_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("room_for", ["the first file", "nothing, not even the reason"])
-def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(tmp_path, places, room_for):
-    list(run(BASE, tmp_path / "whole", places))
+def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(
+    tmp_path, places, whole_run, room_for
+):
     events = run_to(6, BASE, tmp_path / "full", places)
     folder = RunFolder(tmp_path / "full", "mha", 0)
     model, optimizer = (
@@ -238,7 +253,7 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(tmp_path, plac
     first = next(events)
     assert (first.step, first.note) == (4, None)
     list(events)
-    whole = newest(RunFolder(tmp_path / "whole", "mha", 0))
+    whole = newest(RunFolder(whole_run, "mha", 0))
     assert same(newest(folder).model, whole.model)
 
 
@@ -262,7 +277,7 @@ def test_a_folder_is_replaced_as_a_whole_and_says_what_was_done_to_it(tmp_path):
         read_verified(folder)
 
 
-def test_an_exported_run_stands_alone_and_loads_with_one_call(tmp_path, places, losses):
+def test_an_exported_run_needs_no_other_file_and_loads_with_one_call(tmp_path, places, losses):
     losses(3.0, 2.0, 2.5, 2.5)
     list(run(with_train(**EVERY_THIRD), tmp_path / "study", places))
     folder = tmp_path / "study" / "mha" / "seed-0"
@@ -283,9 +298,8 @@ def test_an_exported_run_stands_alone_and_loads_with_one_call(tmp_path, places, 
     assert text.exit_code == 0, text.output
 
 
-def test_what_cannot_be_exported_or_loaded_is_said(tmp_path, places):
-    list(run(BASE, tmp_path / "study", places))
-    folder = tmp_path / "study" / "mha" / "seed-0"
+def test_a_run_that_cannot_be_exported_or_loaded_is_an_error(tmp_path, whole_run):
+    folder = shutil.copytree(whole_run, tmp_path / "study") / "mha" / "seed-0"
     with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-0"):
         export(folder.parent, tmp_path / "out")
     with pytest.raises(ValueError, match="already exists and is not replaced"):

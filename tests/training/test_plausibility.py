@@ -8,7 +8,6 @@ import torch
 from support import PLANTED_BUGS, tiny_study
 
 from attnlab.config import load_file
-from attnlab.data import Places
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.mla import MLA
@@ -37,11 +36,6 @@ SHIPPED = {
     "mla": MLA(n_heads=2, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8),
     "linear": GatedDeltaNet(n_heads=2, head_dim=8),
 }
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    return Places(None, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +153,27 @@ def test_what_does_not_look_ahead_is_cleared_and_not_asked_again(corpus, losses)
     }
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 4])
-def test_a_run_that_was_cut_off_says_the_same(tmp_path, places, stop_after, monkeypatch):
+@pytest.fixture(scope="module")
+def suspicious_run(tmp_path_factory, places):
+    """A run in which every loss is suspicious, and which was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plausible, "FRACTION", 10.0)
+        list(run(SHIPPED["sparse"], folder, places))
+    return RunFolder(folder, "x", 0)
+
+
+@pytest.mark.parametrize("events", [2, 3, 4])
+def test_an_interrupted_run_has_the_same_messages(
+    tmp_path, places, suspicious_run, events, monkeypatch
+):
     monkeypatch.setattr(plausible, "FRACTION", 10.0)  # every loss is suspicious
-    mechanism = SHIPPED["sparse"]
-    list(run(mechanism, tmp_path / "whole", places))
-    cut = run(mechanism, tmp_path / "cut", places)
-    for _ in range(stop_after):
+    cut = run(SHIPPED["sparse"], tmp_path, places)
+    for _ in range(events):
         next(cut)
     cut.close()
-    list(run(mechanism, tmp_path / "cut", places))
-    whole, resumed = (RunFolder(tmp_path / name, "x", 0) for name in ("whole", "cut"))
+    list(run(SHIPPED["sparse"], tmp_path, places))
+    whole, resumed = suspicious_run, RunFolder(tmp_path, "x", 0)
     asked, again = (
         [(line["step"], line["train_loss"], line.get("cleared")) for line in folder.metrics()]
         for folder in (whole, resumed)

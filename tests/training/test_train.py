@@ -3,13 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from support import tiny_study
 
-from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Progress
@@ -20,11 +20,6 @@ from attnlab.training.run import Run, RunConfig
 from attnlab.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    return Places(None, tmp_path_factory.mktemp("cache"))
 
 
 def with_train(config: RunConfig, **changes: object) -> RunConfig:
@@ -73,30 +68,37 @@ def test_two_variants_see_the_same_batches(places, monkeypatch):
     assert not torch.equal(seen["mha"][0], seen["mha"][1])
 
 
-@pytest.mark.parametrize("variant", ["mha", "sparse"])
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
-def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, places, variant, stop_after):
-    config = tiny_study.study.variants[variant]
-    list(run(config, tmp_path / "whole", places, variant))
-    cut = run(config, tmp_path / "cut", places, variant)
-    for _ in range(stop_after):
-        assert isinstance(next(cut), Progress)
-    cut.close()  # the process ends here, whatever stands on disk stands
-    list(run(config, tmp_path / "cut", places, variant))
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, places):
+    """The folder of a variant's run that was not interrupted, trained once for all tests."""
 
-    whole, resumed = (RunFolder(tmp_path / name, variant, 0) for name in ("whole", "cut"))
+    @cache
+    def trained(variant: str) -> RunFolder:
+        folder = tmp_path_factory.mktemp("whole")
+        *_, ended = run(tiny_study.study.variants[variant], folder, places, variant)
+        assert ended.status == "finished"
+        return RunFolder(folder, variant, 0)
+
+    return trained
+
+
+@pytest.mark.parametrize("variant", ["mha", "sparse"])
+@pytest.mark.parametrize(("events", "checkpoint_step"), [(1, 0), (2, 0), (3, 4), (5, 8)])
+def test_an_interrupted_run_continues_to_the_same_bits(
+    tmp_path, places, whole_run, variant, events, checkpoint_step
+):
+    config = tiny_study.study.variants[variant]
+    cut = run(config, tmp_path, places, variant)
+    assert all(isinstance(next(cut), Progress) for _ in range(events))
+    cut.close()  # as if the process ended here
+    first, *_ = run(config, tmp_path, places, variant)
+    assert first.step == checkpoint_step
+
+    whole, resumed = whole_run(variant), RunFolder(tmp_path, variant, 0)
     assert timeless(resumed.metrics()) == timeless(whole.metrics())
     first, second = weights(whole), weights(resumed)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_resumed_run_starts_at_its_checkpoint_not_at_zero(tmp_path, places):
-    events = run(tiny_study.base, tmp_path, places)
-    while not (isinstance(event := next(events), Progress) and event.step == 9):
-        pass
-    events.close()
-    assert next(run(tiny_study.base, tmp_path, places)).step == 8
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_when(tmp_path, places):
@@ -121,9 +123,8 @@ def test_an_exception_is_recorded_and_the_run_can_be_tried_again(tmp_path, place
     assert list(run(tiny_study.base, tmp_path, places))[-1].status == "finished"
 
 
-def test_the_record_holds_what_was_measured(tmp_path, places):
-    list(run(tiny_study.base, tmp_path, places))
-    folder = RunFolder(tmp_path, "mha", 0)
+def test_the_record_has_every_measurement(whole_run):
+    folder = whole_run("mha")
     summary = folder.summary()
     lines = folder.metrics()
     assert [line["step"] for line in lines if "train_loss" in line] == [3, 6, 9, 12]

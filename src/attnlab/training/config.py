@@ -121,10 +121,12 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Config):
-    """What is measured on a trained model beside its loss at the length of training."""
+    """What is measured on a trained model beside its loss at the length of training.
 
-    lengths: tuple[TokenCount, ...] | None = None  # context lengths, in tokens, ascending
-    # ^ the whole validation split is scored again in windows of each length; None: at no other
+    The whole validation split is scored again in windows of each of `lengths`, which are ascending.
+    """
+
+    lengths: tuple[TokenCount, ...] | None = None  # further window lengths of validation, in tokens
 
     def problems(self) -> Iterator[Problem]:
         if self.lengths is None:
