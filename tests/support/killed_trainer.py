@@ -27,6 +27,7 @@ import torch
 import torch._dynamo  # by an optimizer, when it is made: seconds for each process
 
 from attnlab.data import Places
+from attnlab.device.environment import describe
 from attnlab.record import RunFolder
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.training import checkpoint
@@ -46,7 +47,7 @@ CHANGES += ((checkpoint, "save_file"),)
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     places = Places(None, folder / "cache")
-    corpus_of(CONFIG.data, places)
+    corpus_of(CONFIG.data, places), describe(torch.device("cpu"))  # once, for all processes
     gc.freeze()  # what was imported is not looked through again by every process
     began = time.monotonic()
     process = fork(lambda: train(folder / "whole", places, folder / "changes"))

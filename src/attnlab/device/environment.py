@@ -3,6 +3,7 @@
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """JSON values; times are UTC."""
     return {
         "attnlab": __version__,
-        "git": git_state(Path(__file__)),
+        "git": _git_state(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}",
         "packages": {name: found for name in _PACKAGES if (found := package_version(name))},
@@ -29,6 +30,12 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": _device(device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _git_state() -> dict[str, Any] | None:
+    """Return the git state of attnlab's source tree at the first run of this process."""
+    return git_state(Path(__file__))
 
 
 def usable_cores() -> int:
