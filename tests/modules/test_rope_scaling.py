@@ -77,7 +77,7 @@ def test_a_mechanism_that_hides_where_it_is_exact_is_found_out(monkeypatch):
     assert {result.name for result in results if not result.holds} == {
         "a prefix alone gives the same outputs",
         "step by step equals all at once",
-        "decoding goes on from a prompt",
+        "decoding continues after a prompt",
     }
 
 

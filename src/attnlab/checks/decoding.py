@@ -38,8 +38,8 @@ def steps(subject: Subject) -> Iterator[Finding]:
 
 
 @mechanism_property(
-    "decoding goes on from a prompt",
-    cause="`prefill` leaves another state than stepping would: a token missing or twice, positions "
+    "decoding continues after a prompt",
+    cause="`prefill` returns another state than stepping: a token missing or twice, positions "
     "counted from elsewhere, or the wrong tokens kept of a prompt past the window",
 )
 @torch.no_grad()

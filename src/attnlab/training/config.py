@@ -29,7 +29,7 @@ class Extension(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """How a model is trained."""
+    """Settings of the training of a model."""
 
     steps: int = 1000  # number of updates of the parameters
     batch_size: int = 4  # sequences per step
@@ -121,7 +121,7 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Config):
-    """What is measured on a trained model beside its loss at the length of training.
+    """Settings of the measurements on a trained model, beside its loss at the length of training.
 
     The whole validation split is scored again in windows of each of `lengths`, which are ascending.
     """

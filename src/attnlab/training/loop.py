@@ -30,7 +30,7 @@ class CheckpointDue(NamedTuple):
 
 
 class DivergedError(Exception):
-    """A loss or gradient norm is not a finite number. The message says which, and at which step."""
+    """Raised at a loss or gradient norm that is not finite; the message has the step."""
 
 
 class Clock:

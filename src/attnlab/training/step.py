@@ -72,7 +72,7 @@ class TrainingStep:
 
     @property
     def warm(self) -> bool:
-        """True once a step takes its usual time: compiled, warmed up and recorded."""
+        """True if the next step takes the usual time: compiled, warmed up and recorded."""
         return not self._eager_steps_left and (self._graph is not None or not self._records)
 
     def advance(self) -> None:
