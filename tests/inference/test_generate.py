@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import tiny_study
 
-import attnlab.mechanisms  # noqa: F401  loads the zoo
+import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.inference.generate import Sampling, generate

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-import attnlab.mechanisms  # noqa: F401  loads the zoo
+import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear

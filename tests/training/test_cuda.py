@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import tiny_study
 
-import attnlab.mechanisms  # noqa: F401  loads the zoo
+import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.data.batches import window_starts
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import MechanismConfig
