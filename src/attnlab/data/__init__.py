@@ -1,7 +1,7 @@
-"""Where the tokens come from: one file, one source. Importing this package loads them all.
+"""Sources of tokens, one per file. Importing this package loads all of them.
 
-Nothing here reads an environment variable, the clock or a device: the caller says where data and
-cache are (`Places`), and everything else follows from the settings and the text.
+Nothing here reads the clock or a device: the caller passes the folders of data and cache
+(`Places`), and everything else follows from the settings and the text.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Which windows of a split are read, and when.
+"""The windows of a split, and the order in which they are read.
 
 Training: one epoch is a seeded permutation of the non-overlapping windows of `seq_len + 1` tokens;
 epochs follow one another, and a batch is a pure function of (seed, step). Tokens that do not fill
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 def window_starts(
     n_tokens: int, *, seq_len: int, batch_size: int, steps: int, seed: int
 ) -> NDArray[np.int64]:
-    """First token of each window, shape (steps, batch_size); window b of step s is
+    """Return the first token of each window, shape (steps, batch_size). Window b of step s is
 
         tokens[start : start + seq_len + 1]
 
-    whose first `seq_len` tokens are inputs and last `seq_len` targets. Every window occurs once an
-    epoch; where the batch size does not divide an epoch, a batch spans two. Row s does not depend
+    whose first `seq_len` tokens are inputs and last `seq_len` targets. Every window occurs once
+    per epoch; if the batch size does not divide an epoch, a batch spans two. Row s does not depend
     on `steps`, nor on the version of NumPy: the raw stream of PCG64 is fixed, its shuffles are not.
 
-    Raises ValueError where the tokens do not fill one window.
+    Raises ValueError if the tokens do not fill one window.
     """
     n_windows = n_tokens // (seq_len + 1)
     if not n_windows:
@@ -47,12 +47,12 @@ class EvaluationWindows(NamedTuple):
     length: int
 
     def counted(self) -> NDArray[np.bool_]:
-        """Shape (windows, length): True where a target is scored by this window and no other."""
+        """Return shape (windows, length): True where a target is scored by this window alone."""
         return np.arange(self.length) >= self.length - self.new_targets[:, None]
 
 
 def evaluation_starts(n_tokens: int, seq_len: int) -> EvaluationWindows:
-    """Consecutive windows over a whole split: targets 1 to n_tokens - 1, each counted once.
+    """Return consecutive windows over a whole split; each target 1 to n_tokens - 1 counts once.
 
     The last window ends with the split: it starts early enough to be as long as the others, and
     only its new targets count. A split shorter than `seq_len + 1` is one shorter window. Raises

@@ -35,19 +35,19 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, documents: Iterable[str]) -> TokenIds:
-        """Ids of all documents in order, shape (tokens,), in `id_dtype(vocab_size)`."""
+        """Return the ids of all documents in order, shape (tokens,), as `id_dtype(vocab_size)`."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids. Bytes that are not UTF-8, as a model may write, become U+FFFD."""
+        """Return the text of these ids. Bytes that are not UTF-8 become U+FFFD."""
 
     @abstractmethod
     def n_bytes(self, ids: TokenIds) -> int | None:
-        """UTF-8 bytes that these ids stand for, or None where that is not known."""
+        """Return the number of UTF-8 bytes that these ids stand for, or None if it is unknown."""
 
     @abstractmethod
     def to_json(self) -> str:
-        """All there is to know, for a record; `Tokenizer.restore` takes it back."""
+        """Return the codec as JSON text, for a record; `Tokenizer.restore` reads it."""
 
 
 class ByteLevelCodec(Codec):
@@ -90,7 +90,7 @@ class ByteLevelCodec(Codec):
 
 
 class BytesCodec(Codec):
-    """One token a byte of UTF-8."""
+    """One token per byte of UTF-8."""
 
     vocab_size = n_tokens = 256
     fingerprint = "bytes"
@@ -110,14 +110,14 @@ class BytesCodec(Codec):
 
 
 class IdsCodec(Codec):
-    """Ids whose text is not known: they are shown as numbers."""
+    """Ids whose text is unknown; they are shown as numbers."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = self.n_tokens = vocab_size
         self.fingerprint = f"ids below {vocab_size}"
 
     def encode(self, documents: Iterable[str]) -> TokenIds:
-        """Reads what `decode` writes: numbers with white space between them."""
+        """Return the ids in text that `decode` wrote: numbers with white space between them."""
         try:
             ids = [int(word) for document in documents for word in document.split()]
             return np.array(ids, id_dtype(self.vocab_size))
@@ -138,12 +138,12 @@ class IdsCodec(Codec):
 
 
 def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
-    """The smaller of the two dtypes of token ids that holds every id of the vocabulary."""
+    """Return the smaller of the two dtypes of token ids that holds every id of the vocabulary."""
     return np.uint16 if vocab_size <= 1 << 16 else np.int32
 
 
 def pieces(document: str) -> Iterator[str]:
-    """A long document in parts of about `PIECE_CHARACTERS`, cut where GPT-2's pattern cuts anyway.
+    """Yield a document in parts of about `PIECE_CHARACTERS`, cut where GPT-2's pattern cuts anyway.
 
     The pattern keeps the last white space before a word apart from what is before it: a space goes
     with the word, a newline stands alone. Cutting in front of it therefore changes no token. A

@@ -1,4 +1,4 @@
-"""What a document is, and reading documents from files without changing a byte of them.
+"""Documents, and reading them from files without changing a byte.
 
 A text file is one document, a line of a .jsonl file is one; .gz is unpacked. Text is UTF-8, and
 line ends, byte-order marks and blank lines are kept as they are.
@@ -19,14 +19,14 @@ ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
 
 class Measure(NamedTuple):
-    """What tells one sequence of documents from another, and the bytes of its UTF-8."""
+    """A fingerprint of a sequence of documents, and its size in bytes of UTF-8."""
 
     sha256: str
     n_bytes: int
 
 
 def measure(documents: Iterable[str]) -> Measure:
-    """Over contents and order of the documents and where each of them ends."""
+    """Return the measure of documents: of their contents, their order and their ends."""
     digest, n_bytes = hashlib.sha256(), 0
     for document in documents:
         text = document.encode()
@@ -37,7 +37,7 @@ def measure(documents: Iterable[str]) -> Measure:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a file or folder of this name holds.
+    """Return the split that a file or folder of this name holds, or None.
 
     >>> split_named("validation.txt.gz"), split_named("training.txt")
     ('valid', None)
@@ -48,9 +48,9 @@ def split_named(name: str) -> str | None:
 
 
 def read_documents(path: Path, field: str = "text") -> list[str]:
-    """The documents of one file, empty ones left out.
+    """Return the documents of one file, without empty ones.
 
-    Raises DataError where the file cannot be read or unpacked, is not UTF-8, or a line of .jsonl
+    Raises DataError if the file cannot be read or unpacked, is not UTF-8, or a line of .jsonl
     has no text in `field`.
     """
     text = read_text(path)
@@ -62,7 +62,7 @@ def read_documents(path: Path, field: str = "text") -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The whole text of a file, as it is. Raises DataError like `read_documents`."""
+    """Return the whole text of a file, unchanged. Raises DataError like `read_documents`."""
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()

@@ -1,4 +1,4 @@
-"""Which part of a text is held out, decided by the text itself: no seed, no order of files.
+"""The held-out part of a text, decided by the text itself: by no seed and no order of files.
 
 Half of the share goes to validation, half to test. Units (documents, modules) are held out whole,
 in the order of the SHA-256 of their names, as long as they fit.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Tails(NamedTuple):
-    """One text in three parts, in this order."""
+    """The three parts of one text, in this order."""
 
     train: str
     valid: str
@@ -18,7 +18,7 @@ class Tails(NamedTuple):
 
 
 def hold_out(sizes: Mapping[str, int], share: float) -> dict[str, str]:
-    """A split for every unit, by name; neither held-out split exceeds half of `share` of the size.
+    """Return the split of every unit, by name. A held-out split has at most half of `share`.
 
     >>> hold_out({"a": 1, "b": 1, "c": 1, "d": 1}, share=0.5)
     {'a': 'train', 'b': 'train', 'c': 'test', 'd': 'valid'}
@@ -34,7 +34,7 @@ def hold_out(sizes: Mapping[str, int], share: float) -> dict[str, str]:
 
 
 def tails(document: str, share: float) -> Tails:
-    """The end of a document held out, cut at a blank line, else at a line, else anywhere."""
+    """Return a document with its end held out, cut at a blank line, a line end, or anywhere."""
     after_train, after_valid = (int(len(document) * (1 - part)) for part in (share, share / 2))
     valid = _boundary(document, after_train, after_valid)
     test = _boundary(document, after_valid, len(document))
@@ -42,7 +42,7 @@ def tails(document: str, share: float) -> Tails:
 
 
 def rank(name: str) -> str:
-    """A fixed, arbitrary order of names."""
+    """Return a key that puts names into a fixed, arbitrary order."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

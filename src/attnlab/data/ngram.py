@@ -1,4 +1,4 @@
-"""How well counting predicts a text: Kneser-Ney n-grams and a cache of the window's own context.
+"""Prediction of a text by counting: Kneser-Ney n-grams and a cache of the window's own context.
 
     p_k(w | c) = (max(n(c w) - D_k, 0) + D_k n1(c) p_{k-1}(w | c')) / n(c)
     p(w)       = sum_j weight_j p_j(w)
@@ -32,7 +32,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 def ngram_loss(train: TokenIds, valid: TokenIds, *, vocab_size: int, seq_len: int) -> float:
-    """Nats a token of `valid`, each window of `seq_len` predicted from itself and from `train`."""
+    """Return nats/token of `valid`, its windows predicted from themselves and from `train`."""
     windows = evaluation_starts(len(valid), seq_len)
     wanted = max(1, SAMPLED // windows.length)
     starts_W = windows.starts[:: max(1, len(windows.starts) // wanted)]
@@ -42,7 +42,7 @@ def ngram_loss(train: TokenIds, valid: TokenIds, *, vocab_size: int, seq_len: in
 
 
 def _kneser_ney(train_N: TokenIds, tokens_WT1: TokenIds, vocab_size: int) -> list[Floats]:
-    """By order, from 0: probability of every token but the first of each window, shape (W, T)."""
+    """Return, by order from 0, the probability of each token but the first of a window, (W, T)."""
     steps = list[tuple[Floats, Floats]]()  # p_k = own + weight p_{k-1}, from the highest order
     longest = min(ORDER, len(train_N))
     ends = np.arange(longest - 1, len(train_N))  # of the n-grams that are counted
@@ -69,9 +69,9 @@ def _kneser_ney(train_N: TokenIds, tokens_WT1: TokenIds, vocab_size: int) -> lis
 
 
 def _cache(tokens_WT1: TokenIds) -> list[Floats]:
-    """By length of the context: how often it was followed by this token, in this window so far.
+    """Return, by length of the context, how often this token followed it in the window so far.
 
-    A context that is new in the window says what the shorter one says.
+    A context that is new in the window has the probabilities of the shorter one.
     """
     n_seen_WT = np.arange(1, tokens_WT1.shape[1])[None]
     p_WT = _earlier(tokens_WT1)[:, 1:] / n_seen_WT
@@ -85,7 +85,7 @@ def _cache(tokens_WT1: TokenIds) -> list[Floats]:
 
 
 def _mixed_loss(p_JN: Floats) -> float:
-    """Mean nats under the mixture of these models, its weights fitted to these very tokens (EM)."""
+    """Return the mean nats under the mixture of these models, with weights fitted by EM."""
     weight_J1 = np.full((len(p_JN), 1), 1 / len(p_JN))
     for _ in range(ROUNDS):
         joint_JN = weight_J1 * p_JN
@@ -94,9 +94,9 @@ def _mixed_loss(p_JN: Floats) -> float:
 
 
 def _keys(tokens_T: TokenIds, k: int) -> Keys:
-    """A number for the last `k` tokens up to each place, the same for the same tokens.
+    """Return a number for the last `k` tokens up to each place, the same for the same tokens.
 
-    Where fewer than `k` lie before, it is a number that no `k` tokens have. Rows are apart.
+    If there are fewer than `k`, it is a number that no `k` tokens have. Rows are independent.
     """
     keys_T = np.zeros(tokens_T.shape, np.uint64)
     for i in reversed(range(min(k, tokens_T.shape[-1]))):
@@ -106,13 +106,13 @@ def _keys(tokens_T: TokenIds, k: int) -> Keys:
 
 
 def _occurrences(sorted_keys: Keys, asked: Keys) -> NDArray[np.int64]:
-    """How often each key that is asked for is among the sorted ones."""
+    """Return the number of times that each requested key is among the sorted ones."""
     last = np.searchsorted(sorted_keys, asked, "right")
     return last - np.searchsorted(sorted_keys, asked, "left")
 
 
 def _earlier(keys_WT: NDArray[np.generic]) -> NDArray[np.int64]:
-    """How often each key has occurred before in its row."""
+    """Return the number of times that each key occurred before in its row."""
     order_WT = np.argsort(keys_WT, axis=1, kind="stable")
     sorted_WT = np.take_along_axis(keys_WT, order_WT, 1)
     place_T = np.arange(keys_WT.shape[1])

@@ -31,10 +31,10 @@ class Texts:
     train: Sequence[str]
     valid: Sequence[str]
     test: Sequence[str] | None
-    origin: str  # what they were read from, in words, without the folders of this machine
+    origin: str  # their source in words, without folders of this machine
 
     def splits(self) -> dict[str, Sequence[str]]:
-        """The splits that there are, by name."""
+        """Return the existing splits by name."""
         present: dict[str, Sequence[str]] = {"train": self.train, "valid": self.valid}
         return present if self.test is None else {**present, "test": self.test}
 
@@ -46,9 +46,9 @@ class Corpus:
     train: TokenIds  # (tokens,), uint16 where every id of the vocabulary fits, else int32
     valid: TokenIds
     test: TokenIds | None
-    bytes: Mapping[str, int | None]  # UTF-8 bytes of the text; None where that is not known
+    bytes: Mapping[str, int | None]  # UTF-8 bytes of the text; None if unknown
     codec: Codec
-    fingerprint: str  # hexadecimal; the same text through the same tokenizer, wherever it lay
+    fingerprint: str  # hexadecimal; equal for the same text and tokenizer, in any folder
     description: Mapping[str, Any]  # JSON values for a record
 
     @property
@@ -56,16 +56,16 @@ class Corpus:
         return self.codec.vocab_size
 
     def splits(self) -> dict[str, TokenIds]:
-        """The splits that there are, by name."""
+        """Return the existing splits by name."""
         present: dict[str, TokenIds] = {"train": self.train, "valid": self.valid}
         return present if self.test is None else {**present, "test": self.test}
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids."""
+        """Return the text of these ids."""
         return self.codec.decode(ids)
 
     def bits_per_byte(self, split: str, nats_per_token: float) -> float | None:
-        """A split's mean loss in bits per byte of its text, or None if its bytes are unknown."""
+        """Return a split's mean loss in bits/byte of its text, or None if its bytes are unknown."""
         n_bytes = self.bytes[split]
         if n_bytes is None:
             return None
@@ -79,7 +79,7 @@ class DataConfig(Choice, ABC):
     tokenizer: Tokenizer
 
     def identity_fields(self) -> dict[str, Any]:
-        """`to_dict` without where the data lies: that it is the same data, its fingerprint says."""
+        """Return `to_dict` without paths: the fingerprint identifies the data."""
 
         def without_places(tree: dict[str, Any]) -> dict[str, Any]:
             return {
@@ -92,10 +92,10 @@ class DataConfig(Choice, ABC):
 
     @abstractmethod
     def texts(self, places: Places) -> Texts:
-        """The documents of every split. Raises DataError where they are missing or unfit."""
+        """Return the documents of every split. Raises DataError if they are missing or unfit."""
 
     def load(self, places: Places) -> Corpus:
-        """The corpus: tokenizer trained on the training split, documents encoded whole, in order.
+        """Return the corpus: tokenizer trained on the training split, documents encoded in order.
 
         Tokenizer and ids are kept in `places.cache` under the fingerprint of text and settings,
         and the ids are mapped from there. Raises DataError.
@@ -129,7 +129,7 @@ class DataConfig(Choice, ABC):
         contents: Mapping[str, str],
         **facts: Any,
     ) -> Corpus:
-        """Put together with its fingerprint, over `contents` and codec, and its description."""
+        """Return the corpus with its fingerprint, of `contents` and codec, and its description."""
         identity = json.dumps([codec.fingerprint, dict(contents)], sort_keys=True)
         return Corpus(
             train=ids["train"],

@@ -1,6 +1,6 @@
 """The embedded corpus: the source of the Python standard library that is running.
 
-Always there, no download; another version of Python is another corpus, with its own fingerprint.
+It needs no download. Another version of Python is another corpus, with its own fingerprint.
 Files come in an arbitrary fixed order of their names until `max_bytes` are full. No top-level
 module fills more than a sixteenth, so that no table of encodings becomes the subject. A module is
 in one split with all its files, a twentieth of the bytes each for validation and test.
@@ -31,7 +31,7 @@ NOT_THE_LIBRARY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Stdlib(DataConfig):
-    """A few minutes' worth of text on any machine that runs Python."""
+    """Source files of Python's standard library: text that every machine has."""
 
     max_bytes: int = 3_000_000
     tokenizer: Tokenizer = field(default_factory=lambda: BPE(vocab_size=1_024))
@@ -60,7 +60,7 @@ class Stdlib(DataConfig):
         return Texts(**splits, origin=origin)
 
     def _choose(self, folder: Path) -> dict[str, str]:
-        """Source text by path below the library's folder, sorted."""
+        """Return source texts by path below the library's folder, sorted."""
         chosen, room = dict[str, str](), self.max_bytes
         room_of_module = Counter[str]()
         for name in sorted(_library_files(folder), key=rank):
@@ -86,12 +86,12 @@ def _library_files(folder: Path) -> Iterator[str]:
 
 
 def _module(name: str) -> str:
-    """The top-level module of a file: `asyncio` for asyncio/tasks.py, `ast` for ast.py."""
+    """Return the top-level module of a file: `asyncio` for asyncio/tasks.py, `ast` for ast.py."""
     return PurePosixPath(name).parts[0].removesuffix(".py")
 
 
 def _source(path: Path) -> str:
-    """Text in the encoding the file declares (PEP 263), "" for what no Python could read."""
+    """Return the text in the encoding that the file declares (PEP 263), or "" if it is invalid."""
     try:
         with path.open("rb") as file:
             encoding, _ = tokenize.detect_encoding(file.readline)

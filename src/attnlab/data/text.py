@@ -1,11 +1,11 @@
-"""Text files of one's own: .txt, .txt.gz, .jsonl and .jsonl.gz, and folders of them.
+"""Text files of the user: .txt, .txt.gz, .jsonl and .jsonl.gz, and folders of them.
 
 Splits, by the first of these that applies:
 
 1. files, or folders above them, called train, valid (val, validation) and test: these alone;
 2. whole documents are held out (a file is one, a line of .jsonl is one), chosen by their contents,
    the same document always on one side;
-3. where documents are too few or too large for that, the end of every document is held out, cut at
+3. if documents are too few or too large for that, the end of every document is held out, cut at
    a paragraph: of a single long file its last `held_out`.
 """
 
@@ -25,10 +25,10 @@ from attnlab.data.tokenizer import BPE, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Text(DataConfig):
-    """Relative paths are looked for as they stand, then in the data folder."""
+    """Text files. Relative paths are looked up as they stand, then in the data folder."""
 
     paths: tuple[str, ...]
-    text_field: str = "text"  # of a line of .jsonl, the one that holds its text
+    text_field: str = "text"  # field of a .jsonl line that holds its text
     held_out: float = 0.1  # share of the text, half of it for validation and half for test
     tokenizer: Tokenizer = field(default_factory=lambda: BPE(vocab_size=8_192))
 
@@ -70,7 +70,7 @@ class Text(DataConfig):
 
 class _File(NamedTuple):
     path: Path
-    split: str | None  # that its name, or a folder's below the one given, tells
+    split: str | None  # from its name, or that of a folder below the one given
 
 
 def _files(path: str, places: Places) -> list[_File]:
@@ -95,7 +95,7 @@ def _files(path: str, places: Places) -> list[_File]:
 
 
 def _held_out(documents: Sequence[str], share: float) -> tuple[dict[str, list[str]], str]:
-    """The documents of each split, and in words how they were chosen."""
+    """Return the documents of each split, and a description of how they were chosen."""
     contents = [measure([document]) for document in documents]
     sizes: defaultdict[str, int] = defaultdict(int)
     for sha256, n_bytes in contents:

@@ -1,4 +1,4 @@
-"""Settings of a tokenizer, and how it comes to be: trained on the training split, or read.
+"""Settings of tokenizers, which are trained on the training split or read from files.
 
 Byte-level byte-pair encoding: text is cut into words by GPT-2's pattern, a word is a sequence of
 bytes, and the most frequent pair of neighbours becomes a new token until there are `vocab_size`.
@@ -20,33 +20,33 @@ from attnlab.data.codec import ByteLevelCodec, BytesCodec, Codec, IdsCodec, piec
 from attnlab.data.documents import measure
 from attnlab.data.places import DataError, Places, cached
 
-LEAST_FREQUENCY = 2  # a pair seen once is not worth a token
+LEAST_FREQUENCY = 2  # occurrences of a pair that becomes a token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer(Choice, ABC):
-    """How text becomes token ids. The vocabulary's size is known before any text is read."""
+    """Settings of a tokenizer. The size of the vocabulary is known before any text is read."""
 
     vocab_size: int
 
     @abstractmethod
     def fit(self, training: Iterable[str], places: Places) -> Codec:
-        """Ready for use, trained on the documents of the training split where it is trained.
+        """Return the tokenizer ready for use, trained on these documents if it is one to train.
 
-        Raises DataError where a file is missing or is not what it should be.
+        Raises DataError if a file is missing or invalid.
         """
 
     @abstractmethod
     def restore(self, text: str) -> Codec:
-        """The codec whose `to_json` was `text`."""
+        """Return the codec whose `to_json` was `text`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BPE(Tokenizer):
-    """Trained here, and cached by the fingerprint of what it was trained on.
+    """Byte-level BPE, trained on the training split and cached by its fingerprint.
 
     A small text may not hold `vocab_size` frequent pairs; the vocabulary keeps its stated size, the
-    ids without a token never occur, and the corpus' description says how many tokens exist.
+    ids without a token never occur. The description of the corpus has the true number of tokens.
     """
 
     vocab_size: int = 32_000
@@ -85,7 +85,7 @@ class BPE(Tokenizer):
 class GPT2(Tokenizer):
     """GPT-2's own, or another byte-level BPE of its kind, from vocab.json and merges.txt.
 
-    Without `path` the files are looked for in the data folder and in its `gpt2-tokenizer`.
+    Without `path` the files are looked up in the data folder and in its `gpt2-tokenizer`.
     """
 
     path: str | None = None
@@ -138,7 +138,7 @@ class GPT2(Tokenizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes(Tokenizer):
-    """One token a byte: nothing to train, 256 tokens."""
+    """One token per byte: 256 tokens, nothing to train."""
 
     vocab_size: int = 256
 
@@ -157,7 +157,7 @@ class Bytes(Tokenizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Ids(Tokenizer):
-    """Of saved tokens whose text is not known: they are numbers below `vocab_size`."""
+    """Saved tokens whose text is unknown: numbers below `vocab_size`."""
 
     def problems(self) -> Iterator[Problem]:
         if self.vocab_size < 1:

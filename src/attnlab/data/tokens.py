@@ -1,7 +1,8 @@
 """Saved token ids: an .npz with train, valid and perhaps test, or a folder of train.npy and so on.
 
-The arrays of a folder are mapped, not read. `train_bytes` and its like may stand beside them: one
-number, the UTF-8 bytes of the text. Without it the tokenizer's vocabulary tells, where it has one.
+The arrays of a folder are mapped, not read. `train_bytes`, `valid_bytes` and `test_bytes` may stand
+beside them: the UTF-8 bytes of the text. Otherwise they follow from the tokenizer's vocabulary, if
+it has one.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from attnlab.data.tokenizer import BPE, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(DataConfig):
-    """A relative path is looked for as it stands, then in the data folder.
+    """Saved token ids. A relative path is looked up as it stands, then in the data folder.
 
     `tokenizer` is what made the tokens: `gpt2` or `bytes`, or `ids` with the `vocab_size` alone.
     """

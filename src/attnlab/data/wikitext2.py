@@ -1,4 +1,4 @@
-"""WikiText-2: two million words of good and featured Wikipedia articles, the small classic.
+"""WikiText-2: two million words of good and featured Wikipedia articles.
 
 The word-level edition, in which rare words are `<unk>` and punctuation stands apart; every split
 is one document. Merity et al. 2016 (arXiv:1609.07843).
@@ -20,7 +20,7 @@ HUB = ("Salesforce/wikitext", "wikitext-2-v1")
 
 @dataclass(frozen=True, kw_only=True)
 class WikiText2(DataConfig):
-    """From `path`; else from the data folder or its wikitext-2 or wikitext2; else from the hub.
+    """WikiText-2, from `path`, the data folder, its wikitext-2 or wikitext2, or the hub.
 
     A folder holds train, valid and test as .txt or .txt.gz, or as wiki.train.tokens and so on.
     """
@@ -69,7 +69,7 @@ def _file_of(split: str, folder: Path) -> Path | None:
 
 
 def _from_hub() -> Texts:
-    """The same bytes as the files. Raises ImportError, or what the download raises."""
+    """Return the same bytes as the files. Raises ImportError, or the error of the download."""
     splits: Mapping[str, Iterable[Mapping[str, Any]]] = import_module("datasets").load_dataset(*HUB)
     # the hub empties the blank lines, which are one space in the files
     train, valid, test = (
