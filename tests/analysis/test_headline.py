@@ -13,17 +13,17 @@ def headline(folder, losses, **more):
 def test_a_winner_is_named_with_its_lead_and_the_others_with_theirs(tmp_path):
     losses = {"mha": steady(5.2, 1), "mla": steady(5.2003, 2), "delta": steady(5.0, 3)}
     first, second = headline(tmp_path, losses)
-    assert first.startswith("delta predicts this text best: 5.000 nats a token on the validation")
+    assert first.startswith("delta predicts this text best: 5.000 nats/token on the validation")
     assert "0.200 ± 0.00" in first
     assert "better than the next, mha." in first
-    assert second == "Behind it: mha and mla (0.200 nats behind)."
+    assert second == "Behind it: mha and mla (0.200 nats/token behind)."
 
 
 def test_a_shared_lead_is_no_winner(tmp_path):
     losses = {"mha": steady(5.0, 1), "mla": steady(5.0003, 2), "delta": steady(5.3, 3)}
     first, second = headline(tmp_path, losses)
     assert first.startswith("mha and mla share the lead")
-    assert second == "Behind them: delta (0.300 nats behind)."
+    assert second == "Behind them: delta (0.300 nats/token behind)."
 
 
 def test_who_cannot_be_told_from_the_best_for_its_own_noise_shares_no_lead(tmp_path):
@@ -34,24 +34,23 @@ def test_who_cannot_be_told_from_the_best_for_its_own_noise_shares_no_lead(tmp_p
         "wild": [4.9, 6.4, 5.2, 5.9, 5.1],
     }
     first, second = headline(tmp_path, losses)
-    assert first.startswith("mha and mla share the lead: 5.000 nats")
+    assert first.startswith("mha and mla share the lead: 5.000 nats/token")
     assert first.endswith(
-        "Nor can wild, 0.500 nats behind: losses there vary too much from seed to seed."
+        "wild, 0.500 nats/token behind, is also not distinguishable from mha, because the losses "
+        "vary too much between seeds."
     )
-    assert second == "Behind them: delta (0.300 nats behind)."
+    assert second == "Behind them: delta (0.300 nats/token behind)."
 
 
 def test_where_nothing_can_be_told_apart_it_says_what_would_have_been(tmp_path):
     first, second = headline(tmp_path, {"mha": steady(5.0, 1), "mla": steady(5.0003, 2)})
-    assert first.startswith(
-        "No winner: the differences between the 2 variants are within the noise"
-    )
-    assert second.startswith("With 5 seeds, differences under 0.00")
+    assert first.startswith("No winner: the 2 variants are not distinguishable (lowest mean: ")
+    assert second.startswith("Minimum detectable difference (80 % power) with 5 seeds: 0.00")
 
 
 def test_one_seed_is_no_verdict(tmp_path):
     first, second = headline(tmp_path, {"mha": [5.0], "mla": [5.1]})
-    assert first.startswith("mha has the lowest loss (5.000 nats a token on the validation text)")
+    assert first.startswith("mha has the lowest loss (5.000 nats/token on the validation text)")
     assert first.endswith("but that is no verdict.")
     assert second.endswith("Run it with --seeds 3 or more for error bars.")
 
@@ -81,4 +80,4 @@ def test_a_control_that_does_not_tie_is_the_headline(tmp_path):
 
 @pytest.mark.parametrize("losses", [{"mha": [5.0]}, {"mha": [5.0, 5.1]}])
 def test_a_single_variant_stands_alone(tmp_path, losses):
-    assert headline(tmp_path, losses)[0].startswith("mha stands alone (5.0")
+    assert headline(tmp_path, losses)[0].startswith("mha is the only variant compared (5.0")

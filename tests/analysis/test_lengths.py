@@ -192,9 +192,9 @@ def test_what_is_said_of_a_length_is_what_its_interval_allows(tmp_path):
     }
     analysis = measured_study(tmp_path / "s", changes)
     rises, falls, unclear = sentences(analysis.lengths)
-    assert "4,096 tokens the loss rises, in nats: mha +0.520 [" in rises
-    assert "falls: window -0.208 [" in falls
-    assert "told from none: unsure +0.004 [-0.0" in unclear
+    assert "4,096 tokens the loss rises, in nats/token: mha +0.520 [" in rises
+    assert "falls, in nats/token: window -0.208 [" in falls
+    assert "is not distinguishable from 0: unsure +0.004 [-0.0" in unclear
     assert analysis.lengths["mha"].trained == 1024
     assert analysis.means["mha"] == pytest.approx(5.0)  # the verdict stays where it was
 
@@ -213,7 +213,7 @@ def test_one_seed_claims_nothing(tmp_path):
     changes = {"mha": {1024: 0.0, 4096: 0.5}}
     (said,) = sentences(measured_study(tmp_path / "s", changes, seeds=1).lengths)
     assert "mha +0.500" in said
-    assert "nothing is claimed" in said
+    assert "no change is shown" in said
 
 
 def test_a_report_shows_lengths_only_where_they_were_measured(tmp_path):

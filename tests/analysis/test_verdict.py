@@ -83,7 +83,7 @@ def test_a_variant_far_noisier_than_the_rest_calls_for_holm(tmp_path):
     losses["wild"] = [4.0, 6.5, 5.0, 7.0, 4.5]
     found = verdict(tmp_path, losses, baseline="v0")
     assert found.method == "holm"
-    assert "wild is far noisier" in found.why
+    assert "the residual standard deviation of wild is far above the others'" in found.why
     assert found.pairs["v5", "v0"].separable
     assert not found.pairs["wild", "v0"].separable
 

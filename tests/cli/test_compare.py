@@ -13,7 +13,7 @@ from support.written_study import steady, write_study
 from typer.testing import CliRunner
 
 from attnlab.analysis.analysis import Analysis, analysis_of
-from attnlab.analysis.compare_folders import read_side_by_side
+from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.settings import shared_and_own
 from attnlab.cli import app
 from attnlab.cli.app import console, errors
@@ -54,7 +54,7 @@ def change(path: Path, values):
 
 def side_by_side(*folders: Path, out: Path | None = None, **more) -> Analysis:
     out = out or folders[0].parent / "out"
-    return analysis_of(read_side_by_side(folders, out=out, command="attnlab compare", **more))
+    return analysis_of(read_folders(folders, out=out, command="attnlab compare", **more))
 
 
 def shown(analysis: Analysis) -> dict[str, str]:
@@ -78,7 +78,7 @@ def test_studies_are_one_table_paired_by_seed_with_a_winner(first, second):
     assert found.headline[0].startswith("linear predicts this text best: 4.500 nats")
     assert found.to_best["mla"].mean == pytest.approx(0.4)
     assert found.to_best["mla"].n == 5
-    assert found.table.study.question == "first/mha, mla, second/mha and linear, side by side"
+    assert found.table.study.question == "Comparison of first/mha, mla, second/mha and linear"
 
 
 def test_the_same_function_of_two_studies_ties(first, second):
@@ -135,8 +135,8 @@ def test_a_diverged_run_is_left_out_as_in_a_study(first, tmp_path):
             "tokenizer: bytes in {first}; bpe(vocab_size=512) in {second}",
         ),
         ({"train": {"steps": 300}}, "training steps: 1000 in {first}; 300 in {second}"),
-        ({"train": {"batch_size": 8}}, "sequences a step: 4 in {first}; 8 in {second}"),
-        ({"train": {"seq_len": 32}}, "tokens a sequence: 64 in {first}; 32 in {second}"),
+        ({"train": {"batch_size": 8}}, "sequences/step: 4 in {first}; 8 in {second}"),
+        ({"train": {"seq_len": 32}}, "tokens/sequence: 64 in {first}; 32 in {second}"),
         (
             {"summary": {"test_loss": 4.0}},
             "measured on: validation in {first}; validation and test in {second}",
@@ -192,7 +192,7 @@ def test_times_of_different_devices_are_no_comparison(first, second):
     alike(second, summary={"step_time": 0.001, "flops_per_token": 5, "device": "NVIDIA H200"})
     found = side_by_side(first, second)
     assert [front.key for front in found.fronts] == ["flops_per_token"]
-    (fast,) = [pick for pick in found.picks if pick.use_case == "training speed first"]
+    (fast,) = [pick for pick in found.picks if "training speed first" in pick.use_cases]
     assert fast.variant is None
     for name, text in shown(found).items():
         said = f"not comparable: {first} on cpu; {second} on NVIDIA H200"
@@ -305,8 +305,8 @@ def test_unfair_is_refused_unless_asked_for(attnlab, first, second):
         (("first", "planned"), "planned holds no run"),
         (("first", "./first"), "hold the same run"),
         (("first", "first/mla/seed-0"), "first and first/mla/seed-0 hold the same run"),
-        (("first/mla",), "there is nothing to compare it with"),
-        (("first/mla/seed-0", "first/mla/seed-1"), "there is nothing to compare it with"),
+        (("first/mla",), "nothing to compare it with"),
+        (("first/mla/seed-0", "first/mla/seed-1"), "nothing to compare it with"),
         (("first", "second", "--baseline", "mla_2"), "no variant 'mla_2'; did you mean 'mla'?"),
         (("first", "second", "--out", "first/here"), "--out first/here lies in first"),
         (("first", "second/mha", "--out", "second"), "--out second is a study's folder"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.written_study import steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.compare_folders import read_side_by_side
+from attnlab.analysis.compare_folders import read_folders
 from attnlab.record import (
     TUNING_SEED,
     RunFolder,
@@ -135,12 +135,12 @@ def test_folders_of_packed_variants_and_runs_are_compared(tmp_path):
     for folder in (one, two):
         pack(folder)
     given = [one / "mha", one / "mqa" / "seed-1", two]
-    table = read_side_by_side(given, out=tmp_path / "out", command="compare")
+    table = read_folders(given, out=tmp_path / "out", command="compare")
     found = {v.name: [(run.seed, run.status) for run in v.runs] for v in table.variants}
     finished = [(0, "finished"), (1, "finished")]
     assert found == {"mha": finished, "mqa": [(1, "finished")], "mla": finished}
     with pytest.raises(ValueError, match="holds no run"):
-        read_side_by_side([one / "mha" / "seed-7"], out=tmp_path / "out", command="compare")
+        read_folders([one / "mha" / "seed-7"], out=tmp_path / "out", command="compare")
     assert [run.key for run in runs_in(one / "mha" / "seed-1")] == [("mha", 1, None)]
     assert RunFolder.at(one / "mha" / "seed-1").summary()["final_loss"] == 5.1
 

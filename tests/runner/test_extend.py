@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import attnlab
 from attnlab.analysis.analysis import analysis_of
-from attnlab.analysis.compare_folders import read_side_by_side
+from attnlab.analysis.compare_folders import read_folders
 from attnlab.cli import app
 from attnlab.config import ConfigError
 from attnlab.data import Places
@@ -154,7 +154,7 @@ def test_it_is_reported_compared_generated_from_and_exported_like_any_other(
     assert variant.curve("eval_loss").steps == (6, 12, 18, 20)
     assert variant.numbers["tokens"].mean == 20 * 2 * 32
     assert Path("results/tiny_to_20/report.html").is_file()
-    table = read_side_by_side([parent, extended.path], out=Path("out"), command="")
+    table = read_folders([parent, extended.path], out=Path("out"), command="")
     assert table.unfair == (f"training steps: 12 in {parent}; 20 in {extended.path}",)
     assert analysis_of(table).order == ("tiny_to_20/sparse", "tiny/sparse")
     assert attnlab.load_run(extended.path).step == 20

@@ -187,7 +187,7 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
         ),
         picks=(
             Pick(
-                use_case="memory first",
+                use_cases=("memory first",),
                 variant=None,
                 reason="They tie.",
                 margin="0.001",

@@ -1,7 +1,9 @@
-"""Studies, variants and single runs of any folders as one table.
+"""The runs of several folders as one table: studies, variants and single runs.
 
-A variant is called by its folder, with as many folders before it as tell it from the others:
-`mla`, but `mechanisms/mha` beside `attention_needed/mha`. Runs of one variant are its seeds.
+A variant has the name of its folder, preceded by as many parent folders as make it unique: `mla`,
+but `mechanisms/mha` and `attention_needed/mha`. The runs of a variant are its seeds. A comparison
+is fair if all runs read the same tokens in the same steps and were measured on the same splits;
+all other settings may be the subject of the comparison.
 """
 
 from collections import Counter, defaultdict
@@ -20,17 +22,19 @@ from attnlab.record import RunFolder, StudyRecord, folder_name, runs_in
 Folders = Mapping[Path, Sequence[RunFolder]]  # by the variant's folder
 MOST_NAMED = 4  # variants in a heading
 UNKNOWN = "not recorded"
-MARGIN = 0.01  # nats a token, where no study says another
+MARGIN = 0.01  # nats/token, if no study states one
 
 
-def read_side_by_side(
+def read_folders(
     given: Sequence[Path], *, out: Path, command: str, baseline: str | None = None
 ) -> Table:
-    """One table of all runs in the folders, whose report is to be written to `out`.
+    """Read all runs of the folders as one table, whose report will be written to `out`.
 
-    What keeps the comparison from being fair is in its `unfair`, a line each. Raises ValueError
-    where a folder holds no run, or two hold the same; where `out` belongs to a study; where no
-    variant is called like the baseline.
+    Its `unfair` holds one line per condition that differs.
+
+    Raises:
+        ValueError: a folder holds no run, or two hold the same; `out` belongs to a study; no
+            variant has the name of the baseline.
     """
     held = {folder: _held(folder) for folder in given}
     _refuse_repeats(given, held)
@@ -40,7 +44,7 @@ def read_side_by_side(
         for folder, runs in found.items():
             folders.setdefault(folder, []).extend(runs)
     if len(folders) < 2:
-        raise ValueError(f"one variant, {next(iter(folders))}: there is nothing to compare it with")
+        raise ValueError(f"one variant, {next(iter(folders))}: nothing to compare it with")
     names = _names(list(folders))
     variants = tuple(
         variant_of(
@@ -72,7 +76,7 @@ def _held(given: Path) -> Folders:
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    """The end of each path, as long as it takes to tell it from the others."""
+    """Return the shortest end of each path that is unique."""
     length = dict.fromkeys(folders, 1)
     while True:
         ends = {folder: folder.parts[-n:] for folder, n in length.items()}
@@ -109,7 +113,7 @@ def _study(
     baseline: str | None,
     command: str,
 ) -> StudyRecord:
-    """What the comparison sets out to do, and how its runs were made."""
+    """Return the record of the comparison: its question, and how the runs were made."""
     homes = dict.fromkeys(folder.parent for folder in folders)
     records = {home: _record(home) for home in homes}
     known = [record for record in records.values() if record is not None]
@@ -121,7 +125,7 @@ def _study(
         shown = list(_names([path.resolve() for path in given]).values())
     return StudyRecord(
         name="comparison",
-        question=f"{listed(shown)}, side by side",
+        question=f"Comparison of {listed(shown)}",
         baseline=baseline or names.get(usual_baseline or first, names[first]),
         variants=tuple(names.values()),
         seeds=tuple(sorted({run.seed for runs in folders.values() for run in runs})),
@@ -138,7 +142,7 @@ def _record(home: Path) -> StudyRecord | None:
 
 
 def _with_data(run: Run) -> Run:
-    """With the data's fingerprint among its settings: other data is another function."""
+    """Return the run with the fingerprint of its data as a setting: other data, other function."""
     fingerprint = (run.environment.get("data") or {}).get("fingerprint")
     if not run.config or fingerprint is None:
         return run
@@ -147,9 +151,9 @@ def _with_data(run: Run) -> Run:
 
 
 def unlike(table: Table) -> tuple[str, ...]:
-    """What is not alike among runs that are to be compared fairly: a line each, with who has what.
+    """Return one line per condition that differs between runs, with the variants that have it.
 
-    Runs that were never started say nothing.
+    Runs that were never started are ignored.
     """
     found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for variant in table.variants:
@@ -164,7 +168,7 @@ def unlike(table: Table) -> tuple[str, ...]:
 
 
 def _conditions(run: Run) -> dict[str, str]:
-    """What has to be equal for losses to be comparable, in words."""
+    """Return the conditions that must be equal for losses to be comparable, in words."""
     if not run.config:
         return {}
     data, train = run.environment.get("data") or {}, run.config.get("train", {})
@@ -172,8 +176,8 @@ def _conditions(run: Run) -> dict[str, str]:
         "data": _joined(data.get("source"), data.get("fingerprint")),
         "tokenizer": _joined(describe(data.get("tokenizer", ""))),
         "training steps": _joined(train.get("steps")),
-        "sequences a step": _joined(train.get("batch_size")),
-        "tokens a sequence": _joined(train.get("seq_len")),
+        "sequences/step": _joined(train.get("batch_size")),
+        "tokens/sequence": _joined(train.get("seq_len")),
     }
     if run.status == "finished":
         splits = {"validation": "final_loss", "test": "test_loss"}

@@ -1,10 +1,10 @@
-"""A/A controls: variants that are the same function under two names, and so must tie.
+"""A/A controls: variants that are the same function under two names, and must not be separated.
 
-They are recognised by their settings, which differ in nothing but the name; or in the kernel, which
-computes the same in another way (`kernels`), so that they agree within the noise and not to the
-last bit. In the layout they count once, as the mean of their losses: two columns of the same
-numbers would make the noise look smaller than it is. Whether they tie is judged apart, by the noise
-of the whole layout.
+Their settings differ only in the name, or in the name and the kernel. A kernel computes the same
+function in another way, so losses on different kernels agree within the error and not to the last
+bit. A function counts once in the comparison, as the mean of its losses: two equal columns would
+make the residual standard deviation too small. Whether the names of one function are
+distinguishable is judged separately, by the residual standard deviation of all variants.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,28 +18,57 @@ from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
 
-PRICES = (("step_time", "seconds", "a step", TIMED), ("peak_memory_bytes", "bytes", "", COUNTED))
+PRICES = (("step_time", "seconds", "/step", TIMED), ("peak_memory_bytes", "bytes", "", COUNTED))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """Variants whose settings differ in nothing but the name, the kernel or the learning rate."""
+    """Variants whose settings differ only in the name, the kernel or the learning rate."""
 
     names: tuple[str, ...]
-    same_rate: bool  # False: tuned to different learning rates, so they need not tie
-    kernels: tuple[str, ...] = ()  # by name, where they differ; else empty
-    largest_difference: float | None  # at any seed, nats; None where no seed is shared
-    ties: bool | None  # whether the comparison leaves them together; None where it has no verdict
+    same_rate: bool  # False: tuned to different learning rates, so their losses may differ
+    kernels: tuple[str, ...] = ()  # by name, if they differ; else empty
+    largest_difference: float | None  # at any seed, nats/token; None if they share no seed
+    ties: bool | None  # True: the comparison does not separate them; None without a verdict
     note: str  # one sentence
-    bought: str = ""  # what the kernels save, in time and memory
+    savings: str = ""  # time and memory that the kernels save
 
 
 def controls_of(verdict: Verdict) -> tuple[Control, ...]:
-    """Every group of variants that are the same function, but perhaps for the learning rate."""
+    """Return the groups of variants that are the same function up to the learning rate."""
     configs = {v.name: v.config for v in verdict.table.variants if v.config}
     functions = {name: _without_rate(without_kernels(of)) for name, of in configs.items()}
     groups = same_settings(functions)
     return tuple(_control(names, configs, verdict) for names in groups if len(names) > 1)
+
+
+def differing(names: Sequence[str], configs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return, for each name, the kernels that not all of them have.
+
+    >>> differing(("a", "b"), {"a": {"kernel": "math"}, "b": {"kernel": "flash"}})
+    ('math', 'flash')
+    """
+    found = [dict.fromkeys(kernels_in(configs[name])) for name in names]
+    common = set.intersection(*map(set, found))
+    return tuple(", ".join(k for k in of_one if k not in common) or "the rest" for of_one in found)
+
+
+def savings(names: Sequence[str], kernels: Sequence[str], table: Table) -> str:
+    """Return what each kernel saves compared with that of the first name; empty if unmeasured."""
+    if len(table.devices) > 1:
+        return ""
+    numbers = {v.name: v.numbers for v in table.variants}
+    first, sentences = names[0], list[str]()
+    for name, kernel in zip(names[1:], kernels[1:], strict=True):
+        both = [price for price in PRICES if all(price[0] in numbers[n] for n in (first, name))]
+        parts = [
+            _saved(numbers[first][key].mean, numbers[name][key].mean, unit, per, resolution)
+            for key, unit, per, resolution in both
+        ]
+        if parts:
+            who = f"{name} (kernel {kernel}) compared with {first} (kernel {kernels[0]})"
+            sentences.append(f"{who}: {'; '.join(parts)}.")
+    return " ".join(sentences)
 
 
 def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict) -> Control:
@@ -66,70 +95,44 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
         largest_difference=largest,
         ties=ties,
         note=_note(who, same_rate, largest, ties),
-        bought=bought(names, kernels, verdict.table) if kernels else "",
+        savings=savings(names, kernels, verdict.table) if kernels else "",
     )
 
 
 def _note(who: str, same_rate: bool, largest: float | None, ties: bool | None) -> str:
     if not same_rate:
         return (
-            f"{who}, tuned to different learning rates: a difference between "
-            "them is one of the learning rate."
+            f"{who}, tuned to different learning rates: a difference between them is due to the "
+            "learning rate."
         )
     if largest is None:
         return f"{who}; they have not finished a seed in common yet."
     if largest == 0:
         return f"{who}, and their losses are equal to the last bit."
-    apart = f"their losses differ by up to {largest:.2g} nats at a seed"
+    apart = f"their losses differ by up to {largest:.2g} nats/token at a seed"
     if ties is False:
         return (
-            f"{who}, and yet the comparison separates them ({apart}): "
-            "something else differs between these runs, so do not trust this verdict."
+            f"{who}, but the comparison separates them ({apart}): something else differs between "
+            "these runs, so do not trust this verdict."
         )
-    end = ", which is within the noise" if ties else ""
+    end = ", and they are not distinguishable" if ties else ""
     return f"{who}; {apart}{end}."
+
+
+def _saved(before: float, after: float, unit: str, per: str, resolution: float) -> str:
+    """Return `1.2 ms/step less (3.1 instead of 4.3)`, or that both are equal.
+
+    Equal is what differs by at most `resolution`, relative.
+    """
+    what = {"seconds": "time", "bytes": "peak memory"}[unit]
+    ends = f"{quantity(after, unit)} instead of {quantity(before, unit)}"
+    if abs(after - before) <= resolution * max(before, after):
+        return f"the same {what} within {resolution:.0%} ({ends})"
+    how = "less" if after < before else "more"
+    by = f"{quantity(abs(after - before), unit)}{per}"
+    return f"{by} {how}{'' if unit == 'seconds' else ' ' + what} ({ends})"
 
 
 def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
     train = {key: value for key, value in config.get("train", {}).items() if key != "learning_rate"}
     return {**config, "train": train}
-
-
-def differing(names: Sequence[str], configs: Mapping[str, Any]) -> tuple[str, ...]:
-    """By name, the kernels that not all have.
-
-    >>> differing(("a", "b"), {"a": {"kernel": "math"}, "b": {"kernel": "flash"}})
-    ('math', 'flash')
-    """
-    found = [dict.fromkeys(kernels_in(configs[name])) for name in names]
-    common = set.intersection(*map(set, found))
-    return tuple(", ".join(k for k in of_one if k not in common) or "the rest" for of_one in found)
-
-
-def bought(names: Sequence[str], kernels: Sequence[str], table: Table) -> str:
-    """What each kernel saves against that of the first name. Empty where nothing was measured."""
-    if len(table.devices) > 1:
-        return ""
-    numbers = {v.name: v.numbers for v in table.variants}
-    first, said = names[0], list[str]()
-    for name, kernel in zip(names[1:], kernels[1:], strict=True):
-        both = [price for price in PRICES if all(price[0] in numbers[n] for n in (first, name))]
-        parts = [
-            _saved(numbers[first][key].mean, numbers[name][key].mean, unit, per, resolution)
-            for key, unit, per, resolution in both
-        ]
-        if parts:
-            who = f"{name} (kernel {kernel}) against {first} (kernel {kernels[0]})"
-            said.append(f"{who}: {'; '.join(parts)}.")
-    return " ".join(said)
-
-
-def _saved(before: float, after: float, unit: str, per: str, resolution: float) -> str:
-    """`1.2 ms a step less (3.1, not 4.3)`, or that it is the same within the resolution."""
-    what = {"seconds": "time", "bytes": "peak memory"}[unit]
-    ends = f"{quantity(after, unit)}, not {quantity(before, unit)}"
-    if abs(after - before) <= resolution * max(before, after):
-        return f"the same {what} within {resolution:.0%} ({ends})"
-    how = "less" if after < before else "more"
-    by = " ".join(filter(None, (quantity(abs(after - before), unit), per)))
-    return f"{by} {how}{'' if unit == 'seconds' else ' ' + what} ({ends})"

@@ -1,4 +1,4 @@
-"""Learning curves: one measured quantity against the step, by seed and as the mean over seeds."""
+"""Learning curves: a measured quantity against the step, by seed and as the mean over seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The mean is taken at the steps that every seed has reached."""
+    """A curve of one variant; its mean is over all seeds, at the steps that each has reached."""
 
     steps: tuple[int, ...]
     mean: tuple[float, ...]
@@ -16,7 +16,7 @@ class Curve:
 
     @classmethod
     def of(cls, runs: Mapping[int, Sequence[Mapping[str, Any]]], key: str) -> "Curve":
-        """The curve of `key` from each seed's lines of metrics. A value of null is no point."""
+        """Build the curve of `key` from the metrics of each seed, without its null values."""
         points = {
             seed: {line["step"]: float(line[key]) for line in lines if line.get(key) is not None}
             for seed, lines in runs.items()
@@ -24,7 +24,7 @@ class Curve:
         return cls._through(points)
 
     def minus(self, other: "Curve") -> "Curve":
-        """The difference at the seeds and steps that both have."""
+        """Return this curve minus another, at the seeds and steps that both have."""
         points: dict[int, dict[int, float]] = {}
         for seed in self.by_seed.keys() & other.by_seed.keys():
             there = dict(zip(*other.by_seed[seed], strict=True))
@@ -50,7 +50,7 @@ class Curve:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), the loss in nats a token; infinite where that is beyond a float."""
+    """Return exp(loss), the loss in nats/token; infinite if a float cannot hold it."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -1,10 +1,11 @@
-"""Who enters the comparison, with which seeds; and who does not, and why.
+"""Eligibility: the variants and seeds that enter the comparison, and the reasons for the others.
 
-A variant that diverged with any seed is out: its mean over the seeds that survived would flatter
-it. So is one whose loss set off the alarm. A run that failed (an exception) or has not been run
-says nothing of the mechanism: its seed is left out for all variants, which keeps the blocks
-complete, unless that leaves too few seeds; then the variant that stands in the way is out. Too few
-are two, where the baseline and another variant share three; else one, where any two share two.
+A variant that diverged with any seed is excluded, since its mean over the remaining seeds would be
+biased in its favour. So is one whose loss raised an alarm. A run that failed with an exception, or
+has not been run, carries no information about the mechanism: its seed is omitted for all variants,
+which keeps the blocks complete, unless too few seeds would remain; then the variant that prevents
+more is excluded. Fewer than three seeds are too few if the baseline and another variant share
+three; otherwise, fewer than two if any two variants share two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,22 +13,24 @@ from dataclasses import dataclass
 
 from attnlab.analysis.table import Table, Variant
 
-ENOUGH = 3  # seeds; with two, only differences of a hundred times the spread of a run are found
+ENOUGH = 3  # seeds; with two, the minimum detectable difference is 100 residual deviations
 
 Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Eligible:
+    """The losses that are compared."""
+
     metric: str  # "test_loss" or "final_loss"
-    losses: Losses  # over all seeds that a variant finished
-    seeds: tuple[int, ...]  # that all of them finished
-    left_out: Mapping[str, str]
-    incomplete: tuple[int, ...]  # seeds that some finished and others did not
+    losses: Losses  # of the eligible variants, over all seeds that each finished
+    seeds: tuple[int, ...]  # finished by all eligible variants
+    left_out: Mapping[str, str]  # variant: the reason why it is not compared
+    incomplete: tuple[int, ...]  # seeds that only some finished
 
 
-def entry(table: Table) -> Entry:
-    """Sort the variants of a study."""
+def eligible(table: Table) -> Eligible:
+    """Return the losses of a study that can be compared."""
     left_out = {variant.name: _reason(variant) for variant in table.variants}
     able = [variant for variant in table.variants if not left_out[variant.name]]
     tested = all(run.summary.get("test_loss") is not None for v in able for run in v.finished)
@@ -46,7 +49,7 @@ def entry(table: Table) -> Entry:
     losses = compared
     seeds = _common(losses)
     every = {seed for found in losses.values() for seed in found}
-    return Entry(
+    return Eligible(
         metric=metric,
         losses=losses,
         seeds=seeds,
@@ -56,7 +59,7 @@ def entry(table: Table) -> Entry:
 
 
 def _reason(variant: Variant) -> str:
-    """Why the variant cannot be compared; empty where it can."""
+    """Return the reason why a variant cannot be compared; empty if it can."""
     planned = len(variant.runs)
     diverged = [run for run in variant.runs if run.status == "diverged"]
     if diverged:
@@ -65,7 +68,7 @@ def _reason(variant: Variant) -> str:
         return f"diverged with {seeds} (of {planned}): {why}"
     for run in variant.finished:
         if run.summary.get("alarms"):
-            return f"set off an alarm with seed {run.seed}: {run.summary['alarms'][0]}"
+            return f"raised an alarm with seed {run.seed}: {run.summary['alarms'][0]}"
     if variant.finished:
         return ""
     if variant.failures:
@@ -84,15 +87,15 @@ def _missing(table: Table, name: str, finished: Mapping[int, float]) -> str:
 
 
 def _sharing(losses: Losses, seeds: int) -> Losses:
-    """Those that have so many seeds in common, without the others that stand in the way of it."""
+    """Return variants that share at least `seeds` seeds, without those that prevent it."""
     kept = {name: found for name, found in losses.items() if len(found) >= seeds}
     while kept and len(_common(kept)) < seeds:
-        del kept[_in_the_way(kept)]
+        del kept[_preventing(kept)]
     return kept
 
 
-def _in_the_way(losses: Losses) -> str:
-    """The variant without which the others share the most seeds; of equal ones the last."""
+def _preventing(losses: Losses) -> str:
+    """Return the variant without which the others share the most seeds; of ties, the last."""
 
     def without(name: str) -> int:
         return len(_common({other: found for other, found in losses.items() if other != name}))

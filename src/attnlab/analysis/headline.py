@@ -1,10 +1,11 @@
-"""The verdict in two sentences that a newcomer understands."""
+"""The verdict in two sentences."""
 
 from collections.abc import Sequence
 from itertools import takewhile
 
 from attnlab.analysis.controls import Control
-from attnlab.analysis.sentences import listed, several
+from attnlab.analysis.numbers import nats
+from attnlab.analysis.sentences import listed, several, smallest
 from attnlab.analysis.statistics.intervals import Comparison
 from attnlab.analysis.verdict import Verdict
 
@@ -12,13 +13,13 @@ SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
 
 def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
-    """What won and by how much; then where the others are, or why there is no winner."""
+    """Return the winner and its lead, and then the other variants or why there is no winner."""
     if not verdict.order:
         return "No run that can be compared has finished yet.", _left_out(verdict) or verdict.why
     best = verdict.order[0]
-    loss = f"{verdict.means[best]:.3f} nats a token on the {SPLIT[verdict.metric]} text"
+    loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
     if not verdict.tiers:
-        has = "has the lowest loss" if len(verdict.order) > 1 else "stands alone"
+        has = "has the lowest loss" if len(verdict.order) > 1 else "is the only variant compared"
         return f"{best} {has} ({loss}), but that is no verdict.", f"{verdict.why}{_more(verdict)}"
     lead = [names for names in verdict.functions if verdict.tiers[names[0]] == 1]
     if len(lead) == 1:
@@ -26,11 +27,11 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         by = _plus_minus(verdict.pairs[best, rival])
         first = (
             f"{_introduced(verdict, lead[0])} predicts this text best: {loss}, {by} better than "
+            f"the next, {rival}."
         )
-        first += f"the next, {rival}."
     elif len(lead) == len(verdict.functions):
-        first = f"No winner: the differences between the {len(lead)} variants are within the noise "
-        first += f"(the lowest mean is {best}'s, {loss})."
+        first = f"No winner: the {len(lead)} variants are not distinguishable "
+        first += f"(lowest mean: {best}, {loss})."
     else:
         first = _shared(verdict, loss)
     for control in controls:
@@ -39,50 +40,53 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     return first, _others(verdict) + _left_out(verdict)
 
 
+def behind(verdict: Verdict, names: Sequence[str]) -> str:
+    """Return the range of differences between the best variant and others, and their unit."""
+    differences = sorted(max(0.0, verdict.to_best[name].mean) for name in names)
+    ends = dict.fromkeys([f"{differences[0]:.3f}", f"{differences[-1]:.3f}"])
+    return f"{' to '.join(ends)} nats/token behind"
+
+
 def _introduced(verdict: Verdict, names: Sequence[str]) -> str:
-    """The names, and what mechanism that is where they do not say so."""
+    """Return the names of a function, and its mechanism if the names do not say it."""
     (mechanism,) = {v.mechanism for v in verdict.table.variants if v.name == names[0]}
-    said = mechanism.replace("_", " ")
-    return f"{listed(names)} ({said})" if said and mechanism not in names else listed(names)
+    shown = mechanism.replace("_", " ")
+    return f"{listed(names)} ({shown})" if shown and mechanism not in names else listed(names)
 
 
 def _shared(verdict: Verdict, loss: str) -> str:
-    """Who shares the lead; and who cannot be told from it for being noisy, though others can."""
+    """Return who shares the lead, and which noisier variants are not distinguishable from it.
+
+    Their means are behind those of variants that are distinguishable from the best.
+    """
     best, tiers = verdict.order[0], verdict.tiers
     near = list(takewhile(lambda name: tiers[name] == 1, verdict.order))
     far = [name for name in verdict.order if tiers[name] == 1 and name not in near]
     if len(near) == 1:
         first = f"{best} has the lowest loss: {loss}."
     else:
-        said = f"{several(near)} share the lead: {loss} for {best}"
-        first = f"{said}, and the others cannot be told from it."
+        shared = f"{several(near)} share the lead: {loss} for {best}"
+        first = f"{shared}, from which the others are not distinguishable."
     if not far:
         return first
-    nor = "Nor can" if len(near) > 1 else "It cannot be told from"
-    why = "losses there vary too much from seed to seed"
-    return f"{first} {nor} {several(far)}, {_behind(verdict, far)}: {why}."
-
-
-def _behind(verdict: Verdict, names: Sequence[str]) -> str:
-    behind = sorted(verdict.to_best[name].mean for name in names)
-    ends = dict.fromkeys([f"{behind[0]:.3f}", f"{behind[-1]:.3f}"])
-    return f"{' to '.join(ends)} nats behind"
+    also = "also " if len(near) > 1 else ""
+    verb = "is" if len(far) == 1 else "are"
+    return (
+        f"{first} {several(far)}, {behind(verdict, far)}, {verb} {also}not distinguishable from "
+        f"{best}, because the losses vary too much between seeds."
+    )
 
 
 def _others(verdict: Verdict) -> str:
-    """The tiers behind the first, each with how far it is behind."""
-    said: list[str] = []
+    """Return the tiers after the first, each with its distance from the best."""
+    tiers: list[str] = []
     for tier in sorted(set(verdict.tiers.values()) - {1}):
         names = [name for name in verdict.order if verdict.tiers[name] == tier]
-        said.append(f"{several(names)} ({_behind(verdict, names)})")
-    if not said:
-        smallest = f"{verdict.detectable:.3f}" if verdict.detectable is not None else "?"
-        return f"With {len(verdict.seeds)} seeds, differences under {smallest} nats go unseen."
-    return f"Behind {'it' if len(_leaders(verdict)) == 1 else 'them'}: {'; then '.join(said)}."
-
-
-def _leaders(verdict: Verdict) -> list[str]:
-    return [name for name, tier in verdict.tiers.items() if tier == 1]
+        tiers.append(f"{several(names)} ({behind(verdict, names)})")
+    if not tiers:
+        return smallest(verdict.detectable or 0, len(verdict.seeds))
+    leaders = [name for name, tier in verdict.tiers.items() if tier == 1]
+    return f"Behind {'it' if len(leaders) == 1 else 'them'}: {'; then '.join(tiers)}."
 
 
 def _left_out(verdict: Verdict) -> str:

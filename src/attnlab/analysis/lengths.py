@@ -1,10 +1,10 @@
-"""Reading further than in training: the validation loss at other lengths of the window.
+"""Length extrapolation: the validation loss at window lengths other than that of training.
 
     c_s = loss of seed s at a length - loss of seed s at the length of its training
 
 A longer window gives most tokens more context. A model that can use it gets better (c < 0), and one
-that cannot read so far gets worse (c > 0). Intervals are 95 % for all variants of a length at once
-(Bonferroni), so that a sentence may name several. The verdict does not read any of this.
+that cannot gets worse (c > 0). Intervals are 95 % for all variants of a length at once
+(Bonferroni), so that a sentence may name several. The verdict does not use these losses.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,31 +20,31 @@ KEY = "final_by_length"  # of summary.json: {"2048": {"loss": ..., "loss_by_posi
 
 @dataclass(frozen=True, kw_only=True)
 class AtLengths:
-    """One variant's losses in nats a token, by tokens a window."""
+    """The losses of one variant in nats/token, by window length in tokens."""
 
-    trained: int  # tokens a window in training
-    loss: Mapping[int, Estimate]  # ascending, that of training included
-    change: Mapping[int, Difference]  # from the length of training, paired by seed
+    trained: int  # window length in training
+    loss: Mapping[int, Estimate]  # ascending, with that of training
+    change: Mapping[int, Difference]  # since the length of training, paired by seed
 
 
 def at_lengths(table: Table) -> dict[str, AtLengths]:
-    """Of each variant that was measured at any length; empty where none was."""
+    """Return the losses by length of each variant that was measured at any; empty if none was."""
     measured = {v.name: v for v in table.variants if any(KEY in run.summary for run in v.finished)}
     return {name: _of(variant, among=len(measured)) for name, variant in measured.items()}
 
 
 def read_at(run: Run, length: int, key: str) -> Any:
-    """What a run says of a length, such as its "loss"; None where it was not measured."""
+    """Return a measurement of a run at a length, such as its "loss"; None if it is missing."""
     return run.summary.get(KEY, {}).get(str(length), {}).get(key)
 
 
 def longest(found: Mapping[str, AtLengths]) -> int:
-    """The most tokens a window of any variant. Raises ValueError for none."""
+    """Return the longest window of any variant, in tokens. Raises ValueError if there is none."""
     return max(length for each in found.values() for length in each.loss)
 
 
 def sentences(found: Mapping[str, AtLengths]) -> tuple[str, ...]:
-    """What the longest window does to each variant, and no more than its interval says."""
+    """Return sentences on the change of loss at the longest window, with its intervals."""
     if not found:
         return ()
     length = longest(found)
@@ -54,12 +54,12 @@ def sentences(found: Mapping[str, AtLengths]) -> tuple[str, ...]:
         if length in each.change and length > each.trained
     }
     if not changes:
-        return ("No window longer than that of training was measured.",)
+        return ("No window longer than in training was measured.",)
     if any(change.half_width is None for change in changes.values()):
-        said = [f"{name} {change.mean:+.3f}" for name, change in changes.items()]
+        shown = [f"{name} {change.mean:+.3f}" for name, change in changes.items()]
         return (
-            f"From the length of training to {length:,} tokens the loss changes by, in nats: "
-            f"{listed(said)}. One seed has no interval, so nothing is claimed.",
+            f"From the length of training to {length:,} tokens the loss changes by, in nats/token: "
+            f"{listed(shown)}. One seed gives no interval, so no change is shown.",
         )
     return tuple(_by_direction(changes, length))
 
@@ -72,11 +72,11 @@ def _by_direction(changes: Mapping[str, Difference], length: int) -> Iterator[st
         groups[direction].append(f"{name} {change.mean:+.3f} [{low:+.3f}, {high:+.3f}]")
     start = f"From the length of training to {length:,} tokens"
     if groups["worse"]:
-        yield f"{start} the loss rises, in nats: {listed(groups['worse'])}."
+        yield f"{start} the loss rises, in nats/token: {listed(groups['worse'])}."
     if groups["better"]:
-        yield f"{start} it falls: {listed(groups['better'])}."
+        yield f"{start} the loss falls, in nats/token: {listed(groups['better'])}."
     if groups["unclear"]:
-        yield f"{start} a change cannot be told from none: {listed(groups['unclear'])}."
+        yield f"{start} the change is not distinguishable from 0: {listed(groups['unclear'])}."
 
 
 def _of(variant: Variant, among: int) -> AtLengths:

@@ -1,30 +1,31 @@
-"""What to take when one thing comes first, with what that gives up in quality.
+"""Quality and cost: the Pareto front of each cost, and the variant to pick for each use case.
 
-Quality first takes the one variant that no other can be told from, if there is one. Every other
-pick is the cheapest variant that is not separably worse than the baseline, which is what its user
-has today (than the best, where there is no baseline to compare). Of variants that cost the same
-one is picked only if it is separably better than the rest: "no winner" is an answer.
+A variant is on the Pareto front of a cost unless another variant
 
-Quality beside cost: which variants are worth their price?
+    costs less and is not distinguishably worse, or
+    costs the same and is distinguishably better.
 
-A variant is on the front unless another
+Costs within the resolution of their measurement are equal, and so are the costs of one function
+under two names with the same kernel.
 
-    costs less and is not separably worse, or
-    costs the same and is separably better.
-
-So what costs more must buy quality that the seeds can show. Costs within the resolution of their
-measurement are the same, and so are the costs of one function under two names by one kernel.
+The pick for quality is the variant that is distinguishably better than all others, if there is
+one. Every other pick is the cheapest variant that is not distinguishably worse than the baseline,
+which its user has today (than the best variant, if the baseline is not compared). Of variants with
+equal costs, one is picked only if it is distinguishably better than the rest: "no winner" is a
+result.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from attnlab.analysis.costs import COUNTED, Cost, Serving
+from attnlab.analysis.headline import behind
 from attnlab.analysis.numbers import nats, quantity
-from attnlab.analysis.sentences import MOST_NAMED, against, apart, listed, several
+from attnlab.analysis.sentences import against, apart, listed, several, smallest
 from attnlab.analysis.verdict import Verdict
 
-USES = (  # use case, what it asks the least of, and what decides between equals
+QUALITY = "quality first"
+USES = (  # use case, the costs to minimise, the first one first
     ("memory first", ("state_bytes",)),
     ("training speed first", ("step_time",)),
     ("decoding speed first", ("decode_seconds",)),
@@ -36,17 +37,33 @@ FROM_BENCH = ("decode_seconds", "state_growth")
 
 @dataclass(frozen=True, kw_only=True)
 class Front:
-    """One cost against the loss. Lower is better on both axes."""
+    """One cost against the loss; lower is better on both axes."""
 
-    key: str  # as in `attnlab.analysis.costs.CostKey`
-    label: str  # "forward FLOPs a token"
+    key: str  # of the cost, an `attnlab.analysis.costs.CostKey`
+    label: str  # "forward FLOPs/token"
     unit: str  # "FLOPs", "seconds" or "bytes"; "" for a count
     points: Mapping[str, tuple[float, float]]  # variant: (cost, loss)
-    front: tuple[str, ...]  # names, cheapest first; empty without a verdict
+    front: tuple[str, ...]  # names on the Pareto front, cheapest first; empty without a verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The variant for one use case, or for several that have no winner for one reason."""
+
+    use_cases: tuple[str, ...]
+    variant: str | None  # None: no winner
+    reason: str
+    margin: str  # its lead, or its loss of quality, with the interval
+    would_change: str  # what would change the pick
+
+    @property
+    def use_case(self) -> str:
+        """The use cases in words."""
+        return listed(self.use_cases)
 
 
 def front_of(cost: Cost, verdict: Verdict) -> Front:
-    """Of the variants that are compared and have this cost."""
+    """Return the Pareto front of a cost, of the variants that are compared and have this cost."""
     known = [name for name in verdict.order if name in cost.of]
     kept = [
         name
@@ -62,31 +79,12 @@ def front_of(cost: Cost, verdict: Verdict) -> Front:
     )
 
 
-def _beats(other: str, name: str, cost: Cost, verdict: Verdict) -> bool:
-    if verdict.same_work(other, name) or cost.cheaper(name, other):
-        return False
-    if cost.cheaper(other, name):
-        return not verdict.worse(other, name)
-    return verdict.worse(name, other)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """The variant for one use case, or none."""
-
-    use_case: str  # "quality first"
-    variant: str | None  # None: no winner
-    reason: str
-    margin: str  # how far it leads, or what it gives up in quality, with the interval
-    would_change: str  # what would change the pick
-
-
 def picks_of(verdict: Verdict, costs: Sequence[Cost], serving: Serving) -> tuple[Pick, ...]:
-    """One a use case."""
+    """Return the picks in the order of the use cases."""
     if not verdict.tiers:
-        names = ("quality first", *(use for use, _ in USES))
         more = "A verdict: at least two variants that have finished the same two seeds."
-        return tuple(_no_winner(name, verdict.why, more) for name in names)
+        uses = (QUALITY, *(use for use, _ in USES))
+        return _joined(_no_winner(use, verdict.why, more) for use in uses)
     growth = Cost(
         key="state_growth",
         label="growth of the decode state",
@@ -96,88 +94,97 @@ def picks_of(verdict: Verdict, costs: Sequence[Cost], serving: Serving) -> tuple
     )
     by_key = {cost.key: cost for cost in (*costs, growth)}
     cheapest = (_cheapest(use, keys, by_key, verdict) for use, keys in USES)
-    return (_best(verdict), *cheapest)
+    return _joined((_best(verdict), *cheapest))
+
+
+def _beats(other: str, name: str, cost: Cost, verdict: Verdict) -> bool:
+    if verdict.same_work(other, name) or cost.cheaper(name, other):
+        return False
+    if cost.cheaper(other, name):
+        return not verdict.worse(other, name)
+    return verdict.worse(name, other)
+
+
+def _joined(picks: Iterable[Pick]) -> tuple[Pick, ...]:
+    """Return the picks, where use cases without a winner for the same reason are one."""
+    found: dict[Pick, tuple[str, ...]] = {}
+    for pick in picks:
+        key = replace(pick, use_cases=() if pick.variant is None else pick.use_cases)
+        found[key] = (*found.get(key, ()), *pick.use_cases)
+    return tuple(replace(pick, use_cases=use_cases) for pick, use_cases in found.items())
 
 
 def _best(verdict: Verdict) -> Pick:
-    use, best = "quality first", verdict.order[0]
+    best = verdict.order[0]
     lead = [names for names in verdict.functions if verdict.tiers[names[0]] == 1]
     if len(lead) > 1:
         others = [names[0] for names in lead[1:]]
-        shown = others if len(others) < MOST_NAMED else [others[0], others[-1]]
+        who = f"{others[0]} is" if len(others) == 1 else "the others are"
         return _no_winner(
-            use,
-            f"{several([best, *others])} cannot be told apart.",
-            f"More seeds: of differences under {nats(verdict.detectable or 0)} most go unseen "
-            f"with {len(verdict.seeds)}.",
-            margin=" ".join(
-                (
-                    f"{best} has the lowest mean{_nearest_and_furthest(shown, others)}.",
-                    *(against(name, best, verdict.pairs[name, best]) for name in shown),
-                )
-            ),
+            QUALITY,
+            f"{several([best, *others])} are not distinguishable.",
+            f"More seeds. {smallest(verdict.detectable or 0, len(verdict.seeds))}",
+            margin=f"{best} has the lowest mean; {who} {behind(verdict, others)}.",
         )
     rival = verdict.functions[1][0]
     pair = verdict.pairs[best, rival]
-    needed = nats(-pair.high) if pair.high is not None else "more than the noise"
+    needed = nats(-pair.high) if pair.high is not None else "the error"
     return Pick(
-        use_case=use,
+        use_cases=(QUALITY,),
         variant=best,
-        reason=f"{_named(best, verdict)} is separably better than every other variant.",
+        reason=f"{_named(best, verdict)} is better than every other variant.",
         margin=f"It leads the next, {rival}, by {apart(pair)}.",
         would_change=f"{rival} gaining more than {needed}, the low end of that interval.",
     )
 
 
-def _nearest_and_furthest(shown: Sequence[str], others: Sequence[str]) -> str:
-    if len(shown) == len(others):
-        return ""
-    return f"; of the {len(others)} others {shown[0]} is nearest to it and {shown[1]} furthest"
-
-
 def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict: Verdict) -> Pick:
     known = [costs[key] for key in keys if key in costs and costs[key].of]
     if not known or known[0].key != keys[0]:
-        if keys[0] in FROM_BENCH:
-            if verdict.table.sources:
-                run = "`attnlab bench` of one study that has all of these variants."
-                return _no_winner(use, "Decoding is measured study by study.", run)
-            run = f"`attnlab bench {verdict.table.study.name}` measures it."
-            return _no_winner(use, "Decoding was not measured in this study.", run)
-        if len(verdict.table.devices) > 1:
-            return _no_winner(use, "The runs ran on different devices.", "Runs on one device.")
-        return _no_winner(use, "The runs did not record it.", "Runs that record it.")
+        return _unmeasured(use, keys[0], verdict)
     first = known[0]
     than = verdict.baseline or verdict.order[0]
     able = [name for name in verdict.order if all(name in cost.of for cost in known)]
     left = tolerated = [name for name in able if not verdict.worse(name, than)]
     for cost in known:
         left = [name for name in left if not any(cost.cheaper(other, name) for other in left)]
-    winner = _separably_best(left, verdict)
+    winner = _distinguishably_best(left, verdict)
     if winner is None:
         needs = ", ".join(quantity(cost.of[left[0]], cost.unit) for cost in known) if left else ""
         return _no_winner(
             use,
-            f"{several(left)} need the same ({first.label}: {needs}) and cannot be told apart."
+            f"{several(left)} need the same ({first.label}: {needs}) and are not distinguishable."
             if left
-            else f"No variant that is not separably worse than {than} was measured.",
+            else f"No variant was measured that is not distinguishably worse than {than}.",
             "More seeds, or another cost that decides between them.",
         )
     saved = _times(first, winner, than)
     return Pick(
-        use_case=use,
+        use_cases=(use,),
         variant=winner,
         reason=(
-            f"{_named(winner, verdict)} is lowest in {first.label}, of the variants that are not "
-            f"separably worse than {than}: {quantity(first.of[winner], first.unit)}{saved}."
+            f"{_named(winner, verdict)} is lowest in {first.label}, of the variants not "
+            f"distinguishably worse than {than}: {quantity(first.of[winner], first.unit)}{saved}."
         ),
         margin=_gives_up(winner, than, verdict),
         would_change=_cheaper_still(first, winner, tolerated, than, verdict),
     )
 
 
-def _separably_best(names: Sequence[str], verdict: Verdict) -> str | None:
-    """The one that all others are separably worse than; names of one function count as one."""
+def _unmeasured(use: str, key: str, verdict: Verdict) -> Pick:
+    if key in FROM_BENCH and verdict.table.sources:
+        run = "`attnlab bench` of one study that has all of these variants."
+        return _no_winner(use, "Decoding is measured per study.", run)
+    if key in FROM_BENCH:
+        run = f"`attnlab bench {verdict.table.study.name}` measures it."
+        return _no_winner(use, "Decoding was not measured in this study.", run)
+    if len(verdict.table.devices) > 1:
+        return _no_winner(use, "The runs used different devices.", "Runs on one device.")
+    return _no_winner(use, "The runs did not record it.", "Runs that record it.")
+
+
+def _distinguishably_best(names: Sequence[str], verdict: Verdict) -> str | None:
+    """Return the variant that is better than all others; names of one function count as one."""
     if not names:
         return None
     best, *others = names  # in the order of the verdict
@@ -186,23 +193,23 @@ def _separably_best(names: Sequence[str], verdict: Verdict) -> str | None:
 
 
 def _gives_up(name: str, than: str, verdict: Verdict) -> str:
-    """Against the best, and against what the user has."""
+    """Return the differences of a pick to the best variant and to the baseline."""
     best = verdict.order[0]
     if verdict.same_function(name, best):
         return "It gives up nothing: no variant has a lower mean loss."
     pair = verdict.pairs[name, best]
-    said = f"It gives up {apart(pair)} to the best, {best}."
+    loss = f"It gives up {apart(pair)} to the best, {best}."
     if not pair.separable:
-        said = against(name, best, pair)
+        loss = against(name, best, pair)
     if name in (than, best) or than == best:
-        return said
-    return f"{said} {against(name, than, verdict.pairs[name, than])}"
+        return loss
+    return f"{loss} {against(name, than, verdict.pairs[name, than])}"
 
 
 def _cheaper_still(
     cost: Cost, winner: str, tolerated: Sequence[str], than: str, verdict: Verdict
 ) -> str:
-    """The cheaper variants that were too much worse, the best of them first."""
+    """Return what would change the pick: the best of the cheaper variants that are worse."""
     refused = [
         name
         for name in verdict.order
@@ -237,4 +244,6 @@ def _named(name: str, verdict: Verdict) -> str:
 
 
 def _no_winner(use: str, reason: str, would_change: str, margin: str = "") -> Pick:
-    return Pick(use_case=use, variant=None, reason=reason, margin=margin, would_change=would_change)
+    return Pick(
+        use_cases=(use,), variant=None, reason=reason, margin=margin, would_change=would_change
+    )

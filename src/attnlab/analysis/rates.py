@@ -1,8 +1,8 @@
-"""Sensitivity to the learning rate, from the runs that tuned it.
+"""Sensitivity of the loss to the learning rate, from the runs that tuned it.
 
     loss(rate) = best + curvature * log2(rate / best rate)^2
 
-through the chosen rate and its two neighbours: a parabola in the logarithm, where rates are chosen.
+fitted through the chosen rate and its two neighbours: a parabola in the logarithm of the rate.
 """
 
 import math
@@ -18,18 +18,18 @@ from attnlab.record import tuning_runs
 
 @dataclass(frozen=True, kw_only=True)
 class RateCurve:
-    """Validation loss of one variant against the peak learning rate."""
+    """The validation loss of one variant against its peak learning rate."""
 
     rates: tuple[float, ...]  # ascending
-    losses: tuple[float | None, ...]  # nats a token, None where it diverged
+    losses: tuple[float | None, ...]  # nats/token; None if it diverged
     chosen: float
-    interior: bool  # a lower and a higher rate were tried, and were no better
-    curvature: float | None  # nats per squared factor of 2; None without a parabola
-    within_factor_2: float | None  # nats: what a rate off by a factor of 2 costs, at most
+    interior: bool  # the optimum is bracketed: a lower and a higher rate were no better
+    curvature: float | None  # nats/token per squared factor of 2; None without a minimum
+    within_factor_2: float | None  # loss increase at 2x the rate or half of it, nats/token
 
 
 def rate_curves(table: Table) -> dict[str, RateCurve]:
-    """Of every variant whose learning rate was tuned, as far as that has come."""
+    """Return the curve of each variant whose learning rate was tuned, as far as that has come."""
     curves = {variant.name: _curve(variant) for variant in table.variants}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
@@ -57,7 +57,7 @@ def _curve(variant: Variant) -> RateCurve | None:
 
 
 def _losses(variant: Variant) -> dict[float, float | None]:
-    """By rate, ascending: what ended finished or diverged. A failed run will be tried again."""
+    """Return the loss by rate, ascending, of runs that finished or diverged (None)."""
     found: dict[float, float | None] = {}
     name = unquote(variant.folder.name)
     for rate, folder in tuning_runs(variant.folder.parent, name).items():
@@ -69,7 +69,7 @@ def _losses(variant: Variant) -> dict[float, float | None]:
 
 
 def _parabola(points: Mapping[float, float]) -> tuple[float, float] | None:
-    """`(a, b)` of a x^2 + b x + c, x = log2(rate), through three points; None where a <= 0."""
+    """Return `(a, b)` of a x^2 + b x + c, x = log2(rate), through 3 points; None for a <= 0."""
     if len(points) != 3:
         return None
     a, b, _ = np.polyfit([math.log2(rate) for rate in points], list(points.values()), 2)
@@ -77,6 +77,6 @@ def _parabola(points: Mapping[float, float]) -> tuple[float, float] | None:
 
 
 def _rise(fitted: tuple[float, float], x: float) -> float:
-    """By how much the parabola is higher one factor of 2 away, on the worse side."""
+    """Return the increase of the parabola at a factor of 2 in the rate, on the steeper side."""
     a, b = fitted
     return a + abs(2 * a * x + b)

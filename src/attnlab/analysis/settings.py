@@ -1,4 +1,4 @@
-"""What the variants of a study share, and what each has of its own."""
+"""The settings of a study: shared by all variants, or particular to one; and in words."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -14,13 +14,14 @@ OF_ONE_RUN = ("variant", "seed", "identity")
 
 
 def of_variant(config: Settings) -> dict[str, Any]:
-    """A run's settings without what tells it from its variant's other runs."""
+    """Return a run's settings without those that differ between runs of a variant."""
     return {name: value for name, value in config.items() if name not in OF_ONE_RUN}
 
 
 def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...]:
-    """The names in groups of equal settings of the variant, in order. Equal is what would give the
-    same result: what is absent in one may be none in the other.
+    """Return the names in groups of equal settings, in order.
+
+    Settings are equal if they give the same result: one that is absent equals one that is none.
 
     >>> same_settings({"a": {"seed": 0, "window": 2}, "b": {"window": 4}, "c": {"window": 2}})
     (('a', 'c'), ('b',))
@@ -41,10 +42,10 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
 
 
 def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[str, Settings]]:
-    """`{dotted path: value}` that all variants agree on, and the rest by variant.
+    """Return `{dotted path: value}` shared by all variants, and the rest by variant.
 
-    The mechanisms of the layers, and any other list, count as one value. A setting that a variant
-    does not have is as if it were none.
+    The mechanisms of the layers, and any other list, count as one value. A setting that is absent
+    equals one that is none.
     """
     trees = {variant: flat(of_variant(config)) for variant, config in configs.items()}
     counted = [flat(drop_unset(of_variant(config))) for config in configs.values()]
@@ -61,7 +62,7 @@ def shared_and_own(configs: Mapping[str, Settings]) -> tuple[Settings, Mapping[s
 
 
 def describe(value: Any) -> str:
-    """A setting for people, on one line.
+    """Return a setting in words, on one line.
 
     >>> describe([{"kind": "delta", "head_dim": 32}] * 3 + [{"kind": "mha"}])
     '3 x delta(head_dim=32), mha'
@@ -86,7 +87,7 @@ def describe(value: Any) -> str:
 
 
 def without_kernels(settings: Any) -> Any:
-    """The same settings but for every `kernel` in them, at any depth.
+    """Return the settings without every `kernel` in them, at any depth.
 
     >>> without_kernels({"mechanisms": [{"kind": "mha", "kernel": "flash"}], "d_model": 8})
     {'mechanisms': [{'kind': 'mha'}], 'd_model': 8}
@@ -100,7 +101,7 @@ def without_kernels(settings: Any) -> Any:
 
 
 def kernels_in(settings: Any) -> tuple[str, ...]:
-    """Every `kernel` in them, in order.
+    """Return every `kernel` in the settings, in order.
 
     >>> kernels_in({"mechanisms": [{"kernel": "flash"}, {"kernel": "math"}], "d_model": 8})
     ('flash', 'math')
@@ -116,7 +117,7 @@ def kernels_in(settings: Any) -> tuple[str, ...]:
 
 
 def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `{dotted path: value}`. A list, or a mechanism by layer, is one value."""
+    """Return nested settings as `{dotted path: value}`; lists and layer patterns are one value."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and not _by_layer(value):
@@ -127,7 +128,7 @@ def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
 
 
 def _layer_by_layer(model: Settings) -> Settings:
-    """The model with one mechanism a layer, in order.
+    """Return the model settings with one mechanism per layer, in order.
 
     >>> _layer_by_layer({"n_layers": 3, "mechanisms": {"default": "a", "layers": {"1": "b"}}})
     {'n_layers': 3, 'mechanisms': ['a', 'b', 'a']}
@@ -145,5 +146,5 @@ def _layer_by_layer(model: Settings) -> Settings:
 
 
 def _by_layer(value: Settings) -> bool:
-    """Whether these are mechanisms given layer by layer (`attnlab.model.layer_pattern`)."""
+    """True if these are mechanisms given by layer (`attnlab.model.layer_pattern`)."""
     return set(value) == {"default", "layers"}

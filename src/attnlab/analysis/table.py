@@ -1,9 +1,10 @@
-"""A study folder as one object: what ran, its numbers over seeds, what failed.
+"""The table of a study: its runs by variant, their numbers over seeds, and failures.
 
 Numbers are means over the finished seeds of a variant, with their sample standard deviation. The
 perplexity of a variant is exp of its mean loss (the geometric mean of its runs' perplexities), so
-that loss and perplexity rank alike; its spread is the standard deviation of the runs' perplexities.
-A folder may be read at any time: before the first run has ended, or while others are written.
+that loss and perplexity have the same order; its spread is the standard deviation of the runs'
+perplexities. A folder can be read at any time: before the first run has ended, or while others are
+written.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from attnlab.analysis.sentences import in_words, listed
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
 
-# keys of summary.json; losses in nats a token, times in seconds
+# keys of summary.json; losses in nats/token, times in seconds
 NUMBERS = (
     *("final_loss", "final_perplexity", "final_accuracy", "final_bits_per_byte", "best_loss"),
     *("test_loss", "test_perplexity", "test_accuracy", "test_bits_per_byte"),
@@ -31,11 +32,11 @@ PARTS = ("embedding", "attention", "feed_forward", "other", "total")  # of the p
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One seed of a variant, as its folder says."""
+    """One seed of a variant, read from its folder."""
 
     seed: int
     status: Status
-    reason: str | None  # why it diverged or failed
+    reason: str | None  # of divergence or failure
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -48,21 +49,23 @@ class Variant:
 
     name: str
     folder: Path
-    runs: tuple[Run, ...]  # by seed, those still to run included
-    numbers: Mapping[str, Estimate]  # by key of summary.json, where a finished run has one
+    runs: tuple[Run, ...]  # by seed, with those still to run
+    numbers: Mapping[str, Estimate]  # by key of summary.json, if a finished run has it
     parameters: Mapping[str, int]  # by part of the model; empty before a run has finished
 
     @property
     def finished(self) -> tuple[Run, ...]:
+        """The runs that finished."""
         return tuple(run for run in self.runs if run.status == "finished")
 
     @property
     def failures(self) -> tuple[Run, ...]:
+        """The runs that diverged or failed."""
         return tuple(run for run in self.runs if run.status in ("diverged", "failed"))
 
     @property
     def mechanism(self) -> str:
-        """The kinds of its layers, in words, once a run has ended; else empty."""
+        """The mechanisms of the layers in words; empty before a run has ended."""
         for run in self.runs:
             kinds = run.summary.get("attention_type")
             if kinds:
@@ -71,18 +74,18 @@ class Variant:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The settings of the first seed that has any; empty where none was started."""
+        """The settings of the first seed that has any; empty before a run was started."""
         return next((run.config for run in self.runs if run.config), {})
 
     def by_seed(self, key: str) -> dict[int, float]:
-        """`{seed: value}` of one number, over the finished seeds that have it."""
+        """Return `{seed: value}` of one number, over the finished seeds that have it."""
         found = {run.seed: run.summary.get(key) for run in self.finished}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def by_position(self, split: str = "final") -> Curve:
-        """Loss by position in the sequence, of the "final" validation or of the "test" split.
+        """Return the loss by position in the sequence, on the "final" validation or "test" split.
 
-        A curve whose steps are the first position of each bin.
+        The steps of the curve are the first positions of the bins.
         """
         found = {run.seed: run.summary.get(f"{split}_loss_by_position") for run in self.finished}
         points = {
@@ -96,53 +99,55 @@ class Variant:
         return Curve.of(points, "loss")
 
     def curve(self, key: str) -> Curve:
-        """A key of metrics.jsonl over the finished seeds, or over all where none has finished."""
+        """Return a key of metrics.jsonl over the finished seeds, or over all if none finished."""
         runs = self.finished or self.runs
         return Curve.of({run.seed: run.metrics for run in runs}, key)
 
     def curve_minus(self, other: "Variant", key: str) -> Curve:
-        """This curve minus another variant's, seed by seed."""
+        """Return the curve of this variant minus that of another, seed by seed."""
         return self.curve(key).minus(other.curve(key))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A study, as far as it has come; or runs of several folders, side by side."""
+    """The runs of a study, as far as it has come; or the runs of several folders."""
 
     path: Path
     study: StudyRecord
     variants: tuple[Variant, ...]  # in the study's order
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    # ^ of runs side by side: the folders that were given, each with its variants
-    unfair: tuple[str, ...] = ()  # what is not alike among them, although losses depend on it
+    # ^ for several folders: each folder given, with its variants
+    unfair: tuple[str, ...] = ()  # conditions that differ and on which losses depend
 
     @property
     def ranked(self) -> tuple[Variant, ...]:
-        """Variants with at least one finished seed, the lowest validation loss first."""
+        """The variants with a finished seed, the lowest validation loss first."""
         ranked = [variant for variant in self.variants if "final_loss" in variant.numbers]
         return tuple(sorted(ranked, key=lambda variant: variant.numbers["final_loss"].mean))
 
     @property
     def unranked(self) -> tuple[Variant, ...]:
+        """The variants without a finished seed."""
         return tuple(v for v in self.variants if "final_loss" not in v.numbers)
 
     @property
     def failures(self) -> tuple[tuple[Variant, Run], ...]:
-        """Every diverged or failed run."""
+        """The runs that diverged or failed, each with its variant."""
         return tuple((variant, run) for variant in self.variants for run in variant.failures)
 
     @property
     def runs(self) -> tuple[Run, ...]:
+        """All runs, by variant."""
         return tuple(run for variant in self.variants for run in variant.runs)
 
     @property
     def remaining(self) -> int:
-        """How many planned runs have not ended."""
+        """The number of planned runs that have not ended."""
         return sum(run.status in ("absent", "partial") for run in self.runs)
 
     @property
     def devices(self) -> dict[str, tuple[str, ...]]:
-        """What finished runs ran on, each with its variants."""
+        """The devices of finished runs, each with its variants."""
         found: dict[str, dict[str, None]] = {}
         for variant in self.variants:
             for run in variant.finished:
@@ -151,10 +156,7 @@ class Table:
         return {device: tuple(names) for device, names in found.items()}
 
     def where(self, names: Iterable[str]) -> str:
-        """Variants for people: a folder stands for its variants where all that it started are in.
-
-        Of those in a study the names.
-        """
+        """Return variants in words: the folder if all of its variants are named, else the names."""
         started, left, whole = {v.name for v in self.variants if v.config}, list(names), list[str]()
         for folder, held in self.sources.items():
             here = started.intersection(held)
@@ -165,12 +167,12 @@ class Table:
 
     @property
     def most_seeds(self) -> int:
-        """The largest number of finished seeds of any variant."""
+        """The largest number of finished seeds of a variant."""
         return max((len(variant.finished) for variant in self.variants), default=0)
 
 
 def read_table(study_dir: Path) -> Table:
-    """Read every run of a study folder. Raises ValueError where there is no study."""
+    """Read every run of a study folder. Raises ValueError if it holds no study."""
     study = StudyRecord.read(study_dir)
     variants = tuple(
         variant_of(
@@ -182,7 +184,7 @@ def read_table(study_dir: Path) -> Table:
 
 
 def read_run(folder: RunFolder) -> Run:
-    """One run, whatever became of it."""
+    """Read one run, in any state."""
     summary = folder.summary() or {}
     return Run(
         seed=folder.seed,
@@ -196,7 +198,7 @@ def read_run(folder: RunFolder) -> Run:
 
 
 def variant_of(name: str, folder: Path, runs: tuple[Run, ...]) -> Variant:
-    """A variant with its numbers over seeds."""
+    """Build a variant with its numbers over seeds."""
     variant = Variant(name=name, folder=folder, runs=runs, numbers={}, parameters={})
     numbers: dict[str, Estimate] = {}
     for key in NUMBERS:

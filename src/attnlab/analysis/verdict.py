@@ -1,8 +1,8 @@
-"""Which variants can be told apart, and how sure one may be of it: the statistics of a study.
+"""The verdict: which variants are distinguishable, and with what error.
 
-Read from the complete blocks alone (`entry`), by Tukey's or Holm's procedure (`separation`). One
-function under several names (`settings.same_settings`), or on several kernels (`kernels`), counts
-once, and gets the same result.
+It is computed from complete blocks alone (`eligibility`), by Tukey's or Holm's procedure
+(`separation`). A function under several names (`settings.same_settings`), or on several kernels,
+counts once, and its names get the same result.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnlab.analysis.eligibility import Entry, entry
+from attnlab.analysis.eligibility import Eligible, eligible
 from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
 from attnlab.analysis.statistics import separation
 from attnlab.analysis.statistics.intervals import Comparison, Functions, Method, tiers
@@ -22,52 +22,54 @@ from attnlab.analysis.table import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The comparison of those variants that can be compared, over the seeds that all finished."""
+    """The comparison of the eligible variants, over the seeds that all of them finished."""
 
     table: Table
-    metric: str  # what it is read from: "test_loss" where the runs have one, else "final_loss"
-    margin: float  # nats; differences within it are practically nothing
-    order: tuple[str, ...]  # the variants compared, best mean of `metric` first
+    metric: str  # the loss compared: "test_loss" if all runs have one, else "final_loss"
+    margin: float  # nats/token; differences within it count as equivalent
+    order: tuple[str, ...]  # the variants compared, the best mean of `metric` first
     means: Mapping[str, float]  # of `metric` over `seeds`
-    left_out: Mapping[str, str]  # variant: why it is not compared
-    seeds: tuple[int, ...]  # those that every variant in `order` finished
+    left_out: Mapping[str, str]  # variant: the reason why it is not compared
+    seeds: tuple[int, ...]  # finished by every variant in `order`
     method: Method
-    why: str  # why this method, or why there is no verdict
-    tiers: Mapping[str, int]  # from 1, not separable from the best; empty without a verdict
+    why: str  # the method in words, or the reason why there is no verdict
+    tiers: Mapping[str, int]  # from 1: not distinguishable from the best; empty without a verdict
     pairs: Mapping[tuple[str, str], Comparison]  # both orders
-    functions: tuple[tuple[str, ...], ...]  # names of one function together, best first
-    noise: float | None  # standard deviation of one run about variant and seed effects, nats
-    detectable: float | None  # smallest difference found with power 0.8 at these seeds, nats
+    functions: tuple[tuple[str, ...], ...]  # the names of each function, best first
+    noise: float | None  # residual standard deviation per run, seed effects removed, nats/token
+    detectable: float | None  # minimum detectable difference (80 % power), nats/token
 
     @property
     def best(self) -> str | None:
-        """The lowest mean; whether others can be told from it is another question."""
+        """The variant with the lowest mean, from which others may not be distinguishable."""
         return self.order[0] if self.order else None
 
     @property
     def baseline(self) -> str | None:
-        """The study's, where it is among the variants compared."""
+        """The baseline of the study, if it is compared."""
         return self.table.study.baseline if self.table.study.baseline in self.means else None
 
     @property
     def to_best(self) -> Mapping[str, Comparison]:
+        """Each other variant minus the best."""
         return self._to(self.best)
 
     @property
     def to_baseline(self) -> Mapping[str, Comparison]:
+        """Each other variant minus the baseline; empty if the baseline is not compared."""
         return self._to(self.baseline)
 
     def worse(self, first: str, second: str) -> bool:
-        """Whether the first is separably worse than the second."""
+        """True if the first variant is distinguishably worse than the second."""
         pair = self.pairs.get((first, second))
         return pair is not None and pair.separable and pair.mean > 0
 
     def same_function(self, first: str, second: str) -> bool:
-        """Whether the two are names of one function, or gave the same losses."""
+        """True if the two are names of one function, or gave the same losses."""
         return any(first in names and second in names for names in self.functions)
 
     def same_work(self, first: str, second: str) -> bool:
-        """Whether they are one function by the same kernels, and so cost the same."""
+        """True if the two are one function with the same kernels, which cost the same."""
         kernels = {v.name: kernels_in(v.config) for v in self.table.variants}
         return self.same_function(first, second) and kernels[first] == kernels[second]
 
@@ -76,8 +78,8 @@ class Verdict:
 
 
 def verdict_of(table: Table) -> Verdict:
-    """The statistics of a study, as far as it has come."""
-    entered = entry(table)
+    """Compare the variants of a study, as far as it has come."""
+    entered = eligible(table)
     losses = {
         name: {seed: found[seed] for seed in entered.seeds}
         for name, found in entered.losses.items()
@@ -114,11 +116,11 @@ def verdict_of(table: Table) -> Verdict:
     )
 
 
-def _why(entered: Entry, functions: Functions, layout: Layout | None, method: Method) -> str:
+def _why(entered: Eligible, functions: Functions, layout: Layout | None, method: Method) -> str:
     missing = ""
     if entered.incomplete and entered.seeds:
         which = ", ".join(map(str, entered.incomplete))
-        missing = f" Only seeds that every variant finished count; not so: {which}."
+        missing = f" Only seeds that every variant finished are used; omitted: {which}."
     if layout is None:
         return _why_not(entered, functions) + missing
     over = f"{layout.variants} different functions and {layout.seeds} seeds"
@@ -126,24 +128,24 @@ def _why(entered: Entry, functions: Functions, layout: Layout | None, method: Me
         return f"Two functions are compared by a paired t test over {layout.seeds} seeds.{missing}"
     if method == "tukey":
         return (
-            f"Seed-blocked Tukey HSD over {over}, with no interval narrower than the own spreads "
-            f"of its two variants make it.{missing}"
+            f"Seed-blocked Tukey HSD over {over}; intervals widened to Welch-Bonferroni's where "
+            f"those are wider.{missing}"
         )
     spreads = np.sqrt(layout.own_V)
     noisiest = functions.groups[int(spreads.argmax())][0]
     return (
-        f"Holm-adjusted paired t tests over {over}: {noisiest} is far noisier than the rest "
-        f"({spreads.max():.2g} against {np.median(spreads):.2g} nats), so that a common spread "
-        f"would hide more.{missing}"
+        f"Holm-adjusted paired t tests over {over}: the residual standard deviation of {noisiest} "
+        f"is far above the others' ({spreads.max():.2g} nats/token; median "
+        f"{np.median(spreads):.2g}), so a pooled one would make most intervals wider.{missing}"
     )
 
 
-def _why_not(entered: Entry, functions: Functions) -> str:
+def _why_not(entered: Eligible, functions: Functions) -> str:
     if not entered.losses:
         return "No verdict: no variant has a finished run that can be compared."
     if len(entered.losses) == 1:
-        return f"No verdict: {next(iter(entered.losses))} has nothing to be compared with."
+        return f"No verdict: {next(iter(entered.losses))} is the only variant that can be compared."
     if len(entered.seeds) < 2:
-        return "No verdict: one seed shows no noise, so no difference can be told from it."
+        return "No verdict: one seed gives no estimate of the error."
     names = ", ".join(functions.groups[0])
     return f"No verdict: {names} gave the same losses; there is only one function to compare."

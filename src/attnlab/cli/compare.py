@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attnlab.analysis.analysis import analysis_of
-from attnlab.analysis.compare_folders import read_side_by_side
+from attnlab.analysis.compare_folders import read_folders
 from attnlab.cli.app import JsonOption, app, errors, told, verbatim
 from attnlab.cli.report import show
 from attnlab.reporting.files import write_comparison
@@ -43,7 +43,7 @@ def compare(
     Refused where runs read other tokens, took other steps, or were measured on other splits.
     """
     command = shlex.join(["attnlab", *sys.argv[1:]])
-    table = read_side_by_side(folders, out=out, command=command, baseline=baseline)
+    table = read_folders(folders, out=out, command=command, baseline=baseline)
     if table.unfair and not anyway:
         differ = "\n".join(f"  {line}" for line in table.unfair)
         raise ValueError(

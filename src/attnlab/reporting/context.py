@@ -1,7 +1,7 @@
 """Everything that a report shows of one analysis; the HTML and Markdown templates arrange it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from attnlab.analysis import lengths
@@ -46,7 +46,7 @@ class ReportContext:
     how_sure: str
     facts: Mapping[str, str]
     legend: str  # of the ranking
-    picks: Mapping[str, Pick]  # by use cases; those with one reason are together
+    picks: Sequence[Pick]
     rows: Sequence[Row]  # variants with a finished run, in order of rank
     ranking: Sequence[Column]
     differences: Sequence[Column]
@@ -84,7 +84,7 @@ class ReportContext:
             how_sure=sentences.how_sure(analysis),
             facts=sentences.facts(analysis),
             legend=sentences.legend(analysis) if analysis.tiers else "",
-            picks=_picks(analysis.picks),
+            picks=analysis.picks,
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),
             differences=comparisons.differences(analysis),
@@ -132,13 +132,6 @@ def environment(table: Table) -> dict[str, str]:
     )
     when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
     return {path: _every(values, table) for path, values in seen.items()} | when
-
-
-def _picks(picks: Iterable[Pick]) -> dict[str, Pick]:
-    together: dict[Pick, list[str]] = {}
-    for pick in picks:
-        together.setdefault(replace(pick, use_case=""), []).append(pick.use_case)
-    return {", ".join(use_cases): pick for pick, use_cases in together.items()}
 
 
 def _every(values: Mapping[str, Iterable[str]], table: Table) -> str:

@@ -55,7 +55,7 @@ def facts(analysis: Analysis) -> dict[str, str]:
     )
     if analysis.controls:
         found["Controls"] = " ".join(control.note for control in analysis.controls)
-    kernels = [control.bought for control in analysis.controls if control.bought]
+    kernels = [control.savings for control in analysis.controls if control.savings]
     if kernels:
         found["Effect of the kernel"] = " ".join(kernels)
     return found

@@ -1,1 +1,1 @@
-"""Intervals and tests."""
+"""Estimates, simultaneous intervals, tests and power."""

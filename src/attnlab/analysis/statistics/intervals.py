@@ -1,4 +1,4 @@
-"""One variant against another: difference, simultaneous interval, p value, and what they allow.
+"""Pairwise comparisons: difference, simultaneous interval, p value; and tiers.
 
 Shapes: S seeds, V functions.
 """
@@ -21,22 +21,22 @@ Pairs = Mapping[tuple[str, str], "Comparison"]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One variant minus another, in nats a token. Negative: the first is better."""
+    """One variant minus another, in nats/token. Negative: the first is better."""
 
     mean: float
     low: float | None  # simultaneous 95 % interval over all pairs; None without a verdict
     high: float | None
     p: float | None  # adjusted for all pairs
     n: int  # seeds
-    separable: bool  # p < 0.05, and the simultaneous interval leaves out 0
+    separable: bool  # distinguishable: p < 0.05, and the simultaneous interval excludes 0
     equivalent: bool  # the simultaneous interval lies within the study's margin
-    paired_low: float | None  # plain paired t interval: 95 % for this pair alone
+    paired_low: float | None  # unadjusted paired t interval: 95 % for this pair alone
     paired_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Functions:
-    """The variants of a study as functions: what is the same under several names counts once."""
+    """The functions among the variants of a study: one with several names counts once."""
 
     losses: Mapping[str, Column]  # variant: {seed: loss}, over the same seeds
     groups: Sequence[Sequence[str]]  # names of one function
@@ -44,7 +44,7 @@ class Functions:
 
     @classmethod
     def of(cls, losses: Mapping[str, Column], same: Sequence[Sequence[str]]) -> "Functions":
-        """`same` are the names of equal settings; names of equal losses are joined here."""
+        """Group `same`, the names of equal settings, further by equal losses."""
         found: dict[tuple[float, ...], list[str]] = {}
         for names in same:
             columns = {tuple(losses[name].values()) for name in names}
@@ -55,12 +55,12 @@ class Functions:
         return cls(losses=losses, groups=tuple(found.values()), columns=columns)
 
     def layout(self) -> Layout | None:
-        """None where there are not two functions with two seeds."""
+        """Return the two-way layout; None for fewer than two functions or two seeds."""
         losses_SV = np.array([list(column.values()) for column in self.columns]).T
         return Layout(losses_SV) if min(losses_SV.shape, default=0) > 1 else None
 
     def compare(self, layout: Layout | None, method: Method, margin: float) -> Pairs:
-        """Every variant against every other, both ways round."""
+        """Compare every variant with every other, in both directions."""
         place = {name: v for v, names in enumerate(self.groups) for name in names}
         if layout is None or method == "none":
             return {
@@ -118,7 +118,7 @@ def _unjudged(one: Column, other: Column) -> Comparison:
 
 
 def _within(plain: Difference, layout: Layout) -> tuple[float, float]:
-    """Half width and p for two names of one function, by the noise of the whole layout."""
+    """Return half width and p for two names of one function, by the pooled variance."""
     if plain.mean == 0 and plain.half_width == 0:
         return 0.0, 1.0  # equal to the last bit
     p = separation.tukey_p(np.array(plain.mean), layout)
@@ -132,10 +132,11 @@ def _paired(one: Column, other: Column) -> Difference:
 
 
 def tiers(order: Sequence[str], separable: Callable[[str, str], bool]) -> dict[str, int]:
-    """The tier of each variant, from 1. `order` has the best first.
+    """Return the tier of each variant, from 1. `order` has the best first.
 
-    Not being separable does not carry over: two of one tier may be separable from each other,
-    though neither is from the tier's best.
+    A tier holds the best of the remaining variants, and those not distinguishable from it. That
+    relation is not transitive: two of one tier may be distinguishable from each other, though
+    neither is from the best of the tier.
 
     >>> tiers(["a", "b", "c", "d"], lambda one, other: abs(ord(one) - ord(other)) > 1)
     {'a': 1, 'b': 1, 'c': 2, 'd': 2}

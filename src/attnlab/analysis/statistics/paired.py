@@ -2,11 +2,11 @@
 
     d_s = a_s - b_s        mean(d) ± t(0.975, n - 1) sd(d) / sqrt(n)
 
-For one seed all variants share batches and the initial values of shared weights, so the noise that
+All variants share batches and the initial values of shared weights at a seed, so the error that
 they have in common cancels in d_s. Student 1908. sd is the sample standard deviation (n - 1).
 
-One interval covers the true difference 95 % of the time. Reading ten of them at once, unadjusted,
-finds a difference where there is none far more often than 5 % of the time: `separation` adjusts.
+One interval covers the true difference 95 % of the time. Several unadjusted intervals find a
+difference where there is none far more often than 5 % of the time: `separation` adjusts them.
 """
 
 import math
@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number of one variant, over its finished seeds."""
+    """The mean of a number over the finished seeds of a variant."""
 
     mean: float
     spread: float | None  # sample standard deviation over seeds; None for one seed
@@ -29,7 +29,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate | None":
-        """None for no values.
+        """Return the estimate from values; None if there are none.
 
         >>> Estimate.of([5.0, 5.2, 5.4]).mean
         5.2
@@ -37,14 +37,14 @@ class Estimate:
         if not values:
             return None
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        # equal values have themselves for a mean, without rounding; a whole number stays whole
+        # the mean of equal values is their value, without rounding; an integer stays one
         mean = values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
         return cls(mean=mean, spread=spread, n=len(values))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One variant minus another."""
+    """One variant minus another, paired by seed."""
 
     mean: float
     half_width: float | None  # of the 95 % t interval; None for one seed
@@ -52,6 +52,7 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
+        """Both ends of the interval; None for one seed."""
         if self.half_width is None:
             return None
         return self.mean - self.half_width, self.mean + self.half_width
@@ -60,9 +61,9 @@ class Difference:
 def paired_difference(
     first: Mapping[int, float], second: Mapping[int, float], among: int = 1
 ) -> Difference | None:
-    """`first - second` over the seeds that both have, as `{seed: value}`. None for no such seed.
+    """Return `first - second`, each `{seed: value}`, over the seeds in both; None for no seed.
 
-    The interval is one of `among` that are to hold all at once (Bonferroni).
+    The interval is one of `among` that hold at once (Bonferroni).
     """
     estimate = Estimate.of([first[seed] - second[seed] for seed in first if seed in second])
     if estimate is None:

@@ -1,12 +1,12 @@
-"""The smallest difference that a study can be trusted to find.
+"""The minimum detectable difference of a study (80 % power).
 
-For a difference of size d between two variants, with noise of standard deviation s on every run,
+For a difference of size d between two variants, with residual standard deviation s per run,
 
     power(d) = E[ Phi((d - h s) / (s sqrt(2 / S))) ]
 
 where h is the half width of the pair's simultaneous interval in units of s. The difference of two
-means and the spread that h is made of are independent, so the expectation is over h alone: an
-average over simulated studies without noise in d. The detectable difference has power 0.8.
+means and the residuals that h is computed from are independent, so the expectation is over h alone:
+an average over simulated studies. The minimum detectable difference has power 0.8.
 
 Shapes: R simulated studies, S seeds, V variants.
 """
@@ -21,14 +21,14 @@ from scipy.special import ndtr
 from attnlab.analysis.statistics.separation import Layout, Method, half_width_VV
 
 POWER = 0.8
-_NUMBERS = 200_000  # drawn; enough for two digits
+_NUMBERS = 200_000  # random numbers; enough for two digits
 
 
 def detectable(spread: float, variants: int, seeds: int, method: Method = "tukey") -> float | None:
-    """Difference found with a chance of 0.8, with at most 5 % chance of any false claim.
+    """Return the minimum detectable difference at 80 % power and 5 % family-wise error.
 
-    `spread` is the standard deviation of one run about the effects of its variant and its seed, in
-    nats. None for fewer than two seeds or variants, which show no difference whatever its size.
+    `spread` is the residual standard deviation per run, seed effects removed; the result has its
+    unit. None for fewer than two seeds or variants.
 
     >>> round(detectable(0.01, variants=11, seeds=5), 3)
     0.034

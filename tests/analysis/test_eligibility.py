@@ -3,13 +3,13 @@
 import pytest
 from support.written_study import steady, write_study
 
-from attnlab.analysis.eligibility import entry
+from attnlab.analysis.eligibility import eligible
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 
 
 def entered(folder, losses, **more):
-    return entry(read_table(write_study(folder, losses, **more)))
+    return eligible(read_table(write_study(folder, losses, **more)))
 
 
 def test_a_variant_that_diverged_with_one_seed_is_out_with_its_reason(tmp_path):
@@ -23,7 +23,7 @@ def test_an_alarm_keeps_a_variant_out(tmp_path):
     leak = {"alarms": ["the loss is below what the text allows"]}
     found = entered(tmp_path, {"mha": [5.0, 5.1], "leak": [1.0, 1.1]}, leak=leak)
     assert found.left_out == {
-        "leak": "set off an alarm with seed 0: the loss is below what the text allows"
+        "leak": "raised an alarm with seed 0: the loss is below what the text allows"
     }
 
 
@@ -34,7 +34,7 @@ def test_a_failed_run_takes_its_seed_from_all(tmp_path):
     assert found.incomplete == (1,)
     assert not found.left_out
     verdict = verdict_of(read_table(tmp_path))
-    assert "not so: 1." in verdict.why
+    assert "omitted: 1." in verdict.why
     assert verdict.means["mha"] == pytest.approx(5.1)
 
 
