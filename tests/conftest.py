@@ -2,9 +2,11 @@
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from support import SOURCE, TESTS
 
 
 def gpu_of_worker(worker: str, gpus: list[str]) -> str:
@@ -24,7 +26,15 @@ def use_own_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of_worker(worker, gpus)
 
 
+def make_source_importable() -> None:
+    """Let subprocesses import this source tree, whatever their working directory."""
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    absolute = [path for path in inherited if Path(path).is_absolute()]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(TESTS), *absolute])
+
+
 use_own_gpu()
+make_source_importable()
 
 # importing a planted bug adds its kind to the zoo: only the tests that want them do
 collect_ignore = ["support/planted_bugs.py"]
