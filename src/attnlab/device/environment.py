@@ -1,4 +1,4 @@
-"""What a run ran on, for its record: code, packages, device, time."""
+"""Environment of a run, for its record: code, packages, device, time."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ _PACKAGES = (
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """JSON values; times are UTC."""
+    """Return the environment as JSON values; times are UTC."""
     return {
         "attnlab": __version__,
         "git": _git_state(),
@@ -39,7 +39,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on."""
+    """Return the number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,9 +1,8 @@
-"""Peak memory of a stretch of work.
+"""Peak memory of a part of a run: its growth over what the process held before.
 
-It is the growth over what the process held when the `PeakMemory` was made. On CUDA: of the bytes
-allocated by torch's allocator, recorded graphs included, and the workspaces that matrix products
-keep for each stream left out. On Linux without CUDA: of the resident set. Elsewhere unknown. What
-earlier work left is given back first.
+On CUDA it is counted in bytes allocated by torch's allocator, with recorded graphs and without the
+workspaces that matrix products keep per stream; on Linux without CUDA in bytes of the resident set.
+Elsewhere it is unknown. Memory that earlier work left is released first.
 """
 
 import ctypes
@@ -20,7 +19,7 @@ _CLEAR = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resid
 
 
 class PeakMemory:
-    """The highest peak of all stretches run under `measuring`."""
+    """The highest peak of all code run under `measuring`, in bytes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -55,16 +54,16 @@ class PeakMemory:
 
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one beside the current: matrix products keep a workspace for each stream there is."""
+    """Return the one side stream of a device; matrix products keep a workspace per stream."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def beside(device: torch.device) -> Generator[None, None, None]:
-    """Work on the side stream, between what the current one was given before and is given after.
+    """Run the body on the side stream, after the work queued before it and before later work.
 
-    Recording a CUDA graph wants the steps before it there: nothing that they allocate belongs to a
-    stream that is recorded later.
+    The steps before a CUDA graph is recorded run there, so that nothing that they allocate belongs
+    to a stream that is recorded later.
     """
     side, current = side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(current)
@@ -74,7 +73,7 @@ def beside(device: torch.device) -> Generator[None, None, None]:
 
 
 def _make_workspaces(device: torch.device) -> None:
-    """Those of the two streams that a run uses, so that no run is the first to need them."""
+    """Allocate the workspaces of the two streams of a run, so that no run counts them."""
     for stream in (torch.cuda.current_stream(device), side_stream(device)):
         with torch.cuda.stream(stream):
             for dtype in (torch.float32, torch.bfloat16):
@@ -93,7 +92,5 @@ def _resident(field: str) -> int | None:
 def _reset_resident_peak() -> None:
     try:
         _CLEAR.write_text("5")
-    except (
-        OSError
-    ):  # not Linux, or a kernel that does not let a process do so: the peak is lifelong
+    except OSError:  # not Linux, or not permitted: the peak is that of the whole process
         return

@@ -1,6 +1,6 @@
-"""What a device can do at best, measured: matrix products, and moving bytes.
+"""Measured peak rates of a device: FLOPs/second of matrix products and bytes/second of copies.
 
-A datasheet's numbers are reached by nothing; fractions of these can be.
+Unlike the numbers of a datasheet, programs can reach them.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ class Ceilings(NamedTuple):
 
 
 def measure_ceilings(device: torch.device, budget: float) -> Ceilings:
-    """In bfloat16 on CUDA and float32 elsewhere, as models are served; `budget` seconds of each."""
+    """Measure a device for `budget` seconds per rate, in bfloat16 on CUDA, else in float32."""
     cuda = device.type == "cuda"
     dtype, size, copied = (
         (torch.bfloat16, 8192, 1 << 30) if cuda else (torch.float32, 512, 32 << 20)
@@ -39,7 +39,7 @@ def measure_ceilings(device: torch.device, budget: float) -> Ceilings:
 
 @cache
 def matrix_rate(size: int, dtype: torch.dtype, device: torch.device, budget: float) -> float:
-    """FLOPs a second of one product of two `size` x `size` matrices; measured once a process."""
+    """Return the FLOPs/second of a product of two `size` x `size` matrices, measured once."""
     a, b, product = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
     timed = time_calls(lambda: torch.mm(a, b, out=product), device, budget)
     return 2 * size**3 / timed.seconds

@@ -1,7 +1,7 @@
-"""How long a piece of work takes: the median of many calls after a warm-up, and their spread.
+"""Time per call of a function: the median of many calls after a warm-up, and their spread.
 
-On CUDA an event is recorded between the calls, and nothing waits for the device until the last one
-is done; elsewhere the clock is read between them.
+On CUDA an event is recorded between calls, and the host waits only after the last one. Elsewhere
+the clock is read between calls.
 """
 
 import statistics
@@ -26,9 +26,9 @@ class Times(NamedTuple):
 
 
 def time_calls(call: Callable[[], object], device: torch.device, budget: float) -> Times:
-    """Call again and again, for about `budget` seconds, at least 5 and at most 200 times.
+    """Time repeated calls for about `budget` seconds, at least 5 and at most 200 of them.
 
-    A call that takes over ten times the budget is made twice, and the second counts.
+    A call that takes over ten times the budget is made twice, and the second one counts.
     """
     for warm_up in range(WARM_UP):
         seconds = _one(call, device)
@@ -64,6 +64,6 @@ def _each(call: Callable[[], object], device: torch.device, repeats: int) -> lis
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
