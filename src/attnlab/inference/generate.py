@@ -25,7 +25,7 @@ class Sampling(Config):
     temperature: float = 1.0  # logits are divided by it; 0: the most likely token
     top_k: int | None = None  # sample from the k most likely tokens; None: from all
     top_p: float | None = None  # sample from the fewest tokens with total probability p; None: all
-    seed: int = 0  # of the random draws
+    seed: int = 0  # seed of the random draws
 
     def problems(self) -> Iterator[Problem]:
         if self.temperature < 0:

@@ -27,8 +27,8 @@ class ByLayer(Config):
     ['gated_delta_net', 'gated_delta_net', 'identity', 'gated_delta_net']
     """
 
-    default: MechanismConfig | None = None  # of the layers not in `layers`; None: all are in it
-    layers: Mapping[int, MechanismConfig]  # by layer, from 0
+    default: MechanismConfig | None = None  # mechanism of all other layers; None: no other
+    layers: Mapping[int, MechanismConfig]  # mechanism by layer, from 0
 
     def per_layer(self, n_layers: int) -> list[MechanismConfig]:
         """Return the mechanism of every layer of a model for which `problems_in` finds nothing."""

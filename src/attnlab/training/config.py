@@ -37,7 +37,7 @@ class TrainConfig(Config):
     learning_rate: float = 3e-4  # peak learning rate, reached after the warm-up
     warmup_steps: int = 100  # steps of linear warm-up to the peak learning rate
     final_learning_rate_ratio: float = 0.1  # learning rate of the last step, relative to the peak
-    weight_decay: float = 0.01  # of matrices; norms, biases and other vectors never decay
+    weight_decay: float = 0.01  # rate of decay of matrices; vectors (norms, biases) do not decay
     betas: tuple[float, float] = (0.9, 0.95)  # decay rates of AdamW's two moment estimates
     eps: float = 1e-8  # AdamW's epsilon, added to the denominator
     clip_norm: float = 1.0  # largest norm of the whole gradient; a larger one is scaled down to it

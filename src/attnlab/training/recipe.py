@@ -37,7 +37,7 @@ class ChosenRate(NamedTuple):
 class LearningRates(Config):
     """The peak learning rates at which a variant is trained before its runs for the verdict."""
 
-    multiples: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # the grid, as multiples of the own rate
+    multiples: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # first rates, as multiples of the own one
     factor: float = 2.0  # ratio of the next rate outward to a best rate at the edge of the grid
     most: int = 7  # largest number of rates per variant, which bounds the cost of tuning
     steps: int | None = None  # largest length of a tuning run, in steps; None: as long as any other

@@ -29,8 +29,8 @@ class RunConfig(Config):
     data: DataConfig  # the text, its splits and its tokenizer
     model: ModelConfig  # the language model and its mechanisms
     train: TrainConfig = field(default_factory=TrainConfig)  # optimizer, length, precision
-    eval: EvalConfig = field(default_factory=EvalConfig)  # what is measured after training
-    seed: int = 0  # of initial values, batches and dropout
+    eval: EvalConfig = field(default_factory=EvalConfig)  # measurements after training
+    seed: int = 0  # seed of initial values, batches and dropout
 
     def problems(self) -> Iterator[Problem]:
         if self.seed < 0:

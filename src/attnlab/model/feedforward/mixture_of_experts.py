@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, silu
 
 from attnlab.config import Problem
-from attnlab.kernels.grouped_matmul import Kernel, grouped_matmul, resolve
+from attnlab.kernels import grouped_matmul
 from attnlab.mechanism import Cost
 from attnlab.model.feedforward.dense import Dense
 from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
@@ -41,7 +41,7 @@ class MixtureOfExperts(FeedForward):
     n_shared_experts: int = 0  # experts that every token uses in addition
     balance_loss: float = 0.01  # coefficient of the auxiliary loss that balances the load; 0: none
     bias_rate: float = 0.0  # step size of the bias that balances the load, per step; 0: no bias
-    kernel: Kernel = "auto"  # implementation; see attnlab.kernels.grouped_matmul
+    kernel: grouped_matmul.Kernel = "auto"  # implementation; all compute the same function
 
     def problems(self) -> Iterator[Problem]:
         for name in ("n_experts", "top_k", "d_ff"):
@@ -128,7 +128,9 @@ class _MixtureOfExperts(FeedForwardLayer):
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         d_model = self.router.in_features
-        return f"experts {resolve(self.config.kernel, device, dtype, self.config.d_ff, d_model)}"
+        config = self.config
+        kernel = grouped_matmul.resolve(config.kernel, device, dtype, config.d_ff, d_model)
+        return f"experts {kernel}"
 
     def _route(self, x_ND: Tensor) -> Routing:
         """Return the routing, computed in float32 or wider: rounded scores change the choice."""
@@ -150,7 +152,8 @@ class _MixtureOfExperts(FeedForwardLayer):
         return y_ND if self.shared is None else y_ND + self.shared(x_ND)
 
     def _product(self, x_M: Tensor, weight_E: Tensor, routing: Routing) -> Tensor:
-        return grouped_matmul(x_M, weight_E.to(x_M.dtype), routing.ends_E, self.config.kernel)
+        weight_E, kernel = weight_E.to(x_M.dtype), self.config.kernel
+        return grouped_matmul.grouped_matmul(x_M, weight_E, routing.ends_E, kernel)
 
     @torch.no_grad()
     def _count(self, routing: Routing) -> None:
