@@ -142,7 +142,9 @@ def test_what_failed_is_in_the_analysis_and_no_exception(quick):
 def test_a_broken_mechanism_is_not_trained_and_the_error_has_what_is_wrong(quick, bugs):
     variants = {"leaky": tiny_study.base.with_mechanisms(bugs.MeanOverTime())}
     study = replace(tiny_study.study, baseline="leaky", variants=variants)
-    with pytest.raises(attnlab.BrokenPromiseError, match="leaky: no position sees the future") as e:
+    with pytest.raises(
+        attnlab.ViolatedPropertyError, match="leaky: no position sees the future"
+    ) as e:
         attnlab.run(study, out="out", **quick)
     (checked,) = e.value.checked
     assert checked.target.name == "leaky"

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from attnlab.runner.doctor import doctor as doctor
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
-    from attnlab.runner.run import BrokenPromiseError as BrokenPromiseError
+    from attnlab.runner.run import ViolatedPropertyError as ViolatedPropertyError
     from attnlab.runner.run import run as run
     from attnlab.study.load import load_study as load_study
     from attnlab.study.matching import Match as Match

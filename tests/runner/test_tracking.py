@@ -1,4 +1,4 @@
-"""Mirrors of the metrics: every point once, whatever happened to the run, and never at its cost."""
+"""Copies of the metrics have every point once, and an error in a tool never ends a run."""
 
 import json
 import sys
@@ -52,15 +52,15 @@ def init(**options):
 
 
 class Notes:
-    """A tool that writes down what it is told."""
+    """A tool that records its calls."""
 
     def __init__(self) -> None:
         self.said = list[tuple[object, ...]]()
 
-    def mirrors(self, study_dir: Path):
+    def copies(self, study_dir: Path):
         notes = self
 
-        class Mirror:
+        class Copy:
             def __init__(self, run):
                 self.name = run.ended.relative_to(study_dir).as_posix()
                 notes.said.append((self.name, "anew"))
@@ -71,11 +71,11 @@ class Notes:
             def end(self, summary):
                 notes.said.append((self.name, "end", summary and summary["status"]))
 
-        return Mirror
+        return Copy
 
 
 class Broken(Notes):
-    def mirrors(self, study_dir: Path):
+    def copies(self, study_dir: Path):
         def refuse(run):
             raise RuntimeError("the server is on fire\nsee the manual")
 
@@ -85,7 +85,7 @@ class Broken(Notes):
 @pytest.fixture
 def notes(monkeypatch):
     notes = Notes()
-    tools = {"notes": notes.mirrors, "broken": Broken().mirrors}
+    tools = {"notes": notes.copies, "broken": Broken().copies}
     monkeypatch.setattr(tracking, "TOOLS", tools)
     return notes
 
@@ -106,11 +106,11 @@ def finish(run: RunFolder) -> None:
 
 
 def half_a_run(run: RunFolder, tools: list[str]) -> None:
-    """Followed up to step 3, and cut off; the last checkpoint was at step 1."""
+    """Copied up to step 3, and interrupted; the last checkpoint was at step 1."""
     with Tracker(tools, run.ended.parents[1], print) as tracker:
         for step in (1, 2, 3):
             run.append({"step": step, "train_loss": 9.0 / step})
-            tracker.follow(run)
+            tracker.update(run)
     run.open(CONFIG, {})
     run.truncate_after(1)
 
@@ -119,13 +119,13 @@ def rest_of_it(run: RunFolder, tools: list[str]) -> None:
     with Tracker(tools, run.ended.parents[1], print) as tracker:
         for step in (2, 3, 4):
             run.append({"step": step, "train_loss": 9.0 / step, "eval_loss": float("nan")})
-            tracker.follow(run)
+            tracker.update(run)
         finish(run)
-        tracker.follow(run)
-        tracker.follow(run)
+        tracker.update(run)
+        tracker.update(run)
 
 
-def test_each_line_is_told_once_and_then_the_end(notes, run, capsys):
+def test_each_line_is_copied_once_and_then_the_end(notes, run, capsys):
     rest_of_it(run, ["notes"])
     assert notes.said == [
         ("mha/seed-0", "anew"),
@@ -136,7 +136,7 @@ def test_each_line_is_told_once_and_then_the_end(notes, run, capsys):
     ]
 
 
-def test_a_run_that_goes_on_is_told_anew_from_its_first_line(notes, run):
+def test_a_resumed_run_is_copied_again_from_its_first_line(notes, run):
     half_a_run(run, ["notes"])
     assert notes.said[-1] == ("mha/seed-0", "end", None)
     notes.said.clear()
@@ -150,29 +150,29 @@ def test_runs_go_on_beside_each_other(notes, run, tmp_path):
         for step in (1, 2):
             for one in (run, other):
                 one.append({"step": step, "train_loss": 1.0})
-                tracker.follow(one)
+                tracker.update(one)
         other.fail("RuntimeError: no")
-        tracker.follow(other)
+        tracker.update(other)
     told = [(name, what) for name, what, *_ in notes.said]
     for name in ("mha/seed-0", "mqa/seed-0"):
         assert [what for run, what in told if run == name] == ["anew", 1, 2, "end"]
     assert ("mqa/seed-0", "end", "failed") in notes.said
 
 
-def test_a_tool_that_fails_says_so_once_and_the_others_go_on(notes, run, tmp_path):
+def test_a_tool_that_fails_stops_once_and_the_others_go_on(notes, run, tmp_path):
     said = list[str]()
     with Tracker(["broken", "notes"], tmp_path / "study", said.append) as tracker:
         for step in (1, 2):
             run.append({"step": step, "train_loss": 1.0})
-            tracker.follow(run)
-    assert said == ["broken is not kept up to date any more: RuntimeError: the server is on fire"]
+            tracker.update(run)
+    assert said == ["tracking with broken has stopped: RuntimeError: the server is on fire"]
     assert [what for _, what, *_ in notes.said] == ["anew", 1, 2, "end"]
 
 
 def test_without_a_tool_nothing_is_read(run, monkeypatch):
     monkeypatch.setattr(RunFolder, "metrics", lambda _: pytest.fail("it was read"))
     with Tracker([], run.ended.parents[1], print) as tracker:
-        tracker.follow(run)
+        tracker.update(run)
 
 
 @pytest.mark.parametrize("tool", ["tensorboard", "wandb"])
@@ -183,8 +183,8 @@ def test_a_tool_that_is_not_installed_is_an_error_at_once(tool, tmp_path, monkey
         Tracker([tool], tmp_path, print)
 
 
-def test_a_tool_that_is_misspelt_is_told_with_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match="called 'tensorbord'; did you mean 'tensorboard'"):
+def test_an_unknown_tool_is_an_error_with_a_suggestion(tmp_path):
+    with pytest.raises(ValueError, match="no tracking tool 'tensorbord'; did you mean"):
         Tracker(["tensorbord"], tmp_path, print)
 
 
@@ -207,7 +207,7 @@ def test_tensorboard_has_every_point_once_after_an_interruption(run):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A `wandb` that writes down what it is told; nobody is logged in."""
+    """A `wandb` that records its calls; nobody is logged in."""
     (tmp_path / "wandb.py").write_text(WANDB)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -218,7 +218,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_wandb_without_a_key_is_an_error_before_anything_is_spent(stand_in, tmp_path):
-    with pytest.raises(ValueError, match="knows no key: wandb login, or WANDB_MODE=offline"):
+    with pytest.raises(ValueError, match="has no key: run wandb login, or set WANDB_MODE=offline"):
         Tracker(["wandb"], tmp_path, print)
 
 
@@ -232,7 +232,7 @@ def test_wandb_has_a_run_by_variant_with_its_summary(stand_in, run):
     assert json.loads(json.dumps(end[3]))["final_loss"] == 1.5
 
 
-def test_wandb_keeps_the_id_of_a_run_that_goes_on_and_hears_no_step_again(stand_in, tmp_path):
+def test_wandb_keeps_the_id_of_a_run_that_goes_on_and_gets_no_step_again(stand_in, tmp_path):
     stand_in.Settings.mode = "offline"
     run = begun(tmp_path / "resumed")  # the stand-in's server has it up to step 1
     old = run.ended.parents[1] / "wandb"

@@ -27,7 +27,7 @@ from attnlab.cli.progress import StudyProgress
 from attnlab.cli.report import show
 from attnlab.runner.events import Activity, Notice, RunEvent, Started
 from attnlab.runner.plan import plan
-from attnlab.runner.run import BrokenPromiseError
+from attnlab.runner.run import ViolatedPropertyError
 from attnlab.runner.run import run as run_study
 from attnlab.runner.schedule import StudySchedule
 
@@ -107,7 +107,7 @@ def run(  # noqa: PLR0913  one parameter an option
                 watch=shown.tell,
                 command=shlex.join(["attnlab", *sys.argv[1:]]),
             )
-    except BrokenPromiseError as error:
+    except ViolatedPropertyError as error:
         talk.print(ResultsTable(error.checked), highlight=False)
         talk.print("[bold red]nothing was run[/bold red]; --no-check trains it as it is")
         raise typer.Exit(1) from None

@@ -23,18 +23,18 @@ from attnlab.runner.workers.local import LocalWorkers
 from attnlab.study.study import Study
 
 
-class BrokenPromiseError(ValueError):
-    """Mechanisms have broken properties, and nothing was run. `checked` holds all results."""
+class ViolatedPropertyError(ValueError):
+    """Mechanisms violate properties of the contract; nothing was run. `checked` has the results."""
 
     def __init__(self, checked: Sequence[Checked]) -> None:
         self.checked = list(checked)
-        broken = [
+        violated = [
             f"{one.target.name}: {result.name}: {result.how_much}"
             for one in checked
             for result in one.results
             if not result.holds
         ]
-        super().__init__("\n".join(["nothing was run; these properties are broken:", *broken]))
+        super().__init__("\n".join(["nothing was run; these properties are violated:", *violated]))
 
 
 def run(  # noqa: PLR0913  one parameter per option
@@ -98,7 +98,7 @@ def run(  # noqa: PLR0913  one parameter per option
 
     Raises:
         ConfigError: settings are invalid; it lists all of them. Nothing was run.
-        BrokenPromiseError: a mechanism has a broken property. Nothing was run.
+        ViolatedPropertyError: a mechanism violates a property. Nothing was run.
         DataError: data is missing or unfit. Nothing was run.
         ValueError: there is no such study, device or tool; or the folder holds runs that were made
             with different settings. The three errors above are ValueErrors, too.
@@ -141,7 +141,7 @@ def run(  # noqa: PLR0913  one parameter per option
         with closing(events), tracker:
             for event in events:
                 watch(event)
-                tracker.follow(event.run.folder(study_dir))
+                tracker.update(event.run.folder(study_dir))
                 if isinstance(event.event, Ended) and not event.run.tunes:
                     write_results(study_dir)
         watch(Activity("writing the report"))
@@ -167,14 +167,14 @@ def _require_importable(study: Study) -> None:
 
 
 def _require_correct(study: Study, watch: Watch) -> None:
-    """Raise BrokenPromiseError if a mechanism of the study has a broken property."""
+    """Raise ViolatedPropertyError if a mechanism of the study violates a property."""
     checked = list[Checked]()
     for target in of_study(study):
         watch(Activity(f"checking {target.name}"))
         checked.append(target.check(quick=True))
-    broken = [one for one in checked if not one.holds]
-    if broken:
-        raise BrokenPromiseError(broken)
+    violated = [one for one in checked if not one.holds]
+    if violated:
+        raise ViolatedPropertyError(violated)
 
 
 def _joined(record: StudyRecord, study_dir: Path, *, trains: bool) -> StudyRecord:

@@ -1,8 +1,8 @@
-"""The metrics of runs in other tools as well: TensorBoard, Weights & Biases.
+"""Tracking: copies of the metrics of runs in other tools, TensorBoard and Weights & Biases.
 
-A run's folder stays the truth. A tracker lives in the process that launches the runs, reads what is
-new in a folder whenever it is told to, and repeats it to mirrors. A mirror is made anew when a run
-goes on, from the first line of its folder: what a kill made the run forget is no point twice.
+The run folders remain the record. A tracker belongs to the process that starts the runs; it reads
+the new lines of a folder and copies them. The copy of a resumed run starts again from the folder's
+first line, so that no step is in it twice.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,39 +15,41 @@ from attnlab.record import RunFolder
 from attnlab.runner.tracking import tensorboard, weights_and_biases
 
 
-class Mirror(Protocol):
+class RunCopy(Protocol):
     """One run in another tool."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """What was measured after a step. Steps ascend."""
+        """Add the metrics of a step. Steps ascend."""
         ...
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
-        """Nothing more will come. `summary` is the run's own; None where it was interrupted."""
+        """End the copy. `summary` is that of the run; None if the run was interrupted."""
         ...
 
 
-MirrorOf = Callable[[RunFolder], Mirror]  # called when the run has begun
-TOOLS: Mapping[str, Callable[[Path], MirrorOf]] = {
-    "tensorboard": tensorboard.mirrors,
-    "wandb": weights_and_biases.mirrors,
+NewCopy = Callable[[RunFolder], RunCopy]  # called when the run has started
+TOOLS: Mapping[str, Callable[[Path], NewCopy]] = {
+    "tensorboard": tensorboard.copies,
+    "wandb": weights_and_biases.copies,
 }
 
 
 class Tracker:
-    """Keeps mirrors of runs up to date. A tool that fails is given up with a word; the runs go on.
+    """Copies of runs in several tools. A tool that raises is dropped with a notice; runs go on.
 
-    Raises ValueError for a tool that is not known, or that cannot be used here.
+    Raises:
+        ValueError: a tool is unknown, not installed, or not logged in.
     """
 
-    def __init__(self, tools: Iterable[str], study_dir: Path, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(
+        self, tools: Iterable[str], study_dir: Path, notify: Callable[[str], None]
+    ) -> None:
+        """`notify` is called with a message for the user."""
+        self._notify = notify
         self._copies = dict[str, _Copies]()
         for tool in tools:
             if tool not in TOOLS:
-                raise ValueError(
-                    f"nothing to track with is called {tool!r}{suggestion(tool, TOOLS)}"
-                )
+                raise ValueError(f"no tracking tool {tool!r}{suggestion(tool, TOOLS)}")
             self._copies[tool] = _Copies(TOOLS[tool](study_dir))
 
     def __enter__(self) -> Self:
@@ -61,38 +63,38 @@ class Tracker:
     ) -> None:
         self._each(_Copies.close)
 
-    def follow(self, run: RunFolder) -> None:
-        """Repeat what is new in the run's folder."""
-        self._each(lambda copies: copies.follow(run))
+    def update(self, run: RunFolder) -> None:
+        """Copy the new lines of the run's folder."""
+        self._each(lambda copies: copies.update(run))
 
     def _each(self, act: Callable[["_Copies"], None]) -> None:
         for tool, copies in list(self._copies.items()):
             try:
                 act(copies)
-            except Exception as error:  # of whatever kind: it is no reason to lose a run
+            except Exception as error:  # of any kind: tracking must not end a run
                 del self._copies[tool]
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                self._say(f"{tool} is not kept up to date any more: {reason}")
+                self._notify(f"tracking with {tool} has stopped: {reason}")
 
 
 class _Copies:
-    """The mirrors in one tool."""
+    """The copies in one tool."""
 
-    def __init__(self, mirror_of: MirrorOf) -> None:
-        self._mirror_of = mirror_of
-        self._open = dict[Path, Mirror]()
-        self._lines = dict[Path, int]()  # of each run, that its mirror has
+    def __init__(self, new_copy: NewCopy) -> None:
+        self._new_copy = new_copy
+        self._open = dict[Path, RunCopy]()
+        self._lines = dict[Path, int]()  # copied, by run
 
-    def follow(self, run: RunFolder) -> None:
+    def update(self, run: RunFolder) -> None:
         key = run.ended
         if key in self._lines and key not in self._open:
-            return  # it has ended
-        summary = run.summary()  # before the lines: where it is there, they are complete
+            return  # the run has ended
+        summary = run.summary()  # before the lines: if there is a summary, the lines are complete
         if key not in self._lines:
-            self._lines[key], self._open[key] = 0, self._mirror_of(run)
-        lines, mirror = run.metrics(), self._open[key]
+            self._lines[key], self._open[key] = 0, self._new_copy(run)
+        lines, copy = run.metrics(), self._open[key]
         for line in lines[self._lines[key] :]:
-            mirror.add(line["step"], _numbers(line))
+            copy.add(line["step"], _numbers(line))
         self._lines[key] = len(lines)
         if summary is not None:
             self._open.pop(key).end(summary)
@@ -103,7 +105,7 @@ class _Copies:
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The measurements of a line; what is not finite is null there, and no point."""
+    """Return the measurements of a line; values that are not finite are null there, and omitted."""
     return {
         name: float(value)
         for name, value in line.items()

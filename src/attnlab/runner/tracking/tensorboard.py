@@ -1,6 +1,6 @@
 """Runs in TensorBoard: `tensorboard --logdir results/STUDY/tensorboard`.
 
-Each has a folder there by its variant and seed; its tags are the names in `metrics.jsonl`.
+Each run has a folder, VARIANT/seed-SEED; its tags are the names in `metrics.jsonl`.
 """
 
 import shutil
@@ -12,8 +12,8 @@ from typing import Any
 from attnlab.record import RunFolder
 
 
-def mirrors(study_dir: Path) -> Callable[[RunFolder], "TensorBoard"]:
-    """What makes a run's mirror. Raises ValueError where TensorBoard is not installed."""
+def copies(study_dir: Path) -> Callable[[RunFolder], "TensorBoard"]:
+    """Return a function that starts the copy of a run. Raise ValueError without TensorBoard."""
     if find_spec("tensorboard") is None:
         raise ValueError("TensorBoard is not installed: pip install 'attnlab[tracking]'")
     top = study_dir / "tensorboard"
@@ -21,8 +21,10 @@ def mirrors(study_dir: Path) -> Callable[[RunFolder], "TensorBoard"]:
 
 
 class TensorBoard:
+    """A run in TensorBoard; see `attnlab.runner.tracking.RunCopy`."""
+
     def __init__(self, folder: Path) -> None:
-        # imported here: it takes a second, and is an extra
+        # imported here: it is an extra, and takes a second
         from torch.utils.tensorboard import SummaryWriter
 
         shutil.rmtree(folder, ignore_errors=True)
@@ -33,7 +35,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
-        """The final numbers are points at the last step."""
+        """Add the final losses as points at the last step."""
         for name, value in (summary or {}).items():
             if name.startswith(("final_", "test_")) and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, (summary or {}).get("steps"))

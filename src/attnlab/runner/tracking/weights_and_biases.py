@@ -1,8 +1,7 @@
-"""Runs in Weights & Biases: a project by the study's folder, a group by the variant.
+"""Runs in Weights & Biases: one project per study folder, one group per variant.
 
-`WANDB_MODE=offline` keeps them in `results/STUDY/wandb` for `wandb sync`. A run that goes on has
-the id that it had: online, the steps that W&B knows already are not sent again, and offline what
-was kept of it is replaced.
+`WANDB_MODE=offline` keeps them in `results/STUDY/wandb` for `wandb sync`. A resumed run keeps its
+id: online, only new steps are sent; offline, its files are replaced.
 """
 
 import hashlib
@@ -16,8 +15,11 @@ from typing import Any
 from attnlab.record import RunFolder
 
 
-def mirrors(study_dir: Path) -> Callable[[RunFolder], "WeightsAndBiases"]:
-    """What makes a run's mirror. Raises ValueError where W&B is not installed or not logged in."""
+def copies(study_dir: Path) -> Callable[[RunFolder], "WeightsAndBiases"]:
+    """Return a function that starts the copy of a run.
+
+    Raises ValueError if W&B is not installed or nobody is logged in.
+    """
     if find_spec("wandb") is None:
         raise ValueError("Weights & Biases is not installed: pip install 'attnlab[tracking]'")
     wandb = import_module("wandb")
@@ -27,11 +29,15 @@ def mirrors(study_dir: Path) -> Callable[[RunFolder], "WeightsAndBiases"]:
         except Exception as error:
             raise ValueError(f"Weights & Biases: {error}; or set WANDB_MODE=offline") from error
         if not known:
-            raise ValueError("Weights & Biases knows no key: wandb login, or WANDB_MODE=offline")
+            raise ValueError(
+                "Weights & Biases has no key: run wandb login, or set WANDB_MODE=offline"
+            )
     return lambda run: WeightsAndBiases(wandb, study_dir, run)
 
 
 class WeightsAndBiases:
+    """A run in Weights & Biases; see `attnlab.runner.tracking.RunCopy`."""
+
     def __init__(self, wandb: Any, study_dir: Path, run: RunFolder) -> None:
         name = run.ended.relative_to(study_dir).as_posix()
         identifier = hashlib.sha256(f"{name}/{run.identity()}".encode()).hexdigest()[:16]
@@ -43,7 +49,7 @@ class WeightsAndBiases:
             name=name,
             id=identifier,
             resume="allow",
-            reinit="create_new",  # runs go on beside each other
+            reinit="create_new",  # several runs are open at the same time
             dir=study_dir,
             config=run.config(),
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
