@@ -213,7 +213,7 @@ def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, mon
             extend(run, places, **{"steps": 20, **asked})
         assert not Path("results/tiny_to_20").exists()
 
-    refused(parent.parent, "no run in results/tiny/sparse: name the folder of one")
+    refused(parent.parent, "no run in results/tiny/sparse: name the folder of a run")
     refused(parent, "has 12 steps; 12 is not more", steps=12)
     extend(parent, places, steps=20, out="there")
     refused(parent, "'rederived' there, 'constant' requested", schedule="constant", out="there")

@@ -80,8 +80,9 @@ def test_a_run_that_keeps_no_checkpoint_takes_disk_space_only_in_progress(tmp_pa
     assert TIME.seconds(short.variants["mha"]) == 1 + 12 * 0.5 + 2 * 2 + 4
 
 
-def test_real_steps_are_timed(corpus):
-    base = tiny_study.base
+def test_real_steps_are_timed(corpus, monkeypatch):
+    monkeypatch.setattr(forecasting, "TIMED_SECONDS", 0.2)
+    base = replace(tiny_study.base, train=replace(tiny_study.base.train, eval_batch_size=8))
     found = time_run(base, corpus, CPU)
     parts = (found.start, found.step, found.validation, found.test, found.save)
     assert all(seconds > 0 for seconds in parts)

@@ -1,6 +1,7 @@
 """`attnlab.plan` returns what `attnlab.run` would take and could find, and runs nothing."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support import fake_workers, tiny_study
@@ -8,6 +9,8 @@ from support import fake_workers, tiny_study
 import attnlab
 from attnlab.analysis.statistics.power import detectable
 from attnlab.config import ConfigError
+from attnlab.data import Places
+from attnlab.device.environment import usable_cores
 from attnlab.runner import forecast, plan
 from attnlab.runner.events import Activity
 from attnlab.runner.forecast import WORKER_START
@@ -25,17 +28,18 @@ def quick(tmp_path, monkeypatch, cache):
     """The arguments of a plan that takes little time, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(forecast, "TIMED_SECONDS", 0.02)
-    return {"cache": cache, "device": "cpu", "workers": 1, "out": "out"}
+    return {"cache": cache, "device": "cpu", "out": "out"}
 
 
 def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     events = []
-    study = STUDY.only(["mha", "mqa"])
+    study = STUDY.only(["mha", "mqa"]).override(["train.eval_batch_size=8"])
     found = attnlab.plan(study, **quick, seeds=3, residual_sd=0.01, watch=events.append)
     assert found.tuning_runs == (0, 6, 12)
     assert found.verdict_runs == (0, 6, 6)
     assert found.seconds[1] > found.seconds[0] > WORKER_START
-    assert (found.workers, found.devices, found.measured) == (1, ("cpu",), True)
+    assert found.workers == min(12, usable_cores())
+    assert (found.devices, found.measured) == (("cpu",), True)
     assert found.checkpoint_bytes > 0
     assert found.record_bytes > 0
     assert found.power.standard_deviations == pytest.approx(detectable(1, variants=2, seeds=3))
@@ -79,13 +83,17 @@ def test_a_plan_without_its_data_has_runs_and_no_times(quick):
 
 
 def test_the_residual_standard_deviation_is_that_of_existing_runs(quick, monkeypatch):
-    study = replace(tiny_study.study.only(["mha", "identity"]), learning_rates=None)
-    options = {"steps": 3, "overrides": ["train.eval_every=3"], **quick}
-    attnlab.run(study, check=False, **options)
+    study = tiny_study.study.only(["mha", "identity"])
+    fingerprint = tiny_study.base.data.load(Places(None, quick["cache"])).fingerprint
+    losses = {("mha", 0): 4.1, ("mha", 1): 4.2, ("identity", 0): 5.0, ("identity", 1): 5.3}
+    schedule = fake_workers.make(study, Path("out"), fingerprint)
+    fake_workers.work(schedule, loss=lambda run: losses[run.variant, run.seed])
+    study.record(command="", checked=True).write(Path("out"))
     monkeypatch.setattr(plan, "time_run", lambda *_: forecast.RunTime(0, 1, 1, 1, 1, 1))
-    found = attnlab.plan(study, seeds=5, **options)
+    found = attnlab.plan(study, seeds=5, **quick)
     assert found.verdict_runs == (4, 10, 10)
-    assert found.power.residual_sd > 0
+    # differences 0.9 and 1.1: their variance 0.02 is twice that of one run
+    assert found.power.residual_sd == pytest.approx(0.1)
     assert found.power.residual_sd_source == "of the runs in out"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny_study, twin_study
+from support import fake_workers, tiny_study, twin_study
 
 import attnlab
 from attnlab.data import Places
@@ -66,13 +66,12 @@ def test_runs_that_have_ended_are_not_run_again_nor_with_other_settings(
     tmp_path, places, fingerprint
 ):
     study = replace(tiny_study.study.only(["mha", "identity"]), seeds=1)
-    first = ended(study, tmp_path, fingerprint, places)
-    assert {run: end.status for run, end in first.items()} == {
-        ("mha", 0): "finished",
-        ("identity", 0): "finished",
-    }
+    fake_workers.work(fake_workers.make(study, tmp_path, fingerprint))
     second = ended(replace(study, seeds=2), tmp_path, fingerprint, places, slots=2)
-    assert second.keys() == {("mha", 1), ("identity", 1)}
+    assert {run: end.status for run, end in second.items()} == {
+        ("mha", 1): "finished",
+        ("identity", 1): "finished",
+    }
 
     fingerprints = dict.fromkeys(study.variants, fingerprint)
     with pytest.raises(ValueError, match=r"train\.steps is 12 there, 20 requested") as error:
@@ -136,8 +135,8 @@ def measurements(study_dir):
     }
 
 
-def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, places):
-    """The whole command is killed with SIGKILL while it tunes, workers included; then resumed."""
+def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, places, fingerprint):
+    """The whole command is killed with SIGKILL while it tunes, workers included."""
     (tmp_path / "tuned.py").write_text("from support.twin_study import study")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     command = [
@@ -156,9 +155,9 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, p
     assert found.checkpoint is not None
     assert 2 <= len(losses(cut)) < 6
     times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
     study = twin_study.study
-    attnlab.run(study, out=whole, check=False, device="cpu", workers=1, cache=places.cache)
+    attnlab.run(study, out=cut, check=False, device="cpu", workers=1, cache=places.cache)
+    ended(study, whole, fingerprint, places)
 
     assert losses(cut) == losses(whole)
     assert len(losses(whole)) == 2 * 3 + 2
