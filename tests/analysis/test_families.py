@@ -99,7 +99,7 @@ def test_the_range_that_noise_alone_makes_is_the_range_that_it_makes(tmp_path):
     for _ in range(4000):
         means = [sum(draw.gauss(0, 1) for _ in range(3)) / 3 for _ in range(5)]
         ranges.append(max(means) - min(means))
-    analysis = replace(analysed(tmp_path), noise=1.0, seeds=(0, 1, 2))
+    analysis = replace(analysed(tmp_path), residual_sd=1.0, seeds=(0, 1, 2))
     assert range_by_chance(analysis) == pytest.approx(sum(ranges) / len(ranges), rel=0.03)
 
 

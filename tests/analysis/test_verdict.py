@@ -38,7 +38,7 @@ def test_two_functions_under_three_names_get_the_verdict_of_two(tmp_path):
     same = {"function": "gqa_1"}
     named = verdict(tmp_path / "three", losses | {"mqa": losses["gqa_1"]}, mqa=same)
     assert named.pairs["mqa", "mha"] == named.pairs["gqa_1", "mha"] == alone.pairs["gqa_1", "mha"]
-    assert named.noise == alone.noise
+    assert named.residual_sd == alone.residual_sd
     assert named.tiers["mqa"] == named.tiers["gqa_1"]
     assert named.functions == (("mha",), ("gqa_1", "mqa"))
     control = named.pairs["gqa_1", "mqa"]

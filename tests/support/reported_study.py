@@ -155,7 +155,7 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
         why="The spreads are alike.",
         tiers=tiers,
         pairs=pairs,
-        noise=0.004,
+        residual_sd=0.004,
         detectable=0.021,
         controls=(
             Control(

@@ -1,1 +1,1 @@
-"""What the run folders say: tables and comparisons, without torch."""
+"""The analysis of run folders: tables, comparisons, hypotheses. Nothing here imports torch."""

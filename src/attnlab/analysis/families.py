@@ -161,9 +161,13 @@ def range_by_chance(verdict: Verdict) -> float | None:
 
     None where the residual standard deviation is not known.
     """
-    if verdict.noise is None:
+    if verdict.residual_sd is None:
         return None
-    return _expected_range(len(verdict.functions)) * verdict.noise / math.sqrt(len(verdict.seeds))
+    return (
+        _expected_range(len(verdict.functions))
+        * verdict.residual_sd
+        / math.sqrt(len(verdict.seeds))
+    )
 
 
 def efficiencies_of(verdict: Verdict) -> tuple[Efficiency, ...]:

@@ -1,4 +1,4 @@
-"""How numbers read in every sentence, table and figure. An unknown number reads as a dash."""
+"""Numbers as text, for every sentence, table and figure. An unknown number is a dash."""
 
 import math
 from collections.abc import Sequence

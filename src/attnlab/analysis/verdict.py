@@ -36,7 +36,7 @@ class Verdict:
     tiers: Mapping[str, int]  # from 1: not distinguishable from the best; empty without a verdict
     pairs: Mapping[tuple[str, str], Comparison]  # both orders
     functions: tuple[tuple[str, ...], ...]  # the names of each function, best first
-    noise: float | None  # residual standard deviation per run, seed effects removed, nats/token
+    residual_sd: float | None  # standard deviation per run, seed effects removed, nats/token
     detectable: float | None  # minimum detectable difference (80 % power), nats/token
 
     @property
@@ -94,10 +94,10 @@ def verdict_of(table: Table) -> Verdict:
     layout = functions.layout()
     method: Method = "none" if layout is None else separation.method_for(layout)
     pairs = functions.compare(layout, method, table.study.margin)
-    noise = None if layout is None else math.sqrt(float(layout.pooled))
+    residual_sd = None if layout is None else math.sqrt(float(layout.pooled))
     smallest = None
-    if layout is not None and noise is not None and method != "none":
-        smallest = detectable(noise, layout.variants, layout.seeds, method)
+    if layout is not None and residual_sd is not None and method != "none":
+        smallest = detectable(residual_sd, layout.variants, layout.seeds, method)
     return Verdict(
         table=table,
         metric=entered.metric,
@@ -111,7 +111,7 @@ def verdict_of(table: Table) -> Verdict:
         tiers={} if layout is None else tiers(order, lambda a, b: pairs[a, b].separable),
         pairs=pairs,
         functions=tuple(tuple(names) for names in functions.groups),
-        noise=noise,
+        residual_sd=residual_sd,
         detectable=smallest,
     )
 

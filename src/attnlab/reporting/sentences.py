@@ -41,9 +41,9 @@ def facts(analysis: Analysis) -> dict[str, str]:
     found = {"Seeds": _seeds(analysis)}
     found["Metric"] = f"loss on the {split_name(analysis)} split, nats/token; lower is better"
     found["Method"] = analysis.why
-    if analysis.noise is not None:
+    if analysis.residual_sd is not None:
         found["Residual standard deviation per run"] = (
-            f"{analysis.noise:.4f} nats/token, seed effects removed"
+            f"{analysis.residual_sd:.4f} nats/token, seed effects removed"
         )
     if analysis.order:
         found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"

@@ -262,7 +262,7 @@ def _tokenizer_bytes(read: Mapping[str, Corpus]) -> dict[str, int]:
 def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
     source = None if residual_sd is None else "given"
     if residual_sd is None and (study_dir / "study.json").is_file():
-        residual_sd = analyse(study_dir).noise
+        residual_sd = analyse(study_dir).residual_sd
         source = None if residual_sd is None else f"of the runs in {study_dir}"
     return Power(
         standard_deviations=detectable(1.0, variants=len(study.variants), seeds=study.seeds),

@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a hypothesis is judged by: the comparison of the variants, and their costs."""
+    """The comparison of the variants and their costs, by which a hypothesis is judged."""
 
     verdict: Verdict
     costs: Sequence[Cost]

@@ -1,4 +1,4 @@
-"""Which pairs of variants are distinguishable, with a family-wise error of at most 5 %.
+"""Tests of all pairs of variants, with a family-wise error of at most 5 %.
 
 The data are a two-way layout: every variant is trained with every seed.
 
@@ -34,7 +34,7 @@ thousands is one call.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -68,7 +68,7 @@ class Layout:
     def variants(self) -> int:
         return self.losses_SV.shape[-1]
 
-    @property
+    @cached_property
     def difference_VV(self) -> Array:
         """Mean of one variant (row) minus mean of another (column), in nats/token."""
         mean_V = self.losses_SV.mean(-2)
@@ -79,12 +79,12 @@ class Layout:
         """Degrees of freedom of the pooled variance."""
         return (self.seeds - 1) * (self.variants - 1)
 
-    @property
+    @cached_property
     def pooled(self) -> Array:
         """Residual variance per run, effects of seed and variant removed, pooled over variants."""
         return self._squares_V.sum(-1) / self.df
 
-    @property
+    @cached_property
     def own_V(self) -> Array:
         """Residual variance per run of each variant alone; of two variants, the pooled one."""
         V, pooled_1 = self.variants, self.pooled[..., None]
@@ -93,13 +93,13 @@ class Layout:
         shares_V = self._squares_V / (self.seeds - 1)
         return np.maximum(0, V / (V - 2) * (shares_V - pooled_1 / V))
 
-    @property
+    @cached_property
     def paired_VV(self) -> Array:
         """Sample variance over seeds of the difference of two variants."""
         y_SV = self.losses_SV
         return (y_SV[..., :, None] - y_SV[..., None, :]).var(-3, ddof=1)
 
-    @property
+    @cached_property
     def _squares_V(self) -> Array:
         y_SV = self.losses_SV
         centred_SV = y_SV - y_SV.mean(-1, keepdims=True)

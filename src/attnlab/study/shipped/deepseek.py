@@ -1,9 +1,8 @@
-"""What do DeepSeek's attention features buy: latents, a fused kernel, scaled positions, biases?
+"""What do DeepSeek's attention features change: latents, a fused kernel, scaled positions, biases?
 
 A mixture of experts (eight, two of them for each token) on WikiText-2 in five variants of its
 attention, each with one feature more than the one before. `lora` and `flash` are the same function
-on two kernels: their losses agree within the noise of one seed, and their time and memory are the
-finding.
+on two kernels: their losses differ by rounding alone, and they are compared in time and memory.
 
 `full` has dynamic NTK scaling with the training's length as the original one: in training, and as
 far as that length, it changes nothing, and so what `full` shows there is narrow heads and biases.

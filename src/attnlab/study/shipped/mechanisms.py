@@ -1,8 +1,8 @@
 """Which attention mechanism? Eleven of them in one small language model on WikiText-2.
 
-Is multi-head attention still the best, or do the efficient variants close the gap? Which has the
-best quality for its cost? How much do sparse and linear attention give up? Is attention needed at
-all? `gqa_1` and `mqa` are the same function: a verdict that separates them is wrong.
+Is multi-head attention still the best, or are efficient variants as good? Which has the best
+quality for its cost? How much do sparse and linear attention give up? Is attention needed at all?
+`gqa_1` and `mqa` are the same function: a verdict that separates them is wrong.
 """
 
 from attnlab.analysis.hypotheses.better import Better
