@@ -1,4 +1,4 @@
-"""Versions of installed packages, attnlab's own among them, and of source trees."""
+"""Versions of installed packages, including attnlab, and of source trees."""
 
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def package_version(name: str) -> str | None:
-    """Version of an installed package, None where there is none. Nothing is imported."""
+    """Return the version of an installed package without importing it; None if there is none."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -15,9 +15,9 @@ def package_version(name: str) -> str | None:
 
 
 def git_state(file: Path) -> dict[str, Any] | None:
-    """The commit of the source tree that `file` belongs to, and whether tracked files have changes.
+    """Return the commit of the source tree that holds `file`, and if tracked files have changes.
 
-    None where git does not track the file.
+    None if git does not track the file.
     """
 
     def git(*arguments: str) -> str | None:
@@ -35,4 +35,4 @@ def git_state(file: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
-__version__ = package_version("attnlab") or "0+source"  # the latter where it runs from source
+__version__ = package_version("attnlab") or "0+source"  # the latter if it runs from source

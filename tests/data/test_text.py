@@ -72,7 +72,7 @@ def test_a_folder_above_the_one_that_was_named_does_not_make_a_split(tmp_path):
 def test_a_test_file_without_a_validation_file_is_an_error(tmp_path):
     write(tmp_path / "train.txt", "learn")
     write(tmp_path / "test.txt", "prove")
-    with pytest.raises(DataError, match="none called valid"):
+    with pytest.raises(DataError, match="but none valid"):
         texts(tmp_path)
 
 

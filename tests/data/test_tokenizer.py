@@ -195,8 +195,8 @@ def test_a_path_that_was_named_is_not_replaced_by_another(places, tmp_path):
     ("vocab", "merges", "message"),
     [
         ('{"a": 0, "b": 1}', "#version: 0.2\n", "not byte-level: it lacks 254"),
-        ('{"a": 0', "", "do not fit"),
-        ('{"a": 0}', "#version: 0.2\na b\n", "do not fit"),
+        ('{"a": 0', "", "do not match"),
+        ('{"a": 0}', "#version: 0.2\na b\n", "do not match"),
     ],
 )
 def test_files_that_are_no_byte_level_tokenizer_are_refused(tmp_path, vocab, merges, message):
@@ -235,7 +235,7 @@ def test_unknown_text_is_numbers(tmp_path):
     ids = Ids(vocab_size=70_000).fit([], Places(None, tmp_path))
     assert ids.decode(ids.encode(["5 69999 0"])) == "5 69999 0"
     assert ids.n_bytes(ids.encode(["5"])) is None
-    with pytest.raises(DataError, match="say tokenizer=bpe"):
+    with pytest.raises(DataError, match="use tokenizer=bpe"):
         ids.encode(["five"])
 
 

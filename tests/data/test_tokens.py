@@ -91,8 +91,8 @@ def test_a_relative_path_is_found_in_the_data_folder(path):
     [
         (np.array([5, 100]), r"train: id 100, .*0 to 99; set data.tokenizer.vocab_size=101"),
         (np.array([5, -1]), "train: id -1"),
-        (np.array([0.5]), "train: one row of whole numbers, not float64"),
-        (np.zeros((2, 3), int), r"train: one row of whole numbers, not int64\(2, 3\)"),
+        (np.array([0.5]), "train: expected a vector of whole numbers, got float64"),
+        (np.zeros((2, 3), int), r"train: expected a vector of whole numbers, got int64\(2, 3\)"),
         (np.array([], int), "train: empty"),
     ],
 )
@@ -106,12 +106,12 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     np.savez(tmp_path / "objects.npz", train=np.array([{}]), valid=ARRAYS["valid"])
     for name in ("one.npy", "text.npz", "objects.npz"):
-        with pytest.raises(DataError, match=f"{name} is no .npz, nor a folder"):
+        with pytest.raises(DataError, match=f"{name} is neither an .npz file nor a folder"):
             load(tmp_path / name)
 
 
 def test_a_tokenizer_that_would_need_text_is_refused():
     with pytest.raises(ConfigError, match="tokenizer: bpe is trained on text"):
         Tokens(path="x", tokenizer=BPE())
-    with pytest.raises(DataError, match="come without text"):
+    with pytest.raises(DataError, match="have no text"):
         Tokens(path="x", tokenizer=Bytes()).texts(Places(None, None))

@@ -1,7 +1,7 @@
-"""Sources of tokens, one per file. Importing this package loads all of them.
+"""Sources of data: one file per source. Importing this package loads all of them.
 
-Nothing here reads the clock or a device: the caller passes the folders of data and cache
-(`Places`), and everything else follows from the settings and the text.
+The only environment variables that are read are those of `Places.from_environment`. Everything else
+follows from the settings and the text.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""The windows of a split, and the order in which they are read.
+"""Order of the windows of tokens in training and evaluation.
 
-Training: one epoch is a seeded permutation of the non-overlapping windows of `seq_len + 1` tokens;
-epochs follow one another, and a batch is a pure function of (seed, step). Tokens that do not fill
-a last window are not trained on. Evaluation: every token but the first is predicted exactly once.
+Training: an epoch is a seeded permutation of the non-overlapping windows of `seq_len + 1` tokens,
+and a batch is a pure function of (seed, step). Tokens that do not fill a last window are not used.
+Evaluation: every token except the first is predicted exactly once.
 """
 
 from typing import NamedTuple
@@ -18,9 +18,10 @@ def window_starts(
 
         tokens[start : start + seq_len + 1]
 
-    whose first `seq_len` tokens are inputs and last `seq_len` targets. Every window occurs once
-    per epoch; if the batch size does not divide an epoch, a batch spans two. Row s does not depend
-    on `steps`, nor on the version of NumPy: the raw stream of PCG64 is fixed, its shuffles are not.
+    whose first `seq_len` tokens are inputs and whose last `seq_len` tokens are targets. Every
+    window occurs once per epoch; a batch spans two epochs if its size does not divide an epoch. Row
+    s depends neither on `steps` nor on the version of NumPy, since only the raw stream of PCG64 is
+    used, which is fixed.
 
     Raises ValueError if the tokens do not fill one window.
     """
@@ -37,7 +38,7 @@ def window_starts(
 
 
 class EvaluationWindows(NamedTuple):
-    """Windows of `length + 1` tokens, of whose `length` targets the last `new_targets` count.
+    """Windows of `length + 1` tokens, in which the last `new_targets` targets count.
 
     Window i reads tokens[starts[i] : starts[i] + length + 1].
     """
@@ -47,16 +48,16 @@ class EvaluationWindows(NamedTuple):
     length: int
 
     def counted(self) -> NDArray[np.bool_]:
-        """Return shape (windows, length): True where a target is scored by this window alone."""
+        """Return a mask, shape (windows, length), that is True for the targets that count."""
         return np.arange(self.length) >= self.length - self.new_targets[:, None]
 
 
 def evaluation_starts(n_tokens: int, seq_len: int) -> EvaluationWindows:
-    """Return consecutive windows over a whole split; each target 1 to n_tokens - 1 counts once.
+    """Return consecutive windows over a split, which count targets 1 to n_tokens - 1 once each.
 
-    The last window ends with the split: it starts early enough to be as long as the others, and
+    The last window has the same length and ends with the split, so it overlaps the one before, and
     only its new targets count. A split shorter than `seq_len + 1` is one shorter window. Raises
-    ValueError below two tokens.
+    ValueError for fewer than two tokens.
     """
     n_targets = n_tokens - 1
     if n_targets < 1:

@@ -1,7 +1,7 @@
-"""Text to token ids and back, exactly: `decode(encode([text])) == text` for every text.
+"""Convert text to token ids and back, exactly: `decode(encode([text])) == text` for every text.
 
-Documents are encoded whole, one after the other, and nothing is put between them: a token stands
-for bytes of the text and for nothing else, so that bits per byte can be computed from the tokens.
+Whole documents are encoded one after another, without separators. Every token represents bytes of
+the text, so bits per byte follow from the tokens:
 
     bits per byte = nats per token / ln 2 * tokens / bytes
 """
@@ -22,39 +22,39 @@ from attnlab.data.places import DataError
 
 TokenIds: TypeAlias = NDArray[np.uint16 | np.int32]
 
-PIECE_CHARACTERS = 1 << 16  # a long document is cut to about this, so that all cores encode it
-BATCH_PIECES = 128  # pieces in flight: bounds the memory of one call
+PIECE_CHARACTERS = 1 << 16  # about the length of the parts of a long document, for use of all cores
+BATCH_PIECES = 128  # pieces per call, which limits its memory
 
 
 class Codec(ABC):
-    """A tokenizer ready for use: trained, or read from its files."""
+    """A tokenizer that is ready for use: trained, or read from its files."""
 
-    vocab_size: int  # rows of the model's embedding: every id is below
+    vocab_size: int  # rows of the model's embedding; every id is lower
     n_tokens: int  # tokens that exist, at most `vocab_size`
-    fingerprint: str  # the same for two codecs that encode every text to the same ids
+    fingerprint: str  # equal for codecs that encode every text to equal ids
 
     @abstractmethod
     def encode(self, documents: Iterable[str]) -> TokenIds:
-        """Return the ids of all documents in order, shape (tokens,), as `id_dtype(vocab_size)`."""
+        """Return the ids of all documents in order, shape (tokens,), in `id_dtype(vocab_size)`."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of these ids. Bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of token ids. Bytes that are not UTF-8 become U+FFFD."""
 
     @abstractmethod
     def n_bytes(self, ids: TokenIds) -> int | None:
-        """Return the number of UTF-8 bytes that these ids stand for, or None if it is unknown."""
+        """Return the number of UTF-8 bytes of the text of these ids, or None if it is unknown."""
 
     @abstractmethod
     def to_json(self) -> str:
-        """Return the codec as JSON text, for a record; `Tokenizer.restore` reads it."""
+        """Return the whole codec as JSON, the inverse of `Tokenizer.restore`."""
 
 
 class ByteLevelCodec(Codec):
     """Byte-level BPE with GPT-2's pre-tokenisation, run by the tokenizers library on all cores.
 
-    The library warns on standard error, and falls back to one core, in a process forked after it
-    encoded; start workers afresh (spawn), or set TOKENIZERS_PARALLELISM for them.
+    In a process that was forked after encoding, the library writes a warning and uses one core:
+    spawn workers instead, or set TOKENIZERS_PARALLELISM.
     """
 
     def __init__(self, trained: TrainedTokenizer, vocab_size: int) -> None:
@@ -85,7 +85,7 @@ class ByteLevelCodec(Codec):
     def _width_of_token(self) -> NDArray[np.int64]:
         widths = np.zeros(self.vocab_size, np.int64)
         for token, i in self.trained.get_vocab().items():
-            widths[i] = len(token)  # the byte-level alphabet writes one character for one byte
+            widths[i] = len(token)  # the byte-level alphabet has one character per byte
         return widths
 
 
@@ -110,21 +110,21 @@ class BytesCodec(Codec):
 
 
 class IdsCodec(Codec):
-    """Ids whose text is unknown; they are shown as numbers."""
+    """Token ids without known text, shown as numbers."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = self.n_tokens = vocab_size
         self.fingerprint = f"ids below {vocab_size}"
 
     def encode(self, documents: Iterable[str]) -> TokenIds:
-        """Return the ids in text that `decode` wrote: numbers with white space between them."""
+        """Read numbers that are separated by white space, as `decode` writes them."""
         try:
             ids = [int(word) for document in documents for word in document.split()]
             return np.array(ids, id_dtype(self.vocab_size))
         except (ValueError, OverflowError) as error:
             raise DataError(
-                "tokenizer=ids knows numbers only, the text holds something else "
-                f"({error}); for text say tokenizer=bpe"
+                "tokenizer=ids reads numbers only, and the text holds something else "
+                f"({error}); use tokenizer=bpe for text"
             ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -138,16 +138,16 @@ class IdsCodec(Codec):
 
 
 def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
-    """Return the smaller of the two dtypes of token ids that holds every id of the vocabulary."""
+    """Return uint16 if it holds every id of the vocabulary, else int32."""
     return np.uint16 if vocab_size <= 1 << 16 else np.int32
 
 
 def pieces(document: str) -> Iterator[str]:
-    """Yield a document in parts of about `PIECE_CHARACTERS`, cut where GPT-2's pattern cuts anyway.
+    """Yield a document in parts of about `PIECE_CHARACTERS`, without a change of any token.
 
-    The pattern keeps the last white space before a word apart from what is before it: a space goes
-    with the word, a newline stands alone. Cutting in front of it therefore changes no token. A
-    document without such a place stays whole.
+    A cut is made before the last white space in front of a word, where GPT-2's pattern always cuts:
+    a space belongs to the word, and a newline stands alone. A document without such a place stays
+    whole.
     """
     start = 0
     while found := _BEFORE_A_WORD.search(document, start + PIECE_CHARACTERS):
@@ -160,13 +160,13 @@ _BEFORE_A_WORD = re.compile(r"[ \n](?=\w)")
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch, room = list[str](), BATCH_PIECES * PIECE_CHARACTERS
+    batch, left = list[str](), BATCH_PIECES * PIECE_CHARACTERS
     for document in documents:
         for piece in pieces(document):
             batch.append(piece)
-            room -= len(piece)
-            if room <= 0:
+            left -= len(piece)
+            if left <= 0:
                 yield batch
-                batch, room = [], BATCH_PIECES * PIECE_CHARACTERS
+                batch, left = [], BATCH_PIECES * PIECE_CHARACTERS
     if batch:
         yield batch

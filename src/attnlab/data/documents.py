@@ -1,7 +1,7 @@
-"""Documents, and reading them from files without changing a byte.
+"""Read documents from files without a change of any byte.
 
-A text file is one document, a line of a .jsonl file is one; .gz is unpacked. Text is UTF-8, and
-line ends, byte-order marks and blank lines are kept as they are.
+A text file is one document, and so is a line of a .jsonl file; .gz is decompressed. Text is UTF-8,
+and line ends, byte-order marks and blank lines are kept.
 """
 
 import gzip
@@ -19,14 +19,14 @@ ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 
 
 class Measure(NamedTuple):
-    """A fingerprint of a sequence of documents, and its size in bytes of UTF-8."""
+    """The hash of a sequence of documents, and the number of its UTF-8 bytes."""
 
     sha256: str
     n_bytes: int
 
 
 def measure(documents: Iterable[str]) -> Measure:
-    """Return the measure of documents: of their contents, their order and their ends."""
+    """Hash documents by their contents, their order and their boundaries."""
     digest, n_bytes = hashlib.sha256(), 0
     for document in documents:
         text = document.encode()
@@ -37,7 +37,7 @@ def measure(documents: Iterable[str]) -> Measure:
 
 
 def split_named(name: str) -> str | None:
-    """Return the split that a file or folder of this name holds, or None.
+    """Return the split that a file or folder with this name holds, or None.
 
     >>> split_named("validation.txt.gz"), split_named("training.txt")
     ('valid', None)
@@ -50,19 +50,19 @@ def split_named(name: str) -> str | None:
 def read_documents(path: Path, field: str = "text") -> list[str]:
     """Return the documents of one file, without empty ones.
 
-    Raises DataError if the file cannot be read or unpacked, is not UTF-8, or a line of .jsonl
-    has no text in `field`.
+    Raises DataError if the file cannot be read or decompressed, if it is not UTF-8, or if a line of
+    .jsonl has no text in `field`.
     """
     text = read_text(path)
     if ".jsonl" not in path.suffixes:
         return [text] if text else []
-    # only "\n" ends a line of .jsonl: U+2028 and its like may stand inside a JSON string
+    # only "\n" ends a line of .jsonl: U+2028 and others may occur inside a JSON string
     lines = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
     return [document for n, line in lines if (document := _field_of(line, field, f"{path}:{n}"))]
 
 
 def read_text(path: Path) -> str:
-    """Return the whole text of a file, unchanged. Raises DataError like `read_documents`."""
+    """Return the unchanged text of a file. Raises DataError like `read_documents`."""
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()

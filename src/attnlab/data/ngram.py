@@ -1,13 +1,14 @@
-"""Prediction of a text by counting: Kneser-Ney n-grams and a cache of the window's own context.
+"""Loss of an n-gram model: Kneser-Ney n-grams mixed with a cache of the window's own context.
 
     p_k(w | c) = (max(n(c w) - D_k, 0) + D_k n1(c) p_{k-1}(w | c')) / n(c)
     p(w)       = sum_j weight_j p_j(w)
 
-c is the k tokens before w and c' is c without its first; n counts occurrences, below the highest
-order distinct tokens before (Kneser & Ney 1995); n1(c) counts distinct tokens after c; D_k is
-estimated from the counts (Ney, Essen & Kneser 1994). j runs over the orders k and a cache (Kuhn &
-De Mori 1990): how often w followed the last 0, 1 or 2 tokens earlier in the same window. On
-character-level Shakespeare this comes to 1.48 nats; a Transformer's best there is 1.47 (nanoGPT).
+c is the k tokens before w, and c' is c without its first token. n counts occurrences at the highest
+order and distinct preceding tokens below it (Kneser & Ney 1995). n1(c) counts distinct tokens after
+c. D_k is estimated from the counts (Ney, Essen & Kneser 1994). j runs over the orders k and a cache
+(Kuhn & De Mori 1990): the frequency with which w followed the last 0, 1 or 2 tokens earlier in the
+same window. On character-level Shakespeare the loss is 1.48 nats/token; the best of a Transformer
+is 1.47 (nanoGPT).
 
 Shapes: N tokens, W windows, T tokens of a window that are predicted.
 """
@@ -32,7 +33,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 
 def ngram_loss(train: TokenIds, valid: TokenIds, *, vocab_size: int, seq_len: int) -> float:
-    """Return nats/token of `valid`, its windows predicted from themselves and from `train`."""
+    """Return the loss on `valid` in nats/token, in windows of `seq_len`, trained on `train`."""
     windows = evaluation_starts(len(valid), seq_len)
     wanted = max(1, SAMPLED // windows.length)
     starts_W = windows.starts[:: max(1, len(windows.starts) // wanted)]
@@ -42,7 +43,7 @@ def ngram_loss(train: TokenIds, valid: TokenIds, *, vocab_size: int, seq_len: in
 
 
 def _kneser_ney(train_N: TokenIds, tokens_WT1: TokenIds, vocab_size: int) -> list[Floats]:
-    """Return, by order from 0, the probability of each token but the first of a window, (W, T)."""
+    """Return by order, from 0, the probability of the tokens after the first, shape (W, T)."""
     steps = list[tuple[Floats, Floats]]()  # p_k = own + weight p_{k-1}, from the highest order
     longest = min(ORDER, len(train_N))
     ends = np.arange(longest - 1, len(train_N))  # of the n-grams that are counted
@@ -69,9 +70,9 @@ def _kneser_ney(train_N: TokenIds, tokens_WT1: TokenIds, vocab_size: int) -> lis
 
 
 def _cache(tokens_WT1: TokenIds) -> list[Floats]:
-    """Return, by length of the context, how often this token followed it in the window so far.
+    """Return by length of the context the frequency of each token after it, earlier in the window.
 
-    A context that is new in the window has the probabilities of the shorter one.
+    A context that is new in the window has the frequencies of the shorter one. Shapes are (W, T).
     """
     n_seen_WT = np.arange(1, tokens_WT1.shape[1])[None]
     p_WT = _earlier(tokens_WT1)[:, 1:] / n_seen_WT
@@ -85,7 +86,7 @@ def _cache(tokens_WT1: TokenIds) -> list[Floats]:
 
 
 def _mixed_loss(p_JN: Floats) -> float:
-    """Return the mean nats under the mixture of these models, with weights fitted by EM."""
+    """Return the mean loss of a mixture whose weights are fitted to the same tokens by EM."""
     weight_J1 = np.full((len(p_JN), 1), 1 / len(p_JN))
     for _ in range(ROUNDS):
         joint_JN = weight_J1 * p_JN
@@ -94,9 +95,9 @@ def _mixed_loss(p_JN: Floats) -> float:
 
 
 def _keys(tokens_T: TokenIds, k: int) -> Keys:
-    """Return a number for the last `k` tokens up to each place, the same for the same tokens.
+    """Return a hash of the last `k` tokens up to each position, within each row.
 
-    If there are fewer than `k`, it is a number that no `k` tokens have. Rows are independent.
+    With fewer than `k` tokens before it, a position has a hash that no `k` tokens have.
     """
     keys_T = np.zeros(tokens_T.shape, np.uint64)
     for i in reversed(range(min(k, tokens_T.shape[-1]))):
@@ -106,13 +107,13 @@ def _keys(tokens_T: TokenIds, k: int) -> Keys:
 
 
 def _occurrences(sorted_keys: Keys, asked: Keys) -> NDArray[np.int64]:
-    """Return the number of times that each requested key is among the sorted ones."""
+    """Return how often each requested key occurs among the sorted ones."""
     last = np.searchsorted(sorted_keys, asked, "right")
     return last - np.searchsorted(sorted_keys, asked, "left")
 
 
 def _earlier(keys_WT: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Return the number of times that each key occurred before in its row."""
+    """Return how often each key has occurred before in its row."""
     order_WT = np.argsort(keys_WT, axis=1, kind="stable")
     sorted_WT = np.take_along_axis(keys_WT, order_WT, 1)
     place_T = np.arange(keys_WT.shape[1])

@@ -1,8 +1,8 @@
-"""The contract of a source of data: settings that load a corpus, three splits of token ids.
+"""The interface of a source of data: settings that load a corpus, three splits of token ids.
 
     bits per byte = nats per token / ln 2 * tokens / bytes
 
-compares models across tokenizers: tokens differ, the bytes of the text do not.
+makes models with different tokenizers comparable, since the bytes of the text are the same.
 """
 
 import hashlib
@@ -31,24 +31,24 @@ class Texts:
     train: Sequence[str]
     valid: Sequence[str]
     test: Sequence[str] | None
-    origin: str  # their source in words, without folders of this machine
+    origin: str  # description of the source, without the folders of this machine
 
     def splits(self) -> dict[str, Sequence[str]]:
-        """Return the existing splits by name."""
-        present: dict[str, Sequence[str]] = {"train": self.train, "valid": self.valid}
-        return present if self.test is None else {**present, "test": self.test}
+        """Return the splits by name; test only if there is one."""
+        splits: dict[str, Sequence[str]] = {"train": self.train, "valid": self.valid}
+        return splits if self.test is None else {**splits, "test": self.test}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
-    """Token ids of each split, and what they stand for. Arrays may be read-only memory maps."""
+    """Token ids of each split, with their codec. Arrays may be read-only memory maps."""
 
-    train: TokenIds  # (tokens,), uint16 where every id of the vocabulary fits, else int32
+    train: TokenIds  # (tokens,), uint16 if every id of the vocabulary fits, else int32
     valid: TokenIds
     test: TokenIds | None
-    bytes: Mapping[str, int | None]  # UTF-8 bytes of the text; None if unknown
+    bytes: Mapping[str, int | None]  # UTF-8 bytes of the text by split; None if unknown
     codec: Codec
-    fingerprint: str  # hexadecimal; equal for the same text and tokenizer, in any folder
+    fingerprint: str  # hexadecimal; equal for equal text and tokenizer, in any folder
     description: Mapping[str, Any]  # JSON values for a record
 
     @property
@@ -56,16 +56,16 @@ class Corpus:
         return self.codec.vocab_size
 
     def splits(self) -> dict[str, TokenIds]:
-        """Return the existing splits by name."""
-        present: dict[str, TokenIds] = {"train": self.train, "valid": self.valid}
-        return present if self.test is None else {**present, "test": self.test}
+        """Return the splits by name; test only if there is one."""
+        splits: dict[str, TokenIds] = {"train": self.train, "valid": self.valid}
+        return splits if self.test is None else {**splits, "test": self.test}
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of these ids."""
+        """Return the text of token ids."""
         return self.codec.decode(ids)
 
     def bits_per_byte(self, split: str, nats_per_token: float) -> float | None:
-        """Return a split's mean loss in bits/byte of its text, or None if its bytes are unknown."""
+        """Return the mean loss of a split in bits per byte, or None if its bytes are unknown."""
         n_bytes = self.bytes[split]
         if n_bytes is None:
             return None
@@ -74,12 +74,12 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Choice, ABC):
-    """Settings of one source of text; knows the size of its vocabulary before any text is read."""
+    """Settings of one source of text. The vocabulary's size is known before any text is read."""
 
     tokenizer: Tokenizer
 
     def identity_fields(self) -> dict[str, Any]:
-        """Return `to_dict` without paths: the fingerprint identifies the data."""
+        """Return `to_dict` without paths, since the fingerprint identifies the data."""
 
         def without_places(tree: dict[str, Any]) -> dict[str, Any]:
             return {
@@ -95,10 +95,10 @@ class DataConfig(Choice, ABC):
         """Return the documents of every split. Raises DataError if they are missing or unfit."""
 
     def load(self, places: Places) -> Corpus:
-        """Return the corpus: tokenizer trained on the training split, documents encoded in order.
+        """Return the corpus: the tokenizer is trained on the training split and encodes all splits.
 
-        Tokenizer and ids are kept in `places.cache` under the fingerprint of text and settings,
-        and the ids are mapped from there. Raises DataError.
+        Tokenizer and ids are cached in `places.cache` by the fingerprint of text and settings, and
+        the ids are memory-mapped from there. Raises DataError if the data is missing or unfit.
         """
         texts = self.texts(places)
         splits = texts.splits()
@@ -129,7 +129,7 @@ class DataConfig(Choice, ABC):
         contents: Mapping[str, str],
         **facts: Any,
     ) -> Corpus:
-        """Return the corpus with its fingerprint, of `contents` and codec, and its description."""
+        """Return a corpus with its description and the fingerprint of `contents` and codec."""
         identity = json.dumps([codec.fingerprint, dict(contents)], sort_keys=True)
         return Corpus(
             train=ids["train"],

@@ -1,9 +1,9 @@
-"""The embedded corpus: the source of the Python standard library that is running.
+"""The embedded corpus: the source code of the running Python's standard library.
 
-It needs no download. Another version of Python is another corpus, with its own fingerprint.
-Files come in an arbitrary fixed order of their names until `max_bytes` are full. No top-level
-module fills more than a sixteenth, so that no table of encodings becomes the subject. A module is
-in one split with all its files, a twentieth of the bytes each for validation and test.
+It needs no download. Another version of Python is another corpus, with its own fingerprint. Files
+are taken in a fixed, arbitrary order of their names until `max_bytes` is reached. No top-level
+module has more than a sixteenth of the bytes, so that tables of encodings do not dominate. All
+files of a module are in the same split; validation and test have a twentieth of the bytes each.
 """
 
 import platform
@@ -31,7 +31,7 @@ NOT_THE_LIBRARY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Stdlib(DataConfig):
-    """Source files of Python's standard library: text that every machine has."""
+    """Text for a few minutes of training, on any machine that runs Python."""
 
     max_bytes: int = 3_000_000
     tokenizer: Tokenizer = field(default_factory=lambda: BPE(vocab_size=1_024))
@@ -54,24 +54,24 @@ class Stdlib(DataConfig):
         if not all(splits.values()):
             raise DataError(
                 f"{folder} holds the source of {len(sources)} modules, too few to split: this "
-                "Python comes without its library's source. Name other text: data=text."
+                "Python comes without its library's source. Use other text: data=text."
             )
         origin = f"standard library of Python {platform.python_version()}, {len(sources)} files"
         return Texts(**splits, origin=origin)
 
     def _choose(self, folder: Path) -> dict[str, str]:
-        """Return source texts by path below the library's folder, sorted."""
-        chosen, room = dict[str, str](), self.max_bytes
-        room_of_module = Counter[str]()
+        """Return the chosen source texts by path within the library's folder, sorted."""
+        chosen, left = dict[str, str](), self.max_bytes
+        left_of_module = Counter[str]()
         for name in sorted(_library_files(folder), key=rank):
             module = _module(name)
             text = _source(folder / name)
             size = len(text.encode())
-            room_of_module.setdefault(module, int(self.max_bytes * LARGEST_MODULE))
-            if 0 < size <= min(room, room_of_module[module]):
+            left_of_module.setdefault(module, int(self.max_bytes * LARGEST_MODULE))
+            if 0 < size <= min(left, left_of_module[module]):
                 chosen[name] = text
-                room -= size
-                room_of_module[module] -= size
+                left -= size
+                left_of_module[module] -= size
         return dict(sorted(chosen.items()))
 
 
@@ -91,7 +91,7 @@ def _module(name: str) -> str:
 
 
 def _source(path: Path) -> str:
-    """Return the text in the encoding that the file declares (PEP 263), or "" if it is invalid."""
+    """Decode a file by its declared encoding (PEP 263); return "" if that is impossible."""
     try:
         with path.open("rb") as file:
             encoding, _ = tokenize.detect_encoding(file.readline)

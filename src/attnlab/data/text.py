@@ -1,12 +1,12 @@
-"""Text files of the user: .txt, .txt.gz, .jsonl and .jsonl.gz, and folders of them.
+"""The user's text files: .txt, .txt.gz, .jsonl and .jsonl.gz, and folders of them.
 
-Splits, by the first of these that applies:
+The first of these rules that applies makes the splits:
 
-1. files, or folders above them, called train, valid (val, validation) and test: these alone;
-2. whole documents are held out (a file is one, a line of .jsonl is one), chosen by their contents,
-   the same document always on one side;
-3. if documents are too few or too large for that, the end of every document is held out, cut at
-   a paragraph: of a single long file its last `held_out`.
+1. Files, or their folders, named train, valid (val, validation) and test are the splits.
+2. Whole documents are held out, chosen by their contents. A file is a document, and so is a line of
+   .jsonl. Equal documents are in the same split.
+3. If documents are too few or too large for that, the end of every document is held out, cut at a
+   paragraph: of a single long file, its last `held_out`.
 """
 
 from collections import defaultdict
@@ -25,11 +25,14 @@ from attnlab.data.tokenizer import BPE, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Text(DataConfig):
-    """Text files. Relative paths are looked up as they stand, then in the data folder."""
+    """Text files or folders.
+
+    Relative paths are searched in the working directory, then in the data folder.
+    """
 
     paths: tuple[str, ...]
-    text_field: str = "text"  # field of a .jsonl line that holds its text
-    held_out: float = 0.1  # share of the text, half of it for validation and half for test
+    text_field: str = "text"  # the field of a .jsonl line that holds its text
+    held_out: float = 0.1  # fraction of the text, half for validation and half for test
     tokenizer: Tokenizer = field(default_factory=lambda: BPE(vocab_size=8_192))
 
     def problems(self) -> Iterator[Problem]:
@@ -47,7 +50,7 @@ class Text(DataConfig):
         if "train" in by_split and by_split.keys() - {"train", None}:
             if "valid" not in by_split:
                 raise DataError(
-                    f"{', '.join(self.paths)}: files called train and test, and none called valid"
+                    f"{', '.join(self.paths)}: files are named train and test, but none valid"
                 )
             return self._named(by_split)
         documents = self._documents(files)
@@ -70,7 +73,7 @@ class Text(DataConfig):
 
 class _File(NamedTuple):
     path: Path
-    split: str | None  # from its name, or that of a folder below the one given
+    split: str | None  # named by the file, or by a folder within the given one
 
 
 def _files(path: str, places: Places) -> list[_File]:
@@ -95,7 +98,7 @@ def _files(path: str, places: Places) -> list[_File]:
 
 
 def _held_out(documents: Sequence[str], share: float) -> tuple[dict[str, list[str]], str]:
-    """Return the documents of each split, and a description of how they were chosen."""
+    """Return the documents of each split, and a description of the rule that chose them."""
     contents = [measure([document]) for document in documents]
     sizes: defaultdict[str, int] = defaultdict(int)
     for sha256, n_bytes in contents:

@@ -1,8 +1,8 @@
 """Settings of tokenizers, which are trained on the training split or read from files.
 
 Byte-level byte-pair encoding: text is cut into words by GPT-2's pattern, a word is a sequence of
-bytes, and the most frequent pair of neighbours becomes a new token until there are `vocab_size`.
-With all 256 bytes in the alphabet nothing is unknown. Sennrich et al. 2016 (arXiv:1508.07909);
+bytes, and the most frequent pair of neighbours becomes a new token, until there are `vocab_size`
+tokens. All 256 bytes are tokens, so no text is unknown. Sennrich et al. 2016 (arXiv:1508.07909);
 Radford et al. 2019 (GPT-2).
 """
 
@@ -20,18 +20,18 @@ from attnlab.data.codec import ByteLevelCodec, BytesCodec, Codec, IdsCodec, piec
 from attnlab.data.documents import measure
 from attnlab.data.places import DataError, Places, cached
 
-LEAST_FREQUENCY = 2  # occurrences of a pair that becomes a token
+LEAST_FREQUENCY = 2  # a pair that occurs once does not become a token
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer(Choice, ABC):
-    """Settings of a tokenizer. The size of the vocabulary is known before any text is read."""
+    """Settings of a tokenizer. The vocabulary's size is known before any text is read."""
 
     vocab_size: int
 
     @abstractmethod
     def fit(self, training: Iterable[str], places: Places) -> Codec:
-        """Return the tokenizer ready for use, trained on these documents if it is one to train.
+        """Return the codec, trained on the documents of the training split or read from files.
 
         Raises DataError if a file is missing or invalid.
         """
@@ -43,10 +43,11 @@ class Tokenizer(Choice, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BPE(Tokenizer):
-    """Byte-level BPE, trained on the training split and cached by its fingerprint.
+    """Byte-pair encoding, trained on the training split and cached by its fingerprint.
 
-    A small text may not hold `vocab_size` frequent pairs; the vocabulary keeps its stated size, the
-    ids without a token never occur. The description of the corpus has the true number of tokens.
+    A small text may have fewer than `vocab_size` frequent pairs. The vocabulary then keeps its
+    stated size, ids without a token never occur, and the description of the corpus has the number
+    of tokens.
     """
 
     vocab_size: int = 32_000
@@ -54,7 +55,7 @@ class BPE(Tokenizer):
     def problems(self) -> Iterator[Problem]:
         if self.vocab_size < 257:
             message = f"must be at least 257 (256 bytes and one merge), got {self.vocab_size}"
-            yield Problem("vocab_size", f"{message}; tokenizer=bytes is the one with 256")
+            yield Problem("vocab_size", f"{message}; tokenizer=bytes has 256")
 
     def fit(self, training: Iterable[str], places: Places) -> ByteLevelCodec:
         documents = list(training)
@@ -83,9 +84,9 @@ class BPE(Tokenizer):
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2(Tokenizer):
-    """GPT-2's own, or another byte-level BPE of its kind, from vocab.json and merges.txt.
+    """GPT-2's tokenizer, or another byte-level BPE, from vocab.json and merges.txt.
 
-    Without `path` the files are looked up in the data folder and in its `gpt2-tokenizer`.
+    Without `path`, the files are searched in the data folder and in its `gpt2-tokenizer`.
     """
 
     path: str | None = None
@@ -102,9 +103,9 @@ class GPT2(Tokenizer):
             codec = ByteLevelCodec(
                 _byte_level(models.BPE.from_file(str(vocab), str(merges))), self.vocab_size
             )
-        except Exception as error:  # the library raises no narrower class
+        except Exception as error:  # the library raises no more specific class
             raise DataError(
-                f"{vocab.parent}: vocab.json and merges.txt do not fit: {error}"
+                f"{vocab.parent}: vocab.json and merges.txt do not match: {error}"
             ) from None
         missing = set(pre_tokenizers.ByteLevel.alphabet()) - codec.trained.get_vocab().keys()
         if missing:
@@ -138,13 +139,13 @@ class GPT2(Tokenizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes(Tokenizer):
-    """One token per byte: 256 tokens, nothing to train."""
+    """One token per byte: 256 tokens, without training."""
 
     vocab_size: int = 256
 
     def problems(self) -> Iterator[Problem]:
         if self.vocab_size != 256:
-            yield Problem("vocab_size", f"there are 256 bytes, got {self.vocab_size}")
+            yield Problem("vocab_size", f"must be 256, the number of bytes; got {self.vocab_size}")
 
     def fit(self, training: Iterable[str], places: Places) -> BytesCodec:
         del training, places
@@ -157,7 +158,7 @@ class Bytes(Tokenizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Ids(Tokenizer):
-    """Saved tokens whose text is unknown: numbers below `vocab_size`."""
+    """Saved tokens without known text: numbers below `vocab_size`."""
 
     def problems(self) -> Iterator[Problem]:
         if self.vocab_size < 1:

@@ -1,8 +1,7 @@
-"""Saved token ids: an .npz with train, valid and perhaps test, or a folder of train.npy and so on.
+"""Saved token ids: an .npz file with train, valid and optionally test, or a folder of .npy files.
 
-The arrays of a folder are mapped, not read. `train_bytes`, `valid_bytes` and `test_bytes` may stand
-beside them: the UTF-8 bytes of the text. Otherwise they follow from the tokenizer's vocabulary, if
-it has one.
+The arrays of a folder are memory-mapped. An optional `train_bytes` (`valid_bytes`, `test_bytes`) is
+the number of UTF-8 bytes of the split's text; without it, the tokenizer computes it if it can.
 """
 
 import hashlib
@@ -24,9 +23,10 @@ from attnlab.data.tokenizer import BPE, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(DataConfig):
-    """Saved token ids. A relative path is looked up as it stands, then in the data folder.
+    """Saved tokens. A relative path is searched in the working directory, then in the data folder.
 
-    `tokenizer` is what made the tokens: `gpt2` or `bytes`, or `ids` with the `vocab_size` alone.
+    `tokenizer` is the one that made the tokens: `gpt2`, `bytes`, or `ids`, which only has a
+    `vocab_size`.
     """
 
     path: str
@@ -35,12 +35,12 @@ class Tokens(DataConfig):
     def problems(self) -> Iterator[Problem]:
         if isinstance(self.tokenizer, BPE):
             yield Problem(
-                "tokenizer", "bpe is trained on text, and saved tokens have none: ids or gpt2"
+                "tokenizer", "bpe is trained on text, and saved tokens have none: use ids or gpt2"
             )
 
     def texts(self, places: Places) -> Texts:
         del places
-        raise DataError(f"{self.path}: saved tokens come without text")
+        raise DataError(f"{self.path}: saved tokens have no text")
 
     def load(self, places: Places) -> Corpus:
         arrays, origin = self._arrays(places)
@@ -74,12 +74,16 @@ class Tokens(DataConfig):
             with np.load(found) as archive:
                 return dict(archive), found.name
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{found} is no .npz, nor a folder of .npy files: {error}") from None
+            raise DataError(
+                f"{found} is neither an .npz file nor a folder of .npy files: {error}"
+            ) from None
 
     def _checked(self, split: str, tokens: NDArray[Any]) -> TokenIds:
         where, vocab_size = f"{self.path}, {split}", self.tokenizer.vocab_size
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise DataError(f"{where}: one row of whole numbers, not {tokens.dtype}{tokens.shape}")
+            raise DataError(
+                f"{where}: expected a vector of whole numbers, got {tokens.dtype}{tokens.shape}"
+            )
         if not tokens.size:
             raise DataError(f"{where}: empty")
         least, most = int(tokens.min()), int(tokens.max())

@@ -1,7 +1,7 @@
 """WikiText-2: two million words of good and featured Wikipedia articles.
 
-The word-level edition, in which rare words are `<unk>` and punctuation stands apart; every split
-is one document. Merity et al. 2016 (arXiv:1609.07843).
+This is the word-level edition, in which rare words are `<unk>` and punctuation is separated by
+spaces. Every split is one document. Merity et al. 2016 (arXiv:1609.07843).
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,9 @@ HUB = ("Salesforce/wikitext", "wikitext-2-v1")
 
 @dataclass(frozen=True, kw_only=True)
 class WikiText2(DataConfig):
-    """WikiText-2, from `path`, the data folder, its wikitext-2 or wikitext2, or the hub.
+    """WikiText-2 from `path`, else the data folder, its wikitext-2 or wikitext2, else the hub.
 
-    A folder holds train, valid and test as .txt or .txt.gz, or as wiki.train.tokens and so on.
+    The folder holds train, valid and test as .txt, as .txt.gz, or as wiki.train.tokens and so on.
     """
 
     path: str | None = None
@@ -69,9 +69,9 @@ def _file_of(split: str, folder: Path) -> Path | None:
 
 
 def _from_hub() -> Texts:
-    """Return the same bytes as the files. Raises ImportError, or the error of the download."""
+    """Download the same bytes as in the files. Raises ImportError, or the download's error."""
     splits: Mapping[str, Iterable[Mapping[str, Any]]] = import_module("datasets").load_dataset(*HUB)
-    # the hub empties the blank lines, which are one space in the files
+    # blank lines are empty on the hub, and one space in the files
     train, valid, test = (
         ["".join(row["text"] or " \n" for row in splits[split])]
         for split in ("train", "validation", "test")

@@ -1,1 +1,1 @@
-"""The device: memory, time, peak rates, environment."""
+"""The device: peak memory, time of calls, peak rates, and the record of the environment."""

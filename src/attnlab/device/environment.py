@@ -1,4 +1,4 @@
-"""Environment of a run, for its record: code, packages, device, time."""
+"""Record of a run's environment: code, packages, device, time."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ _PACKAGES = (
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return the environment as JSON values; times are UTC."""
+    """Return the environment as JSON values, with times in UTC."""
     return {
         "attnlab": __version__,
         "git": _git_state(),

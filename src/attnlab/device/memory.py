@@ -1,8 +1,9 @@
-"""Peak memory of a part of a run: its growth over what the process held before.
+"""Peak memory of a section of work, in bytes above the memory in use before it.
 
-On CUDA it is counted in bytes allocated by torch's allocator, with recorded graphs and without the
-workspaces that matrix products keep per stream; on Linux without CUDA in bytes of the resident set.
-Elsewhere it is unknown. Memory that earlier work left is released first.
+The baseline is taken when a `PeakMemory` is made, after memory of earlier work is released. On CUDA
+it counts the bytes allocated by torch's allocator, including recorded graphs, excluding the
+workspaces that matrix products keep for each stream. On Linux without CUDA it counts the resident
+set. On other systems it is unknown.
 """
 
 import ctypes
@@ -19,12 +20,12 @@ _CLEAR = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resid
 
 
 class PeakMemory:
-    """The highest peak of all code run under `measuring`, in bytes."""
+    """The highest peak of all sections of work under `measuring`; None if it is unknown."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.peak_bytes: int | None = None
-        gc.collect()  # a model and its optimizer refer to each other
+        gc.collect()  # a model and its optimizer reference each other
         self.baseline = 0
         if device.type == "cuda":
             _make_workspaces(device)
@@ -38,6 +39,7 @@ class PeakMemory:
 
     @contextmanager
     def measuring(self) -> Generator[None, None, None]:
+        """Measure the work in this context."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.device.type == "cpu":
@@ -54,16 +56,16 @@ class PeakMemory:
 
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one side stream of a device; matrix products keep a workspace per stream."""
+    """Return a second stream, always the same: each stream costs a workspace of matrix products."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def beside(device: torch.device) -> Generator[None, None, None]:
-    """Run the body on the side stream, after the work queued before it and before later work.
+    """Run the work in this context on the side stream, ordered with the current stream.
 
-    The steps before a CUDA graph is recorded run there, so that nothing that they allocate belongs
-    to a stream that is recorded later.
+    The steps before the recording of a CUDA graph run here, so that nothing they allocate belongs
+    to the stream that is recorded later.
     """
     side, current = side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(current)
@@ -73,7 +75,7 @@ def beside(device: torch.device) -> Generator[None, None, None]:
 
 
 def _make_workspaces(device: torch.device) -> None:
-    """Allocate the workspaces of the two streams of a run, so that no run counts them."""
+    """Allocate the workspaces of both streams of a run, so that they are in every baseline."""
     for stream in (torch.cuda.current_stream(device), side_stream(device)):
         with torch.cuda.stream(stream):
             for dtype in (torch.float32, torch.bfloat16):
@@ -92,5 +94,5 @@ def _resident(field: str) -> int | None:
 def _reset_resident_peak() -> None:
     try:
         _CLEAR.write_text("5")
-    except OSError:  # not Linux, or not permitted: the peak is that of the whole process
+    except OSError:  # not Linux, or not permitted: the peak is then that of the whole process
         return

@@ -1,6 +1,6 @@
-"""Measured peak rates of a device: FLOPs/second of matrix products and bytes/second of copies.
+"""Measured peak rates of a device: of matrix products (FLOP/s) and of memory copies (byte/s).
 
-Unlike the numbers of a datasheet, programs can reach them.
+No program reaches the rates of a datasheet, so fractions are given of these.
 """
 
 from functools import cache
@@ -12,6 +12,8 @@ from attnlab.device.timer import time_calls
 
 
 class Ceilings(NamedTuple):
+    """The highest measured rates of a device."""
+
     matrix_flops_per_second: float  # of one large product, 2 per multiply-add
     matrix_dtype: str
     matrix_size: int  # rows and columns
@@ -20,7 +22,7 @@ class Ceilings(NamedTuple):
 
 
 def measure_ceilings(device: torch.device, budget: float) -> Ceilings:
-    """Measure a device for `budget` seconds per rate, in bfloat16 on CUDA, else in float32."""
+    """Measure in bfloat16 on CUDA and in float32 elsewhere, for `budget` seconds each."""
     cuda = device.type == "cuda"
     dtype, size, copied = (
         (torch.bfloat16, 8192, 1 << 30) if cuda else (torch.float32, 512, 32 << 20)
@@ -39,7 +41,7 @@ def measure_ceilings(device: torch.device, budget: float) -> Ceilings:
 
 @cache
 def matrix_rate(size: int, dtype: torch.dtype, device: torch.device, budget: float) -> float:
-    """Return the FLOPs/second of a product of two `size` x `size` matrices, measured once."""
+    """Return FLOP/s of a product of two `size` x `size` matrices, measured once per process."""
     a, b, product = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
     timed = time_calls(lambda: torch.mm(a, b, out=product), device, budget)
     return 2 * size**3 / timed.seconds

@@ -1,7 +1,7 @@
-"""Time per call of a function: the median of many calls after a warm-up, and their spread.
+"""Time of a call: the median of many calls after a warm-up, and their interquartile range.
 
-On CUDA an event is recorded between calls, and the host waits only after the last one. Elsewhere
-the clock is read between calls.
+On CUDA an event is recorded between calls, and the host waits only after the last one. On other
+devices the clock is read between calls.
 """
 
 import statistics
@@ -12,23 +12,25 @@ from typing import NamedTuple
 
 import torch
 
-LEAST, MOST = 5, 200  # calls that are timed
-WARM_UP = 3  # calls before
-PATIENCE = 10  # times the budget: no single call that takes longer is repeated
+LEAST, MOST = 5, 200  # number of calls that are timed
+WARM_UP = 3  # calls before those that are timed
+PATIENCE = 10  # a call that takes longer than this many budgets is not repeated
 
 MOST_CALLS = WARM_UP + 1 + MOST  # of one `time_calls`
 
 
 class Times(NamedTuple):
+    """The time of a call."""
+
     seconds: float  # the median
-    spread_seconds: float | None  # between the quartiles; None of one call
+    spread_seconds: float | None  # interquartile range; None for a single call
     repeats: int
 
 
 def time_calls(call: Callable[[], object], device: torch.device, budget: float) -> Times:
-    """Time repeated calls for about `budget` seconds, at least 5 and at most 200 of them.
+    """Time repeated calls for about `budget` seconds, at least 5 and at most 200 times.
 
-    A call that takes over ten times the budget is made twice, and the second one counts.
+    A call that takes over ten times the budget is made twice, and the second one is timed.
     """
     for warm_up in range(WARM_UP):
         seconds = _one(call, device)
