@@ -114,6 +114,19 @@ def test_the_file_is_named_after_the_mechanism(config):
     assert type(config).__module__ == f"attnlab.mechanisms.{config.kind()}"
 
 
+def test_a_mechanism_is_written_out_in_its_file(config):
+    """Its file has equations, cost, forward, step and state; it inherits none of them."""
+    module = type(config.build(D_MODEL))
+    assert module.__module__ == type(config).__module__
+    assert [base for base in module.__mro__[1:] if base.__module__.startswith("attnlab")] == [
+        Mechanism
+    ]
+    assert {"forward", "step", "init_state"} <= vars(module).keys()
+    assert {"cost", "build"} <= vars(type(config)).keys()
+    shared = [it for it in type(config).__mro__ if it.__module__.startswith("attnlab.modules")]
+    assert len(shared) <= 1
+
+
 def test_settings_survive_json_and_reject_misspelling(config):
     data = config.to_dict()
     assert MechanismConfig.from_dict(data) == config

@@ -78,9 +78,8 @@ def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
     visible_NN = (age_NN >= 0) & (age_NN - _BLOCK + 1 < window)
     full_NN = (age_NN > 0) & (age_NN + _BLOCK - 1 < window)
 
-    width = torch.tensor(
-        window, device=device
-    )  # a tensor, so that one compilation serves all windows
+    # a tensor, so that one compilation serves all windows
+    width = torch.tensor(window, device=device)
 
     def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del batch, head
