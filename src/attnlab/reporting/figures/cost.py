@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -52,25 +52,60 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
         where = " (on the Pareto front)" if on_front else ""
         tip = f"{name}{where}: {numbers.quantity(cost, front.unit)}, loss {loss:.4f}"
         mark(point, style.group, tips=[tip])
-    _name(axes, {name: points[name] for name in front.front if name in points}, styles)
+    _name(axes, points, [name for name in front.front if name in points], styles)
     beyond(axes, low, high, {name: loss for name, (_, loss) in points.items()})
 
 
-def _name(axes: Axes, points: Mapping[str, tuple[float, float]], styles: Styles) -> None:
-    named: list[Any] = []
+def _name(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    named: Sequence[str],
+    styles: Styles,
+) -> None:
+    """Name points where the name covers no other point and no other name."""
+    figure: Any = axes.figure
+    point = figure.dpi / 72  # in display units
+    at = {name: axes.transData.transform(place) for name, place in points.items()}
+    taken = [
+        _Box(x - 6 * point, y - 6 * point, x + 6 * point, y + 6 * point) for x, y in at.values()
+    ]
     low, high = axes.get_ylim()
-    for name, (cost, loss) in points.items():
-        at = axes.transData.transform((cost, loss))
-        crowded = any(abs(at - other)[1] < 12 and abs(at - other)[0] < 70 for other in named)
-        if crowded or not low <= loss <= high:
+    for name in named:
+        if not low <= points[name][1] <= high:
             continue
-        named.append(at)
-        left = axes.transAxes.inverted().transform(at)[0] > 0.5
-        words = axes.annotate(
-            shortened(name, 18), (cost, loss), (-8 if left else 8, 3),
-            textcoords="offset points", ha="right" if left else "left", va="bottom", fontsize=10,
-        )  # fmt: skip
-        mark(words, styles[name].group)
+        text = shortened(name, 18)
+        width, height = 6.2 * len(text) * point, 11 * point
+        x, y = at[name]
+        for right, above in ((1, 1), (0, 1), (1, 0), (0, 0)):
+            left = x + 9 * point if right else x - 9 * point - width
+            bottom = y + 3 * point if above else y - 3 * point - height
+            box = _Box(left, bottom, left + width, bottom + height)
+            if box.within(axes) and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                label = axes.annotate(
+                    text, points[name], (9 if right else -9, 3 if above else -3),
+                    textcoords="offset points", ha="left" if right else "right",
+                    va="bottom" if above else "top", fontsize=10,
+                )  # fmt: skip
+                mark(label, styles[name].group)
+                break
+
+
+class _Box(NamedTuple):
+    """A rectangle in display units."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlaps(self, other: "_Box") -> bool:
+        apart = self.right < other.left or other.right < self.left
+        return not (apart or self.top < other.bottom or other.top < self.bottom)
+
+    def within(self, axes: Axes) -> bool:
+        around = axes.bbox
+        return around.x0 <= self.left and self.right <= around.x1 and self.bottom >= around.y0
 
 
 def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
@@ -90,8 +125,7 @@ def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
         else:  # a cost may be 0
             axes.set_xscale("symlog", base=base, linthresh=min(positive), linscale=0.5)
             axes.set_xlim(-0.25 * min(positive), max(costs) * 1.6)
-            ticks = [0.0, min(positive), (min(positive) * max(positive)) ** 0.5, max(positive)]
-            axes.set_xticks(ticks)
+            axes.set_xticks([0.0, *_powers(base, min(positive), max(positive))])
     else:
         if positive and unit == "bytes":  # whole ones of the binary unit that they read in
             binary = 1024 ** int(math.log(min(positive), 1024))
@@ -103,6 +137,17 @@ def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(text))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
+
+
+def _powers(base: int, low: float, high: float) -> list[float]:
+    """Return at most three powers of the base between two costs.
+
+    >>> _powers(2, 70.0, 2600.0)
+    [128.0, 512.0, 2048.0]
+    """
+    first, last = math.ceil(math.log(low, base)), math.floor(math.log(high, base))
+    step = max(1, -(-(last - first) // 2))
+    return [float(base) ** exponent for exponent in range(first, last + 1, step)]
 
 
 class _InUnits(MaxNLocator):
@@ -161,8 +206,13 @@ def against_context(
     def text(value: float, _: int) -> str:
         return numbers.quantity(value, unit)
 
-    axes.set(xscale="log", yscale="log", xlabel="context (tokens)")
-    axes.set_xticks(sorted(contexts), [numbers.count(context) for context in sorted(contexts)])
+    axes.set(xscale="log", xlabel="context (tokens)")
+    if unit == "bytes":
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_locator(LogLocator(base=2, numticks=6))
+    else:
+        axes.set_yscale("log")
+    axes.set_xticks(sorted(contexts), [numbers.tokens(context) for context in sorted(contexts)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(text))
     axes.yaxis.set_minor_locator(NullLocator())

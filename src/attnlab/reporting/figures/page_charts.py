@@ -94,7 +94,7 @@ class Charts:
         text = (
             "Left of 0 is better. Thin bars: simultaneous 95 % intervals, for all pairs; thick: "
             "for this pair alone. Filled markers: distinguishable; grey band: the margin of "
-            f"equivalence, ± {self.analysis.margin:g}."
+            f"equivalence, ± {self.analysis.margin:g}; shading: tiers."
             if several
             else "Left of 0 is better. One seed: no intervals."
         )
@@ -181,7 +181,7 @@ class Charts:
         def against_position(minus: Variant | None) -> Draw:
             def draw(axes: Axes) -> None:
                 positions(axes, shown, self.styles, read, minus)
-                axes.set_xlabel("position, from 1")
+                axes.set_xlabel("position (from 1)")
 
             return draw
 
@@ -209,7 +209,7 @@ class Charts:
 
             positions(axes, shown, self.styles, read)
             mark_training(axes, found)
-            axes.set_xlabel("position, from 1")
+            axes.set_xlabel("position (from 1)")
 
         return (
             self.svg_charts.chart(
