@@ -1,4 +1,4 @@
-"""Results for people: tables, Markdown and figures, from files alone."""
+"""Reports of a study, from its files alone: HTML page, Markdown, figures, tables, terminal."""
 
 from attnlab.reporting.files import write_report, write_results
 from attnlab.reporting.terminal import TerminalReport

@@ -1,20 +1,19 @@
-"""Everything that is derived from runs, made again from one analysis of them.
+"""Every file that is derived from the runs of a study.
 
-    report.html                  the page: the answer, its evidence, its limits
-    report.md                    the same in short
-    comparison.png, .svg         the picture
+    report.html                  the verdict, its evidence and its limits, with charts
+    report.md                    the same as text
+    comparison.png, .svg         the figure
     table.csv, table.tex         for spreadsheets and papers
     runs.csv                     one row per run
     comprehensive_results.json   finished variants, the best first
-    failures.json                what did not finish, and why
+    failures.json                unfinished runs with their reasons
     <variant>/config.json        every setting of the variant
     <variant>/metrics.json       its curves and times, means over seeds and by seed
 
 In a study's folder they lie beside the runs. A comparison of several folders has a folder of its
 own, without runs.csv and the files of variants. Packed variants have no files of their own.
 
-Each file is replaced as a whole, so that a reader never meets half of one, and several processes
-may do this at once.
+Each file is replaced atomically, so that several processes may write and read at the same time.
 """
 
 from pathlib import Path
@@ -43,7 +42,7 @@ def write_report(study_dir: Path) -> Analysis:
 
 
 def write_comparison(analysis: Analysis) -> None:
-    """Write what is about all variants together, into the table's folder."""
+    """Write the files about all variants, into the table's folder."""
     from attnlab.reporting.figures.comparison import (
         comparison,  # matplotlib takes a second to import
     )
@@ -58,7 +57,7 @@ def write_comparison(analysis: Analysis) -> None:
 
 
 def write_results(study_dir: Path) -> Analysis:
-    """Write all but the page and the picture, quickly: for use after every run."""
+    """Write all files but the page and the figure, which takes little time, after a run."""
     _finalize(study_dir)
     analysis = analyse(study_dir)
     _write_variants(analysis.table)
@@ -90,6 +89,6 @@ def _write_results(analysis: Analysis) -> None:
 
 
 def _update(path: Path, data: bytes) -> None:
-    # most files of most variants stay as they are when one run ends, and a comparison is cheap
+    # when one run ends, most files of most variants do not change
     if not path.is_file() or path.read_bytes() != data:
         replace_file(path, data)

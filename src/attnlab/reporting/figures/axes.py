@@ -1,4 +1,4 @@
-"""What panels share: limits of axes, logarithmic scales, rows of names, values outside a panel.
+"""Shared parts of panels: limits of axes, logarithmic scales, rows of names, values outside a panel.
 
 When a few values lie far from all others, an axis is cut where a gap is more than twice as wide as
 everything on the near side of it, as long as at least three, and at least half, of the values stay.
@@ -25,7 +25,7 @@ LEAST_SPAN = 0.001  # of the largest value, or of 1: equal values must not colla
 
 
 class Extent(NamedTuple):
-    """From the smallest to the largest value of one thing, such as the seeds of a variant."""
+    """The smallest and the largest value of one thing, such as the seeds of a variant."""
 
     low: float
     high: float
@@ -112,8 +112,8 @@ def beyond(axes: Axes, low: float, high: float, ends: dict[str, float]) -> None:
         (0.01, "bottom", "below", [name for name, end in ends.items() if end < low]),
     ):
         if out:
-            words = f"{where} the panel: {', '.join(shortened(name, 16) for name in out)}"
-            axes.text(0.01, y, words, transform=axes.transAxes, va=va, color=GREY, fontsize=9)
+            text = f"{where} the panel: {', '.join(shortened(name, 16) for name in out)}"
+            axes.text(0.01, y, text, transform=axes.transAxes, va=va, color=GREY, fontsize=9)
 
 
 def scaled(axes: Axes, scale: str, *, both: bool) -> None:

@@ -18,7 +18,7 @@ from attnlab.reporting.tables.rows import Row
 Point = Mapping[str, Any]  # a point of bench.json
 
 SPARE = 0.02  # of the largest cost, on either side of the points
-WIDE = 8.0  # costs that differ by more than this factor stand on a logarithmic axis
+WIDE = 8.0  # costs that differ by more than this factor get a logarithmic axis
 
 
 BENCH_CHARTS = (  # activity, key of its points, unit, title

@@ -16,11 +16,11 @@ LOSS = "nats/token"
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column of a table."""
+    """A column of a table of variants."""
 
     title: str
     text: Callable[[Row], str]
-    unit: str = ""  # stands in the header, not in the cells
+    unit: str = ""  # shown in the header, not in the cells
     value: Callable[[Row], float | None] | None = None  # None: sorted by its text
     about: str = ""  # a description, shown on hover
     priority: int = 0  # a narrow terminal drops the largest first, and never 0

@@ -1,8 +1,8 @@
 "use strict";
-// All is there to read without this; it adds sorting, filtering and texts beside the pointer.
+// The page is readable without this script, which adds sorting, filtering and hover texts.
 for (const element of document.querySelectorAll(".needs-script")) element.hidden = false;
 
-// sorting: a header is a button, and what is not known comes last either way
+// sorting: a header is a button; unknown values come last in either direction
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
@@ -49,7 +49,7 @@ if (filter) {
   });
 }
 
-// all variants, or none, at once
+// show all variants, or none
 for (const button of document.querySelectorAll("[data-show]")) {
   button.addEventListener("click", () => {
     for (const box of document.querySelectorAll(".variants input"))
@@ -57,7 +57,7 @@ for (const button of document.querySelectorAll("[data-show]")) {
   });
 }
 
-// an SVG's title as a text beside the pointer; the chart's own goes to its label
+// an SVG's titles as hover texts; the title of a whole chart becomes its label
 const tip = document.createElement("div");
 tip.id = "tip";
 tip.hidden = true;

@@ -1,0 +1,81 @@
+"""comparison.png and .svg at any stage of a study, axes and styles."""
+
+import struct
+import time
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+from support.reported_study import complete, in_full, partial, plan
+
+from attnlab.reporting import write_report
+from attnlab.reporting.figures.axes import Extent, window
+from attnlab.reporting.figures.comparison import comparison
+from attnlab.reporting.figures.styles import styles_of
+
+
+@pytest.fixture
+def study_dir(tmp_path):
+    return tmp_path / "results" / "mechanisms"
+
+
+def size_of(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", png[16:24])
+
+
+@pytest.mark.parametrize("make", [complete, partial, plan], ids=["complete", "partial", "planned"])
+def test_the_picture_is_drawn_at_any_stage_in_time(study_dir, make):
+    make(study_dir)
+    write_report(study_dir)  # the first ever on a machine makes the font cache, too
+    start = time.process_time()
+    write_report(study_dir)
+    assert time.process_time() - start < 15  # on a busy machine; 2 s alone
+    width, height = size_of((study_dir / "comparison.png").read_bytes())
+    assert width == 1800
+    assert 700 < height < 1800
+
+
+def test_a_users_own_settings_do_not_change_the_picture(study_dir, monkeypatch):
+    complete(study_dir)
+    analysis = in_full(study_dir)
+    first = comparison(analysis)
+    monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "red")
+    assert comparison(analysis) == first
+    assert mpl.rcParams["axes.facecolor"] == "red"
+
+
+def test_equal_values_do_not_collapse_an_axis():
+    low, high = window([Extent(5.0, 5.0), Extent(5.0 + 1e-13, 5.0 + 1e-13)])
+    assert high - low >= 0.005
+    low, high = window([Extent(0.0, 0.0), Extent(-1e-12, 1e-12)])
+    assert high - low >= 0.001
+
+
+def test_variants_of_one_study_have_colours_of_their_own():
+    styles = styles_of(f"variant {i}" for i in range(40))
+    assert len({style.colour for style in list(styles.values())[:14]}) == 14
+    looks = {(style.colour, str(style.line), style.marker) for style in styles.values()}
+    assert len(looks) == 40
+
+
+def test_one_far_variant_does_not_squash_the_others():
+    near = [Extent(5.0 + i / 100, 5.01 + i / 100) for i in range(10)]
+    assert window([*near, Extent(6.2, 6.21)]) == window(near)
+    assert window([Extent(1.0, 1.01), *near]) == window(near)
+    low, high = window([Extent(1.0, 1.0), Extent(2.0, 2.0), Extent(9.0, 9.0)])
+    assert low < 1 < 9 < high
+    low, high = window([Extent(5.0, 5.0)])
+    assert low < 5 < high
+
+
+def test_the_picture_is_an_svg_too_the_same_each_time(study_dir):
+    complete(study_dir)
+    analysis = in_full(study_dir)
+    png, svg = comparison(analysis)
+    assert (png, svg) == comparison(analysis)
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    tips = {element.text for element in root.iter("{http://www.w3.org/2000/svg}title")}
+    assert "identity minus mha: +1.1107 ± 0.0150" in tips
+    assert "hybrid 3:1, seed 1: 5.0580" in tips
