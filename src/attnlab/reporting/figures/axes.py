@@ -1,4 +1,4 @@
-"""Shared parts of panels: limits of axes, logarithmic scales, rows of names, values outside a panel.
+"""Shared parts of panels: limits and scales of axes, rows of names, values outside a panel.
 
 When a few values lie far from all others, an axis is cut where a gap is more than twice as wide as
 everything on the near side of it, as long as at least three, and at least half, of the values stay.
