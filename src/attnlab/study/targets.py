@@ -1,4 +1,4 @@
-"""Mechanisms by name: the one way in which `check` and `bench` are told what to work on.
+"""Mechanisms by name: the names that `check` and `bench` accept.
 
     all                        every mechanism that attnlab ships
     mla                        a kind

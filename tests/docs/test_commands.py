@@ -1,0 +1,50 @@
+"""Every command that the documentation shows is one that the command line accepts."""
+
+from pathlib import Path
+
+import pytest
+import typer.main
+from support.pages import commands, python_block
+
+from attnlab import load_study
+from attnlab.cli import app
+from attnlab.config import ConfigError
+
+SHOWN = commands()
+FILES = {"my_study.py": "study = Study(", "moving_average.py": "class MovingAverage("}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files that commands of the pages refer to."""
+    for name, marker in FILES.items():
+        (tmp_path / name).write_text(python_block(marker))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=[" ".join(one.words)[:60] for one in SHOWN])
+def test_the_command_line_accepts_it(shown, files):
+    name, *words = shown.words
+    group = typer.main.get_command(app)
+    assert name in group.commands, shown.page
+    command = group.commands[name]
+    if not shown.whole:
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known | {"--help"}
+        return
+    given = command.make_context(name, words).params
+    if name in ("run", "plan"):
+        study = load_study(given["study"])
+        if given.get("only"):
+            study = study.only(given["only"].split(","))
+        overrides = [change for change in given["overrides"] or [] if "fla:" not in change]
+        if shown.fails:
+            with pytest.raises(ConfigError):
+                study.override(overrides)
+        else:
+            study.override(overrides)
+
+
+def test_there_are_commands_in_readme_and_pages():
+    pages = {Path(shown.page).name for shown in SHOWN}
+    assert {"README.md", "tutorial.md", "own-study.md", "life-of-a-run.md", "benches.md"} <= pages
