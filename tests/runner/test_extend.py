@@ -1,4 +1,4 @@
-"""An extended run is the run that was this long from the start, and a folder like any other."""
+"""An extended run equals a run of its length, and its folder is like any other."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, places):
-    """A folder of studies with one, `tiny`, whose run `sparse` has finished its 12 steps."""
+    """A folder with the study `tiny`, whose run `sparse` has finished its 12 steps."""
     folder = tmp_path_factory.mktemp("results")
     trained(tiny_study.study.variants["sparse"], folder / "tiny", places)
     return folder
@@ -45,7 +45,7 @@ def results(tmp_path_factory, places):
 
 @pytest.fixture
 def parent(results, tmp_path, monkeypatch):
-    """That run, in a copy of its own. No page is made, which takes longer than to train."""
+    """A copy of that run. No report is written, which takes longer than training."""
     monkeypatch.setattr(extending, "write_report", Path.is_dir)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(results, "results")
@@ -73,7 +73,7 @@ def timeless(metrics):
 
 
 def assert_same(first: RunFolder, second: RunFolder, *, after: int) -> None:
-    """In weights, moments and all that was measured after a step."""
+    """Assert equal weights, moments and metrics after a step."""
     ours, theirs = state(first), state(second)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -87,20 +87,20 @@ def assert_same(first: RunFolder, second: RunFolder, *, after: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, places):
-    """The run `sparse` of 20 steps that was extended from 12, trained from the start."""
+    """The run `sparse` of 20 steps with the schedule of the extended run, trained from step 0."""
     config = tiny_study.study.variants["sparse"].extended(20, "rederived")
     return trained(config, tmp_path_factory.mktemp("whole"), places)
 
 
 def test_an_extended_run_has_the_bits_of_one_that_was_this_long(parent, places, whole):
-    """With dropout; and its sparse attention is dense in the first steps, by their number."""
+    """It has dropout, and attention that is dense in the first steps and then sparse."""
     extended = extend(parent, places, steps=20)
     assert_same(extended, whole, after=12)
     before = timeless(RunFolder.at(parent).metrics())
     assert timeless(extended.metrics())[: len(before)] == before
 
 
-def test_so_has_one_that_was_extended_twice_with_a_constant_rate_between(parent, places):
+def test_a_run_extended_twice_has_the_bits_of_one_with_the_same_rates(parent, places):
     once = extend(parent, places, steps=16, schedule="constant")
     twice = extend(once.path, places, steps=20)
     config = tiny_study.study.variants["sparse"].extended(16, "constant")
@@ -108,7 +108,7 @@ def test_so_has_one_that_was_extended_twice_with_a_constant_rate_between(parent,
     assert_same(twice, trained(config, Path("whole"), places), after=16)
 
 
-def test_the_learning_rates_that_were_stay_and_those_to_come_follow_the_schedule():
+def test_past_learning_rates_stay_and_later_ones_follow_the_schedule():
     short = tiny_study.base.train
     long = replace(short, steps=20)
     ended, whole = _rates(short), _rates(long)
@@ -174,9 +174,7 @@ def test_runs_extended_alike_are_one_study(parent, places):
 
 
 @pytest.mark.parametrize("interrupted_at", [12, 18])
-def test_an_extension_that_was_cut_off_goes_on_to_the_same_bits(
-    parent, places, whole, interrupted_at
-):
+def test_an_interrupted_extension_resumes_to_the_same_bits(parent, places, whole, interrupted_at):
     def interrupt(event: object) -> None:
         if isinstance(event, Progress) and event.step == interrupted_at:
             raise KeyboardInterrupt
@@ -191,12 +189,12 @@ def test_an_extension_that_was_cut_off_goes_on_to_the_same_bits(
     assert len(extended.metrics()) == len({line["step"] for line in extended.metrics()})
 
     def fail(event: object) -> None:
-        pytest.fail("a run that has ended was run again")
+        pytest.fail("a run that has ended was started again")
 
     assert extend(parent, places, steps=20, watch=fail).path == extended.path
 
 
-def test_where_the_last_checkpoint_is_damaged_it_goes_on_from_the_one_before(parent, places, whole):
+def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before(parent, places, whole):
     (parent / "checkpoints/step-000012/model.safetensors").write_bytes(b"cut")
     notes = list[str | None]()
     extended = extend(
@@ -207,7 +205,7 @@ def test_where_the_last_checkpoint_is_damaged_it_goes_on_from_the_one_before(par
     assert_same(extended, whole, after=8)
 
 
-def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, monkeypatch):
+def test_an_invalid_extension_is_an_error_and_writes_nothing(parent, places, monkeypatch):
     def refused(run: Path, message: str, **asked: object) -> None:
         with pytest.raises(ValueError, match=message):
             extend(run, places, **{"steps": 20, **asked})
@@ -230,7 +228,7 @@ def test_what_cannot_be_extended_is_said_and_nothing_written(parent, places, mon
     refused(parent, r"has not finished \(diverged\): it cannot be extended")
 
 
-def test_the_command_says_what_came_of_it(parent, places, monkeypatch):
+def test_the_command_prints_the_losses_before_and_after(parent, places, monkeypatch):
     monkeypatch.setenv("ATTNLAB_CACHE", str(places.cache))
     done = CliRunner().invoke(app, ["extend", str(parent), "--steps", "20", "--device", "cpu"])
     assert done.exit_code == 0, done.output

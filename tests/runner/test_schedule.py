@@ -1,4 +1,4 @@
-"""What is to be run follows from what has ended, wherever it was cut off."""
+"""The remaining runs follow from those that have ended, wherever the study was interrupted."""
 
 import json
 import math
@@ -44,13 +44,13 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
     assert schedule.steps_left() == 0
 
 
-def test_tuning_runs_lie_where_they_are_looked_for_and_keep_no_checkpoints(tmp_path):
+def test_tuning_runs_have_their_own_folder_and_keep_no_checkpoints(tmp_path):
     schedule = make(TUNED, tmp_path)
     planned = schedule.next()
     run = planned.run.folder(tmp_path)
     assert run.path == tmp_path / "mha" / "tuning" / "lr-0.01" / f"seed-{TUNING_SEED}.partial"
     run.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
-    (run.checkpoints / "weights").write_text("of no use once the loss is known")
+    (run.checkpoints / "weights").write_text("not needed once the loss is known")
     run.finish({"status": "finished", "final_loss": 5.0})
     assert run.path == tmp_path / "mha" / "tuning" / "lr-0.01" / f"seed-{TUNING_SEED}"
     assert {path.name for path in run.path.iterdir()} == {
@@ -86,7 +86,7 @@ def test_a_kill_while_a_tuning_run_is_put_away_loses_nothing(tmp_path, renamed):
     planned = schedule.next()
     run = planned.run.folder(tmp_path)
     run.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
-    (run.checkpoints / "weights").write_text("of no use once the loss is known")
+    (run.checkpoints / "weights").write_text("not needed once the loss is known")
     write_json(run.partial / "summary.json", {"status": "finished", "final_loss": 5.0})
     if renamed:
         run.partial.rename(run.ended)
@@ -98,7 +98,7 @@ def test_a_kill_while_a_tuning_run_is_put_away_loses_nothing(tmp_path, renamed):
 def test_the_verdict_of_a_variant_starts_as_soon_as_its_rate_is_known(tmp_path):
     schedule = make(TUNED, tmp_path)
     tuning = [schedule.next() for _ in range(9)]
-    assert schedule.next() is None  # a fourth device would wait
+    assert schedule.next() is None  # no run is left for another device
     for planned in tuning[:3]:
         assert planned.run.variant == "mha"
         finish(planned, tmp_path)
@@ -109,7 +109,7 @@ def test_the_verdict_of_a_variant_starts_as_soon_as_its_rate_is_known(tmp_path):
     for planned in tuning[3:6]:
         finish(planned, tmp_path)
         assert schedule.finished(planned) is None
-    # what others wait for comes first
+    # tuning runs come first, since the verdict waits for them
     assert key(schedule.next().run) == ("mqa", True, TUNING_SEED, 0.08)
     assert key(schedule.next().run) == ("mha", False, 1, 0.02)
 
@@ -217,9 +217,7 @@ def test_a_diverged_and_a_nan_loss_are_worse_than_any(tmp_path):
         ),
     ],
 )
-def test_a_folder_that_was_tuned_otherwise_is_refused_before_anything_is_spent(
-    tmp_path, study, message
-):
+def test_a_folder_that_was_tuned_otherwise_is_refused_before_any_run(tmp_path, study, message):
     work(make(TUNED, tmp_path))
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=message):

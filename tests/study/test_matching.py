@@ -1,4 +1,4 @@
-"""Variants are made as large as the baseline, before anything is built, or it is said why not."""
+"""Variants get the size of the baseline before a model is built, or an error with the reason."""
 
 from dataclasses import replace
 

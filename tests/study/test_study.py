@@ -1,4 +1,4 @@
-"""A study is a question with variants; its runs have identities."""
+"""A study has a question, variants and runs with identities."""
 
 import json
 from dataclasses import replace

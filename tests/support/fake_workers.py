@@ -1,4 +1,4 @@
-"""Work through a schedule without training: each run ends at once, with a loss that is made up."""
+"""Workers without training: each run ends at once, with a made-up loss."""
 
 import math
 
@@ -27,7 +27,7 @@ def make(study, study_dir, fingerprint="data"):
 
 
 def finish(planned, study_dir, loss=loss_of):
-    """Do what a worker does, but for the training."""
+    """Write the results of a run as a worker does, without training."""
     folder = planned.run.folder(study_dir)
     folder.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
     found = loss(planned.run)
@@ -40,7 +40,7 @@ def finish(planned, study_dir, loss=loss_of):
 
 
 def work(schedule, loss=loss_of, runs=10**9, at_a_time=1):
-    """Run what is on the schedule, so many runs at most; the order in which they started."""
+    """Execute at most `runs` runs of the schedule; return them in the order of their start."""
     schedule.record_decisions()
     started, under_way = [], []
     while runs > 0:

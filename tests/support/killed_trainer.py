@@ -1,11 +1,10 @@
-"""Trains a run in processes that are killed, until it has ended; then begins another one.
+"""Train a run in processes that are killed, until it has ended; then start another one.
 
     python killed_trainer.py FOLDER KILLS SEED
 
-Each process is killed with SIGKILL, at a random time or in the midst of writing: just before a
-random one of the calls that change the disk. After each kill the folder has to be whole as far as
-it goes; each run that ends has to be, to the bit, the one that was left alone. The instants are
-printed.
+Each process is killed with SIGKILL, at a random time or just before a random one of the calls that
+change the disk. After each kill the files of the folder must be readable; each run that ends must
+have the same bits as a run that was not killed. The times of the kills are printed.
 
 Processes are forks of this one, which has imported torch and computed nothing.
 """
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # by an optimizer, when it is made: seconds for each process
+import torch._dynamo  # an optimizer imports it, which takes seconds per process
 
 from attnlab.data import Places
 from attnlab.device.environment import describe
@@ -48,13 +47,13 @@ def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     places = Places(None, folder / "cache")
     corpus_of(CONFIG.data, places), describe(torch.device("cpu"))  # once, for all processes
-    gc.freeze()  # what was imported is not looked through again by every process
+    gc.freeze()  # the collector of the processes skips what was imported
     began = time.monotonic()
     process = fork(lambda: train(folder / "whole", places, folder / "changes"))
     assert os.waitpid(process, 0)[1] == 0
     seconds = time.monotonic() - began
     changes = int((folder / "changes").read_text())
-    say(f"left alone it takes {seconds:.2f} seconds and changes the disk {changes} times")
+    say(f"without a kill: {seconds:.2f} seconds, {changes} changes of the disk")
 
     rng, run, killed = random.Random(seed), 0, 0
     while killed < kills:
@@ -99,7 +98,7 @@ def fork(work: Callable[[], None]) -> int:
 def train(
     study_dir: Path, places: Places, count_in: Path | None = None, kill_at: int | None = None
 ) -> None:
-    """What a worker does with a run, counting the calls that change the disk."""
+    """Execute the run as a worker does, and count the calls that change the disk."""
     counted = 0
 
     def counting(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +133,7 @@ def ended_within(process: int, seconds: float) -> int | None:
 
 
 def assert_readable(study_dir: Path) -> None:
-    """What has its name is whole, after a kill at any instant."""
+    """Assert that every file with its final name is whole, after a kill at any time."""
     folder = RUN.folder(study_dir)
     folder.config(), folder.environment(), folder.summary(), folder.metrics()
     assert load_newest(folder.checkpoints, "same").skipped == ()

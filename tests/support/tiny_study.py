@@ -1,4 +1,4 @@
-"""A study of seconds, for the tests that need one: four variants of a very small model."""
+"""A study that trains in seconds: four variants of a very small model."""
 
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.tokenizer import Bytes

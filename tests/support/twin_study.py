@@ -1,4 +1,4 @@
-"""A study of two variants that are the same function, whose learning rates are tuned."""
+"""A study that tunes the learning rates of two variants with equal settings."""
 
 from dataclasses import replace
 

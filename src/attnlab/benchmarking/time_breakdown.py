@@ -20,7 +20,7 @@ from attnlab.benchmarking.conditions import Conditions, random_tokens, release
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.serving import served, states_at, warm_decoder
 from attnlab.benchmarking.targets import Setup
-from attnlab.device.timer import time_calls
+from attnlab.device.timer import time_calls, wait_for_device
 from attnlab.inference.decoder import Decoder
 from attnlab.record import Json
 
@@ -87,11 +87,11 @@ def _kernels(setup: Setup, point: Point, under: Conditions) -> Json:
 
 
 def _profiled(decoder: Decoder, tokens_B: Tensor) -> profile:
-    torch.cuda.synchronize(tokens_B.device)
+    wait_for_device(tokens_B.device)
     both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with profile(activities=both, acc_events=True) as profiled:
         decoder.step(tokens_B)
-        torch.cuda.synchronize(tokens_B.device)
+        wait_for_device(tokens_B.device)
     return profiled
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from attnlab.device.timer import wait_for_device
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resident set: proc(5)
 
@@ -81,7 +83,7 @@ def _make_workspaces(device: torch.device) -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 square = torch.ones(16, 16, device=device, dtype=dtype)
                 _ = square @ square
-    torch.cuda.synchronize(device)
+    wait_for_device(device)
 
 
 def _resident(field: str) -> int | None:

@@ -42,10 +42,10 @@ def time_calls(call: Callable[[], object], device: torch.device, budget: float) 
 
 
 def _one(call: Callable[[], object], device: torch.device) -> float:
-    wait(device)
+    wait_for_device(device)
     started = time.perf_counter()
     call()
-    wait(device)
+    wait_for_device(device)
     return time.perf_counter() - started
 
 
@@ -61,11 +61,11 @@ def _each(call: Callable[[], object], device: torch.device, repeats: int) -> lis
     for event in events[1:]:
         call()
         event.record()
-    wait(device)
+    wait_for_device(device)
     return [before.elapsed_time(after) / 1000 for before, after in pairwise(events)]
 
 
-def wait(device: torch.device) -> None:
-    """Wait until the device has finished all queued work."""
+def wait_for_device(device: torch.device) -> None:
+    """Return when the device has done all work that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,1 +1,1 @@
-"""Run, extend, plan: from a request to a report."""
+"""Studies in progress: run, plan and extend, from a request to a report."""

@@ -23,7 +23,7 @@ import torch
 from attnlab.data import Corpus
 from attnlab.device.memory import PeakMemory
 from attnlab.device.peak_rates import matrix_rate
-from attnlab.device.timer import wait
+from attnlab.device.timer import wait_for_device
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training import checkpoint
 from attnlab.training.assemble import step_of_run
@@ -184,7 +184,7 @@ def _start(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[Tra
     step = step_of_run(config, corpus, device)
     while not step.warm and step.step < config.train.steps:
         step.advance()
-    wait(device)
+    wait_for_device(device)
     return step, time.perf_counter() - begin
 
 
@@ -192,7 +192,7 @@ def _step_seconds(step: TrainingStep, last: int) -> float:
     first, begin, seconds = step.step, time.perf_counter(), 0.0
     while step.step < min(last, first + MOST_STEPS) and seconds < TIMED_SECONDS:
         step.advance()
-        wait(step.device)
+        wait_for_device(step.device)
         seconds = time.perf_counter() - begin
     return seconds / max(1, step.step - first)  # a run that is all warm-up has no other steps
 

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-import torch
-
 from attnlab.device.memory import PeakMemory
+from attnlab.device.timer import wait_for_device
 from attnlab.training.config import TrainConfig
 from attnlab.training.step import TrainingStep
 
@@ -115,13 +114,13 @@ def _run_interval(step: TrainingStep, end: int, clock: Clock) -> None:
     started = time.perf_counter()
     while step.step < end and not step.warm:
         step.advance()
-        _wait(step.device)
+        wait_for_device(step.device)
     warmed = time.perf_counter()
     clock.compile_seconds += warmed - started
     if steps := end - step.step:
         for _ in range(steps):
             step.advance()
-        _wait(step.device)
+        wait_for_device(step.device)
         clock.add_interval(time.perf_counter() - warmed, steps)
 
 
@@ -132,8 +131,3 @@ def _next_due(step: int, config: TrainConfig) -> int:
 
 def _is_due(step: int, every: int, config: TrainConfig) -> bool:
     return step % every == 0 or step == config.steps
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
