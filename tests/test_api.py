@@ -13,6 +13,7 @@ import torch
 from support import SOURCE, TESTS, tiny_study
 
 import attnlab
+from attnlab.benchmarking.bench import Measured
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
@@ -103,14 +104,50 @@ def test_a_watcher_is_told_what_happens_in_order(done):
     assert said[begun].schedule.verdict_count().done == 2
 
 
-def test_a_run_is_loaded_and_goes_on_from_a_prompt(done):
-    analysis, _ = done
-    trained = attnlab.load_run(analysis.table.path / "mha" / "seed-0")
-    prompt_BT = torch.from_numpy(trained.codec.encode(["def "]).astype("int64"))[None]
-    tokens = attnlab.generate(
-        trained.model, prompt_BT, max_new_tokens=5, sampling=attnlab.Sampling(temperature=0)
+def test_text_is_generated_from_a_run_or_a_loaded_model(done):
+    run = done[0].table.path / "mha" / "seed-0"
+    greedy = {"max_new_tokens": 5, "sampling": attnlab.Sampling(temperature=0)}
+    pieces = []
+    texts = attnlab.generate(run, "def é", samples=2, device="cpu", watch=pieces.append, **greedy)
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("def é")
+    assert texts[0].startswith("".join(pieces))
+    trained = attnlab.load_run(run)
+    assert attnlab.generate(trained, "def é", **greedy) == texts[:1]
+    prompt_BT = torch.from_numpy(trained.codec.encode(["def é"]).astype("int64"))[None]
+    tokens = [int(token) for token in attnlab.generate_tokens(trained.model, prompt_BT, **greedy)]
+    assert trained.codec.decode([*prompt_BT[0].tolist(), *tokens]) == texts[0]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        attnlab.generate(trained, "")
+
+
+def test_a_report_is_rebuilt_and_runs_are_compared(done, tmp_path):
+    folder = done[0].table.path
+    before = (folder / "table.csv").read_text()
+    (folder / "table.csv").unlink()
+    assert attnlab.report(folder).headline == done[0].headline
+    assert (folder / "table.csv").read_text() == before
+    compared = attnlab.compare(folder / "mha", folder / "identity", out=tmp_path / "out")
+    assert [variant.name for variant in compared.table.variants] == ["mha", "identity"]
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_bench_is_a_result_and_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"d_model": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 50}
+    events = []
+    call = {"contexts": [8], "batches": [1], "measure": ["decode"], "seconds": 0.001, **sizes}
+    result = attnlab.bench(
+        "identity", "mla:kv_lora_rank=8", device="cpu", watch=events.append, **call
     )
-    assert len(list(tokens)) == 5
+    assert [point["variant"] for point in result.points] == ["identity", "mla:kv_lora_rank=8"]
+    assert {point["status"] for point in result.points} == {"ok"}
+    assert not result.failures
+    assert result.folder == Path("results/bench")
+    assert result.files == ("bench.json", "bench-batch-1.png")
+    assert sorted(path.name for path in result.folder.iterdir()) == sorted(result.files)
+    assert [event.point for event in events if isinstance(event, Measured)] == result.points
 
 
 def test_an_interrupt_goes_through_and_leaves_a_report_and_the_same_call_goes_on(quick):
@@ -201,35 +238,27 @@ def test_check_gives_what_the_command_shows(bugs):
     assert all(checked.holds for checked in (settings, *of_study))
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import attnlab",
-        "from attnlab import analyse, Analysis",
-        "import attnlab; dir(attnlab), attnlab.__version__",
-    ],
-)
-def test_the_package_alone_does_without_torch(program, tmp_path, cache):
-    tail = "; import sys; sys.exit('torch' in sys.modules)"
-    assert python("-c", program + tail, cwd=tmp_path, cache=cache).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "checks.targets",
-        "inference.generate",
-        "runner.execute",
-        "cli",
-        "runner.run",
-        "reporting.files",
-        "benchmarking.session",
-    ],
-)
-def test_no_module_takes_the_place_of_a_function(module, tmp_path, cache):
+def test_the_package_alone_does_without_torch(tmp_path, cache):
     program = (
-        f"import attnlab, attnlab.{module}\n"
-        "assert all(callable(f) for f in (attnlab.run, attnlab.check, attnlab.generate))"
+        "import sys, attnlab\n"
+        "dir(attnlab), attnlab.__version__, attnlab.catalog()\n"
+        "from attnlab import Analysis, analyse, compare, report\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert python("-c", program, cwd=tmp_path, cache=cache).returncode == 0
+
+
+def test_no_module_takes_the_place_of_a_function(tmp_path, cache):
+    modules = [
+        *("checks.targets", "inference.generate", "runner.execute", "cli", "runner.run"),
+        *("reporting.files", "reporting.report", "benchmarking.session", "benchmarking.bench"),
+    ]
+    program = (
+        "import importlib, attnlab\n"
+        f"for module in {modules}:\n"
+        "    importlib.import_module('attnlab.' + module)\n"
+        "    for name in attnlab.__all__:\n"
+        "        assert not isinstance(getattr(attnlab, name), type(attnlab)), (module, name)\n"
     )
     done = python("-c", program, cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr

@@ -1,19 +1,33 @@
-"""attnlab: which attention mechanism should my model use? Controlled comparisons with evidence.
+"""attnlab: find out which attention mechanism your model should use, in controlled comparisons.
 
-What a study file needs is importable from here, and what the command line does:
+Every command of the command line is a function:
 
-    run         a study from question to verdict     check, assert_correct   are mechanisms right?
-    extend      a finished run, and more steps       load_run, generate      a trained model, text
-    analyse     a study's folder, as one object      export                  a model as a folder
-    use_fla     flash-linear-attention from a clone of one's own
+    run        train the variants of a study and compare them
+    plan       estimate time, disk space and power of a study (attnlab run --plan)
+    extend     continue a finished run for more steps
+    check      check mechanisms for every property of the contract
+    bench      measure time, memory and decode state of mechanisms
+    report     rebuild the report of a study
+    compare    compare studies, variants and single runs in one report
+    pack       pack the runs of a study into one file
+    unpack     restore the run folders of a packed study
+    generate   generate text from a trained run
+    export     write a run's model into a folder that stands alone
+    catalog    list studies, mechanisms and settings (attnlab list)
+    doctor     examine devices, packages, kernels, data and disk
 
-Everything else is importable from its own module.
+Further names build studies (`Study`, `RunConfig`, `ModelConfig`, the mechanisms, ...), read results
+(`load_results`, `analyse`, `load_run`, `load_study`), test a mechanism (`assert_correct`), or
+select a local clone of flash-linear-attention (`use_fla`). `dir(attnlab)` has all names. A name is
+imported when it is first used: reports and lists do without torch.
 """
 
 import ast
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from attnlab.config import suggestion
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
@@ -27,6 +41,8 @@ if TYPE_CHECKING:
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
     from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
     from attnlab.analysis.runs_table import load_results as load_results
+    from attnlab.benchmarking.bench import Bench as Bench
+    from attnlab.benchmarking.bench import bench as bench
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
     from attnlab.data.stdlib import Stdlib as Stdlib
@@ -36,6 +52,7 @@ if TYPE_CHECKING:
     from attnlab.data.wikitext2 import WikiText2 as WikiText2
     from attnlab.inference.generate import Sampling as Sampling
     from attnlab.inference.generate import generate as generate
+    from attnlab.inference.generate import generate_tokens as generate_tokens
     from attnlab.inference.saved_model import export as export
     from attnlab.inference.saved_model import load_run as load_run
     from attnlab.kernels.flash_linear_attention import use_fla as use_fla
@@ -65,11 +82,15 @@ if TYPE_CHECKING:
     from attnlab.model.layer_pattern import spread_evenly as spread_evenly
     from attnlab.record.packed_study import pack as pack
     from attnlab.record.packed_study import unpack as unpack
+    from attnlab.reporting.compare import compare as compare
+    from attnlab.reporting.report import report as report
     from attnlab.runner.doctor import doctor as doctor
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
     from attnlab.runner.run import ViolatedPropertyError as ViolatedPropertyError
     from attnlab.runner.run import run as run
+    from attnlab.study.catalog import Catalog as Catalog
+    from attnlab.study.catalog import catalog as catalog
     from attnlab.study.load import load_study as load_study
     from attnlab.study.matching import Match as Match
     from attnlab.study.study import Study as Study
@@ -79,12 +100,11 @@ if TYPE_CHECKING:
     from attnlab.training.run import RunConfig as RunConfig
     from attnlab.version import __version__ as __version__
 
-# each name stands once, above; it is imported when it is first asked for, so that analysis and
-# reports, which live in this package too, do without torch
+# Each name stands once, in the block above, which is read here for the lazy imports.
 _HOME = {
-    alias.name: node.module
+    alias.name: str(node.module)
     for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
-    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attnlab.")
+    if isinstance(node, ast.ImportFrom) and any(alias.asname for alias in node.names)
     for alias in node.names
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -96,5 +116,5 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"attnlab has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"{_HOME[name]}"), name)
+        raise AttributeError(f"attnlab has no {name!r}{suggestion(name, __all__)}")
+    return getattr(import_module(_HOME[name]), name)

@@ -11,11 +11,10 @@ from support import tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.benchmarking import figure, memory_check, session
+from attnlab.benchmarking import bench, figure, memory_check, session
 from attnlab.benchmarking.results_file import read
 from attnlab.benchmarking.table import BenchTable
-from attnlab.benchmarking.targets import Sizes, setups
-from attnlab.cli import bench
+from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.cli.app import console, errors
 from attnlab.device.peak_rates import Ceilings
 from attnlab.mechanism import MechanismConfig
@@ -172,7 +171,7 @@ def test_out_of_memory_gives_back_what_it_held(monkeypatch):
     monkeypatch.setattr(gc, "collect", lambda: held.append(held[0]() is None))
     under = session.Conditions(device=torch.device("cpu"), ceilings=None)
     sizes = Sizes(d_model=16, n_layers=1, n_heads=1)
-    (setup,) = setups(named(["identity"]), sizes).values()
+    (setup,) = setups_of(named(["identity"]), sizes).values()
     result = session.measure(setup, session.Point("a", "decode", 8, 1), under)
     assert result["status"] == "out_of_memory"
     assert held[1] is True  # gone by then: nothing is left for the collector to break up
@@ -220,7 +219,7 @@ def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((TINY, "--n-heads", "2"), "a study has its own sizes; n_heads is for kinds"),
+        ((TINY, "--n-heads", "2"), "a study has its own sizes: n_heads is only for mechanisms"),
         ((TINY, "--only", "mah"), "no variant 'mah'; did you mean 'mqa'?"),
         (("identity", "--contexts", "1m"), "contexts: '1m' is not a positive whole number"),
         (

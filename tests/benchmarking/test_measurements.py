@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attnlab.benchmarking.conditions import Conditions
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.session import measure
-from attnlab.benchmarking.targets import Sizes, setups
+from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.benchmarking.work import stated_flops
 from attnlab.device.peak_rates import Ceilings, measure_ceilings
@@ -41,7 +41,7 @@ def quick_collections():
 
 
 def setup_of(word, assignments=(), sizes=SIZES):
-    (setup,) = setups(named([word], assignments), sizes).values()
+    (setup,) = setups_of(named([word], assignments), sizes).values()
     return setup
 
 

@@ -6,7 +6,7 @@ import pytest
 from support import tiny_study
 
 from attnlab.benchmarking.point import Point, points
-from attnlab.benchmarking.targets import Sizes, only, setups
+from attnlab.benchmarking.targets import Sizes, only_named, setups_of
 from attnlab.config import ConfigError
 from attnlab.mechanisms.mla import MLA
 from attnlab.model.feedforward import Dense
@@ -16,7 +16,7 @@ SIZES = Sizes(d_model=32, n_layers=2, n_heads=4, vocab_size=50)
 
 
 def found(words, assignments=()):
-    return setups(named(words, assignments), SIZES)
+    return setups_of(named(words, assignments), SIZES)
 
 
 def test_a_study_has_its_own_sizes():
@@ -67,11 +67,11 @@ def test_a_config_is_measured_as_given_except_for_the_assignments():
 
 def test_only_some_of_the_models_are_kept():
     all_of_them = found(["mla", "identity", "grouped_query"])
-    assert list(only(all_of_them, "identity, mla")) == ["mla", "identity"]
-    assert list(only(all_of_them, ["mla"])) == ["mla"]
-    assert only(all_of_them, None) == all_of_them
+    assert list(only_named(all_of_them, "identity, mla")) == ["mla", "identity"]
+    assert list(only_named(all_of_them, ["mla"])) == ["mla"]
+    assert only_named(all_of_them, None) == all_of_them
     with pytest.raises(ConfigError, match="no variant 'mlb'; did you mean 'mla'"):
-        only(all_of_them, "mlb")
+        only_named(all_of_them, "mlb")
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,9 @@ import os
 
 import pytest
 from support import PLANTED_BUGS, SOURCE, TESTS, tiny_study
-from typer.testing import CliRunner
 
-from attnlab import cli
 from attnlab.checks.suite import PROPERTIES
 from attnlab.checks.targets import of_study, targets
-from attnlab.cli.app import console, errors
-from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
@@ -26,25 +22,6 @@ from support.tiny_study import base, study as tiny
 variants = {"honest": base, "leaky": base.with_mechanisms(MeanOverTime())}
 study = replace(tiny, baseline="honest", variants=variants)
 """
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def attnlab(tmp_path, monkeypatch, cache):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ATTNLAB_CACHE", cache)
-    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
-    for printer in (console, errors):
-        monkeypatch.setattr(printer, "width", 140)
-
-    def call(*arguments: str):
-        return CliRunner().invoke(cli.app, list(arguments))
-
-    return call
 
 
 @pytest.fixture
@@ -141,7 +118,8 @@ def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
     words = " ".join(done.output.split())
     assert "no position sees the future FAIL" in words
     assert "leaky support/planted_bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
-    assert "nothing was run; --no-check trains it as it is" in words
+    assert "properties are violated; nothing was trained" in words
+    assert "use --no-check to train regardless" in words
     assert not (tmp_path / "results").exists()
 
 

@@ -1,51 +1,37 @@
-"""The command line: what a person types, sees and gets back."""
+"""The command line: its arguments, output, files and exit codes."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from support import tiny_study
-from typer.testing import CliRunner
 
+from attnlab import cli
 from attnlab.cli import app
-from attnlab.cli.app import console, errors
 from attnlab.record import RunFolder
 
 TINY = tiny_study.__file__
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def attnlab(tmp_path, monkeypatch, cache):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ATTNLAB_CACHE", cache)
-    monkeypatch.delenv("ATTNLAB_DATA", raising=False)
-    for printer in (console, errors):
-        monkeypatch.setattr(printer, "width", 140)
-
-    def call(*arguments: str):
-        return CliRunner().invoke(app, list(arguments))
-
-    return call
-
-
-def test_a_study_runs_ranks_and_reports(attnlab, tmp_path):
-    done = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--device", "cpu")
+def test_a_study_runs_ranks_and_reports(first_run):
+    start, done = first_run
     assert done.exit_code == 0, done.output
     assert "2 variants x 1 seed = 2 runs; results in results/tiny_study" in done.output
     assert re.search(r"2/2 \w+ seed 0: validation loss \d\.\d{4}", done.output)
     assert "One seed: no verdict" in done.output
-    folder = tmp_path / "results" / "tiny_study"
+    folder = start / "results" / "tiny_study"
     for name in ("report.md", "table.csv", "comparison.png", "comprehensive_results.json"):
         assert (folder / name).stat().st_size > 0
     assert json.loads((folder / "failures.json").read_text()) == {}
 
+
+def test_a_finished_study_is_shown_and_another_seed_is_added(attnlab, trained):
     again = attnlab("run", TINY, "--seeds", "1", "--only", "mha,identity", "--json")
     assert again.exit_code == 0
     results = json.loads(again.stdout)
@@ -54,7 +40,7 @@ def test_a_study_runs_ranks_and_reports(attnlab, tmp_path):
 
     more = attnlab("run", TINY, "--seeds", "2", "--only", "mha", "--device", "cpu")
     assert "1 of them done" in more.output
-    assert {run["variant"] for run in _summaries(folder)} == {"mha", "identity"}
+    assert {run["variant"] for run in _summaries(trained)} == {"mha", "identity"}
 
 
 def _summaries(folder: Path):
@@ -64,7 +50,7 @@ def _summaries(folder: Path):
 def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tmp_path):
     done = attnlab("run", TINY, "train.stpes=3", "model.mechanisms.0.n_heads=3", "--only", "mha")
     assert done.exit_code == 2
-    assert "2 wrong; nothing was started" in done.stderr
+    assert "error: 2 invalid settings; nothing was run" in done.stderr
     assert "train: no field 'stpes'; did you mean 'steps'?" in done.stderr
     assert "model.mechanisms.0.n_kv_heads: 2 does not divide n_heads 3" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -126,7 +112,7 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     done = attnlab(*arguments)
     assert done.exit_code == 0, done.output
     words = " ".join(done.output.split())
-    assert "before them 2 to 4 runs to tune learning rates" in words
+    assert "first, 2 to 4 runs to tune learning rates" in words
     assert "1/3+ identity at 0.01: validation loss" in words
     choice = json.loads((tmp_path / "results/tuned/identity/tuning/choice.json").read_text())
     assert f"identity: learning rate {choice['learning_rate']:g}, the" in words
@@ -190,36 +176,52 @@ def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
     assert (after["command"], after["checked"]) == (before["command"], False)
 
 
-def test_list_names_studies_mechanisms_and_their_settings(attnlab):
+def test_list_has_studies_kinds_and_settings(attnlab):
     shown = attnlab("list")
     assert shown.exit_code == 0
-    for word in ("quickstart", "mechanisms", "gated_delta_net", "wikitext2", "bpe", "window=256"):
+    for word in ("quickstart", "mechanisms", "gated_delta_net", "wikitext2", "bpe", "fla:NAME"):
         assert word in shown.output
-    known = json.loads(attnlab("list", "--json").stdout)
-    assert known["mechanisms"]["sliding_window"]["window"] == 256
-    assert known["studies"]["mechanisms"]["variants"][0] == "mha"
-    assert known["data"]["text"]["paths"] == "required"
-    assert known["settings"]["train"]["warmup_steps"] == 100
     assert "warmup_steps=100" in shown.output.replace("\n", "")
+    known = json.loads(attnlab("list", "--json").stdout)
+    assert known["mechanisms"]["sliding_window"]["settings"]["window"] == 256
+    assert known["studies"]["mechanisms"]["question"].startswith("Which attention mechanism?")
+    assert known["data"]["text"]["settings"]["paths"] == "required"
+    assert known["settings"]["train"]["warmup_steps"] == 100
 
 
-def test_report_rebuilds_what_is_derived(attnlab, tmp_path):
-    attnlab("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu")
-    folder = tmp_path / "results" / "tiny_study"
-    before = (folder / "table.csv").read_text()
+def test_list_shows_the_details_of_a_name(attnlab):
+    kind = attnlab("list", "sliding_window")
+    assert "window=256" in kind.output
+    assert "gated_delta_net" not in kind.output
+    section = attnlab("list", "train")
+    assert "warmup_steps=100" in section.output
+    both = attnlab("list", "mechanisms")  # a study and a family
+    assert "gqa_2" in both.output
+    assert "grouped_query(n_kv_heads=2)" in both.output
+    assert "mha (baseline)" in both.output
+    assert "window=256" in both.output
+    study = json.loads(attnlab("list", "fair_search", "--json").stdout)["studies"]["fair_search"]
+    assert study["baseline"] == "baseline"
+    assert study["lengths"]["fast"] == []
+    unknown = attnlab("list", "mlaa")
+    assert unknown.exit_code == 2
+    assert "nothing is called 'mlaa'; did you mean 'mla'?" in unknown.stderr
+
+
+def test_report_rebuilds_the_derived_files(attnlab, trained):
+    before = (trained / "table.csv").read_text()
     for name in ("table.csv", "report.md", "comparison.png"):
-        (folder / name).unlink()
-    assert attnlab("report", str(folder)).exit_code == 0
-    assert (folder / "table.csv").read_text() == before
-    assert (folder / "comparison.png").is_file()
+        (trained / name).unlink()
+    assert attnlab("report", str(trained)).exit_code == 0
+    assert (trained / "table.csv").read_text() == before
+    assert (trained / "comparison.png").is_file()
 
 
 def test_the_version_is_said(attnlab):
     assert re.fullmatch(r"attnlab \S+\n", attnlab("--version").output)
 
 
-def test_text_is_generated_from_a_run(attnlab, tmp_path):
-    attnlab("run", TINY, "--seeds", "1", "--only", "mha", "--device", "cpu", "--no-check")
+def test_text_is_generated_from_a_run(attnlab, trained):
     run = "results/tiny_study/mha/seed-0"
     arguments = ("generate", run, "--prompt", "def f", "--max-new-tokens", "12")
     done = attnlab(*arguments, "--seed", "1")
@@ -232,13 +234,12 @@ def test_text_is_generated_from_a_run(attnlab, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_what_cannot_be_generated_from_is_said(attnlab):
-    attnlab("run", TINY, "--seeds", "1", "--only", "mha", "--device", "cpu", "--no-check")
+def test_a_wrong_run_prompt_or_sampling_is_an_error(attnlab, trained):
     run = "results/tiny_study/mha/seed-0"
     for arguments, message in (
         (("nowhere", "--prompt", "x"), "no run in nowhere"),
         (("results/tiny_study/mha", "--prompt", "x"), f"did you mean {run}"),
-        ((run, "--prompt", ""), "--prompt is empty"),
+        ((run, "--prompt", ""), "the prompt is empty"),
         ((run, "--prompt", "x", "--top-p", "2"), "top_p: must be in"),
     ):
         done = attnlab("generate", *arguments)
@@ -261,12 +262,58 @@ def test_the_doctor_ends_with_1_where_the_default_study_cannot_run(attnlab, monk
     assert attnlab("doctor").exit_code == 1
 
 
-def test_a_study_that_is_done_is_shown_and_its_record_left_as_it_is(attnlab, tmp_path):
-    arguments = ("run", TINY, "--seeds", "1", "--only", "identity", "--device", "cpu")
-    attnlab(*arguments)
-    record = tmp_path / "results" / "tiny_study" / "study.json"
-    before = record.read_text()
-    again = attnlab(*arguments, "--no-check")
+def test_the_record_of_a_finished_study_stays_as_it_is(attnlab, trained):
+    before = (trained / "study.json").read_text()
+    arguments = ("--seeds", "1", "--only", "mha,identity", "--device", "cpu", "--no-check")
+    again = attnlab("run", TINY, *arguments)
     assert again.exit_code == 0
-    assert "1 run, 1 of them done" in again.output
-    assert record.read_text() == before
+    assert "2 runs, 2 of them done" in again.output
+    assert (trained / "study.json").read_text() == before
+
+
+def test_commands_are_listed_in_reading_order(attnlab):
+    shown = attnlab("--help").output
+    names = re.findall(r"^│ (\w+) {2,}", shown, re.MULTILINE)
+    assert names[:5] == ["list", "doctor", "run", "extend", "report"]
+    assert sorted(names) == sorted(typer.main.get_command(app).commands)
+
+
+def test_every_help_text_is_a_sentence():
+    for name, command in typer.main.get_command(app).commands.items():
+        texts = [command.help.split("\n\n")[0], *(p.help for p in command.params if p.help)]
+        for text in texts:
+            assert text.endswith((".", "...")), (name, text)
+            assert text[0].isupper() or text.startswith("all,"), (name, text)
+
+
+LIGHT = """
+import sys
+from attnlab.cli import app
+
+for arguments in {commands}:
+    try:
+        app(arguments)
+    except SystemExit as end:
+        assert end.code == 0, (arguments, end.code)
+    assert "torch" not in sys.modules, arguments
+    if arguments[0] in ("--help", "--version", "list"):
+        heavy = [name for name in ("scipy", "matplotlib", "jinja2") if name in sys.modules]
+        assert not heavy, (arguments, heavy)
+"""
+
+
+def test_commands_that_only_read_files_do_without_torch(attnlab, trained):
+    study = str(trained)
+    for checkpoints in trained.glob("*/seed-*/checkpoints"):
+        shutil.rmtree(checkpoints)  # which cannot be packed
+    commands = [
+        *(["--help"], ["--version"], ["run", "--help"], ["list"], ["list", "--json"]),
+        *(["list", "mla"], ["report", study], ["report", study, "--json"]),
+        *(["compare", study + "/mha", study + "/identity"], ["pack", study], ["unpack", study]),
+    ]
+    program = LIGHT.format(commands=commands)
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

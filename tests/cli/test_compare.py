@@ -26,16 +26,23 @@ DATA = {"source": "toy", "origin": "here", "fingerprint": "aaaa", "tokenizer": {
 TRAIN = {"learning_rate": 3e-4, "steps": 1000, "batch_size": 4, "seq_len": 64}
 
 
-@pytest.fixture
-def first(tmp_path):
-    losses = {"mha": steady(5.0, 1), "mla": steady(4.9, 2)}
-    return alike(write_study(tmp_path / "first", losses))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Two studies, written once and copied for each test."""
+    folder = tmp_path_factory.mktemp("studies")
+    alike(write_study(folder / "first", {"mha": steady(5.0, 1), "mla": steady(4.9, 2)}))
+    alike(write_study(folder / "second", {"mha": steady(5.0, 1), "linear": steady(4.5, 3)}))
+    return folder
 
 
 @pytest.fixture
-def second(tmp_path):
-    losses = {"mha": steady(5.0, 1), "linear": steady(4.5, 3)}
-    return alike(write_study(tmp_path / "second", losses))
+def first(tmp_path, written):
+    return Path(shutil.copytree(written / "first", tmp_path / "first"))
+
+
+@pytest.fixture
+def second(tmp_path, written):
+    return Path(shutil.copytree(written / "second", tmp_path / "second"))
 
 
 def alike(study: Path, data=None, train=None, summary=None) -> Path:

@@ -66,10 +66,10 @@ def test_what_was_not_found_is_said(shown):
 
 def test_a_choice_at_the_edge_is_said_to_be_one(shown):
     schedule, progress, out = shown
-    while "the best may lie beyond" not in out.getvalue():
+    while "the optimum is not bracketed" not in out.getvalue():
         end(schedule, progress, schedule.next(), lambda run: 5 - run.config.train.learning_rate)
     said = " ".join(out.getvalue().split())
-    assert "mha: learning rate 0.32, the highest of 6 tried: the best may lie beyond" in said
+    assert "mha: learning rate 0.32, the highest of 6 tried: the optimum is not bracketed" in said
 
 
 def test_an_alarm_is_shown(shown):

@@ -9,7 +9,7 @@ from support import tiny_study
 import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.config import ConfigError
 from attnlab.data import Places
-from attnlab.inference.generate import Sampling, generate
+from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.inference.saved_model import load_run
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -38,7 +38,7 @@ def prompt() -> torch.Tensor:
 def said(model: LanguageModel, **settings: object) -> torch.Tensor:
     new_tokens = settings.pop("max_new_tokens", NEW)
     sampling = Sampling(**settings)  # type: ignore[arg-type]
-    tokens = generate(model, prompt(), max_new_tokens=new_tokens, sampling=sampling)
+    tokens = generate_tokens(model, prompt(), max_new_tokens=new_tokens, sampling=sampling)
     return torch.stack(list(tokens), 1)
 
 
@@ -112,7 +112,7 @@ def test_impossible_settings_and_prompts_are_refused():
     assert [problem.path for problem in error.value.problems] == ["temperature", "top_k", "top_p"]
     empty = torch.zeros(1, 0, dtype=torch.long)
     with pytest.raises(ValueError, match="the prompt is empty"):
-        next(generate(built("identity"), empty, max_new_tokens=1, sampling=Sampling()))
+        next(generate_tokens(built("identity"), empty, max_new_tokens=1, sampling=Sampling()))
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
@@ -124,7 +124,9 @@ def test_text_is_made_in_the_precision_that_is_asked_for_and_the_caller_keeps_th
         mechanism.step = lambda x, state, step=step: (dtypes.add(x.dtype), step(x, state))[1]
         mechanism.prefill = lambda x, n, prefill=prefill: (dtypes.add(x.dtype), prefill(x, n))[1]
     bfloat16 = torch.autocast("cpu", torch.bfloat16)
-    tokens = generate(model, prompt(), max_new_tokens=3, sampling=Sampling(), autocast=bfloat16)
+    tokens = generate_tokens(
+        model, prompt(), max_new_tokens=3, sampling=Sampling(), autocast=bfloat16
+    )
     for tokens_B in tokens:
         assert tokens_B.shape == (BATCH,)
         assert not torch.is_autocast_enabled("cpu")
@@ -143,8 +145,8 @@ def test_a_run_with_a_kernel_of_half_precision_goes_on_from_a_prompt(tmp_path, k
     tokens_BT = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(0)).to(cuda)
     greedy = {"max_new_tokens": 8, "sampling": Sampling(temperature=0.0)}
     with pytest.raises(ValueError, match="computes in bfloat16"):
-        next(generate(trained.model, tokens_BT, **greedy))
-    for tokens_B in generate(trained.model, tokens_BT, **greedy, autocast=trained.autocast):
+        next(generate_tokens(trained.model, tokens_BT, **greedy))
+    for tokens_B in generate_tokens(trained.model, tokens_BT, **greedy, autocast=trained.autocast):
         with torch.no_grad(), trained.autocast:
             logits_BV = trained.model.logits(tokens_BT)[:, -1].float()
         chosen_B = logits_BV.gather(1, tokens_B[:, None])[:, 0]
@@ -153,7 +155,7 @@ def test_a_run_with_a_kernel_of_half_precision_goes_on_from_a_prompt(tmp_path, k
 
 
 def test_tokens_come_as_they_are_made():
-    tokens = generate(built("identity"), prompt(), max_new_tokens=10**9, sampling=Sampling())
+    tokens = generate_tokens(built("identity"), prompt(), max_new_tokens=10**9, sampling=Sampling())
     assert next(tokens).shape == next(tokens).shape == (BATCH,)
 
 

@@ -15,7 +15,7 @@ from attnlab.checks.targets import targets
 from attnlab.config import ConfigError, own_sources
 from attnlab.config.override import override
 from attnlab.data.batches import window_starts
-from attnlab.inference.generate import Sampling, generate
+from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.flash_linear_attention import Facts
 from attnlab.mechanism import MechanismConfig, state_bytes
@@ -398,7 +398,9 @@ def test_on_cuda_a_model_of_it_trains_in_a_recorded_step_and_generates(layer):
     assert losses.isfinite().all()
     assert losses[-1] < losses[0]
     prompt_BT = tokens[None, :70].long()
-    made = list(generate(model, prompt_BT, max_new_tokens=4, sampling=Sampling(temperature=0)))
+    made = list(
+        generate_tokens(model, prompt_BT, max_new_tokens=4, sampling=Sampling(temperature=0))
+    )
     seen_BT = torch.cat([prompt_BT, torch.stack(made, 1)], 1)
     with torch.inference_mode():
         again_BT = model.logits(seen_BT[:, :-1]).argmax(-1)[:, -4:]

@@ -62,7 +62,7 @@ def split_sections(assignments: Iterable[str]) -> tuple[list[str], list[str]]:
     return of_setup, of_mechanism
 
 
-def setups(what: Iterable[Named], sizes: Sizes) -> dict[str, Setup]:
+def setups_of(what: Iterable[Named], sizes: Sizes) -> dict[str, Setup]:
     """Return the models to measure, by name.
 
     Assignments to a section of `Setup` (`train.precision=float32`) change the setup of a mechanism,
@@ -79,7 +79,7 @@ def setups(what: Iterable[Named], sizes: Sizes) -> dict[str, Setup]:
     return dict(found)
 
 
-def only(found: dict[str, Setup], names: Iterable[str] | str | None) -> dict[str, Setup]:
+def only_named(found: dict[str, Setup], names: Iterable[str] | str | None) -> dict[str, Setup]:
     """Return the setups with these names; all of them for None.
 
     Raises ConfigError for an unknown name.

@@ -1,12 +1,23 @@
-"""The command line: one file, one command.
+"""The command line: one file per command, which parses arguments, calls attnlab and prints.
 
-Exit codes: 0 all is well; 1 a run failed or diverged, a mechanism breaks a promise, or the default
-study cannot run here; 2 the command or its settings are wrong, and nothing was spent; 130
-interrupted, and what was done is kept.
+Exit codes: 0 success; 1 a run failed or diverged, a mechanism violates a property, a measurement
+failed, or the default study cannot run here; 2 the command or its settings are invalid and nothing
+was run; 130 interrupted, and what was finished is kept.
 """
 
-from attnlab.cli import bench, check, compare, doctor, export, extend, generate, pack, report, run
-from attnlab.cli import list_kinds as kinds
+from attnlab.cli import (
+    bench,
+    check,
+    compare,
+    doctor,
+    export,
+    extend,
+    generate,
+    list_catalog,
+    pack,
+    report,
+    run,
+)
 from attnlab.cli.app import app
 
 __all__ = [
@@ -18,7 +29,7 @@ __all__ = [
     "export",
     "extend",
     "generate",
-    "kinds",
+    "list_catalog",
     "main",
     "pack",
     "report",
@@ -27,5 +38,5 @@ __all__ = [
 
 
 def main() -> None:
-    """What the `attnlab` command calls."""
+    """Run the `attnlab` command."""
     app()

@@ -1,13 +1,19 @@
-"""What all commands share: the application, where it prints, what it does with mistakes."""
+"""The application that all commands share: its options, its output, its treatment of errors.
 
+Command files import what they need inside the command, so that `attnlab --help` and the commands
+that only read files do without torch.
+"""
+
+import shlex
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
@@ -17,8 +23,23 @@ from attnlab.version import __version__
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+class _InReadingOrder(typer.core.TyperGroup):
+    """Lists the commands in the order in which a user needs them."""
+
+    ORDER = (
+        *("list", "doctor", "run", "extend", "report", "compare", "check", "bench"),
+        *("generate", "export", "pack", "unpack"),
+    )
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=self.ORDER.index)
+
+
 app = typer.Typer(
-    help="Which attention mechanism should my model use?",
+    cls=_InReadingOrder,
+    rich_markup_mode="markdown",
+    help="Find out which attention mechanism your model should use.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,38 +47,57 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON, nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 FlaPathOption = Annotated[
     Path | None,
     typer.Option(
         "--fla-path",
-        help="A clone of flash-linear-attention to use in place of the installed package.",
+        metavar="DIR",
+        help="Use this local clone of flash-linear-attention instead of the installed package.",
         show_default="ATTNLAB_FLA_PATH",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="DEVICE", help="Use this device: auto, cpu, cuda or cuda:1.")
+]
 BestOption = Annotated[
-    bool, typer.Option("--best", help="The weights of the lowest validation loss, not the last.")
+    bool, typer.Option("--best", help="Use the weights with the lowest validation loss.")
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, results/STUDY/VARIANT/seed-0.",
+        show_default=False,
+    ),
 ]
 
 
-def told(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake becomes a message and exit code 2; Ctrl-C a word on how to go on and 130."""
+def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a user's error as a message with exit code 2, an interrupt with exit code 130."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except ConfigError as error:
-            errors.print(f"[bold red]{len(error.problems)} wrong[/bold red]; nothing was started")
+            number = len(error.problems)
+            settings = "setting" if number == 1 else "settings"
+            errors.print(
+                f"[bold red]error[/bold red]: {number} invalid {settings}; nothing was run"
+            )
             for problem in error.problems:
                 errors.print(f"  {escape(str(problem))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
         except (ValueError, OSError) as error:
-            errors.print(f"[bold red]error[/bold red]: {escape(str(error))}", soft_wrap=True)
+            errors.print(
+                f"[bold red]error[/bold red]: {escape(str(error))}",
+                highlight=False,
+                soft_wrap=True,
+            )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            errors.print("interrupted; the same command goes on from the last checkpoints")
+            errors.print("interrupted; run the same command again to continue")
             raise typer.Exit(130) from None
 
     return wrapper
@@ -67,24 +107,29 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Which attention mechanism should my model use?"""
+    """Find out which attention mechanism your model should use."""
     if show:
         sys.stdout.write(f"attnlab {__version__}\n")
         raise typer.Exit
 
 
+def command_line() -> str:
+    """Return the command as it was typed, for records."""
+    return shlex.join(["attnlab", *sys.argv[1:]])
+
+
 def verbatim(
-    text: str, talk: Console = console, *, style: str | None = None, end: str = "\n"
+    text: str, output: Console = console, *, style: str | None = None, end: str = "\n"
 ) -> None:
-    """Print text as it stands: brackets are no markup, numbers have no colour, lines stay whole."""
-    talk.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
+    """Print text without markup, number colours and line breaks of its own."""
+    output.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def status(text: str, talk: Console) -> Generator[None, None, None]:
-    """Say what is going on, on a terminal, for as long as it does."""
-    if talk.is_terminal:
-        with talk.status(text):
+def status(text: str, output: Console) -> Generator[None, None, None]:
+    """Show what is being done, on a terminal, while it is being done."""
+    if output.is_terminal:
+        with output.status(escape(text)):
             yield
     else:
         yield

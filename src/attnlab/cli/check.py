@@ -4,23 +4,20 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from attnlab.checks.table import ResultsTable, results_as_json
-from attnlab.checks.targets import Checked, targets
-from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, status, told
-from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.record import to_json
-from attnlab.study.targets import split_assignments
+from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, reports_user_errors
 
 
 @app.command()
-@told
+@reports_user_errors
 def check(
     what: Annotated[
         list[str],
         typer.Argument(
-            help="all, a kind, file.py:Class, a study or its path; then settings: window=64 ...",
+            metavar="WHAT",
+            help="all, kinds (mla), classes (file.py:Class), layers (fla:Layer) or studies (name "
+            "or path), each perhaps with settings of its own (mla:kv_lora_rank=8); then settings "
+            "of all: window=64 ...",
             show_default=False,
         ),
     ],
@@ -31,12 +28,20 @@ def check(
 
     A kind is checked at small sizes, the variants of a study at their own.
     """
-    use_fla(fla_path)
-    asked = targets(*split_assignments(what))
-    checked, talk = list[Checked](), errors if as_json else console
-    for target in asked:
-        with status(f"checking {escape(target.name)}", talk):
-            checked.append(target.check())
+    import attnlab
+    from attnlab.checks.table import ResultsTable, results_as_json
+    from attnlab.cli.activity import ActivityStatus
+    from attnlab.record import to_json
+    from attnlab.study.targets import split_assignments
+
+    attnlab.use_fla(fla_path)
+    names, assignments = split_assignments(what)
+    with ActivityStatus(errors if as_json else console) as shown:
+        checked = attnlab.check(
+            *names,
+            overrides=assignments,
+            watch=lambda target: shown.start(f"checking {target.name}"),
+        )
     if as_json:
         sys.stdout.write(to_json(results_as_json(checked)).decode())
     else:

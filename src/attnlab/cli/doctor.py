@@ -7,20 +7,25 @@ import typer
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from attnlab.cli.app import FlaPathOption, JsonOption, app, console, told
-from attnlab.runner import doctor
+from attnlab.cli.app import FlaPathOption, JsonOption, app, console, reports_user_errors
 
 
 @app.command("doctor")
-@told
+@reports_user_errors
 def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None:
-    """Examine devices, packages, kernels, data and disk. Exit code 1 if `quickstart` cannot run."""
-    findings = doctor.doctor(fla_path=fla_path)
-    can_run = doctor.can_run(findings)
+    """Examine devices, packages, kernels, data and disk.
+
+    The exit code is 1 if the study quickstart cannot run.
+    """
+    import attnlab
+    from attnlab.runner.doctor import DEFAULT_STUDY, can_run
+
+    findings = attnlab.doctor(fla_path=fla_path)
+    works = can_run(findings)
     if as_json:
         rows = [finding._asdict() for finding in findings]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        raise typer.Exit(0 if can_run else 1)
+        raise typer.Exit(0 if works else 1)
     grid = Grid("", "part", "found", "remedy")
     for finding in findings:
         mark = "[green]ok[/green]" if finding.ok else "[yellow]no[/yellow]"
@@ -28,5 +33,5 @@ def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None
             mark = "[bold red]no[/bold red]"
         grid.add_row(mark, *map(escape, (finding.part, finding.found, finding.remedy)))
     console.print(grid)
-    console.print(f"{doctor.DEFAULT_STUDY} {'can' if can_run else 'cannot'} run here")
-    raise typer.Exit(0 if can_run else 1)
+    console.print(f"{DEFAULT_STUDY} {'can' if works else 'cannot'} run here")
+    raise typer.Exit(0 if works else 1)

@@ -1,28 +1,37 @@
-"""`attnlab export`: a run's weights, settings and tokenizer as a folder that stands alone."""
+"""`attnlab export`: write a run's model into a folder that stands alone."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import BestOption, app, errors, told, verbatim
-from attnlab.inference import saved_model
+from attnlab.cli.app import (
+    BestOption,
+    RunArgument,
+    app,
+    errors,
+    reports_user_errors,
+    verbatim,
+)
 
 
 @app.command()
-@told
+@reports_user_errors
 def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder: results/STUDY/VARIANT/seed-0.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    run: RunArgument,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)
+    ],
     best: BestOption = False,
 ) -> None:
     """Write a run's weights (safetensors), settings and tokenizer into a new folder.
 
-    attnlab.load_run(DIR) gives the model back, and attnlab generate DIR its text.
+    attnlab.load_run(DIR) loads the model, attnlab generate DIR generates text with it.
     """
-    done = saved_model.export(run, folder, which="best" if best else "last")
-    if done.note is not None:
-        verbatim(done.note, errors, style="yellow")
-    files = ", ".join(sorted(path.name for path in done.folder.iterdir()))
-    said = f"{done.folder}: {files}, of step {done.step}"
-    verbatim(said)
+    import attnlab
+
+    exported = attnlab.export(run, folder, which="best" if best else "last")
+    if exported.note is not None:
+        verbatim(exported.note, errors, style="yellow")
+    files = ", ".join(sorted(path.name for path in exported.folder.iterdir()))
+    verbatim(f"{exported.folder}: {files}, of step {exported.step}")

@@ -1,42 +1,64 @@
-"""`attnlab extend`: more steps of a finished run."""
+"""`attnlab extend`: continue a finished run for more steps."""
 
-import shlex
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from attnlab.cli.app import DeviceOption, FlaPathOption, app, console, told, verbatim
-from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.record import RunFolder
-from attnlab.reporting.files import PAGE
-from attnlab.runner.events import Ended, Event
-from attnlab.runner.extend import extend
+from attnlab.cli.app import (
+    DeviceOption,
+    FlaPathOption,
+    RunArgument,
+    app,
+    command_line,
+    console,
+    reports_user_errors,
+    verbatim,
+)
+
+if TYPE_CHECKING:
+    from attnlab.runner.events import Event
 
 
 @app.command("extend")
-@told
+@reports_user_errors
 def extend_(
-    run: Annotated[Path, typer.Argument(help="A run's folder: results/STUDY/VARIANT/seed-0.")],
-    steps: Annotated[int, typer.Option(help="In all, those that the run has among them.")],
+    run: RunArgument,
+    steps: Annotated[
+        int, typer.Option(help="Train up to this many steps, the finished ones included.")
+    ],
     constant: Annotated[
-        bool, typer.Option("--constant", help="Leave the learning rate what it was at the end.")
+        bool, typer.Option("--constant", help="Keep the learning rate of the last finished step.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="The new run's study.", show_default="results/STUDY_to_STEPS"),
+        typer.Option(
+            metavar="DIR",
+            help="Write the new run into this study folder.",
+            show_default="results/STUDY_to_STEPS",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     fla_path: FlaPathOption = None,
 ) -> None:
-    """Continue a finished run to STEPS steps, as a new run; the old one stays as it is.
+    """Continue a finished run to STEPS steps, as a new run; the old run is not changed.
 
-    The learning rate goes on where it would be in a run of STEPS from the start, and so rises again
-    at first.
+    The learning rate follows the schedule of a run of STEPS steps, and therefore rises at first.
     """
-    use_fla(fla_path)
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    import attnlab
+    from attnlab.record import RunFolder
+    from attnlab.reporting.files import PAGE
+    from attnlab.runner.events import Ended
+
+    attnlab.use_fla(fla_path)
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,35 +70,32 @@ def extend_(
     )
     bar = bars.add_task("reading the data", total=None)
 
-    def tell(event: Event) -> None:
+    def watch(event: "Event") -> None:
         if isinstance(event, Ended):
             return
         loss = "" if event.loss is None else f"loss {event.loss:.3f}"
         bars.update(bar, completed=event.step, total=event.steps, description=loss)
-        for style, said in (("bold red", event.alarm), ("yellow", event.note)):
-            if said is not None:
-                verbatim(said, style=style)
+        for style, text in (("bold red", event.alarm), ("yellow", event.note)):
+            if text is not None:
+                verbatim(text, style=style)
 
     with bars:
-        command = shlex.join(["attnlab", *sys.argv[1:]])
-        new = extend(
+        new = attnlab.extend(
             run,
             steps=steps,
             schedule="constant" if constant else "rederived",
             out=out,
             device=device,
-            watch=tell,
-            command=command,
+            watch=watch,
+            command=command_line(),
         )
     before, after = RunFolder.at(run).summary() or {}, new.summary() or {}
     name = f"{new.variant} seed {new.seed}"
     if new.status() == "finished":
         losses = [f"{s['final_loss']:.4f} after {s['steps']} steps" for s in (before, after)]
-        said = f"{name}: validation loss {', '.join(losses)}"
+        verbatim(f"{name}: validation loss {', '.join(losses)}")
     else:
-        said = f"{name} {new.status()}: {after.get('reason')}"
-    verbatim(said)
+        verbatim(f"{name} {new.status()}: {after.get('reason')}")
     verbatim(f"Run: {new.path}")
-    page = new.path.parent.parent / PAGE
-    verbatim(f"Report: {page}")
+    verbatim(f"Report: {new.path.parent.parent / PAGE}")
     raise typer.Exit(0 if new.status() == "finished" else 1)

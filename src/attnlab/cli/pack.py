@@ -1,12 +1,11 @@
-"""`attnlab pack` and `attnlab unpack`: the runs of a study in one file, and in folders again."""
+"""`attnlab pack` and `attnlab unpack`: pack the runs of a study into one file, and restore them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import app, errors, told, verbatim
-from attnlab.record import packed_study
+from attnlab.cli.app import app, errors, reports_user_errors, verbatim
 
 StudiesArgument = Annotated[
     list[Path],
@@ -15,7 +14,7 @@ StudiesArgument = Annotated[
 
 
 @app.command()
-@told
+@reports_user_errors
 def pack(
     studies: StudiesArgument,
     drop_checkpoints: Annotated[
@@ -32,16 +31,20 @@ def pack(
     run. All commands read a packed study like its folders, and attnlab unpack restores them byte
     for byte. Weights cannot be packed: without --drop-checkpoints, a study that has any is refused.
     """
+    import attnlab
+
     for study in studies:
-        done = packed_study.pack(study, drop_checkpoints=drop_checkpoints)
+        done = attnlab.pack(study, drop_checkpoints=drop_checkpoints)
         for folder in done.changed:
-            verbatim(f"{folder} has changed meanwhile and is kept", errors, style="yellow")
+            verbatim(f"{folder} was changed in the meantime and is kept", errors, style="yellow")
         verbatim(f"{done.path}: {done.runs} runs, {done.n_bytes / 1000:,.0f} kB")
 
 
 @app.command()
-@told
+@reports_user_errors
 def unpack(studies: StudiesArgument) -> None:
     """Restore the run folders of packed studies, byte for byte, and remove DIR/runs.jsonl.gz."""
+    import attnlab
+
     for study in studies:
-        verbatim(f"{study}: {packed_study.unpack(study)} runs restored")
+        verbatim(f"{study}: {attnlab.unpack(study)} runs restored")

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one bar for the study, one for each run under way."""
+"""The progress of a study in the terminal: one bar for the study, one per active run."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,10 +24,10 @@ from attnlab.training.run import Run
 
 
 class StudyProgress:
-    """Bars on a terminal, with a line for each run that ends; elsewhere those lines alone.
+    """Bars on a terminal, and a line per finished run; without a terminal only the lines.
 
-    The study's bar counts steps: those made here, of them and all that are still to be made. The
-    time left follows from it, and grows where a learning rate has to be looked for further out.
+    The study's bar counts the steps of this call: those done, of those done and still to do. The
+    remaining time follows from it, and increases when a learning-rate search is extended.
     """
 
     def __init__(self, schedule: StudySchedule, console: Console) -> None:
@@ -46,8 +46,8 @@ class StudyProgress:
             speed_estimate_period=120,
         )
         self.study = self.bars.add_task("study", total=schedule.steps_left(), rate="steps")
-        self.made = 0  # steps, by all runs together
-        self.under_way = dict[tuple[str, int, float], _UnderWay]()
+        self.steps_done = 0  # of all runs
+        self.active = dict[tuple[str, int, float], _Active]()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -62,45 +62,48 @@ class StudyProgress:
         self.bars.stop()
 
     def show(self, happened: RunEvent) -> None:
+        """Update the bars, and print what has ended."""
         run, event = happened.run, happened.event
         if isinstance(event, Ended):
-            if ended := self.under_way.pop(_key(run), None):
+            if ended := self.active.pop(_key(run), None):
                 self.bars.remove_task(ended.bar)
             self._line(run, event)
             if happened.tuned is not None:
-                self.console.print(f"        {_choice(happened.tuned)}", highlight=False)
-        elif _key(run) not in self.under_way:
+                self.console.print(f"        {_tuning_outcome(happened.tuned)}", highlight=False)
+        elif _key(run) not in self.active:
             bar = self.bars.add_task(
                 _name(run), total=event.steps, completed=event.step, rate="starting"
             )
-            self.under_way[_key(run)] = _UnderWay(bar, event.step)
+            self.active[_key(run)] = _Active(bar, event.step)
         else:
-            at = self.under_way[_key(run)]
-            self.made += event.step - at.step
-            at.step = event.step
+            active = self.active[_key(run)]
+            self.steps_done += event.step - active.step
+            active.step = event.step
             loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
             speed = event.tokens_per_second
             rate = f"{numbers.count(speed)} tokens/s" if speed else "warming up"
-            self.bars.update(at.bar, completed=event.step, description=_name(run) + loss, rate=rate)
+            self.bars.update(
+                active.bar, completed=event.step, description=_name(run) + loss, rate=rate
+            )
         if not isinstance(event, Ended):
-            for style, said in (("bold red", event.alarm), ("yellow", event.note)):
-                if said is not None:
-                    text = f"        {_name(run)}: {said}"
+            for style, message in (("bold red", event.alarm), ("yellow", event.note)):
+                if message is not None:
+                    text = f"        {_name(run)}: {message}"
                     self.console.print(text, style=style, markup=False, highlight=False)
-        left = self.schedule.steps_left() - sum(at.step for at in self.under_way.values())
-        self.bars.update(self.study, completed=self.made, total=self.made + left)
+        left = self.schedule.steps_left() - sum(active.step for active in self.active.values())
+        self.bars.update(self.study, completed=self.steps_done, total=self.steps_done + left)
 
     def _line(self, run: Run, event: Ended) -> None:
         count = f"[dim]{self._ended()}[/dim]"
         if event.status == "finished":
-            said = f"validation loss {event.final_loss:.4f}"
+            outcome = f"validation loss {event.final_loss:.4f}"
         else:
             reason = (event.reason or "").splitlines()[0]
-            said = f"[bold red]{event.status}[/bold red]: {escape(reason)}"
-        self.console.print(f"{count} {escape(_name(run))}: {said}")
+            outcome = f"[bold red]{event.status}[/bold red]: {escape(reason)}"
+        self.console.print(f"{count} {escape(_name(run))}: {outcome}")
 
     def _ended(self) -> str:
-        """Runs that are over, of all: of those known so far, while there may be more."""
+        """Return the number of ended runs, of all runs; "+" while a search may add runs."""
         tuning, verdict = self.schedule.tuning_count(), self.schedule.verdict_count()
         more = "+" if tuning.at_most > tuning.at_least else ""
         ended, known = tuning.done + verdict.done, tuning.at_least + verdict.at_least
@@ -108,8 +111,8 @@ class StudyProgress:
 
 
 @dataclass
-class _UnderWay:
-    """A run's bar, and its step."""
+class _Active:
+    """The bar and the step of an active run."""
 
     bar: TaskID
     step: int
@@ -125,8 +128,8 @@ def _name(run: Run) -> str:
     return f"{run.variant} seed {run.seed}"
 
 
-def _choice(tuned: TuningResult) -> str:
-    """What came of the search for a variant's learning rate, in a sentence."""
+def _tuning_outcome(tuned: TuningResult) -> str:
+    """Return the outcome of a variant's learning-rate search as a sentence."""
     if tuned.failure is not None:
         return f"[bold red]{escape(tuned.variant)}: {escape(tuned.failure)}[/bold red]"
     lowest, *_, highest = tuned.losses
@@ -134,5 +137,5 @@ def _choice(tuned: TuningResult) -> str:
     if tuned.bracketed:
         return f"{found}, the best of {len(tuned.losses)} from {lowest:g} to {highest:g}"
     edge = "highest" if tuned.rate == highest else "lowest"
-    beyond = "[yellow]the best may lie beyond[/yellow]"
+    beyond = "[yellow]the optimum is not bracketed[/yellow]"
     return f"{found}, the {edge} of {len(tuned.losses)} tried: {beyond}"

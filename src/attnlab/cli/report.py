@@ -1,33 +1,40 @@
-"""`attnlab report`: rebuild the page, tables and figures of a study from its run folders."""
+"""`attnlab report`: rebuild the report of a study from its runs."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnlab.analysis.analysis import Analysis
-from attnlab.cli.app import JsonOption, app, console, told
-from attnlab.reporting.files import PAGE, write_report
-from attnlab.reporting.tables.data_files import results
-from attnlab.reporting.terminal import TerminalReport
+from attnlab.cli.app import JsonOption, app, console, reports_user_errors, verbatim
+
+if TYPE_CHECKING:
+    from attnlab.analysis.analysis import Analysis
 
 
 @app.command()
-@told
+@reports_user_errors
 def report(
-    study_dir: Annotated[Path, typer.Argument(help="A study's folder.")],
+    study_dir: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A study's folder.", show_default=False)
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Rebuild the page, tables and figures of a study from its run folders."""
-    show(write_report(study_dir), as_json)
+    """Rebuild the page, tables and figures of a study from its runs."""
+    import attnlab
+
+    show(attnlab.report(study_dir), as_json)
 
 
-def show(analysis: Analysis, as_json: bool) -> None:
-    """Print the ranking, or the results as JSON."""
+def show(analysis: "Analysis", as_json: bool) -> None:
+    """Print the ranking and the verdict, or the results as JSON."""
+    from attnlab.reporting.files import PAGE
+    from attnlab.reporting.tables.data_files import results
+    from attnlab.reporting.terminal import TerminalReport
+
     if as_json:
         sys.stdout.write(json.dumps(results(analysis), indent=2) + "\n")
     else:
         console.print(TerminalReport(analysis))
-        console.print(f"\nReport: {analysis.table.path / PAGE}", highlight=False, soft_wrap=True)
+        verbatim(f"\nReport: {analysis.table.path / PAGE}")

@@ -93,7 +93,7 @@ class Choice(Config):
     @classmethod
     def name(cls) -> str:
         """Return the class name in snake case: `GatedDeltaNet` is `gated_delta_net`."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+        return kind_name(cls.__name__)
 
     @classmethod
     def kind(cls) -> str:
@@ -123,6 +123,15 @@ class Choice(Config):
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}")
         return found
+
+
+def kind_name(class_name: str) -> str:
+    """Return a class name in snake case.
+
+    >>> kind_name("GatedDeltaNet"), kind_name("WikiText2"), kind_name("MLA")
+    ('gated_delta_net', 'wiki_text2', 'mla')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
 def own_sources(config: Config) -> dict[str, str]:

@@ -6,15 +6,17 @@ which is a CUDA graph on CUDA.
 Shapes: B batch, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from attnlab.config import Config, Problem
 from attnlab.inference.decoder import Decoder
+from attnlab.inference.saved_model import Trained, Which, load_run
 from attnlab.model.language_model import LanguageModel
 
 
@@ -48,8 +50,63 @@ class Sampling(Config):
         return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]
 
 
+def generate(  # noqa: PLR0913  one parameter per option
+    run: Trained | Path | str,
+    prompt: str,
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 200,
+    sampling: Sampling | None = None,
+    which: Which = "last",
+    device: torch.device | str = "auto",
+    watch: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Generate text from a trained run.
+
+    Args:
+        run: a run's folder, such as results/quickstart/mha/seed-0, or one that `export` wrote; or
+            what `load_run` returned. Of the latter, the next two arguments are not used.
+        prompt: the beginning of the text.
+        samples: number of texts.
+        max_new_tokens: tokens that are generated per text.
+        sampling: temperature, top-k, top-p and seed; temperature 0.8 by default.
+        which: weights of the last step, or of the lowest validation loss ("best").
+        device: auto, cpu, cuda or cuda:1.
+        watch: called with the first text piece by piece, as it is generated.
+
+    Returns:
+        The texts, each with the prompt.
+
+    Raises:
+        ValueError: the prompt is empty, there is no such run, or it has no usable checkpoint.
+    """
+    trained = run if isinstance(run, Trained) else load_run(run, device, which=which)
+    prompt_ids = trained.codec.encode([prompt])
+    if not len(prompt_ids):
+        raise ValueError("the prompt is empty: give at least one character")
+    prompt_T = torch.from_numpy(prompt_ids.astype("int64")).to(trained.model.embed.weight.device)
+    texts = [prompt_ids.tolist() for _ in range(samples)]
+    shown = ""
+    for tokens_B in generate_tokens(
+        trained.model,
+        prompt_T.expand(samples, -1),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling or Sampling(temperature=0.8),
+        autocast=trained.autocast,
+    ):
+        for text, token in zip(texts, tokens_B.tolist(), strict=True):
+            text.append(token)
+        if watch is not None:
+            # bytes that are not yet a whole character wait for the next token
+            whole = trained.codec.decode(texts[0]).rstrip("\N{REPLACEMENT CHARACTER}")
+            if len(whole) > len(shown):
+                watch(whole[len(shown) :])
+                shown = whole
+    return [trained.codec.decode(text) for text in texts]
+
+
 @torch.inference_mode()
-def generate(
+def generate_tokens(
     model: LanguageModel,
     prompt_BT: Tensor,
     *,
@@ -57,17 +114,20 @@ def generate(
     sampling: Sampling,
     autocast: AbstractContextManager[object] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield `tokens_B`, one new token per sequence, `max_new_tokens` times.
+    """Yield `tokens_B`, the next token of every sequence, as they are generated.
+
+    The model is put in eval mode.
 
     Args:
-        model: the model; it is put in eval mode.
-        prompt_BT: token ids, at least one per sequence.
-        max_new_tokens: number of new tokens per sequence.
-        sampling: the choice of the next token.
-        autocast: the context of forward passes, such as `Trained.autocast`, which a kernel of half
-            precision needs; None: compute in the dtype of the weights.
+        model: a language model.
+        prompt_BT: int64 token ids; every sequence has the same length.
+        max_new_tokens: tokens that are generated per sequence.
+        sampling: how a token is drawn from the logits.
+        autocast: context of the forward passes; for a trained model `Trained.autocast`, which
+            kernels of half precision need. None computes in the dtype of the weights.
 
-    Raises ValueError if the prompt is empty.
+    Raises:
+        ValueError: the prompt has no tokens.
     """
     if not prompt_BT.shape[1]:
         raise ValueError("the prompt is empty: give at least one token")

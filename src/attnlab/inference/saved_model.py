@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attnlab.data.codec import Codec
+from attnlab.device.selection import choose_device
 from attnlab.model.language_model import LanguageModel
 from attnlab.record.verified_folder import STATE, DamagedError, read_verified, write_verified
 from attnlab.training.checkpoint import Checkpoint, load_newest, tensor_file
@@ -50,23 +51,25 @@ class Exported(NamedTuple):
 def load_run(
     folder: Path | str, device: torch.device | str = "cpu", *, which: Which = "last"
 ) -> Trained:
-    """Load a trained model.
+    """Return the model of a run, finished or not, or of a folder that `export` wrote.
+
+    If the newest checkpoint is damaged, the one before it is used, and `note` says so.
 
     Args:
-        folder: the folder of a run, such as results/quickstart/mha/seed-0, which need not be
-            finished; or a folder that `export` wrote.
-        device: the device of the model.
-        which: the weights of the last step, or those of the lowest validation loss.
+        folder: a run's folder, such as results/quickstart/mha/seed-0, or an exported one.
+        device: a torch device, or auto, cpu, cuda or cuda:1.
+        which: weights of the last step, or of the lowest validation loss ("best").
 
-    If the newest checkpoint is damaged, the one before is used, and `note` of the result says so.
-
-    Raises ValueError if the folder has no run, or no undamaged checkpoint.
+    Raises:
+        ValueError: the folder has no run, the run has no undamaged checkpoint, or there is no such
+            device.
     """
     folder = Path(folder)
     config, identity = settings_of(folder)
     found = _weights(folder, identity, which)
     tokenizer = config.data.tokenizer
-    model = config.model.build(tokenizer.vocab_size).to(device).eval()
+    place = choose_device(device) if isinstance(device, str) else device
+    model = config.model.build(tokenizer.vocab_size).to(place).eval()
     model.load_state_dict(found.model)
     codec = tokenizer.restore((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return Trained(config, model, codec, found.step, found.note)

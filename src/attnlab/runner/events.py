@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from attnlab.runner.schedule import StudySchedule
+from attnlab.study.events import Activity, Notice
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
 
@@ -42,28 +43,11 @@ class RunEvent(NamedTuple):
     tuned: TuningResult | None = None  # of the learning-rate search that this event ended
 
 
-class Activity(NamedTuple):
-    """The start of an activity that takes a while; it lasts until the next event."""
-
-    description: str
-
-
 class Started(NamedTuple):
     """The start of the runs. The schedule is updated as they end."""
 
     schedule: StudySchedule
 
 
-class Notice(NamedTuple):
-    """A message for the user about something that the study continues without."""
-
-    text: str
-
-
 StudyEvent = Activity | Started | RunEvent | Notice
 Watch = Callable[[StudyEvent], None]
-
-
-def ignore(event: object) -> None:
-    """Do nothing: the default of every `watch`."""
-    del event

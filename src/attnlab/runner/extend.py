@@ -14,9 +14,10 @@ from attnlab.device.selection import choose_device
 from attnlab.inference.saved_model import checkpoint_of, settings_of
 from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting.files import write_report
-from attnlab.runner.events import Event, Progress, ignore
+from attnlab.runner.events import Event, Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.runner.schedule import conflict
+from attnlab.study.events import ignore
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Schedule
 from attnlab.training.run import Run, RunConfig

@@ -14,10 +14,11 @@ from attnlab.analysis.analysis import analyse
 from attnlab.analysis.statistics.power import detectable
 from attnlab.data import Corpus, DataError
 from attnlab.device.selection import Slot
-from attnlab.runner.events import Activity, Watch, ignore
+from attnlab.runner.events import Activity, Watch
 from attnlab.runner.forecast import Forecast, RunTime, time_run
 from attnlab.runner.request import Request, read_data
 from attnlab.runner.schedule import RunCount, StudySchedule, open_schedule
+from attnlab.study.events import ignore
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 

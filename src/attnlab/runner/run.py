@@ -14,12 +14,13 @@ from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_report, write_results
-from attnlab.runner.events import Activity, Ended, Notice, Started, Watch, ignore
+from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
 from attnlab.runner.request import Request, read_data
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule
 from attnlab.runner.workers.local import LocalWorkers
+from attnlab.study.events import ignore
 from attnlab.study.study import Study
 
 

@@ -1,0 +1,165 @@
+"""`attnlab.bench`: measure mechanisms into bench.json and figures."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnlab.benchmarking.conditions import Conditions
+from attnlab.benchmarking.point import Point, numbers, points, workloads
+from attnlab.benchmarking.results_file import FILE, ResultsFile
+from attnlab.benchmarking.session import measure_all
+from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
+from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
+from attnlab.device.environment import describe
+from attnlab.device.peak_rates import measure_ceilings
+from attnlab.device.selection import choose_device
+from attnlab.kernels.flash_linear_attention import use_fla
+from attnlab.record import Json, replace_file
+from attnlab.study.events import Activity, Notice, ignore
+from attnlab.study.study import Study
+from attnlab.study.targets import Nameable, named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The result of one point, as it is in bench.json."""
+
+    point: Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The results of a bench and the files that it wrote."""
+
+    folder: Path
+    contents: Json  # of bench.json, see `attnlab.benchmarking.results_file`
+    files: tuple[str, ...]  # names in the folder: bench.json, and a figure per batch size
+
+    @property
+    def points(self) -> list[Json]:
+        """One result per variant, workload, context and batch size."""
+        return self.contents["points"]
+
+    @property
+    def failures(self) -> list[Json]:
+        """The points that raised an exception other than out of memory."""
+        return [point for point in self.points if point["status"] == "failed"]
+
+
+Watch = Callable[[Activity | Measured | Notice], None]
+
+
+def bench(  # noqa: PLR0913  one parameter per option
+    *what: Nameable,
+    overrides: Iterable[str] = (),
+    only: Iterable[str] | str | None = None,
+    contexts: Iterable[int] | str | None = None,
+    batches: Iterable[int] | str = (1, 8),
+    measure: Iterable[str] | str = ("train", "prefill", "decode"),
+    d_model: int | None = None,
+    n_layers: int | None = None,
+    n_heads: int | None = None,
+    vocab_size: int | None = None,
+    seconds: float = 1.0,
+    out: Path | str | None = None,
+    device: str = "auto",
+    compiled: bool = False,
+    fla_path: Path | str | None = None,
+    watch: Watch = ignore,
+    command: str = "attnlab.bench",
+) -> Bench:
+    """Measure training steps, prefill and decoding: time, memory, decode state and FLOPs.
+
+    Times are medians of repeated calls. Each point is written to bench.json as soon as it is
+    measured; the same call continues with the missing points. A point that runs out of memory or
+    raises an exception is a result, not an exception.
+
+    Args:
+        what: as for `attnlab.check`: a study, `"all"`, kinds, classes, layers. The variants of a
+            study have the study's sizes; a mechanism is put into every layer of a model with the
+            sizes below.
+        overrides: dotted settings of all of them: `train.precision=float32`, `window=64`.
+        only: names of variants, as a list or separated by commas; the others are not measured.
+        contexts: tokens per sequence; by default from the sequence length to 64K in factors of 4.
+        batches: sequences per batch.
+        measure: any of train, prefill and decode.
+        d_model: model width, for mechanisms; 768 by default.
+        n_layers: layers, for mechanisms; 12 by default.
+        n_heads: attention heads, for mechanisms; 12 by default.
+        vocab_size: vocabulary, for mechanisms; 50,257 by default.
+        seconds: approximate duration of the timed calls of a point.
+        out: folder of bench.json; by default results/STUDY, or results/bench for mechanisms.
+        device: auto, cpu, cuda or cuda:1.
+        compiled: compile the models.
+        fla_path: a local clone of flash-linear-attention, ATTNLAB_FLA_PATH by default.
+        watch: called with an `Activity`, `Measured` or `Notice` as it happens.
+        command: recorded in bench.json as the command that wrote it.
+
+    Raises:
+        ConfigError: settings are impossible.
+        ValueError: a name, number or device is wrong, or the folder has measurements under other
+            conditions.
+    """
+    use_fla(fla_path)
+    given = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size}
+    sizes = {name: value for name, value in given.items() if value is not None}
+    targets = named(what, overrides)
+    study = targets[0] if len(targets) == 1 and isinstance(targets[0], Study) else None
+    if study is not None and sizes:
+        raise ValueError(f"a study has its own sizes: {', '.join(sizes)} is only for mechanisms")
+    setups = only_named(setups_of(targets, Sizes(**sizes)), only)
+    asked = points(
+        [(name, setup.train.seq_len) for name, setup in setups.items()],
+        workloads(measure),
+        None if contexts is None else numbers(contexts, "contexts"),
+        numbers(batches, "batches"),
+    )
+    where = choose_device(device)
+    folder = Path("results") / (study.name if study and study.name else "bench")
+    file = ResultsFile.open(
+        folder if out is None else Path(out),
+        environment=describe(where),
+        compiled=compiled,
+        setups=setups,
+    )
+    watch(Activity("measuring the peak rates of the device"))
+    under = Conditions(
+        device=where,
+        ceilings=measure_ceilings(where, seconds / 4),
+        compiled=compiled,
+        seconds=seconds,
+    )
+    file.update(ceilings=under.ceilings._asdict(), command=command)
+    watch(Activity("measuring"))
+    try:
+        for result in measure_all(asked, setups, under, file):
+            watch(Measured(point=result))
+        _add_breakdowns(file, setups, under, watch)
+    finally:  # an interrupted bench has figures of the points that were measured
+        figures = _write_figures(file)
+    return Bench(folder=file.folder, contents=file.contents, files=(FILE, *figures))
+
+
+def _add_breakdowns(
+    file: ResultsFile, setups: dict[str, Setup], under: Conditions, watch: Watch
+) -> None:
+    """Add the time by cause to the decoded tokens that are farthest from their bounds."""
+    if under.device.type != "cuda":
+        return
+    for point in without_breakdown(file.points):
+        if point["variant"] in setups:
+            try:
+                file.put(with_breakdown(point, setups[point["variant"]], under))
+            except RuntimeError as error:
+                watch(Notice(f"no time breakdown of {Point.of(point)}: {error}"))
+
+
+def _write_figures(file: ResultsFile) -> list[str]:
+    """Write one figure per batch size; return their names."""
+    from attnlab.benchmarking.figure import bench_png  # matplotlib takes a second to import
+
+    written = list[str]()
+    for batch in sorted({point["batch"] for point in file.points}):
+        written.append(f"bench-batch-{batch}.png")
+        replace_file(file.folder / written[-1], bench_png(file.contents, batch))
+    return written

@@ -1,0 +1,149 @@
+"""`attnlab list`: list studies, mechanisms and settings."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table as Grid
+
+from attnlab.cli.app import JsonOption, app, console, reports_user_errors
+
+if TYPE_CHECKING:
+    from attnlab.study.catalog import Catalog, Kind
+
+
+@app.command("list")
+@reports_user_errors
+def list_(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A study, a kind (mla), a family (mechanisms) or a section of settings (train).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List studies, mechanisms and settings; with NAME, the details of one."""
+    import attnlab
+
+    catalog = attnlab.catalog()
+    found = _all(catalog) if name is None else _named(catalog, name)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    for section, entries in found.items():
+        _print(section, entries, detailed=name is not None)
+    if name is None:
+        console.print("\nattnlab list NAME shows the settings and variants of one.")
+
+
+def _all(catalog: "Catalog") -> dict[str, dict[str, Any]]:
+    return {
+        "studies": {study: {"question": text} for study, text in catalog.studies.items()},
+        **{family: _kinds(kinds) for family, kinds in catalog.families.items()},
+        "settings": {section: dict(values) for section, values in catalog.settings.items()},
+    }
+
+
+def _named(catalog: "Catalog", name: str) -> dict[str, dict[str, Any]]:
+    """Return everything with this name; one name may be a study and a family."""
+    found = dict[str, dict[str, Any]]()
+    if name in catalog.studies or name.endswith(".py"):
+        found["studies"] = {name: _study(name)}
+    if name in catalog.families:
+        found[name] = _kinds(catalog.families[name])
+    if name in catalog.settings:
+        found["settings"] = {name: dict(catalog.settings[name])}
+    return found or {family: _kinds([kind]) for family, kind in catalog.kinds(name).items()}
+
+
+def _kinds(kinds: Iterable["Kind"]) -> dict[str, Any]:
+    return {kind.name: {"summary": kind.summary, "settings": dict(kind.settings)} for kind in kinds}
+
+
+def _study(name: str) -> dict[str, Any]:
+    """Return question and variants; building the variants imports torch."""
+    from attnlab.study.study import load_study
+    from attnlab.study.variants import describe_variants
+
+    study = load_study(name)
+    return {
+        "question": study.question.strip(),
+        "seeds": study.seeds,
+        "baseline": study.baseline,
+        "lengths": {length: list(changes) for length, changes in study.lengths.items()},
+        "variants": describe_variants(study),
+    }
+
+
+_TITLES = {
+    "studies": "Studies (attnlab run NAME)",
+    "mechanisms": "Mechanisms (attnlab check NAME, attnlab bench NAME)",
+    "data": "Data sources (data=KIND)",
+    "tokenizers": "Tokenizers (data.tokenizer=KIND)",
+    "feedforward": "Feed-forward layers (model.feedforward=KIND)",
+    "rope_scalings": "RoPE scalings (rope_scaling=KIND of a mechanism)",
+    "settings": "Settings of every run (SECTION.KEY=VALUE)",
+}
+
+
+def _print(section: str, entries: Mapping[str, Any], *, detailed: bool) -> None:
+    console.print(f"\n[bold]{_TITLES[section]}[/bold]", highlight=False)
+    if section == "studies" and detailed:
+        for entry in entries.values():
+            _print_study(entry)
+        return
+    grid = _grid()
+    for name, entry in entries.items():
+        if section == "studies":
+            grid.add_row(name, escape(entry["question"]))
+        elif section == "settings":
+            grid.add_row(name, _settings(entry))
+        else:
+            grid.add_row(name, escape(entry["summary"]))
+            if detailed:
+                settings = _settings(entry["settings"]) or "no settings"
+                grid.add_row("", f"[dim]{settings}[/dim]")
+    console.print(Padding(grid, (0, 0, 0, 2)), highlight=False)
+
+
+def _print_study(study: Mapping[str, Any]) -> None:
+    for paragraph in study["question"].split("\n\n"):
+        table = any(line.startswith(" ") for line in paragraph.splitlines())
+        text = paragraph if table else " ".join(paragraph.split())
+        console.print(Padding(escape(text), (0, 0, 1, 2)), highlight=False)
+    grid = _grid()
+    for variant, text in study["variants"].items():
+        mark = " (baseline)" if variant == study["baseline"] else ""
+        grid.add_row(escape(variant + mark), escape(text))
+    console.print(Padding(grid, (0, 0, 1, 2)), highlight=False)
+    facts = [f"{study['seeds']} seeds per variant; change with --seeds"]
+    facts += [
+        f"--length {length}: {', '.join(changes) or 'no changes'}"
+        for length, changes in study["lengths"].items()
+    ]
+    for fact in facts:
+        console.print(Padding(escape(fact), (0, 0, 0, 2)), highlight=False)
+
+
+def _grid() -> Grid:
+    grid = Grid(box=None, padding=(0, 2, 0, 0), show_header=False)
+    grid.add_column(no_wrap=True, style="cyan")
+    grid.add_column()
+    return grid
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return escape(", ".join(f"{key}={_value(value)}" for key, value in values.items()))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value["kind"])
+    return json.dumps(value) if isinstance(value, list) else str(value).lower()
