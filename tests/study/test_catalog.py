@@ -11,7 +11,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import FeedForward
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.study.catalog import catalog
-from attnlab.study.study import shipped
+from attnlab.study.load import shipped
 from attnlab.training.run import RunConfig
 
 FAMILIES = {
