@@ -92,7 +92,7 @@ class TrainingStep:
         self._eager_steps_left = max(0, self._eager_steps_left - 1)
 
     def means(self, first: int, last: int) -> dict[str, float]:
-        """Return the means of each column over the steps from `first` up to `last` (excluded)."""
+        """Return the mean of each column over steps `first` to `last` (excluded). Waits."""
         means_C = self.measured_SC[first:last].double().mean(0).tolist()
         return dict(zip(COLUMNS, means_C, strict=True))
 
