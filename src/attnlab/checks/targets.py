@@ -56,8 +56,8 @@ def check(
         watch: called with each target before it is checked.
 
     Returns:
-        One `Checked` per mechanism and model width. A mechanism that raises has a broken property;
-        the exception is not passed on.
+        One `Checked` per mechanism and model width. An exception of a mechanism is a violation
+        of a property; it is not raised.
 
     Raises:
         ValueError: a name is unknown.
