@@ -61,6 +61,13 @@ def test_a_damaged_file_is_one_line(study):
     assert "runs.jsonl.gz is damaged at line 1" in done.stderr
 
 
+def test_a_packed_run_has_no_weights_and_says_so(study):
+    attnlab("pack", study)
+    done = attnlab("generate", study / "mha" / "seed-0", "--prompt", "x")
+    assert done.exit_code == 2
+    assert "is packed, and packed runs have no weights" in " ".join(done.stderr.split())
+
+
 def test_packing_imports_no_torch(study):
     code = (
         "import sys, attnlab; "

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from support.fake_workers import BASE, BEST, TUNED, finish, key, loss_of, make, work
 
-from attnlab.record import TUNING_SEED, RunFolder, tuning_runs, write_json
+from attnlab.record import TUNING_SEED, RunFolder, pack, tuning_runs, write_json
 from attnlab.runner.schedule import StudySchedule
 
 
@@ -42,6 +42,25 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
     assert {run.seed for run in runs if not run.tunes} == {0, 1}
     assert schedule.unfinished_variants() == []
     assert schedule.steps_left() == 0
+
+
+def test_a_packed_study_is_continued_and_its_ended_runs_are_not_trained_again(tmp_path):
+    TUNED.record(command="attnlab run tuned", checked=False).write(tmp_path)
+    work(make(TUNED, tmp_path))
+    pack(tmp_path)
+    packed = {"study.json", "runs.jsonl.gz"}
+    assert work(make(TUNED, tmp_path)) == []
+    assert {path.name for path in tmp_path.iterdir()} == packed
+    with pytest.raises(ValueError, match="different settings"):
+        make(TUNED, tmp_path, fingerprint="other")
+    more = work(make(replace(TUNED, seeds=3), tmp_path))
+    assert [(run.variant, run.seed, run.tunes) for run in more] == [
+        (variant, 2, False) for variant in BEST
+    ]
+    assert RunFolder(tmp_path, "mqa", 2).config()["train"]["learning_rate"] == BEST["mqa"]
+    assert {path.name for path in tmp_path.iterdir()} == {*packed, *BEST}
+    pack(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == packed
 
 
 def test_tuning_runs_have_their_own_folder_and_keep_no_checkpoints(tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor
 from attnlab.data.codec import Codec
 from attnlab.device.selection import choose_device
 from attnlab.model.language_model import LanguageModel
+from attnlab.record import runs_in
 from attnlab.record.verified_folder import STATE, DamagedError, read_verified, write_verified
 from attnlab.training.checkpoint import Checkpoint, load_newest, tensor_file
 from attnlab.training.run import RunConfig
@@ -101,6 +102,8 @@ def export(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exp
 def settings_of(folder: Path) -> tuple[RunConfig, str]:
     """Return settings and identity of the run in a folder. Raises ValueError if there is none."""
     if not all((folder / name).is_file() for name in DESCRIBED):
+        if any(run.packed() for run in runs_in(folder)):
+            raise ValueError(f"{folder} is packed, and packed runs have no weights")
         runs = sorted(str(run) for run in folder.glob("**/seed-*") if run.is_dir())[:5]
         hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
         raise ValueError(f"no run in {folder}: it has no config.json and tokenizer.json{hint}")

@@ -213,6 +213,7 @@ class RunFolder:
         """Write a packed run into its folder, before it is changed there."""
         packed = self.packed()
         if packed is not None:
+            assert not packed.ended, f"{self.ended} has ended and is packed"
             replace_folder(self.partial, packed.write_into)
 
     def _named(self, config: Mapping[str, Any]) -> Json:
