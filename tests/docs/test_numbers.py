@@ -6,7 +6,7 @@ import re
 import yaml
 from support.pages import ROOT
 
-from attnlab import __version__, analyse
+from attnlab import __version__, analyse, check
 
 
 def test_the_verdict_of_the_readme_is_that_of_the_results():
@@ -36,3 +36,10 @@ def test_the_citation_is_of_this_version():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_page_of_checks_lists_every_property():
+    (checked,) = check("identity", quick=True)
+    page = (ROOT / "docs/guides/checks.md").read_text()
+    _, *rows = re.findall(r"^\| ([A-Za-z][^|]+) \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted(result.name for result in checked.results)
