@@ -339,3 +339,15 @@ def test_two_writers_of_one_file_leave_one_whole_file(tmp_path):
     replace_file(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_of_another_version_is_read_and_an_incomplete_one_is_named(tmp_path):
+    study(["mha"], seeds=(0,)).write(tmp_path)
+    path = tmp_path / "study.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "questions": [{"kind": "pick"}], "claims": []}))
+    assert StudyRecord.read(tmp_path).variants == ("mha",)
+    del record["question"], record["seeds"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"study.json lacks question, seeds; restore it"):
+        StudyRecord.read(tmp_path)

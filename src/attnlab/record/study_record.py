@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
@@ -73,16 +74,31 @@ class StudyRecord:
 
     @classmethod
     def read(cls, study_dir: Path) -> Self:
-        """Read `study.json`. Raises ValueError if the folder holds no study."""
+        """Read `study.json`. Fields that only another version of attnlab knows are ignored.
+
+        Raises:
+            ValueError: the folder holds no study, or its record is damaged or incomplete.
+        """
         path = study_dir / "study.json"
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
-        fields = parse(path.read_text(encoding="utf-8"), path)
+        recorded = parse(path.read_text(encoding="utf-8"), path)
+        known = {field.name: field for field in dataclass_fields(cls)}
+        found = {name: value for name, value in recorded.items() if name in known}
+        required = [
+            name
+            for name, field in known.items()
+            if field.default is MISSING and field.default_factory is MISSING
+        ]
+        if missing := [name for name in required if name not in found]:
+            raise ValueError(
+                f"{path} lacks {', '.join(missing)}; restore it, or run the study again"
+            )
         for name in ("variants", "seeds", "hypotheses"):
-            fields[name] = tuple(fields.get(name, ()))
-        families = fields.get("families", {})
-        fields["families"] = {name: tuple(variants) for name, variants in families.items()}
-        return cls(**fields)
+            found[name] = tuple(found.get(name, ()))
+        families = found.get("families", {})
+        found["families"] = {name: tuple(variants) for name, variants in families.items()}
+        return cls(**found)
 
     def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:
         """Return planned runs, and any others in the folder, by variant, in the study's order."""
