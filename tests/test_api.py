@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from support import SOURCE, TESTS, tiny_study
 
 import attnlab
 from attnlab.benchmarking.bench import Measured
+from attnlab.cli import app
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
@@ -262,3 +264,9 @@ def test_no_module_takes_the_place_of_a_function(tmp_path, cache):
     )
     done = python("-c", program, cwd=tmp_path, cache=cache)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_a_function():
+    names = {"list": "catalog"}
+    for command in typer.main.get_command(app).commands:
+        assert callable(getattr(attnlab, names.get(command, command)))
