@@ -208,6 +208,20 @@ def test_list_shows_the_details_of_a_name(attnlab):
     assert "nothing is called 'mlaa'; did you mean 'mla'?" in unknown.stderr
 
 
+def test_list_shows_the_runs_of_a_folder_packed_or_not(attnlab, trained, tmp_path):
+    packed = shutil.copytree(trained, tmp_path / "packed")
+    assert attnlab("pack", str(packed), "--drop-checkpoints").exit_code == 0
+    shown = attnlab("list", str(trained))
+    assert shown.output == attnlab("list", str(packed)).output
+    assert re.search(r"mha/seed-0 +finished +0.01 +\d\.\d{4} +\d\.\d{4}", shown.output)
+    runs = json.loads(attnlab("list", str(packed), "--json").stdout)["runs"]
+    summary = json.loads((trained / "mha" / "seed-0" / "summary.json").read_text())
+    assert runs["mha/seed-0"]["test_loss"] == summary["test_loss"]
+    empty = attnlab("list", str(tmp_path))
+    assert empty.exit_code == 2
+    assert "holds no run" in empty.stderr
+
+
 def test_report_rebuilds_the_derived_files(attnlab, trained):
     before = (trained / "table.csv").read_text()
     for name in ("table.csv", "report.md", "comparison.png"):

@@ -1,8 +1,9 @@
-"""`attnlab list`: list studies, mechanisms and settings."""
+"""`attnlab list`: list studies, mechanisms and settings, or the runs in a folder of results."""
 
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,13 +24,17 @@ def list_(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A study, a kind (mla), a family (mechanisms) or a section of settings (train).",
+            help="A study, a kind (mla), a family (mechanisms), a section of settings (train), or "
+            "a folder of results.",
             show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List studies, mechanisms and settings; with NAME, the details of one."""
+    """List studies, mechanisms and settings; with NAME, the details of one.
+
+    For a folder of results: its runs, packed or not.
+    """
     import attnlab
 
     catalog = attnlab.catalog()
@@ -60,7 +65,31 @@ def _named(catalog: "Catalog", name: str) -> dict[str, dict[str, Any]]:
         found[name] = _kinds(catalog.families[name])
     if name in catalog.settings:
         found["settings"] = {name: dict(catalog.settings[name])}
+    if not found and Path(name).is_dir():
+        return {"runs": _runs(name)}
     return found or {family: _kinds([kind]) for family, kind in catalog.kinds(name).items()}
+
+
+def _runs(folder: str) -> dict[str, Any]:
+    """Return status and loss of every run by its name within the study."""
+    import attnlab
+
+    return {
+        _run_name(row): {
+            "status": row["status"],
+            "learning_rate": row["learning_rate"],
+            "validation_loss": row.get("final_loss"),
+            "test_loss": row.get("test_loss"),
+            "device": row["device"],
+        }
+        for row in attnlab.load_results(folder)
+    }
+
+
+def _run_name(row: Mapping[str, Any]) -> str:
+    if row["purpose"] == "tuning":
+        return f"{row['variant']}/tuning/lr-{row['learning_rate']:g}"
+    return f"{row['variant']}/seed-{row['seed']}"
 
 
 def _kinds(kinds: Iterable["Kind"]) -> dict[str, Any]:
@@ -90,6 +119,7 @@ _TITLES = {
     "feedforward": "Feed-forward layers (model.feedforward=KIND)",
     "rope_scalings": "RoPE scalings (rope_scaling=KIND of a mechanism)",
     "settings": "Settings of every run (SECTION.KEY=VALUE)",
+    "runs": "Runs (losses in nats/token)",
 }
 
 
@@ -98,6 +128,9 @@ def _print(section: str, entries: Mapping[str, Any], *, detailed: bool) -> None:
     if section == "studies" and detailed:
         for entry in entries.values():
             _print_study(entry)
+        return
+    if section == "runs":
+        _print_runs(entries)
         return
     grid = _grid()
     for name, entry in entries.items():
@@ -130,6 +163,18 @@ def _print_study(study: Mapping[str, Any]) -> None:
     ]
     for fact in facts:
         console.print(Padding(escape(fact), (0, 0, 0, 2)), highlight=False)
+
+
+def _print_runs(runs: Mapping[str, Any]) -> None:
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    grid.add_column("run", no_wrap=True, style="cyan")
+    for title in ("status", "learning rate", "validation", "test"):
+        grid.add_column(title, justify="left" if title == "status" else "right")
+    for name, run in runs.items():
+        losses = (run["validation_loss"], run["test_loss"])
+        texts = ("" if loss is None else f"{loss:.4f}" for loss in losses)
+        grid.add_row(escape(name), run["status"], f"{run['learning_rate']:g}", *texts)
+    console.print(Padding(grid, (0, 0, 0, 2)), highlight=False)
 
 
 def _grid() -> Grid:
