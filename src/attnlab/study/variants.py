@@ -14,7 +14,7 @@ def describe_variants(study: Study) -> dict[str, str]:
     >>> from attnlab.study.load import load_study
     >>> described = describe_variants(load_study("quickstart"))
     >>> described["sliding_64"]
-    'sliding_window(n_heads=4, n_kv_heads=4, window=64)'
+    'sliding_window(window=64)'
     """
     assert study.baseline is not None
     baseline = _without_mechanisms(study.variants[study.baseline])
