@@ -123,7 +123,7 @@ def test_an_efficiency_that_no_seed_shows_means_nothing(tmp_path):
     losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
     analysis = analysed(tmp_path / "noise", losses)
     said = caution(analysis.efficiencies, analysis)
-    assert said.startswith("None is distinguishable from 0, since no variant is from mha. ")
+    assert said.startswith("None is distinguishable from 0, since no variant is from mha.")
     assert said in markdown(analysis, None)
     one = analysed(tmp_path / "one", {name: found[:1] for name, found in LOSSES.items()})
     assert "one seed" in caution(one.efficiencies, one)

@@ -12,6 +12,7 @@ from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
 from attnlab.analysis.hypotheses.ordered import Ordered
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.config import ConfigError
+from attnlab.reporting.pages import markdown
 
 LOSSES = {
     "mha": steady(5.1, 1),
@@ -106,14 +107,12 @@ def test_an_order_is_undecided_where_one_pair_is(tmp_path):
     assert "mha is better than identity by 4.0" in words
 
 
-def test_one_that_is_undecided_says_which_difference_would_be_detected(tmp_path):
-    hypothesis = pair("mha", "window")
-    analysis = analyse(write_study(tmp_path, NOISY, hypotheses=[hypothesis.to_dict()]))
+def test_the_minimum_detectable_difference_is_not_repeated_per_hypothesis(tmp_path):
+    hypotheses = [pair("mha", "window").to_dict()] * 2
+    analysis = analyse(write_study(tmp_path, NOISY, hypotheses=hypotheses))
     assert analysis.detectable is not None
-    assert analysis.judgements[0].found[-1] == (
-        "Minimum detectable difference (80 % power) with 5 seeds: "
-        f"{analysis.detectable:.3f} nats/token."
-    )
+    assert [judged.ruling for judged in analysis.judgements] == ["undecided", "undecided"]
+    assert markdown(analysis, None).count("inimum detectable difference") == 1
 
 
 def test_better_is_supported_or_refuted_or_undecided(tmp_path):

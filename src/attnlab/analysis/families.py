@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from attnlab.analysis.sentences import listed, smallest
+from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics import separation
 from attnlab.analysis.statistics.intervals import Comparison, Functions, Method, tiers
 from attnlab.analysis.statistics.paired import Estimate
@@ -198,8 +198,7 @@ def caution(found: Sequence[Efficiency], verdict: Verdict) -> str:
     distinguishable = [it.name for it in found if it.separable]
     if distinguishable:
         return f"Only those of {listed(distinguishable)} are distinguishable from 0."
-    none = f"None is distinguishable from 0, since no variant is from {verdict.baseline}"
-    return f"{none}. {smallest(verdict.detectable or 0, len(verdict.seeds))}"
+    return f"None is distinguishable from 0, since no variant is from {verdict.baseline}."
 
 
 def _spread(label: str, unit: str, values: dict[str, float]) -> Spread | None:

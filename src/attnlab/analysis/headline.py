@@ -5,7 +5,7 @@ from itertools import takewhile
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.numbers import nats
-from attnlab.analysis.sentences import listed, several, smallest
+from attnlab.analysis.sentences import listed, several
 from attnlab.analysis.statistics.intervals import Comparison
 from attnlab.analysis.verdict import Verdict
 
@@ -37,7 +37,7 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     for control in controls:
         if control.same_rate and control.ties is False:
             return first, control.note
-    return first, _others(verdict) + _left_out(verdict)
+    return first, (_others(verdict) + _left_out(verdict)).strip()
 
 
 def behind(verdict: Verdict, names: Sequence[str]) -> str:
@@ -78,13 +78,13 @@ def _shared(verdict: Verdict, loss: str) -> str:
 
 
 def _others(verdict: Verdict) -> str:
-    """Return the tiers after the first, each with its distance from the best."""
+    """Return the tiers after the first, each with its distance from the best; empty without."""
     tiers: list[str] = []
     for tier in sorted(set(verdict.tiers.values()) - {1}):
         names = [name for name in verdict.order if verdict.tiers[name] == tier]
         tiers.append(f"{several(names)} ({behind(verdict, names)})")
     if not tiers:
-        return smallest(verdict.detectable or 0, len(verdict.seeds))
+        return ""
     leaders = [name for name, tier in verdict.tiers.items() if tier == 1]
     return f"Behind {'it' if len(leaders) == 1 else 'them'}: {'; then '.join(tiers)}."
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from attnlab.analysis.costs import COUNTED, Cost, Serving
 from attnlab.analysis.headline import behind
 from attnlab.analysis.numbers import nats, quantity
-from attnlab.analysis.sentences import against, apart, listed, several, smallest
+from attnlab.analysis.sentences import against, apart, listed, several
 from attnlab.analysis.verdict import Verdict
 
 QUALITY = "quality first"
@@ -123,7 +123,7 @@ def _best(verdict: Verdict) -> Pick:
         return _no_winner(
             QUALITY,
             f"{several([best, *others])} are not distinguishable.",
-            f"More seeds. {smallest(verdict.detectable or 0, len(verdict.seeds))}",
+            "More seeds.",
             margin=f"{best} has the lowest mean; {who} {behind(verdict, others)}.",
         )
     rival = verdict.functions[1][0]

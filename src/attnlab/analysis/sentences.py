@@ -10,15 +10,6 @@ MOST_NAMED = 6  # names in a sentence; of more, the first three and a count
 _IN_FULL = 2  # pairs with a sentence each; more are grouped
 
 
-def smallest(difference: float, seeds: int) -> str:
-    """Return the sentence on the minimum detectable difference.
-
-    >>> smallest(0.0207, 3)
-    'Minimum detectable difference (80 % power) with 3 seeds: 0.021 nats/token.'
-    """
-    return f"Minimum detectable difference (80 % power) with {seeds} seeds: {nats(difference)}."
-
-
 def apart(pair: Comparison) -> str:
     """Return the absolute difference of two variants, with its simultaneous interval."""
     low, high = _interval(pair)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnlab.analysis.costs import Cost
-from attnlab.analysis.sentences import compared, several, smallest
+from attnlab.analysis.sentences import compared, several
 from attnlab.analysis.verdict import Verdict
 
 Ruling = Literal["supported", "refuted", "undecided", "not judged"]
@@ -84,7 +84,5 @@ class Evidence:
         return self.ruled("supported" if decided else "undecided", found)
 
     def ruled(self, ruling: Ruling, found: Sequence[str]) -> Finding:
-        """Return the finding; one that is undecided says which difference would be detected."""
-        if ruling == "undecided" and self.verdict.detectable is not None:
-            found = (*found, smallest(self.verdict.detectable, len(self.verdict.seeds)))
+        """Return the finding with these sentences."""
         return Finding(ruling=ruling, found=tuple(found))

@@ -144,8 +144,8 @@ def _quantity(value: float, unit: str) -> str:
 JUDGED = (
     "Judged by this study's simultaneous 95 % intervals. Supported: every difference that the "
     "sentence needs is distinguishable. Refuted: one is distinguishable in the other direction, or "
-    "equivalent within the margin. Losses on another text or with another tokenizer are not "
-    "comparable: order, spread and differences are compared."
+    "equivalent within the margin. Undecided: neither, with these seeds. Losses on another text or "
+    "with another tokenizer are not comparable: order, spread and differences are compared."
 )
 
 
