@@ -63,7 +63,7 @@ def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tm
         (("run", "nowhere.py"), "no file nowhere.py"),
         (("run", TINY, "--only", "mhx"), "no variant 'mhx'; did you mean 'mha'?"),
         (("run", TINY, "--seeds", "0"), "seeds: must be at least 1"),
-        (("run", TINY, "--steps", "2"), "2 of 2 steps"),
+        (("run", TINY, "train.warmup_steps=12"), "12 of 12 steps"),
         (("run", TINY, "--device", "cuda:9"), "no device 'cuda:9': torch sees"),
         (("run", TINY, "--device", "gpu"), "unknown device 'gpu': use auto, cpu, cuda or cuda:1"),
         (("run", TINY, "--track", "tensorbord"), "'tensorbord'; did you mean 'tensorboard'?"),

@@ -11,7 +11,7 @@ from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.record import StudyRecord, tuning_runs
-from attnlab.study.load import load_study, shipped
+from attnlab.study.load import load_study, shipped, shipped_names
 from attnlab.study.study import Study
 from attnlab.training.recipe import LearningRates
 
@@ -250,3 +250,29 @@ def test_rates_are_tried_at_fewer_steps_where_the_study_says_so():
     assert study.override(["train.steps=15"]).tuning_run("mha", 1e-3).config.train.steps == 15
     with pytest.raises(ConfigError, match=r"learning_rates.steps: the peak is never reached"):
         study.override(["train.warmup_steps=20"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup_steps"),
+    [
+        (["train.steps=6"], 1),
+        (["train.steps=1"], 0),
+        (["train.steps=24"], 2),
+        (["train.steps=6", "train.warmup_steps=2"], 2),
+        (["train.warmup_steps=3", "train.steps=6"], 3),
+        (["train.batch_size=3"], 2),
+    ],
+)
+def test_a_shorter_run_has_a_warm_up_shorter_in_proportion_unless_it_is_set(changes, warmup_steps):
+    assert tiny_study.base.train.warmup_steps == 2
+    study = tiny_study.study.override(changes)
+    assert {run.train.warmup_steps for run in study.variants.values()} == {warmup_steps}
+    shortened = warmup_steps < 2
+    assert len(study.notes) == shortened
+    assert all("from 2 of 12 steps" in note for note in study.notes)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_study_can_be_shortened(name):
+    study = load_study(name).override(["train.steps=100"])
+    assert all(run.train.warmup_steps < 100 for run in study.variants.values())

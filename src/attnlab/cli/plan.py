@@ -30,7 +30,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         "disk": f"{size(checkpoints + plan.record_bytes)}, {size(checkpoints)} of it checkpoints",
         "power": _power(plan),
     }
-    for name, text in lines.items():
+    for name, text in [*lines.items(), *(("note", note) for note in plan.notes)]:
         console.print(f"{name:<7}{escape(text)}", highlight=False, soft_wrap=True)
 
 

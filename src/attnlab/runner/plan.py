@@ -70,6 +70,7 @@ class Plan:
     record_bytes: int
     power: Power
     variants: Mapping[str, VariantPlan]
+    notes: tuple[str, ...]  # for the user: what options changed beyond what they name
 
     @property
     def measured(self) -> bool:
@@ -93,6 +94,7 @@ class Plan:
                 "tuning": self.tuning_runs._asdict(),
                 "verdict": self.verdict_runs._asdict(),
             },
+            "notes": list(self.notes),
             "workers": self.workers,
             "devices": list(self.devices),
             "seconds": self.seconds and dict(zip(_BOUNDS, self.seconds, strict=True)),
@@ -209,6 +211,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         variants={
             name: _variant_plan(name, forecast, not_timed.get(name)) for name in chosen.variants
         },
+        notes=chosen.notes,
     )
 
 

@@ -127,6 +127,8 @@ def run(  # noqa: PLR0913  one parameter per option
     _require_importable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
+    for note in chosen.notes:
+        watch(Notice(note))
     watch(Activity("reading the data"))
     read = read_data(chosen, places)
     fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}

@@ -38,6 +38,7 @@ class Study:
     # ^ groups of variants, whose means the report compares, too
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # by default that of the file that it is loaded from
+    notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
 
     def __post_init__(self) -> None:
         problems = list[Problem]()
@@ -167,14 +168,19 @@ class Study:
     def override(self, assignments: Iterable[str]) -> "Study":
         """Return the study with dotted settings replaced in every variant.
 
+        Fewer `train.steps` shorten the warm-up in proportion, unless `train.warmup_steps` is set,
+        too; `notes` says so.
+
         Raises:
             ConfigError: settings are invalid; a problem of some variants only names them.
         """
         changes = list(assignments)
+        variants = self._changed(lambda config: _override(config, changes))
         return dataclasses.replace(
             self,
-            variants=self._changed(lambda config: override(config, changes)),
-            reference=self.reference and override(self.reference, changes),
+            variants=variants,
+            reference=self.reference and _override(self.reference, changes),
+            notes=tuple(dict.fromkeys([*self.notes, *self._warmup_notes(variants, changes)])),
         )
 
     def at_length(self, length: str) -> "Study":
@@ -189,6 +195,21 @@ class Study:
         if not changes:
             return self
         return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
+
+    def _warmup_notes(
+        self, changed: Mapping[str, RunConfig], changes: Iterable[str]
+    ) -> Iterator[str]:
+        """Yield a sentence per warm-up that a shorter run has shortened."""
+        if "train.warmup_steps" in _paths(changes):
+            return
+        for name, config in changed.items():
+            before, after = self.variants[name].train, config.train
+            if after.warmup_steps != before.warmup_steps:
+                yield (
+                    f"warm-up shortened in proportion, from {before.warmup_steps} of "
+                    f"{before.steps} steps to {after.warmup_steps} of {after.steps}; "
+                    "train.warmup_steps=N sets it"
+                )
 
     def _family_problems(self) -> Iterator[Problem]:
         """Yield variants that are unknown, and those in several families."""
@@ -231,6 +252,22 @@ class Study:
     def _reference(self) -> RunConfig:
         assert self.baseline is not None
         return self.reference or self.variants[self.baseline]
+
+
+def _override(config: RunConfig, changes: list[str]) -> RunConfig:
+    """Return the run with settings replaced, and with a shorter warm-up if it is shorter."""
+    paths = _paths(changes)
+    if "train.steps" not in paths or "train.warmup_steps" in paths:
+        return override(config, changes)
+    changed, before = override(config, [*changes, "train.warmup_steps=0"]), config.train
+    share = min(1.0, changed.train.steps / before.steps) if before.steps else 1.0
+    warmup_steps = round(before.warmup_steps * share)
+    train = dataclasses.replace(changed.train, warmup_steps=warmup_steps)
+    return dataclasses.replace(changed, train=train)
+
+
+def _paths(changes: Iterable[str]) -> list[str]:
+    return [change.partition("=")[0].strip() for change in changes]
 
 
 def _only_in(problem: Problem, variants: list[str]) -> Problem:
