@@ -12,7 +12,8 @@ from attnlab.analysis.curves import Curve
 from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import read_table
-from attnlab.record import RunFolder, StudyRecord
+from attnlab.record import RunFolder, StudyRecord, write_json
+from attnlab.reporting.pages import markdown
 
 
 @pytest.fixture
@@ -223,3 +224,17 @@ def test_analysis_and_report_do_without_torch():
     modules = "attnlab.reporting.figures.comparison, attnlab.reporting"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_of_unlike_runs_is_reported_as_no_fair_comparison(tmp_path):
+    losses = {"mha": steady(5.0, 1), "identity": steady(4.5, 2)}
+    fair = analyse(str(write_study(tmp_path / "fair", losses)))
+    assert fair.table.unfair == ()
+    folder = write_study(tmp_path / "unlike", losses)
+    for run in StudyRecord.read(folder).runs(folder)["identity"]:
+        config = run.config()
+        write_json(run.path / "config.json", config | {"train": {**config["train"], "steps": 200}})
+    unlike = analyse(folder)
+    assert unlike.table.unfair == ("training steps: not recorded in mha; 200 in identity",)
+    text = markdown(unlike, None)
+    assert text.index("Not a fair comparison. The runs differ in:") < text.index(unlike.headline[0])

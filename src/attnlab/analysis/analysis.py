@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import Serving, costs_of
+from attnlab.analysis.fairness import unlike
 from attnlab.analysis.families import (
     Efficiency,
     Families,
@@ -56,9 +57,10 @@ class Analysis(Verdict):
     headline: tuple[str, str]  # the verdict in two sentences
 
 
-def analyse(study_dir: Path) -> Analysis:
+def analyse(study_dir: Path | str) -> Analysis:
     """Analyse a study folder as far as it has come. Raises ValueError if it holds no study."""
-    return analysis_of(read_table(study_dir))
+    table = read_table(Path(study_dir))
+    return analysis_of(replace(table, unfair=unlike(table)))
 
 
 def analysis_of(table: Table) -> Analysis:

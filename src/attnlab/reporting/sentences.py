@@ -76,7 +76,8 @@ def unfair(table: Table) -> tuple[str, ...]:
     """Return the warning above a comparison of unlike runs; empty where it is fair."""
     if not table.unfair:
         return ()
-    return ("Not a fair comparison (made with --anyway). The runs differ in:", *table.unfair)
+    how = " (made with --anyway)" if table.sources else ""
+    return (f"Not a fair comparison{how}. The runs differ in:", *table.unfair)
 
 
 def devices(table: Table) -> str:

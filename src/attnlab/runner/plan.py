@@ -70,7 +70,7 @@ class Plan:
     record_bytes: int
     power: Power
     variants: Mapping[str, VariantPlan]
-    notes: tuple[str, ...]  # for the user: what options changed beyond what they name
+    notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
 
     @property
     def measured(self) -> bool:
