@@ -24,7 +24,7 @@ def test_a_study_runs_ranks_and_reports(first_run):
     assert done.exit_code == 0, done.output
     assert "2 variants x 1 seed = 2 runs; results in results/tiny_study" in done.output
     assert re.search(r"2/2 \w+ seed 0: validation loss \d\.\d{4}", done.output)
-    assert "One seed: no verdict" in done.output
+    assert "One seed per variant: no intervals." in done.output
     folder = start / "results" / "tiny_study"
     for name in ("report.md", "table.csv", "comparison.png", "comprehensive_results.json"):
         assert (folder / name).stat().st_size > 0

@@ -110,7 +110,7 @@ def test_one_seed_gives_no_verdict(first, second):
     for text in shown(found).values():
         assert "linear has the lowest loss" in text
         assert "that is no verdict" in text
-        assert "One seed: no verdict" in text
+        assert "One seed per variant: no intervals." in text
 
 
 def test_names_grow_until_they_differ(tmp_path):

@@ -183,7 +183,7 @@ def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir):
 def test_one_seed_gets_no_verdict_and_no_error_bars(study_dir):
     complete(study_dir, seeds=(0,))
     html = page(analyse(study_dir))
-    assert "One seed: no verdict" in html
+    assert "One seed per variant: no intervals." in html
     assert "tier" not in Outline(html).said("th", "figcaption", "td")
     assert "±" not in Outline(html).said("td", "title")
 

@@ -26,7 +26,9 @@ def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None
         rows = [finding._asdict() for finding in findings]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         raise typer.Exit(0 if works else 1)
-    grid = Grid("", "part", "found", "remedy")
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("", "part", "found", "remedy"):
+        grid.add_column(title, overflow="fold")
     for finding in findings:
         mark = "[green]ok[/green]" if finding.ok else "[yellow]no[/yellow]"
         if finding.required and not finding.ok:

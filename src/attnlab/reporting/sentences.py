@@ -19,14 +19,15 @@ LEGEND = (
     "from the baseline; equivalent: the same within the margin. Intervals are simultaneous: 95 % "
     "for all pairs."
 )
-ONE_SEED = "One seed: no verdict; run with --seeds 3 for error bars."
 
 
 def how_sure(analysis: Analysis) -> str:
     """Return seeds, method, minimum detectable difference, margin and scale in one line."""
     count = len(analysis.seeds)
     if count < 2:
-        return ONE_SEED if len(analysis.table.study.seeds) < 2 else "No verdict yet."
+        one = len(analysis.table.study.seeds) < 2
+        state = "One seed per variant: no intervals" if one else "No verdict yet"
+        return f"{state}. {_scale(analysis)}."
     parts = [f"{count} seeds per variant", METHODS[analysis.method]]
     if analysis.detectable is not None:
         smallest = numbers.nats(analysis.detectable)
