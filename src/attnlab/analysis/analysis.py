@@ -4,12 +4,11 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import Serving, costs_of
-from attnlab.analysis.fairness import unlike
 from attnlab.analysis.families import (
     Efficiency,
     Families,
@@ -59,8 +58,7 @@ class Analysis(Verdict):
 
 def analyse(study_dir: Path | str) -> Analysis:
     """Analyse a study folder as far as it has come. Raises ValueError if it holds no study."""
-    table = read_table(Path(study_dir))
-    return analysis_of(replace(table, unfair=unlike(table)))
+    return analysis_of(read_table(Path(study_dir)))
 
 
 def analysis_of(table: Table) -> Analysis:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from attnlab.analysis.fairness import UNKNOWN, unlike
+from attnlab.analysis.fairness import UNKNOWN
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import Run, Table, read_run, variant_of
 from attnlab.config import suggestion
@@ -56,8 +56,7 @@ def read_folders(
         raise ValueError(f"no variant {baseline!r}{suggestion(baseline, names.values())}")
     sources = {str(path): tuple(names[folder] for folder in held[path]) for path in given}
     study = _study(given, folders, names, baseline, command)
-    table = Table(path=out, study=study, variants=variants, sources=sources)
-    return replace(table, unfair=unlike(table))
+    return Table(path=out, study=study, variants=variants, sources=sources)
 
 
 def _held(given: Path) -> Folders:

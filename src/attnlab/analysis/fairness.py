@@ -5,16 +5,18 @@ all other settings may be the subject of the comparison.
 """
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import describe
-from attnlab.analysis.table import Run, Table
+
+if TYPE_CHECKING:
+    from attnlab.analysis.table import Run, Table
 
 UNKNOWN = "not recorded"
 
 
-def unlike(table: Table) -> tuple[str, ...]:
+def unlike(table: "Table") -> tuple[str, ...]:
     """Return one line per condition that differs between runs, with the variants that have it.
 
     Runs that were never started are ignored.
@@ -31,7 +33,7 @@ def unlike(table: Table) -> tuple[str, ...]:
     )
 
 
-def _conditions(run: Run) -> dict[str, str]:
+def _conditions(run: "Run") -> dict[str, str]:
     """Return the conditions that must be equal for losses to be comparable, in words."""
     if not run.config:
         return {}

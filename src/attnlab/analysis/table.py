@@ -9,10 +9,12 @@ written.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
+from attnlab.analysis.fairness import unlike
 from attnlab.analysis.sentences import in_words, listed
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import RunFolder, Status, StudyRecord, folder_name
@@ -117,7 +119,11 @@ class Table:
     variants: tuple[Variant, ...]  # in the study's order
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     # ^ for several folders: each folder given, with its variants
-    unfair: tuple[str, ...] = ()  # conditions that differ and on which losses depend
+
+    @cached_property
+    def unfair(self) -> tuple[str, ...]:
+        """One line per condition that differs between runs and on which losses depend."""
+        return unlike(self)
 
     @property
     def ranked(self) -> tuple[Variant, ...]:
