@@ -1,8 +1,8 @@
 """MkDocs hook: pages that are generated from the code, and links that leave the docs folder.
 
-A link of a page that leads to a file of `results/` leads to a copy of it in the built site; one to
-a report in Markdown leads to the report's page. So the same link works on the site, which needs no
-network, and where the Markdown is read as it stands.
+A link of a page that leads to a file of `published/` leads to a copy of it in the built site; one
+to a report in Markdown leads to the report's page. So the same link works on the site, which needs
+no network, and where the Markdown is read as it stands.
 """
 
 import os
@@ -53,7 +53,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> None:
         if not source.exists():
             continue
         for _, target, _ in LINK.findall(source.read_text(encoding="utf-8")):
-            path = _of_results(source, target)
+            path = _published(source, target)
             if path is not None and files.get_file_from_path(_uri(path)) is None:
                 files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
 
@@ -75,7 +75,7 @@ def relink(markdown: str, source: Path, uri: str) -> str:
         if "://" in target:
             return link[0]
         path = (source.parent / target).resolve()
-        result = _of_results(source, target)
+        result = _published(source, target)
         pages = {page: name for name, page in PAGES.items()}
         if result is not None:
             goal = _uri(result)
@@ -90,12 +90,12 @@ def relink(markdown: str, source: Path, uri: str) -> str:
     return LINK.sub(there, markdown)
 
 
-def _of_results(source: Path, target: str) -> Path | None:
-    """Return the file of `results/` that a link leads to; of a Markdown report, its page."""
+def _published(source: Path, target: str) -> Path | None:
+    """Return the file of `published/` that a link leads to; of a Markdown report, its page."""
     if "://" in target:
         return None
     path = (source.parent / target).resolve()
-    if not path.is_relative_to(ROOT / "results") or not path.is_file():
+    if not path.is_relative_to(ROOT / "published") or not path.is_file():
         return None
     page = path.with_suffix(".html")
     return page if path.suffix == ".md" and page.is_file() else path

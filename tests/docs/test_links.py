@@ -26,7 +26,7 @@ def test_every_link_leads_somewhere(page):
 @pytest.mark.parametrize("page", WRITTEN, ids=IDS)
 def test_every_file_that_is_named_is_there(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
-    top = "src|tests|docs|results|benchmarks"
+    top = "src|tests|docs|results|published|benchmarks"
     packages = "|".join(path.name for path in (ROOT / "src/attnlab").iterdir() if path.is_dir())
     for name in re.findall(rf"`((?:{top})/[\w./-]+|(?:{packages})/[\w./-]*)`", prose):
         if re.match(rf"(?:{top})/", name):

@@ -11,12 +11,12 @@ from attnlab import __version__, analyse, check
 
 def test_the_verdict_of_the_readme_is_that_of_the_results():
     quoted = re.findall(r"^> (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert " ".join(quoted) == " ".join(analyse(ROOT / "results/mechanisms").headline)
+    assert " ".join(quoted) == " ".join(analyse(ROOT / "published/mechanisms").headline)
 
 
 def test_the_times_of_decoding_are_those_that_ship():
     page = (ROOT / "docs/guides/benches.md").read_text()
-    points = json.loads((ROOT / "results/decode/bench.json").read_text())["points"]
+    points = json.loads((ROOT / "published/decode/bench.json").read_text())["points"]
     rows = re.findall(r"^\| ([\w ,-]+) ((?:\| [\d.]+ ){4})\| \S+ \w+ \|$", page, re.MULTILINE)
     times = [[f"{float(time):.2f}" for time in cells.split("|")[1:]] for _, cells in rows]
     measured: dict[str, list[str]] = {}

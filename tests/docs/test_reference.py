@@ -93,9 +93,9 @@ def test_links_to_results_lead_into_the_site(generate):
     import site_hook
 
     page = ROOT / "docs/guides/benches.md"
-    text = "[a](../../results/mechanisms/report.md) [b](checks.md#x) [c](../../CHANGELOG.md)"
+    text = "[a](../../published/mechanisms/report.md) [b](checks.md#x) [c](../../CHANGELOG.md)"
     assert site_hook.relink(text, page, "guides/benches.md") == (
-        "[a](../results/mechanisms/report.html) [b](checks.md#x) [c](../changelog.md)"
+        "[a](../published/mechanisms/report.html) [b](checks.md#x) [c](../changelog.md)"
     )
 
 

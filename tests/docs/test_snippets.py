@@ -1,6 +1,7 @@
 """The Python that the documentation shows runs as it stands."""
 
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from attnlab import assert_correct, load_study
 from attnlab.config import ConfigError, load_file
 from attnlab.data import Places
 from attnlab.mechanism import MechanismConfig
+from attnlab.reporting import write_results
 from attnlab.runner.execute import execute
 from attnlab.training.run import Run
 
 ALL = blocks("python")
-RUN_ELSEWHERE = ("attnlab.run(", "def test_", 'load_run("my_model")', "class MovingAverage(")
+RUN_ELSEWHERE = (
+    *("attnlab.run(", "def test_", 'load_run("my_model")', "class MovingAverage("),
+    "comprehensive_results.json",
+)
 
 
 @pytest.mark.parametrize("block", ALL, ids=[f"{b.page}:{b.text[:30]!r}" for b in ALL])
@@ -60,8 +65,11 @@ def test_the_sweep_varies_the_width():
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_the_results_snippet_prints_the_ranking(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_the_results_snippet_prints_the_ranking(tmp_path, monkeypatch, capsys):
+    study_dir = tmp_path / "results" / "mechanisms"
+    shutil.copytree(ROOT / "published" / "mechanisms", study_dir)
+    write_results(study_dir)
+    monkeypatch.chdir(tmp_path)
     exec(python_block("comprehensive_results.json"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11

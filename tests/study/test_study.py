@@ -69,7 +69,7 @@ def test_attention_is_replaced_layer_by_layer():
     "name", ["mechanisms", "attention_needed", "deepseek", "fair_search", "hybrids"]
 )
 def test_the_runs_that_ship_are_those_of_the_study(name):
-    folder, found = ROOT / "results" / name, 0
+    folder, found = ROOT / "published" / name, 0
     study = load_study(name)
     by_variant = StudyRecord.read(folder).runs(folder)
     for variant in study.variants:
@@ -103,7 +103,7 @@ def test_what_the_hypotheses_of_a_shipped_study_name_is_there():
 
 
 def test_the_records_that_ship_hold_hypotheses_that_their_study_has():
-    for path in (ROOT / "results").glob("*/study.json"):
+    for path in (ROOT / "published").glob("*/study.json"):
         record = json.loads(path.read_text())
         if record["hypotheses"]:
             of_study = [h.to_dict() for h in load_study(record["name"]).hypotheses]

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 WRITTEN = (
     *(
         ROOT / name
-        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")
+        for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "published/README.md")
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
