@@ -14,7 +14,7 @@ def curve(folder, losses, used=None):
     """`losses` by rate; the variant's own run has the rate `used`."""
     write_study(folder, {"mha": [None]})
     for rate, loss in losses.items():
-        run = RunFolder(folder, "mha", TUNING_SEED, tuning_rate=rate)
+        run = RunFolder(folder, "mha", TUNING_SEED, recipe=f"lr-{rate:g}")
         write_run(run, loss, rate=rate)
     if used is not None:
         write_run(RunFolder(folder, "mha", 0), 5.0, rate=used)

@@ -21,7 +21,7 @@ def study(tmp_path):
         {"mha": [5.0, "loss is nan at step 7"], "=mqa": [5.2, None]},
         mha={"parameters": {"total": 10}, "attention_type": ["mha", "mha"], "by_step": [1.0, 2.0]},
     )
-    tuning = RunFolder(folder, "mha", TUNING_SEED, tuning_rate=6e-4)
+    tuning = RunFolder(folder, "mha", TUNING_SEED, recipe="lr-0.0006")
     write_run(tuning, 5.1, rate=6e-4, test_loss=math.inf)
     return folder
 

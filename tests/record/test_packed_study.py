@@ -43,7 +43,7 @@ def as_read(folder: Path) -> dict[object, object]:
     """Everything that readers find of every run."""
     by_variant = StudyRecord.read(folder).runs(folder)
     found = [run for of_variant in by_variant.values() for run in of_variant]
-    found += [run for name in by_variant for run in tuning_runs(folder, name).values()]
+    found += [run for name in by_variant for run in tuning_runs(folder, name)]
     return {
         run.key: (
             *(run.status(), run.identity(), run.config(), run.environment()),
@@ -72,7 +72,7 @@ def study(tmp_path):
         },
     )
     for rate, loss in ((3e-4, 5.5), (math.sqrt(2) * 1e-3, 5.4), (1.2e-3, "nan")):
-        write_run(RunFolder(folder, "mha", TUNING_SEED, tuning_rate=rate), loss, rate=rate)
+        write_run(RunFolder(folder, "mha", TUNING_SEED, recipe=f"lr-{rate:g}"), loss, rate=rate)
     write_tuning_choice(folder, "mha", {"learning_rate": 0.00141421, "failure": None})
     partial = RunFolder(folder, "new", 1)
     partial.open({"identity": "y", "train": {"learning_rate": 1.0}}, {"device": "cpu"})
@@ -98,12 +98,12 @@ def test_a_line_of_the_file_is_a_run_that_other_programs_can_read(study):
     pack(study)
     text = gzip.decompress((study / PACKED).read_bytes()).decode()
     lines = [json.loads(line) for line in text.splitlines()]
-    by_key = {(line["variant"], line.get("seed"), line.get("tuning_rate")): line for line in lines}
+    by_key = {(line["variant"], line.get("seed"), line.get("recipe")): line for line in lines}
     finished = by_key["mha", 0, None]
     assert (finished["status"], finished["summary"]["final_loss"]) == ("finished", 5.0)
     assert (finished["config"]["train"]["learning_rate"], finished["metrics"]) == (3e-4, [])
     assert by_key["hybrid 3:1", 2, None]["status"] == "failed"
-    assert by_key["mha", TUNING_SEED, 0.00141421]["summary"]["final_loss"] == 5.4
+    assert by_key["mha", TUNING_SEED, "lr-0.00141421"]["summary"]["final_loss"] == 5.4
     assert by_key["new", 1, None]["raw"]["metrics.jsonl"].endswith('"train_l')
     assert by_key["mha", None, None]["tuning_choice"]["learning_rate"] == 0.00141421
 
@@ -122,7 +122,7 @@ def test_equal_runs_give_equal_bytes(study):
 def test_the_analysis_of_a_packed_study_is_that_of_its_folders(tmp_path):
     folder = write_study(tmp_path / "toy", {"mha": steady(5.0), "mqa": steady(5.2, 1)})
     for rate, loss in ((1.5e-4, 5.3), (3e-4, 5.0), (6e-4, 5.2)):
-        write_run(RunFolder(folder, "mha", TUNING_SEED, tuning_rate=rate), loss, rate=rate)
+        write_run(RunFolder(folder, "mha", TUNING_SEED, recipe=f"lr-{rate:g}"), loss, rate=rate)
     before = analyse(folder)
     assert before.rates["mha"].chosen == 3e-4
     pack(folder)
@@ -288,7 +288,7 @@ def test_a_kill_at_any_change_of_the_disk_loses_nothing(study, tmp_path, monkeyp
     for variant, seed in (("mha", 1), ("mha", 2), ("hybrid 3:1", 0), ("new", 0)):
         shutil.rmtree(RunFolder(study, variant, seed).path)
     for rate in (3e-4, 1.2e-3):
-        shutil.rmtree(RunFolder(study, "mha", TUNING_SEED, tuning_rate=rate).path.parent)
+        shutil.rmtree(RunFolder(study, "mha", TUNING_SEED, recipe=f"lr-{rate:g}").path.parent)
     read = as_read(study)
     if work is unpack:
         pack(study)
@@ -387,7 +387,8 @@ def test_any_runs_are_packed_and_unpacked_byte_for_byte(written):
         folder = write_study(Path(name), {"mha": [None]})
         seen = set[str]()
         for (variant, seed, rate, ended), content in written.items():
-            run = RunFolder(folder, variant, seed, tuning_rate=rate)
+            recipe = None if rate is None else f"lr-{rate:g}"
+            run = RunFolder(folder, variant, seed, recipe=recipe)
             place = str(run.ended).casefold()
             if place not in seen:
                 seen.add(place)

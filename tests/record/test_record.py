@@ -320,11 +320,11 @@ def test_a_part_of_a_study_joins_what_the_folder_has(tmp_path):
 def test_tuning_runs_are_apart_from_the_runs_of_the_verdict(tmp_path):
     written = study(["a/b 0.5"], seeds=(0,))
     for rate in (3e-4, 1e-5, 0.0012):
-        RunFolder(tmp_path, "a/b 0.5", 1000, tuning_rate=rate).open(CONFIG, ENVIRONMENT)
+        RunFolder(tmp_path, "a/b 0.5", 1000, recipe=f"lr-{rate:g}").open(CONFIG, ENVIRONMENT)
     tuning = tuning_runs(tmp_path, "a/b 0.5")
-    assert list(tuning) == [1e-5, 3e-4, 0.0012]
-    assert all(folder.status() == "partial" for folder in tuning.values())
-    assert tuning_runs(tmp_path, "a/b") == {}
+    assert [run.recipe for run in tuning] == ["lr-1e-05", "lr-0.0003", "lr-0.0012"]
+    assert all(folder.status() == "partial" for folder in tuning)
+    assert tuning_runs(tmp_path, "a/b") == []
     assert [run.status() for run in written.runs(tmp_path)["a/b 0.5"]] == ["absent"]
 
 

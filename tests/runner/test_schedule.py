@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from support.fake_workers import BASE, BEST, TUNED, finish, key, loss_of, make, work
 
-from attnlab.record import TUNING_SEED, RunFolder, pack, tuning_runs, write_json
+from attnlab.record import TUNING_SEED, RunFolder, pack, rate_of, tuning_runs, write_json
 from attnlab.runner.schedule import StudySchedule
 
 
@@ -28,7 +28,7 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
     schedule = make(TUNED, tmp_path)
     runs = work(schedule)
     for variant, best in BEST.items():
-        tried = tuning_runs(tmp_path, variant)
+        tried = {rate_of(run.recipe): run for run in tuning_runs(tmp_path, variant)}
         assert tried[best].summary()["final_loss"] == 5
         assert min(tried) < best < max(tried)
         for seed in range(TUNED.seeds):

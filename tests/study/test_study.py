@@ -73,13 +73,13 @@ def test_the_runs_that_ship_are_those_of_the_study(name):
     study = load_study(name)
     by_variant = StudyRecord.read(folder).runs(folder)
     for variant in study.variants:
-        tuned = tuning_runs(folder, variant).values()
+        tuned = tuning_runs(folder, variant)
         for run in [*by_variant.get(variant, ()), *tuned]:
             if run.status() == "absent":
                 continue
             written, data = run.config(), run.environment()["data"]
             rate = written["train"]["learning_rate"]
-            if run.tuning_rate is not None:
+            if run.recipe is not None:
                 again = study.tuning_run(variant, rate)
             else:
                 again = study.verdict_run(variant, written["seed"], rate)

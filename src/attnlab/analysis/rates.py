@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from attnlab.analysis.table import Table, Variant
-from attnlab.record import tuning_runs
+from attnlab.record import rate_of, tuning_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,11 @@ def _losses(variant: Variant) -> dict[float, float | None]:
     """Return the loss by rate, ascending, of runs that finished or diverged (None)."""
     found: dict[float, float | None] = {}
     name = unquote(variant.folder.name)
-    for rate, folder in tuning_runs(variant.folder.parent, name).items():
+    for folder in tuning_runs(variant.folder.parent, name):
         summary = folder.summary() or {}
         if summary.get("status") in ("finished", "diverged"):
             finished = summary["status"] == "finished"
-            found[rate] = summary.get("final_loss") if finished else None
+            found[rate_of(folder.recipe or "")] = summary.get("final_loss") if finished else None
     return found
 
 

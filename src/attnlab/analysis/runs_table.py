@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from attnlab.analysis.sentences import in_words
 from attnlab.analysis.settings import describe, flat, of_variant
-from attnlab.record import RunFolder, StudyRecord, runs_in, tuning_runs
+from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, rate_of, runs_in, tuning_runs
 
 Row = dict[str, Any]
 # keys of summary.json that have a column of another name, or none
@@ -36,8 +36,9 @@ def load_results(folders: Path | str | Iterable[Path | str]) -> list[Row]:
         folders: the folder of a study, or several; also folders of variants or of single runs.
 
     Returns:
-        Rows with the columns study, variant, seed, purpose ("verdict", or "tuning" for a run that
-        tuned the learning rate), learning_rate, status, reason, mechanism, device, precision and
+        Rows with the columns study, variant, seed, purpose ("verdict", "tuning" for a run that
+        chose the recipe, "challenge" for one that repeats a seed of the verdict at a neighbouring
+        learning rate), recipe, learning_rate, status, reason, mechanism, device, precision and
         identity; then the numbers of the run's summary (losses in nats/token, times in seconds);
         then its settings, such as `train.steps`. Nested names are joined by dots. A run that is
         planned but has not begun has no row.
@@ -66,7 +67,7 @@ def _runs(folder: Path) -> Iterator[tuple[str, RunFolder]]:
     study = StudyRecord.read(study_dir).name if has_record else study_dir.name
     if not folder.resolve().name.startswith("seed-"):
         for variant in dict.fromkeys(run.variant for run in runs):
-            runs.extend(tuning_runs(study_dir, variant).values())
+            runs.extend(tuning_runs(study_dir, variant))
     yield from ((study, run) for run in runs if run.status() != "absent")
 
 
@@ -74,14 +75,16 @@ def _columns(study: str, run: RunFolder) -> _Columns:
     config, summary = run.config() or {}, run.summary() or {}
     environment = run.environment() or {}
     device = environment.get("device")
+    tried = None if run.recipe is None else rate_of(run.recipe)
     kinds = summary.get("attention_type")
     return _Columns(
         run={
             "study": study,
             "variant": run.variant,
             "seed": run.seed,
-            "purpose": "verdict" if run.tuning_rate is None else "tuning",
-            "learning_rate": config.get("train", {}).get("learning_rate", run.tuning_rate),
+            "purpose": _purpose(run),
+            "recipe": run.recipe,
+            "learning_rate": config.get("train", {}).get("learning_rate", tried),
             "status": run.status(),
             "reason": summary.get("reason"),
             "mechanism": in_words(kinds) if isinstance(kinds, list) else kinds,
@@ -92,6 +95,12 @@ def _columns(study: str, run: RunFolder) -> _Columns:
         results=_results({k: v for k, v in summary.items() if k not in NOT_COPIED}),
         settings={name: _setting(value) for name, value in flat(of_variant(config)).items()},
     )
+
+
+def _purpose(run: RunFolder) -> str:
+    if run.recipe is None:
+        return "verdict"
+    return "tuning" if run.seed >= TUNING_SEED else "challenge"
 
 
 def _results(values: Mapping[str, Any], prefix: str = "") -> Row:

@@ -87,8 +87,8 @@ def _runs(folder: str) -> dict[str, Any]:
 
 
 def _run_name(row: Mapping[str, Any]) -> str:
-    if row["purpose"] == "tuning":
-        return f"{row['variant']}/tuning/lr-{row['learning_rate']:g}"
+    if row["recipe"] is not None:
+        return f"{row['variant']}/tuning/{row['recipe']}/seed-{row['seed']}"
     return f"{row['variant']}/seed-{row['seed']}"
 
 

@@ -2,6 +2,7 @@
 
 from attnlab.record.atomic_files import replace_file
 from attnlab.record.json_text import Json, to_json, write_json
+from attnlab.record.packed_file import rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
 from attnlab.record.run_folder import (
     NO_INFLUENCE,
@@ -9,7 +10,9 @@ from attnlab.record.run_folder import (
     RunFolder,
     Status,
     folder_name,
+    read_tuning_choice,
     tuning_runs,
+    tuning_seed,
     write_tuning_choice,
 )
 from attnlab.record.study_record import StudyRecord, runs_in
@@ -24,10 +27,13 @@ __all__ = [
     "StudyRecord",
     "folder_name",
     "pack",
+    "rate_of",
+    "read_tuning_choice",
     "replace_file",
     "runs_in",
     "to_json",
     "tuning_runs",
+    "tuning_seed",
     "unpack",
     "write_json",
     "write_tuning_choice",

@@ -1,6 +1,6 @@
 """Read and write `runs.jsonl.gz`, which holds the runs of a study, one line of JSON per run.
 
-    {"variant": "mha", "seed": 0, "tuning_rate": null, "status": "finished", "ended": true,
+    {"variant": "mha", "seed": 0, "recipe": null, "status": "finished", "ended": true,
      "config": {...}, "environment": {...}, "metrics": [{...}, ...], "summary": {...}}
     {"variant": "mha", "tuning_choice": {...}}
 
@@ -30,7 +30,7 @@ class RunKey(NamedTuple):
 
     variant: str
     seed: int
-    tuning_rate: float | None  # of a run that tunes the learning rate; None for the verdict's runs
+    recipe: str | None = None  # name of a recipe that is tried, lr-0.001; None: the verdict's run
 
 
 class PackedRun(NamedTuple):
@@ -46,10 +46,19 @@ class PackedRun(NamedTuple):
 
 
 class PackedStudy(NamedTuple):
-    """The runs of a study, and `choice.json` of each variant whose learning rate was tuned."""
+    """The runs of a study, and `choice.json` of each variant that was tuned."""
 
     runs: Mapping[RunKey, PackedRun]
     choices: Mapping[str, bytes]  # by variant
+
+
+def rate_of(recipe: str) -> float:
+    """Return the peak learning rate in a recipe's name. Raises ValueError for other names.
+
+    >>> rate_of("lr-0.0006,warmup_steps-300")
+    0.0006
+    """
+    return float(recipe.removeprefix("lr-").partition(",")[0])
 
 
 def read_packed(study_dir: Path) -> PackedStudy:
@@ -87,8 +96,9 @@ def write_packed(study_dir: Path, study: PackedStudy) -> None:
 
 
 def _lines(study: PackedStudy) -> Iterator[bytes]:
-    def order(key: RunKey) -> tuple[str, bool, float, int]:
-        return key.variant, key.tuning_rate is not None, key.tuning_rate or 0.0, key.seed
+    def order(key: RunKey) -> tuple[str, float, str, int]:
+        rate = 0.0 if key.recipe is None else rate_of(key.recipe)
+        return key.variant, rate, key.recipe or "", key.seed
 
     for key in sorted(study.runs, key=order):
         run = study.runs[key]
@@ -165,9 +175,7 @@ def _parse(path: Path) -> PackedStudy:
                     choice = {**fields, "choice": fields["tuning_choice"]}
                     choices[fields["variant"]] = _from_fields(choice, [CHOICE])[CHOICE]
                 else:
-                    rate = fields["tuning_rate"]
-                    rate = None if rate is None else float(rate)
-                    key = RunKey(str(fields["variant"]), int(fields["seed"]), rate)
+                    key = RunKey(str(fields["variant"]), int(fields["seed"]), _recipe(fields))
                     runs[key] = PackedRun(_from_fields(fields, RUN_FILES), bool(fields["ended"]))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(path, n + 1, error) from None
@@ -176,6 +184,17 @@ def _parse(path: Path) -> PackedStudy:
     if not runs:
         raise _damaged(path, 1, EOFError("it holds no run"))
     return PackedStudy(runs, choices)
+
+
+def _recipe(fields: Json) -> str | None:
+    """Return the recipe of a line; earlier files name the learning rate alone."""
+    if "tuning_rate" in fields:
+        rate = fields["tuning_rate"]
+        return None if rate is None else f"lr-{float(rate):g}"
+    recipe = fields["recipe"]
+    if recipe is not None:
+        rate_of(recipe)
+    return recipe
 
 
 def _damaged(path: Path, line: int, error: Exception) -> ValueError:

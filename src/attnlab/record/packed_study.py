@@ -24,6 +24,7 @@ from attnlab.record.packed_file import (
     PackedRun,
     PackedStudy,
     RunKey,
+    rate_of,
     read_packed,
     write_packed,
 )
@@ -139,16 +140,18 @@ def _run_folders(study_dir: Path) -> Iterator[RunFolder]:
             if match is None or not folder.is_dir():
                 continue
             with contextlib.suppress(ValueError):  # a folder of another kind
-                rate = float(folder.parent.name.removeprefix("lr-")) if tuning else None
+                recipe = folder.parent.name if tuning else None
+                if recipe is not None:
+                    rate_of(recipe)
                 variant = unquote(folder.relative_to(study_dir).parts[0])
-                run = _run(study_dir, RunKey(variant, int(match[1]), rate))
+                run = _run(study_dir, RunKey(variant, int(match[1]), recipe))
                 if folder in (run.ended, run.partial) and run.key not in seen:
                     seen.add(run.key)
                     yield run
 
 
 def _run(study_dir: Path, key: RunKey) -> RunFolder:
-    return RunFolder(study_dir, key.variant, key.seed, tuning_rate=key.tuning_rate)
+    return RunFolder(study_dir, key.variant, key.seed, recipe=key.recipe)
 
 
 def _read(run: RunFolder) -> PackedRun:

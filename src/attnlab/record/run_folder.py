@@ -4,9 +4,10 @@
     results/<study>/runs.jsonl.gz              packed runs (`attnlab pack`)
     results/<study>/<variant>/seed-0.partial/  a run that is in progress, interrupted or failed
     results/<study>/<variant>/seed-0/          a run that has ended: finished or diverged
-    results/<study>/<variant>/tuning/          the runs that tuned the learning rate:
-        choice.json        the chosen rate, and the loss at each rate
-        lr-0.0006/seed-<k>/  a run like any other
+    results/<study>/<variant>/tuning/          runs at other recipes (learning rate, warm-up, ...):
+        choice.json        the chosen recipe, its allowance, and the loss at each recipe
+        lr-0.0006,warmup_steps-100/seed-<k>/  a run like any other, with a tuning seed to choose
+                           the recipe, or with a seed of the verdict to challenge the choice
     each run folder holds
         config.json        every setting, with the variant's name and the run's identity
         environment.json   code, packages and device; those before a resume under "earlier"
@@ -22,6 +23,7 @@ A run is read from its folder if that has any of the four files, else from the p
 """
 
 import contextlib
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +34,7 @@ from urllib.parse import unquote
 from attnlab.config import differences
 from attnlab.record.atomic_files import replace_file, replace_folder
 from attnlab.record.json_text import Json, parse, to_json, to_line, write_json
-from attnlab.record.packed_file import CHOICE, RUN_FILES, PackedRun, RunKey, read_packed
+from attnlab.record.packed_file import CHOICE, RUN_FILES, PackedRun, RunKey, rate_of, read_packed
 
 Status = Literal["absent", "partial", "finished", "diverged", "failed"]
 
@@ -43,18 +45,17 @@ NO_INFLUENCE = ("keep",)  # settings of training without influence on results an
 class RunFolder:
     """One seed of one variant of a study, wherever it is stored. Making the object writes nothing.
 
-    A run that tunes the learning rate is also named by the rate that it tries.
+    A run that tries another recipe than the verdict's is also named by that recipe.
     """
 
     def __init__(
-        self, study_dir: Path, variant: str, seed: int, *, tuning_rate: float | None = None
+        self, study_dir: Path, variant: str, seed: int, *, recipe: str | None = None
     ) -> None:
-        self.variant, self.seed, self.tuning_rate = variant, seed, tuning_rate
-        named = None if tuning_rate is None else float(f"{tuning_rate:g}")  # as its folder's name
-        self.study_dir, self.key = study_dir, RunKey(variant, seed, named)
+        self.variant, self.seed, self.recipe = variant, seed, recipe
+        self.study_dir, self.key = study_dir, RunKey(variant, seed, recipe)
         folder = study_dir / folder_name(variant)
-        if tuning_rate is not None:
-            folder = folder / "tuning" / f"lr-{tuning_rate:g}"
+        if recipe is not None:
+            folder = folder / "tuning" / recipe
         self.ended, self.partial = folder / f"seed-{seed}", folder / f"seed-{seed}.partial"
 
     @classmethod
@@ -243,17 +244,28 @@ class RunFolder:
         return None if content is None else content.decode()
 
 
-def tuning_runs(study_dir: Path, variant: str) -> dict[float, RunFolder]:
-    """Return the runs that tuned a variant's learning rate, ended or not, by rate, ascending."""
-    tuning = (key for key in read_packed(study_dir).runs if key.seed == TUNING_SEED)
-    rates = {key.tuning_rate for key in tuning if key.variant == variant}
-    for folder in (study_dir / folder_name(variant) / "tuning").glob(f"lr-*/seed-{TUNING_SEED}*"):
+def tuning_runs(study_dir: Path, variant: str) -> list[RunFolder]:
+    """Return a variant's runs below `tuning/`, ended or not, by learning rate and seed."""
+    packed = (key for key in read_packed(study_dir).runs if key.variant == variant)
+    found = {(key.recipe, key.seed) for key in packed if key.recipe is not None}
+    for folder in (study_dir / folder_name(variant) / "tuning").glob("lr-*/seed-*"):
+        match = re.fullmatch(r"seed-(\d+)(\.partial)?", folder.name)
         with contextlib.suppress(ValueError):  # a folder of another kind
-            rates.add(float(folder.parent.name.removeprefix("lr-")))
-    return {
-        rate: RunFolder(study_dir, variant, TUNING_SEED, tuning_rate=rate)
-        for rate in sorted(rate for rate in rates if rate is not None)
-    }
+            rate_of(folder.parent.name)
+            if match is not None:
+                found.add((folder.parent.name, int(match[1])))
+    in_order = sorted(found, key=lambda run: (rate_of(run[0]), run))
+    return [RunFolder(study_dir, variant, seed, recipe=recipe) for recipe, seed in in_order]
+
+
+def tuning_seed(variant: str) -> int:
+    """Return the seed of the runs that tune a variant, from its name.
+
+    Two names of one function are tuned with different seeds, as two functions are, so that the
+    comparison of the two shows the error of tuning, too. No seed of a verdict is as large.
+    """
+    digest = hashlib.sha256(variant.encode()).digest()
+    return TUNING_SEED + 1 + int.from_bytes(digest[:4]) % 1_000_000
 
 
 def write_tuning_choice(study_dir: Path, variant: str, choice: Mapping[str, Any]) -> None:
@@ -262,6 +274,14 @@ def write_tuning_choice(study_dir: Path, variant: str, choice: Mapping[str, Any]
     if path.is_file() or read_packed(study_dir).choices.get(variant) != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
+
+
+def read_tuning_choice(study_dir: Path, variant: str) -> Json:
+    """Return the content of `tuning/choice.json`, packed or not; empty if the variant has none."""
+    path = study_dir / folder_name(variant) / "tuning" / CHOICE
+    packed = read_packed(study_dir).choices.get(variant)
+    text = path.read_text(encoding="utf-8") if path.is_file() else packed and packed.decode()
+    return parse(text, path) if text else {}
 
 
 def folder_name(variant: str) -> str:

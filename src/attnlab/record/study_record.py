@@ -104,7 +104,7 @@ class StudyRecord:
         """Return planned runs, and any others in the folder, by variant, in the study's order."""
         seeds = {variant: set(self.seeds) for variant in self.variants}
         for key in read_packed(study_dir).runs:
-            if key.tuning_rate is None:
+            if key.recipe is None:
                 seeds.setdefault(key.variant, set()).add(key.seed)
         for folder in sorted(study_dir.glob("*/seed-*")):
             if (seed := _seed_of(folder)) is not None:
@@ -128,7 +128,7 @@ def runs_in(path: Path) -> list[RunFolder]:
     asked = _seed(folder.name)
     variant = folder if asked is None else folder.parent
     study_dir, name = variant.parent, unquote(variant.name)
-    packed = (key for key in read_packed(study_dir).runs if key.tuning_rate is None)
+    packed = (key for key in read_packed(study_dir).runs if key.recipe is None)
     seeds = {key.seed for key in packed if key.variant == name}
     seeds |= {seed for path in variant.glob("seed-*") if (seed := _seed_of(path)) is not None}
     if asked is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from attnlab.record import RunFolder, tuning_runs
+from attnlab.record import RunFolder, rate_of, tuning_runs
 from attnlab.study.study import Study
 from attnlab.training.recipe import RatesToTry, TuningResult, tuning_losses
 from attnlab.training.run import Run
@@ -56,7 +56,7 @@ def open_schedule(
     for variant in study.variants:
         for seed in range(study.seeds):
             study.verdict_run(variant, seed).folder(study_dir).finalize()
-        for folder in tuning_runs(study_dir, variant).values():
+        for folder in tuning_runs(study_dir, variant):
             folder.finalize()
     conflicts = [
         f"{folder.path}: {why}"
@@ -241,8 +241,9 @@ def _conflicts(
     """Yield the existing runs of a variant that were made with different settings, and which."""
     rate = None
     if study.learning_rates is not None:
-        for tuning_rate, folder in tuning_runs(study_dir, variant).items():
-            if why := conflict(study.tuning_run(variant, tuning_rate), folder, fingerprint):
+        for folder in tuning_runs(study_dir, variant):
+            run = study.tuning_run(variant, rate_of(folder.recipe or ""))
+            if why := conflict(run, folder, fingerprint):
                 yield folder, why
         own_rate = study.variants[variant].train.learning_rate
         decision = study.learning_rates.decide(own_rate, tuning_losses(study_dir, variant))

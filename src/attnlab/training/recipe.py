@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attnlab.config import Config, Problem
-from attnlab.record import TUNING_SEED, tuning_runs, write_tuning_choice
+from attnlab.record import TUNING_SEED, rate_of, tuning_runs, write_tuning_choice
 
 
 class RatesToTry(NamedTuple):
@@ -144,7 +144,9 @@ def tuning_losses(study_dir: Path, variant: str) -> dict[float, float | None]:
     None: the run diverged. Failed runs are left out.
     """
     summaries = {
-        rate: folder.summary() or {} for rate, folder in tuning_runs(study_dir, variant).items()
+        rate_of(folder.recipe or ""): folder.summary() or {}
+        for folder in tuning_runs(study_dir, variant)
+        if folder.seed == TUNING_SEED
     }
     return {
         rate: summary.get("final_loss") if summary["status"] == "finished" else None

@@ -112,5 +112,5 @@ class Run:
 
     def folder(self, study_dir: Path) -> RunFolder:
         """Return the run's folder, which need not exist."""
-        rate = self.config.train.learning_rate if self.tunes else None
-        return RunFolder(study_dir, self.variant, self.seed, tuning_rate=rate)
+        recipe = f"lr-{self.config.train.learning_rate:g}" if self.tunes else None
+        return RunFolder(study_dir, self.variant, self.seed, recipe=recipe)

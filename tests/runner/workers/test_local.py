@@ -150,7 +150,7 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, p
     }
     marker = "cut/twin/tuning/*/*.partial/checkpoints/step-*0"
     killed(command, environment, tmp_path, marker)
-    (interrupted,) = (r for r in tuning_runs(cut, "twin").values() if r.status() == "partial")
+    (interrupted,) = (r for r in tuning_runs(cut, "twin") if r.status() == "partial")
     found = checkpoint.load_newest(interrupted.checkpoints, interrupted.identity())
     assert found.checkpoint is not None
     assert 2 <= len(losses(cut)) < 6
