@@ -1,0 +1,321 @@
+"""Simultaneous comparisons of variants: all pairs, with the baseline, with the best; letters.
+
+For a difference d = mean_i - mean_j with standard error e and f degrees of freedom (`noise`), each
+family of intervals holds for all of its members at once with 95 % confidence:
+
+    all pairs       d +- q(V, f) / sqrt(2) e     Tukey 1949, Kramer 1956, Games and Howell 1976
+    to a baseline   d +- c(V - 1, f) e           Dunnett 1955
+    to the best     mean_i - min of the others, one-sided Dunnett intervals with each variant as the
+                    control, constrained to contain 0 (Hsu 1981, Edwards and Hsu 1983)
+    this pair alone d +- t(f) e
+
+Tuning adds its own error. A variant whose search may have missed its best settings by up to A nats
+is at its best up to A better than it was seen, so that the published interval of i - j is
+
+    [d - h - A_i, d + h + A_j]
+
+with the half-width h of the seeds. A comparison holds both parts. Without tuning every A is 0, and
+a statement holds for the recipe as it was.
+
+**Letters** (a compact letter display, Piepho 2004): two variants share a letter exactly if the
+interval of their difference contains 0.
+
+Shapes: V variants.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from string import ascii_lowercase
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from attnlab.analysis.statistics.noise import Losses, Noise, fit
+from attnlab.analysis.statistics.quantiles import Maximum, all_pairs, one_sided, to_one
+
+Array = NDArray[np.float64]
+ERROR = 0.05  # family-wise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One variant minus another, in nats/token. Negative: the first is better."""
+
+    mean: float
+    half_width: float | None  # of the seeds, simultaneous 95 %; None without a verdict
+    alone: float | None  # half-width for this pair alone, without the others
+    first_allowance: float = 0.0  # by which tuning may have missed the best of the first variant
+    second_allowance: float = 0.0
+    p: float | None = None  # adjusted: the largest error rate at which the interval excludes 0
+    margin: float = 0.0  # nats/token; differences within it count as equivalent
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the published interval, of seeds and tuning."""
+        return None if self.half_width is None else self._low(self.half_width)
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the published interval, of seeds and tuning."""
+        return None if self.half_width is None else self._high(self.half_width)
+
+    @property
+    def alone_low(self) -> float | None:
+        """Lower end of the interval for this pair alone."""
+        return None if self.alone is None else self._low(self.alone)
+
+    @property
+    def alone_high(self) -> float | None:
+        """Upper end of the interval for this pair alone."""
+        return None if self.alone is None else self._high(self.alone)
+
+    @property
+    def separable(self) -> bool:
+        """True if the published interval excludes 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def equivalent(self) -> bool:
+        """True if the published interval lies within the margin."""
+        return self.low is not None and -self.margin < self.low and self.not_worse
+
+    @property
+    def not_worse(self) -> bool:
+        """True if the first variant is not worse by the margin or more (non-inferior)."""
+        return self.high is not None and self.high < self.margin
+
+    def _low(self, half: float) -> float:
+        return self.mean - half - self.first_allowance
+
+    def _high(self, half: float) -> float:
+        return self.mean + half + self.second_allowance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToBest:
+    """A variant minus the best of the others: below 0 it may be the best, and by how much."""
+
+    low: float  # 0 or less; 0: certainly not the best
+    high: float  # 0 or more; 0: certainly the best
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All comparisons of a study; each is computed when it is asked for."""
+
+    noise: Noise
+    allowance_V: Array
+    baseline: str | None
+    margin: float
+    level: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variants, in the order given."""
+        return self.noise.names
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """The mean of each variant, whose differences are compared."""
+        return dict(zip(self.names, self.noise.mean_V.tolist(), strict=True))
+
+    @cached_property
+    def half_VV(self) -> Array:
+        """Half-width of the seeds, simultaneous over all pairs."""
+        quantile = all_pairs(len(self.names)).quantile(self.level, self.noise.df_VV)
+        return quantile * self.noise.error_VV
+
+    @cached_property
+    def low_VV(self) -> Array:
+        """Lower ends of the published intervals, row minus column."""
+        return self.noise.difference_VV - self.half_VV - self.allowance_V[:, None]
+
+    @cached_property
+    def high_VV(self) -> Array:
+        """Upper ends of the published intervals, row minus column."""
+        return self.noise.difference_VV + self.half_VV + self.allowance_V[None, :]
+
+    @cached_property
+    def separable_VV(self) -> NDArray[np.bool_]:
+        """True where the published interval excludes 0."""
+        return (self.low_VV > 0) | (self.high_VV < 0)
+
+    @cached_property
+    def pairs(self) -> dict[tuple[str, str], Comparison]:
+        """Every variant minus every other, in both directions."""
+        p_VV = self._p(all_pairs(len(self.names)), self.separable_VV)
+        return {
+            (one, other): self._comparison(i, j, self.half_VV[i, j], p_VV[i, j])
+            for i, one in enumerate(self.names)
+            for j, other in enumerate(self.names)
+            if i != j
+        }
+
+    @cached_property
+    def to_baseline(self) -> dict[str, Comparison]:
+        """Every other variant minus the baseline, by Dunnett's intervals; empty without one."""
+        if self.baseline not in self.names:
+            return {}
+        b = self.names.index(self.baseline)
+        others = [i for i in range(len(self.names)) if i != b]
+        distribution = to_one(len(others), self._correlation(b))
+        half_V = distribution.quantile(self.level, self.noise.df_VV[:, b])
+        half_V = half_V * self.noise.error_VV[:, b]
+        difference_V = self.noise.difference_VV[:, b]
+        separable_V = difference_V - half_V - self.allowance_V > 0
+        separable_V |= difference_V + half_V + self.allowance_V[b] < 0
+        separable_VV = np.zeros_like(self.noise.error_VV, dtype=bool)
+        separable_VV[:, b] = separable_V
+        p_VV = self._p(distribution, separable_VV)
+        return {self.names[i]: self._comparison(i, b, half_V[i], p_VV[i, b]) for i in others}
+
+    @cached_property
+    def to_best(self) -> dict[str, ToBest]:
+        """Every variant minus the best of the others, by Hsu's constrained intervals."""
+        count = len(self.names)
+        half_VV = np.zeros((count, count))  # row: the control
+        for i in range(count):
+            quantile = one_sided(count - 1, self._correlation(i))
+            half_VV[i] = quantile.quantile(self.level, self.noise.df_VV[i])
+        half_VV *= self.noise.error_VV
+        difference_VV = self.noise.difference_VV
+        apart = ~np.eye(count, dtype=bool)
+        # i may be better than the best of the others by as much as this
+        best_V = np.where(apart, difference_VV - half_VV - self.allowance_V[:, None], -np.inf).max(
+            1
+        )
+        candidate_V = best_V < 0
+        worst_VV = difference_VV + half_VV.T + self.allowance_V[None, :]
+        ends = np.where(apart & candidate_V[None, :], worst_VV, -np.inf).max(1)
+        only = candidate_V.sum() == 1
+        high_V = np.where(candidate_V & only, 0.0, np.maximum(ends, 0.0))
+        low_V = np.minimum(best_V, 0.0)
+        return {
+            name: ToBest(low=float(low), high=float(high))
+            for name, low, high in zip(self.names, low_V, high_V, strict=True)
+        }
+
+    @cached_property
+    def letters(self) -> dict[str, tuple[str, ...]]:
+        """The letters of each variant: two share one exactly if they are not distinguishable."""
+        order = np.argsort(self.noise.mean_V, kind="stable")
+        same_VV = ~self.separable_VV[np.ix_(order, order)]
+        found = letter_display(same_VV)
+        of = {self.names[v]: letters for v, letters in zip(order, found, strict=True)}
+        return {name: of[name] for name in self.names}
+
+    def _comparison(self, i: int, j: int, half: float, p: float) -> Comparison:
+        return Comparison(
+            mean=float(self.noise.difference_VV[i, j]),
+            half_width=float(half),
+            alone=float(self._alone_VV[i, j]),
+            first_allowance=float(self.allowance_V[i]),
+            second_allowance=float(self.allowance_V[j]),
+            p=float(p),
+            margin=self.margin,
+        )
+
+    @cached_property
+    def _alone_VV(self) -> Array:
+        return stdtrit(self.noise.df_VV, 1 - self.level / 2) * self.noise.error_VV
+
+    def _p(self, distribution: Maximum, separable_VV: NDArray[np.bool_]) -> Array:
+        """Return the largest error rate at which each interval excludes 0."""
+        difference_VV, error_VV = self.noise.difference_VV, self.noise.error_VV
+        allowance_VV = np.where(difference_VV > 0, self.allowance_V[:, None], self.allowance_V)
+        beyond_VV = np.maximum(np.abs(difference_VV) - allowance_VV, 0)
+        t_VV = np.divide(
+            beyond_VV, error_VV, out=np.where(beyond_VV > 0, 1e9, 0.0), where=error_VV > 0
+        )
+        p_VV = distribution.beyond(t_VV, self.noise.df_VV)
+        alone_VV = 2 * stdtr(self.noise.df_VV, -t_VV)
+        p_VV = np.clip(p_VV, alone_VV, 1.0)
+        # rounding in the table never contradicts an interval
+        below = np.nextafter(self.level, 0)
+        return np.where(separable_VV, np.minimum(p_VV, below), np.maximum(p_VV, self.level))
+
+    def _correlation(self, control: int) -> float:
+        """Return a correlation that no two differences to the control fall below.
+
+        Lower correlations make wider intervals (Slepian 1962), and steps of 0.05 few tables.
+        """
+        part_V = self.noise.variance_V / np.array(self.noise.runs)
+        own = part_V[control]
+        most = np.delete(part_V, control).max()
+        correlation = own / (own + most) if own + most > 0 else 0.5
+        return float(np.clip(np.floor(correlation * 20) / 20, 0.0, 0.95))
+
+
+def compare(
+    losses: Losses,
+    *,
+    baseline: str | None = None,
+    allowance: Mapping[str, float] | None = None,
+    margin: float = 0.01,
+    level: float = ERROR,
+) -> Comparisons:
+    """Compare variants from all of their runs.
+
+    Args:
+        losses: nats/token by variant and seed; at least two variants, each with at least two runs.
+            Names of one function are one variant: give it once.
+        baseline: the variant to which Dunnett's intervals compare.
+        allowance: nats/token by which the search may have missed the best settings of a variant;
+            0 for a variant that is not named.
+        margin: nats/token; differences within it count as equivalent.
+        level: error rate of each family of intervals.
+    """
+    noise = fit(losses)
+    given = allowance or {}
+    allowance_V = np.array([given.get(name, 0.0) for name in noise.names])
+    assert (allowance_V >= 0).all(), "an allowance is a loss that tuning may have missed"
+    return Comparisons(noise, allowance_V, baseline, margin, level)
+
+
+def letter_display(same_VV: NDArray[np.bool_]) -> list[tuple[str, ...]]:
+    """Return letters for variants, the best first: i and j share one exactly if `same_VV[i, j]`.
+
+    A letter is a set of variants of which no two are distinguishable. Each pair that is not
+    distinguishable and has no letter yet gets a new one, which takes in every further variant
+    that it can, in order.
+
+    >>> letter_display(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], bool))
+    [('a',), ('a', 'b'), ('b',)]
+    """
+    count = len(same_VV)
+    same = [sum(1 << int(j) for j in np.flatnonzero(row)) | 1 << i for i, row in enumerate(same_VV)]
+    covered = [1 << i for i in range(count)]
+    found = list[int]()
+    for i in range(count):
+        while (left := same[i] & ~covered[i] & -(1 << i)) or not any(of >> i & 1 for of in found):
+            members = 1 << i
+            able = same[i]
+            if left:
+                first = (left & -left).bit_length() - 1
+                members |= 1 << first
+                able &= same[first]
+            for j in range(count):
+                if able >> j & 1:
+                    members |= 1 << j
+                    able &= same[j]
+            found.append(members)
+            for j in range(count):
+                if members >> j & 1:
+                    covered[j] |= members
+    return [
+        tuple(_letter(place) for place, members in enumerate(found) if members >> i & 1)
+        for i in range(count)
+    ]
+
+
+def _letter(place: int) -> str:
+    """Return a, b, ..., z, then a1, b1 and so on."""
+    turn, letter = divmod(place, len(ascii_lowercase))
+    return ascii_lowercase[letter] + (str(turn) if turn else "")
+
+
+def shown(letters: Sequence[str]) -> str:
+    """Return letters as they are printed: `ab`, or `z, a1` where one has a number."""
+    return ("" if all(len(letter) == 1 for letter in letters) else ", ").join(letters)

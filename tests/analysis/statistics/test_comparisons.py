@@ -1,0 +1,51 @@
+"""Simultaneous comparisons of variants, from all of their runs."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from attnlab.analysis.statistics.comparisons import compare, letter_display
+from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
+
+
+def losses_of(table_VS):
+    return {
+        f"v{v}": {s: float(y) for s, y in enumerate(row) if np.isfinite(y)}
+        for v, row in enumerate(table_VS)
+    }
+
+
+@pytest.mark.parametrize("count", [2, 3, 13])
+def test_the_studentized_range_is_scipys(count):
+    for df in (3, 8, 40):
+        theirs = stats.studentized_range.ppf(0.95, count, df) / np.sqrt(2)
+        assert all_pairs(count).quantile(0.05, df) == pytest.approx(theirs, rel=0.004)
+        assert all_pairs(count).beyond(theirs, df) == pytest.approx(0.05, rel=0.02)
+
+
+def test_dunnetts_quantiles_are_those_of_the_published_tables():
+    # Dunnett 1964 (two-sided) and 1955 (one-sided): correlation 0.5, error rate 0.05
+    for count, df, two_sided in ((1, 10, 2.23), (5, 10, 2.99), (9, 20, 2.95)):
+        assert to_one(count).quantile(0.05, df) == pytest.approx(two_sided, abs=0.02)
+    for count, df, one in ((1, 10, 1.81), (5, 10, 2.56), (9, 20, 2.60)):
+        assert one_sided(count).quantile(0.05, df) == pytest.approx(one, abs=0.02)
+
+
+def test_letters_are_shared_exactly_by_what_is_not_distinguishable():
+    rng = np.random.default_rng(0)
+    for count in (2, 5, 9, 30):
+        same = np.triu(rng.random((count, count)) < 0.6, 1)
+        same = same | same.T | np.eye(count, dtype=bool)
+        letters = letter_display(same)
+        shared = [[bool(set(one) & set(other)) for other in letters] for one in letters]
+        assert (np.array(shared) == same).all()
+        assert all(letters)
+
+
+def test_a_comparison_holds_the_errors_of_seeds_and_of_tuning_apart():
+    table = np.random.default_rng(1).standard_normal((3, 4)) * 0.01 + np.array([[0], [0.03], [1]])
+    seeds = compare(losses_of(table), baseline="v0").pairs["v1", "v0"]
+    both = compare(losses_of(table), baseline="v0", allowance={"v1": 0.02}).pairs["v1", "v0"]
+    assert both.half_width == seeds.half_width
+    assert both.low == pytest.approx(seeds.low - 0.02)
+    assert both.high == seeds.high
