@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 import torch
 from support import PLANTED_BUGS
+from support.planted_faults_of_numbers import FAULTS
 
 from attnlab.checks import Result, assert_correct, causality, check_properties, describe, plugin
 from attnlab.checks.small_configs import small
@@ -85,6 +86,25 @@ SHIPPED = (
     *("gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
 )
 
+# faults that the quick check misses, and honest mechanisms that it takes for broken
+MISJUDGED = """
+    LeaksInBatchesOfEight LeaksInBatchesOfFour LeaksPastAThousandTokens
+    LeaksInSequencesOfAThousand LeaksForBfloat16Inputs LeaksWithDropout LeaksWithinItsSchedule
+    LeaksAtLengthsOfWholeChunks LeaksInTheRestOfAChunk LeaksAtEvalInLargeBatches
+    LeaksForLargeInputs SeesFortyTokensAhead LeaksThroughTheGradientInBatches
+    ScaledByTheLengthPast256 ReseedsNumpy DrawsInEvalForNothing ReturnsTheSameBuffer
+    KeepsEveryInput KeepsTheGraph KeepsInputsInAGlobal DriftsAfterFortyTokens WrongPast300Tokens
+    QuantisesTheStateInBfloat16 DropsInStepsOfEval DecodesTheFirstRowForAll
+    StateDoublesInBatchesOfFour StateDoublesPast256Tokens ForwardComputesTwice
+    BytesWrongForTwoByteNumbers FlopsWrongPast256Tokens ForwardFlopsTwice GainCancels
+    GainSaturates GainReplacedByEachCall GradientTwiceTooLarge GradientWithAWrongSign
+    GradientIgnoresThePast OldValuesDetached DetachedPast64Tokens GainIsNoParameter
+    CentresBatchesOfFour FlipsBatchesOfSix ConfusesEqualAxes FailsPast512Tokens
+    DividesZeroByZero ExpOverflows GradientAtZeroIsNotANumber OverflowsInHalfPrecision
+    HalfPast512Tokens PositionsInTheDtypeOfTheInput BFloat16InTraining FrozenParameter
+    UsedPast200Tokens NoiseInTraining ComplexRotary
+"""
+
 
 @pytest.fixture(scope="module")
 def planted():
@@ -121,6 +141,13 @@ def test_a_bug_in_one_property_violates_no_other(quick, bug):
 @pytest.mark.parametrize("bug", ["ChunkReadsAhead", "FutureSeenAfterWarmUp", "RingOverwritesEarly"])
 def test_the_whole_suite_finds_what_the_quick_one_finds(planted, quick, bug):
     assert quick(bug).keys() <= violated(check_properties(getattr(planted, bug))).keys()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_caught_and_an_honest_mechanism_holds(name):
+    honest, config = FAULTS[name].kind == "honest", FAULTS[name].config
+    holds = not violated(check_properties(config, quick=True))
+    assert (holds == honest) == (name not in MISJUDGED.split())
 
 
 @pytest.mark.parametrize("name", CORRECT)
