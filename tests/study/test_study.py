@@ -209,7 +209,7 @@ def test_an_edited_mechanism_of_ones_own_is_another_run(tmp_path, monkeypatch):
 
 def test_only_keeps_the_named_variants_and_says_which_there_are():
     assert list(tiny_study.study.only(["identity", "mha"]).variants) == ["mha", "identity"]
-    assert tiny_study.study.only(["identity"]).baseline == "identity"
+    assert tiny_study.study.only(["identity"]).baseline == "mha"
     with pytest.raises(ConfigError, match="no variant 'mhx'; did you mean 'mha'"):
         tiny_study.study.only(["mhx"])
 

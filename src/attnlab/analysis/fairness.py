@@ -5,39 +5,31 @@ all other settings may be the subject of the comparison.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import describe
 
 if TYPE_CHECKING:
-    from attnlab.analysis.table import Run, Table
+    from attnlab.analysis.table import Table
 
 UNKNOWN = "not recorded"
 
+Conditions = Mapping[str, str]  # what must be equal: its value, in words
 
-def unlike(table: "Table") -> tuple[str, ...]:
-    """Return one line per condition that differs between runs, with the variants that have it.
 
-    Runs that were never started are ignored.
+def conditions(
+    config: Mapping[str, Any], data: Mapping[str, Any], measured: Iterable[str] | None
+) -> Conditions:
+    """Return the conditions of a run, in words.
+
+    Args:
+        config: the settings of the run, as JSON values.
+        data: the description of its corpus, with "fingerprint".
+        measured: the names of the splits it was measured on; None before it has finished.
     """
-    found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
-    for variant in table.variants:
-        for run in variant.runs:
-            for what, value in _conditions(run).items():
-                found[what][value][variant.name] = None
-    return tuple(
-        f"{what}: " + "; ".join(f"{v} in {table.where(names)}" for v, names in values.items())
-        for what, values in found.items()
-        if len(values) > 1
-    )
-
-
-def _conditions(run: "Run") -> dict[str, str]:
-    """Return the conditions that must be equal for losses to be comparable, in words."""
-    if not run.config:
-        return {}
-    data, train = run.environment.get("data") or {}, run.config.get("train", {})
+    train = config.get("train", {})
     said = {
         "data": _joined(data.get("source"), data.get("fingerprint")),
         "tokenizer": _joined(describe(data.get("tokenizer", ""))),
@@ -45,11 +37,51 @@ def _conditions(run: "Run") -> dict[str, str]:
         "sequences/step": _joined(train.get("batch_size")),
         "tokens/sequence": _joined(train.get("seq_len")),
     }
-    if run.status == "finished":
-        splits = {"validation": "final_loss", "test": "test_loss"}
-        measured = [split for split, key in splits.items() if run.summary.get(key) is not None]
-        said["measured on"] = listed(measured) if measured else "no split"
+    if measured is not None:
+        said["measured on"] = listed(list(measured)) or "no split"
     return said
+
+
+def recorded(
+    config: Mapping[str, Any], environment: Mapping[str, Any], summary: Mapping[str, Any]
+) -> Conditions:
+    """Return the conditions of a run from its files; none if it was never started."""
+    if not config:
+        return {}
+    measured = None
+    if summary.get("status") == "finished":
+        splits = {"validation": "final_loss", "test": "test_loss"}
+        measured = [split for split, key in splits.items() if summary.get(key) is not None]
+    return conditions(config, environment.get("data") or {}, measured)
+
+
+def unequal(runs: Iterable[tuple[str, Conditions]]) -> dict[str, dict[str, list[str]]]:
+    """Return `{condition: {value: names}}` of the conditions that differ between named runs."""
+    found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    for name, of_run in runs:
+        for what, value in of_run.items():
+            found[what][value][name] = None
+    return {
+        what: {value: list(names) for value, names in values.items()}
+        for what, values in found.items()
+        if len(values) > 1
+    }
+
+
+def unlike(table: "Table") -> tuple[str, ...]:
+    """Return one line per condition that differs between runs, with the variants that have it.
+
+    Runs that were never started are ignored.
+    """
+    runs = (
+        (variant.name, recorded(run.config, run.environment, run.summary))
+        for variant in table.variants
+        for run in variant.runs
+    )
+    return tuple(
+        f"{what}: " + "; ".join(f"{value} in {table.where(names)}" for value, names in has.items())
+        for what, has in unequal(runs).items()
+    )
 
 
 def _joined(*values: Any) -> str:

@@ -73,6 +73,14 @@ def run(  # noqa: PLR0913  one parameter per option
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Train without checking the mechanisms first.")
     ] = False,
+    anyway: Annotated[
+        bool,
+        typer.Option(
+            "--anyway",
+            help="Train even if the folder holds runs that the new ones cannot be compared with; "
+            "the report carries a warning.",
+        ),
+    ] = False,
     only_plan: Annotated[
         bool,
         typer.Option("--plan", help="Estimate time, disk space and power; train nothing."),
@@ -116,6 +124,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "device": device,
         "workers": workers,
         "fla_path": fla_path,
+        "anyway": anyway,
     }
     output = errors if as_json else console
     progress: StudyProgress | None = None

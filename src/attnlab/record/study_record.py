@@ -38,14 +38,15 @@ class StudyRecord:
         before = type(self).read(study_dir)
         left_out = [name for name in before.variants if name not in self.variants]
         first, then = (before, self) if left_out else (self, before)
+        # the baseline of runs that are left out stays the baseline, unless another is declared
+        keeps = before.baseline in left_out and self.baseline in self.variants
         match = self.match or before.match
         if self.match and before.match:
             mismatch = {**before.match.get("mismatch", {}), **self.match["mismatch"]}
             match = {**self.match, "mismatch": mismatch}
         return replace(
             self,
-            # a baseline that was left out on the command line stays the baseline
-            baseline=before.baseline if before.baseline in left_out else self.baseline,
+            baseline=before.baseline if keeps else self.baseline,
             variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
             seeds=tuple(sorted({*before.seeds, *self.seeds})),
             checked=self.checked and before.checked,

@@ -14,6 +14,7 @@ from attnlab.device.selection import choose_device
 from attnlab.inference.saved_model import checkpoint_of, settings_of
 from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting.files import write_report
+from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Event, Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.runner.schedule import conflict
@@ -60,7 +61,8 @@ def extend(  # noqa: PLR0913  one parameter per option
     Raises:
         ValueError: the run is not finished or kept no checkpoint; `steps` is not larger than its
             number of steps; its data or a source file of the user's own has changed; or `out` holds
-            this run with different settings. Nothing was run.
+            this run with different settings, or runs that it cannot be compared with. Nothing was
+            run.
     """
     parent = RunFolder.at(Path(run))
     config, identity = _finished(parent)
@@ -69,7 +71,8 @@ def extend(  # noqa: PLR0913  one parameter per option
     state, note = checkpoint_of(parent.path, identity)
     longer, where = config.extended(steps, schedule), Places.from_environment(data, cache)
     on_device = choose_device(device)
-    fingerprint = corpus_of(longer.data, where).fingerprint
+    corpus = corpus_of(longer.data, where)
+    fingerprint = corpus.fingerprint
     if config.identity(fingerprint) != identity:
         raise ValueError(
             f"{parent.path} cannot be extended: its data or a source file of your own has changed"
@@ -84,11 +87,18 @@ def extend(  # noqa: PLR0913  one parameter per option
         )
     if new.status() in ("finished", "diverged"):
         return new
+    called = f"attnlab.extend({str(run)!r}, steps={steps}, schedule={schedule!r})"
+    record = _record(parent, study_dir, steps, command or called)
+    if differ := unlike_others({parent.variant: of_run(longer, corpus)}, record, study_dir):
+        lines = "\n".join(f"  {line}" for line in differ)
+        raise ValueError(
+            f"the extended run would not be comparable with those in {study_dir}:\n{lines}\n"
+            "choose another --out"
+        )
     _begin(new, new_identity, state, parent)
     if note is not None:
         watch(Progress(state.step, steps, None, None, note=note))
-    called = f"attnlab.extend({str(run)!r}, steps={steps}, schedule={schedule!r})"
-    _record(parent, study_dir, steps, command or called).write(study_dir)
+    record.joined(study_dir).write(study_dir)
     try:
         for event in execute(planned, study_dir, new_identity, where, on_device):
             watch(event)
@@ -126,7 +136,7 @@ def _begin(new: RunFolder, identity: str, state: Checkpoint, parent: RunFolder) 
 
 
 def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> StudyRecord:
-    """Return the record of the folder of extended runs, with this run added."""
+    """Return the record of the extended run, to be joined with that of its folder."""
     home = parent.ended.parent.parent
     before = StudyRecord.read(home) if (home / "study.json").is_file() else None
     there = StudyRecord.read(study_dir) if (study_dir / "study.json").is_file() else None
@@ -140,4 +150,4 @@ def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> Stu
         command="\n".join(dict.fromkeys(commands)),
         attnlab_version=__version__,
         checked=before is not None and before.checked,
-    ).joined(study_dir)
+    )

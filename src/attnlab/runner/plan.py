@@ -14,6 +14,7 @@ from attnlab.analysis.analysis import analyse
 from attnlab.analysis.statistics.power import detectable
 from attnlab.data import Corpus, DataError
 from attnlab.device.selection import Slot
+from attnlab.runner.comparable import require_comparable
 from attnlab.runner.events import Activity, Watch
 from attnlab.runner.forecast import Forecast, RunTime, time_run
 from attnlab.runner.request import Request, read_data
@@ -140,6 +141,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     workers: int | None = None,
     fla_path: Path | str | None = None,
     residual_sd: float | None = None,
+    anyway: bool = False,
     watch: Watch = ignore,
 ) -> Plan:
     """Return the runs, time, disk, memory and power of `attnlab.run` with the same arguments.
@@ -152,12 +154,13 @@ def plan(  # noqa: PLR0913  one parameter per option
             fla_path: as for `attnlab.run`.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
+        anyway: plan even if the folder holds runs that the new ones cannot be compared with.
         watch: a function that is called with an `Activity` before each activity.
 
     Raises:
         ConfigError: settings are invalid; it lists all of them.
         ValueError: there is no such study or device; `residual_sd` is not positive; or the folder
-            holds runs that were made with different settings.
+            holds runs that were made with different settings, or on other data.
     """
     if residual_sd is not None and residual_sd <= 0:
         raise ValueError(f"residual_sd: must be positive, got {residual_sd}")
@@ -188,6 +191,8 @@ def plan(  # noqa: PLR0913  one parameter per option
     else:
         fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
         schedule = open_schedule(chosen, study_dir, fingerprints)
+        if schedule.unfinished_variants() and not anyway:
+            require_comparable(chosen, study_dir, read)
         times, not_timed = _time_variants(schedule, read, slots[0], watch)
     forecast = Forecast(
         schedule=schedule,

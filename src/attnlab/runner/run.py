@@ -14,6 +14,7 @@ from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_report, write_results
+from attnlab.runner.comparable import require_comparable
 from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
 from attnlab.runner.request import Request, read_data
 from attnlab.runner.schedule import open_schedule
@@ -55,6 +56,7 @@ def run(  # noqa: PLR0913  one parameter per option
     workers: int | None = None,
     fla_path: Path | str | None = None,
     track: Iterable[str] = (),
+    anyway: bool = False,
     watch: Watch = ignore,
     command: str | None = None,
 ) -> Analysis:
@@ -87,6 +89,8 @@ def run(  # noqa: PLR0913  one parameter per option
         fla_path: a local clone of flash-linear-attention to use instead of the installed package,
             ATTNLAB_FLA_PATH by default.
         track: tools that metrics are copied to: tensorboard, wandb.
+        anyway: train even if the folder holds runs that the new ones cannot be compared with; the
+            report then carries a warning.
         watch: a function that is called with every event: an `Activity`, `Started`, `RunEvent` or
             `Notice` of `attnlab.runner.events`. Nothing is printed.
         command: the command that the study's record names, by default this call.
@@ -102,7 +106,8 @@ def run(  # noqa: PLR0913  one parameter per option
         ViolatedPropertyError: a mechanism violates a property. Nothing was run.
         DataError: data is missing or unfit. Nothing was run.
         ValueError: there is no such study, device or tool; or the folder holds runs that were made
-            with different settings. The three errors above are ValueErrors, too.
+            with different settings, or that read other data, took other numbers of steps or were
+            measured on other splits. The three errors above are ValueErrors, too.
         RuntimeError: the `if` is missing in a script.
     """
     get_preparation_data("")  # raises RuntimeError in a worker that imports the script
@@ -134,6 +139,8 @@ def run(  # noqa: PLR0913  one parameter per option
     fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
     schedule = open_schedule(chosen, study_dir, fingerprints)
     left = schedule.unfinished_variants()
+    if left and not anyway:
+        require_comparable(chosen, study_dir, read)
     if left and check:
         _require_correct(chosen.only(left), watch)
     record = chosen.record(command=command or request.call(), checked=check)

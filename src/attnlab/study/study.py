@@ -39,6 +39,7 @@ class Study:
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # by default that of the file that it is loaded from
     notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
+    whole: "Study | None" = None  # the study that `only` chose from; it may hold the baseline
 
     def __post_init__(self) -> None:
         problems = list[Problem]()
@@ -51,8 +52,8 @@ class Study:
             problems.append(Problem("margin", f"must not be negative, got {self.margin}"))
         if self.baseline is None and self.variants:
             object.__setattr__(self, "baseline", next(iter(self.variants)))
-        elif self.baseline not in self.variants:
-            known = ", ".join(self.variants)
+        elif self.baseline not in (known := (self.whole or self).variants):
+            known = ", ".join(known)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
         problems.extend(self._family_problems())
         warmup = max((config.train.warmup_steps for config in self.variants.values()), default=0)
@@ -143,7 +144,7 @@ class Study:
         )
 
     def only(self, names: Iterable[str]) -> "Study":
-        """Return the study with these variants only; it keeps a baseline that is one of them."""
+        """Return the study with these variants only. Its baseline and its size stay the same."""
         wanted = list(names)
         problems = [
             Problem("only", f"no variant {name!r}{suggestion(name, self.variants)}")
@@ -161,8 +162,8 @@ class Study:
                 for family, names in self.families.items()
                 if (left := tuple(name for name in names if name in kept))
             },
-            baseline=self.baseline if self.baseline in kept else None,
             reference=self._reference() if self.match else None,
+            whole=self.whole or self,
         )
 
     def override(self, assignments: Iterable[str]) -> "Study":

@@ -1,0 +1,147 @@
+"""Nothing is trained into a folder whose other runs it cannot be compared with."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import tiny_study
+
+import attnlab
+from attnlab.analysis.analysis import analyse
+from attnlab.config import override
+from attnlab.data import Places
+from attnlab.data.stdlib import Stdlib
+from attnlab.record import RunFolder, pack
+from attnlab.runner.comparable import of_run, unlike_others
+from attnlab.runner.events import Started
+from attnlab.runner.request import Request
+from attnlab.study.study import Study
+
+STUDY = replace(tiny_study.study, name="tiny")
+FOLDER = Path("results/tiny")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder for derived files; each corpus is read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stdlib, "load", functools.cache(Stdlib.load))
+        yield tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def asks(tmp_path, cache, monkeypatch):
+    """Ask for a study up to the start of its first run: return None, or why it is refused."""
+    monkeypatch.chdir(tmp_path)
+
+    class BegunError(Exception):
+        pass
+
+    def stop(event: object) -> None:
+        if isinstance(event, Started):
+            raise BegunError
+
+    def ask(study: Study, **options):
+        try:
+            attnlab.run(study, device="cpu", check=False, cache=cache, watch=stop, **options)
+        except BegunError:
+            return None
+        except ValueError as error:
+            return str(error)
+
+    return ask
+
+
+def ended(cache, *assignments, study=STUDY, variant="mha", seed=0):
+    """Write a run as a worker leaves it, without training; return its folder."""
+    run = study.override(assignments).verdict_run(variant, seed)
+    corpus = run.config.data.load(Places.from_environment(cache=cache))
+    folder = run.folder(FOLDER)
+    data = dict(corpus.description) | {"fingerprint": corpus.fingerprint}
+    identity = run.config.identity(corpus.fingerprint)
+    folder.open(run.config.to_dict() | {"identity": identity}, {"data": data})
+    folder.finish({"status": "finished", "final_loss": 5.0, "test_loss": 5.0})
+    study.record(command="", checked=False).write(FOLDER)
+    return folder
+
+
+DIFFERENT = {
+    "train.steps=200": "training steps: 200 in mha; 12 in identity (requested)",
+    "train.batch_size=3": "sequences/step: 3 in mha; 2 in identity (requested)",
+    "train.seq_len=64": "tokens/sequence: 64 in mha; 32 in identity (requested)",
+    "data.max_bytes=120000": "data: stdlib ",
+}
+
+
+@pytest.mark.parametrize("changed", DIFFERENT)
+def test_another_variant_of_the_folder_refuses_what_it_cannot_be_compared_with(
+    asks, cache, changed
+):
+    ended(cache, changed)
+    if "steps" in changed:
+        pack(FOLDER)
+    refused = asks(STUDY, only="identity")
+    assert refused is not None
+    assert DIFFERENT[changed] in refused
+    assert "nothing was run" in refused
+    assert "choose another --out, or use --anyway" in refused
+    assert not (FOLDER / "identity").exists()
+    assert asks(STUDY, only="identity", anyway=True) is None
+    assert asks(STUDY, only="identity", overrides=[changed]) is None
+
+
+def test_the_seeds_that_are_not_requested_count_too(asks, cache):
+    ended(cache, "train.steps=200", seed=3)
+    assert "training steps: 200 in mha; 12 in mha (requested)" in asks(STUDY, only="mha")
+
+
+def test_runs_that_were_never_started_or_are_alike_do_not_matter(asks, cache):
+    ended(cache, "train.learning_rate=0.5", "model.d_model=32", "train.keep=none")
+    assert asks(STUDY, only="identity") is None
+
+
+def test_a_study_with_all_runs_done_is_reported_whatever_lies_beside_it(asks, cache):
+    ended(cache, "train.steps=200")
+    ended(cache, variant="identity")
+    assert asks(STUDY, only="identity", seeds=1) is None
+    assert "training steps" in analyse(FOLDER).table.unfair[0]
+
+
+def test_what_the_variants_of_the_study_differ_in_is_its_subject(asks, cache):
+    longer = override(tiny_study.base, ["train.steps=24"])
+    study = replace(STUDY, variants={**STUDY.variants, "longer": longer})
+    ended(cache, study=study, variant="longer")
+    assert asks(study, only="identity") is None
+    ended(cache, "train.batch_size=3", study=study, variant="longer", seed=1)
+    refused = asks(study, only="identity")
+    assert "sequences/step" in refused
+    assert "training steps" not in refused
+
+
+def test_the_plan_refuses_what_the_run_refuses(asks, cache):
+    ended(cache, "train.steps=200")
+    with pytest.raises(ValueError, match="training steps: 200 in mha; 12 in identity"):
+        attnlab.plan(STUDY, only="identity", device="cpu", cache=cache)
+
+
+def test_the_splits_are_compared(tmp_path, cache):
+    corpus = tiny_study.base.data.load(Places.from_environment(cache=cache))
+    requested = {"mha": of_run(tiny_study.base, replace(corpus, test=None))}
+    record = STUDY.only(["mha"]).record(command="", checked=False)
+    folder = RunFolder(tmp_path, "mqa", 0)
+    data = dict(corpus.description) | {"fingerprint": corpus.fingerprint}
+    folder.open(tiny_study.base.to_dict() | {"identity": "x"}, {"data": data})
+    assert unlike_others(requested, record, tmp_path) == ()
+    folder.finish({"status": "finished", "final_loss": 5.0, "test_loss": 5.0})
+    assert unlike_others(requested, record, tmp_path) == (
+        "measured on: validation and test in mqa; validation in mha (requested)",
+    )
+
+
+@pytest.mark.parametrize("order", [["identity", "mqa", "mha"], ["mqa", "mha", "identity"]])
+def test_a_study_run_piecewise_keeps_its_declared_baseline(asks, order):
+    for variant in order:
+        asks(STUDY, only=variant)
+        assert analyse(FOLDER).table.study.baseline == "mha"
+    assert Request(study=STUDY, only="mqa").apply_options().baseline == "mha"
