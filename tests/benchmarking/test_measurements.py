@@ -98,11 +98,12 @@ def test_stated_work_is_counted_work_where_nothing_is_computed_that_is_masked():
 
 def test_a_prompt_is_as_much_work_as_its_tokens_but_for_the_projection():
     setup = setup_of("sliding_window:window=3")
-    tokens = [setup.model.cost(64, context).flops for context in range(1, 8)]
+    tokens = [setup.model.forward_flops(64, context) for context in range(1, 8)]
     projection = 2 * 64 * 16
     assert stated_flops(setup, Point("", "prefill", 7, 2)) == 2 * (sum(tokens) - 6 * projection)
     assert stated_flops(setup, Point("", "train", 7, 2)) == 3 * 2 * sum(tokens)
-    assert stated_flops(setup, Point("", "decode", 7, 2)) == 2 * tokens[-1]
+    of_step = setup.model.cost(64, 7).flops
+    assert stated_flops(setup, Point("", "decode", 7, 2)) == 2 * of_step < 2 * tokens[-1]
 
 
 def test_every_timed_token_is_the_last_of_its_context(monkeypatch):

@@ -33,17 +33,21 @@ def stated_flops(setup: Setup, point: Point) -> int:
 def summed(flops: Callable[[int], int], first: int, last: int) -> int:
     """Return the sum of `flops` over all contexts from `first` to `last`, from few evaluations.
 
-    The sum is exact for a convex or concave function that is piecewise linear: where it meets its
-    chord in the middle, it is linear between the ends. A cost bends where a window or top-k is
-    full, always in the same direction.
+    An interval of more than 64 contexts is not divided further if the function meets its chord in
+    the middle, up to a thousandth. Costs are nearly linear in between: they bend where a window or
+    top-k is full, and forms that read by chunks cost a little more where the last is incomplete.
 
-    >>> summed(lambda context: min(context, 700), 1, 1000) == sum(range(700)) + 301 * 700
-    True
+    >>> exact = sum(range(700)) + 301 * 700
+    >>> round(summed(lambda context: min(context, 700), 1, 1000) / exact, 3)
+    1.0
     """
     middle, tokens = (first + last) // 2, last - first + 1
+    if tokens <= 64:
+        return sum(map(flops, range(first, last + 1)))
     at_first, at_last = flops(first), flops(last)
     climbed, climb = flops(middle) - at_first, at_last - at_first
-    if climbed * (last - first) == climb * (middle - first):
+    off_chord = abs(climbed * (last - first) - climb * (middle - first))
+    if 1000 * off_chord <= at_first * (last - first):
         return (at_first + at_last) * tokens // 2
     return summed(flops, first, middle) + summed(flops, middle + 1, last)
 

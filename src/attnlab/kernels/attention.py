@@ -41,6 +41,7 @@ Kernel = Literal["auto", "plain", "blocked", "sdpa", "math", "flash", "efficient
 
 _BLOCK = 128  # queries per block
 _WIDEST = 256  # head width that `flash` and `cudnn` support
+_UNPADDED = ("plain", "blocked", "flex")
 _BACKENDS = {
     "math": SDPBackend.MATH,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -103,12 +104,7 @@ def _sdpa(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, kernel: Kernel, dropou
         q_BHTK, k_BHTK, v_BHTV = (pad(x, (0, 0, 0, 1)) for x in (q_BHTK, k_BHTK, v_BHTV))
         return _sdpa(q_BHTK, k_BHTK, v_BHTV, kernel, dropout)[:, :, :1]
     key, value = q_BHTK.shape[-1], v_BHTV.shape[-1]
-    if kernel == "math":
-        wide_key, wide_value = key, value
-    elif kernel in ("efficient", "cudnn"):
-        wide_key, wide_value = key + -key % 8, value + -value % 8
-    else:
-        wide_key = wide_value = max(key, value)
+    wide_key, wide_value = _padded_widths(key, value, kernel)
     backend = _BACKENDS.get(kernel)
     with nullcontext() if backend is None else sdpa_kernel(backend):
         y_BHTV = scaled_dot_product_attention(
@@ -120,6 +116,29 @@ def _sdpa(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, kernel: Kernel, dropou
             scale=None if wide_key == key else key**-0.5,
         )
     return y_BHTV[..., :value]
+
+
+def flops(tokens: int, key: int, value: int, kernel: Kernel) -> int:
+    """Return the FLOPs of one head of key and value width for a sequence, masked pairs included.
+
+    >>> flops(10, 6, 4, "plain"), flops(10, 6, 4, "auto")
+    (2000, 2400)
+    """
+    pairs = tokens**2
+    if kernel == "blocked":
+        starts = range(0, tokens, _BLOCK)
+        pairs = sum(min(_BLOCK, tokens - at) * min(at + _BLOCK, tokens) for at in starts)
+    widths = (key, value) if kernel in _UNPADDED else _padded_widths(key, value, kernel)
+    return 2 * sum(widths) * pairs
+
+
+def _padded_widths(key: int, value: int, kernel: Kernel) -> tuple[int, int]:
+    """Return the widths of keys and values that torch's kernel computes with."""
+    if kernel == "math":
+        return key, value
+    if kernel in ("efficient", "cudnn"):
+        return key + -key % 8, value + -value % 8
+    return max(key, value), max(key, value)
 
 
 def _refusal(

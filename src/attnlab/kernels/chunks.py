@@ -72,6 +72,15 @@ def decayed_scores(total_NZCG: Tensor, b_NZCK: Tensor, *a_NZCK: Tensor) -> list[
     return [(a @ b_NZCK.mT) * decay_NZCC for a in a_NZCK]
 
 
+def score_flops(chunk: int, key_width: int, gate: str) -> int:
+    """Return the FLOPs of `decayed_scores` of one chunk, head and a; `gate` as of the kernels.
+
+    >>> score_flops(4, 8, "head"), score_flops(4, 8, "channel")
+    (256, 96)
+    """
+    return (chunk * (chunk - 1) if gate == "channel" else 2 * chunk**2) * key_width
+
+
 def _by_halves(a_ANZCK: Tensor, b_NZCK: Tensor, total_NZCK: Tensor) -> Tensor:
     """Return `scores_ANZCC` for A tensors a, built up from blocks of one token on the diagonal."""
     size = 1

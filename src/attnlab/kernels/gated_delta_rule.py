@@ -34,7 +34,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
+from attnlab.kernels.chunks import (
+    begin,
+    chunk_length,
+    decayed_scores,
+    decays,
+    join,
+    score_flops,
+    split,
+    wide,
+)
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.flash_linear_attention import Form, Gate, Kernel, form_that_runs, gate_of
 
@@ -175,6 +184,23 @@ def _through_fla(
     gate = {} if g_BTH is None else {"g": g_BTH}
     options = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
     return run(q=q, k=k, v=v_BTHV, beta=beta_BTH, **gate, **options)
+
+
+def flops(tokens: int, key_width: int, value_width: int, gate: Gate, kernel: Kernel) -> int:
+    """Return the FLOPs of one head for a sequence: those of `chunked` on a CPU, or `recurrent`.
+
+    `auto` and `fla` count as `chunked`. FLOPs are 2 per multiply-add of matrix products.
+    """
+    memory = key_width * value_width
+    if kernel == "recurrent":
+        return 2 * tokens * (key_width * memory + memory)  # keep, read
+    chunk, widths = chunk_length(tokens, torch.device("cpu")), key_width + value_width
+    of_chunk = 2 * score_flops(chunk, key_width, gate)
+    of_chunk += 2 * chunk * max(0, (chunk**2 - 1) // 3 - 1)  # the inverse, from blocks of 2 on
+    of_chunk += 2 * (chunk + key_width) * chunk * widths  # U and W, then R U and R W
+    of_chunk += 2 * key_width * memory  # the scan
+    of_chunk += 2 * chunk * (2 * memory + chunk * value_width)  # W S, then the output
+    return -(-tokens // chunk) * of_chunk
 
 
 def step(

@@ -22,7 +22,16 @@ import torch
 from torch import Tensor
 
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels.chunks import begin, chunk_length, decayed_scores, decays, join, split, wide
+from attnlab.kernels.chunks import (
+    begin,
+    chunk_length,
+    decayed_scores,
+    decays,
+    join,
+    score_flops,
+    split,
+    wide,
+)
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.flash_linear_attention import Form, Gate, Kernel, form_that_runs, gate_of
 
@@ -118,6 +127,19 @@ def _through_fla(
     run = fla.function(_FUNCTIONS[gate_of(g_BTH, k_BTHK)])
     q, k = q_BTHK.to(v_BTHV.dtype), k_BTHK.to(v_BTHV.dtype)
     return run(q=q, k=k, v=v_BTHV, g=g_BTH, scale=1.0, output_final_state=True)
+
+
+def flops(tokens: int, key_width: int, value_width: int, gate: Gate, kernel: Kernel) -> int:
+    """Return the FLOPs of one head for a sequence: those of `chunked` on a CPU, or `recurrent`.
+
+    `auto` and `fla` count as `chunked`. FLOPs are 2 per multiply-add of matrix products.
+    """
+    if kernel == "recurrent":
+        return 2 * tokens * key_width * value_width  # read; a write is no matrix product
+    chunk = chunk_length(tokens, torch.device("cpu"))
+    of_chunk = 2 * 2 * chunk * key_width * value_width  # write, read
+    of_chunk += score_flops(chunk, key_width, gate) + 2 * chunk**2 * value_width
+    return -(-tokens // chunk) * of_chunk
 
 
 def step(

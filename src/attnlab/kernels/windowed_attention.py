@@ -42,6 +42,19 @@ def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
     return kernel
 
 
+def pairs(tokens: int, window: int, kernel: Kernel) -> int:
+    """Return the number of scores that are computed for a sequence, masked ones included.
+
+    Those of `banded` count for `flex`, too, whose blocks depend on the device.
+
+    >>> pairs(10, 4, "banded"), pairs(10, 4, "plain")
+    (80, 100)
+    """
+    if kernel == "plain" or tokens <= window:
+        return tokens**2
+    return window**2 + (-(-tokens // window) - 1) * 2 * window**2
+
+
 def windowed_attention(
     q_BHTK: Tensor,
     k_BGTK: Tensor,

@@ -93,6 +93,12 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
             state_bytes=itemsize * (keys_values + width) * context,
         )
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs with the scores of all pairs: those not selected are masked."""
+        of_step = self.cost(d_model, context).flops
+        more = context - min(context, self.top_k)
+        return of_step + 2 * self.n_heads * sum(self.head_widths(d_model)) * more
+
     def build(self, d_model: int, dropout: float = 0.0) -> "DeepseekSparseAttention":
         return DeepseekSparseAttention(self, d_model, dropout)
 

@@ -50,6 +50,12 @@ class DeltaNet(MemoryHeadsConfig, MechanismConfig):
             state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * channels,
         )
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs of the form of `forward`, which reads and writes by chunks."""
+        of_step = 3 * 2 * self.n_heads * self.head_dim * self.value_dim
+        of_head = rule.flops(context, self.head_dim, self.value_dim, "none", self.kernel)
+        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+
     def build(self, d_model: int, dropout: float = 0.0) -> "DeltaNetMixer":
         del dropout  # there are no attention weights
         return DeltaNetMixer(self, d_model)

@@ -51,6 +51,14 @@ class GLA(MemoryHeadsConfig, MechanismConfig):
             state_bytes=max(itemsize, 4) * memory,  # float32 or wider
         )
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs of the form of `forward`, which reads and writes by chunks."""
+        of_step = 2 * 2 * self.n_heads * self.head_dim * self.value_dim
+        of_head = gated_linear_attention.flops(
+            context, self.head_dim, self.value_dim, "channel", self.kernel
+        )
+        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+
     def build(self, d_model: int, dropout: float = 0.0) -> "GLAMixer":
         del dropout  # there are no attention weights
         return GLAMixer(self, d_model)

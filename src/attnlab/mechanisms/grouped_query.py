@@ -48,6 +48,13 @@ class GroupedQuery(RotaryHeadsConfig, MechanismConfig):
             state_bytes=itemsize * keys_values * context,
         )
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs of the kernel, which may compute with wider heads."""
+        key, value = self.head_widths(d_model)
+        of_step = 2 * self.n_heads * (key + value) * context
+        of_head = attention.flops(context, key, value, self.kernel)
+        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+
     def build(self, d_model: int, dropout: float = 0.0) -> "GroupedQueryAttention":
         """Return the module. Raise ConfigError if the chosen kernel does not support dropout."""
         attention.require_dropout(self.kernel, dropout)

@@ -56,6 +56,14 @@ class Mamba2(MechanismConfig):
             state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * channels,
         )
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs of the form of `forward`, which reads and writes by chunks."""
+        of_step = 2 * 2 * self.n_heads * self.d_state * self.head_dim
+        of_head = gated_linear_attention.flops(
+            context, self.d_state, self.head_dim, "head", self.kernel
+        )
+        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+
     def build(self, d_model: int, dropout: float = 0.0) -> "Mamba2Mixer":
         del dropout  # there are no attention weights
         return Mamba2Mixer(self, d_model)

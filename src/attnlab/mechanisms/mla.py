@@ -91,8 +91,8 @@ class MLA(MechanismConfig):
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs with keys and values computed, which are narrower than the latent."""
-        scores_and_sums = self.n_heads * (self.qk_head_dim + self.v_head_dim) * context
-        return 2 * (self._matrices(d_model) + scores_and_sums)
+        of_head = attention.flops(context, self.qk_head_dim, self.v_head_dim, self.kernel)
+        return 2 * self._matrices(d_model) + self.n_heads * of_head // context
 
     def _matrices(self, d_model: int) -> int:
         """Return the weights of all projections, which are also their multiply-adds per token.

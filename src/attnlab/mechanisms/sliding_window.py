@@ -55,6 +55,13 @@ class SlidingWindow(RotaryHeadsConfig, MechanismConfig):
             state_bytes=itemsize * keys_values * seen,
         )
 
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs with all pairs that the kernel computes, masked ones included."""
+        of_pair = 2 * self.n_heads * sum(self.head_widths(d_model))
+        of_projections = self.cost(d_model, context).flops - of_pair * min(context, self.window)
+        pairs = windowed_attention.pairs(context, self.window, self.kernel)
+        return of_projections + of_pair * pairs // context
+
     def build(self, d_model: int, dropout: float = 0.0) -> "SlidingWindowAttention":
         """Return the module. Raise ConfigError for dropout with `flex`, which does not have it."""
         if self.kernel == "flex":
