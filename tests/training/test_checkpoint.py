@@ -17,7 +17,8 @@ from attnlab.cli import app
 from attnlab.data import Places
 from attnlab.inference.saved_model import export, load_run
 from attnlab.record import RunFolder
-from attnlab.record.verified_folder import DamagedError, read_verified, write_verified
+from attnlab.record.atomic_files import DamagedError
+from attnlab.record.verified_folder import read_verified, write_verified
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.execute import execute
 from attnlab.training import checkpoint

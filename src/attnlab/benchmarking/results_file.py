@@ -15,7 +15,7 @@ from typing import Any
 
 from attnlab.benchmarking.point import Point
 from attnlab.config import Config, differences
-from attnlab.record import Json, write_json
+from attnlab.record import Json, sweep, write_json
 
 FILE = "bench.json"
 
@@ -35,6 +35,7 @@ class ResultsFile:
         Raises ValueError if the folder has points of another device, of other packages, or of other
         settings of a variant with the same name.
         """
+        sweep(folder)
         environment = dict(environment)
         fixed = {key: environment.pop(key) for key in ("device", "packages")}
         fixed["compiled"] = compiled

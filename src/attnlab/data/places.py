@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from attnlab.record.atomic_files import replace_file
+from attnlab.record.atomic_files import WriteError, verified_file
 
 
 class Places(NamedTuple):
@@ -45,19 +45,12 @@ class DataError(ValueError):
 
 
 def cached(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Return `path`; if it does not exist, call `write` to write the file first.
+    """Return `path`; call `write` to write the file first if it is missing or damaged.
 
-    The file is written atomically, so any number of processes may call this at the same time.
-    Raises DataError if the folder cannot be written.
+    Any number of processes may call this at the same time. Raises DataError if the folder cannot be
+    written.
     """
-    if path.exists():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, write)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the cache folder {path.parent}: {error.strerror or error}\n"
-            "Name another one with ATTNLAB_CACHE=DIR."
-        ) from error
-    return path
+        return verified_file(path, write)
+    except WriteError as error:
+        raise DataError(f"{error}\nName another cache folder with ATTNLAB_CACHE=DIR.") from error

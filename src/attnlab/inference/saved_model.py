@@ -17,7 +17,8 @@ from attnlab.data.codec import Codec
 from attnlab.device.selection import choose_device
 from attnlab.model.language_model import LanguageModel
 from attnlab.record import runs_in
-from attnlab.record.verified_folder import STATE, DamagedError, read_verified, write_verified
+from attnlab.record.atomic_files import DamagedError
+from attnlab.record.verified_folder import STATE, read_verified, write_verified
 from attnlab.training.checkpoint import Checkpoint, load_newest, tensor_file
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast

@@ -1,6 +1,6 @@
 """Records on disk: runs in their folders, the study they belong to, and atomic writes of files."""
 
-from attnlab.record.atomic_files import replace_file
+from attnlab.record.atomic_files import replace_file, sweep
 from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.packed_file import rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
@@ -31,6 +31,7 @@ __all__ = [
     "read_tuning_choice",
     "replace_file",
     "runs_in",
+    "sweep",
     "to_json",
     "tuning_runs",
     "tuning_seed",

@@ -1,76 +1,186 @@
 """Write files and folders atomically: a reader finds the old content or the new one, never a part.
 
 New content is written under a temporary name beside the target, flushed to disk and renamed, so a
-process that is killed at any instant, or a full disk, leaves the old content unchanged.
+process that is killed at any instant, or a full disk, leaves the old content unchanged. What a
+killed process left under a temporary name is removed by `sweep`. A living process holds a lock on
+what it writes, which ends with the process.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import os
+import re
 import shutil
+import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
-UNFINISHED = ".tmp"  # end of the name of a folder that is being written or removed
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # names of what is being written
 
 
-def replace_file(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write a file, or replace it.
+class WriteError(OSError):
+    """A file could not be written. The message names the file and says why."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> "WriteError":
+        """Return the error that `path` could not be written because of `error`."""
+        if isinstance(error, cls):
+            return error
+        found = cls(f"{path} could not be written: {error.strerror or error}")
+        found.errno = error.errno
+        return found
+
+
+class DamagedError(ValueError):
+    """A file or folder is not as it was written. The message names it and the damage."""
+
+
+def replace_file(
+    path: Path, content: bytes | Callable[[IO[bytes]], object], *, within: Path | None = None
+) -> None:
+    """Write a file, or replace it, and flush it to disk.
 
     Any number of processes may do this at the same time: the last one to finish wins.
 
     Args:
         path: the file. Its folder must exist.
         content: its bytes, or a function that writes them to an open file.
+        within: nothing outside this folder is written, wherever links lead.
 
     Raises:
-        OSError: the file could not be written. The old one is then unchanged.
+        WriteError: the file could not be written. The old one is then unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    if within is not None:
+        require_within(path.parent, within)
+    temporary: Path | None = None
     try:
-        with temporary.open("xb") as file:
+        temporary, file = _temporary_file(path)
+        with file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+            temporary.replace(path)
+        flush(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WriteError.of(path, error) from error
         raise
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Write a folder of files, or replace it.
+    """Write a folder of files, or replace it, and flush it to disk.
 
     Args:
         folder: the folder. Its parents are made.
         fill: a function that writes the files into the folder whose path it is given.
 
     Raises:
-        OSError: the folder could not be written. Nothing of the new one is then left.
+        WriteError: the folder could not be written. Nothing of the new one is then left.
     """
-    unfinished = folder.with_name(folder.name + UNFINISHED)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        fill(unfinished)
-        for path in unfinished.iterdir():
-            flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary_folder(folder) as unfinished:
+            fill(unfinished)
+            for path in unfinished.iterdir():
+                flush(path)
+            flush(unfinished)
+            if os.path.lexists(folder):
+                remove_folder(folder)
+            unfinished.rename(folder)
         flush(folder.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)  # frees the space on a full disk
-        raise
+    except OSError as error:
+        raise WriteError.of(folder, error) from error
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. It is renamed first, so that no part of it ever has its name."""
-    unfinished = folder.with_name(folder.name + UNFINISHED)
+    """Remove a folder, a file or a link. No part of a folder ever has its name."""
+    unfinished = _temporary_name(folder)
     folder.rename(unfinished)
-    shutil.rmtree(unfinished)
+    if unfinished.is_dir() and not unfinished.is_symlink():
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.unlink()
+
+
+def verified_file(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """Return a file that can be made again at any time, such as a cache: `write` makes it.
+
+    `<path>.sha256` holds its checksum. The file is made again if it is missing or differs from it.
+    Any number of processes may call this at the same time. Raises WriteError.
+    """
+    checksum = path.with_name(path.name + ".sha256")
+    if not _matches(path, checksum):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            for made in (path, checksum):
+                if made.is_dir():
+                    remove_folder(made)
+        except OSError as error:
+            raise WriteError.of(path, error) from error
+        replace_file(path, write)
+        replace_file(checksum, sha256(path).encode())
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal. Raises DamagedError if it is no file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading. It never waits, as opening a pipe would.
+
+    Raises:
+        FileNotFoundError: there is nothing of this name.
+        DamagedError: there is something else than a file, such as a folder or a dangling link.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise DamagedError(f"{path} is a link to a file that does not exist") from None
+        raise
+    except OSError as error:
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            raise
+        raise DamagedError(f"{path} is no readable file: {error.strerror}") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}.get(stat.S_IFMT(mode), "a device")
+        raise DamagedError(f"{path} is {kind}, not a file")
+    return open(handle, "rb")  # noqa: PTH123  a descriptor, which the caller closes
+
+
+def require_within(path: Path, folder: Path) -> None:
+    """Raise WriteError if links lead from `path` out of `folder`, which may be a link itself."""
+    home, real = folder.resolve(), path.resolve()
+    if real != home and home not in real.parents:
+        raise WriteError(
+            f"{path} leads to {real}, outside {folder}, where nothing is written: replace the link "
+            "by a folder, or choose another --out"
+        )
+
+
+def sweep(folder: Path) -> None:
+    """Remove, at any depth, what killed processes left under temporary names."""
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if TEMPORARY.fullmatch(name):
+                _remove_unless_locked(Path(parent, name))
+        folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
 
 
 def flush(path: Path) -> None:
@@ -80,3 +190,66 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
+    while True:
+        temporary = _temporary_name(path)
+        file = temporary.open("xb")
+        if _lock(file.fileno(), temporary):
+            return temporary, file
+        file.close()
+
+
+@contextlib.contextmanager
+def _temporary_folder(folder: Path) -> Generator[Path, None, None]:
+    """Yield a new folder; remove what is left of it under this name at the end."""
+    while True:
+        unfinished = _temporary_name(folder)
+        unfinished.mkdir()
+        handle = os.open(unfinished, os.O_RDONLY)
+        if _lock(handle, unfinished):
+            break
+        os.close(handle)
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)  # frees the space on a full disk
+        raise
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> bool:
+    """Lock what this process has just made; return False if another process has swept it."""
+    with contextlib.suppress(OSError):  # file systems without locks: `sweep` removes nothing there
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unless_locked(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _matches(path: Path, checksum: Path) -> bool:
+    try:
+        with open_regular(checksum) as file:
+            return file.read(65) == sha256(path).encode()
+    except (OSError, DamagedError):
+        return False

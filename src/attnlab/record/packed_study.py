@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from attnlab.record.atomic_files import UNFINISHED, remove_folder, replace_file, replace_folder
+from attnlab.record.atomic_files import (
+    TEMPORARY,
+    remove_folder,
+    replace_file,
+    replace_folder,
+    sweep,
+)
 from attnlab.record.packed_file import (
     CHOICE,
     PACKED,
@@ -63,7 +69,7 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
     study_dir = Path(study_dir)
     StudyRecord.read(study_dir)
     before = read_packed(study_dir)
-    _tidy(study_dir)
+    sweep(study_dir)
     folders = [run for run in _run_folders(study_dir) if run.in_folder()]
     for run in folders:
         run.finalize()
@@ -103,7 +109,7 @@ def unpack(study_dir: Path | str) -> int:
     if not path.is_file():
         raise ValueError(f"{study_dir} is not packed: there is no {path}")
     study = read_packed(study_dir)
-    _tidy(study_dir)
+    sweep(study_dir)
     left = {
         run: packed
         for key, packed in study.runs.items()
@@ -174,7 +180,7 @@ def _refuse_other_files(run: RunFolder) -> None:
         raise ValueError(f"{run.ended} and {run.partial} hold the same run: delete one of them")
     known = (*RUN_FILES, "tokenizer.json", "checkpoints")
     others = sorted(path.name for path in run.path.iterdir() if path.name not in known)
-    others = [name for name in others if not re.fullmatch(r"\..*\.tmp", name)]  # left by a kill
+    others = [name for name in others if not TEMPORARY.fullmatch(name)]
     if others:
         raise ValueError(
             f"{run.path} holds {', '.join(others)}, which a packed study cannot hold: "
@@ -224,13 +230,6 @@ def _remove_rest(study_dir: Path, study: PackedStudy) -> None:
         for empty in [*folder.glob("tuning/lr-*"), folder / "tuning", folder]:
             with contextlib.suppress(OSError):  # not empty, or not there
                 empty.rmdir()
-
-
-def _tidy(study_dir: Path) -> None:
-    """Remove folders that a kill left unfinished; every one of them is stored elsewhere."""
-    for pattern in (f"*/seed-*{UNFINISHED}", f"*/tuning/lr-*/seed-*{UNFINISHED}"):
-        for unfinished in study_dir.glob(pattern):
-            shutil.rmtree(unfinished)
 
 
 def _has_files(folder: Path) -> bool:

@@ -32,7 +32,7 @@ from typing import Any, Literal, Self, cast
 from urllib.parse import unquote
 
 from attnlab.config import differences
-from attnlab.record.atomic_files import replace_file, replace_folder
+from attnlab.record.atomic_files import replace_file, replace_folder, sweep
 from attnlab.record.json_text import Json, parse, to_json, to_line, write_json
 from attnlab.record.packed_file import CHOICE, RUN_FILES, PackedRun, RunKey, rate_of, read_packed
 
@@ -144,8 +144,7 @@ class RunFolder:
         if before is not None:
             earlier = before.pop("earlier", [])
             environment = {**environment, "earlier": [*earlier, before]}
-        for unfinished in self.partial.glob(".*.tmp"):  # left by a kill
-            unfinished.unlink()
+        sweep(self.partial)
         write_json(self.partial / "config.json", self._named(config))
         write_json(self.partial / "environment.json", environment)
         self._keep_metrics(lambda _: True)

@@ -12,14 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from attnlab.record.atomic_files import replace_folder
+from attnlab.record.atomic_files import DamagedError, open_regular, replace_folder, sha256
 
 Json = dict[str, Any]
 STATE = "state.json"
-
-
-class DamagedError(ValueError):
-    """A folder is not as it was written. The message names the file and the damage."""
+MOST_STATE_BYTES = 2**24
 
 
 def write_verified(
@@ -33,7 +30,7 @@ def write_verified(
         state: JSON values that are stored beside the files, for `read_verified`.
 
     Raises:
-        OSError: the folder could not be written, as on a full disk. Nothing of it is then left.
+        WriteError: the folder could not be written, as on a full disk. Nothing of it is then left.
     """
 
     def fill(unfinished: Path) -> None:
@@ -42,10 +39,13 @@ def write_verified(
                 (unfinished / name).write_bytes(content)
             else:
                 content(unfinished / name)
-        sums = {name: _sha256(unfinished / name) for name in sorted(files)}
+        sums = {name: sha256(unfinished / name) for name in sorted(files)}
         sums[STATE] = _sha256_of(state)
         text = json.dumps({**state, "sha256": sums}, indent=2) + "\n"
         (unfinished / STATE).write_bytes(text.encode())
+        mode = (unfinished / STATE).stat().st_mode  # safetensors hides its files from other users
+        for name in files:
+            (unfinished / name).chmod(mode)
 
     replace_folder(folder, fill)
 
@@ -57,26 +57,22 @@ def read_verified(folder: Path) -> Json:
         DamagedError: a file is missing, or is not as it was written.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        with open_regular(folder / STATE) as file:
+            state = json.loads(file.read(MOST_STATE_BYTES).decode())
         sums = dict(state.pop("sha256"))
         whole = sums.pop(STATE) == _sha256_of(state)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise DamagedError(f"{STATE} is missing or cut short") from None
     if not whole:
         raise DamagedError(f"{STATE} was altered")
     for name, written in sums.items():
         try:
-            found = _sha256(folder / name)
-        except OSError:
+            found = sha256(folder / name)
+        except (OSError, DamagedError):
             raise DamagedError(f"{name} is missing") from None
         if found != written:
             raise DamagedError(f"{name} was altered or cut short: its checksum differs")
     return cast("Json", state)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of(state: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from attnlab.data import Places
 from attnlab.device.selection import choose_device
 from attnlab.inference.saved_model import checkpoint_of, settings_of
-from attnlab.record import RunFolder, StudyRecord
+from attnlab.record import RunFolder, StudyRecord, sweep
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Event, Progress
@@ -80,6 +80,7 @@ def extend(  # noqa: PLR0913  one parameter per option
     study_dir = Path(out) if out is not None else _beside(parent, steps)
     planned = Run(variant=parent.variant, config=longer)
     new, new_identity = planned.folder(study_dir), longer.identity(fingerprint)
+    sweep(study_dir)
     new.finalize()
     if different := conflict(planned, new, fingerprint):
         raise ValueError(

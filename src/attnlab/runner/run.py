@@ -12,7 +12,7 @@ from pathlib import Path
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
-from attnlab.record import StudyRecord
+from attnlab.record import StudyRecord, sweep
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import require_comparable
 from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
@@ -131,6 +131,7 @@ def run(  # noqa: PLR0913  one parameter per option
     chosen, places = request.apply_options(), request.places()
     _require_importable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
+    sweep(study_dir)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
     for note in chosen.notes:
         watch(Notice(note))

@@ -7,7 +7,6 @@ A run that continues from a checkpoint gets the same bits as one that was not in
 the weights of the step itself.
 """
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attnlab.record.atomic_files import UNFINISHED, remove_folder
-from attnlab.record.verified_folder import DamagedError, read_verified, write_verified
+from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder, sweep
+from attnlab.record.verified_folder import read_verified, write_verified
 
 KEPT = 2  # the newest checkpoint, and the one before in case the newest is damaged
 
@@ -59,7 +58,7 @@ class Loaded(NamedTuple):
 def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     """Write a checkpoint of the run `identity` into `folder`; keep the newest `KEPT`.
 
-    Raises OSError, for example if the disk is full; earlier checkpoints are then unchanged.
+    Raises WriteError, for example if the disk is full; earlier checkpoints are then unchanged.
     """
     best = checkpoint.best
     files = {
@@ -79,7 +78,7 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     except OSError as error:
         before = [path.name for path in _folders(folder)]
         left = f"{before[-1]} is intact" if before else "there is no earlier one"
-        raise OSError(
+        raise WriteError(
             f"the checkpoint of step {checkpoint.step} could not be written ({error}); {left}, "
             "and the same command continues from there"
         ) from error
@@ -104,8 +103,7 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
 
 def remove_old(folder: Path) -> None:
     """Remove unfinished checkpoints of a killed process, and all but the newest `KEPT`."""
-    for unfinished in folder.glob(f"step-*{UNFINISHED}"):
-        shutil.rmtree(unfinished)
+    sweep(folder)
     for old in _folders(folder)[:-KEPT]:
         remove_folder(old)
 
@@ -135,4 +133,4 @@ def _load(folder: Path, identity: str) -> Checkpoint:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.suffix != UNFINISHED)
+    return sorted(folder.glob("step-*"))
