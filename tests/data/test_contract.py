@@ -139,6 +139,17 @@ def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight(tmp_path):
     assert merged.bits_per_byte("valid", math.log(300)) == pytest.approx(bits)
 
 
+@pytest.mark.parametrize("tokenizer", [BPE(vocab_size=300), Bytes()], ids=["bpe", "bytes"])
+def test_a_marker_between_documents_is_predicted_and_is_no_byte_of_text(tmp_path, tokenizer):
+    splits = {split: f"{text}<|endoftext|>{text}<|im_end|>" for split, text in SPLITS.items()}
+    corpus = load(folder_of(tmp_path / "data", splits), tmp_path / "cache", tokenizer)
+    assert corpus.decode(corpus.test) == splits["test"]
+    assert corpus.bytes == {split: 2 * len(text.encode()) for split, text in SPLITS.items()}
+    only = dict.fromkeys(SPLITS, "<|endoftext|>")
+    nothing = load(folder_of(tmp_path / "only", only), tmp_path / "cache", tokenizer)
+    assert nothing.bits_per_byte("test", 1.0) is None
+
+
 def test_the_description_is_json_and_names_no_folder(tmp_path):
     corpus = load(folder_of(tmp_path / "data"), tmp_path / "cache", BPE(vocab_size=5000))
     described = json.dumps(corpus.description)
@@ -155,7 +166,7 @@ def test_the_description_is_json_and_names_no_folder(tmp_path):
 
 def test_an_empty_split_is_an_error_that_names_it(tmp_path):
     folder = folder_of(tmp_path / "data", {**SPLITS, "valid": ""})
-    with pytest.raises(DataError, match="the valid split of text is empty"):
+    with pytest.raises(DataError, match=r"valid.txt: no text; the valid split would be empty"):
         load(folder, tmp_path / "cache")
 
 

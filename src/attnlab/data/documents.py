@@ -1,21 +1,27 @@
-"""Read documents from files without a change of any byte.
+"""Read documents from files.
 
-A text file is one document, and so is a line of a .jsonl file; .gz is decompressed. Text is UTF-8,
-and line ends, byte-order marks and blank lines are kept.
+A text file is one document, and so is a line of a .jsonl file; .gz is decompressed. Text is UTF-8.
+A byte-order mark at the beginning of a file is removed; line ends and blank lines are kept.
 """
 
+import codecs
 import gzip
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from attnlab.data.file_formats import LINES_ENDINGS, require_text
+from attnlab.data.named_files import require_file
 from attnlab.data.places import DataError
 
-SPLITS = ("train", "valid", "test")
-ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+TEXT_ENDINGS = (".txt", ".text", ".raw", ".tokens", ".jsonl", ".ndjson", ".jsonlines")
+MARKER = re.compile(r"<\|\w{1,40}\|>")  # <|endoftext|> and its kind: no text, so no bytes
+EXPANSION = 100  # times; text does not compress so well
+CHUNK = 1 << 24
 
 
 class Measure(NamedTuple):
@@ -23,6 +29,13 @@ class Measure(NamedTuple):
 
     sha256: str
     n_bytes: int
+
+
+class Reading(NamedTuple):
+    """The documents of one file, without empty ones."""
+
+    documents: list[str]
+    crlf: bool  # lines end as on Windows
 
 
 def measure(documents: Iterable[str]) -> Measure:
@@ -36,57 +49,105 @@ def measure(documents: Iterable[str]) -> Measure:
     return Measure(digest.hexdigest(), n_bytes)
 
 
-def split_named(name: str) -> str | None:
-    """Return the split that a file or folder with this name holds, or None.
+def text_bytes(measured: Measure, documents: Iterable[str]) -> int:
+    """Return the number of UTF-8 bytes of documents without markers such as <|endoftext|>."""
+    marked = (marker for text in documents if "<|" in text for marker in MARKER.findall(text))
+    return measured.n_bytes - sum(len(marker.encode()) for marker in marked)
 
-    >>> split_named("validation.txt.gz"), split_named("training.txt")
-    ('valid', None)
+
+def is_text_name(name: str) -> bool:
+    """Return True for the name of a file that is read as text in a folder."""
+    return name.lower().removesuffix(".gz").endswith(TEXT_ENDINGS)
+
+
+def read_documents(path: Path, field: str = "text") -> Reading:
+    """Return the documents of one file.
+
+    Raises DataError if the file cannot be read or decompressed, if it is not text in UTF-8, or if a
+    line of .jsonl has no text in `field`.
     """
-    stem = name.partition(".")[0].lower()
-    stem = {"val": "valid", "validation": "valid"}.get(stem, stem)
-    return stem if stem in SPLITS else None
+    lines = path.name.lower().removesuffix(".gz").endswith(LINES_ENDINGS)
+    text = read_text(path, lines=lines)
+    if not lines:
+        return Reading([text] if text else [], crlf="\r\n" in text)
+    return Reading([document for document in _fields(text, field, path) if document], crlf=False)
 
 
-def read_documents(path: Path, field: str = "text") -> list[str]:
-    """Return the documents of one file, without empty ones.
-
-    Raises DataError if the file cannot be read or decompressed, if it is not UTF-8, or if a line of
-    .jsonl has no text in `field`.
-    """
-    text = read_text(path)
-    if ".jsonl" not in path.suffixes:
-        return [text] if text else []
-    # only "\n" ends a line of .jsonl: U+2028 and others may occur inside a JSON string
-    lines = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
-    return [document for n, line in lines if (document := _field_of(line, field, f"{path}:{n}"))]
-
-
-def read_text(path: Path) -> str:
-    """Return the unchanged text of a file. Raises DataError like `read_documents`."""
+def read_text(path: Path, *, lines: bool = False) -> str:
+    """Return the text of a file. Raises DataError like `read_documents`."""
+    raw = read_bytes(path)
+    require_text(raw, path, lines=lines)
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        return raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
-        remedy = "convert it, as in: iconv -f LATIN1 -t UTF-8"
+        remedy = f"convert it, as in: iconv -f LATIN1 -t UTF-8 {path.name}"
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; {remedy}") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, decompressed if its name ends in .gz.
+
+    Raises DataError if it is not a regular file, cannot be read, or expands like no text does.
+    """
+    require_file(path)
+    try:
+        return _decompressed(path) if path.suffix.lower() == ".gz" else path.read_bytes()
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path} is cut short or damaged: {error}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except MemoryError:
+        raise DataError(f"{path} does not fit into memory: give a part of it") from None
+
+
+def expands_too_much(compressed: int, expanded: int) -> bool:
+    """Return True if so few bytes cannot hold text or token ids of so many."""
+    return expanded > 2 * CHUNK and expanded > EXPANSION * compressed
+
+
+def _decompressed(path: Path) -> bytes:
+    compressed, parts, n_bytes = path.stat().st_size, list[bytes](), 0
+    with gzip.open(path) as file:
+        while part := file.read(CHUNK):
+            parts.append(part)
+            n_bytes += len(part)
+            if expands_too_much(compressed, n_bytes):
+                raise DataError(
+                    f"{path} expands more than {EXPANSION}-fold, as text does not: decompress it "
+                    "yourself if it is text"
+                )
+    return b"".join(parts)
+
+
+def _fields(text: str, field: str, path: Path) -> Iterator[str]:
+    # only "\n" ends a line of .jsonl: U+2028 and others may occur inside a JSON string
+    for n, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _field_of(line, field, f"{path}:{n}")
 
 
 def _field_of(line: str, field: str, where: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}") from None
+    except ValueError as error:
+        raise DataError(
+            f"{where} is not JSON ({error}); JSON lines hold one object per line, and the name of "
+            "plain text ends in .txt"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{where} is nested too deeply for a JSON reader") from None
     if not isinstance(record, dict):
-        raise DataError(f"{where} holds no JSON object")
-    text = record.get(field)
-    if not isinstance(text, str):
+        raise DataError(f"{where} is {line.strip()[:20]}, not a JSON object; remove this line")
+    if field not in record:
         known = ", ".join(record) or "none"
         raise DataError(
             f"{where} has no text in {field!r}; its fields: {known}. Set data.text_field"
+        )
+    text = record[field]
+    if not isinstance(text, str):
+        shown = json.dumps(text)[:20]
+        raise DataError(
+            f"{where}: {field!r} is {shown}, not text; remove this line, or set data.text_field"
         )
     try:
         text.encode()

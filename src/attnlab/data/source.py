@@ -2,7 +2,8 @@
 
     bits per byte = nats per token / ln 2 * tokens / bytes
 
-makes models with different tokenizers comparable, since the bytes of the text are the same.
+makes models with different tokenizers comparable, since the bytes of the text are the same. Special
+tokens and markers such as <|endoftext|> are predicted like other tokens, but are no bytes of text.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 
 from attnlab.config import Choice
 from attnlab.data.codec import Codec, TokenIds
-from attnlab.data.documents import measure
+from attnlab.data.documents import measure, text_bytes
 from attnlab.data.places import DataError, Places, cached
 from attnlab.data.tokenizer import Tokenizer
 
@@ -32,6 +33,7 @@ class Texts:
     valid: Sequence[str]
     test: Sequence[str] | None
     origin: str  # description of the source, without the folders of this machine
+    notes: tuple[str, ...] = ()  # what the user should know of the text, a sentence each
 
     def splits(self) -> dict[str, Sequence[str]]:
         """Return the splits by name; test only if there is one."""
@@ -50,6 +52,7 @@ class Corpus:
     codec: Codec
     fingerprint: str  # hexadecimal; equal for equal text and tokenizer, in any folder
     description: Mapping[str, Any]  # JSON values for a record
+    notes: tuple[str, ...] = ()  # what the user should know of the data, a sentence each
 
     @property
     def vocab_size(self) -> int:
@@ -65,9 +68,9 @@ class Corpus:
         return self.codec.decode(ids)
 
     def bits_per_byte(self, split: str, nats_per_token: float) -> float | None:
-        """Return the mean loss of a split in bits per byte, or None if its bytes are unknown."""
+        """Return the mean loss of a split in bits per byte, or None without known bytes."""
         n_bytes = self.bytes[split]
-        if n_bytes is None:
+        if not n_bytes:
             return None
         return nats_per_token / math.log(2) * len(self.splits()[split]) / n_bytes
 
@@ -105,7 +108,7 @@ class DataConfig(Choice, ABC):
         measures = {split: measure(documents) for split, documents in splits.items()}
         for split, measured in measures.items():
             if not measured.n_bytes:
-                raise DataError(f"the {split} split of {self.kind()} is empty")
+                raise DataError(f"the {split} split of {self.kind()} is empty: give more text")
         codec = self.tokenizer.fit(texts.train, places)
         ids = {
             split: _encoded(codec, documents, measures[split].sha256, places)
@@ -114,8 +117,11 @@ class DataConfig(Choice, ABC):
         return self.corpus(
             codec,
             ids,
-            n_bytes={split: measured.n_bytes for split, measured in measures.items()},
+            n_bytes={
+                split: text_bytes(measured, splits[split]) for split, measured in measures.items()
+            },
             contents={split: measured.sha256 for split, measured in measures.items()},
+            notes=texts.notes,
             origin=texts.origin,
             documents={split: len(documents) for split, documents in splits.items()},
         )
@@ -127,6 +133,7 @@ class DataConfig(Choice, ABC):
         *,
         n_bytes: Mapping[str, int | None],
         contents: Mapping[str, str],
+        notes: tuple[str, ...] = (),
         **facts: Any,
     ) -> Corpus:
         """Return a corpus with its description and the fingerprint of `contents` and codec."""
@@ -138,6 +145,7 @@ class DataConfig(Choice, ABC):
             bytes=n_bytes,
             codec=codec,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            notes=notes,
             description={
                 "source": self.kind(),
                 **facts,

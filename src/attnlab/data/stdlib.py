@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from attnlab.config import Problem
-from attnlab.data.documents import SPLITS
 from attnlab.data.hold_out import hold_out, rank
+from attnlab.data.named_files import SPLITS
 from attnlab.data.places import DataError, Places
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
@@ -57,7 +57,8 @@ class Stdlib(DataConfig):
                 "Python comes without its library's source. Use other text: data=text."
             )
         origin = f"standard library of Python {platform.python_version()}, {len(sources)} files"
-        return Texts(**splits, origin=origin)
+        train, valid, test = (splits[split] for split in SPLITS)
+        return Texts(train=train, valid=valid, test=test, origin=origin)
 
     def _choose(self, folder: Path) -> dict[str, str]:
         """Return the chosen source texts by path within the library's folder, sorted."""

@@ -1,8 +1,11 @@
-"""The user's text files: .txt, .txt.gz, .jsonl and .jsonl.gz, and folders of them.
+"""The user's text files: .txt, .jsonl and their kin, also with .gz, and folders of them.
 
 The first of these rules that applies makes the splits:
 
-1. Files, or their folders, named train, valid (val, validation) and test are the splits.
+1. Files, or their folders, named after train, valid and test are the splits, as in
+   `train-00000-of-00002.jsonl` or `en/dev/0.txt` (`attnlab.data.named_files`). Others are not read.
+   Files named after train alone are split by the next rules. A name that calls for another split
+   than there is, or for two, is an error.
 2. Whole documents are held out, chosen by their contents. A file is a document, and so is a line of
    .jsonl. Equal documents are in the same split.
 3. If documents are too few or too large for that, the end of every document is held out, cut at a
@@ -10,17 +13,18 @@ The first of these rules that applies makes the splits:
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
 from attnlab.config import Problem
-from attnlab.data.documents import ENDINGS, SPLITS, measure, read_documents, split_named
+from attnlab.data.documents import TEXT_ENDINGS, is_text_name, measure, read_documents
 from attnlab.data.hold_out import hold_out, tails
+from attnlab.data.named_files import SPLITS, NamedFile, by_split, files_in, find
 from attnlab.data.places import DataError, Places
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
+
+_RENAME = "name the files after train, valid and test, or set data.ignore_split_names=true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,68 +37,52 @@ class Text(DataConfig):
     paths: tuple[str, ...]
     text_field: str = "text"  # the field of a .jsonl line that holds its text
     held_out: float = 0.1  # fraction of the text, half for validation and half for test
+    ignore_split_names: bool = False  # True: hold out documents, whatever the names of the files
     tokenizer: Tokenizer = field(default_factory=lambda: BPE(vocab_size=8_192))
 
     def problems(self) -> Iterator[Problem]:
-        if not self.paths:
-            yield Problem("paths", "name at least one file or folder")
+        if not self.paths or not all(path.strip() for path in self.paths):
+            yield Problem("paths", "name at least one file or folder, none of them empty")
         if not 0 < self.held_out < 1:
             yield Problem("held_out", f"must lie between 0 and 1, got {self.held_out}")
 
     def texts(self, places: Places) -> Texts:
-        files = [file for path in self.paths for file in _files(path, places)]
-        files = list({file.path.resolve(): file for file in files}.values())  # each once
-        by_split: defaultdict[str | None, list[_File]] = defaultdict(list)
-        for file in files:
-            by_split[file.split].append(file)
-        if "train" in by_split and by_split.keys() - {"train", None}:
-            if "valid" not in by_split:
-                raise DataError(
-                    f"{', '.join(self.paths)}: files are named train and test, but none valid"
-                )
-            return self._named(by_split)
-        documents = self._documents(files)
-        splits, how = _held_out(documents, self.held_out)
-        return Texts(**splits, origin=f"{_listed(files)}; held out: {how}")
-
-    def _named(self, by_split: Mapping[str | None, "Sequence[_File]"]) -> Texts:
-        chosen = {split: by_split[split] for split in SPLITS if split in by_split}
-        documents = {split: self._documents(files) for split, files in chosen.items()}
+        files = self._files(places)
+        named = {} if self.ignore_split_names else by_split(files, ", ".join(self.paths), _RENAME)
+        whole = named.keys() <= {"train"}
+        groups = {"whole": named.get("train", files)} if whole else named
+        splits, crlf, origin = dict[str, list[str]](), list[str](), list[str]()
+        for split, group in groups.items():
+            readings = [read_documents(file.path, self.text_field) for file in group]
+            splits[split] = [text for reading in readings for text in reading.documents]
+            names = [file.path.name for file in group]
+            crlf += [name for name, reading in zip(names, readings, strict=True) if reading.crlf]
+            origin += names
+            if not splits[split]:
+                raise DataError(f"{_listed(names)}: no text; the {split} split would be empty")
+        how = ""
+        if whole:
+            splits, how = _held_out(splits["whole"], self.held_out)
         return Texts(
-            train=documents["train"],
-            valid=documents["valid"],
-            test=documents.get("test"),
-            origin=_listed([file for files in chosen.values() for file in files]),
+            train=splits["train"],
+            valid=splits["valid"],
+            test=splits.get("test"),
+            origin=_listed(origin) + how,
+            notes=(f"{_listed(crlf)}: lines end in CRLF, which is kept; dos2unix removes it",)
+            if crlf
+            else (),
         )
 
-    def _documents(self, files: "Sequence[_File]") -> list[str]:
-        return [text for file in files for text in read_documents(file.path, self.text_field)]
-
-
-class _File(NamedTuple):
-    path: Path
-    split: str | None  # named by the file, or by a folder within the given one
-
-
-def _files(path: str, places: Places) -> list[_File]:
-    tried = [Path(path).expanduser()]
-    if places.data and not tried[0].is_absolute():
-        tried.append(places.data / path)
-    found = next((place for place in tried if place.exists()), None)
-    if found is None:
+    def _files(self, places: Places) -> list[NamedFile]:
         remedy = "Name files or folders with data.paths=A,B, or set ATTNLAB_DATA to their folder."
-        raise DataError.missing(f"text {path!r}", tried, remedy)
-    if found.is_file():
-        return [_File(found, split_named(found.name))]
-    inside = sorted(file.relative_to(found) for file in found.rglob("*") if file.is_file())
-    files = [
-        _File(found / file, next(filter(None, map(split_named, file.parts)), None))
-        for file in inside
-        if file.name.endswith(ENDINGS) and not any(part.startswith(".") for part in file.parts)
-    ]
-    if not files:
-        raise DataError(f"{found} holds no file that ends in {', '.join(ENDINGS)}")
-    return files
+        found = [find(path, places, what="text", remedy=remedy) for path in self.paths]
+        files = files_in(found, is_text_name, by_name=not self.ignore_split_names)
+        if not files:
+            raise DataError(
+                f"{', '.join(map(str, found))} holds no file that ends in "
+                f"{', '.join(TEXT_ENDINGS)}, also with .gz"
+            )
+        return files
 
 
 def _held_out(documents: Sequence[str], share: float) -> tuple[dict[str, list[str]], str]:
@@ -108,12 +96,11 @@ def _held_out(documents: Sequence[str], share: float) -> tuple[dict[str, list[st
         splits[split_of[sha256]].append(document)
     half_full = share / 4 * sum(sizes.values())
     if min(measure(splits[split]).n_bytes for split in ("valid", "test")) >= half_full > 0:
-        return splits, "whole documents"
+        return splits, "; held out: whole documents"
     parts = zip(*(tails(document, share) for document in documents), strict=True)
     ends = [[part for part in split if part] for split in parts]
-    return dict(zip(SPLITS, ends or [[], [], []], strict=True)), "the end of each document"
+    return dict(zip(SPLITS, ends, strict=True)), "; held out: the end of each document"
 
 
-def _listed(files: Sequence[_File]) -> str:
-    names = [file.path.name for file in files]
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 6 else f"{len(names)} files, {names[0]} to {names[-1]}"

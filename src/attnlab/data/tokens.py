@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from attnlab.config import Problem
 from attnlab.data.codec import TokenIds, id_dtype
-from attnlab.data.documents import SPLITS
+from attnlab.data.named_files import SPLITS
 from attnlab.data.places import DataError, Places
 from attnlab.data.source import Corpus, DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer

@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from attnlab.data.documents import SPLITS, read_text
+from attnlab.data.documents import read_text
+from attnlab.data.named_files import SPLITS
 from attnlab.data.places import DataError, Places
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
