@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attnlab.mechanisms  # noqa: F401  loads the zoo
-from attnlab.config import Choice, Config, ConfigError, override, own_sources
+from attnlab.config import Choice, Config, ConfigError, identity_sources, override, own_classes
 from attnlab.data import DataConfig
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.text import Text
@@ -166,7 +166,9 @@ def test_a_class_of_the_users_own_is_a_kind_named_by_its_file(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = MechanismConfig.from_dict({"kind": "mine.py:Mine", "gain": 2.0})
     assert config.to_dict() == {"kind": "mine.py:Mine", "gain": 2.0}
-    assert list(own_sources(Both(model=ModelConfig(mechanisms=(config,))))) == ["mine.py:Mine"]
+    assert list(identity_sources(own_classes(Both(model=ModelConfig(mechanisms=(config,)))))) == [
+        "mine.py:Mine"
+    ]
     with pytest.raises(ConfigError, match=r"mine\.py has no MechanismConfig called 'Yours'"):
         MechanismConfig.from_dict({"kind": "mine.py:Yours"})
     with pytest.raises(ConfigError, match=r"no file nowhere\.py"):

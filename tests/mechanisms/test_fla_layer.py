@@ -12,7 +12,7 @@ from support import tiny_study
 
 from attnlab.checks import check_properties, describe
 from attnlab.checks.targets import targets
-from attnlab.config import ConfigError, own_sources
+from attnlab.config import ConfigError, own_classes
 from attnlab.config.override import override
 from attnlab.data.batches import window_starts
 from attnlab.inference.generate import Sampling, generate_tokens
@@ -176,7 +176,7 @@ class TestSettings:
         assert ModelConfig.from_dict(changed.to_dict()) == changed
         assert MechanismConfig.of_kind("fla:Sum") is fla_layer("Sum")
         assert "fla:Sum" not in MechanismConfig.kinds
-        assert own_sources(changed) == {}
+        assert own_classes(changed) == []
 
     def test_all_that_is_wrong_is_told_at_once_with_suggestions(self):
         with pytest.raises(ConfigError) as raised:

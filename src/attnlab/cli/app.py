@@ -17,7 +17,7 @@ import typer.core
 from rich.console import Console
 from rich.markup import escape
 
-from attnlab.config import ConfigError
+from attnlab.config import ConfigError, own_error
 from attnlab.version import __version__
 
 P = ParamSpec("P")
@@ -95,6 +95,11 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
                 highlight=False,
                 soft_wrap=True,
             )
+            raise typer.Exit(2) from None
+        except (Exception, SystemExit) as error:
+            if isinstance(error, typer.Exit | typer.Abort) or (own := own_error(error)) is None:
+                raise
+            verbatim(f"error: {own}", errors)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print("interrupted; run the same command again to continue")

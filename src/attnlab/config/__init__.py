@@ -2,25 +2,41 @@
 
 from attnlab.config.differences import differences, drop_unset
 from attnlab.config.override import override, settings
-from attnlab.config.own_code import is_own, load_file
+from attnlab.config.own_code import (
+    OwnCodeError,
+    is_own,
+    load_file,
+    own_error,
+)
+from attnlab.config.own_kinds import OwnKind, own_kind, read_from_record
+from attnlab.config.own_sources import carried_sources, digest, identity_sources, without_folders
 from attnlab.config.problem import ConfigError, Problem, suggestion
-from attnlab.config.tree import Choice, Config, kind_name, own_sources
+from attnlab.config.tree import Choice, Config, kind_name, own_classes
 from attnlab.config.values import TokenCount, token_count
 
 __all__ = [
     "Choice",
     "Config",
     "ConfigError",
+    "OwnCodeError",
+    "OwnKind",
     "Problem",
     "TokenCount",
+    "carried_sources",
     "differences",
+    "digest",
     "drop_unset",
+    "identity_sources",
     "is_own",
     "kind_name",
     "load_file",
     "override",
-    "own_sources",
+    "own_classes",
+    "own_error",
+    "own_kind",
+    "read_from_record",
     "settings",
     "suggestion",
     "token_count",
+    "without_folders",
 ]

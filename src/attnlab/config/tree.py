@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
-from attnlab.config.own_code import is_own, load_file, source_digest, source_name
+from attnlab.config.own_code import is_own, load_file
+from attnlab.config.own_kinds import OwnKind, file_of, find_file, own_kind
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
 from attnlab.config.values import FrozenMap, Typed, one_of, parsed, scalar
 
@@ -73,6 +74,7 @@ class Choice(Config):
     in `fla:GatedLinearAttention`.
     """
 
+    defined_in: ClassVar[Path | None] = None  # the file of a class of the user's
     kinds: ClassVar[dict[str, type["Choice"]]]
     elsewhere: ClassVar[dict[str, Callable[[str], type["Choice"]]]]
     # ^ by prefix, a function from a class name to its class; it raises ValueError for unknown names
@@ -82,6 +84,8 @@ class Choice(Config):
         if Choice in cls.__bases__:
             cls.kinds, cls.elsewhere = {}, {}
             return
+        if is_own(cls):
+            cls.defined_in = file_of(cls)
         if ":" in cls.name():  # found by its prefix
             return
         known = cls.kinds.get(cls.name(), cls)
@@ -98,7 +102,7 @@ class Choice(Config):
     @classmethod
     def kind(cls) -> str:
         """Return the name of this class in records: `name()`, or `file.py:Class` for user code."""
-        return source_name(cls) if is_own(cls) and cls.__module__ != "__main__" else cls.name()
+        return (own_kind(cls) if is_own(cls) else None) or cls.name()
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind(), **super().to_dict()}
@@ -112,6 +116,8 @@ class Choice(Config):
         """
         if is_own(cls) and kind == cls.kind():  # its file may have been imported by another name
             return cls
+        if isinstance(kind, OwnKind) and kind.cls is not None and issubclass(kind.cls, cls):
+            return kind.cls
         path, _, class_name = kind.rpartition(":")
         if path in cls.elsewhere:
             return cast("type[Self]", cls.elsewhere[path](class_name))
@@ -119,7 +125,7 @@ class Choice(Config):
             if kind in cls.kinds:
                 return cast("type[Self]", cls.kinds[kind])
             raise ValueError(f"unknown kind {kind!r}{suggestion(kind, cls.kinds)}")
-        found = getattr(load_file(Path(path)), class_name, None)
+        found = getattr(load_file(find_file(kind, path)), class_name, None)
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}")
         return found
@@ -134,10 +140,10 @@ def kind_name(class_name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
-def own_sources(config: Config) -> dict[str, str]:
-    """Return the SHA-256 of every user file whose classes occur in the settings, by kind."""
-    nodes = (node for node in _walk(config) if isinstance(node, Choice) and is_own(type(node)))
-    return {node.kind(): source_digest(type(node)) for node in nodes}
+def own_classes(config: Config) -> list[type[Choice]]:
+    """Return the classes of the user's own that occur in the settings, each once, in order."""
+    nodes = (type(node) for node in _walk(config) if isinstance(node, Choice))
+    return [cls for cls in dict.fromkeys(nodes) if is_own(cls)]
 
 
 def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Config | None:
@@ -145,7 +151,8 @@ def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Con
     if issubclass(cls, Choice):
         fields = dict(data) if isinstance(data, Mapping) else {"kind": data}
         try:
-            cls, data = cls.of_kind(str(fields.pop("kind", None))), fields
+            kind = fields.pop("kind", None)
+            cls, data = cls.of_kind(kind if isinstance(kind, str) else str(kind)), fields
         except ValueError as error:
             found.append(Problem(path, str(error)))
             return None

@@ -11,8 +11,9 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -92,6 +93,23 @@ class DataConfig(Choice, ABC):
             }
 
         return without_places(self.to_dict())
+
+    def in_folder(self, folder: Path) -> Self:
+        """Return the same source; relative paths of files that `folder` has are absolute in it.
+
+        Paths are the settings called `path` and `paths`, here and in the tokenizer.
+        """
+
+        def placed(name: str, value: Any) -> Any:
+            if isinstance(value, Choice):
+                own = {f.name: placed(f.name, getattr(value, f.name)) for f in fields(value)}
+                return replace(value, **own)
+            if name == "paths" and isinstance(value, tuple):
+                return tuple(placed("path", one) for one in cast("tuple[Any, ...]", value))
+            is_path = name == "path" and isinstance(value, str) and bool(value)
+            return str(folder / value) if is_path and (folder / value).exists() else value
+
+        return placed("data", self)
 
     @abstractmethod
     def texts(self, places: Places) -> Texts:

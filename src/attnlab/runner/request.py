@@ -66,7 +66,8 @@ class Request:
             study = dataclasses.replace(study, learning_rates=None)
         steps = [] if self.steps is None else [f"train.steps={self.steps}"]
         assignments = [*steps, *self.overrides]
-        return study.override(assignments) if assignments else study
+        changed = study.override(assignments) if assignments else study
+        return changed.in_folder(Path.cwd())  # records hold paths that mean the same everywhere
 
     def study_dir(self, study: Study) -> Path:
         """Return the folder of the results: `out`, or results/NAME.

@@ -16,11 +16,16 @@ _SHIPPED = Path(__file__).parent / "shipped"
 def load_study(name: str) -> Study:
     """Return a shipped study by its name, or the `study` of a Python file by its path.
 
+    The file may import modules and packages beside it. Relative paths of data in it are those of
+    its own folder, if they exist there.
+
     Raises:
-        ValueError: there is no such study or file, or the file defines no `study`.
+        ValueError: there is no such study or file, or the file fails or defines no `study`.
+        ConfigError: the study in the file cannot be run.
     """
     if name.endswith(".py"):
-        return _study_of(load_file(Path(name)), Path(name).stem)
+        study = _study_of(load_file(Path(name)), Path(name).stem)
+        return study.in_folder(Path(name).expanduser().resolve().parent)
     known = shipped_names()
     if name not in known:
         raise ValueError(
@@ -42,5 +47,6 @@ def shipped_names() -> list[str]:
 def _study_of(module: ModuleType, name: str) -> Study:
     study: Any = getattr(module, "study", None)
     if not isinstance(study, Study):
-        raise ValueError(f"{module.__file__} defines no `study = Study(...)`")
+        there = "" if study is None else f" (its `study` is a {type(study).__name__})"
+        raise ValueError(f"{module.__file__} defines no `study = Study(...)`{there}")
     return study if study.name else dataclasses.replace(study, name=name)

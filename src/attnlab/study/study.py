@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, override, suggestion
@@ -164,6 +165,19 @@ class Study:
             },
             reference=self._reference() if self.match else None,
             whole=self.whole or self,
+        )
+
+    def in_folder(self, folder: Path) -> "Study":
+        """Return the study with the relative paths of data that exist in `folder` made absolute."""
+
+        def moved(config: RunConfig) -> RunConfig:
+            return dataclasses.replace(config, data=config.data.in_folder(folder))
+
+        variants = {name: moved(config) for name, config in self.variants.items()}
+        if variants == self.variants:
+            return self
+        return dataclasses.replace(
+            self, variants=variants, reference=self.reference and moved(self.reference)
         )
 
     def override(self, assignments: Iterable[str]) -> "Study":

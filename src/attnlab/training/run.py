@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
-from attnlab.config import Config, ConfigError, Problem, drop_unset, own_sources
+from attnlab.config import (
+    Config,
+    ConfigError,
+    Problem,
+    drop_unset,
+    identity_sources,
+    own_classes,
+    without_folders,
+)
 from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.language_model import ModelConfig
@@ -81,19 +89,28 @@ class RunConfig(Config):
         tokens = self.train.steps * self.train.batch_size * self.train.seq_len
         return 3 * self.model.forward_flops(vocab_size, context) * tokens / 1e15
 
+    def sources(self, *, executed: bool = False) -> dict[str, str]:
+        """Return the SHA-256 of every file of the user's own code that runs, by name.
+
+        They are those on disk, or with `executed` those that this process has imported.
+        """
+        return identity_sources(own_classes(self), executed=executed)
+
     def identity(self, fingerprint: str) -> str:
         """Return twelve hexadecimal digits: a hash of settings, data and the user's source code.
 
-        `fingerprint` is that of the data. Left out are settings that are none or false, since they
-        mean the absence of a feature and so equal their absence, and sections that are then empty.
-        Also left out are settings that do not change the result: the place of the data, the
-        checkpoints to keep, and the way in which the mechanisms of the layers are written.
+        `fingerprint` is that of the data. The user's source code is the files of the classes in the
+        settings, and the modules of the user's that these import. Left out are settings that are
+        none or false, since they mean the absence of a feature and so equal their absence, and
+        sections that are then empty. Also left out are settings that do not change the result: the
+        place of the data, the checkpoints to keep, and the way in which the mechanisms of the
+        layers are written.
         """
         sections = {
             name: getattr(self, name).identity_fields() for name in ("data", "model", "train")
         }
-        config = self.to_dict() | sections
-        what = {"config": drop_unset(config), "data": fingerprint, "sources": own_sources(self)}
+        config = without_folders(self.to_dict() | sections)
+        what = {"config": drop_unset(config), "data": fingerprint, "sources": self.sources()}
         canonical = json.dumps(what, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

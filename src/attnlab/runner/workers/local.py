@@ -7,17 +7,20 @@ is recorded as failed, and a new process takes the slot.
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from attnlab.config import differences
 from attnlab.data import Places
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
+from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Event
 from attnlab.runner.execute import execute
 from attnlab.runner.schedule import PlannedRun
@@ -64,7 +67,15 @@ class _WorkerProcess:
             self._spawn()
         self.planned, run = planned, planned.run
         with suppress(BrokenPipeError):  # the process died: `receive` finds out
-            self.pipe.send((run.variant, run.config.to_dict(), run.tunes, planned.identity))
+            self.pipe.send(
+                (
+                    run.variant,
+                    run.config.to_dict(),
+                    run.tunes,
+                    planned.identity,
+                    run.config.sources(),
+                )
+            )
 
     def receive(self) -> Event:
         """Return the next event, or the failure of the run if the process is dead."""
@@ -121,12 +132,29 @@ def _work(
         torch.cuda.set_device(device)
     while True:
         try:
-            variant, config, tunes, identity = pipe.recv()
+            variant, settings, tunes, identity, sources = pipe.recv()
         except EOFError:
             return
-        run = Run(variant=variant, config=RunConfig.from_dict(config), tunes=tunes)
+        try:
+            run = Run(variant=variant, config=_with_sources(settings, sources), tunes=tunes)
+        except ValueError as error:
+            rate = settings["train"]["learning_rate"] if tunes else None
+            RunFolder(study_dir, variant, settings["seed"], tuning_rate=rate).fail(str(error))
+            pipe.send(Ended("failed", str(error), None))
+            continue
         for event in execute(run, study_dir, identity, places, device):
             pipe.send(event)
+
+
+def _with_sources(settings: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfig:
+    """Return the settings of a run. Raises ValueError if the user's code is not these sources."""
+    config = RunConfig.from_dict(settings)
+    changed = differences(sources, config.sources(executed=True))
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} was edited after the command began; give the command again"
+        )
+    return config
 
 
 def _death(exit_code: int | None) -> str:
