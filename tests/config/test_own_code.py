@@ -1,5 +1,6 @@
 """The user's own files import what is beside them, from any folder, and are known to the byte."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -83,7 +84,12 @@ def layer(folder: Path, file: str = "my_study.py") -> MechanismConfig:
             | {"package/other": "def f():\n    from .lazy import g", "package/lazy": "g = 1"},
             {"package/__init__.py", "package/mine.py", "package/other.py", "package/lazy.py"},
         ),
-        ("from folder.mine import Mine", {"folder/mine": mechanism()}, {"folder/mine.py"}),
+        (
+            "from folder.mine import Mine",
+            {"folder/mine": mechanism(imports="from folder.helper import x\nimport beside")}
+            | {"folder/helper": "x = 1", "beside": ""},
+            {"mine.py", "folder/helper.py", "beside.py"},
+        ),
         (
             "from mine import Mine",
             {"mine": mechanism(imports="import importlib\nimportlib.import_module('late')")}
@@ -98,7 +104,15 @@ def test_a_study_imports_its_neighbours_and_they_are_its_source(tmp_path, import
     config = layer(folder)
     found = carried_sources([type(config)])
     assert set(found) == carried
-    assert all(found[name] == (folder / name).read_bytes() for name in carried)
+    recorded, copy = json.dumps(config.to_dict()), tmp_path / "copy"
+    for name, source in found.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(source)
+    folder.rename(tmp_path / "moved")
+    with read_from_record(copy):
+        again = MechanismConfig.from_dict(json.loads(recorded))
+    assert json.dumps(again.to_dict()) == recorded
+    assert carried_sources([type(again)]) == found
 
 
 def test_a_class_keeps_its_kind_in_every_folder_and_through_settings(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from attnlab.config.own_code import (
     load_file,
     own_error,
 )
-from attnlab.config.own_kinds import OwnKind, own_kind, read_from_record
+from attnlab.config.own_kinds import OwnKind, forget_names, own_kind, read_from_record
 from attnlab.config.own_sources import carried_sources, digest, identity_sources, without_folders
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, kind_name, own_classes
@@ -26,6 +26,7 @@ __all__ = [
     "differences",
     "digest",
     "drop_unset",
+    "forget_names",
     "identity_sources",
     "is_own",
     "kind_name",

@@ -137,6 +137,11 @@ def executing_folder() -> Path | None:
     return _folder.get()
 
 
+def searched() -> list[Path]:
+    """Return the folders in which modules of the user's are searched, in order."""
+    return list(_roots)
+
+
 def executed_source(path: Path) -> bytes:
     """Return the bytes of a file as it was executed in this process, or else as it is."""
     found = _executed.get(path)

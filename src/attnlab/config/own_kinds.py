@@ -34,6 +34,11 @@ def find_file(kind: str, path: str) -> Path:
     return beside if beside is not None and beside.is_file() else Path(path).expanduser()
 
 
+def forget_names() -> None:
+    """Let the files that are used from now on have their short names, whatever was used before."""
+    short_names.clear()
+
+
 class OwnKind(str):
     """The kind `file.py:Class` of a class in use. It stays exact in other processes, too."""
 

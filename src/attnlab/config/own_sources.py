@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attnlab.config.own_code import executed_source, is_users, root_of
+from attnlab.config.own_code import executed_source, is_users, root_of, searched
 from attnlab.config.own_kinds import OwnKind, own_kind
 
 _cache = dict[Path, tuple[dict[Path, tuple[int, ...]], dict[str, bytes]]]()
@@ -58,7 +58,7 @@ def identity_sources(classes: Iterable[type], *, executed: bool = False) -> dict
     for cls in classes:
         if (kind := own_kind(cls)) is None:
             continue
-        (_, own), *others = sources_of(kind.path).items()
+        (_, own), *others = sources_of(kind.path, executed=executed).items()
         names = [(f"{kind.path.name}:{cls.__name__}", own), *others]
         for name, source in names:
             there = found.setdefault(name, digest(source))
@@ -134,12 +134,11 @@ def _read(path: Path, read: Callable[[Path], bytes]) -> dict[str, tuple[Path, by
     found, waiting = dict[str, tuple[Path, bytes]](), [(root, path)]
     waiting += [(root, file) for file in packages if file.is_file()]
     while waiting:
-        base, file = waiting.pop(0)
-        home = root if file.is_relative_to(root) else base
+        home, file = waiting.pop(0)
         name = file.relative_to(home).as_posix()
         if name not in found:
             found[name] = file, read(file)
-            waiting += _imported_files(file, found[name][1], [path.parent, root])
+            waiting += _imported_files(file, found[name][1], [path.parent, root, *searched()])
     return found
 
 
@@ -151,7 +150,7 @@ def _imported_files(
         folders = search if base is None else [base]
         for folder, file in _files(module.split("."), folders, anywhere=base is None):
             if is_users(file) and file != path:
-                yield folder, file
+                yield folder if base is None else root_of(file), file
 
 
 def _imported_modules(path: Path, source: bytes) -> Iterator[tuple[Path | None, str]]:

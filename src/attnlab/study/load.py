@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
-from attnlab.config import load_file, suggestion
+from attnlab.config import forget_names, load_file, suggestion
 from attnlab.study.study import Study
 
 _SHIPPED = Path(__file__).parent / "shipped"
@@ -23,6 +23,7 @@ def load_study(name: str) -> Study:
         ValueError: there is no such study or file, or the file fails or defines no `study`.
         ConfigError: the study in the file cannot be run.
     """
+    forget_names()
     if name.endswith(".py"):
         study = _study_of(load_file(Path(name)), Path(name).stem)
         return study.in_folder(Path(name).expanduser().resolve().parent)
