@@ -20,7 +20,6 @@ from attnlab.config import differences
 from attnlab.data import Places
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Event
 from attnlab.runner.execute import execute
 from attnlab.runner.schedule import PlannedRun
@@ -67,15 +66,9 @@ class _WorkerProcess:
             self._spawn()
         self.planned, run = planned, planned.run
         with suppress(BrokenPipeError):  # the process died: `receive` finds out
-            self.pipe.send(
-                (
-                    run.variant,
-                    run.config.to_dict(),
-                    run.tunes,
-                    planned.identity,
-                    run.config.sources(),
-                )
-            )
+            folder, sources = run.folder(self.study_dir), run.config.sources()
+            self.pipe.send((run.variant, run.config.to_dict(), run.tunes, planned.identity))
+            self.pipe.send((folder, sources))
 
     def receive(self) -> Event:
         """Return the next event, or the failure of the run if the process is dead."""
@@ -132,14 +125,14 @@ def _work(
         torch.cuda.set_device(device)
     while True:
         try:
-            variant, settings, tunes, identity, sources = pipe.recv()
+            variant, settings, tunes, identity = pipe.recv()
+            folder, sources = pipe.recv()
         except EOFError:
             return
         try:
             run = Run(variant=variant, config=_with_sources(settings, sources), tunes=tunes)
         except ValueError as error:
-            rate = settings["train"]["learning_rate"] if tunes else None
-            RunFolder(study_dir, variant, settings["seed"], tuning_rate=rate).fail(str(error))
+            folder.fail(str(error))
             pipe.send(Ended("failed", str(error), None))
             continue
         for event in execute(run, study_dir, identity, places, device):
