@@ -4,8 +4,9 @@ Shapes: B batch, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -81,7 +82,11 @@ class MechanismConfig(Choice, ABC):
 
 
 class Mechanism(nn.Module, ABC, Generic[State]):
-    """Causal map over a sequence, computed in two equivalent ways: at once, or token by token."""
+    """Causal map over a sequence, computed in two equivalent ways: at once, or token by token.
+
+    Casts of the module, such as `.to(torch.bfloat16)`, keep complex parameters and buffers complex,
+    with parts of at least float32.
+    """
 
     decodes_by: str = "state"  # how a step uses earlier tokens, for benchmarks and records
 
@@ -136,8 +141,8 @@ class Mechanism(nn.Module, ABC, Generic[State]):
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
         """Return the initial value of parameter `name` (dotted, as in `named_parameters`), or None.
 
-        None, the default, selects the model's rule: N(0, 0.02) for matrices, ones for norms and
-        zeros for biases.
+        None, the default: the parameter begins with what the constructor set. `nn.Linear` and
+        `nn.Embedding` that the constructor left alone begin at N(0, 0.02), with biases of zero.
         """
         del name, generator
         return None
@@ -149,6 +154,20 @@ class Mechanism(nn.Module, ABC, Generic[State]):
         """
         del device, dtype
         return "plain"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mechanism[State]":
+        return super()._apply(partial(_keeping_complex, fn), recurse)
+
+
+def _keeping_complex(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """Return `fn(tensor)`, applied to real and imaginary parts: torch would drop the latter."""
+    if not tensor.is_complex():
+        return fn(tensor)
+    parts = torch.view_as_real(tensor)
+    moved = fn(parts)
+    if moved.dtype.itemsize < 4:  # there are no complex numbers of bfloat16
+        moved = parts.to(moved.device, torch.float32)
+    return torch.view_as_complex(moved)
 
 
 def state_bytes(state: Iterable[object]) -> int:

@@ -65,7 +65,7 @@ CAUGHT_BY = {
     "DropoutInEval": "eval mode draws nothing at random",
     "RunningMeanOfAllInputs": CALLS,
     "PositionKeptOnTheModule": CALLS,
-    "BufferFromTheGlobalStream": BITS,
+    "BufferFromNumpysStream": BITS,
     "SqueezesALengthOfOne": OUTPUT,
     "RaisesOnLongSequences": OUTPUT,
     "LosesASetting": "settings survive JSON",
@@ -79,7 +79,6 @@ ALONE = {
     ROWS: ["BatchStatisticsInTraining"],
     TRAINED: ["DetachedGate", "UnusedParameter"],
     FINITE: ["NotANumberInBfloat16"],
-    BITS: ["BufferFromTheGlobalStream"],
 }
 SHIPPED = (
     *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse"),
@@ -102,7 +101,7 @@ MISJUDGED = """
     CentresBatchesOfFour FlipsBatchesOfSix ConfusesEqualAxes FailsPast512Tokens
     DividesZeroByZero ExpOverflows GradientAtZeroIsNotANumber OverflowsInHalfPrecision
     HalfPast512Tokens PositionsInTheDtypeOfTheInput BFloat16InTraining FrozenParameter
-    UsedPast200Tokens NoiseInTraining ComplexRotary
+    UsedPast200Tokens NoiseInTraining
 """
 
 

@@ -20,7 +20,7 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.flash_linear_attention import Facts
 from attnlab.mechanism import MechanismConfig, state_bytes
 from attnlab.mechanisms import fla_layer as module
-from attnlab.mechanisms.fla_layer import FlaMixer, SeenState, fla_layer
+from attnlab.mechanisms.fla_layer import SeenState, fla_layer
 from attnlab.model.language_model import ModelConfig
 from attnlab.runner import doctor
 from attnlab.training.step import TrainingStep
@@ -289,18 +289,18 @@ class TestMechanism:
         assert y_BTD.dtype == torch.float32
         assert torch.equal(y_BTD, y_BTD.bfloat16().float())
 
-    def test_projections_begin_by_the_models_rule_and_all_else_by_the_layers(self):
-        def initial(mixer: FlaMixer, name: str) -> torch.Tensor | None:
-            return mixer.initial_value(name, torch.Generator().manual_seed(7))
+    def test_a_layer_begins_with_its_own_values_and_its_projections_by_the_models_rule(self):
+        def initial(config, seed=7):
+            model = ModelConfig(mechanisms=(config,), n_layers=1, d_model=32).build(11, seed)
+            return dict(model.blocks[0].mix.named_parameters())
 
-        mixer = fla_layer("Sum")().build(32)
-        assert initial(mixer, "layer.o_proj.weight") is None
-        drawn = initial(mixer, "layer.A_log")
-        assert 0 < drawn.min() < drawn.max() < 1
-        assert torch.equal(drawn, initial(mixer, "layer.A_log"))
-        begun = fla_layer("Causal")(num_slots=1).build(32)
-        assert torch.equal(initial(begun, "layer.proj.weight"), torch.ones(32, 32))
-        assert initial(fla_layer("Causal")().build(32), "layer.proj.weight") is None
+        first, again = initial(fla_layer("Sum")()), initial(fla_layer("Sum")(num_heads=1))
+        assert first["layer.o_proj.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+        assert 0 < first["layer.A_log"].min() < first["layer.A_log"].max() < 1
+        assert all(torch.equal(value, again[name]) for name, value in first.items())
+        assert not torch.equal(first["layer.A_log"], initial(fla_layer("Sum")(), 8)["layer.A_log"])
+        begun = initial(fla_layer("Causal")(num_slots=1))
+        assert torch.equal(begun["layer.proj.weight"], torch.ones(32, 32))
 
 
 def test_without_cuda_it_is_an_error_before_anything_is_spent(monkeypatch):

@@ -1,7 +1,10 @@
 """The model is the same for all mechanisms: its sizes, its costs, its first weights."""
 
+import math
+
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +15,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import Dense, MixtureOfExperts, SwiGLU
+from attnlab.model.initialization import stream
 from attnlab.model.language_model import ModelConfig
 
 VOCAB = 97
@@ -62,20 +66,106 @@ def test_building_a_model_leaves_the_global_random_stream_of_initial_weights_unu
     assert torch.equal(first, tiny().build(VOCAB, seed=1).embed.weight)
 
 
-def test_what_a_constructor_fills_itself_is_there_for_its_initial_value(monkeypatch):
-    class Own(TokenwiseLinear):
+class Own(TokenwiseLinear):
+    """Begins with values of many kinds; `extra` adds a draw before all others."""
+
+    extra = False
+
+    def __init__(self):
+        super().__init__(8)
+        if self.extra:
+            self.first = nn.Parameter(torch.randn(8))
+            self.gate_proj = nn.Linear(8, 8)
+        self.left_alone = nn.Linear(8, 8)
+        self.zero_proj = nn.Linear(8, 8, bias=False)
+        nn.init.zeros_(self.zero_proj.weight)
+        self.scaled_proj = nn.Linear(8, 8, bias=False)
+        self.scaled_proj.weight.data *= 0.5
+        self.conv = nn.Conv1d(8, 8, 4, groups=8)
+        self.gain = nn.Parameter(torch.full((8,), 0.01))
+        self.A_log = nn.Parameter(torch.empty(8).uniform_(1, 16).log())
+        self.halves = nn.Parameter(torch.cat([torch.randn(4), torch.randn(4)]))
+        self.frozen = nn.Parameter(torch.arange(8.0), requires_grad=False)
+        self.unset_DD = nn.Parameter(torch.empty(8, 8))
+        self.norm = nn.LayerNorm(8)
+        self.register_buffer("table", nn.init.orthogonal_(torch.empty(8, 8)))
+        self.register_buffer("unit", torch.polar(torch.ones(4), torch.rand(4)), persistent=False)
+
+
+class OwnWithMore(Own):
+    extra = True
+
+
+def begun(monkeypatch, module, seed=3):
+    monkeypatch.setattr(Identity, "build", lambda *_: module())
+    model = ModelConfig(mechanisms=(Identity(),), n_layers=2, d_model=8).build(11, seed)
+    return model.blocks[1].mix
+
+
+def test_a_mechanism_begins_with_what_its_constructor_sets(monkeypatch):
+    mix, std = begun(monkeypatch, Own), lambda value: value.std().item()
+    assert mix.gain.eq(0.01).all()
+    assert mix.zero_proj.weight.eq(0).all()
+    assert torch.equal(mix.frozen, torch.arange(8.0))
+    assert 0 < mix.A_log.min() < mix.A_log.max() < math.log(16)
+    assert not torch.equal(*mix.halves.chunk(2))
+    assert std(mix.conv.weight) > 0.2  # torch's own initial values: uniform in +-0.5
+    torch.testing.assert_close(mix.table @ mix.table.mT, torch.eye(8))
+    assert mix.unit.is_complex()
+    for projection, expected in ((mix.left_alone, 0.02), (mix.scaled_proj, 0.01)):
+        assert std(projection.weight) == pytest.approx(expected, rel=0.25)
+    assert std(mix.unset_DD) == pytest.approx(0.02, rel=0.25)
+    assert mix.left_alone.bias.eq(0).all()
+    assert mix.norm.weight.eq(1).all()
+
+
+def test_draws_of_a_constructor_are_common_to_variants_and_follow_the_seed(monkeypatch):
+    state = torch.random.get_rng_state()
+    values, more, other = (
+        {**dict(mix.named_parameters()), **dict(mix.named_buffers())}
+        for mix in (
+            begun(monkeypatch, Own),
+            begun(monkeypatch, OwnWithMore),
+            begun(monkeypatch, Own, seed=4),
+        )
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, more[name]) for name, value in values.items())
+    drawn = ("left_alone.weight", "scaled_proj.weight", "conv.weight", "conv.bias", "A_log")
+    for name in (*drawn, "halves", "unset_DD", "table", "unit"):
+        assert not torch.equal(values[name], other[name])
+    alone = torch.Generator().manual_seed(stream(3, "blocks.1.mix.left_alone.weight"))
+    expected = torch.empty(8, 8).normal_(0, 0.02, generator=alone)
+    assert torch.equal(values["left_alone.weight"], expected)
+
+
+def test_initial_value_sees_what_the_constructor_set_and_replaces_it(monkeypatch):
+    def initial_value(mix, name, generator):
+        return 2 * mix.gain.detach() if name == "gain" else None
+
+    monkeypatch.setattr(Own, "initial_value", initial_value)
+    assert begun(monkeypatch, Own).gain.eq(0.02).all()
+
+
+def test_lazy_parameters_are_refused_when_the_model_is_built(monkeypatch):
+    class Lazy(TokenwiseLinear):
         def __init__(self):
             super().__init__(8)
-            torch.nn.init.eye_(self.o_proj.weight)
-            self.register_buffer("table", torch.nn.init.orthogonal_(torch.empty(8, 8)))
+            self.gate_proj = nn.LazyLinear(8)
 
-        def initial_value(self, name, generator):
-            return self.o_proj.weight.detach().clone()
+    with pytest.raises(
+        ValueError, match=r"parameter blocks.0.mix.gate_proj.weight is lazy: .* give"
+    ):
+        begun(monkeypatch, Lazy)
 
-    monkeypatch.setattr(Identity, "build", lambda *_: Own())
-    mix = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=8).build(11).blocks[0].mix
-    assert torch.equal(mix.o_proj.weight, torch.eye(8))
-    torch.testing.assert_close(mix.table @ mix.table.mT, torch.eye(8))
+
+def test_casts_keep_complex_buffers(monkeypatch):
+    mix = begun(monkeypatch, Own)
+    unit = mix.unit.clone()
+    assert torch.equal(mix.to(torch.bfloat16).unit, unit)
+    assert mix.gain.dtype == torch.bfloat16
+    assert mix.double().unit.dtype == torch.complex128
+    assert torch.equal(mix.float().unit, unit)
 
 
 def test_losses_are_those_of_the_logits():

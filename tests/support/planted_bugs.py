@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K he
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
@@ -363,11 +364,11 @@ class PositionKeptOnTheModule(Planted, GroupedQuery):
             return y_BD, after
 
 
-class BufferFromTheGlobalStream(Planted, Identity):
+class BufferFromNumpysStream(Planted, Identity):
     class Module(TokenwiseLinear):
         def __init__(self, d_model):
             super().__init__(d_model)
-            self.register_buffer("features_D", torch.randn(d_model))
+            self.register_buffer("features_D", torch.from_numpy(np.random.rand(d_model)).float())
 
         def forward(self, x_BTD):
             return self.o_proj(x_BTD * self.features_D)

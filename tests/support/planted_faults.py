@@ -289,6 +289,6 @@ plant(
     NoiseOfPython={"noise": lambda self, x: x * random.random()},
     GeneratorOnTheModule={"noise": Noisy.own_noise},
     DrawsInEvalForNothing={"values": lambda self, x: self.v_proj(x + 0 * torch.rand(()).to(x))},
-    ConstructorReseeds={"prepare": lambda self: torch.manual_seed(0)},
+    DecayOfNumpysRandom={"prepare": lambda self: setattr(self, "decay", np.random.rand())},
     DecayOfPythonsRandom={"prepare": lambda self: setattr(self, "decay", random.random())},
 )

@@ -18,8 +18,9 @@ from attnlab.model.language_model import ModelConfig
 
 @mechanism_property(
     "same seed, same bits",
-    cause="`build` or `initial_value` draws from the global random stream: an initial value must "
-    "come from the generator that is passed in, and a buffer from one with a fixed seed",
+    cause="`build` or `initial_value` draws from numpy's or Python's random stream, or from a "
+    "generator without a fixed seed: a constructor draws with torch, `initial_value` from the "
+    "generator that is passed in",
 )
 def seeds(subject: Subject) -> Iterator[Finding]:
     """Build twice, after different use of the global random stream; train one step twice."""

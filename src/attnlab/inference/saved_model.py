@@ -71,7 +71,7 @@ def load_run(
     found = _weights(folder, identity, which)
     tokenizer = config.data.tokenizer
     place = choose_device(device) if isinstance(device, str) else device
-    model = config.model.build(tokenizer.vocab_size).to(place).eval()
+    model = config.model.build(tokenizer.vocab_size, config.seed).to(place).eval()
     model.load_state_dict(found.model)
     codec = tokenizer.restore((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return Trained(config, model, codec, found.step, found.note)

@@ -8,8 +8,8 @@ those of any mechanism. The layer gets the model's width, and a cache of its own
                  be counted
     state bytes  measured on the CUDA device: the size of its cache after `context` tokens
 
-Its kernels are made for bfloat16, so it runs under autocast to bfloat16 for every input dtype. The
-matrices of linear projections are initialised by the model's rule, everything else by the layer.
+Its kernels are made for bfloat16, so it runs under autocast to bfloat16 for every input dtype. It
+begins with the initial values of its constructor, as every mechanism does.
 
 Decoding uses the layer's own cache. Where that does not work, or where the setting `decode` says
 so, it recomputes: the inputs are stored, and each step runs `forward` over all of them.
@@ -89,14 +89,14 @@ class FlaLayer(MechanismConfig):
         del dropout  # there are no attention weights
         return FlaMixer(self, d_model)
 
-    def new_layer(self, d_model: int, seed: int = 0) -> nn.Module:
-        """Return the layer, its random values drawn from `seed` without changing other streams."""
+    def new_layer(self, d_model: int) -> nn.Module:
+        """Return the layer; the global random streams stay as they were."""
         cls = fla.layer_class(self.layer)
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "decode"}
         if "layer_idx" in inspect.signature(cls).parameters:
             settings["layer_idx"] = 0
         with _quietly(), torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)  # CUDA generators stay unused
+            torch.default_generator.manual_seed(0)  # CUDA generators stay unused
             return cls(hidden_size=d_model, **settings)
 
     def caches(self, d_model: int) -> bool:
@@ -181,15 +181,6 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
         y_BSD = self._run(state.x_BSD.to(x_BD.dtype))
         return y_BSD.index_select(1, at_1)[:, 0], state._replace(seen=state.seen + 1)
 
-    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
-        name = name.removeprefix("layer.")
-        owner = self.layer.get_submodule(name.rpartition(".")[0])
-        parameter = self.layer.get_parameter(name)
-        if isinstance(owner, nn.Linear) and not _is_special(owner, parameter):
-            return None
-        seed = int(torch.randint(2**62, (), generator=generator))
-        return self.config.new_layer(self.d_model, seed).get_parameter(name).detach()
-
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         del dtype  # it always computes in bfloat16
         if reason := fla.layer_unusable_because(self.config.layer):
@@ -266,12 +257,6 @@ def _quietly() -> Generator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _is_special(owner: nn.Module, parameter: Tensor) -> bool:
-    """True if the layer marks the projection as already initialised, as for transformers."""
-    marks = getattr(owner, "_is_hf_initialized", False), getattr(parameter, "_no_reinit", False)
-    return any(marks)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

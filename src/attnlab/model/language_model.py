@@ -7,7 +7,7 @@
 Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.model.feedforward import Dense, FeedForward, FeedForwardLayer
-from attnlab.model.initialization import LinearUnfilled, initialise
+from attnlab.model.initialization import constructed, initialise, linear_default
 from attnlab.model.layer_pattern import ByLayer, shortest_tile
 
 
@@ -129,21 +129,38 @@ class ModelConfig(Config):
 
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
         """Return the model with the initial values of the seed, on the CPU, in training mode."""
-        with LinearUnfilled():
-            model = LanguageModel(self, vocab_size)
-        owners = {f"blocks.{i}.mix.": mechanism for i, mechanism in enumerate(model.mechanisms())}
-        initialise(model, owners, seed)
+        mechanisms = [
+            constructed(lambda m=m: m.build(self.d_model, self.dropout), f"blocks.{i}.mix.", seed)
+            for i, m in enumerate(self.per_layer())
+        ]
+        with linear_default(lambda _: None):  # `initialise` fills them
+            model = LanguageModel(self, vocab_size, mechanisms)
+        of_mechanisms = {id(p) for mechanism in mechanisms for p in mechanism.parameters()}
+        others = {n: p for n, p in model.named_parameters() if id(p) not in of_mechanisms}
+        initialise(others, seed)
         return model
 
 
 class LanguageModel(nn.Module):
     """The model: embedding, blocks, final norm, and the embedding again as output projection."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        mechanisms: Sequence[Mechanism[Any]] | None = None,
+    ) -> None:
+        """Construct the layers; parameters begin as torch initialises them.
+
+        `mechanisms` are those of the layers, by default built from the settings.
+        """
         super().__init__()
         self.config = config
+        if mechanisms is None:
+            per_layer = config.per_layer()
+            mechanisms = [each.build(config.d_model, config.dropout) for each in per_layer]
         self.embed = nn.Embedding(vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(mechanism, config) for mechanism in config.per_layer())
+        self.blocks = nn.ModuleList(Block(mechanism, config) for mechanism in mechanisms)
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 
     def features(self, tokens_BT: Tensor) -> Tensor:
@@ -235,11 +252,11 @@ class LanguageModel(nn.Module):
 class Block(nn.Module):
     """A mechanism and a feed-forward layer, each with a norm before and a residual connection."""
 
-    def __init__(self, mechanism: MechanismConfig, config: ModelConfig) -> None:
+    def __init__(self, mechanism: Mechanism[Any], config: ModelConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.mix_norm = nn.RMSNorm(config.d_model, eps=1e-6)
-        self.mix = mechanism.build(config.d_model, config.dropout)
+        self.mix = mechanism
         self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.feedforward = config.feedforward.build(config.d_model, config.dropout)
 
