@@ -1,5 +1,9 @@
 """Saved tokens are taken as they are, once it is sure that they are tokens of this vocabulary."""
 
+import io
+import os
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -45,7 +49,7 @@ def test_splits_are_what_was_saved(path):
 def test_a_test_split_is_not_needed_and_the_others_are(path):
     save(path, {"train": ARRAYS["train"], "valid": ARRAYS["valid"]})
     assert load(path).test is None
-    with pytest.raises(DataError, match="holds no train and no valid"):
+    with pytest.raises(DataError, match=r"has test.*, but nothing is named train; name the splits"):
         load(save(path.with_name(f"other{path.suffix}"), {"test": ARRAYS["test"]}))
 
 
@@ -82,18 +86,22 @@ def test_a_relative_path_is_found_in_the_data_folder(path):
     save(path)
     config = Tokens(path=path.name, tokenizer=Ids(vocab_size=100))
     assert config.load(Places(path.parent, path.parent)).fingerprint == load(path).fingerprint
-    with pytest.raises(DataError, match="saved tokens not found"):
+    with pytest.raises(DataError, match=r"saved tokens '.*' not found"):
         config.load(Places(path, path))
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (np.array([5, 100]), r"train: id 100, .*0 to 99; set data.tokenizer.vocab_size=101"),
-        (np.array([5, -1]), "train: id -1"),
-        (np.array([0.5]), "train: expected a vector of whole numbers, got float64"),
-        (np.zeros((2, 3), int), r"train: expected a vector of whole numbers, got int64\(2, 3\)"),
-        (np.array([], int), "train: empty"),
+        (np.array([5, 100]), r"train.*: id 100, .*0 to 99; set data.tokenizer.vocab_size=101"),
+        (np.array([5, -1]), "train.*: id -1"),
+        (np.array([0.5]), "train.*: expected a vector of whole numbers, got float64"),
+        (np.zeros((2, 3), int), r"train.*: expected a vector of whole numbers, got int64\(2, 3\)"),
+        (np.array([], int), "train.*: empty"),
+        (np.array(3), r"train.*: expected a vector of whole numbers, got int64\(\)"),
+        (np.array([True, False]), "train.*: expected a vector of whole numbers, got bool"),
+        (np.array([1 + 2j]), "train.*: expected a vector of whole numbers, got complex"),
+        (np.array([2**63], np.uint64), "train.*: id 9223372036854775808"),
     ],
 )
 def test_what_is_no_token_of_the_vocabulary_is_refused(path, ids, message):
@@ -101,13 +109,163 @@ def test_what_is_no_token_of_the_vocabulary_is_refused(path, ids, message):
         load(save(path, {**ARRAYS, "train": ids}))
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path):
-    np.save(tmp_path / "one.npy", ARRAYS["train"])
-    (tmp_path / "text.npz").write_text("hello")
-    np.savez(tmp_path / "objects.npz", train=np.array([{}]), valid=ARRAYS["valid"])
-    for name in ("one.npy", "text.npz", "objects.npz"):
-        with pytest.raises(DataError, match=f"{name} is neither an .npz file nor a folder"):
-            load(tmp_path / name)
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (-5, "-5"),
+        (0, "0"),
+        (np.nan, "nan"),
+        (np.inf, "inf"),
+        (2.5, "2.5"),
+        ([1, 2], "1 2"),
+        ("x", "x"),
+    ],
+)
+def test_a_stated_number_of_bytes_is_a_positive_whole_number(path, count, shown):
+    with pytest.raises(DataError, match=f"valid_bytes.*a positive whole number, got .*{shown}"):
+        load(save(path, {**ARRAYS, "valid_bytes": np.array(count)}))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "train val",
+        "training_ids validation_ids",
+        "train-00000-of-00001 dev",
+        "fineweb_train_000001 fineweb_val_000000",
+        "TRAIN HELDOUT",
+    ],
+)
+def test_splits_are_recognised_by_words_in_names(path, names):
+    arrays = dict(zip(names.split(), (ARRAYS["train"], ARRAYS["valid"]), strict=True))
+    corpus = load(save(path, arrays))
+    assert corpus.train.tolist() == list(range(100))
+    assert corpus.valid.tolist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("train valid val", "both named as the valid split"),
+        ("train dev eval", "both named as the valid split"),
+        ("train test", "has .*, but nothing is named valid"),
+        ("a b", "holds no train and no valid but a.*b.*; name the splits train, valid and test"),
+        ("train arr_0", "holds no valid but train.*arr_0|holds no valid but arr_0.*train"),
+        ("train_test valid", "words for two splits"),
+    ],
+)
+def test_names_that_leave_a_doubt_are_refused(path, names, words):
+    with pytest.raises(DataError, match=words):
+        load(save(path, dict.fromkeys(names.split(), ARRAYS["train"])))
+
+
+def test_the_files_of_nanogpt_are_mapped_and_its_pickle_is_not_read(tmp_path):
+    for name in ("train", "val"):
+        np.arange(100, dtype=np.uint16).tofile(tmp_path / f"{name}.bin")
+    (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    (tmp_path / "prepare.py").write_text("raise SystemExit")
+    corpus = load(tmp_path)
+    assert isinstance(corpus.train, np.memmap)
+    assert corpus.valid.tolist() == list(range(100))
+    with pytest.raises(DataError, match=r"set data.tokenizer.vocab_size=100 or more"):
+        load(tmp_path, Ids(vocab_size=65))
+    with pytest.raises(DataError, match=r"uint16, too small for a vocabulary of 70000; save .npy"):
+        load(tmp_path, Ids(vocab_size=70_000))
+
+
+def test_the_header_of_llm_c_is_no_token(tmp_path):
+    for name in ("train", "val"):
+        header = np.zeros(256, np.int32)
+        header[:3] = 20_240_520, 1, 600
+        ids = np.arange(600, dtype=np.uint16) % 100
+        (tmp_path / f"{name}_000.bin").write_bytes(header.tobytes() + ids.tobytes())
+    assert load(tmp_path).train.tolist() == ids.tolist()
+    (tmp_path / "train_000.bin").write_bytes(header.tobytes() + ids.tobytes()[:-2])
+    with pytest.raises(DataError, match="599 ids, its header says 600: it is cut"):
+        load(tmp_path)
+
+
+def test_files_of_one_split_are_joined_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "train").mkdir()
+    for n in (1, 0):
+        np.save(tmp_path / "train" / f"{n}.npy", ARRAYS["train"][n * 50 : n * 50 + 50])
+    np.savez_compressed(tmp_path / "valid.npz", ids=ARRAYS["valid"])
+    assert load(tmp_path).train.tolist() == list(range(100))
+    assert load(tmp_path).valid.tolist() == [7, 8, 9]
+
+
+def npy(array=ARRAYS["train"], **changes):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    raw = buffer.getvalue()
+    for old, new in changes.values():
+        assert old in raw
+        raw = raw.replace(old, new.ljust(len(old)))
+    return raw
+
+
+def archive(**arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def raw_archive(raw):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("train.npy", raw)
+        zipped.writestr("valid.npy", npy())
+    return buffer.getvalue()
+
+
+HUGE = {"shape": (b"(100,), }          ", b"(9000000000000,), }")}
+PATH, DAMAGED = "data.path names an .npz file", "is damaged, or no file of token ids"
+FILES = [  # name (in a folder with an intact valid.npy, or not), bytes, words of the error
+    ("one.npy", npy(), PATH),
+    ("train.bin", bytes(range(200)), PATH),
+    ("a.txt", b"hello", PATH),
+    ("a.npz", b"hello", DAMAGED),
+    ("a.npz", b"", DAMAGED),
+    ("a.npz", archive(**ARRAYS)[:200], DAMAGED),
+    ("a.npz", archive(**ARRAYS)[:-30], DAMAGED),
+    ("a.npz", archive(train=np.array([{}]), valid=ARRAYS["valid"]), DAMAGED),
+    ("a.npz", archive(train=np.zeros(40 << 20, np.uint8)), "train.npy expands more than token ids"),
+    ("a.npz", raw_archive(npy(**HUGE)), DAMAGED),
+    ("a.npz", raw_archive(b"hello"), "expected a vector|" + DAMAGED),
+    ("folder/train.npy", b"", DAMAGED),
+    ("folder/train.npy", b"hello", DAMAGED),
+    ("folder/train.npy", npy()[:-9], DAMAGED),
+    ("folder/train.npy", npy(**HUGE), DAMAGED),
+    ("folder/train.npy", npy(d=(b"'<i8'", b"'|O'")), DAMAGED),
+    ("folder/train.npy", npy(d=(b"'<i8'", b"{{{")), DAMAGED),
+    ("folder/train.npz", archive(a=ARRAYS["train"], b=ARRAYS["train"]), "holds 2 arrays .a, b.*"),
+    ("folder/train.bin", b"", "has 0 bytes; uint16 ids have two bytes each"),
+    ("folder/train.bin", b"abc", "has 3 bytes"),
+    ("folder/train.bin", ARRAYS["train"].astype(np.uint32).tobytes(), "no file of uint16 ids but"),
+    ("folder/train.parquet", b"PAR1", "no file of token ids: .npy, .npz, .bin are read"),
+    ("folder/train.npy.gz", b"\x1f\x8b", "no file of token ids: .npy, .npz, .bin are read"),
+]
+
+
+@pytest.mark.parametrize(("name", "raw", "words"), FILES, ids=range(len(FILES)))
+def test_what_is_no_file_of_ids_is_refused_in_one_line(tmp_path, name, raw, words):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(raw)
+    if "/" in name:
+        np.save(file.parent / "valid.npy", ARRAYS["valid"])
+    with pytest.raises(DataError, match=words) as error:
+        load(file.parent if "/" in name else file)
+    assert "\n" not in str(error.value)
+    assert file.name in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    np.save(tmp_path / "valid.npy", ARRAYS["valid"])
+    os.mkfifo(tmp_path / "train.npy")
+    for place in (tmp_path, tmp_path / "train.npy"):
+        with pytest.raises(DataError, match=r"train\.npy is a pipe, not a file"):
+            load(place)
 
 
 def test_a_tokenizer_that_would_need_text_is_refused():
