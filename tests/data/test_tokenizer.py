@@ -1,5 +1,6 @@
 """Text becomes ids and text again, to the byte, however it is cut, trained, cached or restored."""
 
+import time
 from threading import Barrier, Thread
 from unittest import mock
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from attnlab.config import ConfigError
 from attnlab.data import codec as codec_module
-from attnlab.data.codec import id_dtype, pieces
+from attnlab.data.codec import LONGEST_WORD, id_dtype, pieces
+from attnlab.data.documents import MARKER
 from attnlab.data.places import DataError, Places, cached
 from attnlab.data.tokenizer import BPE, GPT2, Bytes, Ids, Tokenizer
 
@@ -49,11 +51,13 @@ def codec(tokenizer, places):
 @settings(deadline=None)
 @given(text=any_text | spaced_text)
 @example(text="<|endoftext|>")
+@example(text="<<|endoftext|><|im_end|>|<|x|>|> <|a b|> \n<|é|><|")
 @example(text="\ufeff\x00\r\n \u200d👩‍👩‍👧 \U0010ffff")
 def test_every_text_comes_back_to_the_byte(codec, text):
     ids = codec.encode([text])
     assert codec.decode(ids) == text
-    assert codec.n_bytes(ids) == len(text.encode())
+    markers = "".join(MARKER.findall(text))
+    assert codec.n_bytes(ids) == len(text.encode()) - len(markers.encode())
     assert ids.dtype == np.uint16
     assert ids.max(initial=0) < codec.vocab_size
 
@@ -92,9 +96,55 @@ def test_a_long_document_is_really_cut(bpe_codec):
             assert bpe_codec.decode(bpe_codec.encode([document])) == document
 
 
-def test_a_document_with_no_place_to_cut_stays_whole(bpe_codec):
+@pytest.mark.parametrize("document", ["ab" * 1000, "1", "", "=+" * 1000])
+def test_a_word_that_is_not_too_long_stays_whole(bpe_codec, document):
     with mock.patch.object(codec_module, "PIECE_CHARACTERS", 10):
-        assert list(pieces("ab" * 1000)) == ["ab" * 1000]
+        assert list(pieces(document)) == [document]
+
+
+LONG = {
+    "letters": "aé",
+    "digits": "1²",
+    "newlines": "\n",
+    "spaces": " ",
+    "marks": "=+",
+    "han": "東京",
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_word_without_end_is_cut_and_comes_back(bpe_codec, kind, monkeypatch):
+    monkeypatch.setattr(codec_module, "_BLOCK", 1000)
+    run = LONG[kind] * (3 * LONGEST_WORD // len(LONG[kind]))
+    text = f"The fox. {run}x jumped{run}"
+    words = [
+        word
+        for piece in pieces(text)
+        for word, _ in bpe_codec.trained.pre_tokenizer.pre_tokenize_str(piece)
+    ]
+    assert max(len(word) for word in words) <= (LONGEST_WORD + 1) * len(LONG[kind][-1].encode())
+    assert "".join(pieces(text)) == text
+    assert bpe_codec.decode(bpe_codec.encode([text])) == text
+    lengths = [len(piece) for piece in pieces(run)]
+    assert lengths == [LONGEST_WORD] * 3
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_time_grows_with_the_length_of_a_word(bpe_codec, kind):
+    def seconds(n):
+        text = LONG[kind] * (n // len(LONG[kind]))
+        begin = time.perf_counter()
+        bpe_codec.encode([text])
+        return time.perf_counter() - begin
+
+    assert min(seconds(200_000) for _ in range(2)) < 1.0
+
+
+@pytest.mark.parametrize("text", ["a1" * 99, "a,b" * 99, "+ " * 99, "東京。" * 99, "x\x1c" * 99])
+def test_text_without_words_apart_is_cut_and_changes_no_token(bpe_codec, text):
+    whole = bpe_codec.trained.encode(text).ids
+    with mock.patch.object(codec_module, "PIECE_CHARACTERS", 10):
+        assert bpe_codec.encode([text]).tolist() == whole
 
 
 def test_training_does_not_depend_on_how_the_text_is_cut(places, tmp_path, bpe_codec):

@@ -1,14 +1,13 @@
 """Convert text to token ids and back, exactly: `decode(encode([text])) == text` for every text.
 
-Whole documents are encoded one after another, without separators. Every token represents bytes of
-the text, so bits per byte follow from the tokens:
-
-    bits per byte = nats per token / ln 2 * tokens / bytes
+Whole documents are encoded one after another, without separators. Special tokens, which no text is
+encoded to, and markers such as <|endoftext|> are no bytes of the text.
 """
 
 import hashlib
 import json
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -17,13 +16,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as TrainedTokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
+from attnlab.data.documents import MARKER
 from attnlab.data.places import DataError
 
 TokenIds: TypeAlias = NDArray[np.uint16 | np.int32]
 
+LONGEST_MARKER = 48  # characters, and so tokens
+LONGEST_WORD = 4096  # characters; the time of a word grows with more than its length
 PIECE_CHARACTERS = 1 << 16  # about the length of the parts of a long document, for use of all cores
-BATCH_PIECES = 128  # pieces per call, which limits its memory
+BATCH_PIECES = 32  # pieces per call, which limits its memory, and the time until Ctrl-C is heard
 
 
 class Codec(ABC):
@@ -43,7 +46,10 @@ class Codec(ABC):
 
     @abstractmethod
     def n_bytes(self, ids: TokenIds) -> int | None:
-        """Return the number of UTF-8 bytes of the text of these ids, or None if it is unknown."""
+        """Return the number of UTF-8 bytes of the text of these ids, or None if it is unknown.
+
+        Special tokens, and markers such as <|endoftext|> that are spelled out, count no bytes.
+        """
 
     @abstractmethod
     def to_json(self) -> str:
@@ -52,6 +58,9 @@ class Codec(ABC):
 
 class ByteLevelCodec(Codec):
     """Byte-level BPE with GPT-2's pre-tokenisation, run by the tokenizers library on all cores.
+
+    Words of more than `LONGEST_WORD` letters, digits, spaces or other characters in a row are cut;
+    all other text has the ids that GPT-2's own code gives it.
 
     In a process that was forked after encoding, the library writes a warning and uses one core:
     spawn workers instead, or set TOKENIZERS_PARALLELISM.
@@ -62,6 +71,7 @@ class ByteLevelCodec(Codec):
         self.n_tokens = trained.get_vocab_size()
         model = json.loads(trained.to_str())["model"]
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        self._spelled = {*ByteLevel.alphabet(), *(merge.replace(" ", "") for merge in merges)}
         canonical = json.dumps([vocab_size, model["vocab"], merges], sort_keys=True)
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -76,17 +86,42 @@ class ByteLevelCodec(Codec):
         return self.trained.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def n_bytes(self, ids: TokenIds) -> int:
-        return int(self._width_of_token[ids].sum())
+        return int(self._width_of_token[ids].sum()) - self._spelled_marker_bytes(ids)
 
     def to_json(self) -> str:
         return self.trained.to_str()
 
     @cached_property
-    def _width_of_token(self) -> NDArray[np.int64]:
-        widths = np.zeros(self.vocab_size, np.int64)
+    def _texts(self) -> list[str]:
+        """The text of each token, one character per byte; "" for special tokens."""
+        texts = [""] * self.vocab_size
         for token, i in self.trained.get_vocab().items():
-            widths[i] = len(token)  # the byte-level alphabet has one character per byte
-        return widths
+            texts[i] = token if token in self._spelled else ""
+        return texts
+
+    @cached_property
+    def _width_of_token(self) -> NDArray[np.int64]:
+        return np.array([len(text) for text in self._texts])
+
+    def _spelled_marker_bytes(self, ids: TokenIds) -> int:
+        """Return the bytes of markers that are spelled out: <, |, end, of, text, |, >."""
+        inside, begins, ends = (
+            np.array([test(text) for text in self._texts])
+            for test in (
+                lambda text: "<|" in text,
+                lambda text: text.startswith("|"),
+                lambda text: text.endswith("<"),
+            )
+        )
+        split = begins[ids] & np.concatenate([[False], ends[ids[:-1]]])[: len(ids)]
+        n_bytes = 0
+        for i in np.flatnonzero(inside[ids] | split):
+            before = "<" if split[i] else ""
+            text = before + self.decode(ids[i : i + LONGEST_MARKER])
+            last = len(before + self._texts[ids[i]]) - 1  # before it, a marker begins here
+            found = (match[0] for match in MARKER.finditer(text) if match.start() < last)
+            n_bytes += sum(len(marker.encode()) for marker in found)
+        return n_bytes
 
 
 class BytesCodec(Codec):
@@ -103,7 +138,8 @@ class BytesCodec(Codec):
         return bytes(int(i) for i in ids).decode(errors="replace")
 
     def n_bytes(self, ids: TokenIds) -> int:
-        return len(ids)
+        markers = MARKER.findall(self.decode(ids))
+        return len(ids) - sum(len(marker.encode()) for marker in markers)
 
     def to_json(self) -> str:
         return "{}"
@@ -145,18 +181,67 @@ def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
 def pieces(document: str) -> Iterator[str]:
     """Yield a document in parts of about `PIECE_CHARACTERS`, without a change of any token.
 
-    A cut is made before the last white space in front of a word, where GPT-2's pattern always cuts:
-    a space belongs to the word, and a newline stands alone. A document without such a place stays
-    whole.
+    A cut is made where GPT-2's pattern always cuts: before the last white space in front of a word
+    (a space belongs to the word, and a newline stands alone), else after a word. Words longer than
+    `LONGEST_WORD` are cut, too.
     """
-    start = 0
-    while found := _BEFORE_A_WORD.search(document, start + PIECE_CHARACTERS):
-        yield document[start : found.start()]
-        start = found.start()
-    yield document[start:]
+    begin = 0
+    for stop in (*_cuts_in_long_words(document), len(document)):
+        least = begin + PIECE_CHARACTERS
+        while least < stop:
+            most = min(stop, least + PIECE_CHARACTERS)
+            before = _BEFORE_A_WORD.search(document, least, most)
+            if found := before or _AFTER_A_WORD.search(document, least, most):
+                yield document[begin : found.start()]
+                begin = found.start()
+            least = (begin if found else least) + PIECE_CHARACTERS
+        yield document[begin:stop]
+        begin = stop
 
 
 _BEFORE_A_WORD = re.compile(r"[ \n](?=\w)")
+_LETTER, _MARK = (
+    r"A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3",
+    r"!-/:-@\[-`{-~、。，！？",
+)
+_AFTER_A_WORD = re.compile(
+    rf"(?<=\S)(?=[ \n])|(?<=[{_LETTER}])(?=[0-9{_MARK}])|(?<=[0-9])(?=[{_LETTER}{_MARK}])"
+)
+
+
+def _cuts_in_long_words(document: str) -> Iterator[int]:
+    """Yield the places that cut every run of characters of one class after `LONGEST_WORD`."""
+    if len(document) <= LONGEST_WORD:
+        return
+    run, last = 0, -1  # where the run at the end of a block began, and its class
+    for begin in range(0, len(document), _BLOCK):
+        classes = _classes(document[begin : begin + _BLOCK])
+        edges = begin + np.flatnonzero(np.diff(classes, prepend=np.int8(last)))
+        starts, stops = np.append(run, edges), np.append(edges, begin + len(classes))
+        for i in np.flatnonzero(stops - starts > LONGEST_WORD):
+            cuts = range(int(starts[i]) + LONGEST_WORD, int(stops[i]), LONGEST_WORD)
+            yield from (cut for cut in cuts if cut >= begin)
+        run, last = int(starts[-1]), int(classes[-1])
+
+
+def _classes(text: str) -> NDArray[np.int8]:
+    """Return the class of each character in GPT-2's pattern: letter, number, space or other."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    for page in np.flatnonzero(np.bincount(codes >> 8)).tolist():
+        if _CLASS_OF[page << 8] < 0:
+            characters = map(chr, range(page << 8, (page + 1) << 8))
+            _CLASS_OF[page << 8 : (page + 1) << 8] = [_class(c) for c in characters]
+    return _CLASS_OF[codes]
+
+
+def _class(character: str) -> int:
+    if character.isspace() and not "\x1c" <= character <= "\x1f":
+        return 2
+    return {"L": 0, "N": 1}.get(unicodedata.category(character)[0], 3)
+
+
+_BLOCK = 1 << 20  # characters
+_CLASS_OF = np.full(0x110000, -1, np.int8)  # filled by pages of 256 when they first occur
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
