@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Barrier, Thread
 from unittest import mock
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from attnlab.config import Choice, ConfigError, override
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
+from attnlab.data.places import cached
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.text import Text
@@ -189,3 +191,59 @@ def test_a_source_of_ones_own_is_settings_and_texts(tmp_path):
     finally:
         del DataConfig.kinds["arithmetic"]
     assert issubclass(DataConfig, Choice)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "tokenizers"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
+def test_a_damaged_cache_is_made_again(tmp_path, kind, damage):
+    folder = folder_of(tmp_path / "data")
+    sound = load(folder, tmp_path / "cache")
+    for path in (tmp_path / "cache" / kind).iterdir():
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes({"flipped": bytes(raw), "cut": bytes(raw[:-9]), "emptied": b""}[damage])
+    for _ in range(2):
+        again = load(folder, tmp_path / "cache")
+        assert {split: ids.tolist() for split, ids in again.splits().items()} == {
+            split: ids.tolist() for split, ids in sound.splits().items()
+        }
+        assert again.fingerprint == sound.fingerprint
+
+
+def test_an_unfinished_write_leaves_nothing_behind(tmp_path):
+    def write_half(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "folder" / "file", write_half)
+    assert list((tmp_path / "folder").iterdir()) == []
+    assert (
+        cached(tmp_path / "folder" / "file", lambda f: f.write(b"whole")).read_bytes() == b"whole"
+    )
+
+
+def test_whoever_asks_at_the_same_time_finds_a_whole_file(tmp_path):
+    together, content, seen = Barrier(8), b"0123456789" * 10_000, []
+
+    def ask():
+        together.wait()
+        path = cached(
+            tmp_path / "file",
+            lambda f: [f.write(content[i : i + 10]) for i in range(0, len(content), 10)],
+        )
+        seen.append(path.read_bytes() == content)
+
+    threads = [Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [True] * 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.sha256"]
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_name_another(tmp_path):
+    (tmp_path / "occupied").write_text("a file")
+    with pytest.raises(DataError, match="ATTNLAB_CACHE"):
+        cached(tmp_path / "occupied" / "file", lambda f: f.write(b""))

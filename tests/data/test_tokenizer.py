@@ -1,7 +1,6 @@
 """Text becomes ids and text again, to the byte, however it is cut, trained, cached or restored."""
 
 import time
-from threading import Barrier, Thread
 from unittest import mock
 
 import numpy as np
@@ -13,7 +12,7 @@ from attnlab.config import ConfigError
 from attnlab.data import codec as codec_module
 from attnlab.data.codec import LONGEST_WORD, id_dtype, pieces
 from attnlab.data.documents import MARKER
-from attnlab.data.places import DataError, Places, cached
+from attnlab.data.places import DataError, Places
 from attnlab.data.tokenizer import BPE, GPT2, Bytes, Ids, Tokenizer
 
 TRAINING = (
@@ -287,42 +286,3 @@ def test_unknown_text_is_numbers(tmp_path):
     assert ids.n_bytes(ids.encode(["5"])) is None
     with pytest.raises(DataError, match="use tokenizer=bpe"):
         ids.encode(["five"])
-
-
-def test_an_unfinished_write_leaves_nothing_behind(tmp_path):
-    def write_half(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path / "folder" / "file", write_half)
-    assert list((tmp_path / "folder").iterdir()) == []
-    assert (
-        cached(tmp_path / "folder" / "file", lambda f: f.write(b"whole")).read_bytes() == b"whole"
-    )
-
-
-def test_whoever_asks_at_the_same_time_finds_a_whole_file(tmp_path):
-    together, content, seen = Barrier(8), b"0123456789" * 10_000, []
-
-    def ask():
-        together.wait()
-        path = cached(
-            tmp_path / "file",
-            lambda f: [f.write(content[i : i + 10]) for i in range(0, len(content), 10)],
-        )
-        seen.append(path.read_bytes() == content)
-
-    threads = [Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [True] * 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "file.sha256"]
-
-
-def test_a_cache_that_cannot_be_written_says_how_to_name_another(tmp_path):
-    (tmp_path / "occupied").write_text("a file")
-    with pytest.raises(DataError, match="ATTNLAB_CACHE"):
-        cached(tmp_path / "occupied" / "file", lambda f: f.write(b""))
