@@ -105,14 +105,9 @@ class ByteLevelCodec(Codec):
 
     def _spelled_marker_bytes(self, ids: TokenIds) -> int:
         """Return the bytes of markers that are spelled out: <, |, end, of, text, |, >."""
-        inside, begins, ends = (
-            np.array([test(text) for text in self._texts])
-            for test in (
-                lambda text: "<|" in text,
-                lambda text: text.startswith("|"),
-                lambda text: text.endswith("<"),
-            )
-        )
+        inside = np.array(["<|" in text for text in self._texts])
+        begins = np.array([text.startswith("|") for text in self._texts])
+        ends = np.array([text.endswith("<") for text in self._texts])
         split = begins[ids] & np.concatenate([[False], ends[ids[:-1]]])[: len(ids)]
         n_bytes = 0
         for i in np.flatnonzero(inside[ids] | split):
