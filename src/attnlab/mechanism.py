@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D model width.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -59,15 +59,25 @@ class MechanismConfig(Choice, ABC):
         del d_model
         yield from ()
 
-    @abstractmethod
+    @property
+    def states_cost(self) -> bool:
+        """True if the class states its cost; tables of a mechanism that does not have no costs."""
+        return type(self).cost is not MechanismConfig.cost
+
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        """Return the cost of one decode step of one layer.
+        """Return the cost of one decode step of one layer. Optional: see `states_cost`.
+
+        This default counts the parameters of the built module, and takes every one of them for one
+        multiply-add and the state for none: an estimate to plan with, which is not shown.
 
         Args:
             d_model: model width.
             context: tokens that the token attends to, itself included.
             itemsize: bytes per number of the decode state: 2 in bfloat16, 4 in float32.
         """
+        del context, itemsize
+        params = _counted_params(self, d_model)
+        return Cost(params=params, flops=2 * params, state_bytes=0)
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs per token of `forward`, as in training, at `context` tokens.
@@ -82,7 +92,10 @@ class MechanismConfig(Choice, ABC):
 
 
 class Mechanism(nn.Module, ABC, Generic[State]):
-    """Causal map over a sequence, computed in two equivalent ways: at once, or token by token.
+    """Causal map over a sequence, computed at once and, if it has `step`, token by token.
+
+    `forward` alone is enough to train. Text is generated with `init_state` and `step`; without them
+    `forward` reads the whole text again for every token.
 
     Casts of the module, such as `.to(torch.bfloat16)`, keep complex parameters and buffers complex,
     with parts of at least float32.
@@ -94,21 +107,27 @@ class Mechanism(nn.Module, ABC, Generic[State]):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return `y_BTD`, whose position t depends on positions 0 to t alone."""
 
-    @abstractmethod
+    @property
+    def decodes(self) -> bool:
+        """True if the class has `init_state` and `step`."""
+        cls = type(self)
+        return cls.init_state is not Mechanism.init_state and cls.step is not Mechanism.step
+
     def init_state(self, batch_size: int, capacity: int) -> State:
         """Return an empty decode state for up to `capacity` tokens, a NamedTuple of tensors.
 
         A number of tokens is an int64 tensor without dimension, not a Python number, so that a
-        step can be recorded as a CUDA graph.
+        step can be recorded as a CUDA graph. Optional, with `step`.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no init_state")
 
-    @abstractmethod
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         """Return `y_BD` of one more token, and the next state.
 
         In eval mode `y_BD` equals the output of `forward` at this position. The state that is
-        passed in must not be used again: its tensors may be written in place.
+        passed in must not be used again: its tensors may be written in place. Optional.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, State]:
         """Return `y_BTD` of a prompt, equal to `forward`, and the state after it.
@@ -168,6 +187,16 @@ def _keeping_complex(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     if moved.dtype.itemsize < 4:  # there are no complex numbers of bfloat16
         moved = parts.to(moved.device, torch.float32)
     return torch.view_as_complex(moved)
+
+
+@cache
+def _counted_params(config: MechanismConfig, d_model: int) -> int:
+    try:
+        with torch.device("meta"):  # without memory
+            module = config.build(d_model)
+    except (NotImplementedError, RuntimeError):  # a constructor that computes with its values
+        module = config.build(d_model)
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def state_bytes(state: Iterable[object]) -> int:

@@ -11,7 +11,7 @@ from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.inference.saved_model import load_run
-from attnlab.mechanism import MechanismConfig
+from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import LanguageModel, ModelConfig
@@ -51,6 +51,15 @@ def test_greedy_text_is_what_repeated_full_forwards_give(kind):
             next_B = model.eval().logits(tokens_BT)[:, -1].argmax(-1)
             tokens_BT = torch.cat([tokens_BT, next_B[:, None]], 1)
     assert torch.equal(said(model, temperature=0.0), tokens_BT[:, PROMPT:])
+
+
+def test_a_model_without_steps_reads_the_whole_text_for_every_token(monkeypatch):
+    model, expected = built("grouped_query"), said(built("grouped_query"), temperature=0.0)
+    mixer = type(next(model.mechanisms()))
+    for name in ("init_state", "step", "prefill"):
+        monkeypatch.setattr(mixer, name, getattr(Mechanism, name))
+    assert not model.decodes
+    assert torch.equal(said(model, temperature=0.0), expected)
 
 
 @torch.no_grad()

@@ -74,8 +74,15 @@ def measure_decoding(setup: Setup, point: Point, under: Conditions) -> Json:
 
 
 def served(setup: Setup, under: Conditions) -> LanguageModel:
-    """Return the model in eval mode, in the dtype of serving."""
-    return bare_model(setup, under.device).to(under.serving_dtype).eval()
+    """Return the model in eval mode, in the dtype of serving.
+
+    Raises ValueError if a mechanism has no decode state, as prefill and decoding need.
+    """
+    model = bare_model(setup, under.device).to(under.serving_dtype).eval()
+    for mechanism in model.mechanisms():
+        if not mechanism.decodes:
+            raise ValueError(f"{type(mechanism).__name__} has no `step`: only training is measured")
+    return model
 
 
 def states_at(model: LanguageModel, setup: Setup, point: Point) -> list[Any]:
@@ -118,7 +125,7 @@ def _served(
     weights = bytes_of(model.parameters())
     return {
         "state_bytes": held,
-        "state_bytes_stated": point.batch * cost.state_bytes,
+        "state_bytes_stated": point.batch * cost.state_bytes if setup.model.states_cost else None,
         "state_bytes_per_token": held / (point.batch * point.context),
         "weight_bytes": weights,
         "bandwidth_fraction": (weights + held)

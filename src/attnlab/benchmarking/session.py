@@ -83,7 +83,9 @@ def _shares(found: Json, setup: Setup, point: Point, under: Conditions) -> Json:
         "flops_exact": all(
             m.flops_are_exact for m in setup.model.per_layer()
         ),  # False: a lower bound
-        "matrix_fraction": stated / seconds / under.ceilings.matrix_flops_per_second,
+        "matrix_fraction": None
+        if stated is None
+        else stated / seconds / under.ceilings.matrix_flops_per_second,
         "compiled": under.compiled,
     }
     if point.what == "decode":

@@ -18,9 +18,14 @@ from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
 
 
-def stated_flops(setup: Setup, point: Point) -> int:
-    """Return the FLOPs of one training step, one prefill, or one decoded token per sequence."""
+def stated_flops(setup: Setup, point: Point) -> int | None:
+    """Return the FLOPs of one training step, one prefill, or one decoded token per sequence.
+
+    None if a mechanism states no cost.
+    """
     model, vocab_size = setup.model, setup.vocab_size
+    if not model.states_cost:
+        return None
     if point.what == "decode":
         return point.batch * model.cost(vocab_size, point.context).flops
     projection = 2 * vocab_size * model.d_model

@@ -1,7 +1,7 @@
 """Generation: a trained model continues a prompt, token by token.
 
 The prompt is read at once into the decode state of every layer; each further token takes one step,
-which is a CUDA graph on CUDA.
+which is a CUDA graph on CUDA. If a mechanism has no `step`, the whole text is read for each token.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -134,6 +134,14 @@ def generate_tokens(
     model.eval()
     passes = autocast or nullcontext()
     generator = torch.Generator(prompt_BT.device).manual_seed(sampling.seed)
+    if not model.decodes:
+        tokens_BT = prompt_BT
+        for _ in range(max_new_tokens):
+            with passes:
+                logits_BV = model.logits(tokens_BT)[:, -1]
+            yield (tokens_B := sampling.choose(logits_BV, generator))
+            tokens_BT = torch.cat([tokens_BT, tokens_B[:, None]], 1)
+        return
     with passes:
         logits_BV, states = model.prefill(prompt_BT, prompt_BT.shape[1] + max_new_tokens)
     decoder = Decoder(model, states)

@@ -108,6 +108,11 @@ class ModelConfig(Config):
             idle=self.n_layers * idle,
         )
 
+    @property
+    def states_cost(self) -> bool:
+        """True if every mechanism states its cost; if not, `cost` is an estimate to plan with."""
+        return all(mechanism.states_cost for mechanism in self.per_layer())
+
     def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
         """Return the cost of one token that sees `context` tokens, itself included."""
         layers = [m.cost(self.d_model, context, itemsize) for m in self.per_layer()]
@@ -170,6 +175,11 @@ class LanguageModel(nn.Module):
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Return `logits_BTV` of the next token at every position."""
         return linear(self.features(tokens_BT), self.embed.weight)
+
+    @property
+    def decodes(self) -> bool:
+        """True if every mechanism can compute token by token."""
+        return all(mechanism.decodes for mechanism in self.mechanisms())
 
     def prefill(self, tokens_BT: Tensor, capacity: int) -> tuple[Tensor, list[Any]]:
         """Read a prompt; return `logits_BV` of the next token and the decode state of every layer.

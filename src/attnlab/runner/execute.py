@@ -183,8 +183,8 @@ class _Execution:
             "peak_memory_bytes": self.memory.peak_bytes,
             "attention_type": [mechanism.kind() for mechanism in config.model.per_layer()],
             "parameters": parts._asdict() | {"total": parts.total, "active": parts.active},
-            "flops_per_token": cost.flops,
-            "state_bytes": cost.state_bytes,
+            "flops_per_token": cost.flops if config.model.states_cost else None,
+            "state_bytes": cost.state_bytes if config.model.states_cost else None,
         }
 
     def _kernels(self) -> list[str]:

@@ -262,6 +262,11 @@ class Study:
 
     def _size(self, config: RunConfig) -> int:
         assert self.match is not None
+        if self.match.what != "params" and not config.model.states_cost:
+            message = (
+                f"a mechanism states no cost: only params can be matched, not {self.match.what}"
+            )
+            raise ConfigError([Problem("match.what", message)])
         return getattr(config.cost(), self.match.what)
 
     def _reference(self) -> RunConfig:
