@@ -1,6 +1,8 @@
 """Text becomes ids and text again, to the byte, however it is cut, trained, cached or restored."""
 
+import signal
 import time
+from threading import Event, Timer
 from unittest import mock
 
 import numpy as np
@@ -184,6 +186,24 @@ def test_a_tokenizer_is_trained_once_for_the_same_text_and_settings(tmp_path):
                 other[0].fit(other[1], places)
 
 
+def test_training_is_interrupted_at_once(tmp_path):
+    ended, untrained = Event(), mock.Mock()
+    untrained.train_from_iterator.side_effect = lambda *_: ended.wait(20)
+    Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    with (
+        mock.patch("attnlab.data.tokenizer.byte_level", return_value=untrained),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        BPE().fit([TRAINING], Places(None, tmp_path))
+    ended.set()
+    untrained.train_from_iterator.side_effect = OverflowError("too much")
+    with (
+        mock.patch("attnlab.data.tokenizer.byte_level", return_value=untrained),
+        pytest.raises(OverflowError, match="too much"),
+    ):
+        BPE().fit([TRAINING], Places(None, tmp_path))
+
+
 def test_a_codec_is_restored_from_its_record(tokenizer, codec):
     restored = tokenizer.restore(codec.to_json())
     assert restored.fingerprint == codec.fingerprint
@@ -227,8 +247,9 @@ def test_missing_files_of_gpt2_are_named_with_every_place_tried(tmp_path):
     for part in (
         str(tmp_path),
         str(tmp_path / "gpt2-tokenizer"),
-        "tokenizer.path=",
+        "data.tokenizer.path=DIR",
         "ATTNLAB_DATA",
+        "curl -LO https://huggingface.co/openai-community/gpt2/resolve/main/vocab.json",
     ):
         assert part in str(error.value)
     with pytest.raises(DataError, match="no folder was given"):
@@ -240,23 +261,8 @@ def test_a_path_that_was_named_is_not_replaced_by_another(places, tmp_path):
         GPT2(path=str(tmp_path), vocab_size=320).fit([], places)
 
 
-@pytest.mark.parametrize(
-    ("vocab", "merges", "message"),
-    [
-        ('{"a": 0, "b": 1}', "#version: 0.2\n", "not byte-level: it lacks 254"),
-        ('{"a": 0', "", "do not match"),
-        ('{"a": 0}', "#version: 0.2\na b\n", "do not match"),
-    ],
-)
-def test_files_that_are_no_byte_level_tokenizer_are_refused(tmp_path, vocab, merges, message):
-    (tmp_path / "vocab.json").write_text(vocab)
-    (tmp_path / "merges.txt").write_text(merges)
-    with pytest.raises(DataError, match=message):
-        GPT2(path=str(tmp_path)).fit([], Places(None, tmp_path))
-
-
 def test_more_tokens_than_the_stated_vocabulary_are_refused_with_the_right_number(places):
-    with pytest.raises(DataError, match=r"has 320 tokens.*set tokenizer.vocab_size=320"):
+    with pytest.raises(DataError, match=r"has 320 tokens.*set data.tokenizer.vocab_size=320"):
         GPT2(vocab_size=319).fit([], places)
 
 

@@ -8,19 +8,32 @@ Radford et al. 2019 (GPT-2).
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
 from attnlab.config import Choice, Problem
+from attnlab.data.byte_level_files import (
+    byte_level,
+    parse_tokenizer_json,
+    read_utf8,
+    read_vocab_and_merges,
+)
 from attnlab.data.codec import ByteLevelCodec, BytesCodec, Codec, IdsCodec, pieces
 from attnlab.data.documents import measure
 from attnlab.data.places import DataError, Places, cached
 
 LEAST_FREQUENCY = 2  # a pair that occurs once does not become a token
+_GPT2_REMEDY = (
+    "Name their folder with data.tokenizer.path=DIR, or set ATTNLAB_DATA to one that holds them or "
+    "has them in gpt2-tokenizer/. They come from huggingface.co/openai-community/gpt2:\n"
+    "  curl -LO https://huggingface.co/openai-community/gpt2/resolve/main/vocab.json\n"
+    "  curl -LO https://huggingface.co/openai-community/gpt2/resolve/main/merges.txt"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +50,11 @@ class Tokenizer(Choice, ABC):
         """
 
     @abstractmethod
-    def restore(self, text: str) -> Codec:
-        """Return the codec whose `to_json` was `text`."""
+    def restore(self, text: str, where: object = "tokenizer.json") -> Codec:
+        """Return the codec whose `to_json` was `text`.
+
+        Raises DataError, which names the file `where`, if the text is cut or was edited.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,28 +81,30 @@ class BPE(Tokenizer):
             places.cache / "tokenizers" / f"{key}.json",
             lambda file: file.write(self._train(documents).to_str().encode()),
         )
-        return self.restore(path.read_text(encoding="utf-8"))
+        return self.restore(path.read_text(encoding="utf-8"), path)
 
-    def restore(self, text: str) -> ByteLevelCodec:
-        return ByteLevelCodec(tokenizers.Tokenizer.from_str(text), self.vocab_size)
+    def restore(self, text: str, where: object = "tokenizer.json") -> ByteLevelCodec:
+        return _restored(text, where, self.vocab_size)
 
     def _train(self, documents: Iterable[str]) -> tokenizers.Tokenizer:
-        untrained = _byte_level(models.BPE())
+        untrained = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             min_frequency=LEAST_FREQUENCY,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        untrained.train_from_iterator((p for d in documents for p in pieces(d)), trainer)
+        parts = (piece for document in documents for piece in pieces(document))
+        _interruptible(lambda: untrained.train_from_iterator(parts, trainer))
         return untrained
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2(Tokenizer):
-    """GPT-2's tokenizer, or another byte-level BPE, from vocab.json and merges.txt.
+    """GPT-2's tokenizer, or another byte-level BPE, from its files.
 
-    Without `path`, the files are searched in the data folder and in its `gpt2-tokenizer`.
+    `path` is a folder with vocab.json and merges.txt, or with tokenizer.json. Without it, the files
+    are searched in the data folder and in its `gpt2-tokenizer`.
     """
 
     path: str | None = None
@@ -98,29 +116,6 @@ class GPT2(Tokenizer):
 
     def fit(self, training: Iterable[str], places: Places) -> ByteLevelCodec:
         del training
-        vocab, merges = self._files(places)
-        try:
-            codec = ByteLevelCodec(
-                _byte_level(models.BPE.from_file(str(vocab), str(merges))), self.vocab_size
-            )
-        except Exception as error:  # the library raises no more specific class
-            raise DataError(
-                f"{vocab.parent}: vocab.json and merges.txt do not match: {error}"
-            ) from None
-        missing = set(pre_tokenizers.ByteLevel.alphabet()) - codec.trained.get_vocab().keys()
-        if missing:
-            raise DataError(f"{vocab} is not byte-level: it lacks {len(missing)} of the 256 bytes")
-        if max(codec.trained.get_vocab().values()) >= self.vocab_size:
-            raise DataError(
-                f"{vocab} has {codec.n_tokens} tokens, tokenizer.vocab_size is {self.vocab_size}: "
-                f"set tokenizer.vocab_size={max(codec.trained.get_vocab().values()) + 1}"
-            )
-        return codec
-
-    def restore(self, text: str) -> ByteLevelCodec:
-        return ByteLevelCodec(tokenizers.Tokenizer.from_str(text), self.vocab_size)
-
-    def _files(self, places: Places) -> tuple[Path, Path]:
         if self.path is not None:
             folders = [Path(self.path).expanduser()]
         else:
@@ -128,13 +123,13 @@ class GPT2(Tokenizer):
         for folder in folders:
             vocab, merges = folder / "vocab.json", folder / "merges.txt"
             if vocab.is_file() and merges.is_file():
-                return vocab, merges
-        raise DataError.missing(
-            "GPT-2's vocab.json and merges.txt",
-            folders,
-            "Name their folder with tokenizer.path=DIR, or set ATTNLAB_DATA to one that holds them "
-            "or has them in gpt2-tokenizer/.",
-        )
+                return _codec(read_vocab_and_merges(vocab, merges), self.vocab_size, vocab)
+            if (whole := folder / "tokenizer.json").is_file():
+                return _restored(read_utf8(whole), whole, self.vocab_size)
+        raise DataError.missing("GPT-2's vocab.json and merges.txt", folders, _GPT2_REMEDY)
+
+    def restore(self, text: str, where: object = "tokenizer.json") -> ByteLevelCodec:
+        return _restored(text, where, self.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +146,8 @@ class Bytes(Tokenizer):
         del training, places
         return BytesCodec()
 
-    def restore(self, text: str) -> BytesCodec:
-        del text
+    def restore(self, text: str, where: object = "tokenizer.json") -> BytesCodec:
+        _require_empty(text, where)
         return BytesCodec()
 
 
@@ -168,13 +163,47 @@ class Ids(Tokenizer):
         del training, places
         return IdsCodec(self.vocab_size)
 
-    def restore(self, text: str) -> IdsCodec:
-        del text
+    def restore(self, text: str, where: object = "tokenizer.json") -> IdsCodec:
+        _require_empty(text, where)
         return IdsCodec(self.vocab_size)
 
 
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+def _codec(tokenizer: tokenizers.Tokenizer, vocab_size: int, where: object) -> ByteLevelCodec:
+    least = max(tokenizer.get_vocab().values()) + 1
+    if least > vocab_size:
+        raise DataError(
+            f"{where} has {tokenizer.get_vocab_size()} tokens, tokenizer.vocab_size is "
+            f"{vocab_size}: set data.tokenizer.vocab_size={least}"
+        )
+    return ByteLevelCodec(tokenizer, vocab_size)
+
+
+def _restored(text: str, where: object, vocab_size: int) -> ByteLevelCodec:
+    return _codec(parse_tokenizer_json(text, where), vocab_size, where)
+
+
+def _require_empty(text: str, where: object) -> None:
+    if text.strip() != "{}":
+        raise DataError(f"{where} is cut or was edited: this tokenizer has no files, only {{}}")
+
+
+def _interruptible(work: Callable[[], object]) -> None:
+    """Call a function of a library that hears Ctrl-C only when it returns.
+
+    It runs in a thread, so that KeyboardInterrupt is raised here at once; the thread then ends with
+    the process.
+    """
+    raised = list[Exception]()
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as error:  # raised below, in the caller's thread
+            raised.append(error)
+
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.1)
+    if raised:
+        raise raised[0]
