@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from attnlab.data.byte_level_files import read_utf8
 from attnlab.data.codec import Codec
 from attnlab.device.selection import choose_device
 from attnlab.model.language_model import LanguageModel
@@ -73,7 +74,8 @@ def load_run(
     place = choose_device(device) if isinstance(device, str) else device
     model = config.model.build(tokenizer.vocab_size, config.seed).to(place).eval()
     model.load_state_dict(found.model)
-    codec = tokenizer.restore((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    path = folder / "tokenizer.json"
+    codec = tokenizer.restore(read_utf8(path), path)
     return Trained(config, model, codec, found.step, found.note)
 
 
