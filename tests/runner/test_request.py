@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import fake_workers, tiny_study
+from support import ROOT, fake_workers, tiny_study
 
 from attnlab.config import ConfigError
 from attnlab.device.selection import Slot
 from attnlab.runner.request import Request
+from attnlab.study.load import load_study, shipped_names
 
 TUNED = fake_workers.TUNED
 
@@ -49,6 +50,16 @@ def test_the_results_are_in_the_folder_that_is_named():
     assert Request(study=TUNED).study_dir(replace(TUNED, name="mine")) == Path("results/mine")
     with pytest.raises(ValueError, match="the study has no name"):
         Request(study=TUNED).study_dir(TUNED)
+
+
+def test_no_command_writes_to_the_published_results_by_default():
+    for name in shipped_names():
+        study = load_study(name)
+        assert Request(study=study).study_dir(study) == Path("results") / name
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "/results/" in ignored
+    assert not any(line.startswith("!") for line in ignored)
+    assert (ROOT / "published/mechanisms/runs.jsonl.gz").is_file()
 
 
 def test_there_are_no_more_workers_than_runs():
