@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from support import tiny_study
+from support import fake_workers, tiny_study
 from typer.testing import CliRunner
 
 from attnlab.cli import app
 from attnlab.cli.app import console
 from attnlab.cli.plan import show_plan
-from attnlab.runner import forecast
+from attnlab.runner import plan as planning
 from attnlab.runner.plan import Plan, Power, VariantPlan
 from attnlab.runner.schedule import RunCount
 
@@ -83,7 +83,6 @@ def test_lower_bounds_are_marked(printed):
     text = printed(measured=False)
     assert "≥ 12.0 ≥ 1 min 30 s" in text
     assert "time at least 1 min 0 s to 1 h 30 min" in text
-    assert "computed from FLOPs, since one step takes too long to time" in text
 
 
 def test_a_plan_without_times_gives_the_reason(printed):
@@ -95,8 +94,9 @@ def test_a_plan_without_times_gives_the_reason(printed):
 def test_the_command_plans_and_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecast, "LONGEST_STEP", 0)  # nothing is timed
+    monkeypatch.setattr(planning, "TrialProcess", fake_workers.trial_here)
     arguments = ("run", tiny_study.__file__, "--plan", "--device", "cpu", "--seeds", "3")
+    arguments += ("--trial-seconds", "0", "--no-check")
     done = CliRunner().invoke(app, [*arguments, "--residual-sd", "0.01"])
     assert done.exit_code == 0, done.output
     assert "minimum detectable difference (80 % power)" in " ".join(done.output.split())
@@ -104,6 +104,9 @@ def test_the_command_plans_and_runs_nothing(tmp_path, monkeypatch):
     assert found["runs"]["verdict"] == {"done": 0, "at_least": 12, "at_most": 12}
     assert found["variants"]["mha"]["measured"] is False
     assert not (tmp_path / "results").exists()
+    nowhere = CliRunner().invoke(app, [*arguments, "data=text", "data.paths=nowhere.txt"])
+    assert nowhere.exit_code == 1
+    assert "nowhere.txt" in nowhere.output
     wrong = CliRunner().invoke(app, [*arguments, "--residual-sd", "0"])
     assert wrong.exit_code == 2
     assert "residual_sd: must be positive" in wrong.stderr

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny_study
 
 import attnlab.mechanisms  # noqa: F401  loads the zoo
 from attnlab.config import Choice, Config, ConfigError, identity_sources, override, own_classes
@@ -89,6 +90,30 @@ def test_python_construction_is_as_strict_as_json():
         TrainConfig(steps=True)
     with pytest.raises(ConfigError, match="finite"):
         TrainConfig(learning_rate=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "path", "number"),
+    [
+        ("train.seq_len=16k", "train.seq_len", 16_384),
+        ("train.steps=1m", "train.steps", 1_048_576),
+        ("train.steps=1_000", "train.steps", 1000),
+        ("seed= 2K ", "seed", 2048),
+        ("data.max_bytes=1g", "data.max_bytes", 2**30),
+        ("train.eval_batch_size=4k", "train.eval_batch_size", 4096),
+    ],
+)
+def test_every_whole_number_may_be_typed_with_k_m_or_g(typed, path, number):
+    found = override(tiny_study.base, [typed, "train.warmup_steps=0"])
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == number
+
+
+@pytest.mark.parametrize("typed", ["2x", "1.5k", "k", "", "1__0", "0x10", "9" * 5000, "٣"])
+def test_what_is_no_whole_number_is_refused(typed):
+    with pytest.raises(ConfigError, match=r"train\.seq_len: expected a whole number"):
+        override(tiny_study.base, [f"train.seq_len={typed}"])
 
 
 def test_a_warm_up_longer_than_the_run_is_an_error_that_says_what_to_do():

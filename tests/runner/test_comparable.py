@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import tiny_study
+from support import fake_workers, tiny_study
 
 import attnlab
 from attnlab.analysis.analysis import analyse
@@ -13,6 +13,7 @@ from attnlab.config import override
 from attnlab.data import Places
 from attnlab.data.stdlib import Stdlib
 from attnlab.record import RunFolder, pack
+from attnlab.runner import plan
 from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Started
 from attnlab.runner.request import Request
@@ -119,7 +120,8 @@ def test_what_the_variants_of_the_study_differ_in_is_its_subject(asks, cache):
     assert "training steps" not in refused
 
 
-def test_the_plan_refuses_what_the_run_refuses(asks, cache):
+def test_the_plan_refuses_what_the_run_refuses(asks, cache, monkeypatch):
+    monkeypatch.setattr(plan, "TrialProcess", fake_workers.trial_here)
     ended(cache, "train.steps=200")
     with pytest.raises(ValueError, match="training steps: 200 in mha; 12 in identity"):
         attnlab.plan(STUDY, only="identity", device="cpu", cache=cache)

@@ -1,6 +1,8 @@
 """`attnlab.plan` returns what `attnlab.run` would take and could find, and runs nothing."""
 
+import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from attnlab.analysis.statistics.power import detectable
 from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.device.environment import usable_cores
-from attnlab.runner import forecast, plan
+from attnlab.mechanism import MechanismConfig
+from attnlab.runner import forecast, plan, trial
 from attnlab.runner.events import Activity
 from attnlab.runner.forecast import WORKER_START
 
@@ -28,7 +31,8 @@ def quick(tmp_path, monkeypatch, cache):
     """The arguments of a plan that takes little time, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(forecast, "TIMED_SECONDS", 0.02)
-    return {"cache": cache, "device": "cpu", "out": "out"}
+    monkeypatch.setattr(plan, "TrialProcess", fake_workers.trial_here)
+    return {"check": False, "trial_seconds": 60, "cache": cache, "device": "cpu", "out": "out"}
 
 
 def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
@@ -52,6 +56,7 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     assert found.not_timed == {}
     names = ["reading the data", "timing mha", "timing mqa"]
     assert events == [Activity(name) for name in names]
+    assert found.problems == found.notes == ()
     assert not list(tmp_path.iterdir())
     json = found.to_json()
     assert json["seconds"] == {"at_least": found.seconds[0], "at_most": found.seconds[1]}
@@ -65,9 +70,10 @@ def test_a_variant_that_cannot_be_timed_is_reported_and_the_others_are(quick, mo
             raise RuntimeError("no kernel")
         return forecast.RunTime(0, 1, 1, 1, 1, 1)
 
-    monkeypatch.setattr(plan, "time_run", fail)
+    monkeypatch.setattr(trial, "time_run", fail)
     found = attnlab.plan(replace(STUDY, learning_rates=None), **quick)
     assert found.not_timed == {"mqa": "RuntimeError: no kernel"}
+    assert found.problems == ("mqa: RuntimeError: no kernel",)
     assert found.seconds is None
     assert found.variants["mha"].run_seconds is not None
     assert found.variants["mqa"].run_seconds is None
@@ -80,6 +86,7 @@ def test_a_plan_without_its_data_has_runs_and_no_times(quick):
     assert found.seconds is None
     assert found.not_timed.keys() == found.variants.keys()
     assert "ATTNLAB_DATA" in found.not_timed["mha"]
+    assert found.problems == (found.not_timed["mha"],)
 
 
 def test_the_residual_standard_deviation_is_that_of_existing_runs(quick, monkeypatch):
@@ -89,7 +96,7 @@ def test_the_residual_standard_deviation_is_that_of_existing_runs(quick, monkeyp
     schedule = fake_workers.make(study, Path("out"), fingerprint)
     fake_workers.work(schedule, loss=lambda run: losses[run.variant, run.seed])
     study.record(command="", checked=True).write(Path("out"))
-    monkeypatch.setattr(plan, "time_run", lambda *_: forecast.RunTime(0, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(trial, "time_run", lambda *_: forecast.RunTime(0, 1, 1, 1, 1, 1))
     found = attnlab.plan(study, seeds=5, **quick)
     assert found.verdict_runs == (4, 10, 10)
     # differences 0.9 and 1.1: their variance 0.02 is twice that of one run
@@ -102,3 +109,52 @@ def test_invalid_arguments_are_errors(quick):
         attnlab.plan(STUDY, residual_sd=0, **quick)
     with pytest.raises(ConfigError, match="no field 'stepz'"):
         attnlab.plan(STUDY, overrides=["train.stepz=1"], **quick)
+
+
+def test_a_mechanism_that_violates_a_property_is_a_problem(quick, monkeypatch):
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    bugs = import_module("support.planted_bugs")
+    study = STUDY.only(["mha"])
+    leaky = study.variants["mha"].with_mechanisms(bugs.MaskOffByOne(n_heads=2, n_kv_heads=2))
+    found = attnlab.plan(replace(study, variants={"mha": leaky}), **{**quick, "check": True})
+    assert any(problem.startswith("mha: violates ") for problem in found.problems)
+
+
+def test_what_no_time_is_left_for_is_a_lower_bound_and_said(quick, monkeypatch):
+    found = attnlab.plan(STUDY.only(["mha", "mqa"]), **{**quick, "trial_seconds": 0})
+    assert not found.measured
+    assert found.variants["mha"].step_seconds > 0
+    assert found.problems == ()
+    assert found.notes == (
+        "the time of mha and mqa is a lower bound from FLOPs, not measured in the 0 s of a plan; "
+        "--trial-seconds gives it more time",
+    )
+
+
+def slow_study(path, seconds):
+    """Write a study whose training steps take some seconds each."""
+    path.write_text(
+        "import time\n"
+        "from support.tiny_study import base, study as tiny\n"
+        "from dataclasses import replace\n"
+        "from attnlab.model.feedforward.dense import Dense\n"
+        "class Slow(Dense):\n"
+        "    def build(self, *given, **more):\n"
+        f"        time.sleep({seconds})\n"
+        "        return super().build(*given, **more)\n"
+        "slow = replace(base, model=replace(base.model, feedforward=Slow(d_ff=32)))\n"
+        "study = replace(tiny, baseline='slow', variants={'slow': slow})\n"
+    )
+    return path
+
+
+def test_a_plan_ends_in_time_whatever_its_trial_does(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    study = slow_study(tmp_path / "slow.py", 60)
+    found = attnlab.plan(study, cache=cache, device="cpu", check=False, trial_seconds=4)
+    assert time.monotonic() - began < 15
+    assert found.problems == ()
+    if found.variants["slow"].step_seconds is not None:  # the data was read in time
+        assert not found.variants["slow"].measured
+    assert found.notes or "the data was not read in the 4 s" in found.not_timed["slow"]

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from support import fake_workers
 from typer.testing import CliRunner
 
 from attnlab.checks.suite import check_properties
@@ -11,6 +12,7 @@ from attnlab.checks.targets import of_study
 from attnlab.cli import app
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.runner import plan
 from attnlab.study.load import load_study
 
 ATTENTION_LAYERS = {
@@ -126,8 +128,10 @@ def books(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_hybrids_find_their_books_and_are_planned(books):
-    asked = ["run", "hybrids", "--plan", "--json", "--only", "hybrid_sparse", "--device", "cpu"]
+def test_the_hybrids_find_their_books_and_are_planned(books, monkeypatch):
+    monkeypatch.setattr(plan, "TrialProcess", fake_workers.trial_here)
+    asked = ["run", "hybrids", "--plan", "--no-check", "--json", "--device", "cpu"]
+    asked += ["--only", "hybrid_sparse"]
     done = CliRunner().invoke(app, [*asked, *SMALL])
     assert done.exit_code == 0, done.output
     planned = json.loads(done.stdout)["variants"]["hybrid_sparse"]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 from attnlab.analysis.numbers import tokens
-from attnlab.config import token_count
+from attnlab.config import whole_number
 
 Workload = Literal["train", "prefill", "decode"]
 WORKLOADS: tuple[Workload, ...] = ("train", "prefill", "decode")
@@ -75,8 +75,8 @@ def numbers(given: Iterable[int] | str, name: str) -> list[int]:
     """
     found = list[int]()
     for word in given.split(",") if isinstance(given, str) else map(str, given):
-        value = token_count(word)
-        if not value:
+        value = whole_number(word)
+        if value is None or value < 1:
             raise ValueError(f"{name}: {word!r} is not a positive whole number; examples: 1k,4k")
         found.append(value)
     return found

@@ -30,7 +30,8 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         "disk": f"{size(checkpoints + plan.record_bytes)}, {size(checkpoints)} of it checkpoints",
         "power": _power(plan),
     }
-    for name, text in [*lines.items(), *(("note", note) for note in plan.notes)]:
+    more = [*(("note", note) for note in plan.notes), *(("error", it) for it in plan.problems)]
+    for name, text in [*lines.items(), *more]:
         console.print(f"{name:<7}{escape(text)}", highlight=False, soft_wrap=True)
 
 
@@ -74,7 +75,7 @@ def _time(plan: Plan) -> str:
     where = f"{workers} on {', '.join(plan.devices)}"
     if plan.measured:
         return f"about {bounds}, {where}"
-    return f"at least {bounds}, {where}; computed from FLOPs, since one step takes too long to time"
+    return f"at least {bounds}, {where}"
 
 
 def _power(plan: Plan) -> str:

@@ -85,6 +85,14 @@ def run(  # noqa: PLR0913  one parameter per option
         bool,
         typer.Option("--plan", help="Estimate time, disk space and power; train nothing."),
     ] = False,
+    trial_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Read data, time steps and check for so long, for --plan.",
+            min=0,
+        ),
+    ] = 6.0,
     residual_sd: Annotated[
         float | None,
         typer.Option(
@@ -125,6 +133,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "workers": workers,
         "fla_path": fla_path,
         "anyway": anyway,
+        "check": not no_check,
     }
     output = errors if as_json else console
     progress: StudyProgress | None = None
@@ -147,14 +156,19 @@ def run(  # noqa: PLR0913  one parameter per option
                         shown.note(text)
 
             if only_plan:
-                plan = attnlab.plan(study, **options, residual_sd=residual_sd, watch=watch)
+                plan = attnlab.plan(
+                    study,
+                    **options,
+                    residual_sd=residual_sd,
+                    trial_seconds=trial_seconds,
+                    watch=watch,
+                )
                 shown.current.close()
                 show_plan(plan, as_json=as_json)
-                return
+                raise typer.Exit(1 if plan.problems else 0)
             analysis = attnlab.run(
                 study,
                 **options,
-                check=not no_check,
                 track=track or [],
                 watch=watch,
                 command=command_line(),

@@ -12,7 +12,7 @@ from attnlab.config.own_kinds import OwnKind, forget_names, own_kind, read_from_
 from attnlab.config.own_sources import carried_sources, digest, identity_sources, without_folders
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, kind_name, own_classes
-from attnlab.config.values import TokenCount, token_count
+from attnlab.config.values import whole_number
 
 __all__ = [
     "Choice",
@@ -21,7 +21,6 @@ __all__ = [
     "OwnCodeError",
     "OwnKind",
     "Problem",
-    "TokenCount",
     "carried_sources",
     "differences",
     "digest",
@@ -38,6 +37,6 @@ __all__ = [
     "read_from_record",
     "settings",
     "suggestion",
-    "token_count",
+    "whole_number",
     "without_folders",
 ]

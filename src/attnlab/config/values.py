@@ -1,22 +1,21 @@
 """Single values of settings: each is read strictly by the type of its field.
 
-Text from a command line is converted to the type of its field. A count of tokens may be written
-with a k, as in 4k = 4,096. A mapping is stored as a `FrozenMap`, so that settings stay hashable.
+Text from a command line is converted to the type of its field. A whole number may be written with
+k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings stay hashable.
 """
 
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from attnlab.config.problem import Problem
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-TokenCount = Annotated[int, "tokens"]
-# ^ the type of a field that accepts a count with a k; records hold whole numbers only
+MOST_DIGITS = 18  # of a whole number
 
 
 class Typed(str):
@@ -59,10 +58,9 @@ def one_of(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]
 
 
 def scalar(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
-    """Return a bool, int, float, str or token count; add a mismatch of types to `found`."""
+    """Return a bool, int, float or str; add a mismatch of types to `found`."""
     if isinstance(value, Typed):
         value = _convert(hint, value)
-    hint = int if hint == TokenCount else hint
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -89,14 +87,15 @@ def parsed(text: str, path: str, found: list[Problem]) -> Any:
         return None
 
 
-def token_count(text: str) -> int | None:
-    """Return the number of tokens that a text states, or None if it states none.
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a text states, or None if it states none.
 
-    >>> token_count("512"), token_count("4k"), token_count(" 16K "), token_count("2x")
-    (512, 4096, 16384, None)
+    >>> whole_number("512"), whole_number("4k"), whole_number(" 1M "), whole_number("2x")
+    (512, 4096, 1048576, None)
     """
-    match = re.fullmatch(r"\s*(\d+)([kK]?)\s*", text)
-    return int(match[1]) * (1024 if match[2] else 1) if match else None
+    pattern = rf"\s*([+-]?[0-9](?:_?[0-9]){{0,{MOST_DIGITS - 1}}})([kmg]?)\s*"
+    match = re.fullmatch(pattern, text, re.IGNORECASE)
+    return int(match[1]) * 1024 ** " kmg".index(match[2].lower() or " ") if match else None
 
 
 def _convert(hint: Any, text: Typed) -> Any:
@@ -104,9 +103,9 @@ def _convert(hint: Any, text: Typed) -> Any:
     try:
         if hint is bool:
             return {"true": True, "false": False}[text.lower()]
-        if hint == TokenCount:
-            count = token_count(text)
-            return str(text) if count is None else count
+        if hint is int:
+            number = whole_number(text)
+            return str(text) if number is None else number
         return hint(text)
     except (ValueError, KeyError):
         return str(text)

@@ -17,15 +17,14 @@ from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
 
-def require_comparable(study: Study, study_dir: Path, corpora: Mapping[str, Corpus]) -> None:
+def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Conditions]) -> None:
     """Raise ValueError if the study's folder holds runs that its own cannot be compared with.
 
     Args:
         study: the study, with all options applied.
         study_dir: the study's folder; its runs may be packed.
-        corpora: each variant's data.
+        requested: the conditions of each variant, as from `of_run`.
     """
-    requested = {name: of_run(config, corpora[name]) for name, config in study.variants.items()}
     record, subject = study.record(command="", checked=False), _subject(study.whole or study)
     differ = unlike_others(requested, record, study_dir, subject=subject)
     if differ:

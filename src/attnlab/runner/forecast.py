@@ -4,8 +4,8 @@
     time  = seconds of all runs / workers        disk = checkpoints that stay + records
 
 While learning rates are searched, both have a lower and an upper bound. The timed steps are those
-of the run itself, on its own device; a part of each held-out split is scored, and its time scaled.
-If one step would take long, as that of a large model on a CPU does, nothing is run: its matrix
+of the run itself, on its own device; a part of the validation split is scored, and the time scaled.
+If a few steps would take long, as those of a large model on a CPU do, nothing is run: their matrix
 products at the rate of one that is timed are a lower bound.
 """
 
@@ -35,7 +35,7 @@ from attnlab.training.step import TrainingStep
 TIMED_SECONDS = 1.0  # of timed steps, about
 MOST_STEPS = 50
 MOST_BATCHES = 4  # of a held-out split
-LONGEST_STEP = 10.0  # seconds; a step that would take longer is not run
+FEWEST_STEPS = 8  # as many as starting, timing and scoring take at least
 
 NUMBERS_PER_WEIGHT = 3  # in a checkpoint: the weight and two moments, in float32
 WORKER_START = 10.0  # seconds to import torch and to initialise the device
@@ -136,30 +136,36 @@ class Forecast:
         return total
 
 
-def time_run(config: RunConfig, corpus: Corpus, device: torch.device) -> RunTime:
-    """Train for some seconds with these settings. Raises the exceptions of the model."""
-    bound = _from_flops(config, corpus, device)
-    if bound.step > LONGEST_STEP:
+def time_run(
+    config: RunConfig, corpus: Corpus, device: torch.device, seconds: float = 60.0
+) -> RunTime:
+    """Train for about this many seconds with these settings. Raises the exceptions of the model.
+
+    Nothing is run if the matrix products of a few steps alone would take longer.
+    """
+    bound = from_flops(config, corpus, device)
+    if bound.step * FEWEST_STEPS > seconds:
         return bound
     first = _start(config, corpus, device)[1]
     memory = PeakMemory(device)
     with memory.measuring():
         step, start = _start(config, corpus, device)
-        step_seconds = _step_seconds(step, config.train.steps)
-    splits = [split for split in corpus.splits() if split != "train"]
-    scored = {split: _split_seconds(step, config, corpus, split) for split in splits}
+        step_seconds = _step_seconds(step, config.train.steps, min(TIMED_SECONDS, seconds / 4))
+    splits = corpus.splits()
+    token_seconds = _token_seconds(step, config, corpus, seconds / 8)
     return RunTime(
         first_run=max(0.0, first - start),
         start=start,
         step=step_seconds,
-        validation=scored["valid"],
-        test=scored.get("test", 0.0),
+        validation=token_seconds * len(splits["valid"]),
+        test=token_seconds * len(splits.get("test", ())),
         save=_save_seconds(step),
         peak_memory_bytes=memory.peak_bytes,
     )
 
 
-def _from_flops(config: RunConfig, corpus: Corpus, device: torch.device) -> RunTime:
+def from_flops(config: RunConfig, corpus: Corpus, device: torch.device) -> RunTime:
+    """Return a lower bound: the matrix products at the rate of a large one, nothing else."""
     train = config.train
     step_flops = config.petaflops(corpus.vocab_size) * 1e15 / train.steps
     forward_flops = step_flops / (3 * train.batch_size * train.seq_len)  # of one token
@@ -188,29 +194,40 @@ def _start(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[Tra
     return step, time.perf_counter() - begin
 
 
-def _step_seconds(step: TrainingStep, last: int) -> float:
+def _step_seconds(step: TrainingStep, last: int, at_least: float) -> float:
     first, begin, seconds = step.step, time.perf_counter(), 0.0
-    while step.step < min(last, first + MOST_STEPS) and seconds < TIMED_SECONDS:
+    while step.step < min(last, first + MOST_STEPS) and seconds < at_least:
         step.advance()
         wait_for_device(step.device)
         seconds = time.perf_counter() - begin
     return seconds / max(1, step.step - first)  # a run that is all warm-up has no other steps
 
 
-def _split_seconds(step: TrainingStep, config: RunConfig, corpus: Corpus, split: str) -> float:
-    train, tokens = config.train, corpus.splits()[split]
-    part = tokens[: MOST_BATCHES * train.eval_batch_size * train.seq_len + 1]
+def _token_seconds(step: TrainingStep, config: RunConfig, corpus: Corpus, seconds: float) -> float:
+    """Return the seconds to score a token of a held-out split, from some batches of validation."""
+    first, begin = _score(step, config, corpus, 1), time.perf_counter()  # a process's is slower
+    _score(step, config, corpus, 1)
+    one = time.perf_counter() - begin
+    if 3 * one > seconds:
+        return one / first
+    begin = time.perf_counter()
+    n_tokens = _score(step, config, corpus, min(MOST_BATCHES, int(seconds / one)))
+    return (time.perf_counter() - begin) / n_tokens
+
+
+def _score(step: TrainingStep, config: RunConfig, corpus: Corpus, batches: int) -> int:
+    """Score some batches of the validation split; return the number of tokens."""
+    train = config.train
+    part = corpus.valid[: batches * train.eval_batch_size * train.seq_len + 1]
     held_out = HeldOut(
-        dataclasses.replace(corpus, **{split: part}),
-        split,
+        dataclasses.replace(corpus, valid=part),
+        "valid",
         seq_len=train.seq_len,
         batch_size=train.eval_batch_size,
         device=step.device,
     )
-    held_out.quality(step.model, step.autocast)  # the first evaluation of a process is slower
-    begin = time.perf_counter()
     held_out.quality(step.model, step.autocast)
-    return (time.perf_counter() - begin) * len(tokens) / len(part)
+    return len(part)
 
 
 def _save_seconds(step: TrainingStep) -> float:

@@ -1,27 +1,29 @@
 """The plan of a study: its runs, time, disk, memory and statistical power, before anything is run.
 
-`attnlab.plan` takes the arguments of `attnlab.run`, and times a few training steps of each variant.
+`attnlab.plan` takes the arguments of `attnlab.run`. `trial` times a few training steps of each
+variant, and checks the mechanisms, within some seconds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics.power import detectable
-from attnlab.data import Corpus, DataError
-from attnlab.device.selection import Slot
+from attnlab.checks.targets import of_study
+from attnlab.data import DataError
 from attnlab.runner.comparable import require_comparable
 from attnlab.runner.events import Activity, Watch
-from attnlab.runner.forecast import Forecast, RunTime, time_run
-from attnlab.runner.request import Request, read_data
+from attnlab.runner.forecast import Forecast, RunTime
+from attnlab.runner.request import Request
 from attnlab.runner.schedule import RunCount, StudySchedule, open_schedule
+from attnlab.runner.trial import CheckedMechanism, Data, Found, Timed, TrialProcess
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
-from attnlab.training.run import RunConfig
+
+TRIAL_SECONDS = 6.0  # of the trial: with the start of the command line, a plan takes less than ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ class Plan:
     record_bytes: int
     power: Power
     variants: Mapping[str, VariantPlan]
-    notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
+    problems: tuple[str, ...] = ()  # for which `attnlab.run` would fail, as far as was tried
+    notes: tuple[str, ...] = ()  # for the user: what was not tried, what options changed
 
     @property
     def measured(self) -> bool:
@@ -95,6 +98,7 @@ class Plan:
                 "tuning": self.tuning_runs._asdict(),
                 "verdict": self.verdict_runs._asdict(),
             },
+            "problems": list(self.problems),
             "notes": list(self.notes),
             "workers": self.workers,
             "devices": list(self.devices),
@@ -134,6 +138,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     steps: int | None = None,
     overrides: Iterable[str] = (),
     tune: bool = True,
+    check: bool = True,
     out: Path | str | None = None,
     data: Path | str | None = None,
     cache: Path | str | None = None,
@@ -142,19 +147,23 @@ def plan(  # noqa: PLR0913  one parameter per option
     fla_path: Path | str | None = None,
     residual_sd: float | None = None,
     anyway: bool = False,
+    trial_seconds: float = TRIAL_SECONDS,
     watch: Watch = ignore,
 ) -> Plan:
     """Return the runs, time, disk, memory and power of `attnlab.run` with the same arguments.
 
-    A few training steps of each variant are timed; nothing is written. Without the study's data
-    the plan has no times.
+    A few training steps of each variant are timed and the mechanisms are checked, in the order of
+    the study, as far as `trial_seconds` allow; a variant that is not reached has a lower bound of
+    its time. Nothing is written to the study's folder. Without the study's data the plan has no
+    times.
 
     Args:
-        study, length, only, seeds, steps, overrides, tune, out, data, cache, device, workers,
-            fla_path: as for `attnlab.run`.
+        study, length, only, seeds, steps, overrides, tune, check, out, data, cache, device,
+            workers, fla_path: as for `attnlab.run`.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
         anyway: plan even if the folder holds runs that the new ones cannot be compared with.
+        trial_seconds: the time for reading the data, timing and checks.
         watch: a function that is called with an `Activity` before each activity.
 
     Raises:
@@ -172,6 +181,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         steps=steps,
         overrides=overrides,
         tune=tune,
+        check=check,
         out=out,
         data=data,
         cache=cache,
@@ -181,24 +191,33 @@ def plan(  # noqa: PLR0913  one parameter per option
     )
     chosen = request.apply_options()
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
-    watch(Activity("reading the data"))
-    try:
-        read = read_data(chosen, request.places())
-    except DataError as error:
-        schedule = StudySchedule(chosen, study_dir, dict.fromkeys(chosen.variants, ""))
-        read, times = {}, {}
-        not_timed = dict.fromkeys(chosen.variants, str(error))
-    else:
-        fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
-        schedule = open_schedule(chosen, study_dir, fingerprints)
-        if schedule.unfinished_variants() and not anyway:
-            require_comparable(chosen, study_dir, read)
-        times, not_timed = _time_variants(schedule, read, slots[0], watch)
+    power = _power(chosen, study_dir, residual_sd)
+    tried, read = _Tried(), dict[str, Data]()
+    with TrialProcess(
+        chosen, request.places(), slots[0], check=check, seconds=trial_seconds
+    ) as trial:
+        watch(Activity("reading the data"))
+        try:
+            read = trial.read()
+        except (DataError, TimeoutError) as error:
+            tried.without_data(chosen, error)
+        if read:
+            fingerprints = {name: of_variant.fingerprint for name, of_variant in read.items()}
+            schedule = open_schedule(chosen, study_dir, fingerprints)
+            left = schedule.unfinished_variants()
+            if left and not anyway:
+                conditions = {name: of_variant.conditions for name, of_variant in read.items()}
+                require_comparable(chosen, study_dir, conditions)
+            for found in trial.results(left):
+                tried.add(found, watch)
+            tried.checks_left = len(of_study(chosen)) - tried.checked if check and left else 0
+        else:
+            schedule = StudySchedule(chosen, study_dir, dict.fromkeys(chosen.variants, ""))
     forecast = Forecast(
         schedule=schedule,
         workers=len(slots),
-        run_times=times,
-        tokenizer_bytes=_tokenizer_bytes(read),
+        run_times=tried.times,
+        tokenizer_bytes={name: of_variant.tokenizer_bytes for name, of_variant in read.items()},
     )
     return Plan(
         study=chosen.name,
@@ -212,11 +231,12 @@ def plan(  # noqa: PLR0913  one parameter per option
         seconds=forecast.seconds(),
         checkpoint_bytes=forecast.checkpoint_bytes(),
         record_bytes=forecast.record_bytes(),
-        power=_power(chosen, study_dir, residual_sd),
+        power=power,
         variants={
-            name: _variant_plan(name, forecast, not_timed.get(name)) for name in chosen.variants
+            name: _variant_plan(name, forecast, tried.errors.get(name)) for name in chosen.variants
         },
-        notes=chosen.notes,
+        problems=tuple(tried.problems),
+        notes=(*chosen.notes, *tried.notes(trial_seconds)),
     )
 
 
@@ -234,38 +254,47 @@ def _variant_plan(name: str, forecast: Forecast, not_timed: str | None) -> Varia
     )
 
 
-def _time_variants(
-    schedule: StudySchedule, read: Mapping[str, Corpus], slot: Slot, watch: Watch
-) -> tuple[dict[str, RunTime], dict[str, str]]:
-    """Return the times of the unfinished variants, and the errors of those that have none."""
-    times, not_timed, timed = dict[str, RunTime](), dict[str, str](), dict[RunConfig, RunTime]()
-    for name in schedule.unfinished_variants():
-        config = schedule.study.variants[name]
-        watch(Activity(f"timing {name}"))
-        try:
-            if config not in timed:
-                timed[config] = _time(config, read[name], slot)
-            times[name] = timed[config]
-        except Exception as error:  # of any kind: the plan reports it and continues
-            not_timed[name] = f"{type(error).__name__}: {error}"
-    return times, not_timed
+class _Tried:
+    """The outcome of the trial, as far as it has come."""
 
+    def __init__(self) -> None:
+        self.times = dict[str, RunTime]()
+        self.errors = dict[str, str]()  # why a variant has no time
+        self.problems = list[str]()
+        self.checked, self.checks_left = 0, 0
 
-def _time(config: RunConfig, corpus: Corpus, slot: Slot) -> RunTime:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(slot.threads)
-    try:
-        return time_run(config, corpus, torch.device(slot.device))
-    finally:
-        torch.set_num_threads(threads)
+    def without_data(self, study: Study, error: DataError | TimeoutError) -> None:
+        """Take the reason for which no data was read, in the time of the trial or at all."""
+        self.errors = dict.fromkeys(study.variants, str(error))
+        if isinstance(error, DataError):
+            self.problems.append(str(error))
 
+    def add(self, found: Found, watch: Watch) -> None:
+        """Take one result."""
+        match found:
+            case Activity():
+                watch(found)
+            case Timed(variant, time, None):
+                assert time is not None
+                self.times[variant] = time
+            case Timed(variant, _, error):
+                assert error is not None
+                self.times.pop(variant, None)
+                self.errors[variant] = error
+                self.problems.append(f"{variant}: {error}")
+            case CheckedMechanism(name, violated):
+                self.checked += 1
+                self.problems.extend(f"{name}: violates {what!r}" for what in violated)
 
-def _tokenizer_bytes(read: Mapping[str, Corpus]) -> dict[str, int]:
-    by_fingerprint = dict[str, int]()
-    for corpus in read.values():
-        if corpus.fingerprint not in by_fingerprint:
-            by_fingerprint[corpus.fingerprint] = len(corpus.codec.to_json().encode())
-    return {name: by_fingerprint[corpus.fingerprint] for name, corpus in read.items()}
+    def notes(self, seconds: float) -> Iterator[str]:
+        """Yield a sentence per thing that was not measured in the time of the trial."""
+        bounds = [name for name, time in self.times.items() if not time.measured]
+        more = f"in the {seconds:g} s of a plan; --trial-seconds gives it more time"
+        if bounds:
+            yield f"the time of {listed(bounds)} is a lower bound from FLOPs, not measured {more}"
+        if self.checks_left:
+            which = f"{self.checks_left} of {self.checks_left + self.checked} mechanisms"
+            yield f"{which} were not checked {more}"
 
 
 def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:

@@ -14,7 +14,7 @@ from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
 from attnlab.record import StudyRecord, sweep
 from attnlab.reporting.files import write_report, write_results
-from attnlab.runner.comparable import require_comparable
+from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
 from attnlab.runner.request import Request, read_data
 from attnlab.runner.schedule import open_schedule
@@ -141,7 +141,8 @@ def run(  # noqa: PLR0913  one parameter per option
     schedule = open_schedule(chosen, study_dir, fingerprints)
     left = schedule.unfinished_variants()
     if left and not anyway:
-        require_comparable(chosen, study_dir, read)
+        requested = {name: of_run(chosen.variants[name], corpus) for name, corpus in read.items()}
+        require_comparable(chosen, study_dir, requested)
     if left and check:
         _require_correct(chosen.only(left), watch)
     record = chosen.record(command=command or request.call(), checked=check)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from attnlab.config import Config, Problem, TokenCount
+from attnlab.config import Config, Problem
 from attnlab.record import NO_INFLUENCE
 
 Schedule = Literal["rederived", "constant"]
@@ -126,7 +126,7 @@ class EvalConfig(Config):
     The whole validation split is scored again in windows of each of `lengths`, which are ascending.
     """
 
-    lengths: tuple[TokenCount, ...] | None = None  # further window lengths of validation, in tokens
+    lengths: tuple[int, ...] | None = None  # further window lengths of validation, in tokens
 
     def problems(self) -> Iterator[Problem]:
         if self.lengths is None:

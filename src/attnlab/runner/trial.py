@@ -1,0 +1,204 @@
+"""The trial of a plan: a few training steps of each variant, within some seconds.
+
+It runs in a process of its own, which is ended when its time is over, whatever it is doing then:
+reading a large corpus, compiling a kernel, a step of a large model. What it has found by then
+counts.
+
+    data ─► FLOPs as a lower bound, of all variants ─► timed steps, one variant after another
+         ─► checks of the mechanisms
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from attnlab.analysis.fairness import Conditions
+from attnlab.checks.targets import of_study
+from attnlab.data import Corpus, Places
+from attnlab.device.selection import Slot
+from attnlab.kernels import flash_linear_attention as fla
+from attnlab.runner.comparable import of_run
+from attnlab.runner.forecast import RunTime, from_flops, time_run
+from attnlab.runner.request import read_data
+from attnlab.study.events import Activity
+from attnlab.study.study import Study
+from attnlab.training.run import RunConfig
+
+START = "from attnlab.runner.trial import main; main()"  # of the process, with a file descriptor
+
+
+class Data(NamedTuple):
+    """What a plan needs to know about the data of one variant."""
+
+    fingerprint: str
+    conditions: Conditions  # of the variant's runs
+    tokenizer_bytes: int  # of the copy in each run's folder
+
+
+class Timed(NamedTuple):
+    """The times of one variant, or the error that prevented them."""
+
+    variant: str
+    time: RunTime | None
+    error: str | None = None
+
+
+class CheckedMechanism(NamedTuple):
+    """A mechanism's name, and the properties that it violates."""
+
+    name: str
+    violated: tuple[str, ...]
+
+
+Found = Activity | Timed | CheckedMechanism
+
+
+class Trial:
+    """The trial itself, in the process that calls it."""
+
+    def __init__(self, study: Study, places: Places, slot: Slot, *, check: bool) -> None:
+        self.study, self.places, self.slot, self.check = study, places, slot, check
+        self._corpora = dict[str, Corpus]()
+
+    def read(self) -> dict[str, Data]:
+        """Return the data of each variant. Raises DataError and ConfigError as `read_data`."""
+        self._corpora = read_data(self.study, self.places)
+        copies = dict[str, int]()
+        for corpus in self._corpora.values():
+            if corpus.fingerprint not in copies:
+                copies[corpus.fingerprint] = len(corpus.codec.to_json().encode())
+        return {
+            name: Data(corpus.fingerprint, of_run(config, corpus), copies[corpus.fingerprint])
+            for name, config in self.study.variants.items()
+            for corpus in (self._corpora[name],)
+        }
+
+    def results(self, names: Iterable[str], seconds: float) -> Iterator[Found]:
+        """Yield lower bounds of some variants, then their times, then the study's checks.
+
+        Args:
+            names: the variants to time.
+            seconds: each variant gets an equal part of what is left of them.
+        """
+        torch.set_num_threads(self.slot.threads)
+        device, end = torch.device(self.slot.device), time.monotonic() + seconds
+        left = {name: self.study.variants[name] for name in names}
+        for name, config in left.items():
+            yield Timed(name, from_flops(config, self._corpora[name], device))
+        known = dict[RunConfig, Timed]()
+        for number, (name, config) in enumerate(left.items()):
+            if config not in known:
+                yield Activity(f"timing {name}")
+                part = max(0.0, end - time.monotonic()) / (len(left) - number)
+                known[config] = self._time(config, self._corpora[name], device, part)
+            yield known[config]._replace(variant=name)
+        for target in of_study(self.study) if self.check else ():
+            yield Activity(f"checking {target.name}")
+            violated = [r.name for r in target.check(quick=True).results if not r.holds]
+            yield CheckedMechanism(target.name, tuple(violated))
+
+    @staticmethod
+    def _time(config: RunConfig, corpus: Corpus, device: torch.device, seconds: float) -> Timed:
+        try:
+            return Timed("", time_run(config, corpus, device, seconds))
+        except Exception as error:  # of any kind: the plan reports it and continues
+            return Timed("", None, f"{type(error).__name__}: {error}")
+
+
+class TrialProcess:
+    """A `Trial` in a process that does not outlive a number of seconds, or this object."""
+
+    def __init__(
+        self, study: Study, places: Places, slot: Slot, *, check: bool, seconds: float
+    ) -> None:
+        self._seconds, self._end = seconds, time.monotonic() + seconds
+        self._pipe, theirs = Pipe()
+        # not a multiprocessing.Process: that would import the caller's script
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", START, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        variants = {name: config.to_dict() for name, config in study.variants.items()}
+        with suppress(BrokenPipeError):
+            self._pipe.send((variants, places, slot, check, fla.clone_path()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+    def read(self) -> dict[str, Data]:
+        """Return the data of each variant.
+
+        Raises DataError and ConfigError as `read_data`, and TimeoutError if it takes longer.
+        """
+        return self._receive()
+
+    def results(self, names: Iterable[str]) -> Iterator[Found]:
+        """Yield what `Trial.results` yields, until the time is over."""
+        with suppress(BrokenPipeError):
+            self._pipe.send((list(names), self._end - time.monotonic()))
+        with suppress(TimeoutError):
+            while (found := self._receive()) is not None:
+                yield found
+
+    def _receive(self) -> Any:
+        """Return the next message. Raises it if it is an error, and TimeoutError after the time."""
+        if not self._pipe.poll(max(0.0, self._end - time.monotonic())):
+            raise TimeoutError(f"the data was not read in the {self._seconds:g} s of a plan")
+        try:
+            message = self._pipe.recv()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise ValueError(f"the process that times training steps ended with {how}") from None
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+def main() -> None:
+    """Execute a trial for the process at the other end of the pipe that is named."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    with Connection(int(sys.argv[1])) as pipe:
+        variants, places, slot, check, fla_path = pipe.recv()
+        try:
+            fla.use_fla(fla_path)
+            configs = {name: RunConfig.from_dict(config) for name, config in variants.items()}
+            trial = Trial(Study(question="?", variants=configs), places, slot, check=check)
+            pipe.send(trial.read())
+            names, seconds = pipe.recv()
+            for found in trial.results(names, seconds):
+                pipe.send(found)
+        except ValueError as error:  # of the user: DataError, ConfigError
+            pipe.send(error)
+        pipe.send(None)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
