@@ -38,7 +38,7 @@ START = "from attnlab.runner.trial import main; main()"  # of the process, with 
 
 
 class Data(NamedTuple):
-    """What a plan needs to know about the data of one variant."""
+    """The facts about the data of one variant that a plan needs."""
 
     fingerprint: str
     conditions: Conditions  # of the variant's runs
