@@ -15,7 +15,7 @@ from attnlab.config import ConfigError, load_file
 from attnlab.data import Places
 from attnlab.mechanism import MechanismConfig
 from attnlab.reporting import write_results
-from attnlab.runner.execute import execute
+from attnlab.runner.execute import corpus_of, execute
 from attnlab.training.run import Run
 
 ALL = blocks("python")
@@ -111,7 +111,9 @@ def test_the_error_shown_is_the_error_given():
 def test_an_exported_run_gives_its_model_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run(variant="mha", config=tiny_study.base)
-    list(execute(run, tmp_path, "x", Places(None, tmp_path / "cache"), torch.device("cpu")))
+    places = Places(None, tmp_path / "cache")
+    identity = run.config.identity(corpus_of(run.config.data, places).fingerprint)
+    list(execute(run, tmp_path, identity, places, torch.device("cpu")))
     attnlab.export("mha/seed-0", "my_model")
     names: dict[str, Any] = {}
     exec(python_block('load_run("my_model")'), names)

@@ -15,7 +15,7 @@ from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import LanguageModel, ModelConfig
-from attnlab.runner.execute import execute
+from attnlab.runner.execute import corpus_of, execute
 from attnlab.training.run import Run
 
 CPU = torch.device("cpu")
@@ -148,7 +148,9 @@ def test_a_run_with_a_kernel_of_half_precision_goes_on_from_a_prompt(tmp_path, k
     cuda = torch.device("cuda", 0)
     mechanism = GroupedQuery(n_heads=2, n_kv_heads=2, kernel=kernel)
     run = Run(variant="a", config=tiny_study.base.with_mechanisms(mechanism))
-    events = list(execute(run, tmp_path, "identity", Places(None, tmp_path / "cache"), cuda))
+    places = Places(None, tmp_path / "cache")
+    identity = run.config.identity(corpus_of(run.config.data, places).fingerprint)
+    events = list(execute(run, tmp_path, identity, places, cuda))
     assert events[-1].status == "finished", events[-1]
     trained = load_run(tmp_path / "a" / "seed-0", cuda)
     tokens_BT = torch.randint(256, (2, 7), generator=torch.Generator().manual_seed(0)).to(cuda)
@@ -172,7 +174,8 @@ def test_tokens_come_as_they_are_made():
 def run_folder(tmp_path):
     places = Places(None, tmp_path / "cache")
     config = replace(tiny_study.base, seed=3)
-    list(execute(Run(variant="a", config=config), tmp_path, "identity", places, CPU))
+    identity = config.identity(corpus_of(config.data, places).fingerprint)
+    list(execute(Run(variant="a", config=config), tmp_path, identity, places, CPU))
     return tmp_path / "a" / "seed-3"
 
 

@@ -63,6 +63,10 @@ DeviceOption = Annotated[
 BestOption = Annotated[
     bool, typer.Option("--best", help="Use the weights with the lowest validation loss.")
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Execute the code that the folder carries in sources/."),
+]
 RunArgument = Annotated[
     Path,
     typer.Argument(

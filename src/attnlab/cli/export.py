@@ -8,6 +8,7 @@ import typer
 from attnlab.cli.app import (
     BestOption,
     RunArgument,
+    TrustOption,
     app,
     errors,
     reports_user_errors,
@@ -23,14 +24,15 @@ def export(
         Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)
     ],
     best: BestOption = False,
+    trust: TrustOption = False,
 ) -> None:
-    """Write a run's weights (safetensors), settings and tokenizer into a new folder.
+    """Write a run's weights (safetensors), settings, tokenizer and own code into a new folder.
 
     attnlab.load_run(DIR) loads the model, attnlab generate DIR generates text with it.
     """
     import attnlab
 
-    exported = attnlab.export(run, folder, which="best" if best else "last")
+    exported = attnlab.export(run, folder, which="best" if best else "last", trust=trust)
     if exported.note is not None:
         verbatim(exported.note, errors, style="yellow")
     files = ", ".join(sorted(path.name for path in exported.folder.iterdir()))

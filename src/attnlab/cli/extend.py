@@ -9,6 +9,7 @@ from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
     RunArgument,
+    TrustOption,
     app,
     command_line,
     console,
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
 
 @app.command("extend")
 @reports_user_errors
-def extend_(
+def extend_(  # noqa: PLR0913  one parameter per option
     run: RunArgument,
     steps: Annotated[
-        int, typer.Option(help="Train up to this many steps, the finished ones included.")
-    ],
+        int | None,
+        typer.Option(
+            help="Train up to this many steps, the finished ones included.", show_default=False
+        ),
+    ] = None,
+    by: Annotated[
+        int | None, typer.Option(help="Train this many steps more.", show_default=False)
+    ] = None,
     constant: Annotated[
         bool, typer.Option("--constant", help="Keep the learning rate of the last finished step.")
     ] = False,
@@ -38,12 +45,13 @@ def extend_(
             show_default="results/STUDY_to_STEPS",
         ),
     ] = None,
+    trust: TrustOption = False,
     device: DeviceOption = "auto",
     fla_path: FlaPathOption = None,
 ) -> None:
-    """Continue a finished run to STEPS steps, as a new run; the old run is not changed.
+    """Continue a finished run to --steps, or by --by, as a new run; the old run is not changed.
 
-    The learning rate follows the schedule of a run of STEPS steps, and therefore rises at first.
+    The learning rate follows the schedule of a run of that length, and therefore rises at first.
     """
     from rich.progress import (
         BarColumn,
@@ -83,6 +91,8 @@ def extend_(
         new = attnlab.extend(
             run,
             steps=steps,
+            by=by,
+            trust=trust,
             schedule="constant" if constant else "rederived",
             out=out,
             device=device,

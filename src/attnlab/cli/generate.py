@@ -1,5 +1,6 @@
 """`attnlab generate`: generate text from a trained run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ from attnlab.cli.app import (
     BestOption,
     DeviceOption,
     FlaPathOption,
-    RunArgument,
+    TrustOption,
     app,
     console,
     errors,
@@ -20,8 +21,15 @@ from attnlab.cli.app import (
 @app.command("generate")
 @reports_user_errors
 def generate_(  # noqa: PLR0913  one parameter per option
-    run: RunArgument,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="Continue this text.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's folder, or an exported one.",
+            show_default="the newest run with weights below results/",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Generate this many tokens.", min=1)] = 200,
     temperature: Annotated[
         float, typer.Option(help="Sample at this temperature; 0 takes the most likely token.")
@@ -36,6 +44,7 @@ def generate_(  # noqa: PLR0913  one parameter per option
     seed: Annotated[int, typer.Option(help="Seed the random draws.")] = 0,
     samples: Annotated[int, typer.Option(help="Generate this many texts.", min=1)] = 1,
     best: BestOption = False,
+    trust: TrustOption = False,
     device: DeviceOption = "auto",
     fla_path: FlaPathOption = None,
 ) -> None:
@@ -44,10 +53,14 @@ def generate_(  # noqa: PLR0913  one parameter per option
     One text is printed while it is generated.
     """
     import attnlab
+    from attnlab.inference.saved_model import newest_run
 
     attnlab.use_fla(fla_path)
     sampling = attnlab.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    trained = attnlab.load_run(run, device, which="best" if best else "last")
+    if run is None:
+        run = newest_run(Path("results"))
+        verbatim(f"run: {run}", errors)
+    trained = attnlab.load_run(run, device, which="best" if best else "last", trust=trust)
     if trained.note is not None:
         verbatim(trained.note, errors, style="yellow")
     texts = attnlab.generate(

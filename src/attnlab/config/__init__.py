@@ -9,7 +9,13 @@ from attnlab.config.own_code import (
     own_error,
 )
 from attnlab.config.own_kinds import OwnKind, forget_names, own_kind, read_from_record
-from attnlab.config.own_sources import carried_sources, digest, identity_sources, without_folders
+from attnlab.config.own_sources import (
+    carried_sources,
+    digest,
+    identity_sources,
+    original_files,
+    without_folders,
+)
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, kind_name, own_classes
 from attnlab.config.values import whole_number
@@ -30,6 +36,7 @@ __all__ = [
     "is_own",
     "kind_name",
     "load_file",
+    "original_files",
     "override",
     "own_classes",
     "own_error",

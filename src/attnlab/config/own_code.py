@@ -29,6 +29,7 @@ _SITE = ("site-packages", "dist-packages")
 MESSAGE_LETTERS = 300  # of an exception of the user's code, in one line
 
 short_names = dict[str, Path]()  # files by the names that settings and records give them
+given_names = dict[Path, str]()  # names of files that another process gave them
 _executed = dict[Path, bytes]()  # the bytes of each of the user's files as they were last executed
 _roots = list[Path]()  # folders that are searched for modules, those of the newest file first
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)  # of the file being executed

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnlab.config.own_code import executing_folder, root_of, short_names
+from attnlab.config.own_code import executing_folder, given_names, root_of, short_names
 
 _only: ContextVar["RecordedFiles | None"] = ContextVar("only", default=None)
 
@@ -29,6 +29,7 @@ def find_file(kind: str, path: str) -> Path:
     if only is not None:
         return only.file(path)
     if isinstance(kind, OwnKind):
+        given_names[kind.path] = path
         return kind.path
     beside = None if folder is None else folder / path
     return beside if beside is not None and beside.is_file() else Path(path).expanduser()
@@ -37,6 +38,7 @@ def find_file(kind: str, path: str) -> Path:
 def forget_names() -> None:
     """Let the files that are used from now on have their short names, whatever was used before."""
     short_names.clear()
+    given_names.clear()
 
 
 class OwnKind(str):
@@ -102,6 +104,8 @@ def short_name(path: Path) -> str:
     If another file of this process has the name, it begins with the folders above the root.
     """
     path = path.resolve()
+    if path in given_names:
+        return given_names[path]
     above = root_of(path)
     name = path.relative_to(above).as_posix()
     while short_names.setdefault(name, path) != path:

@@ -119,6 +119,17 @@ def carried_sources(classes: Iterable[type]) -> dict[str, bytes]:
     return found
 
 
+def original_files(classes: Iterable[type]) -> dict[str, str]:
+    """Return the absolute path of every file of `carried_sources`, by the same names."""
+    found = dict[str, str]()
+    for cls in classes:
+        if (kind := own_kind(cls)) is not None:
+            files = _read(kind.path, executed_source)
+            above = kind.rpartition(":")[0].removesuffix(next(iter(files)))
+            found |= {above + name: str(path) for name, (path, _) in files.items()}
+    return found
+
+
 def _stamp(file: Path) -> tuple[int, ...]:
     try:
         stat = file.stat()

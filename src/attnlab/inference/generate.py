@@ -59,19 +59,21 @@ def generate(  # noqa: PLR0913  one parameter per option
     sampling: Sampling | None = None,
     which: Which = "last",
     device: torch.device | str = "auto",
+    trust: bool = False,
     watch: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Generate text from a trained run.
 
     Args:
         run: a run's folder, such as results/quickstart/mha/seed-0, or one that `export` wrote; or
-            what `load_run` returned. Of the latter, the next two arguments are not used.
+            what `load_run` returned, for which `which`, `device` and `trust` are not used.
         prompt: the beginning of the text.
         samples: number of texts.
         max_new_tokens: tokens that are generated per text.
         sampling: temperature, top-k, top-p and seed; temperature 0.8 by default.
         which: weights of the last step, or of the lowest validation loss ("best").
         device: auto, cpu, cuda or cuda:1.
+        trust: True to execute code that the folder carries; see `load_run`.
         watch: called with the first text piece by piece, as it is generated.
 
     Returns:
@@ -80,7 +82,7 @@ def generate(  # noqa: PLR0913  one parameter per option
     Raises:
         ValueError: the prompt is empty, there is no such run, or it has no usable checkpoint.
     """
-    trained = run if isinstance(run, Trained) else load_run(run, device, which=which)
+    trained = run if isinstance(run, Trained) else load_run(run, device, which=which, trust=trust)
     prompt_ids = trained.codec.encode([prompt])
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one character")

@@ -1,31 +1,38 @@
 """Trained models on disk: loaded from a run's folder, or from one that `export` wrote.
 
-    <exported>/{model.safetensors, config.json, tokenizer.json, state.json}
+    <exported>/{model.safetensors, config.json, tokenizer.json, sources/..., state.json}
 
-An exported folder has the weights, settings and tokenizer of a run, and needs no other file.
+An exported folder has the weights, settings and tokenizer of a run, and the source of the user's
+own classes in it. It needs no other file. Nothing is exported that cannot be loaded.
 """
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from attnlab.data.byte_level_files import read_utf8
 from attnlab.data.codec import Codec
 from attnlab.device.selection import choose_device
+from attnlab.inference.recorded import (
+    DESCRIBED,
+    SOURCES,
+    Recorded,
+    carried_in,
+    read_recorded,
+    tokenizer_bytes,
+)
 from attnlab.model.language_model import LanguageModel
-from attnlab.record import runs_in
 from attnlab.record.atomic_files import DamagedError
-from attnlab.record.verified_folder import STATE, read_verified, write_verified
-from attnlab.training.checkpoint import Checkpoint, load_newest, tensor_file
+from attnlab.record.verified_folder import STATE, write_verified
+from attnlab.training.checkpoint import Checkpoint, load_newest, load_weights, tensor_file
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast
 
 Which = Literal["last", "best"]  # the weights of the last step, or of the lowest validation loss
-DESCRIBED = ("config.json", "tokenizer.json")
 
 
 class Trained(NamedTuple):
@@ -52,7 +59,11 @@ class Exported(NamedTuple):
 
 
 def load_run(
-    folder: Path | str, device: torch.device | str = "cpu", *, which: Which = "last"
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    which: Which = "last",
+    trust: bool = False,
 ) -> Trained:
     """Return the model of a run, finished or not, or of a folder that `export` wrote.
 
@@ -62,57 +73,75 @@ def load_run(
         folder: a run's folder, such as results/quickstart/mha/seed-0, or an exported one.
         device: a torch device, or auto, cpu, cuda or cuda:1.
         which: weights of the last step, or of the lowest validation loss ("best").
+        trust: True to execute code that the folder carries, which runs as any program does. Code
+            that `attnlab.run` executed on this machine needs no trust.
 
     Raises:
-        ValueError: the folder has no run, the run has no undamaged checkpoint, or there is no such
-            device.
+        ValueError: the folder has no run, a file is not as it was written, the run has no usable
+            weights, its code is not trusted or its original was edited, or there is no such device.
     """
     folder = Path(folder)
-    config, identity = settings_of(folder)
-    found = _weights(folder, identity, which)
-    tokenizer = config.data.tokenizer
+    recorded = read_recorded(folder, trust=trust)
+    found = _weights(folder, recorded, which)
+    tokenizer = recorded.config.data.tokenizer
+    codec = _codec(folder, recorded)
     place = choose_device(device) if isinstance(device, str) else device
-    model = config.model.build(tokenizer.vocab_size, config.seed).to(place).eval()
-    model.load_state_dict(found.model)
-    path = folder / "tokenizer.json"
-    codec = tokenizer.restore(read_utf8(path), path)
-    return Trained(config, model, codec, found.step, found.note)
+    model = recorded.config.model.build(tokenizer.vocab_size, recorded.config.seed).to(place).eval()
+    try:
+        model.load_state_dict(found.model)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights in {folder} do not fit its settings: {reason}") from None
+    return Trained(recorded.config, model, codec, found.step, found.note)
 
 
-def export(run: Path | str, folder: Path | str, *, which: Which = "last") -> Exported:
-    """Write the weights, settings and tokenizer of a run into a new folder, for `load_run`.
+def export(
+    run: Path | str, folder: Path | str, *, which: Which = "last", trust: bool = False
+) -> Exported:
+    """Write weights, settings, tokenizer and own code of a run into a new folder, for `load_run`.
 
     Args:
-        run: the folder of a run, or a folder that `export` wrote.
-        folder: the new folder, which may exist if it is empty.
+        run: the run's folder.
+        folder: a new folder.
         which: the weights of the last step, or those of the lowest validation loss.
-
-    The source code of the user's own mechanisms is not written.
+        trust: as for `load_run`.
 
     Raises ValueError as `load_run` does, or if the new folder is not empty.
     """
     run, folder = Path(run), Path(folder)
-    _, identity = settings_of(run)
-    found = _weights(run, identity, which)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    trained = load_run(run, which=which, trust=trust)  # what cannot be loaded is not exported
+    recorded = read_recorded(run, trust=trust)
+    if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
         raise ValueError(f"{folder} already exists and is not replaced: give a new folder")
-    described = {name: (run / name).read_bytes() for name in DESCRIBED}
-    state = {"step": found.step, "identity": identity, "which": which}
-    write_verified(folder, {"model.safetensors": tensor_file(found.model), **described}, state)
-    return Exported(folder, found.step, found.note)
+    files: dict[str, bytes | Callable[[Path], object]] = {
+        **{name: (run / name).read_bytes() for name in DESCRIBED},
+        **{f"{SOURCES}/{name}": source for name, source in carried_in(run).items()},
+        "model.safetensors": tensor_file(_weights(run, recorded, which).model),
+    }
+    state = {
+        "step": trained.step,
+        "identity": recorded.identity,
+        "which": which,
+        "data": recorded.fingerprint,
+        "own_code": recorded.own_code,
+    }
+    write_verified(folder, files, state)
+    return Exported(folder, trained.step, trained.note)
 
 
-def settings_of(folder: Path) -> tuple[RunConfig, str]:
-    """Return settings and identity of the run in a folder. Raises ValueError if there is none."""
-    if not all((folder / name).is_file() for name in DESCRIBED):
-        if any(run.packed() for run in runs_in(folder)):
-            raise ValueError(f"{folder} is packed, and packed runs have no weights")
-        runs = sorted(str(run) for run in folder.glob("**/seed-*") if run.is_dir())[:5]
-        hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
-        raise ValueError(f"no run in {folder}: it has no config.json and tokenizer.json{hint}")
-    record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    fields = {key: value for key, value in record.items() if key not in ("identity", "variant")}
-    return RunConfig.from_dict(fields), record["identity"]
+def newest_run(results: Path) -> Path:
+    """Return the folder of the run below `results` whose weights were written last.
+
+    Raises ValueError if no run there has weights.
+    """
+    written = {
+        state.parents[2]: state.stat().st_mtime_ns
+        for state in results.glob(f"*/*/seed-*/checkpoints/*/{STATE}")
+        if (state.parents[2] / "config.json").is_file()
+    }
+    if not written:
+        raise ValueError(f"no run below {results}/ has weights: name the folder of a run")
+    return max(written, key=lambda run: written[run])
 
 
 def checkpoint_of(run: Path, identity: str) -> tuple[Checkpoint, str | None]:
@@ -120,10 +149,13 @@ def checkpoint_of(run: Path, identity: str) -> tuple[Checkpoint, str | None]:
 
     Raises ValueError if there is none.
     """
-    found = load_newest(run / "checkpoints", identity)
+    folder = run / "checkpoints"
+    found = load_newest(folder, identity)
     if found.checkpoint is None:
         why = "; ".join(found.skipped) or "there is none, as with train.keep=none"
-        raise ValueError(f"no usable checkpoint in {run / 'checkpoints'}: {why}")
+        if any(folder.glob("weights-*")):
+            why = "its weights alone were kept (train.keep=weights); train it with train.keep=last"
+        raise ValueError(f"no usable checkpoint in {folder}: {why}")
     return found.checkpoint, found.note
 
 
@@ -133,10 +165,20 @@ class _Weights(NamedTuple):
     note: str | None
 
 
-def _weights(folder: Path, identity: str, which: Which) -> _Weights:
-    if (folder / STATE).is_file():
-        return _exported(folder, which)
-    newest, note = checkpoint_of(folder, identity)
+def _weights(folder: Path, recorded: Recorded, which: Which) -> _Weights:
+    if recorded.state is not None:
+        if which == "best" and recorded.state.get("which") != "best":
+            raise ValueError(f"{folder} has the last weights only: export the best ones of its run")
+        return _Weights(recorded.state["step"], _tensors(folder / "model.safetensors"), None)
+    try:
+        alone = load_weights(folder / "checkpoints", recorded.identity)
+    except (DamagedError, SafetensorError) as error:
+        raise ValueError(f"no usable weights in {folder}: {error}") from None
+    if alone is not None and which == "last":
+        return _Weights(*alone, note=None)
+    if alone is not None:
+        raise ValueError(f"{folder} has no best weights: only train.keep=best_and_last keeps them")
+    newest, note = checkpoint_of(folder, recorded.identity)
     if which == "last":
         return _Weights(newest.step, newest.model, note)
     if newest.best is None:
@@ -144,11 +186,26 @@ def _weights(folder: Path, identity: str, which: Which) -> _Weights:
     return _Weights(newest.best.step, newest.best.model, note)
 
 
-def _exported(folder: Path, which: Which) -> _Weights:
+def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        state = read_verified(folder)
-    except DamagedError as error:
-        raise ValueError(f"{folder} is damaged: {error}; export the run again") from None
-    if which == "best" and state["which"] != "best":
-        raise ValueError(f"{folder} has the last weights only: export the best ones of its run")
-    return _Weights(state["step"], load_file(folder / "model.safetensors"), None)
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _codec(folder: Path, recorded: Recorded) -> Codec:
+    path, tokenizer = folder / "tokenizer.json", recorded.config.data.tokenizer
+    content = path.read_bytes() if recorded.state is not None else tokenizer_bytes(folder)
+    try:
+        codec = tokenizer.restore(content.decode(), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if codec.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"{path} has {codec.vocab_size} tokens, but the settings have {tokenizer.vocab_size}"
+        )
+    return codec
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())

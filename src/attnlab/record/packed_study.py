@@ -5,7 +5,8 @@ removed only after every folder is restored. A process that is killed at any ins
 each run is then in a folder, in the packed file, or in both, and readers find it once.
 
 Packed are config.json, environment.json, metrics.jsonl and summary.json of every run, and
-choice.json of every tuned variant. Weights are not packed, nor is the tokenizer.json beside them.
+choice.json of every tuned variant. Weights are not packed, nor what only serves to load them: the
+tokenizer.json and the sources beside them.
 """
 
 import contextlib
@@ -178,7 +179,7 @@ def _refuse_other_files(run: RunFolder) -> None:
     """Raise ValueError if files would be lost that nobody asked to delete."""
     if run.ended.is_dir() and _has_files(run.partial):
         raise ValueError(f"{run.ended} and {run.partial} hold the same run: delete one of them")
-    known = (*RUN_FILES, "tokenizer.json", "checkpoints")
+    known = (*RUN_FILES, "tokenizer.json", "sources", "checkpoints")
     others = sorted(path.name for path in run.path.iterdir() if path.name not in known)
     others = [name for name in others if not TEMPORARY.fullmatch(name)]
     if others:

@@ -13,6 +13,8 @@
         environment.json   code, packages and device; those before a resume under "earlier"
         metrics.jsonl      one JSON object per line, each with its "step"
         summary.json       "status", "reason" and the final numbers
+        tokenizer.json     its tokenizer, for models that are loaded from the folder
+        sources/           the user's own code that the run executes, if there is any
         checkpoints/       the trainer's; removed at the end of the run if none are kept
 
 Whole files are replaced atomically. `metrics.jsonl` grows line by line, and a last line that a kill
@@ -183,8 +185,12 @@ class RunFolder:
         """
         if self.status() not in ("finished", "diverged") or self.packed() is not None:
             return
-        if (self.config() or {}).get("train", {}).get("keep") == "none":
+        keep = (self.config() or {}).get("train", {}).get("keep")
+        if keep == "none":
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+        elif keep == "weights":
+            for checkpoint in self.checkpoints.glob("step-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
         if not self.ended.is_dir():
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.partial.rename(self.ended)

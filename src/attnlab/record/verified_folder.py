@@ -26,7 +26,7 @@ def write_verified(
 
     Args:
         folder: the folder.
-        files: by name, the bytes of each file, or a function that writes the file at a path.
+        files: by path in the folder, the bytes of a file, or a function that writes it at a path.
         state: JSON values that are stored beside the files, for `read_verified`.
 
     Raises:
@@ -35,6 +35,7 @@ def write_verified(
 
     def fill(unfinished: Path) -> None:
         for name, content in files.items():
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
                 (unfinished / name).write_bytes(content)
             else:

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from attnlab.config import digest
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.environment import describe
 from attnlab.device.memory import PeakMemory
+from attnlab.inference.recorded import own_code_record, write_sources
 from attnlab.record import RunFolder, replace_file
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.training import checkpoint
@@ -62,6 +64,7 @@ class _Execution:
         self.best: Best | None = None
         self.environment = describe(device)
         self.corpus = corpus_of(config.data, places)
+        self.tokenizer = self.corpus.codec.to_json().encode()
         self.memory = PeakMemory(device)
         self.step = step_of_run(config, self.corpus, device)
         self.model, self.autocast = self.step.model, self.step.autocast
@@ -120,11 +123,14 @@ class _Execution:
             "precision": self.config.train.precision_on(self.device.type),
             "compiled": self.step.compiled,
             "data": dict(self.corpus.description) | {"fingerprint": self.corpus.fingerprint},
+            "own_code": own_code_record(self.config),
+            "tokenizer_sha256": digest(self.tokenizer),
             "begins": {"step": state.step if state else 0, "skipped": found.skipped},
         }
         self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
         checkpoint.remove_old(self.folder.checkpoints)
-        replace_file(self.folder.path / "tokenizer.json", self.corpus.codec.to_json().encode())
+        replace_file(self.folder.path / "tokenizer.json", self.tokenizer)
+        write_sources(self.folder.path, self.config)
         if state is not None:
             self.model.load_state_dict(state.model)
             self.step.restore(state.step, state.optimizer)
@@ -152,6 +158,10 @@ class _Execution:
         evaluated = [m for m in self.folder.metrics() if m.get("eval_loss") is not None]
         best = min(evaluated, key=lambda m: m["eval_loss"], default={})
         parent = self.config.parent()
+        if self.config.train.keep == "weights" and outcome["status"] == "finished":
+            checkpoint.save_weights(
+                self.folder.checkpoints, self.step.step, self.model.state_dict(), self.identity
+            )
         self.folder.finish(
             {
                 **outcome,

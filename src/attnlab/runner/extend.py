@@ -11,7 +11,8 @@ from pathlib import Path
 
 from attnlab.data import Places
 from attnlab.device.selection import choose_device
-from attnlab.inference.saved_model import checkpoint_of, settings_of
+from attnlab.inference.recorded import Recorded, read_recorded
+from attnlab.inference.saved_model import checkpoint_of
 from attnlab.record import RunFolder, StudyRecord, sweep
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import of_run, unlike_others
@@ -21,23 +22,25 @@ from attnlab.runner.schedule import conflict
 from attnlab.study.events import ignore
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Schedule
-from attnlab.training.run import Run, RunConfig
+from attnlab.training.run import Run
 from attnlab.version import __version__
 
 
 def extend(  # noqa: PLR0913  one parameter per option
     run: Path | str,
     *,
-    steps: int,
+    steps: int | None = None,
+    by: int | None = None,
     schedule: Schedule = "rederived",
     out: Path | str | None = None,
+    trust: bool = False,
     data: Path | str | None = None,
     cache: Path | str | None = None,
     device: str = "auto",
     watch: Callable[[Event], None] = ignore,
     command: str | None = None,
 ) -> RunFolder:
-    """Continue a finished run to `steps` steps in total, as a new run.
+    """Continue a finished run to `steps` steps in total, or by `by` more, as a new run.
 
     The batch and the dropout of a step depend on the seed and the step's number alone, so they are
     those of a run of this length. The new run's folder begins with the metrics of the finished run,
@@ -47,10 +50,12 @@ def extend(  # noqa: PLR0913  one parameter per option
     Args:
         run: the run's folder, such as results/quickstart/mha/seed-0.
         steps: training steps of the new run in total.
+        by: training steps of the new run beyond those of the finished one, in place of `steps`.
         schedule: "rederived": the learning rate is that of a run of `steps` steps, and so rises
             again at first. "constant": it stays at its last value.
         out: the study folder of the new run, results/NAME_to_STEPS by default. The variant keeps
             its name.
+        trust: True to execute code that the run's folder carries; see `attnlab.load_run`.
         data, cache, device: as for `attnlab.run`.
         watch: a function that is called with each event of the run, `Progress` or `Ended`.
         command: the command that the record names, by default this call.
@@ -60,22 +65,23 @@ def extend(  # noqa: PLR0913  one parameter per option
 
     Raises:
         ValueError: the run is not finished or kept no checkpoint; `steps` is not larger than its
-            number of steps; its data or a source file of the user's own has changed; or `out` holds
-            this run with different settings, or runs that it cannot be compared with. Nothing was
-            run.
+            number of steps; both or neither of `steps` and `by` are given; its data or a file in
+            its folder has changed; its code is not trusted, or its original was edited; or `out`
+            holds this run with different settings, or runs that it cannot be compared with. Nothing
+            was run.
     """
     parent = RunFolder.at(Path(run))
-    config, identity = _finished(parent)
-    if steps <= config.train.steps:
-        raise ValueError(f"{parent.path} has {config.train.steps} steps; {steps} is not more")
-    state, note = checkpoint_of(parent.path, identity)
-    longer, where = config.extended(steps, schedule), Places.from_environment(data, cache)
+    recorded = _finished(parent, trust=trust)
+    steps = _total(recorded.config.train.steps, steps, by, parent)
+    state, note = checkpoint_of(parent.path, recorded.identity)
+    longer, where = recorded.config.extended(steps, schedule), Places.from_environment(data, cache)
     on_device = choose_device(device)
     corpus = corpus_of(longer.data, where)
     fingerprint = corpus.fingerprint
-    if config.identity(fingerprint) != identity:
+    if fingerprint != recorded.fingerprint:
         raise ValueError(
-            f"{parent.path} cannot be extended: its data or a source file of your own has changed"
+            f"{parent.path} cannot be extended: its data has changed ({longer.data.kind()}, "
+            f"fingerprint {recorded.fingerprint} then, {fingerprint} now); restore the files"
         )
     study_dir = Path(out) if out is not None else _beside(parent, steps)
     planned = Run(variant=parent.variant, config=longer)
@@ -108,9 +114,22 @@ def extend(  # noqa: PLR0913  one parameter per option
     return new
 
 
-def _finished(run: RunFolder) -> tuple[RunConfig, str]:
+def _total(done: int, steps: int | None, by: int | None, run: RunFolder) -> int:
+    """Return the number of steps of the extended run."""
+    if (steps is None) == (by is None):
+        raise ValueError("give either the steps in total (--steps N) or the steps to add (--by N)")
+    if by is not None and by < 1:
+        raise ValueError(f"by: must be at least 1 step, got {by}")
+    total = done + by if by is not None else steps
+    assert total is not None
+    if total <= done:
+        raise ValueError(f"{run.path} has {done} steps; {total} is not more")
+    return total
+
+
+def _finished(run: RunFolder, *, trust: bool) -> Recorded:
     """Return the settings and the identity of a run. Raise ValueError if it has not finished."""
-    config, identity = settings_of(run.path)
+    recorded = read_recorded(run.path, trust=trust)
     status = run.status()
     if status != "finished":
         advice = {
@@ -119,7 +138,7 @@ def _finished(run: RunFolder) -> tuple[RunConfig, str]:
             "partial": "run its command again to resume it",
         }
         raise ValueError(f"{run.path} has not finished ({status}): {advice[status]}")
-    return config, identity
+    return recorded
 
 
 def _beside(parent: RunFolder, steps: int) -> Path:

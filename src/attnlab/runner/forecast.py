@@ -112,11 +112,12 @@ class Forecast:
         """Return an upper bound: the checkpoints that stay, and those of the runs in progress."""
         study, kept_bytes, passing = self.schedule.study, 0, 0
         for variant, config in study.variants.items():
-            numbers = NUMBERS_PER_WEIGHT + (config.train.keep == "best_and_last")
-            one = 4 * numbers * config.cost().params
+            keep, params = config.train.keep, config.cost().params
+            one = 4 * (NUMBERS_PER_WEIGHT + (keep == "best_and_last")) * params
             written = config.train.n_checkpoints
-            kept = 0 if config.train.keep == "none" else min(KEPT, written)
-            kept_bytes += self.schedule.verdict_count([variant]).left()[0] * kept * one
+            kept = min(KEPT, written) if keep in ("best_and_last", "last") else 0
+            stays = 2 * params if keep == "weights" else kept * one  # weights are bfloat16
+            kept_bytes += self.schedule.verdict_count([variant]).left()[0] * stays
             # the next checkpoint is written before an old one is removed
             passing = max(passing, (min(KEPT + 1, written) - kept) * one)
         left = self.schedule.unfinished_variants()

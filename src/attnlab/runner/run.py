@@ -12,6 +12,7 @@ from pathlib import Path
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem
+from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, sweep
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
@@ -139,6 +140,8 @@ def run(  # noqa: PLR0913  one parameter per option
     read = read_data(chosen, places)
     fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
     schedule = open_schedule(chosen, study_dir, fingerprints)
+    for config in chosen.variants.values():
+        remember_code(config)
     left = schedule.unfinished_variants()
     if left and not anyway:
         requested = {name: of_run(chosen.variants[name], corpus) for name, corpus in read.items()}

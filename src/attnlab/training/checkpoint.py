@@ -5,12 +5,19 @@
 A run that continues from a checkpoint gets the same bits as one that was not interrupted.
 `best.safetensors` has the weights of the lowest validation loss so far. It is left out if those are
 the weights of the step itself.
+
+A run that keeps no more than its weights (`train.keep=weights`) ends with
+
+    checkpoints/weights-000500/{model.safetensors, state.json}
+
+whose matrices are bfloat16: a sixth of a checkpoint. It can be sampled and exported, not continued.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -83,6 +90,32 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
             "and the same command continues from there"
         ) from error
     remove_old(folder)
+
+
+def save_weights(folder: Path, step: int, model: Mapping[str, Tensor], identity: str) -> None:
+    """Write the weights after a step alone, with matrices of float32 in bfloat16.
+
+    Raises OSError as `save` does.
+    """
+    small = {
+        name: tensor.bfloat16() if tensor.dtype == torch.float32 and tensor.ndim > 1 else tensor
+        for name, tensor in model.items()
+    }
+    files = {"model.safetensors": tensor_file(small)}
+    write_verified(folder / f"weights-{step:06d}", files, {"step": step, "identity": identity})
+
+
+def load_weights(folder: Path, identity: str) -> tuple[int, dict[str, Tensor]] | None:
+    """Return the step and the weights that `save_weights` wrote, or None if there are none.
+
+    Raises DamagedError if they are not as they were written, or are those of another run.
+    """
+    for path in sorted(folder.glob("weights-*"), reverse=True):
+        state = read_verified(path)
+        if state["identity"] != identity:
+            raise DamagedError(f"{path}: it belongs to another run")
+        return int(state["step"]), load_file(path / "model.safetensors")
+    return None
 
 
 def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:

@@ -46,7 +46,8 @@ class TrainConfig(Config):
     eval_batch_size: int = 16  # sequences per batch of an evaluation; does not change the result
     checkpoint_every: int = 500  # steps between two checkpoints
     extends: Extension | None = None  # the shorter run that this one continues; None: no run
-    keep: Literal["best_and_last", "last", "none"] = "best_and_last"  # weights kept after the run
+    keep: Literal["best_and_last", "last", "weights", "none"] = "best_and_last"  # after the run
+    # ^ best_and_last, last: to extend, sample, export; weights: bfloat16, to sample and export
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: bfloat16 autocast on CUDA
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA, for long runs
     cuda_graph: Literal["auto", "off"] = "auto"  # auto: on CUDA the whole step is one CUDA graph
@@ -97,14 +98,14 @@ class TrainConfig(Config):
         The last checkpoint is for later use, the earlier ones are for a run that is interrupted.
         """
         if step == self.steps:
-            return self.keep != "none"
+            return self.keep in ("best_and_last", "last")
         return step % self.checkpoint_every == 0
 
     @property
     def n_checkpoints(self) -> int:
         """Number of checkpoints that a whole run writes."""
         before_the_last = math.ceil(self.steps / self.checkpoint_every) - 1
-        return before_the_last + (self.keep != "none")
+        return before_the_last + self.checkpoint_due(self.steps)
 
     def precision_on(self, device_type: str) -> str:
         """Return `bfloat16` (autocast, with float32 weights) or `float32`."""

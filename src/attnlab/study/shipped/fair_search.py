@@ -59,7 +59,7 @@ base = RunConfig(
         weight_decay=0.01,
         log_every=10,
         eval_every=25,
-        keep="none",
+        keep="weights",  # to sample and export; `train.keep=last` for runs that are extended
     ),
 )
 

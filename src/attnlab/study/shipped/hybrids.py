@@ -55,7 +55,7 @@ base = RunConfig(
         log_every=10,
         eval_every=100,
         eval_batch_size=48,
-        keep="none",  # 1.8 GB a run; `train.keep=last` for runs that go on, are sampled or exported
+        keep="weights",  # to sample and export; `train.keep=last` for runs that are extended
     ),
 )
 

@@ -1,0 +1,249 @@
+"""A run's folder and an export are data: verified, complete, and no code runs unasked."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny_study
+from typer.testing import CliRunner
+
+import attnlab
+from attnlab.cli import app
+from attnlab.config import forget_names
+from attnlab.data import Places
+from attnlab.inference.recorded import remember_code
+from attnlab.inference.saved_model import Trained
+from attnlab.mechanism import MechanismConfig
+from attnlab.runner.execute import corpus_of, execute
+from attnlab.training.run import Run, RunConfig
+
+CPU = torch.device("cpu")
+MECHANISM = """
+from dataclasses import dataclass
+from torch import nn
+from attnlab.mechanism import Mechanism, MechanismConfig
+from helper import causal_mean
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(MechanismConfig):
+    def build(self, d_model, dropout=0.0):
+        return Mixer(d_model)
+
+class Mixer(Mechanism):
+    def __init__(self, d_model):
+        super().__init__()
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BTD):
+        return self.o_proj(causal_mean(x_BTD))
+"""
+HELPER = """
+import torch
+
+def causal_mean(x):
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+"""
+
+
+def train(config: RunConfig, study_dir: Path, cache: Path) -> Path:
+    places = Places(None, cache)
+    identity = config.identity(corpus_of(config.data, places).fingerprint)
+    *_, end = execute(Run(variant="mine", config=config), study_dir, identity, places, CPU)
+    assert end.status == "finished", end
+    return study_dir / "mine" / "seed-0"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with own/mine.py and own/helper.py, run/, trained with them, and its export/."""
+    home, kinds = tmp_path_factory.mktemp("made"), dict(MechanismConfig.kinds)
+    (home / "own").mkdir()
+    (home / "own/mine.py").write_text(MECHANISM)
+    (home / "own/helper.py").write_text(HELPER)
+    own = MechanismConfig.of_kind(f"{home}/own/mine.py:Mine")()
+    config = tiny_study.base.with_mechanisms(own)
+    config = replace(config, train=replace(config.train, steps=4, keep="last"))
+    shutil.copytree(train(config, home / "study", home / "cache"), home / "run")
+    attnlab.export(home / "run", home / "export", trust=True)
+    MechanismConfig.kinds.clear()
+    MechanismConfig.kinds.update(kinds)
+    return home, config
+
+
+@pytest.fixture
+def home(made, tmp_path, monkeypatch):
+    """A copy without the original code, and a machine that has not executed it."""
+    for name in ("run", "export"):
+        shutil.copytree(made[0] / name, tmp_path / name)
+        record = tmp_path / name / ("environment.json" if name == "run" else "state.json")
+        assert str(made[0] / "own/mine.py") in record.read_text()
+    monkeypatch.setenv("ATTNLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_forward_alone_is_trained_sampled_and_left_without_cost(made, home):
+    summary = json.loads((home / "run/summary.json").read_text())
+    assert summary["flops_per_token"] is None
+    assert summary["state_bytes"] is None
+    assert summary["parameters"]["attention"] == 2 * 16 * 16
+    assert len(attnlab.generate("run", "def", max_new_tokens=3, device="cpu", trust=True)) == 1
+
+
+@pytest.mark.parametrize("folder", ["run", "export"])
+def test_code_in_a_folder_is_executed_only_when_it_is_trusted(made, home, folder):
+    assert {path.name for path in (home / folder / "sources").iterdir()} == {"mine.py", "helper.py"}
+    with pytest.raises(ValueError, match=r"runs code of its own.*mine\.py.*--trust"):
+        attnlab.load_run(folder)
+    trusted = attnlab.load_run(folder, trust=True)
+    forget_names()
+    remember_code(made[1])  # as attnlab.run does with code that the user names
+    known = attnlab.load_run(folder)
+    assert all(map(torch.equal, trusted.model.parameters(), known.model.parameters()))
+    (home / folder / "sources" / "more.py").write_text("")  # any other byte is other code
+    with pytest.raises(ValueError, match="was added"):
+        attnlab.load_run(folder)
+
+
+@pytest.mark.parametrize("command", ["generate", "export", "extend"])
+def test_each_command_asks_for_trust_and_takes_it(made, home, command, monkeypatch):
+    monkeypatch.setattr("attnlab.runner.extend.write_report", Path.is_dir)
+    words = {
+        "generate": ["run", "--prompt", "def", "--max-new-tokens", "2", "--device", "cpu"],
+        "export": ["run", "again"],
+        "extend": ["run", "--by", "2", "--device", "cpu"],
+    }
+    if command == "extend":
+        (home / "study/mine").mkdir(parents=True)
+        (home / "run").rename(home / "study/mine/seed-0")
+        words["extend"][0] = "study/mine/seed-0"
+    refused = CliRunner().invoke(app, [command, *words[command]])
+    assert refused.exit_code == 2
+    assert refused.output.count("\n") == 1
+    assert "--trust" in refused.output
+    done = CliRunner().invoke(app, [command, *words[command], "--trust"])
+    assert done.exit_code == 0, done.output
+
+
+def test_an_edited_original_is_named_and_the_runs_own_copy_is_offered(made, home, monkeypatch):
+    forget_names()
+    remember_code(made[1])
+    path = made[0] / "own/helper.py"
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    path.write_text(HELPER.replace("+ 1", "+ 2"))
+    try:
+        with pytest.raises(ValueError, match=r"own/helper\.py was edited after .*--trust"):
+            attnlab.load_run("run")
+        attnlab.load_run("run", trust=True)
+    finally:
+        path.write_text(HELPER)
+    attnlab.load_run("run")
+
+
+EDITS = {
+    "config.json": lambda text: text.replace('"d_ff": 32', '"d_ff": 40'),
+    "sources/helper.py": lambda text: text.replace("+ 1", "+ 2"),
+    "tokenizer.json": lambda text: text[:-20],
+}
+
+
+@pytest.mark.parametrize("folder", ["run", "export"])
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_file_is_named_and_nothing_is_exported(home, folder, name):
+    path = home / folder / name
+    path.write_text(EDITS[name](path.read_text()))
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        attnlab.export(folder, "new", trust=True)
+    assert not (home / "new").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("absent")
+
+
+MUTATIONS = {
+    "cut": cut,
+    "flipped": flip,
+    "absent": Path.unlink,
+    "folder": a_folder,
+    "pipe": a_pipe,
+    "link": a_link,
+    "empty": lambda path: path.write_bytes(b""),
+    "list": lambda path: path.write_text("[]"),
+    "null": lambda path: path.write_text("null"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "latin": lambda path: path.write_bytes(b"\xff\xfe{}"),
+    "huge": lambda path: path.write_text('{"seed": 1e999, "step": 1' + "0" * 5000 + "}"),
+}
+
+
+def loaded_or_said(folder: str) -> Trained | str:
+    try:
+        return attnlab.load_run(folder, trust=True)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("folder", ["run", "export"])
+def test_whatever_happens_to_a_file_is_one_line_or_changes_nothing(made, home, folder, mutation):
+    expected = list(attnlab.load_run(made[0] / folder, trust=True).model.parameters())
+    files = sorted(path.relative_to(home) for path in (home / folder).rglob("*") if path.is_file())
+    unread = ("metrics.jsonl", "summary.json", "optimizer.safetensors")
+    for name in (name for name in files if name.name not in unread):
+        shutil.rmtree(home / folder)
+        shutil.copytree(made[0] / folder, home / folder)
+        MUTATIONS[mutation](home / name)
+        found = loaded_or_said(folder)
+        if isinstance(found, str):
+            assert found.strip(), name
+            assert "\n" not in found, name
+        else:
+            assert all(map(torch.equal, expected, found.model.parameters())), name
+            assert found.note is not None or mutation == "flipped", name
+
+
+def test_the_weights_alone_are_a_sixth_and_can_be_sampled_but_not_extended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=4))
+    sizes, models = {}, {}
+    for keep in ("last", "weights"):
+        kept = replace(config, train=replace(config.train, keep=keep))
+        run = train(kept, Path("results") / keep, tmp_path / "cache")
+        files = list((run / "checkpoints").rglob("*.safetensors"))
+        sizes[keep] = sum(path.stat().st_size for path in files)
+        models[keep] = attnlab.load_run(run).model.state_dict()
+    assert sizes["weights"] < sizes["last"] / 4
+    for name, full in models["last"].items():
+        torch.testing.assert_close(models["weights"][name], full, rtol=2**-8, atol=0)
+    shown = CliRunner().invoke(app, ["generate", "--prompt", "def", "--device", "cpu"])
+    assert shown.exit_code == 0, shown.output
+    assert "run: results/weights/mine/seed-0" in shown.output
+    with pytest.raises(ValueError, match=r"weights alone were kept.*train\.keep=last"):
+        attnlab.extend("results/weights/mine/seed-0", by=2, cache=tmp_path / "cache", device="cpu")
