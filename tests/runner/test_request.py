@@ -1,5 +1,6 @@
 """A request applies its options to the study, once, and names its folders and devices."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 from support import ROOT, fake_workers, tiny_study
 
 from attnlab.config import ConfigError
+from attnlab.data import Places
 from attnlab.device.selection import Slot
-from attnlab.runner.request import Request
+from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.study.load import load_study, shipped_names
 
 TUNED = fake_workers.TUNED
@@ -76,3 +78,74 @@ def test_the_call_names_what_was_given():
     assert request.call() == (
         "attnlab.run('a.py', only=['x', 'y'], seeds=1, overrides=['train.steps=2'])"
     )
+
+
+def passages(start, n=60):
+    return "".join(
+        f"Passage {i}: {i * 7919 % 1000} foxes and {i * 31 % 97} dogs.\n"
+        for i in range(start, start + n)
+    )
+
+
+TRAIN, OTHER = passages(0), passages(1000)
+SHORT_LINES = "".join(f'{{"text": "line {i}"}}\n' for i in range(99))
+SAID = [  # contents of train, valid and test, and the note on them
+    ((TRAIN, TRAIN, OTHER), "100% of the valid split is also in the training split"),
+    ((TRAIN, OTHER, TRAIN), "100% of the test split is also in the training split"),
+    ((TRAIN + OTHER, passages(2000), OTHER), "100% of the test split is also in the training"),
+    ((TRAIN, OTHER + TRAIN[:1000], passages(3000)), "[23].% of the valid split is also in"),
+    ((TRAIN, OTHER, OTHER), "the test split is the validation split"),
+    (
+        (TRAIN, OTHER, "short"),
+        "the test split has 5 tokens, less than one window of train.seq_len=32",
+    ),
+    (
+        (TRAIN.replace("\n", "\r\n"), OTHER, "a\n" * 99),
+        "train.txt: lines end in CRLF, which is kept",
+    ),
+]
+
+
+def read(folder, texts, *settings, ending="txt"):
+    for split, text in zip(("train", "valid", "test"), texts, strict=True):
+        (folder / f"{split}.{ending}").write_bytes(text.encode())
+    data = ["data=text", f"data.paths={folder}", "data.tokenizer=bytes"]
+    study = tiny_study.study.override([*data, *settings])
+    found = read_data(study, Places(None, folder / "cache"))
+    return notes_on_data(study, found)
+
+
+@pytest.mark.parametrize(("texts", "note"), SAID, ids=range(len(SAID)))
+def test_what_a_user_should_know_of_the_data_is_said_once(tmp_path, texts, note):
+    (said,) = read(tmp_path, texts)
+    assert re.search(note, said)
+
+
+def test_documents_that_are_also_for_training_are_found_however_short(tmp_path):
+    lines = SHORT_LINES.splitlines(keepends=True)
+    shuffled = "".join(sorted(lines, key=lambda line: line[::-1]))
+    notes = read(tmp_path, (SHORT_LINES, shuffled, '{"text": "no"}\n' * 40), ending="jsonl")
+    assert [note[:25] for note in notes] == ["100% of the valid split i"]
+
+
+def test_nothing_is_said_of_text_that_is_as_it_should_be(tmp_path):
+    assert read(tmp_path, (TRAIN, OTHER, passages(2000))) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (
+            ("hello world", OTHER, OTHER),
+            "train.seq_len: a window of 32 needs 33 tokens, but the "
+            "training split has 11: set train.seq_len=10 or less, or use more text",
+        ),
+        (("x", OTHER, OTHER), "has 1: use more text"),
+        ((TRAIN, "x", OTHER), "data: the valid split has one token; its loss needs two or more"),
+        ((TRAIN, OTHER, "x"), "data: the test split has one token"),
+    ],
+)
+def test_a_split_without_a_window_is_one_error_for_all_runs(tmp_path, texts, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        read(tmp_path, texts)
+    assert len(error.value.problems) == 1

@@ -1,12 +1,22 @@
-"""Choose the held-out part of a text from the text alone, without a seed or an order of files.
+"""Choose the held-out part of a text, and find how much of a held-out part is in the training text.
 
-Half of the share goes to validation and half to test. Whole units (documents, modules) are held
-out, in the order of the SHA-256 of their names, as long as they fit.
+The choice follows from the text alone, without a seed or an order of files. Half of the share goes
+to validation and half to test. Whole units (documents, modules) are held out, in the order of the
+SHA-256 of their names, as long as they fit.
 """
 
 import hashlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids: TypeAlias = NDArray[np.integer[Any]]
+
+BLOCK = 1 << 22  # tokens that are hashed at once
+SAMPLED = 1 << 12  # windows of a split, about, that are searched for in the training split
+SEARCHED = 1 << 26  # tokens of the training split, about, in blocks spread over it
 
 
 class Tails(NamedTuple):
@@ -44,6 +54,48 @@ def tails(document: str, share: float) -> Tails:
 def rank(name: str) -> str:
     """Return a sort key that gives names a fixed, arbitrary order."""
     return hashlib.sha256(name.encode()).hexdigest()
+
+
+def seen_in_training(train: Ids, held_out: Mapping[str, Ids], window: int) -> dict[str, float]:
+    """Return by split the fraction of its windows of tokens that are also in the training split.
+
+    `window` is a power of two. Of a long split, windows are sampled by their hashes, so that the
+    same ones are sampled in the training split, of which at most `SEARCHED` tokens are searched.
+    """
+    bits, wanted = dict[str, int](), dict[str, NDArray[np.uint64]]()
+    for split, ids in held_out.items():
+        hashes = _hashes(ids, window)
+        bits[split] = (len(hashes) // SAMPLED).bit_length()
+        wanted[split] = np.unique(_sampled(hashes, bits[split]))
+    seen = {split: np.zeros(len(hashes), bool) for split, hashes in wanted.items()}
+    for start in range(0, len(train), BLOCK * (1 + len(train) // SEARCHED)):
+        hashes = _hashes(train[start : start + BLOCK + window - 1], window)
+        for split in (split for split, hashes in wanted.items() if len(hashes)):
+            sampled = _sampled(hashes, bits[split])
+            place = np.minimum(np.searchsorted(wanted[split], sampled), len(wanted[split]) - 1)
+            seen[split][place[wanted[split][place] == sampled]] = True
+    return {split: float(found.mean()) if len(found) else 0.0 for split, found in seen.items()}
+
+
+def _sampled(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """Return the hashes that end in so many zeros."""
+    return hashes[hashes & np.uint64((1 << bits) - 1) == 0]
+
+
+def _hashes(ids: Ids, window: int) -> NDArray[np.uint64]:
+    """Return a hash of each window of ids."""
+    if len(ids) < window:
+        return np.empty(0, np.uint64)
+    hashes, width = ids.astype(np.uint64) + np.uint64(1), 1
+    while width < window:
+        hashes = hashes[:-width] * np.uint64(pow(_FACTOR, width, 1 << 64)) + hashes[width:]
+        width *= 2
+    hashes ^= hashes >> np.uint64(32)
+    hashes *= np.uint64(_FACTOR)
+    return hashes ^ (hashes >> np.uint64(29))
+
+
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so that no token is lost modulo 2^64
 
 
 def _boundary(document: str, start: int, stop: int) -> int:

@@ -11,7 +11,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,10 +20,15 @@ import numpy as np
 from attnlab.config import Choice
 from attnlab.data.codec import Codec, TokenIds
 from attnlab.data.documents import measure, text_bytes
+from attnlab.data.hold_out import seen_in_training
 from attnlab.data.places import DataError, Places, cached
 from attnlab.data.tokenizer import Tokenizer
 
 __all__ = ["Corpus", "DataConfig", "DataError", "Places", "Texts"]
+
+
+OVERLAP = 0.02  # fraction of a held-out split; natural text repeats less of another
+OVERLAP_BYTES = 256  # of the passages that are compared, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ class Corpus:
     fingerprint: str  # hexadecimal; equal for equal text and tokenizer, in any folder
     description: Mapping[str, Any]  # JSON values for a record
     notes: tuple[str, ...] = ()  # what the user should know of the data, a sentence each
+    duplicated: Mapping[str, float] = field(default_factory=dict)
+    # ^ by held-out split, the fraction of its bytes in documents that are also for training
 
     @property
     def vocab_size(self) -> int:
@@ -67,6 +74,23 @@ class Corpus:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids."""
         return self.codec.decode(ids)
+
+    def overlaps(self) -> list[str]:
+        """Return a sentence on each held-out split that is partly in another split."""
+        held_out = {split: ids for split, ids in self.splits().items() if split != "train"}
+        n_bytes = self.bytes["train"] or 4 * len(self.train)
+        window = OVERLAP_BYTES if n_bytes < 2 * len(self.train) else OVERLAP_BYTES // 4
+        found = list[str]()
+        for split, seen in seen_in_training(self.train, held_out, window).items():
+            share = max(seen, self.duplicated.get(split, 0.0))
+            if share >= OVERLAP:
+                found.append(
+                    f"{share:.0%} of the {split} split is also in the training split: its loss is "
+                    "too low"
+                )
+        if self.test is not None and np.array_equal(self.valid, self.test):
+            found.append("the test split is the validation split")
+        return found
 
     def bits_per_byte(self, split: str, nats_per_token: float) -> float | None:
         """Return the mean loss of a split in bits per byte, or None without known bytes."""
@@ -140,6 +164,11 @@ class DataConfig(Choice, ABC):
             },
             contents={split: measured.sha256 for split, measured in measures.items()},
             notes=texts.notes,
+            duplicated={
+                split: _duplicated(texts.train, documents)
+                for split, documents in splits.items()
+                if split != "train"
+            },
             origin=texts.origin,
             documents={split: len(documents) for split, documents in splits.items()},
         )
@@ -152,6 +181,7 @@ class DataConfig(Choice, ABC):
         n_bytes: Mapping[str, int | None],
         contents: Mapping[str, str],
         notes: tuple[str, ...] = (),
+        duplicated: Mapping[str, float] | None = None,
         **facts: Any,
     ) -> Corpus:
         """Return a corpus with its description and the fingerprint of `contents` and codec."""
@@ -164,6 +194,7 @@ class DataConfig(Choice, ABC):
             codec=codec,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
             notes=notes,
+            duplicated=duplicated or {},
             description={
                 "source": self.kind(),
                 **facts,
@@ -176,6 +207,13 @@ class DataConfig(Choice, ABC):
                 },
             },
         )
+
+
+def _duplicated(training: Iterable[str], documents: Iterable[str]) -> float:
+    """Return the fraction of documents, by characters, that are also for training."""
+    known = set(training)
+    sizes = [(len(text), text in known) for text in documents]
+    return sum(size for size, twice in sizes if twice) / sum(size for size, _ in sizes)
 
 
 def _encoded(codec: Codec, documents: Sequence[str], contents: str, places: Places) -> TokenIds:

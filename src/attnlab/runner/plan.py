@@ -236,7 +236,11 @@ def plan(  # noqa: PLR0913  one parameter per option
             name: _variant_plan(name, forecast, tried.errors.get(name)) for name in chosen.variants
         },
         problems=tuple(tried.problems),
-        notes=(*chosen.notes, *tried.notes(trial_seconds)),
+        notes=(
+            *chosen.notes,
+            *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
+            *tried.notes(trial_seconds),
+        ),
     )
 
 

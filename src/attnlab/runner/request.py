@@ -5,7 +5,7 @@ place, `Request.apply_options`.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,8 @@ def read_data(study: Study, places: Places) -> dict[str, Corpus]:
 
     Raises:
         DataError: data is missing or unfit.
-        ConfigError: the validation split is shorter than one window of `eval.lengths`.
+        ConfigError: the training split is shorter than one window, or the validation split than
+            one of `eval.lengths`.
     """
     found = dict[DataConfig, Corpus]()
     for config in study.variants.values():
@@ -116,11 +117,44 @@ def read_data(study: Study, places: Places) -> dict[str, Corpus]:
     problems = dict.fromkeys(
         problem
         for name, config in study.variants.items()
-        for problem in _windows_too_long(config.eval, len(by_variant[name].valid))
+        for problem in (
+            *_splits_too_short(config.train.seq_len, by_variant[name]),
+            *_windows_too_long(config.eval, len(by_variant[name].valid)),
+        )
     )
     if problems:
         raise ConfigError(problems)
     return by_variant
+
+
+def notes_on_data(study: Study, read: Mapping[str, Corpus]) -> list[str]:
+    """Return what the user should know of the data before training, a sentence each."""
+    notes = list[str]()
+    for corpus in {id(corpus): corpus for corpus in read.values()}.values():
+        notes += [*corpus.notes, *corpus.overlaps()]
+    for name, corpus in read.items():
+        length = study.variants[name].train.seq_len
+        notes += [
+            f"the {split} split has {len(tokens)} tokens, less than one window of train.seq_len="
+            f"{length}: its loss is that of one shorter window"
+            for split, tokens in corpus.splits().items()
+            if len(tokens) <= length
+        ]
+    return list(dict.fromkeys(notes))
+
+
+def _splits_too_short(length: int, corpus: Corpus) -> Iterator[Problem]:
+    n_train = len(corpus.train)
+    if n_train <= length:
+        remedy = f"set train.seq_len={n_train - 1} or less, or " if n_train > 1 else ""
+        yield Problem(
+            "train.seq_len",
+            f"a window of {length} needs {length + 1} tokens, but the training split has "
+            f"{n_train}: {remedy}use more text",
+        )
+    for split, tokens in corpus.splits().items():
+        if split != "train" and len(tokens) < 2:
+            yield Problem("data", f"the {split} split has one token; its loss needs two or more")
 
 
 def _windows_too_long(measured: EvalConfig, n_tokens: int) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from attnlab.record import StudyRecord, sweep
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
-from attnlab.runner.request import Request, read_data
+from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule
@@ -138,6 +138,8 @@ def run(  # noqa: PLR0913  one parameter per option
         watch(Notice(note))
     watch(Activity("reading the data"))
     read = read_data(chosen, places)
+    for note in notes_on_data(chosen, read):
+        watch(Notice(note))
     fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
     schedule = open_schedule(chosen, study_dir, fingerprints)
     for config in chosen.variants.values():

@@ -29,7 +29,7 @@ from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.comparable import of_run
 from attnlab.runner.forecast import RunTime, from_flops, time_run
-from attnlab.runner.request import read_data
+from attnlab.runner.request import notes_on_data, read_data
 from attnlab.study.events import Activity
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
@@ -43,6 +43,7 @@ class Data(NamedTuple):
     fingerprint: str
     conditions: Conditions  # of the variant's runs
     tokenizer_bytes: int  # of the copy in each run's folder
+    notes: tuple[str, ...] = ()  # what the user should know of it
 
 
 class Timed(NamedTuple):
@@ -73,12 +74,15 @@ class Trial:
     def read(self) -> dict[str, Data]:
         """Return the data of each variant. Raises DataError and ConfigError as `read_data`."""
         self._corpora = read_data(self.study, self.places)
+        notes = tuple(notes_on_data(self.study, self._corpora))
         copies = dict[str, int]()
         for corpus in self._corpora.values():
             if corpus.fingerprint not in copies:
                 copies[corpus.fingerprint] = len(corpus.codec.to_json().encode())
         return {
-            name: Data(corpus.fingerprint, of_run(config, corpus), copies[corpus.fingerprint])
+            name: Data(
+                corpus.fingerprint, of_run(config, corpus), copies[corpus.fingerprint], notes
+            )
             for name, config in self.study.variants.items()
             for corpus in (self._corpora[name],)
         }
