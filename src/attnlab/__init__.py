@@ -47,7 +47,10 @@ if TYPE_CHECKING:
     from attnlab.checks.targets import check as check
     from attnlab.data.stdlib import Stdlib as Stdlib
     from attnlab.data.text import Text as Text
+    from attnlab.data.tokenizer import BPE as BPE
     from attnlab.data.tokenizer import GPT2 as GPT2
+    from attnlab.data.tokenizer import Bytes as Bytes
+    from attnlab.data.tokenizer import Ids as Ids
     from attnlab.data.tokens import Tokens as Tokens
     from attnlab.data.wikitext2 import WikiText2 as WikiText2
     from attnlab.inference.generate import Sampling as Sampling

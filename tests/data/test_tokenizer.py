@@ -249,7 +249,7 @@ def test_missing_files_of_gpt2_are_named_with_every_place_tried(tmp_path):
         str(tmp_path / "gpt2-tokenizer"),
         "data.tokenizer.path=DIR",
         "ATTNLAB_DATA",
-        "curl -LO https://huggingface.co/openai-community/gpt2/resolve/main/vocab.json",
+        "https://huggingface.co/openai-community/gpt2/resolve/main/{vocab.json,merges.txt}",
     ):
         assert part in str(error.value)
     with pytest.raises(DataError, match="no folder was given"):

@@ -9,6 +9,7 @@ import pytest
 from attnlab.data.source import DataError, Places
 from attnlab.data.wikitext2 import WikiText2
 
+PAGE = "https://huggingface.co/datasets/Salesforce/wikitext (wikitext-2-v1)"
 FILES = {
     "train": " \n = Homarus gammarus = \n \n The <unk> lobster . \n",
     "valid": " \n = Valid = \n \n",
@@ -58,8 +59,8 @@ def test_what_is_missing_is_said_with_every_place_and_every_remedy(tmp_path):
     told = str(error.value)
     for place in (tmp_path, tmp_path / "wikitext-2", tmp_path / "wikitext2"):
         assert f"\n  {place}  (" in told
-    for remedy in ("data.path=DIR", "ATTNLAB_DATA=DIR", "pip install 'attnlab[hub]'", "train.txt"):
-        assert remedy in told
+    for remedy in ("data.path=DIR", "ATTNLAB_DATA=DIR", "pip install datasets", "train.txt", PAGE):
+        assert remedy in told.splitlines()[-1]
 
 
 def test_without_a_data_folder_the_hub_is_the_place_that_was_tried(tmp_path):

@@ -30,9 +30,8 @@ from attnlab.data.places import DataError, Places, cached
 LEAST_FREQUENCY = 2  # a pair that occurs once does not become a token
 _GPT2_REMEDY = (
     "Name their folder with data.tokenizer.path=DIR, or set ATTNLAB_DATA to one that holds them or "
-    "has them in gpt2-tokenizer/. They come from huggingface.co/openai-community/gpt2:\n"
-    "  curl -LO https://huggingface.co/openai-community/gpt2/resolve/main/vocab.json\n"
-    "  curl -LO https://huggingface.co/openai-community/gpt2/resolve/main/merges.txt"
+    "has them in gpt2-tokenizer/. To download them: curl -L --remote-name-all "
+    "https://huggingface.co/openai-community/gpt2/resolve/main/{vocab.json,merges.txt}"
 )
 
 

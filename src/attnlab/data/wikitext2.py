@@ -17,6 +17,7 @@ from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
 
 HUB = ("Salesforce/wikitext", "wikitext-2-v1")
+HUB_PAGE = f"https://huggingface.co/datasets/{HUB[0]} ({HUB[1]})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,11 @@ class WikiText2(DataConfig):
                 return _from_hub()
             except ImportError:
                 tried.append("the Hugging Face hub  (the package datasets is not installed)")
-                remedy += ", or let it be downloaded: pip install 'attnlab[hub]'"
+                remedy += "; or let it be downloaded, after: pip install datasets"
             except (OSError, ValueError) as error:
-                tried.append(f"the Hugging Face hub  ({error})")
-        raise DataError.missing("WikiText-2", tried, f"{remedy}.")
+                reason = " ".join(str(error).split())[:200]
+                tried.append(f"the Hugging Face hub  ({reason})")
+        raise DataError.missing("WikiText-2", tried, f"{remedy}. It comes from {HUB_PAGE}")
 
     def _folders(self, places: Places) -> tuple[list[Path], str]:
         remedy = (
