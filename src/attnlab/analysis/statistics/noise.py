@@ -32,17 +32,18 @@ Shapes: V variants, S seeds, N runs.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc, stdtrit
+from scipy.special import digamma, fdtrc, polygamma, stdtrit
 
 Array = NDArray[np.float64]
 Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
 
-PRIOR = 4.0  # degrees of freedom of the typical variance in the average
-PAIRING_LEVEL = 0.01
+PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -0.5, 3.0
+PAIRING_LEVEL = 0.05
+STRUCTURE_LEVEL = 0.95
 SPIKE_LEVEL = 0.001
 _LEAST_FOR_SPIKES = 4  # runs
 
@@ -94,8 +95,10 @@ class Noise:
         sum_VV = part_V[:, None] + part_V[None, :]
         each_V = part_V**2 / self.df_V
         each_VV = each_V[:, None] + each_V[None, :]
-        least = self.df_V.min()
-        return np.divide(sum_VV**2, each_VV, out=np.full_like(sum_VV, least), where=each_VV > 0)
+        most = float(sum(self.runs) - len(self.runs))  # no pair knows more than all runs together
+        found_VV = np.full_like(sum_VV, most)
+        np.divide(sum_VV**2, each_VV, out=found_VV, where=each_VV > 0)
+        return np.minimum(found_VV, most)
 
 
 def fit(losses: Losses) -> Noise:
@@ -115,17 +118,17 @@ def fit(losses: Losses) -> Noise:
     paired = _paired(layout)
     weight_VN = layout.weight_VN(paired)
     own_V, df_V = layout.own_variances(paired), layout.runs_V - 1
-    typical = _typical(own_V, df_V)
+    typical, prior = _typical(own_V, df_V), _prior(own_V, df_V)
     return Noise(
         names=layout.names,
         runs=tuple(int(n) for n in layout.runs_V),
         mean_V=weight_VN @ layout.loss_N,
         weight_VN=weight_VN,
         variant_N=layout.variant_N,
-        variance_V=(PRIOR * typical + df_V * own_V) / (PRIOR + df_V),
+        variance_V=_moderated(own_V, df_V, typical, prior),
         own_V=own_V,
         typical=typical,
-        df_V=PRIOR + df_V,
+        df_V=np.maximum(df_V + prior, 0.5),
         paired=paired,
         spikes=spikes,
     )
@@ -221,7 +224,33 @@ def _paired(layout: _Layout) -> bool:
         return removed > 0
     if fdtrc(rank, df, removed / left) > PAIRING_LEVEL:
         return False
-    return _variance_ratio(layout, plain_N) < 0.5
+    if _variance_ratio(layout, plain_N) >= 0.5:
+        return False
+    return not _structured(layout, blocked_N)
+
+
+def _structured(layout: _Layout, blocked_N: Array) -> bool:
+    """True if some variants still move together when the seed effect is removed."""
+    table_VS = np.zeros((len(layout.names), len(layout.seeds)))
+    table_VS[layout.variant_N, layout.seed_N] = blocked_N
+    return _share(table_VS) > _usual_share(*table_VS.shape)
+
+
+def _share(table_VS: Array) -> float:
+    """Return the share of the first principal component, each variant scaled to unit variance."""
+    size_V1 = np.sqrt((table_VS**2).sum(1, keepdims=True))
+    scaled_VS = table_VS / np.maximum(size_V1, 1e-300)
+    values = np.linalg.eigvalsh(scaled_VS.T @ scaled_VS)
+    return float(values[-1] / max(values.sum(), 1e-300))
+
+
+@cache
+def _usual_share(variants: int, seeds: int) -> float:
+    """Return the 0.8 quantile of that share for independent runs."""
+    noise_RVS = np.random.default_rng(0).standard_normal((200, variants, seeds))
+    noise_RVS -= noise_RVS.mean(1, keepdims=True)
+    noise_RVS -= noise_RVS.mean(2, keepdims=True)
+    return float(np.quantile([_share(noise_VS) for noise_VS in noise_RVS], STRUCTURE_LEVEL))
 
 
 def _variance_ratio(layout: _Layout, plain_N: Array) -> float:
@@ -247,26 +276,51 @@ def _typical(own_V: Array, df_V: Array) -> float:
     return float(np.median(own_V / median_V))
 
 
+def _prior(own_V: Array, df_V: Array) -> float:
+    """Return the degrees of freedom that the typical variance is worth for each variant.
+
+    True variances with a scaled inverse chi2 distribution of p degrees of freedom make log own_V
+    vary by trigamma(d / 2) + trigamma(p / 2). The dispersion is taken high, by its own error.
+    """
+    if own_V.max() <= 0 or len(own_V) < 2:
+        return 0.0
+    log_V = np.log(np.maximum(own_V, 1e-6 * own_V.max())) - digamma(df_V / 2) + np.log(df_V / 2)
+    observed = float(log_V.var(ddof=1)) * (1 + 2 / math.sqrt(len(own_V) - 1))
+    excess = max(observed - float(polygamma(1, df_V / 2).mean()), 1e-3)
+    found = (1 + math.sqrt(1 + 2 * excess)) / excess  # trigamma(x) ~ 1 / x + 1 / (2 x^2)
+    return min(max(found - PRIOR_LESS, PRIOR_LEAST), PRIOR_MOST)
+
+
+def _moderated(own_V: Array, df_V: Array, typical: float, prior: float) -> Array:
+    weight = max(prior, 0.0)
+    return np.maximum((weight * typical + df_V * own_V) / (weight + df_V), typical)
+
+
 def _spikes(layout: _Layout) -> Iterator[Spike]:
     """Yield the spiked runs, at most one per variant."""
-    y_N, df_V = layout.loss_N - _shared_by_medians(layout), layout.runs_V - 1
-    own_V = np.array([y_N[layout.variant_N == v].var(ddof=1) for v in range(len(df_V))])
-    for v in np.flatnonzero(layout.runs_V >= _LEAST_FOR_SPIKES):
+    y_N, n_V = layout.loss_N - _shared_by_medians(layout), layout.runs_V
+    deviation_N = y_N - (layout.average_VN @ y_N)[layout.variant_N]
+    squares_V = np.bincount(layout.variant_N, deviation_N**2)
+    own_V, n_N = squares_V / (n_V - 1), n_V[layout.variant_N]
+    # of two variants, the other one; of more, the median hardly depends on this one
+    typical_V = own_V[::-1] if len(n_V) == 2 else np.full_like(own_V, _typical(own_V, n_V - 1))
+    away_N = deviation_N * n_N / (n_N - 1)  # from the mean of the variant's other runs
+    left_N = np.maximum(squares_V[layout.variant_N] - deviation_N * away_N, 0)
+    prior = PRIOR_MOST
+    df_N = prior + n_N - 2
+    error_N = np.sqrt((prior * typical_V[layout.variant_N] + left_N) / df_N * n_N / (n_N - 1))
+    bound_N = stdtrit(df_N, 1 - SPIKE_LEVEL / 2 / len(y_N)) * error_N
+    for v in np.flatnonzero(n_V >= _LEAST_FOR_SPIKES):
         runs = np.flatnonzero(layout.variant_N == v)
-        far = runs[np.argmax(np.abs(y_N[runs] - np.median(y_N[runs])))]
-        rest = runs[runs != far]
-        typical = _typical(np.delete(own_V, v), np.delete(df_V, v))
-        df = PRIOR + len(rest) - 1
-        variance = (PRIOR * typical + (len(rest) - 1) * y_N[rest].var(ddof=1)) / df
-        error = math.sqrt(variance * (1 + 1 / len(rest)))
-        away = float(y_N[far] - y_N[rest].mean())
-        if abs(away) > stdtrit(df, 1 - SPIKE_LEVEL / 2 / len(y_N)) * error:
+        far = runs[np.argmax(np.abs(deviation_N[runs]))]
+        if np.abs(away_N[far]) > bound_N[far]:
+            loss = float(layout.loss_N[far])
             yield Spike(
                 variant=layout.names[v],
                 seed=layout.seeds[layout.seed_N[far]],
-                loss=float(layout.loss_N[far]),
-                others=float(layout.loss_N[rest].mean()),
-                deviations=away / error if error else math.copysign(math.inf, away),
+                loss=loss,
+                others=float((layout.loss_N[runs].sum() - loss) / (n_V[v] - 1)),
+                deviations=float(away_N[far] / max(error_N[far], 1e-300)),
             )
 
 
