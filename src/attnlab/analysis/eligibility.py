@@ -1,11 +1,9 @@
-"""Eligibility: the variants and seeds that enter the comparison, and the reasons for the others.
+"""Eligibility: the variants and runs that enter the comparison, and the reasons for the others.
 
 A variant that diverged with any seed is excluded, since its mean over the remaining seeds would be
 biased in its favour. So is one whose loss raised an alarm. A run that failed with an exception, or
-has not been run, carries no information about the mechanism: its seed is omitted for all variants,
-which keeps the blocks complete, unless too few seeds would remain; then the variant that prevents
-more is excluded. Fewer than three seeds are too few if the baseline and another variant share
-three; otherwise, fewer than two if any two variants share two.
+has not been run, carries no information about the mechanism: the other runs of its variant count,
+and so do all runs of the others. A variant needs two, the fewest that show an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 
 from attnlab.analysis.table import Table, Variant
 
-ENOUGH = 3  # seeds; with two, the minimum detectable difference is 100 residual deviations
+FEWEST = 2  # runs per variant
 
 Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
 
@@ -23,10 +21,19 @@ class Eligible:
     """The losses that are compared."""
 
     metric: str  # "test_loss" or "final_loss"
-    losses: Losses  # of the eligible variants, over all seeds that each finished
-    seeds: tuple[int, ...]  # finished by all eligible variants
+    losses: Losses  # every finished run of the eligible variants
     left_out: Mapping[str, str]  # variant: the reason why it is not compared
-    incomplete: tuple[int, ...]  # seeds that only some finished
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that at least one eligible variant finished."""
+        return tuple(sorted({seed for found in self.losses.values() for seed in found}))
+
+    @property
+    def incomplete(self) -> Mapping[str, int]:
+        """The number of finished runs of each variant that lacks seeds of others."""
+        every = len(self.seeds)
+        return {name: len(of) for name, of in self.losses.items() if len(of) < every}
 
 
 def eligible(table: Table) -> Eligible:
@@ -39,22 +46,16 @@ def eligible(table: Table) -> Eligible:
     for name in [name for name, found in losses.items() if not found]:
         left_out[name] = "its finished runs have no loss"
         del losses[name]
-    compared = _sharing(losses, ENOUGH)
-    baseline = table.study.baseline
-    if len(compared) < 2 or (baseline in losses and baseline not in compared):
-        compared = _sharing(losses, min(2, max(map(len, losses.values()), default=0)))
-    for name in losses:
-        if name not in compared:
-            left_out[name] = _missing(table, name, losses[name])
-    losses = compared
-    seeds = _common(losses)
-    every = {seed for found in losses.values() for seed in found}
+    enough = {name: found for name, found in losses.items() if len(found) >= FEWEST}
+    if len(enough) > 1:  # else there is no verdict, and all are shown
+        for variant in table.variants:
+            if variant.name in losses and variant.name not in enough:
+                left_out[variant.name] = _missing(variant, len(losses[variant.name]))
+        losses = enough
     return Eligible(
         metric=metric,
         losses=losses,
-        seeds=seeds,
         left_out={name: reason for name, reason in left_out.items() if reason},
-        incomplete=tuple(sorted(every.difference(seeds))),
     )
 
 
@@ -77,35 +78,12 @@ def _reason(variant: Variant) -> str:
     return "no seed has finished"
 
 
-def _missing(table: Table, name: str, finished: Mapping[int, float]) -> str:
-    variant = next(variant for variant in table.variants if variant.name == name)
-    said = f"finished {len(finished)} of {len(variant.runs)} seeds"
+def _missing(variant: Variant, finished: int) -> str:
+    said = f"finished {finished} of {len(variant.runs)} seeds"
     if variant.failures:
         why = variant.failures[0].reason or "no reason recorded"
         said += f" ({len(variant.failures)} failed: {why})"
-    return f"{said}, too few in common with the others"
-
-
-def _sharing(losses: Losses, seeds: int) -> Losses:
-    """Return variants that share at least `seeds` seeds, without those that prevent it."""
-    kept = {name: found for name, found in losses.items() if len(found) >= seeds}
-    while kept and len(_common(kept)) < seeds:
-        del kept[_preventing(kept)]
-    return kept
-
-
-def _preventing(losses: Losses) -> str:
-    """Return the variant without which the others share the most seeds; of ties, the last."""
-
-    def without(name: str) -> int:
-        return len(_common({other: found for other, found in losses.items() if other != name}))
-
-    return max(reversed(list(losses)), key=lambda name: (without(name), -len(losses[name])))
-
-
-def _common(losses: Losses) -> tuple[int, ...]:
-    found = [set(by_seed) for by_seed in losses.values()]
-    return tuple(sorted(set.intersection(*found))) if found else ()
+    return f"{said}; an error needs at least {FEWEST}"
 
 
 def _listed(seeds: Sequence[int]) -> str:

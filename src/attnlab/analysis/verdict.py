@@ -1,42 +1,52 @@
-"""The verdict: which variants are distinguishable, and with what error.
+"""The verdict: which variants are distinguishable, and with what error of seeds and of tuning.
 
-It is computed from complete blocks alone (`eligibility`), by Tukey's or Holm's procedure
-(`separation`). A function under several names (`settings.same_settings`), or on several kernels,
-counts once, and its names get the same result.
+All finished runs of the eligible variants count (`eligibility`). A function under several names
+(`settings.same_settings`), or on several kernels, counts once, and its names get the same result.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
 
 import numpy as np
 
-from attnlab.analysis.eligibility import Eligible, eligible
+from attnlab.analysis.eligibility import FEWEST, Eligible, eligible
+from attnlab.analysis.rates import Tuning, tuning_of
 from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
-from attnlab.analysis.statistics import separation
-from attnlab.analysis.statistics.intervals import Comparison, Functions, Method, tiers
+from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
+from attnlab.analysis.statistics.layout import Spike
 from attnlab.analysis.statistics.power import detectable
-from attnlab.analysis.statistics.separation import Layout
 from attnlab.analysis.table import Table
+
+Method = Literal["unpaired", "paired", "none"]
+Pairs = Mapping[tuple[str, str], Comparison]
+Losses = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The comparison of the eligible variants, over the seeds that all of them finished."""
+    """The comparison of the eligible variants, over all of their finished runs."""
 
     table: Table
     metric: str  # the loss compared: "test_loss" if all runs have one, else "final_loss"
     margin: float  # nats/token; differences within it count as equivalent
     order: tuple[str, ...]  # the variants compared, the best mean of `metric` first
-    means: Mapping[str, float]  # of `metric` over `seeds`
+    means: Mapping[str, float]  # of `metric`, as it is compared: without spikes
     left_out: Mapping[str, str]  # variant: the reason why it is not compared
-    seeds: tuple[int, ...]  # finished by every variant in `order`
+    seeds: tuple[int, ...]  # finished by some variant in `order`
+    runs: Mapping[str, int]  # the number of finished runs of each variant in `order`
+    spikes: tuple[Spike, ...]  # runs that are set aside
     method: Method
     why: str  # the method in words, or the reason why there is no verdict
-    tiers: Mapping[str, int]  # from 1: not distinguishable from the best; empty without a verdict
-    pairs: Mapping[tuple[str, str], Comparison]  # both orders
+    letters: Mapping[str, tuple[str, ...]]  # shared if not distinguishable; empty without verdict
+    pairs: Pairs  # every variant minus every other, simultaneous over all pairs
+    to_baseline: Mapping[str, Comparison]  # every other minus the baseline, by Dunnett's intervals
+    hsu: Mapping[str, ToBest]  # every variant minus the best of the others; empty without verdict
     functions: tuple[tuple[str, ...], ...]  # the names of each function, best first
-    residual_sd: float | None  # standard deviation per run, seed effects removed, nats/token
+    residual_sd: float | None  # standard deviation per run of a typical variant, nats/token
+    tuning: Tuning  # which variants were tuned, and what tuning may have missed
     detectable: float | None  # minimum detectable difference (80 % power), nats/token
 
     @property
@@ -50,19 +60,33 @@ class Verdict:
         return self.table.study.baseline if self.table.study.baseline in self.means else None
 
     @property
-    def to_best(self) -> Mapping[str, Comparison]:
-        """Each other variant minus the best."""
-        return self._to(self.best)
+    def judged(self) -> bool:
+        """True if there is a verdict: intervals for every pair."""
+        return self.method != "none"
 
     @property
-    def to_baseline(self) -> Mapping[str, Comparison]:
-        """Each other variant minus the baseline; empty if the baseline is not compared."""
-        return self._to(self.baseline)
+    def to_best(self) -> Mapping[str, Comparison]:
+        """Each other variant minus the one with the lowest mean, simultaneous over all pairs."""
+        return {name: pair for (name, second), pair in self.pairs.items() if second == self.best}
+
+    @property
+    def leaders(self) -> tuple[tuple[str, ...], ...]:
+        """The functions that may be the best one, by Hsu's intervals; empty without a verdict."""
+        if not self.judged:
+            return ()
+        return tuple(names for names in self.functions if self.hsu[names[0]].low < 0)
 
     def worse(self, first: str, second: str) -> bool:
         """True if the first variant is distinguishably worse than the second."""
-        pair = self.pairs.get((first, second))
+        pair = self._pair(first, second)
         return pair is not None and pair.separable and pair.mean > 0
+
+    def not_worse(self, first: str, second: str) -> bool:
+        """True if the first variant is shown not to be worse than the second by the margin."""
+        if first == second or self.same_function(first, second):
+            return True
+        pair = self._pair(first, second)
+        return pair is not None and pair.not_worse
 
     def same_function(self, first: str, second: str) -> bool:
         """True if the two are names of one function, or gave the same losses."""
@@ -73,79 +97,164 @@ class Verdict:
         kernels = {v.name: kernels_in(v.config) for v in self.table.variants}
         return self.same_function(first, second) and kernels[first] == kernels[second]
 
-    def _to(self, other: str | None) -> Mapping[str, Comparison]:
-        return {name: pair for (name, second), pair in self.pairs.items() if second == other}
+    def _pair(self, first: str, second: str) -> Comparison | None:
+        """Return the interval of the pair: Dunnett's to the baseline, else that of all pairs."""
+        if second == self.baseline and first in self.to_baseline:
+            return self.to_baseline[first]
+        return self.pairs.get((first, second))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Functions:
+    """The functions among the variants: one with several names counts once."""
+
+    losses: Losses  # by variant
+    names: tuple[tuple[str, ...], ...]
+    columns: Losses  # by the first name of each function: mean over its names
+
+    @classmethod
+    def of(cls, losses: Losses, same: Sequence[Sequence[str]]) -> "_Functions":
+        """Group `same`, the names of equal settings, further by equal losses."""
+        found: dict[tuple[tuple[int, float], ...], list[str]] = {}
+        for names in same:
+            at: dict[int, dict[float, None]] = {}
+            for name in names:
+                for seed, loss in losses[name].items():
+                    at.setdefault(seed, {})[loss] = None
+            column = tuple((seed, math.fsum(of) / len(of)) for seed, of in sorted(at.items()))
+            found.setdefault(column, []).extend(names)
+        groups = tuple(tuple(names) for names in found.values())
+        columns = {names[0]: dict(column) for names, column in zip(groups, found, strict=True)}
+        return cls(losses=losses, names=groups, columns=columns)
+
+    def first(self) -> dict[str, str]:
+        """Return the first name of the function of each variant."""
+        return {name: names[0] for names in self.names for name in names}
 
 
 def verdict_of(table: Table) -> Verdict:
     """Compare the variants of a study, as far as it has come."""
     entered = eligible(table)
-    losses = {
-        name: {seed: found[seed] for seed in entered.seeds}
-        for name, found in entered.losses.items()
-    }
-    means = {name: math.fsum(found.values()) / len(entered.seeds) for name, found in losses.items()}
-    order = sorted(means, key=lambda name: means[name])
     configs = {
         variant.name: without_kernels(variant.config) or {"function": variant.name}
         for variant in table.variants
+        if variant.name in entered.losses
     }
-    functions = Functions.of(losses, same_settings({name: configs[name] for name in order}))
-    layout = functions.layout()
-    method: Method = "none" if layout is None else separation.method_for(layout)
-    pairs = functions.compare(layout, method, table.study.margin)
-    residual_sd = None if layout is None else math.sqrt(float(layout.pooled))
-    smallest = None
-    if layout is not None and residual_sd is not None and method != "none":
-        smallest = detectable(residual_sd, layout.variants, layout.seeds, method)
+    functions = _Functions.of(entered.losses, same_settings(configs))
+    tuning = tuning_of(table, tuple(entered.losses))
+    first, margin, baseline = functions.first(), table.study.margin, table.study.baseline
+    enough = all(len(column) >= FEWEST for column in functions.columns.values())
+    found = None
+    if len(functions.names) > 1 and enough:
+        found = compare(
+            functions.columns,
+            baseline=first.get(baseline or ""),
+            allowance={names[0]: tuning.allowance_of(names) for names in functions.names},
+            margin=margin,
+        )
+        means = {name: found.means[first[name]] for name in entered.losses}
+    else:
+        means = {name: math.fsum(of.values()) / len(of) for name, of in entered.losses.items()}
+    order = tuple(sorted(means, key=lambda name: means[name]))
+    to_baseline, pairs = _compared(functions, found, baseline, margin)
     return Verdict(
         table=table,
         metric=entered.metric,
-        margin=table.study.margin,
-        order=tuple(order),
+        margin=margin,
+        order=order,
         means={name: means[name] for name in order},
         left_out=entered.left_out,
         seeds=entered.seeds,
-        method=method,
-        why=_why(entered, functions, layout, method),
-        tiers={} if layout is None else tiers(order, lambda a, b: pairs[a, b].separable),
+        runs={name: len(of) for name, of in entered.losses.items()},
+        spikes=found.noise.spikes if found else (),
+        method="none" if found is None else "paired" if found.noise.paired else "unpaired",
+        why=_why(entered, functions, found),
+        letters={name: found.letters[first[name]] for name in order} if found else {},
         pairs=pairs,
-        functions=tuple(tuple(names) for names in functions.groups),
-        residual_sd=residual_sd,
-        detectable=smallest,
+        to_baseline=to_baseline,
+        hsu={name: found.to_best[first[name]] for name in order} if found else {},
+        functions=tuple(sorted(functions.names, key=lambda names: means[names[0]])),
+        residual_sd=math.sqrt(found.noise.typical) if found else None,
+        tuning=tuning,
+        detectable=_detectable(found) if found else None,
     )
 
 
-def _why(entered: Eligible, functions: Functions, layout: Layout | None, method: Method) -> str:
-    missing = ""
-    if entered.incomplete and entered.seeds:
-        which = ", ".join(map(str, entered.incomplete))
-        missing = f" Only seeds that every variant finished are used; omitted: {which}."
-    if layout is None:
-        return _why_not(entered, functions) + missing
-    over = f"{layout.variants} different functions and {layout.seeds} seeds"
-    if layout.variants == 2:
-        return f"Two functions are compared by a paired t test over {layout.seeds} seeds.{missing}"
-    if method == "tukey":
-        return (
-            f"Seed-blocked Tukey HSD over {over}; intervals widened to Welch-Bonferroni's where "
-            f"those are wider.{missing}"
-        )
-    spreads = np.sqrt(layout.own_V)
-    noisiest = functions.groups[int(spreads.argmax())][0]
+def _compared(
+    functions: _Functions, found: Comparisons | None, baseline: str | None, margin: float
+) -> tuple[Mapping[str, Comparison], Pairs]:
+    """Return every variant minus the baseline, and minus every other."""
+    losses, first = functions.losses, functions.first()
+    if found is None:
+        means = {name: math.fsum(of.values()) / len(of) for name, of in losses.items()}
+        pairs = {
+            (one, other): Comparison(
+                mean=means[one] - means[other], half_width=None, alone=None, margin=margin
+            )
+            for one, other in permutations(losses, 2)
+        }
+        return {one: pair for (one, other), pair in pairs.items() if other == baseline}, pairs
+
+    def pair(one: str, other: str) -> Comparison:
+        if first[one] != first[other]:
+            return found.pairs[first[one], first[other]]
+        return found.within(first[one], losses[one], losses[other])
+
+    pairs = {(one, other): pair(one, other) for one, other in permutations(losses, 2)}
+    if baseline not in losses:
+        return {}, pairs
+    return {
+        name: found.to_baseline.get(first[name], pairs.get((name, baseline), pair(name, baseline)))
+        for name in losses
+        if name != baseline
+    }, pairs
+
+
+def _detectable(found: Comparisons) -> float | None:
+    return detectable(
+        math.sqrt(found.noise.typical),
+        variants=len(found.names),
+        seeds=int(np.median(found.noise.runs)),
+        allowance=float(np.median(found.allowance_V)),
+    )
+
+
+def _why(entered: Eligible, functions: _Functions, found: Comparisons | None) -> str:
+    if found is None:
+        return _why_not(entered, functions)
+    noise = found.noise
+    each = sorted({len(column) for column in functions.columns.values()})
+    runs = f"{each[0]} to {each[-1]}" if len(each) > 1 else str(each[0])
+    over = f"{len(functions.names)} different functions with {runs} runs each"
+    said = [
+        f"Tukey-Kramer's intervals for all pairs, Dunnett's to the baseline and Hsu's to the best, "
+        f"with moderated variances, over {over}."
+    ]
+    if noise.paired:
+        said.append("Seed effects are removed: runs of one seed vary together.")
+    else:
+        said.append("Seed effects are not removed: that would not make the intervals narrower.")
+    if entered.incomplete:
+        fewer = [f"{name} {n} of {len(entered.seeds)}" for name, n in entered.incomplete.items()]
+        said.append(f"Finished seeds: {', '.join(fewer)}; all finished runs count.")
+    said += [spiked(spike) for spike in noise.spikes]
+    return " ".join(said)
+
+
+def spiked(spike: Spike) -> str:
+    """Return a sentence on a run that is set aside."""
     return (
-        f"Holm-adjusted paired t tests over {over}: the residual standard deviation of {noisiest} "
-        f"is far above the others' ({spreads.max():.2g} nats/token; median "
-        f"{np.median(spreads):.2g}), so a pooled one would make most intervals wider.{missing}"
+        f"Seed {spike.seed} of {spike.variant} is set aside as an outlier: {spike.loss:.3f}, where "
+        f"its other seeds have a mean of {spike.others:.3f} nats/token."
     )
 
 
-def _why_not(entered: Eligible, functions: Functions) -> str:
+def _why_not(entered: Eligible, functions: _Functions) -> str:
     if not entered.losses:
         return "No verdict: no variant has a finished run that can be compared."
     if len(entered.losses) == 1:
         return f"No verdict: {next(iter(entered.losses))} is the only variant that can be compared."
-    if len(entered.seeds) < 2:
+    if any(len(column) < FEWEST for column in functions.columns.values()):
         return "No verdict: one seed gives no estimate of the error."
-    names = ", ".join(functions.groups[0])
+    names = ", ".join(functions.names[0])
     return f"No verdict: {names} gave the same losses; there is only one function to compare."

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attnlab.analysis.statistics.comparisons import compare, letter_display
+from attnlab.analysis.statistics.comparisons import compare
+from attnlab.analysis.statistics.letters import letter_display
 from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
 
 

@@ -23,16 +23,17 @@ interval of their difference contains 0.
 Shapes: V variants.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from string import ascii_lowercase
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from attnlab.analysis.statistics.noise import Losses, Noise, fit
+from attnlab.analysis.statistics.layout import Losses
+from attnlab.analysis.statistics.letters import letter_display
+from attnlab.analysis.statistics.noise import Noise, fit
 from attnlab.analysis.statistics.quantiles import Maximum, all_pairs, one_sided, to_one
 
 Array = NDArray[np.float64]
@@ -206,6 +207,32 @@ class Comparisons:
         of = {self.names[v]: letters for v, letters in zip(order, found, strict=True)}
         return {name: of[name] for name in self.names}
 
+    def within(
+        self, name: str, first: Mapping[int, float], second: Mapping[int, float]
+    ) -> Comparison:
+        """Compare two names of one function, by the noise of the function.
+
+        Args:
+            name: the function, one of `names`.
+            first: nats/token by seed under one name.
+            second: the same under the other name.
+        """
+        if dict(first) == dict(second):
+            return Comparison(mean=0.0, half_width=0.0, alone=0.0, p=1.0, margin=self.margin)
+        v = self.names.index(name)
+        mean = float(np.mean(list(first.values())) - np.mean(list(second.values())))
+        run = self.noise.part_V[v] * self.noise.runs[v]  # variance of a run
+        error = float(np.sqrt(run * (1 / len(first) + 1 / len(second))))
+        distribution, df = all_pairs(len(self.names)), self.noise.df_V[v]
+        half = float(distribution.quantile(self.level, df)) * error
+        return Comparison(
+            mean=mean,
+            half_width=half,
+            alone=float(stdtrit(df, 1 - self.level / 2)) * error,
+            p=float(distribution.beyond(abs(mean) / error if error else np.inf, df)),
+            margin=self.margin,
+        )
+
     def _comparison(self, i: int, j: int, half: float, p: float) -> Comparison:
         return Comparison(
             mean=float(self.noise.difference_VV[i, j]),
@@ -241,7 +268,7 @@ class Comparisons:
 
         Lower correlations make wider intervals (Slepian 1962), and steps of 0.05 few tables.
         """
-        part_V = self.noise.variance_V / np.array(self.noise.runs)
+        part_V = self.noise.part_V
         own = part_V[control]
         most = np.delete(part_V, control).max()
         correlation = own / (own + most) if own + most > 0 else 0.5
@@ -272,50 +299,3 @@ def compare(
     allowance_V = np.array([given.get(name, 0.0) for name in noise.names])
     assert (allowance_V >= 0).all(), "an allowance is a loss that tuning may have missed"
     return Comparisons(noise, allowance_V, baseline, margin, level)
-
-
-def letter_display(same_VV: NDArray[np.bool_]) -> list[tuple[str, ...]]:
-    """Return letters for variants, the best first: i and j share one exactly if `same_VV[i, j]`.
-
-    A letter is a set of variants of which no two are distinguishable. Each pair that is not
-    distinguishable and has no letter yet gets a new one, which takes in every further variant
-    that it can, in order.
-
-    >>> letter_display(np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], bool))
-    [('a',), ('a', 'b'), ('b',)]
-    """
-    count = len(same_VV)
-    same = [sum(1 << int(j) for j in np.flatnonzero(row)) | 1 << i for i, row in enumerate(same_VV)]
-    covered = [1 << i for i in range(count)]
-    found = list[int]()
-    for i in range(count):
-        while (left := same[i] & ~covered[i] & -(1 << i)) or not any(of >> i & 1 for of in found):
-            members = 1 << i
-            able = same[i]
-            if left:
-                first = (left & -left).bit_length() - 1
-                members |= 1 << first
-                able &= same[first]
-            for j in range(count):
-                if able >> j & 1:
-                    members |= 1 << j
-                    able &= same[j]
-            found.append(members)
-            for j in range(count):
-                if members >> j & 1:
-                    covered[j] |= members
-    return [
-        tuple(_letter(place) for place, members in enumerate(found) if members >> i & 1)
-        for i in range(count)
-    ]
-
-
-def _letter(place: int) -> str:
-    """Return a, b, ..., z, then a1, b1 and so on."""
-    turn, letter = divmod(place, len(ascii_lowercase))
-    return ascii_lowercase[letter] + (str(turn) if turn else "")
-
-
-def shown(letters: Sequence[str]) -> str:
-    """Return letters as they are printed: `ab`, or `z, a1` where one has a number."""
-    return ("" if all(len(letter) == 1 for letter in letters) else ", ").join(letters)
