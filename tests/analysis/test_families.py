@@ -1,6 +1,5 @@
 """All variants together, families against each other, and what is gained for the size."""
 
-import math
 import random
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ from support import tiny_study
 from support.written_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.families import caution, range_by_chance
+from attnlab.analysis.families import dominating, range_by_chance
 from attnlab.config import ConfigError
 from attnlab.record import StudyRecord
 from attnlab.reporting.pages import markdown, page
@@ -43,30 +42,34 @@ def cells(grid, name):
     return dict(zip(grid.heading, line, strict=True))
 
 
-def test_a_family_is_the_mean_of_its_variants_paired_by_seed(tmp_path):
+def test_a_family_is_the_mean_of_its_variants(tmp_path):
     found = analysed(tmp_path).families
     assert [family.name for family in found.families] == ["low", "plain", "wide"]
     low, plain, wide = found.families
-    by_seed = [(a + b) / 2 for a, b in zip(LOSSES["low_a"], LOSSES["low_b"], strict=True)]
-    mean = sum(by_seed) / 5
-    assert low.loss.mean == pytest.approx(mean)
-    assert low.loss.spread == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in by_seed) / 4))
+    assert low.loss == pytest.approx(5.02)
     assert found.reference == "plain"
     assert low.to_reference.mean == pytest.approx(-0.08)
     assert low.to_reference.separable
     assert low.to_reference.low < -0.08 < low.to_reference.high < 0
     assert plain.to_reference is None
-    assert [family.tier for family in found.families] == [1, 2, 3]
+    assert [family.letters for family in found.families] == [("a",), ("b",), ("c",)]
     assert wide.to_reference.separable
+
+
+def test_a_family_counts_every_run_of_its_variants(tmp_path):
+    losses = LOSSES | {"low_b": [*LOSSES["low_b"][:3], None, None]}
+    low = next(f for f in analysed(tmp_path, losses).families.families if f.name == "low")
+    assert low.loss == pytest.approx(5.02, abs=0.003)
+    assert low.to_reference.separable
 
 
 def test_families_within_the_noise_are_not_told_apart(tmp_path):
     draw = random.Random(1)
     losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
     analysis = analysed(tmp_path, losses)
-    assert {family.tier for family in analysis.families.families} == {1}
+    assert {family.letters for family in analysis.families.families} == {("a",)}
     table = family_tables(analysis)[1]
-    assert cells(table, "low")["vs reference"] == "n.s."
+    assert cells(table, "low")["vs reference"] in ("n.s.", "not worse")
     assert cells(table, "plain")["vs reference"] == "reference"
 
 
@@ -99,37 +102,34 @@ def test_the_range_that_noise_alone_makes_is_the_range_that_it_makes(tmp_path):
     for _ in range(4000):
         means = [sum(draw.gauss(0, 1) for _ in range(3)) / 3 for _ in range(5)]
         ranges.append(max(means) - min(means))
-    analysis = replace(analysed(tmp_path), residual_sd=1.0, seeds=(0, 1, 2))
+    analysis = replace(analysed(tmp_path), residual_sd=1.0, runs=dict.fromkeys(LOSSES, 3))
     assert range_by_chance(analysis) == pytest.approx(sum(ranges) / len(ranges), rel=0.03)
 
 
-def test_efficiency_is_the_gain_over_the_baseline_for_each_million_parameters(tmp_path):
+def test_size_and_loss_are_shown_side_by_side_and_never_divided(tmp_path):
     analysis = analysed(tmp_path)
-    first, *_, last = analysis.efficiencies
-    assert (first.name, first.more) == ("low_a", -20e6)
-    assert first.mean == pytest.approx(0.1 / 80)
-    pair = analysis.to_baseline["low_a"]
-    assert (first.low, first.high) == pytest.approx((-pair.high / 80, -pair.low / 80))
-    assert first.low > 0
-    assert last.name == "wide_b"
-    assert last.high < 0
+    first, *_, last = analysis.sizes
+    assert (first.name, first.more, first.trade) == ("low_a", -20e6, "smaller, better")
+    assert first.difference == analysis.to_baseline["low_a"]
+    assert (last.name, last.trade) == ("wide_b", "larger, worse")
     row = cells(family_tables(analysis)[2], "low_a")
     assert row["Δ parameters vs mha"] == "-20.0 M"
-    assert row["loss decrease per million parameters (µnats/token)"] == "+1250"
+    assert row["size and loss"] == "smaller, better"
+    assert "low_a and low_b have fewer parameters than mha and are not worse" in dominating(
+        analysis.sizes, analysis
+    )
 
 
-def test_an_efficiency_that_no_seed_shows_means_nothing(tmp_path):
+def test_a_size_without_a_difference_supports_nothing(tmp_path):
     draw = random.Random(1)
     losses = {name: [5 + draw.gauss(0, 0.05) for _ in range(3)] for name in LOSSES}
     analysis = analysed(tmp_path / "noise", losses)
-    said = caution(analysis.efficiencies, analysis)
-    assert said.startswith("None is distinguishable from 0, since no variant is from mha.")
+    assert {it.trade for it in analysis.sizes} == {"smaller, n.s.", "larger, n.s."}
+    said = dominating(analysis.sizes, analysis)
+    assert said.startswith("No variant with fewer parameters than mha is shown not to be worse")
     assert said in markdown(analysis, None)
     one = analysed(tmp_path / "one", {name: found[:1] for name, found in LOSSES.items()})
-    assert "one seed" in caution(one.efficiencies, one)
-    assert all(it.low is None for it in one.efficiencies)
-    clear = analysed(tmp_path / "clear")
-    assert "Only those of low_a, wide_a, low_b and wide_b are" in caution(clear.efficiencies, clear)
+    assert "one seed" in dominating(one.sizes, one)
 
 
 def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path):
@@ -137,7 +137,7 @@ def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path
     analysis = analysed(tmp_path / "with")
     for text in (markdown(analysis, None), page(analysis)):
         assert heading in text
-        assert "Parameter efficiency" in text
+        assert "Size and loss" in text
     without = analysed(tmp_path / "without", families=None)
     assert without.families is None
     assert heading not in markdown(without, None) + page(without)

@@ -13,46 +13,58 @@ def headline(folder, losses, **more):
 def test_a_winner_is_named_with_its_lead_and_the_others_with_theirs(tmp_path):
     losses = {"mha": steady(5.2, 1), "mla": steady(5.2003, 2), "delta": steady(5.0, 3)}
     first, second = headline(tmp_path, losses)
-    assert first.startswith("delta predicts this text best: 5.000 nats/token on the validation")
+    assert first.startswith(
+        "At this recipe, delta predicts this text best: 5.000 nats/token on the validation"
+    )
     assert "0.200 ± 0.00" in first
     assert "better than the next, mha." in first
-    assert second == "Behind it: mha and mla (0.200 nats/token behind)."
+    assert second == "Worse than the best: mha and mla (0.200 nats/token behind)."
 
 
-def test_a_shared_lead_is_no_winner(tmp_path):
+def test_what_is_equal_within_the_margin_of_the_best_makes_no_winner(tmp_path):
     losses = {"mha": steady(5.0, 1), "mla": steady(5.0003, 2), "delta": steady(5.3, 3)}
     first, second = headline(tmp_path, losses)
-    assert first.startswith("mha and mla share the lead")
-    assert second == "Behind them: delta (0.300 nats/token behind)."
-
-
-def test_who_cannot_be_told_from_the_best_for_its_own_noise_shares_no_lead(tmp_path):
-    losses = {
-        "mha": steady(5.0, 1),
-        "mla": steady(5.0003, 2),
-        "delta": steady(5.3, 3),
-        "wild": [4.9, 6.4, 5.2, 5.9, 5.1],
-    }
-    first, second = headline(tmp_path, losses)
-    assert first.startswith("mha and mla share the lead: 5.000 nats/token")
-    assert first.endswith(
-        "wild, 0.500 nats/token behind, is also not distinguishable from mha, because the losses "
-        "vary too much between seeds."
+    assert first == (
+        "At this recipe, no winner: mha, which has the lowest mean (5.000 nats/token on the "
+        "validation text), and mla are equivalent within the margin of 0.01 nats/token."
     )
-    assert second == "Behind them: delta (0.300 nats/token behind)."
+    assert second == "Worse than the best: delta (0.300 nats/token behind)."
 
 
-def test_variants_that_are_not_distinguishable_have_no_winner(tmp_path):
-    first, second = headline(tmp_path, {"mha": steady(5.0, 1), "mla": steady(5.0003, 2)})
-    assert first.startswith("No winner: the 2 variants are not distinguishable (lowest mean: ")
-    assert second == ""
+def test_a_separable_lead_within_the_margin_is_no_lead(tmp_path):
+    exact = [1e-5 * x for x in (0, 1, -1, 2, -2)]
+    losses = {"mha": [5.0 + x for x in exact], "mla": [5.002 - x for x in exact]}
+    analysis = analyse(write_study(tmp_path, losses))
+    assert analysis.pairs["mha", "mla"].separable
+    assert "no winner: mha" in analysis.headline[0]
+    assert "equivalent within the margin" in analysis.headline[0]
+
+
+WIDE = {  # of ten noisy variants, one is clearly worse
+    **{f"v{i}": [5 + i / 100 + x for x in (0.05, -0.04, 0.02, -0.06, 0.03)] for i in range(3)},
+    "far": [9.0, 9.1, 9.05, 8.9, 9.0],
+}
+
+
+def test_variants_that_may_be_the_best_are_named_and_the_seeds_that_would_decide(tmp_path):
+    first, second = headline(tmp_path, WIDE, baseline="v0")
+    assert first.startswith("At this recipe, no winner: v0, v1 and v2 may each be the best (lowest")
+    assert "Worse than the best: far (" in second
+    assert "Undecided between v0 and v1 with 5 seeds" in second
+
+
+def test_a_spiked_seed_is_named(tmp_path):
+    spiked = [*steady(5.1, 2)[:4], 7.5]
+    losses = {"mha": steady(5.0, 1), "mla": spiked, "gqa": steady(5.2, 3)}
+    _, second = headline(tmp_path, losses)
+    assert "Seed 4 of mla is set aside as an outlier: 7.500, where its other seeds" in second
 
 
 def test_one_seed_is_no_verdict(tmp_path):
     first, second = headline(tmp_path, {"mha": [5.0], "mla": [5.1]})
     assert first.startswith("mha has the lowest loss (5.000 nats/token on the validation text)")
     assert first.endswith("but that is no verdict.")
-    assert second.endswith("Run it with --seeds 3 or more for error bars.")
+    assert second.endswith("Run it with --seeds 4 or more for error bars.")
 
 
 def test_nothing_finished_is_said(tmp_path):

@@ -73,8 +73,8 @@ def test_variants_that_are_not_distinguishable_have_no_winner(tmp_path):
     cost = {"state_bytes": MIB}
     found = picks(tmp_path, {"mha": steady(5.0, 1), "mla": steady(5.0, 2)}, mha=cost, mla=cost)
     assert found["quality first"].variant is None
-    assert found["quality first"].reason == "mha and mla are not distinguishable."
-    assert "More seeds" in found["quality first"].would_change
+    assert found["quality first"].reason == "mha and mla are equivalent within the margin."
+    assert "A smaller margin" in found["quality first"].would_change
     assert found["memory first"].variant is None
     assert "need the same" in found["memory first"].reason
 
@@ -83,7 +83,7 @@ def test_of_many_that_share_the_lead_the_distances_of_the_others_are_a_range(tmp
     losses = {f"v{i}": [100 * (x - 5) + i / 100 for x in steady(5.0, i)] for i in range(8)}
     pick = picks(tmp_path, losses)["quality first"]
     assert pick.variant is None
-    assert pick.reason.endswith(" and 5 others are not distinguishable.")
+    assert pick.reason.endswith(" and 5 others may be the best.")
     analysis = analyse(tmp_path)
     best, *others = analysis.order
     nearest, furthest = (analysis.to_best[name].mean for name in (others[0], others[-1]))

@@ -3,7 +3,6 @@
 import pytest
 from support.written_study import steady, write_study
 
-from attnlab.analysis.statistics.paired import paired_difference
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 
@@ -18,18 +17,18 @@ def test_one_variant_minus_another_is_the_other_minus_it_turned_round(tmp_path):
     there, back = found.pairs["mha", "gqa"], found.pairs["gqa", "mha"]
     assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
     assert (back.p, back.separable) == (there.p, there.separable)
-    assert found.to_baseline["gqa"] == back
+    assert found.to_baseline["gqa"].mean == back.mean
     assert found.to_best["mla"] == found.pairs["mla", found.order[0]]
     assert set(found.to_baseline) == {"mla", "gqa"}
 
 
-def test_the_plain_interval_of_a_pair_is_the_paired_t_tests(tmp_path):
-    losses = {name: steady(5.0, place) for place, name in enumerate(("mha", "mla", "gqa"))}
+def test_intervals_of_fewer_comparisons_are_narrower_and_all_hold_one_difference(tmp_path):
+    losses = {name: steady(5.0, place) for place, name in enumerate(("mha", "mla", "gqa", "x"))}
     found = verdict(tmp_path, losses)
-    pair = found.pairs["mha", "mla"]
-    table = {variant.name: variant for variant in found.table.variants}
-    plain = paired_difference(*(table[name].by_seed("final_loss") for name in ("mha", "mla")))
-    assert (pair.paired_low, pair.paired_high) == plain.interval
+    for name, to_baseline in found.to_baseline.items():
+        every = found.pairs[name, "mha"]
+        assert every.mean == to_baseline.mean
+        assert every.alone == to_baseline.alone < to_baseline.half_width < every.half_width
 
 
 def test_two_functions_under_three_names_get_the_verdict_of_two(tmp_path):
@@ -39,7 +38,7 @@ def test_two_functions_under_three_names_get_the_verdict_of_two(tmp_path):
     named = verdict(tmp_path / "three", losses | {"mqa": losses["gqa_1"]}, mqa=same)
     assert named.pairs["mqa", "mha"] == named.pairs["gqa_1", "mha"] == alone.pairs["gqa_1", "mha"]
     assert named.residual_sd == alone.residual_sd
-    assert named.tiers["mqa"] == named.tiers["gqa_1"]
+    assert named.letters["mqa"] == named.letters["gqa_1"]
     assert named.functions == (("mha",), ("gqa_1", "mqa"))
     control = named.pairs["gqa_1", "mqa"]
     assert (control.low, control.mean, control.high, control.separable) == (0, 0, 0, False)
@@ -63,7 +62,7 @@ def test_practically_equal_is_said_where_the_interval_lies_within_the_margin(tmp
 
 def test_one_seed_gives_no_verdict_and_says_so(tmp_path):
     found = verdict(tmp_path, {"mha": [5.0], "mla": [5.1]})
-    assert (found.method, found.tiers, found.detectable) == ("none", {}, None)
+    assert (found.method, found.letters, found.detectable) == ("none", {}, None)
     assert "one seed" in found.why
     assert found.order == ("mha", "mla")
     pair = found.pairs["mla", "mha"]
@@ -78,14 +77,24 @@ def test_one_function_gives_no_verdict(tmp_path):
     assert "mha, again gave the same losses" in found.why
 
 
-def test_a_variant_far_noisier_than_the_rest_calls_for_holm(tmp_path):
+def test_a_variant_far_noisier_than_the_rest_hides_nothing_of_the_others(tmp_path):
     losses = {f"v{place}": steady(5 + place / 50, place) for place in range(6)}
     losses["wild"] = [4.0, 6.5, 5.0, 7.0, 4.5]
     found = verdict(tmp_path, losses, baseline="v0")
-    assert found.method == "holm"
-    assert "the residual standard deviation of wild is far above the others'" in found.why
     assert found.pairs["v5", "v0"].separable
     assert not found.pairs["wild", "v0"].separable
+
+
+def test_one_spiked_seed_hides_no_difference_and_is_named(tmp_path):
+    losses = {f"v{place}": steady(5 + place / 50, place) for place in range(5)}
+    whole = verdict(tmp_path / "whole", losses, baseline="v0")
+    losses["v2"][1] += 0.8
+    spiked = verdict(tmp_path / "spiked", losses, baseline="v0")
+    assert all(pair.separable for pair in whole.pairs.values())
+    assert all(pair.separable for pair in spiked.pairs.values())
+    assert "Seed 1 of v2 is set aside as an outlier: 5.84" in spiked.why
+    (spike,) = spiked.spikes
+    assert (spike.variant, spike.seed) == ("v2", 1)
 
 
 def test_what_is_separable_has_an_interval_that_does_not_cross_0(tmp_path):

@@ -82,7 +82,7 @@ def test_studies_are_one_table_paired_by_seed_with_a_winner(first, second):
     found = side_by_side(first, second)
     assert found.order == ("linear", "mla", "first/mha", "second/mha")
     assert found.seeds == (0, 1, 2, 3, 4)
-    assert found.headline[0].startswith("linear predicts this text best: 4.500 nats")
+    assert found.headline[0].startswith("At this recipe, linear predicts this text best: 4.500")
     assert found.to_best["mla"].mean == pytest.approx(0.4)
     assert found.to_best["mla"].n == 5
     assert found.table.study.question == "Comparison of first/mha, mla, second/mha and linear"
@@ -93,20 +93,20 @@ def test_the_same_function_of_two_studies_ties(first, second):
     (control,) = found.controls
     assert control.names == ("first/mha", "second/mha")
     assert control.ties
-    assert found.tiers["first/mha"] == found.tiers["second/mha"]
+    assert found.letters["first/mha"] == found.letters["second/mha"]
 
 
 def test_variants_and_single_runs_stand_beside_studies(first, second):
     of_runs = side_by_side(first / "mla" / "seed-1", first / "mla" / "seed-3", second / "linear")
     assert of_runs.order == ("linear", "mla")
-    assert of_runs.seeds == (1, 3)
-    assert of_runs.tiers == {"linear": 1, "mla": 2}
+    assert of_runs.runs == {"linear": 5, "mla": 2}
+    assert of_runs.letters == {"linear": ("a",), "mla": ("b",)}
     assert of_runs.baseline == "mla"
 
 
 def test_one_seed_gives_no_verdict(first, second):
     found = side_by_side(first / "mla" / "seed-1", second / "linear" / "seed-1")
-    assert not found.tiers
+    assert not found.letters
     for text in shown(found).values():
         assert "linear has the lowest loss" in text
         assert "that is no verdict" in text

@@ -184,7 +184,7 @@ def test_one_seed_gets_no_verdict_and_no_error_bars(study_dir):
     complete(study_dir, seeds=(0,))
     html = page(analyse(study_dir))
     assert "One seed per variant: no intervals." in html
-    assert "tier" not in Outline(html).said("th", "figcaption", "td")
+    assert "letters" not in Outline(html).said("th", "figcaption", "td")
     assert "±" not in Outline(html).said("td", "title")
 
 

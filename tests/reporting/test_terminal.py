@@ -46,7 +46,7 @@ def test_one_seed_gets_no_verdict(study_dir, written):
     if written == "report.md":
         text = (study_dir / written).read_text()
     assert "One seed per variant: no intervals." in " ".join(text.split())
-    assert "tier" not in text
+    assert "letters" not in text
     assert "±" not in text
 
 
@@ -55,7 +55,7 @@ def test_the_terminal_table_fits_and_names_stay_whole(study_dir, width):
     complete(study_dir)
     lines = in_terminal(study_dir, width).splitlines()
     assert max(len(line) for line in lines) <= width
-    rows = [line for line in lines if re.match(r"\d +\d  \w", line)]
+    rows = [line for line in lines if re.match(r"\d +[a-z]+ +\w", line)]
     assert len(rows) == len(LOSSES)
     assert "hybrid 3:1  " in rows[0]
     assert "5.0507 ± 0.0070" in rows[0]
@@ -76,4 +76,4 @@ def test_the_terminal_says_the_verdict_in_two_sentences_and_how_sure_it_is(study
     console.print(TerminalReport(in_full(study_dir)))
     text = console.file.getvalue()
     assert "The hybrid is best.\nThe floor is far.\n3 seeds per variant;" in text
-    assert text.splitlines()[1].split()[:3] == ["#", "tier", "variant"]
+    assert text.splitlines()[1].split()[:3] == ["#", "letters", "variant"]

@@ -16,7 +16,7 @@ def analysed(folder, hypothesis):
     return analyse(write_study(folder, LOSSES, hypotheses=[hypothesis.to_dict()], baseline="mha"))
 
 
-@pytest.mark.parametrize(("published", "holds"), [(3.4, "yes"), (3.25, "no")])
+@pytest.mark.parametrize(("published", "holds"), [(3.4, "yes"), (3.25, "no"), (3.49, "no")])
 def test_a_published_difference_is_compared_with_the_interval_of_the_one_found(
     tmp_path, published, holds
 ):

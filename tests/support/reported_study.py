@@ -129,17 +129,13 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
         assert d is not None
         pairs[one, other] = Comparison(
             mean=d.mean,
-            low=d.mean - half,
-            high=d.mean + half,
+            half_width=half if d.mean else 0.0,
+            alone=half / 2 if d.mean else 0.0,
             p=0.001 if abs(d.mean) > half else 0.8,
-            n=d.n,
-            separable=abs(d.mean) > half,
-            equivalent=d.mean == 0,
-            paired_low=d.mean - half / 2,
-            paired_high=d.mean + half / 2,
+            margin=0.01,
         )
-    tiers = {
-        name: 1 + sum(1 for n in order[:i] if means[n] + half < means[name])
+    letters = {
+        name: (chr(97 + sum(1 for n in order[:i] if means[n] + half < means[name])),)
         for i, name in enumerate(order)
     }
     tuned = (1e-4, 3e-4, 1e-3)
@@ -151,10 +147,12 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
         means=means,
         left_out={},
         seeds=(0, 1, 2),
-        method="tukey",
+        runs=dict.fromkeys(order, 3),
+        method="unpaired",
         why="The spreads are alike.",
-        tiers=tiers,
+        letters=letters,
         pairs=pairs,
+        to_baseline={one: pair for (one, other), pair in pairs.items() if other == found.baseline},
         residual_sd=0.004,
         detectable=0.021,
         controls=(

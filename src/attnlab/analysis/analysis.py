@@ -10,11 +10,11 @@ from pathlib import Path
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import Serving, costs_of
 from attnlab.analysis.families import (
-    Efficiency,
     Families,
+    SizeAndLoss,
     Spread,
-    efficiencies_of,
     families_of,
+    sizes_of,
     spreads_of,
 )
 from attnlab.analysis.headline import headline
@@ -22,7 +22,7 @@ from attnlab.analysis.hypotheses import Judgement, judge_all
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
-from attnlab.analysis.statistics.intervals import Comparison
+from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.verdict import Verdict, verdict_of
 
@@ -52,7 +52,7 @@ class Analysis(Verdict):
     judgements: tuple[Judgement, ...]  # one per hypothesis of the study
     families: Families | None  # None if the study names none; the next two are then empty
     spreads: tuple[Spread, ...]  # one per number, over all variants
-    efficiencies: tuple[Efficiency, ...]  # one per variant but the baseline
+    sizes: tuple[SizeAndLoss, ...]  # one per variant but the baseline
     headline: tuple[str, str]  # the verdict in two sentences
 
 
@@ -79,6 +79,6 @@ def analysis_of(table: Table) -> Analysis:
         judgements=judge_all(verdict, costs),
         families=families,
         spreads=spreads_of(verdict) if families else (),
-        efficiencies=efficiencies_of(verdict) if families else (),
+        sizes=sizes_of(verdict) if families else (),
         headline=headline(verdict, controls),
     )

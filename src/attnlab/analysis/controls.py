@@ -82,7 +82,7 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
         for seed in first.keys() & second.keys()
     ]
     pairs = [verdict.pairs.get(pair) for pair in combinations(names, 2)]
-    judged = verdict.method != "none" and all(pair is not None for pair in pairs)
+    judged = verdict.judged and all(pair is not None for pair in pairs)
     ties = not any(pair and pair.separable for pair in pairs) if judged else None
     largest = max(differences, default=None)
     who = f"{', '.join(names[:-1])} and {names[-1]} are the same function"

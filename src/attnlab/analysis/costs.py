@@ -7,12 +7,17 @@ state is its slope over the two longest contexts of a variant.
 """
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from scipy.special import stdtrit
+
+from attnlab.analysis.settings import same_settings
+from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Table
 
 CostKey = Literal[
@@ -34,6 +39,8 @@ COSTS: Mapping[CostKey, tuple[str, str]] = {  # label and unit
 COUNTED, TIMED = 0.01, 0.05  # relative resolution; a step is timed to a few per cent
 _RESOLUTION = defaultdict[str, float](lambda: COUNTED, step_time=TIMED, decode_seconds=TIMED)
 _OF_THE_DEVICE = ("step_time", "peak_memory_bytes")
+_TIMES = ("step_time", "decode_seconds")
+_RECIPE = ("learning_rate", "warmup_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +52,31 @@ class Cost:
     unit: str  # "", "FLOPs", "seconds", "bytes" or "bytes/token"
     resolution: float  # relative; smaller differences count as none
     of: Mapping[str, float]  # by variant
+    over_runs: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # of a time
 
     def cheaper(self, first: str, second: str) -> bool:
-        """True if the first variant costs less, by more than the resolution."""
-        return self.of[first] < (1 - self.resolution) * self.of[second]
+        """True if the first variant costs less, by more than the resolution and the noise.
+
+        The noise of a time is that over runs: the 95 % interval of the difference, for as many
+        differences at once as there are other variants, must exclude 0.
+        """
+        saved = self.of[second] - self.of[first]
+        return saved > self.resolution * self.of[second] and saved > self._noise(first, second)
+
+    def _noise(self, first: str, second: str) -> float:
+        """Return the half-width of the interval of a difference, by Welch 1947."""
+        if not self.over_runs:
+            return 0.0
+        both = [self.over_runs[name] for name in (first, second)]
+        parts = [(e.spread**2 / e.n, e.n - 1) for e in both if e.spread is not None]
+        if len(parts) < 2:
+            return math.inf  # one run shows no noise
+        variance = sum(part for part, _ in parts)
+        if not variance:
+            return 0.0
+        df = variance**2 / sum(part**2 / n for part, n in parts)
+        level = 0.05 / (2 * max(len(self.of) - 1, 1))
+        return float(stdtrit(df, 1 - level)) * math.sqrt(variance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +121,20 @@ class Serving:
 def costs_of(table: Table, serving: Serving) -> tuple[Cost, ...]:
     """Return every kind of cost that was measured for some variant.
 
-    For runs on several devices, the costs that depend on the device are omitted.
+    For runs on several devices, the costs that depend on the device are omitted. Variants that do
+    the same work under two names show how far apart equal times can be measured: no smaller
+    difference of a time counts.
     """
     several = len(table.devices) > 1
+    alike = same_work(table)
     return tuple(
         Cost(
             key=key,
             label=f"{label} at context {serving.context:,}" if key == "decode_seconds" else label,
             unit=unit,
-            resolution=_RESOLUTION[key],
+            resolution=max(_RESOLUTION[key], _apart(values, alike) if key in _TIMES else 0.0),
             of=values,
+            over_runs=_over_runs(key, table) if key == "step_time" else {},
         )
         for key, (label, unit) in COSTS.items()
         if not (several and key in _OF_THE_DEVICE)
@@ -117,6 +149,34 @@ def _values(key: CostKey, table: Table, serving: Serving) -> Mapping[str, float]
     if key == "parameters":
         return {v.name: v.parameters["total"] for v in table.variants if "total" in v.parameters}
     return {v.name: v.numbers[key].mean for v in table.variants if key in v.numbers}
+
+
+def _over_runs(key: CostKey, table: Table) -> Mapping[str, Estimate]:
+    return {v.name: v.numbers[key] for v in table.variants if key in v.numbers}
+
+
+def same_work(table: Table) -> tuple[tuple[str, ...], ...]:
+    """Return the variants in groups of equal settings, learning rate and warm-up aside."""
+    configs = {v.name: v.config for v in table.variants if v.config}
+    return same_settings(
+        {
+            name: {
+                **config,
+                "train": {k: v for k, v in config.get("train", {}).items() if k not in _RECIPE},
+            }
+            for name, config in configs.items()
+        }
+    )
+
+
+def _apart(values: Mapping[str, float], alike: Sequence[Sequence[str]]) -> float:
+    """Return the largest relative difference between variants that do the same work."""
+    found = [0.0]
+    for names in alike:
+        costs = [values[name] for name in names if name in values]
+        if len(costs) > 1 and max(costs) > 0:
+            found.append(1 - min(costs) / max(costs))
+    return max(found)
 
 
 def _slope(held: Mapping[int, float]) -> float:

@@ -1,24 +1,17 @@
-"""The variants of a study as groups: spread over all, means of families, parameter efficiency.
+"""The variants of a study as groups: spread over all, means of families, size against loss.
 
 The spread of each number is over all variants that are compared. Of V means over S seeds with no
 true difference, the residual standard deviation alone makes an expected range of about
 
     E[max - min of V standard normal numbers]  residual standard deviation / sqrt(S)
 
-A family is compared by the mean over its variants, paired by seed,
+A family is compared by the mean over its variants, with intervals that hold for all pairs of
+families at once. The error is that of seeds and tuning: a difference is one between these variants,
+not between all that might belong to a family.
 
-    y_sf = mean over the variants v of family f of y_sv
-
-with intervals that hold for all pairs of families at once. The error is that of seeds: a
-difference is one between these variants, not between all that might belong to a family.
-
-The parameter efficiency of a variant is its gain per parameter of the whole model:
-
-    gain        loss of the baseline - loss of the variant, paired by seed, nats/token
-    efficiency  gain / millions of parameters
-
-Its interval is that of the gain, which holds for all pairs at once, divided by the same number.
-The gain per *additional* parameter would rank variants with fewer parameters and a lower loss last.
+A variant and the baseline differ in loss and in size. The two are shown side by side, and put in
+words where the interval of the loss allows it. Their ratio would mean nothing: of two variants that
+are worse by as much, it prefers the larger.
 """
 
 import math
@@ -28,9 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
+from attnlab.analysis.eligibility import eligible
 from attnlab.analysis.sentences import listed
-from attnlab.analysis.statistics import separation
-from attnlab.analysis.statistics.intervals import Comparison, Functions, Method, tiers
+from attnlab.analysis.statistics.comparisons import ERROR, Comparison, Comparisons
+from attnlab.analysis.statistics.noise import fit
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.verdict import Verdict
 
@@ -49,8 +43,8 @@ class Family:
 
     name: str
     variants: tuple[str, ...]
-    loss: Estimate  # of the family's mean, over seeds
-    tier: int | None  # from 1; None without a verdict
+    loss: float  # mean over its variants, nats/token
+    letters: tuple[str, ...]  # shared with families that are not distinguishable from it
     to_reference: Comparison | None  # to the family of the baseline; None for that one itself
 
 
@@ -81,16 +75,23 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Efficiency:
-    """The parameter efficiency of one variant, in nats/token per million parameters."""
+class SizeAndLoss:
+    """One variant against the baseline: parameters of the whole model, and loss."""
 
     name: str
     parameters: int
     more: int  # than the baseline has; negative for fewer
-    mean: float  # positive: better than the baseline
-    low: float | None  # None without a verdict
-    high: float | None
-    separable: bool
+    difference: Comparison  # loss minus that of the baseline
+
+    @property
+    def trade(self) -> str:
+        """The exchange of size for loss in words."""
+        size = "as large" if not self.more else "smaller" if self.more < 0 else "larger"
+        if self.difference.separable:
+            return f"{size}, {'better' if self.difference.mean < 0 else 'worse'}"
+        if self.difference.not_worse:
+            return f"{size}, not worse"
+        return f"{size}, n.s."
 
 
 def families_of(verdict: Verdict) -> Families | None:
@@ -100,38 +101,40 @@ def families_of(verdict: Verdict) -> Families | None:
         return None
     kept = {f: tuple(v for v in names if v in verdict.means) for f, names in named.items()}
     left_out = {f: tuple(v for v in names if v not in kept[f]) for f, names in named.items()}
-    by_seed = {v.name: v.by_seed(verdict.metric) for v in verdict.table.variants}
-    losses = {
-        family: {
-            seed: sum(by_seed[name][seed] for name in names) / len(names) for seed in verdict.seeds
-        }
-        for family, names in kept.items()
-        if names
+    kept = {family: names for family, names in kept.items() if names}
+    means = {
+        f: math.fsum(verdict.means[v] for v in names) / len(names) for f, names in kept.items()
     }
-    reference = next((f for f in losses if verdict.baseline in kept[f]), None)
-    functions = Functions.of(losses, [[family] for family in losses])
-    layout = functions.layout()
-    method: Method = "none" if layout is None else separation.method_for(layout)
-    pairs = functions.compare(layout, method, verdict.margin)
-    found = {family: Estimate.of(list(column.values())) for family, column in losses.items()}
-    means = {family: estimate.mean for family, estimate in found.items() if estimate is not None}
-    order = sorted(means, key=lambda family: means[family])
-    tier_of = {} if layout is None else tiers(order, lambda a, b: pairs[a, b].separable)
+    reference = next((f for f in kept if verdict.baseline in kept[f]), None)
+    found = _compared(kept, reference, verdict) if verdict.judged and len(kept) > 1 else None
     return Families(
         families=tuple(
             Family(
                 name=family,
                 variants=kept[family],
-                loss=estimate,
-                tier=tier_of.get(family),
-                to_reference=pairs.get((family, reference)) if reference else None,
+                loss=means[family],
+                letters=found.letters[family] if found else (),
+                to_reference=found.pairs.get((family, reference)) if found and reference else None,
             )
-            for family in order
-            if (estimate := found[family]) is not None
+            for family in sorted(kept, key=lambda family: means[family])
         ),
         reference=reference,
         left_out={family: names for family, names in left_out.items() if names},
     )
+
+
+def _compared(
+    kept: Mapping[str, Sequence[str]], reference: str | None, verdict: Verdict
+) -> Comparisons:
+    """Compare the means of families; the allowance of one is the mean of its variants'."""
+    noise = fit(eligible(verdict.table).losses).averaged(kept)
+    allowance_F = np.array(
+        [
+            math.fsum(verdict.tuning.allowance.get(name, 0.0) for name in names) / len(names)
+            for names in kept.values()
+        ]
+    )
+    return Comparisons(noise, allowance_F, reference, verdict.margin, ERROR)
 
 
 def spreads_of(verdict: Verdict) -> tuple[Spread, ...]:
@@ -163,42 +166,43 @@ def range_by_chance(verdict: Verdict) -> float | None:
     """
     if verdict.residual_sd is None:
         return None
-    return (
-        _expected_range(len(verdict.functions))
-        * verdict.residual_sd
-        / math.sqrt(len(verdict.seeds))
-    )
+    runs = math.fsum(verdict.runs.values()) / len(verdict.runs)
+    return _expected_range(len(verdict.functions)) * verdict.residual_sd / math.sqrt(runs)
 
 
-def efficiencies_of(verdict: Verdict) -> tuple[Efficiency, ...]:
-    """Return the parameter efficiency of every variant but the baseline, the highest first."""
+def sizes_of(verdict: Verdict) -> tuple[SizeAndLoss, ...]:
+    """Return size and loss of every variant against the baseline, the lowest loss first."""
     sizes = {v.name: v.parameters["total"] for v in verdict.table.variants if v.parameters}
     if verdict.baseline not in sizes:
         return ()
     found = [
-        Efficiency(
+        SizeAndLoss(
             name=name,
             parameters=sizes[name],
             more=sizes[name] - sizes[verdict.baseline],
-            mean=-pair.mean / (sizes[name] / 1e6),
-            low=None if pair.high is None else -pair.high / (sizes[name] / 1e6),
-            high=None if pair.low is None else -pair.low / (sizes[name] / 1e6),
-            separable=pair.separable,
+            difference=pair,
         )
         for name, pair in verdict.to_baseline.items()
         if name in sizes
     ]
-    return tuple(sorted(found, key=lambda it: -it.mean))
+    return tuple(sorted(found, key=lambda it: it.difference.mean))
 
 
-def caution(found: Sequence[Efficiency], verdict: Verdict) -> str:
-    """Return a sentence on which of the efficiencies are distinguishable from 0."""
-    if not verdict.tiers:
-        return f"No efficiency is distinguishable from 0. {verdict.why}"
-    distinguishable = [it.name for it in found if it.separable]
-    if distinguishable:
-        return f"Only those of {listed(distinguishable)} are distinguishable from 0."
-    return f"None is distinguishable from 0, since no variant is from {verdict.baseline}."
+def dominating(found: Sequence[SizeAndLoss], verdict: Verdict) -> str:
+    """Return a sentence on the variants that are smaller than the baseline and not worse."""
+    if not verdict.judged:
+        return verdict.why
+    smaller = [it.name for it in found if it.more < 0 and it.difference.not_worse]
+    if smaller:
+        have, are = ("has", "is") if len(smaller) == 1 else ("have", "are")
+        return (
+            f"{listed(smaller)} {have} fewer parameters than {verdict.baseline} and {are} not "
+            f"worse by {verdict.margin:g} nats/token."
+        )
+    return (
+        f"No variant with fewer parameters than {verdict.baseline} is shown not to be worse by "
+        f"{verdict.margin:g} nats/token."
+    )
 
 
 def _spread(label: str, unit: str, values: dict[str, float]) -> Spread | None:

@@ -1,13 +1,18 @@
-"""The verdict in two sentences."""
+"""The verdict in two sentences.
+
+A winner is a variant that Hsu's intervals show to be better than all others, unless another one is
+equivalent to it within the margin. Variants that may be the best, and variants that are worse than
+it, are named as such; no order among either is stated.
+"""
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.numbers import nats
 from attnlab.analysis.sentences import listed, several
-from attnlab.analysis.statistics.intervals import Comparison
-from attnlab.analysis.verdict import Verdict
+from attnlab.analysis.statistics.comparisons import Comparison
+from attnlab.analysis.statistics.power import MOST_SEEDS, seeds_to_decide
+from attnlab.analysis.verdict import Verdict, spiked
 
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
@@ -18,26 +23,34 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         return "No run that can be compared has finished yet.", _left_out(verdict) or verdict.why
     best = verdict.order[0]
     loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
-    if not verdict.tiers:
+    if not verdict.judged:
         has = "has the lowest loss" if len(verdict.order) > 1 else "is the only variant compared"
         return f"{best} {has} ({loss}), but that is no verdict.", f"{verdict.why}{_more(verdict)}"
-    lead = [names for names in verdict.functions if verdict.tiers[names[0]] == 1]
-    if len(lead) == 1:
-        rival = verdict.functions[1][0]
-        by = _plus_minus(verdict.pairs[best, rival])
-        first = (
-            f"{_introduced(verdict, lead[0])} predicts this text best: {loss}, {by} better than "
-            f"the next, {rival}."
-        )
-    elif len(lead) == len(verdict.functions):
-        first = f"No winner: the {len(lead)} variants are not distinguishable "
-        first += f"(lowest mean: {best}, {loss})."
-    else:
-        first = _shared(verdict, loss)
+    first = _first(verdict, loss)
+    if verdict.tuning.at_recipe:
+        first = f"At this recipe, {first.replace('No winner', 'no winner', 1)}"
     for control in controls:
         if control.same_rate and control.ties is False:
             return first, control.note
-    return first, (_others(verdict) + _left_out(verdict)).strip()
+    parts = [_worse(verdict), undecided(verdict), *map(spiked, verdict.spikes), _left_out(verdict)]
+    return first, " ".join(part.strip() for part in parts if part)
+
+
+def winner(verdict: Verdict) -> tuple[str, ...]:
+    """Return the names of the function that is the best; empty if none is shown to be."""
+    lead = verdict.leaders
+    if len(lead) != 1 or equivalent_to_best(verdict):
+        return ()
+    return lead[0]
+
+
+def equivalent_to_best(verdict: Verdict) -> tuple[str, ...]:
+    """Return the variants that are another function than the best and equivalent to it."""
+    return tuple(
+        name
+        for name, pair in verdict.to_best.items()
+        if pair.equivalent and not verdict.same_function(name, verdict.order[0])
+    )
 
 
 def behind(verdict: Verdict, names: Sequence[str]) -> str:
@@ -47,6 +60,52 @@ def behind(verdict: Verdict, names: Sequence[str]) -> str:
     return f"{' to '.join(ends)} nats/token behind"
 
 
+def undecided(verdict: Verdict) -> str:
+    """Return the seeds that would decide between the best and the next; empty if it is decided."""
+    if len(verdict.leaders) < 2 or verdict.residual_sd is None:
+        return ""
+    best, rival = verdict.functions[0][0], verdict.functions[1][0]
+    pair = verdict.pairs[rival, best]
+    if pair.equivalent or pair.separable:
+        return ""
+    seeds = min(verdict.runs[best], verdict.runs[rival])
+    needed = seeds_to_decide(
+        pair.mean,
+        verdict.residual_sd,
+        variants=len(verdict.functions),
+        allowance=pair.first_allowance,
+    )
+    start = f"Undecided between {best} and {rival} with {seeds} seeds"
+    if pair.first_allowance >= abs(pair.mean):
+        return f"{start}: the difference is within what tuning may have missed."
+    if needed is None:
+        return f"{start}: a difference of {nats(abs(pair.mean))} needs more than {MOST_SEEDS}."
+    return f"{start}; about {max(needed, seeds + 1)} would decide it if it is as large as it seems."
+
+
+def _first(verdict: Verdict, loss: str) -> str:
+    lead, best = verdict.leaders, verdict.order[0]
+    if names := winner(verdict):
+        rival = next(of[0] for of in verdict.functions if of != names)
+        by = _plus_minus(verdict.pairs[rival, best])
+        return (
+            f"{_introduced(verdict, names)} predicts this text best: {loss}, {by} better than the "
+            f"next, {rival}."
+        )
+    if equal := equivalent_to_best(verdict):
+        return (
+            f"No winner: {best}, which has the lowest mean ({loss}), and {several(equal)} are "
+            f"equivalent within the margin of {verdict.margin:g} nats/token."
+        )
+    if len(lead) == len(verdict.functions):
+        return (
+            f"No winner: each of the {len(lead)} variants may be the best (lowest mean: {best}, "
+            f"{loss})."
+        )
+    names = [of[0] for of in lead]
+    return f"No winner: {several(names)} may each be the best (lowest mean: {best}, {loss})."
+
+
 def _introduced(verdict: Verdict, names: Sequence[str]) -> str:
     """Return the names of a function, and its mechanism if the names do not say it."""
     (mechanism,) = {v.mechanism for v in verdict.table.variants if v.name == names[0]}
@@ -54,39 +113,13 @@ def _introduced(verdict: Verdict, names: Sequence[str]) -> str:
     return f"{listed(names)} ({shown})" if shown and mechanism not in names else listed(names)
 
 
-def _shared(verdict: Verdict, loss: str) -> str:
-    """Return who shares the lead, and which noisier variants are not distinguishable from it.
-
-    Their means are behind those of variants that are distinguishable from the best.
-    """
-    best, tiers = verdict.order[0], verdict.tiers
-    near = list(takewhile(lambda name: tiers[name] == 1, verdict.order))
-    far = [name for name in verdict.order if tiers[name] == 1 and name not in near]
-    if len(near) == 1:
-        first = f"{best} has the lowest loss: {loss}."
-    else:
-        shared = f"{several(near)} share the lead: {loss} for {best}"
-        first = f"{shared}, from which the others are not distinguishable."
-    if not far:
-        return first
-    also = "also " if len(near) > 1 else ""
-    verb = "is" if len(far) == 1 else "are"
-    return (
-        f"{first} {several(far)}, {behind(verdict, far)}, {verb} {also}not distinguishable from "
-        f"{best}, because the losses vary too much between seeds."
-    )
-
-
-def _others(verdict: Verdict) -> str:
-    """Return the tiers after the first, each with its distance from the best; empty without."""
-    tiers: list[str] = []
-    for tier in sorted(set(verdict.tiers.values()) - {1}):
-        names = [name for name in verdict.order if verdict.tiers[name] == tier]
-        tiers.append(f"{several(names)} ({behind(verdict, names)})")
-    if not tiers:
+def _worse(verdict: Verdict) -> str:
+    """Return the variants that are not the best, with their distance from it; empty without."""
+    lead = {name for names in verdict.leaders for name in names}
+    names = [name for name in verdict.order if name not in lead]
+    if not names:
         return ""
-    leaders = [name for name, tier in verdict.tiers.items() if tier == 1]
-    return f"Behind {'it' if len(leaders) == 1 else 'them'}: {'; then '.join(tiers)}."
+    return f"Worse than the best: {several(names)} ({behind(verdict, names)})."
 
 
 def _left_out(verdict: Verdict) -> str:
@@ -99,11 +132,12 @@ def _left_out(verdict: Verdict) -> str:
 
 
 def _more(verdict: Verdict) -> str:
-    return " Run it with --seeds 3 or more for error bars." if len(verdict.seeds) == 1 else ""
+    return " Run it with --seeds 4 or more for error bars." if len(verdict.seeds) == 1 else ""
 
 
 def _plus_minus(pair: Comparison) -> str:
-    if pair.low is None or pair.high is None:
+    if pair.low is None or pair.high is None or not pair.separable:
         return f"{abs(pair.mean):.3f}"
-    half = max(pair.high - pair.mean, pair.mean - pair.low)
-    return f"{abs(pair.mean):.3f} ± {half:.3f}"
+    if pair.first_allowance or pair.second_allowance:
+        return f"{abs(pair.mean):.3f} [{pair.low:.3f}, {pair.high:.3f}]"
+    return f"{abs(pair.mean):.3f} ± {pair.half_width:.3f}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from attnlab.analysis.statistics.intervals import Comparison
+from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.paired import Difference, Estimate
 
 UNKNOWN = "–"
@@ -54,12 +54,17 @@ def estimate(value: Estimate | None, digits: int = 4) -> str:
 
 
 def comparison(value: Comparison | None) -> str:
-    """Return mean ± half width of the simultaneous 95 % interval; the mean alone for one seed."""
+    """Return mean ± half-width of the interval, or both ends if tuning adds to them.
+
+    The mean alone for one seed.
+    """
     if value is None:
         return UNKNOWN
-    if value.low is None or value.high is None:
+    if value.half_width is None:
         return f"{value.mean:+.4f}"
-    return f"{value.mean:+.4f} ± {(value.high - value.low) / 2:.4f}"
+    if value.first_allowance or value.second_allowance:
+        return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+    return f"{value.mean:+.4f} ± {value.half_width:.4f}"
 
 
 def change(value: Difference | None) -> str:

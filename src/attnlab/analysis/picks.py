@@ -2,24 +2,24 @@
 
 A variant is on the Pareto front of a cost unless another variant
 
-    costs less and is not distinguishably worse, or
+    costs less and is shown not to be worse by the margin (non-inferior), or
     costs the same and is distinguishably better.
 
-Costs within the resolution of their measurement are equal, and so are the costs of one function
-under two names with the same kernel.
+Costs within the resolution of their measurement, or within the noise of times over runs, are equal,
+and so are the costs of one function under two names with the same kernel.
 
 The pick for quality is the variant that is distinguishably better than all others, if there is
-one. Every other pick is the cheapest variant that is not distinguishably worse than the baseline,
-which its user has today (than the best variant, if the baseline is not compared). Of variants with
-equal costs, one is picked only if it is distinguishably better than the rest: "no winner" is a
-result.
+one. Every other pick is the cheapest of the baseline, which its user has today, and of the variants
+that are shown not to be worse than it by the margin (than the best variant, if the baseline is not
+compared). That a variant is not distinguishable supports no pick. Of variants with equal costs, one
+is picked only if it is distinguishably better than the rest: "no winner" is a result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from attnlab.analysis.costs import COUNTED, Cost, Serving
-from attnlab.analysis.headline import behind
+from attnlab.analysis.headline import behind, equivalent_to_best, undecided, winner
 from attnlab.analysis.numbers import nats, quantity
 from attnlab.analysis.sentences import against, apart, listed, several
 from attnlab.analysis.verdict import Verdict
@@ -75,14 +75,14 @@ def front_of(cost: Cost, verdict: Verdict) -> Front:
         label=cost.label,
         unit=cost.unit,
         points={name: (cost.of[name], verdict.means[name]) for name in known},
-        front=tuple(sorted(kept, key=lambda name: cost.of[name])) if verdict.tiers else (),
+        front=tuple(sorted(kept, key=lambda name: cost.of[name])) if verdict.judged else (),
     )
 
 
 def picks_of(verdict: Verdict, costs: Sequence[Cost], serving: Serving) -> tuple[Pick, ...]:
     """Return the picks in the order of the use cases."""
-    if not verdict.tiers:
-        more = "A verdict: at least two variants that have finished the same two seeds."
+    if not verdict.judged:
+        more = "A verdict: at least two variants that have finished two seeds each."
         uses = (QUALITY, *(use for use, _ in USES))
         return _joined(_no_winner(use, verdict.why, more) for use in uses)
     growth = Cost(
@@ -101,7 +101,7 @@ def _beats(other: str, name: str, cost: Cost, verdict: Verdict) -> bool:
     if verdict.same_work(other, name) or cost.cheaper(name, other):
         return False
     if cost.cheaper(other, name):
-        return not verdict.worse(other, name)
+        return verdict.not_worse(other, name)
     return verdict.worse(name, other)
 
 
@@ -116,25 +116,32 @@ def _joined(picks: Iterable[Pick]) -> tuple[Pick, ...]:
 
 def _best(verdict: Verdict) -> Pick:
     best = verdict.order[0]
-    lead = [names for names in verdict.functions if verdict.tiers[names[0]] == 1]
-    if len(lead) > 1:
-        others = [names[0] for names in lead[1:]]
+    if not winner(verdict):
+        equal = equivalent_to_best(verdict)
+        others = equal or [of[0] for of in verdict.leaders if best not in of]
+        if equal:
+            reason = f"{several([best, *equal])} are equivalent within the margin."
+        else:
+            reason = f"Each of {several([best, *others])} may be the best."
         who = f"{others[0]} is" if len(others) == 1 else "the others are"
         return _no_winner(
             QUALITY,
-            f"{several([best, *others])} are not distinguishable.",
-            "More seeds.",
+            reason,
+            undecided(verdict) or ("A smaller margin." if equal else "More seeds."),
             margin=f"{best} has the lowest mean; {who} {behind(verdict, others)}.",
         )
-    rival = verdict.functions[1][0]
+    rival = next(of[0] for of in verdict.functions if best not in of)
     pair = verdict.pairs[best, rival]
-    needed = nats(-pair.high) if pair.high is not None else "the error"
+    known = pair.high is not None and pair.separable
+    needed = nats(-pair.high) if pair.high is not None and known else "the error"
     return Pick(
         use_cases=(QUALITY,),
         variant=best,
         reason=f"{_named(best, verdict)} is better than every other variant.",
-        margin=f"It leads the next, {rival}, by {apart(pair)}.",
-        would_change=f"{rival} gaining more than {needed}, the low end of that interval.",
+        margin=f"It leads the next, {rival}, by {apart(pair) if known else nats(-pair.mean)}.",
+        would_change=f"{rival} gaining more than {needed}, the low end of that interval."
+        if known
+        else f"More seeds, for an interval of its lead over {rival}.",
     )
 
 
@@ -145,30 +152,41 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
     first = known[0]
     than = verdict.baseline or verdict.order[0]
     able = [name for name in verdict.order if all(name in cost.of for cost in known)]
-    left = tolerated = [name for name in able if not verdict.worse(name, than)]
+    left = tolerated = [name for name in able if verdict.not_worse(name, than)]
     for cost in known:
         left = [name for name in left if not any(cost.cheaper(other, name) for other in left)]
-    winner = _distinguishably_best(left, verdict)
-    if winner is None:
-        needs = ", ".join(quantity(cost.of[left[0]], cost.unit) for cost in known) if left else ""
+    picked = _distinguishably_best(left, verdict)
+    if picked is None:
+        needs = _span([first.of[name] for name in left], first.unit) if left else ""
         return _no_winner(
             use,
-            f"{several(left)} need the same ({first.label}: {needs}) and are not distinguishable."
+            f"{several(left)} need the same within its error ({first.label}: {needs}), and none is "
+            "distinguishably better than the others."
             if left
-            else f"No variant was measured that is not distinguishably worse than {than}.",
+            else f"No variant was measured that is shown not to be worse than {than}.",
             "More seeds, or another cost that decides between them.",
         )
-    saved = _times(first, winner, than)
+    saved = _times(first, picked, than)
+    if len(tolerated) == 1 and picked == than:
+        reason = f"No other variant is shown not to be worse than {than} by the margin."
+    else:
+        reason = (
+            f"{_named(picked, verdict)} is lowest in {first.label}, of the variants shown not to "
+            f"be worse than {than} by {nats(verdict.margin)}: "
+            f"{quantity(first.of[picked], first.unit)}{saved}."
+        )
     return Pick(
         use_cases=(use,),
-        variant=winner,
-        reason=(
-            f"{_named(winner, verdict)} is lowest in {first.label}, of the variants not "
-            f"distinguishably worse than {than}: {quantity(first.of[winner], first.unit)}{saved}."
-        ),
-        margin=_gives_up(winner, than, verdict),
-        would_change=_cheaper_still(first, winner, tolerated, than, verdict),
+        variant=picked,
+        reason=reason,
+        margin=_gives_up(picked, than, verdict),
+        would_change=_cheaper_still(first, picked, tolerated, than, verdict),
     )
+
+
+def _span(values: Sequence[float], unit: str) -> str:
+    ends = dict.fromkeys(quantity(value, unit) for value in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def _unmeasured(use: str, key: str, verdict: Verdict) -> Pick:
@@ -201,29 +219,31 @@ def _gives_up(name: str, than: str, verdict: Verdict) -> str:
     loss = f"It gives up {apart(pair)} to the best, {best}."
     if not pair.separable:
         loss = against(name, best, pair)
-    if name in (than, best) or than == best:
+    if name in (than, best) or than == best or verdict.same_function(name, than):
         return loss
-    return f"{loss} {against(name, than, verdict.pairs[name, than])}"
+    to_baseline = verdict.to_baseline.get(name, verdict.pairs[name, than])
+    return f"{loss} {against(name, than, to_baseline)}"
 
 
 def _cheaper_still(
-    cost: Cost, winner: str, tolerated: Sequence[str], than: str, verdict: Verdict
+    cost: Cost, picked: str, tolerated: Sequence[str], than: str, verdict: Verdict
 ) -> str:
-    """Return what would change the pick: the best of the cheaper variants that are worse."""
+    """Return what would change the pick: the best of the cheaper variants that may be worse."""
     refused = [
         name
         for name in verdict.order
-        if name in cost.of and name not in tolerated and cost.cheaper(name, winner)
+        if name in cost.of and name not in tolerated and cost.cheaper(name, picked)
     ]
-    if not refused and not cost.of[winner]:
+    if not refused and not cost.of[picked]:
         return "Nothing in this cost: there is none to save."
     if not refused:
-        return f"A variant that needs less than {quantity(cost.of[winner], cost.unit)}."
+        return f"A variant that needs less than {quantity(cost.of[picked], cost.unit)}."
     name = refused[0]
-    return (
-        f"Accepting more loss: {name} needs {quantity(cost.of[name], cost.unit)}, and is worse "
-        f"than {than} by {apart(verdict.pairs[name, than])}."
-    )
+    pair = verdict.to_baseline.get(name, verdict.pairs[name, than])
+    needs = f"{name} needs {quantity(cost.of[name], cost.unit)}"
+    if pair.separable:
+        return f"Accepting more loss: {needs}, and is worse than {than} by {apart(pair)}."
+    return f"More seeds: {needs}, and may be worse than {than} by up to {nats(pair.high or 0.0)}."
 
 
 def _times(cost: Cost, winner: str, than: str) -> str:

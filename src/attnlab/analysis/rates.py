@@ -6,14 +6,14 @@ fitted through the chosen rate and its two neighbours: a parabola in the logarit
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 import numpy as np
 
 from attnlab.analysis.table import Table, Variant
-from attnlab.record import rate_of, tuning_runs
+from attnlab.record import rate_of, read_tuning_choice, tuning_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +80,58 @@ def _rise(fitted: tuple[float, float], x: float) -> float:
     """Return the increase of the parabola at a factor of 2 in the rate, on the steeper side."""
     a, b = fitted
     return a + abs(2 * a * x + b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The tuning of the variants that are compared, and the losses that it may have missed."""
+
+    allowance: Mapping[str, float]  # nats/token by variant; infinite: the search found no bound
+    derived: tuple[str, ...]  # allowances derived from a grid of rates, by `_half_step`
+    unknown: tuple[str, ...]  # tuned, but without an estimate of what tuning may have missed
+    untuned: tuple[str, ...]  # compared at the recipe of the study
+
+    @property
+    def at_recipe(self) -> bool:
+        """True if no variant was tuned: a comparison then holds at this recipe."""
+        return not (self.allowance or self.unknown)
+
+    def allowance_of(self, names: Sequence[str]) -> float:
+        """Return the largest allowance of the names of one function; 0 without any."""
+        return max((self.allowance.get(name, 0.0) for name in names), default=0.0)
+
+
+def tuning_of(table: Table, names: Sequence[str]) -> Tuning:
+    """Return how the named variants were tuned."""
+    allowance = dict[str, float]()
+    derived, unknown, untuned = list[str](), list[str](), list[str]()
+    for variant in table.variants:
+        name = variant.name
+        if name not in names:
+            continue
+        choice = read_tuning_choice(variant.folder.parent, unquote(variant.folder.name))
+        if "allowance" in choice:
+            bound = choice["allowance"]
+            allowance[name] = math.inf if bound is None else float(bound)
+        elif (curve := _curve(variant)) is None:
+            untuned.append(name)
+        elif (missed := _half_step(curve)) is None:
+            unknown.append(name)
+        else:
+            allowance[name] = missed
+            derived.append(name)
+    return Tuning(
+        allowance=allowance, derived=tuple(derived), unknown=tuple(unknown), untuned=tuple(untuned)
+    )
+
+
+def _half_step(curve: RateCurve) -> float | None:
+    """Return the rise of the parabola half a step of the grid from its vertex, in nats/token.
+
+    None if the best rate is not bracketed, or its neighbours show no minimum.
+    """
+    if curve.curvature is None or not curve.interior:
+        return None
+    place = curve.rates.index(curve.chosen)
+    steps = [abs(math.log2(curve.rates[i] / curve.chosen)) for i in (place - 1, place + 1)]
+    return curve.curvature * (max(steps) / 2) ** 2

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attnlab.analysis.numbers import nats
-from attnlab.analysis.statistics.intervals import Comparison
+from attnlab.analysis.statistics.comparisons import Comparison
 
 MOST_NAMED = 6  # names in a sentence; of more, the first three and a count
 _IN_FULL = 2  # pairs with a sentence each; more are grouped
@@ -21,10 +21,7 @@ def apart(pair: Comparison) -> str:
 def against(first: str, second: str, pair: Comparison) -> str:
     """Return a sentence on the first variant minus the second.
 
-    >>> pair = Comparison(
-    ...     mean=0.084, low=0.058, high=0.11, p=0.005, n=3, separable=True, equivalent=False,
-    ...     paired_low=0.078, paired_high=0.09,
-    ... )
+    >>> pair = Comparison(mean=0.084, half_width=0.026, alone=0.02, p=0.005, margin=0.01)
     >>> against("mha", "linear", pair)
     'mha is worse than linear by 0.084 nats/token [0.058, 0.110].'
     """

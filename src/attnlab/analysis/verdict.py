@@ -201,13 +201,14 @@ def _compared(
         return found.within(first[one], losses[one], losses[other])
 
     pairs = {(one, other): pair(one, other) for one, other in permutations(losses, 2)}
-    if baseline not in losses:
+    if baseline is None or baseline not in losses:
         return {}, pairs
-    return {
-        name: found.to_baseline.get(first[name], pairs.get((name, baseline), pair(name, baseline)))
+    to_baseline = {
+        name: found.to_baseline.get(first[name], pairs[name, baseline])
         for name in losses
         if name != baseline
-    }, pairs
+    }
+    return to_baseline, pairs
 
 
 def _detectable(found: Comparisons) -> float | None:

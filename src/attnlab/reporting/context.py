@@ -83,7 +83,7 @@ class ReportContext:
             devices=sentences.devices(table),
             how_sure=sentences.how_sure(analysis),
             facts=sentences.facts(analysis),
-            legend=sentences.legend(analysis) if analysis.tiers else "",
+            legend=sentences.LEGEND if analysis.judged else "",
             picks=analysis.picks,
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),

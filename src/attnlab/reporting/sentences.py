@@ -9,26 +9,22 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
 
-METHODS = {
-    "tukey": "Tukey's HSD, blocked by seed",
-    "holm": "paired t tests, Holm-adjusted",
-    "none": "no verdict",
-}
 LEGEND = (
-    "Variants in one tier are not distinguishable from the first of it. n.s.: not distinguishable "
-    "from the baseline; equivalent: the same within the margin. Intervals are simultaneous: 95 % "
-    "for all pairs."
+    "Variants that share a letter are not distinguishable. n.s.: not distinguishable from the "
+    "baseline; not worse: not by the margin; equivalent: the same within the margin. Intervals are "
+    "simultaneous: 95 % for all pairs (letters), or for all differences to the baseline."
 )
 
 
 def how_sure(analysis: Analysis) -> str:
     """Return seeds, method, minimum detectable difference, margin and scale in one line."""
-    count = len(analysis.seeds)
-    if count < 2:
+    if not analysis.judged:
         one = len(analysis.table.study.seeds) < 2
         state = "One seed per variant: no intervals" if one else "No verdict yet"
         return f"{state}. {_scale(analysis)}."
-    parts = [f"{count} seeds per variant", METHODS[analysis.method]]
+    counts = sorted(set(analysis.runs.values()))
+    seeds = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
+    parts = [f"{seeds} seeds per variant", _tuned(analysis)]
     if analysis.detectable is not None:
         smallest = numbers.nats(analysis.detectable)
         parts.append(f"minimum detectable difference (80 % power): {smallest}")
@@ -43,9 +39,11 @@ def facts(analysis: Analysis) -> dict[str, str]:
     found["Metric"] = f"loss on the {split_name(analysis)} split, nats/token; lower is better"
     found["Method"] = analysis.why
     if analysis.residual_sd is not None:
-        found["Residual standard deviation per run"] = (
-            f"{analysis.residual_sd:.4f} nats/token, seed effects removed"
+        removed = ", seed effects removed" if analysis.method == "paired" else ""
+        found["Standard deviation per run"] = (
+            f"{analysis.residual_sd:.4f} nats/token{removed}, of the median variant"
         )
+        found["Error of tuning"] = _tuning_error(analysis)
     if analysis.order:
         found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"
     found["Learning rates"] = _rates(analysis)
@@ -60,17 +58,6 @@ def facts(analysis: Analysis) -> dict[str, str]:
     if kernels:
         found["Effect of the kernel"] = " ".join(kernels)
     return found
-
-
-def legend(analysis: Analysis) -> str:
-    """Return what a tier and an interval are."""
-    tiers = [analysis.tiers[name] for name in analysis.order if name in analysis.tiers]
-    if tiers == sorted(tiers):
-        return LEGEND
-    return (
-        f"{LEGEND} A variant with a large spread over seeds can be in a better tier than one with "
-        "a lower mean."
-    )
 
 
 def unfair(table: Table) -> tuple[str, ...]:
@@ -178,10 +165,41 @@ def _span(values: list[Any]) -> str:
     return " to ".join(ends)
 
 
+def _tuned(analysis: Analysis) -> str:
+    """Return which errors the intervals hold."""
+    tuning = analysis.tuning
+    if tuning.at_recipe:
+        return "intervals of seeds, at this recipe"
+    if tuning.untuned or tuning.unknown:
+        return "intervals of seeds, and of tuning where it was estimated"
+    return "intervals of seeds and tuning"
+
+
+def _tuning_error(analysis: Analysis) -> str:
+    tuning = analysis.tuning
+    if tuning.at_recipe:
+        return "not included: every comparison holds at this recipe"
+    parts = list[str]()
+    if tuning.allowance:
+        ends = sorted(tuning.allowance.values())
+        span = " to ".join(dict.fromkeys(f"{end:.4f}" for end in (ends[0], ends[-1])))
+        parts.append(f"{span} nats/token by which tuning may have missed the best of a variant")
+    if tuning.derived:
+        parts.append(
+            "derived from the curvature of loss against rate, half a step of the grid from its "
+            "minimum, since the search stated none"
+        )
+    if tuning.unknown:
+        parts.append(f"not estimated for {', '.join(tuning.unknown)}")
+    if tuning.untuned:
+        parts.append(f"at the recipe of the study: {', '.join(tuning.untuned)}")
+    return "; ".join(parts)
+
+
 def _seeds(analysis: Analysis) -> str:
     seeds = analysis.seeds
     if not seeds:
-        return "none that all variants finished"
+        return "none has finished"
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         return f"{listed}: no error bars, and no verdict"

@@ -89,8 +89,8 @@ def _notes(analysis: Analysis, columns: Sequence[Column], dropped: Sequence[str]
             notes.append(f"{column.title}: {column.about}")
     if any(column.title == "vs baseline" for column in columns):
         notes.append("n.s.: not distinguishable")
-    if analysis.tiers:
-        notes.append("tier: variants not distinguishable from its first")
+    if analysis.judged:
+        notes.append("letters: variants that share one are not distinguishable")
     lines = ["; ".join(notes)] if notes else []
     return lines + ([f"not shown at this width: {', '.join(dropped)}"] if dropped else [])
 

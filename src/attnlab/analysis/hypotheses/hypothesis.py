@@ -80,7 +80,7 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
             wording=recorded.get("wording") or "",
             published={},
         )
-    if hypothesis.needs_verdict and not evidence.verdict.tiers:
+    if hypothesis.needs_verdict and not evidence.verdict.judged:
         finding = Finding(ruling="not judged", found=(evidence.verdict.why,))
     else:
         finding = hypothesis.judge(evidence)

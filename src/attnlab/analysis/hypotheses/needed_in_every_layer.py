@@ -36,8 +36,8 @@ class NeededInEveryLayer(Hypothesis):
         verdict = verdict_of(read_table(folder))
         other = Evidence(verdict=verdict, costs=())
         baseline = verdict.baseline
-        if not verdict.tiers or baseline is None:
-            why = verdict.why if not verdict.tiers else "Its baseline is not compared."
+        if not verdict.judged or baseline is None:
+            why = verdict.why if not verdict.judged else "Its baseline is not compared."
             return other.ruled("not judged", (f"{why} {command} continues it.",))
         layers = _layers(verdict.table, baseline)
         pairs = [(baseline, name) for name in layers if (baseline, name) in verdict.pairs]

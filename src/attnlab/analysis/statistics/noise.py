@@ -138,6 +138,19 @@ def fit(losses: Losses) -> Noise:
     )
 
 
+def pair_noise(own_V: Array, df_V: Array) -> tuple[float, float]:
+    """Return sqrt(variance_1 + variance_2) of the first two variants, and its degrees of freedom.
+
+    Both are computed from own variances of runs as `fit` does without pairing.
+    """
+    typical, prior = typical_variance(own_V, df_V), _prior(own_V, df_V)
+    first, second = _moderated(own_V, df_V, typical, prior)[:2]
+    f_first, f_second = np.maximum(df_V + prior, 0.5)[:2]
+    total = float(first + second)
+    df = total**2 / float(first**2 / f_first + second**2 / f_second)
+    return math.sqrt(total), min(df, float(df_V.sum()))
+
+
 def _prior(own_V: Array, df_V: Array) -> float:
     """Return the degrees of freedom that the typical variance is worth for each variant.
 

@@ -6,7 +6,7 @@ All variants share batches and the initial values of shared weights at a seed, s
 they have in common cancels in d_s. Student 1908. sd is the sample standard deviation (n - 1).
 
 One interval covers the true difference 95 % of the time. Several unadjusted intervals find a
-difference where there is none far more often than 5 % of the time: `separation` adjusts them.
+difference where there is none far more often than 5 % of the time: `comparisons` adjusts them.
 """
 
 import math

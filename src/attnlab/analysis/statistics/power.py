@@ -1,53 +1,87 @@
-"""The minimum detectable difference of a study (80 % power).
+"""The minimum detectable difference of a study (80 % power), and the seeds that would decide it.
 
-For a difference of size d between two variants, with residual standard deviation s per run,
+For a difference of size d between two variants, with standard deviation s per run and S runs each,
 
-    power(d) = E[ Phi((d - h s) / (s sqrt(2 / S))) ]
+    power(d) = E[ Phi((d - h - A) / (s sqrt(2 / S))) ]
 
-where h is the half width of the pair's simultaneous interval in units of s. The difference of two
-means and the residuals that h is computed from are independent, so the expectation is over h alone:
-an average over simulated studies. The minimum detectable difference has power 0.8.
+where h is the half-width of the pair's simultaneous interval and A the allowance for tuning of the
+worse one. Means and the variances that h is computed from are independent, so the expectation is
+over h alone: an average over simulated studies of equal variances.
 
-Shapes: R simulated studies, S seeds, V variants.
+Shapes: R simulated studies, V variants.
 """
 
 import math
 from functools import cache
-from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from attnlab.analysis.statistics.separation import Layout, Method, half_width_VV
+from attnlab.analysis.statistics.noise import pair_noise
+from attnlab.analysis.statistics.quantiles import all_pairs
 
+Array = NDArray[np.float64]
 POWER = 0.8
-_NUMBERS = 200_000  # random numbers; enough for two digits
+LEVEL = 0.05
+MOST_SEEDS = 100
+_NUMBERS = 20_000  # variances that are simulated; enough for two digits
 
 
-def detectable(spread: float, variants: int, seeds: int, method: Method = "tukey") -> float | None:
-    """Return the minimum detectable difference at 80 % power and 5 % family-wise error.
+def detectable(
+    spread: float, variants: int, seeds: int, allowance: float = 0.0, level: float = LEVEL
+) -> float | None:
+    """Return the minimum detectable difference at 80 % power, with error rate `level` in all.
 
-    `spread` is the residual standard deviation per run, seed effects removed; the result has its
-    unit. None for fewer than two seeds or variants.
+    `spread` is the standard deviation per run and `allowance` what tuning may have missed; the
+    result has their unit. None for fewer than two seeds or variants.
 
     >>> round(detectable(0.01, variants=11, seeds=5), 3)
-    0.034
+    0.033
     """
     if seeds < 2 or variants < 2:
         return None
-    return spread * _of_unit_spread(variants, seeds, method)
+    return allowance + spread * _of_unit_spread(variants, seeds, level)
+
+
+def seeds_to_decide(
+    difference: float, spread: float, variants: int, allowance: float = 0.0
+) -> int | None:
+    """Return the fewest seeds that separate a true `difference` with 80 % power.
+
+    None if more than 100 would be needed, or no number: the difference is within the allowance.
+
+    >>> seeds_to_decide(0.03, spread=0.01, variants=5)
+    5
+    """
+    low, high = 2, MOST_SEEDS
+    found = detectable(spread, variants, high, allowance)
+    if found is None or not math.isfinite(found) or abs(difference) < found:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        enough = detectable(spread, variants, middle, allowance)
+        if enough is not None and abs(difference) >= enough:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @cache
-def _of_unit_spread(variants: int, seeds: int, method: Method) -> float:
-    from scipy.optimize import brentq  # a quarter of a second of import
-
-    studies = _NUMBERS // (variants * seeds)
-    losses_RSV = np.random.default_rng(0).standard_normal((studies, seeds, variants))
-    half_R = half_width_VV(Layout(losses_RSV), method)[:, 0, 1]
+def _of_unit_spread(variants: int, seeds: int, level: float) -> float:
+    shown = min(variants, 20)  # of more, the prior degrees of freedom hardly depend on it
+    studies = max(_NUMBERS // shown, 200)
+    df = seeds - 1
+    own_RV = np.random.default_rng(0).chisquare(df, (studies, shown)) / df
+    error_R, df_R = np.array([pair_noise(own_V, np.full(shown, float(df))) for own_V in own_RV]).T
+    half_R = all_pairs(variants).quantile(level, df_R) * error_R * math.sqrt(1 / seeds)
     error = math.sqrt(2 / seeds)
-
-    def missing(difference: float) -> float:
-        return POWER - float(np.mean(ndtr((difference - half_R) / error)))
-
-    return cast("float", brentq(missing, 0, half_R.max() + 10 * error))
+    low, high = 0.0, float(half_R.max()) + 10 * error
+    for _ in range(50):
+        middle = (low + high) / 2
+        if float(np.mean(ndtr((middle - half_R) / error))) < POWER:
+            low = middle
+        else:
+            high = middle
+    return high

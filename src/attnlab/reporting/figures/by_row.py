@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from attnlab.analysis import numbers
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.reporting.figures.axes import Extent, off_scale, show_message, window
-from attnlab.reporting.figures.styles import GREY, SHADE, Styles, mark
+from attnlab.reporting.figures.styles import GREY, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
 
@@ -50,34 +48,15 @@ def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int 
             axes.axvline(mean, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
 
 
-def tiers(axes: Axes, rows: Sequence[Row], *, named: bool) -> None:
-    """Shade every other tier. Call it last: names of tiers need a margin."""
-    if named:
-        low, high = axes.get_xlim()
-        axes.set_xlim(low, high + 0.13 * (high - low))
-    first = 0
-    for i, (tier, group) in enumerate(groupby(rows, key=lambda row: row.tier)):
-        count = len(list(group))
-        if i % 2 == 0:
-            across = axes.get_yaxis_transform()
-            band = Rectangle((0, first - 0.5), 1, count, transform=across, color=SHADE, lw=0)
-            axes.add_patch(band).set_zorder(0.4)
-        if named:
-            label = "left out" if tier is None else f"tier {tier}"
-            axes.text(
-                0.99, first - 0.42, label, transform=axes.get_yaxis_transform(),
-                ha="right", va="top", color=GREY, fontsize=9,
-            )  # fmt: skip
-        first += count
-
-
 def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> None:
-    """Draw differences to a variant: thin the simultaneous 95 % interval, thick the paired one.
+    """Draw differences to a variant: thin the simultaneous 95 % interval, thick the pair's alone.
 
     A filled marker is a difference whose simultaneous interval excludes 0; the grey band is the
     margin of equivalence.
     """
-    pairs = {row.name: row.analysis.pairs.get((row.name, reference)) for row in rows}
+    pairs = {
+        row.name: row.to_baseline or row.analysis.pairs.get((row.name, reference)) for row in rows
+    }
     found = {name: pair for name, pair in pairs.items() if pair is not None}
     if not found:
         show_message(axes, "nothing to compare yet")
@@ -110,7 +89,7 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
             continue
         for start, end, width in (
             (pair.low, pair.high, 1.3),
-            (pair.paired_low, pair.paired_high, 3.6),
+            (pair.alone_low, pair.alone_high, 3.6),
         ):
             if start is not None and end is not None:
                 (line,) = axes.plot(

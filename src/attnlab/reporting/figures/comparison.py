@@ -1,4 +1,4 @@
-"""comparison.png and .svg: losses with tiers, differences, time per step, learning curves.
+"""comparison.png and .svg: losses, differences, time per step, learning curves.
 
 Rows are in order of rank. A variant far from the others is not drawn to scale in the upper row: an
 arrow at the edge gives its value, so that the differences among the rest stay visible.
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.figures.axes import name_rows, shortened
-from attnlab.reporting.figures.by_row import dots, forest, tiers, times
+from attnlab.reporting.figures.by_row import dots, forest, times
 from attnlab.reporting.figures.curves import curves, minus_reference
 from attnlab.reporting.figures.styles import GREY, matplotlib_style, png, styles_of
 from attnlab.reporting.figures.svg import whole_svg
@@ -48,9 +48,6 @@ def _figure(analysis: Analysis) -> Figure:
         )
     times(time, shown, styles)
     time.set(title="Time per training step", xlabel=_time_label(analysis))
-    if analysis.tiers:
-        for axes in (loss, difference, time):
-            tiers(axes, shown, named=axes is loss)
     name_rows(loss, shown)
     for axes in (loss, difference, time):
         axes.tick_params(axis="y", length=0)
@@ -88,6 +85,6 @@ def _title(analysis: Analysis) -> str:
     if seeds < 2:
         return f"{text}, one seed: no error bars" if seeds else text
     text += f", {seeds} seeds (dots); marker and bar: mean ± standard deviation"
-    if not analysis.tiers:
+    if not analysis.judged:
         return text
     return f"{text}; differences: 95 % intervals, thin for all pairs, thick for this pair"

@@ -16,7 +16,7 @@ from attnlab.analysis.analysis import Analysis, Front
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
-from attnlab.reporting.figures.by_row import dots, forest, tiers
+from attnlab.reporting.figures.by_row import dots, forest
 from attnlab.reporting.figures.cost import (
     BENCH_CHARTS,
     Point,
@@ -64,8 +64,8 @@ class Charts:
         return self._rows_of(
             self.analysis.metric,
             f"{split_name(self.analysis).capitalize()} loss by variant (nats/token)",
-            "Small dots: seeds; marker and bar: mean ± standard deviation; shading: tiers."
-            if self.analysis.tiers
+            "Small dots: seeds; marker and bar: mean ± standard deviation."
+            if self.analysis.judged
             else "One seed: no error bars.",
         )
 
@@ -90,19 +90,17 @@ class Charts:
             return None
         compared = [row for row in self.rows if row.compared]
         title = f"Difference to {reference.name} (nats/token)"
-        several = bool(self.analysis.tiers)
+        several = self.analysis.judged
         text = (
-            "Left of 0 is better. Thin bars: simultaneous 95 % intervals, for all pairs; thick: "
-            "for this pair alone. Filled markers: distinguishable; grey band: the margin of "
-            f"equivalence, ± {self.analysis.margin:g}; shading: tiers."
+            "Left of 0 is better. Thin bars: simultaneous 95 % intervals, all differences; thick: "
+            "this pair alone. Filled markers: distinguishable; grey band: the margin of "
+            f"equivalence, ± {self.analysis.margin:g}."
             if several
             else "Left of 0 is better. One seed: no intervals."
         )
 
         def draw(axes: Axes) -> None:
             forest(axes, compared, self.styles, reference.name)
-            if several:
-                tiers(axes, compared, named=False)
             name_rows(axes, compared, LONGEST_NAME)
             axes.set_xlabel("nats/token")
 
@@ -270,8 +268,6 @@ class Charts:
 
         def draw(axes: Axes) -> None:
             dots(axes, shown, self.styles, key)
-            if self.analysis.tiers:
-                tiers(axes, shown, named=key == self.analysis.metric)
             name_rows(axes, shown, LONGEST_NAME)
             axes.set_xlabel("nats/token")
             axes.locator_params(axis="x", nbins=5)

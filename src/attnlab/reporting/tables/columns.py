@@ -35,17 +35,16 @@ VARIANT = Column(title="variant", text=lambda row: row.name)
 
 
 def ranking(analysis: Analysis) -> list[Column]:
-    """Return rank, tier, the verdict's loss, its difference to the baseline, and other quality."""
+    """Return rank, letters, the verdict's loss, its difference to the baseline, other quality."""
     split, name = split_of(analysis), split_name(analysis)
     spread = ", mean ± standard deviation over seeds" if len(analysis.seeds) > 1 else ""
     columns = [Column(title="#", text=_rank, value=lambda r: r.place, about="rank by mean loss")]
-    if analysis.tiers:
+    if analysis.judged:
         columns.append(
             Column(
-                title="tier",
-                text=lambda r: numbers.UNKNOWN if r.tier is None else str(r.tier),
-                value=lambda r: r.tier,
-                about="variants in one tier are not distinguishable from the first of it",
+                title="letters",
+                text=lambda r: numbers.UNKNOWN if r.letters is None else r.letters,
+                about="variants that share a letter are not distinguishable",
             )
         )
     columns += [
@@ -87,12 +86,15 @@ def _to_baseline(analysis: Analysis) -> list[Column]:
         unit=LOSS,
         text=lambda row: "baseline" if row.baseline else numbers.comparison(row.to_baseline),
         value=lambda row: 0.0 if row.baseline else _mean_difference(row),
-        about=f"loss minus that of {baseline}, paired by seed{interval}",
+        about=f"loss minus that of {baseline}{interval}",
     )
     standing = Column(
-        title="vs baseline", text=_standing, about="at 95 %, for all pairs", priority=1
+        title="vs baseline",
+        text=_standing,
+        about="at 95 %, for all differences to the baseline",
+        priority=1,
     )
-    return [difference, standing] if analysis.tiers else [difference]
+    return [difference, standing] if analysis.judged else [difference]
 
 
 def costs(shown: Sequence[Row]) -> list[Column]:
@@ -152,7 +154,7 @@ def standing(pair: Comparison | None) -> str:
     if pair.equivalent:
         return "equivalent"
     if not pair.separable:
-        return "n.s."
+        return "not worse" if pair.not_worse else "n.s."
     return "better" if pair.mean < 0 else "worse"
 
 

@@ -12,7 +12,7 @@ from attnlab.reporting.tables.rows import Row
 
 def differences(analysis: Analysis) -> list[Column]:
     """Return the differences to the baseline with both intervals; empty without a verdict."""
-    if not analysis.to_baseline or not analysis.tiers:
+    if not analysis.to_baseline or not analysis.judged:
         return []
 
     def text(read: Callable[[Comparison], str], row: Row) -> str:
@@ -30,13 +30,38 @@ def differences(analysis: Analysis) -> list[Column]:
             value=mean,
         ),
         Column(
-            title="95 % interval, all pairs",
+            title="95 % interval, all differences to it",
             text=partial(text, lambda pair: numbers.interval(pair.low, pair.high)),
         ),
         Column(
-            title="95 % interval, this pair",
-            text=partial(text, lambda pair: numbers.interval(pair.paired_low, pair.paired_high)),
+            title="± seeds",
+            unit=LOSS,
+            text=partial(text, lambda pair: numbers.number(pair.half_width)),
+            about="half-width of the seeds in the interval of all differences",
         ),
+        *_tuning(analysis, text),
+        Column(
+            title="95 % interval, this pair",
+            text=partial(text, lambda pair: numbers.interval(pair.alone_low, pair.alone_high)),
+        ),
+    ]
+
+
+def _tuning(
+    analysis: Analysis, text: Callable[[Callable[[Comparison], str], Row], str]
+) -> list[Column]:
+    """Return what tuning adds to each end of an interval; empty if nothing was tuned."""
+    if not analysis.tuning.allowance:
+        return []
+    return [
+        Column(
+            title="tuning, below and above",
+            unit=LOSS,
+            text=partial(
+                text, lambda pair: f"{pair.first_allowance:.4f}, {pair.second_allowance:.4f}"
+            ),
+            about="what tuning may have missed of the variant, and of the baseline",
+        )
     ]
 
 

@@ -80,7 +80,7 @@ def _result(row: Row) -> dict[str, Any]:
         "parameters": variant.parameters,
         "kernels": variant.finished[-1].summary.get("kernels"),
         "rank": row.place,
-        "tier": row.tier,
+        "letters": row.letters,
         "left_out": row.left_out,
         "verdict_from": analysis.metric,
         "spread": {key: estimate.spread for key, estimate in row.numbers.items()},
@@ -93,7 +93,7 @@ def _result(row: Row) -> dict[str, Any]:
 
 
 def _difference(pair: Comparison | None) -> dict[str, Any] | None:
-    """Return the difference of the verdict's metric, with the simultaneous and paired interval."""
+    """Return the difference of the verdict's metric, with both intervals and their parts."""
     if pair is None:
         return None
     return {
@@ -101,11 +101,13 @@ def _difference(pair: Comparison | None) -> dict[str, Any] | None:
         "low_95": pair.low,
         "high_95": pair.high,
         "p_adjusted": pair.p,
-        "paired_low_95": pair.paired_low,
-        "paired_high_95": pair.paired_high,
+        "alone_low_95": pair.alone_low,
+        "alone_high_95": pair.alone_high,
+        "half_width_of_seeds": pair.half_width,
+        "allowance_for_tuning": pair.first_allowance,
+        "allowance_for_tuning_of_other": pair.second_allowance,
         "separable": pair.separable,
         "equivalent": pair.equivalent,
-        "seeds": pair.n,
     }
 
 
@@ -151,7 +153,7 @@ def _row(row: Row) -> dict[str, Any]:
     variant, analysis = row.variant, row.analysis
     cells: dict[str, Any] = {
         "place": row.place,
-        "tier": row.tier,
+        "letters": row.letters,
         "variant": variant.name,
         "mechanism": variant.mechanism,
         "seeds_finished": len(variant.finished),
@@ -201,7 +203,7 @@ def _difference_columns(other: str, pair: Comparison | None) -> dict[str, Any]:
         f"{start}_nats_per_token": pair and pair.mean,
         f"{start}_low_95": pair and pair.low,
         f"{start}_high_95": pair and pair.high,
-        f"{start}_paired_low_95": pair and pair.paired_low,
-        f"{start}_paired_high_95": pair and pair.paired_high,
+        f"{start}_alone_low_95": pair and pair.alone_low,
+        f"{start}_alone_high_95": pair and pair.alone_high,
         f"{start}_p_adjusted": pair and pair.p,
     }

@@ -8,7 +8,7 @@ from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.columns import Column
 from attnlab.reporting.tables.rows import Row, rows, split_name
 
-QUALITY = {"tier", "variant", "perplexity", "accuracy"}
+QUALITY = {"letters", "variant", "perplexity", "accuracy"}
 COST = {"parameters", "active parameters", "time/step", "peak memory", "decode state"}
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -19,7 +19,7 @@ SPECIAL = {
 
 
 def latex(analysis: Analysis) -> str:
-    """Return a tabular environment; a rule separates tiers, comments define the numbers."""
+    """Return a tabular environment; comments define the numbers."""
     shown = rows(analysis)
     chosen = [
         *(
@@ -60,12 +60,7 @@ def _of_the_verdict(it: Column, analysis: Analysis) -> bool:
 
 
 def _body(chosen: list[Column], shown: tuple[Row, ...]) -> list[str]:
-    lines: list[str] = []
-    for i, row in enumerate(shown):
-        if i and row.tier != shown[i - 1].tier:
-            lines.append(r"\midrule")
-        lines.append(_line([c.text(row) for c in chosen]))
-    return lines
+    return [_line([c.text(row) for c in chosen]) for row in shown]
 
 
 def _line(cells: list[str]) -> str:

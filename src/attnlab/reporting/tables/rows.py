@@ -4,10 +4,11 @@ First those that the verdict compares, by the mean of its metric; then those tha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.statistics.letters import shown
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
 
@@ -36,8 +37,10 @@ class Row:
         return 1 + sum(mean < means[self.name] for mean in means.values())
 
     @property
-    def tier(self) -> int | None:
-        return self.analysis.tiers.get(self.name)
+    def letters(self) -> str | None:
+        """The letters, shared with variants that are not distinguishable from it."""
+        found = self.analysis.letters.get(self.name)
+        return None if found is None else shown(found)
 
     @property
     def left_out(self) -> str | None:
@@ -58,13 +61,13 @@ class Row:
 
     @cached_property
     def numbers(self) -> Mapping[str, Estimate]:
-        """Estimates by key of summary.json; the verdict's metric is over the verdict's seeds."""
-        metric, seeds = self.analysis.metric, self.analysis.seeds
-        values = self.variant.by_seed(metric)
-        if not self.compared or not set(seeds) <= set(values) or not seeds:
+        """Estimates by key of summary.json; the verdict's metric has the mean that it compares."""
+        metric = self.analysis.metric
+        read = self.variant.numbers.get(metric)
+        if not self.compared or read is None:
             return self.variant.numbers
-        read = Estimate.of([values[seed] for seed in seeds])
-        return self.variant.numbers if read is None else {**self.variant.numbers, metric: read}
+        compared = replace(read, mean=self.analysis.means[self.name])
+        return {**self.variant.numbers, metric: compared}
 
 
 def rows(analysis: Analysis) -> tuple[Row, ...]:

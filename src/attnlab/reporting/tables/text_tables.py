@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
-from attnlab.analysis.families import Families, Family, caution, range_by_chance
+from attnlab.analysis.families import Families, Family, dominating, range_by_chance
 from attnlab.analysis.hypotheses.hypothesis import LOSS
 from attnlab.analysis.sentences import apart, listed
+from attnlab.analysis.statistics.letters import shown
 from attnlab.reporting.tables.columns import standing
 from attnlab.reporting.tables.rows import Row, rows, split_name
 
@@ -33,8 +34,8 @@ def _family_tables(analysis: Analysis) -> Iterator[TextTable]:
         yield _together(analysis)
     if analysis.families and analysis.families.families:
         yield _by_family(analysis.families)
-    if analysis.efficiencies:
-        yield _efficiency(analysis)
+    if analysis.sizes:
+        yield _sizes(analysis)
 
 
 def _together(analysis: Analysis) -> TextTable:
@@ -83,7 +84,7 @@ def _by_family(found: Families) -> TextTable:
             "family",
             "variants",
             "vs reference",
-            "tier",
+            "letters",
             "mean loss (nats/token)",
             f"Δ {found.reference} (nats/token)",
         ),
@@ -92,44 +93,39 @@ def _by_family(found: Families) -> TextTable:
                 family.name,
                 ", ".join(family.variants),
                 which(family),
-                numbers.UNKNOWN if family.tier is None else str(family.tier),
-                numbers.estimate(family.loss),
+                shown(family.letters) or numbers.UNKNOWN,
+                numbers.number(family.loss),
                 difference(family),
             )
             for family in found.families
         ],
         n_text_columns=3,
-        note="Mean over the variants of a family ± standard deviation over seeds; differences "
-        "paired by seed, ± half of the simultaneous 95 % interval for all pairs of families. They "
-        "hold for these variants, not for others that a family might have."
-        + (f" Not compared: {'; '.join(left)}." if left else ""),
+        note="Mean over the variants of a family; differences ± half of the simultaneous 95 % "
+        "interval for all pairs of families. They hold for these variants, not for others that a "
+        "family might have." + (f" Not compared: {'; '.join(left)}." if left else ""),
     )
 
 
-def _efficiency(analysis: Analysis) -> TextTable:
+def _sizes(analysis: Analysis) -> TextTable:
     return TextTable(
-        caption="Parameter efficiency",
+        caption="Size and loss",
         heading=(
-            *("variant", "vs baseline", "parameters", f"Δ parameters vs {analysis.baseline}"),
-            "loss decrease per million parameters (µnats/token)",
-            "95 % interval",
+            *("variant", "size and loss", "parameters"),
+            f"Δ parameters vs {analysis.baseline}",
+            f"Δ {analysis.baseline} (nats/token)",
         ),
         lines=[
             (
                 it.name,
-                standing(analysis.to_baseline[it.name]),
+                it.trade,
                 numbers.millions(it.parameters),
                 f"{'-' if it.more < 0 else '+'}{numbers.millions(abs(it.more))}",
-                f"{1e6 * it.mean:+.0f}",
-                numbers.UNKNOWN
-                if it.low is None or it.high is None
-                else f"{1e6 * it.low:+.0f} to {1e6 * it.high:+.0f}",
+                numbers.comparison(it.difference),
             )
-            for it in analysis.efficiencies
+            for it in analysis.sizes
         ],
         n_text_columns=2,
-        note=f"The loss of {analysis.baseline} minus that of the variant, divided by all "
-        f"parameters of the model. {caution(analysis.efficiencies, analysis)}",
+        note=dominating(analysis.sizes, analysis),
     )
 
 
@@ -175,7 +171,11 @@ def _published_table(
         baseline = analysis.baseline
         than = baseline if baseline and baseline in values else next(iter(values))
         heading += [f"published Δ {than}", f"Δ {than} here", "agree"]
-        note = "Agreement: the interval of the difference here contains the published difference."
+        note = (
+            "Agreement: yes if the whole interval of the difference here lies between 0 and twice "
+            "the published difference (or within the margin of it); no if it excludes the "
+            "published difference; else undecided."
+        )
         for line in lines:
             line += _apart(line[0], than, values, analysis)
     return TextTable(caption=source, heading=heading, lines=lines, note=note)
@@ -190,7 +190,10 @@ def _apart(
     difference, pair = published[name] - published[than], analysis.pairs.get((name, than))
     agree = numbers.UNKNOWN
     if pair is not None and pair.low is not None and pair.high is not None:
-        agree = "yes" if pair.low <= difference <= pair.high else "no"
+        near = max(abs(difference), analysis.margin)
+        inside = difference - near <= pair.low and pair.high <= difference + near
+        possible = pair.low <= difference <= pair.high
+        agree = ("yes" if inside else "undecided") if possible else "no"
     return f"{difference:+.3g}", numbers.comparison(pair), agree
 
 

@@ -28,7 +28,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
         return up ? difference : -difference;
       };
       body.append(...[...body.rows].sort(order));
-      for (const row of body.rows) row.classList.remove("first-of-tier");
     });
   });
 }
