@@ -15,7 +15,7 @@ from attnlab.benchmarking import bench, figure, memory_check, session
 from attnlab.benchmarking.results_file import read
 from attnlab.benchmarking.table import BenchTable
 from attnlab.benchmarking.targets import Sizes, setups_of
-from attnlab.cli.app import console, errors
+from attnlab.cli.console import console, errors
 from attnlab.device.peak_rates import Ceilings
 from attnlab.mechanism import MechanismConfig
 from attnlab.reporting.figures.styles import matplotlib_style
@@ -221,7 +221,7 @@ def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):
     [
         ((TINY, "--n-heads", "2"), "a study has its own sizes: n_heads is only for mechanisms"),
         ((TINY, "--only", "mah"), "no variant 'mah'; did you mean 'mqa'?"),
-        (("identity", "--contexts", "1m"), "contexts: '1m' is not a positive whole number"),
+        (("identity", "--contexts", "1x"), "contexts: '1x' is not a positive whole number"),
         (
             ("identity", "--what", "training"),
             "what: 'training' is not one of train, prefill, decode",

@@ -9,7 +9,7 @@ from support import tiny_study
 from typer.testing import CliRunner
 
 from attnlab.cli import app
-from attnlab.cli.app import console, errors
+from attnlab.cli.console import console, errors
 from attnlab.mechanism import MechanismConfig
 
 

@@ -16,7 +16,7 @@ from attnlab.analysis.analysis import Analysis, analysis_of
 from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.settings import shared_and_own
 from attnlab.cli import app
-from attnlab.cli.app import console, errors
+from attnlab.cli.console import console, errors
 from attnlab.record import StudyRecord
 from attnlab.reporting.files import write_comparison
 from attnlab.reporting.pages import markdown, page

@@ -8,7 +8,7 @@ from support import fake_workers, tiny_study
 from typer.testing import CliRunner
 
 from attnlab.cli import app
-from attnlab.cli.app import console
+from attnlab.cli.console import console
 from attnlab.cli.plan import show_plan
 from attnlab.runner import plan as planning
 from attnlab.runner.plan import Plan, Power, VariantPlan

@@ -3,9 +3,9 @@
 import io
 
 import pytest
-from rich.console import Console
 from support.fake_workers import TUNED, finish, loss_of, make
 
+from attnlab.cli.console import Output
 from attnlab.cli.progress import StudyProgress
 from attnlab.runner.events import Ended, Progress, RunEvent
 
@@ -14,7 +14,7 @@ from attnlab.runner.events import Ended, Progress, RunEvent
 def shown(tmp_path):
     schedule = make(TUNED, tmp_path)
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=150, color_system=None)
+    console = Output(file=out, force_terminal=True, width=150, color_system=None)
     with StudyProgress(schedule, console) as progress:
         yield schedule, progress, out
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from textwrap import fill
 from typing import Any, NamedTuple
 
+import attnlab.reporting.figures  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+# isort: split
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator

@@ -2,7 +2,7 @@
 
 Exit codes: 0 success; 1 a run failed or diverged, a mechanism violates a property, a measurement
 failed, or the default study cannot run here; 2 the command or its settings are invalid and nothing
-was run; 130 interrupted, and what was finished is kept.
+was run; 128 + n ended by signal n (130: Ctrl-C, 143: SIGTERM), and what was finished is kept.
 """
 
 from attnlab.cli import (
@@ -19,6 +19,8 @@ from attnlab.cli import (
     run,
 )
 from attnlab.cli.app import app
+from attnlab.cli.console import print_any_character
+from attnlab.cli.signals import raise_on_signals
 
 __all__ = [
     "app",
@@ -39,4 +41,6 @@ __all__ = [
 
 def main() -> None:
     """Run the `attnlab` command."""
+    raise_on_signals()
+    print_any_character()
     app()

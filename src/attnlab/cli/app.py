@@ -1,4 +1,4 @@
-"""The application that all commands share: its options, its output, its treatment of errors.
+"""The application that all commands share: its options, and its treatment of errors.
 
 Command files import what they need inside the command, so that `attnlab --help` and the commands
 that only read files do without torch.
@@ -6,17 +6,16 @@ that only read files do without torch.
 
 import shlex
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 import typer.core
-from rich.console import Console
-from rich.markup import escape
 
+from attnlab.cli.console import error, errors, verbatim, write
+from attnlab.cli.signals import exit_code
 from attnlab.config import ConfigError, own_error
 from attnlab.version import __version__
 
@@ -44,9 +43,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 FlaPathOption = Annotated[
     Path | None,
@@ -78,36 +74,28 @@ RunArgument = Annotated[
 
 
 def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Print a user's error as a message with exit code 2, an interrupt with exit code 130."""
+    """Print a user's error as a message, with exit code 2; an interrupt has that of its signal."""
 
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except ConfigError as error:
-            number = len(error.problems)
+        except ConfigError as problem:
+            number = len(problem.problems)
             settings = "setting" if number == 1 else "settings"
-            errors.print(
-                f"[bold red]error[/bold red]: {number} invalid {settings}; nothing was run"
-            )
-            for problem in error.problems:
-                errors.print(f"  {escape(str(problem))}", highlight=False, soft_wrap=True)
+            error(f"{number} invalid {settings}; nothing was run", *map(str, problem.problems))
             raise typer.Exit(2) from None
-        except (ValueError, OSError) as error:
-            errors.print(
-                f"[bold red]error[/bold red]: {escape(str(error))}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        except (ValueError, OSError) as problem:
+            error(str(problem))
             raise typer.Exit(2) from None
-        except (Exception, SystemExit) as error:
-            if isinstance(error, typer.Exit | typer.Abort) or (own := own_error(error)) is None:
+        except (Exception, SystemExit) as problem:
+            if isinstance(problem, typer.Exit | typer.Abort) or (own := own_error(problem)) is None:
                 raise
-            verbatim(f"error: {own}", errors)
+            error(own)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print("interrupted; run the same command again to continue")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            verbatim("interrupted; run the same command again to continue", errors)
+            raise typer.Exit(exit_code(interrupt)) from None
 
     return wrapper
 
@@ -118,27 +106,17 @@ def version(
 ) -> None:
     """Find out which attention mechanism your model should use."""
     if show:
-        sys.stdout.write(f"attnlab {__version__}\n")
+        write(f"attnlab {__version__}\n")
         raise typer.Exit
+
+
+def folder(given: str | None) -> Path | None:
+    """Return the folder that --out names. Raises ValueError if it names none."""
+    if given is not None and not given.strip():
+        raise ValueError("--out: no folder is named; . is the current one")
+    return None if given is None else Path(given)
 
 
 def command_line() -> str:
     """Return the command as it was typed, for records."""
     return shlex.join(["attnlab", *sys.argv[1:]])
-
-
-def verbatim(
-    text: str, output: Console = console, *, style: str | None = None, end: str = "\n"
-) -> None:
-    """Print text without markup, number colours and line breaks of its own."""
-    output.print(text, style=style, end=end, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def status(text: str, output: Console) -> Generator[None, None, None]:
-    """Show what is being done, on a terminal, while it is being done."""
-    if output.is_terminal:
-        with output.status(escape(text)):
-            yield
-    else:
-        yield

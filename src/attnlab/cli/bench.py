@@ -1,7 +1,5 @@
 """`attnlab bench`: measure time, memory and decode state of mechanisms."""
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +10,10 @@ from attnlab.cli.app import (
     JsonOption,
     app,
     command_line,
-    console,
-    errors,
+    folder,
     reports_user_errors,
-    verbatim,
 )
+from attnlab.cli.console import console, errors, verbatim, write
 
 
 def _size(what: str, default: str) -> Any:
@@ -63,7 +60,7 @@ def bench_(  # noqa: PLR0913  one parameter per option
         float, typer.Option(help="Time each point for about this long.", min=0.001)
     ] = 1.0,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR", help="Write bench.json to this folder.", show_default="results/STUDY"
         ),
@@ -110,7 +107,7 @@ def bench_(  # noqa: PLR0913  one parameter per option
             n_heads=n_heads,
             vocab_size=vocab_size,
             seconds=seconds,
-            out=out,
+            out=folder(out),
             device=device,
             compiled=compiled,
             fla_path=fla_path,
@@ -118,8 +115,8 @@ def bench_(  # noqa: PLR0913  one parameter per option
             command=command_line(),
         )
     if as_json:
-        sys.stdout.write(to_json(result.contents).decode())
+        write(to_json(result.contents).decode())
     else:
-        console.print(BenchTable(result.contents), highlight=False)
+        console.print(BenchTable(result.contents))
         verbatim(f"\nFiles in {result.folder}: {', '.join(result.files)}")
     raise typer.Exit(1 if result.failures else 0)

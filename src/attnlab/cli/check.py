@@ -1,11 +1,11 @@
 """`attnlab check`: check mechanisms for every property of the contract."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import FlaPathOption, JsonOption, app, console, errors, reports_user_errors
+from attnlab.cli.app import FlaPathOption, JsonOption, app, reports_user_errors
+from attnlab.cli.console import console, errors, write
 
 
 @app.command()
@@ -43,7 +43,7 @@ def check(
             watch=lambda target: shown.start(f"checking {target.name}"),
         )
     if as_json:
-        sys.stdout.write(to_json(results_as_json(checked)).decode())
+        write(to_json(results_as_json(checked)).decode())
     else:
-        console.print(ResultsTable(checked), highlight=False)
+        console.print(ResultsTable(checked))
     raise typer.Exit(0 if all(one.holds for one in checked) else 1)

@@ -5,14 +5,8 @@ from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import (
-    JsonOption,
-    app,
-    command_line,
-    errors,
-    reports_user_errors,
-    verbatim,
-)
+from attnlab.cli.app import JsonOption, app, command_line, folder, reports_user_errors
+from attnlab.cli.console import errors, verbatim
 from attnlab.cli.report import show
 
 
@@ -28,8 +22,8 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Write the report to this folder.")
-    ] = Path("results/compare"),
+        str, typer.Option(metavar="DIR", help="Write the report to this folder.")
+    ] = "results/compare",
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +50,7 @@ def compare(
     from attnlab.reporting.sentences import unfair
 
     analysis = attnlab.compare(
-        *folders, out=out, baseline=baseline, anyway=anyway, command=command_line()
+        *folders, out=folder(out) or out, baseline=baseline, anyway=anyway, command=command_line()
     )
     if as_json:
         for line in unfair(analysis.table):

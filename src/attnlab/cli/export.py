@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import (
-    BestOption,
-    RunArgument,
-    TrustOption,
-    app,
-    errors,
-    reports_user_errors,
-    verbatim,
-)
+from attnlab.cli.app import BestOption, RunArgument, TrustOption, app, reports_user_errors
+from attnlab.cli.console import errors, verbatim
 
 
 @app.command()

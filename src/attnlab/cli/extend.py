@@ -1,6 +1,5 @@
 """`attnlab extend`: continue a finished run for more steps."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,10 +11,10 @@ from attnlab.cli.app import (
     TrustOption,
     app,
     command_line,
-    console,
+    folder,
     reports_user_errors,
-    verbatim,
 )
+from attnlab.cli.console import console, verbatim
 
 if TYPE_CHECKING:
     from attnlab.runner.events import Event
@@ -38,7 +37,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
         bool, typer.Option("--constant", help="Keep the learning rate of the last finished step.")
     ] = False,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR",
             help="Write the new run into this study folder.",
@@ -74,7 +73,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.animated,
     )
     bar = bars.add_task("reading the data", total=None)
 
@@ -94,7 +93,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
             by=by,
             trust=trust,
             schedule="constant" if constant else "rederived",
-            out=out,
+            out=folder(out),
             device=device,
             watch=watch,
             command=command_line(),

@@ -11,11 +11,9 @@ from attnlab.cli.app import (
     FlaPathOption,
     TrustOption,
     app,
-    console,
-    errors,
     reports_user_errors,
-    verbatim,
 )
+from attnlab.cli.console import console, errors, verbatim
 
 
 @app.command("generate")

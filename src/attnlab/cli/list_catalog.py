@@ -1,17 +1,17 @@
 """`attnlab list`: list studies, mechanisms and settings, or the runs in a folder of results."""
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table as Grid
+from rich.text import Text
 
-from attnlab.cli.app import JsonOption, app, console, reports_user_errors
+from attnlab.cli.app import JsonOption, app, reports_user_errors
+from attnlab.cli.console import console, write
 
 if TYPE_CHECKING:
     from attnlab.study.catalog import Catalog, Kind
@@ -40,7 +40,7 @@ def list_(
     catalog = attnlab.catalog()
     found = _all(catalog) if name is None else _named(catalog, name)
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        write(json.dumps(found, indent=2) + "\n")
         return
     for section, entries in found.items():
         _print(section, entries, detailed=name is not None)
@@ -124,7 +124,7 @@ _TITLES = {
 
 
 def _print(section: str, entries: Mapping[str, Any], *, detailed: bool) -> None:
-    console.print(f"\n[bold]{_TITLES[section]}[/bold]", highlight=False)
+    console.print(f"\n{_TITLES[section]}", style="bold")
     if section == "studies" and detailed:
         for entry in entries.values():
             _print_study(entry)
@@ -135,34 +135,34 @@ def _print(section: str, entries: Mapping[str, Any], *, detailed: bool) -> None:
     grid = _grid()
     for name, entry in entries.items():
         if section == "studies":
-            grid.add_row(name, escape(entry["question"]))
+            grid.add_row(name, entry["question"])
         elif section == "settings":
             grid.add_row(name, _settings(entry))
         else:
-            grid.add_row(name, escape(entry["summary"]))
+            grid.add_row(name, entry["summary"])
             if detailed:
                 settings = _settings(entry["settings"]) or "no settings"
-                grid.add_row("", f"[dim]{settings}[/dim]")
-    console.print(Padding(grid, (0, 0, 0, 2)), highlight=False)
+                grid.add_row("", Text(settings, "dim"))
+    console.print(Padding(grid, (0, 0, 0, 2)))
 
 
 def _print_study(study: Mapping[str, Any]) -> None:
     for paragraph in study["question"].split("\n\n"):
         table = any(line.startswith(" ") for line in paragraph.splitlines())
         text = paragraph if table else " ".join(paragraph.split())
-        console.print(Padding(escape(text), (0, 0, 1, 2)), highlight=False)
+        console.print(Padding(text, (0, 0, 1, 2)))
     grid = _grid()
     for variant, text in study["variants"].items():
         mark = " (baseline)" if variant == study["baseline"] else ""
-        grid.add_row(escape(variant + mark), escape(text))
-    console.print(Padding(grid, (0, 0, 1, 2)), highlight=False)
+        grid.add_row(variant + mark, text)
+    console.print(Padding(grid, (0, 0, 1, 2)))
     facts = [f"{study['seeds']} seeds per variant; change with --seeds"]
     facts += [
         f"--length {length}: {', '.join(changes) or 'no changes'}"
         for length, changes in study["lengths"].items()
     ]
     for fact in facts:
-        console.print(Padding(escape(fact), (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(fact, (0, 0, 0, 2)))
 
 
 def _print_runs(runs: Mapping[str, Any]) -> None:
@@ -173,8 +173,8 @@ def _print_runs(runs: Mapping[str, Any]) -> None:
     for name, run in runs.items():
         losses = (run["validation_loss"], run["test_loss"])
         texts = ("" if loss is None else f"{loss:.4f}" for loss in losses)
-        grid.add_row(escape(name), run["status"], f"{run['learning_rate']:g}", *texts)
-    console.print(Padding(grid, (0, 0, 0, 2)), highlight=False)
+        grid.add_row(name, run["status"], f"{run['learning_rate']:g}", *texts)
+    console.print(Padding(grid, (0, 0, 0, 2)))
 
 
 def _grid() -> Grid:
@@ -185,7 +185,7 @@ def _grid() -> Grid:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    return escape(", ".join(f"{key}={_value(value)}" for key, value in values.items()))
+    return ", ".join(f"{key}={_value(value)}" for key, value in values.items())
 
 
 def _value(value: Any) -> str:

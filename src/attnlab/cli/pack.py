@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import app, errors, reports_user_errors, verbatim
+from attnlab.cli.app import app, reports_user_errors
+from attnlab.cli.console import errors, verbatim
 
 StudiesArgument = Annotated[
     list[Path],

@@ -1,13 +1,11 @@
 """`attnlab run STUDY --plan`: print the runs, time, disk, memory and power of a study."""
 
-import sys
 from textwrap import shorten
 
-from rich.markup import escape
 from rich.table import Table as Grid
 
 from attnlab.analysis.numbers import count, duration, milliseconds, size
-from attnlab.cli.app import console
+from attnlab.cli.console import console, first_line, verbatim, write
 from attnlab.record import to_json
 from attnlab.runner.plan import Plan, VariantPlan
 from attnlab.runner.schedule import RunCount
@@ -16,9 +14,9 @@ from attnlab.runner.schedule import RunCount
 def show_plan(plan: Plan, *, as_json: bool) -> None:
     """Print the plan, as text or as JSON."""
     if as_json:
-        sys.stdout.write(to_json(plan.to_json()).decode())
+        write(to_json(plan.to_json()).decode())
         return
-    console.print(f"[bold]{escape(plan.question.strip().splitlines()[0])}[/bold]")
+    verbatim(first_line(plan.question), style="bold")
     console.print(_grid(plan))
     runs = f"{_runs(plan.verdict_runs)} for the verdict"
     if plan.tuning_runs.at_most:
@@ -32,7 +30,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     }
     more = [*(("note", note) for note in plan.notes), *(("error", it) for it in plan.problems)]
     for name, text in [*lines.items(), *more]:
-        console.print(f"{name:<7}{escape(text)}", highlight=False, soft_wrap=True)
+        verbatim(f"{name:<7}{text}")
 
 
 def _grid(plan: Plan) -> Grid:
@@ -43,7 +41,7 @@ def _grid(plan: Plan) -> Grid:
         grid.add_column(title, justify="right")
     for name, variant in plan.variants.items():
         grid.add_row(
-            escape(name),
+            name,
             count(variant.parameters),
             _bound(variant, milliseconds(variant.step_seconds)),
             _bound(variant, duration(variant.run_seconds)),

@@ -1,11 +1,10 @@
 """The progress of a study in the terminal: one bar for the study, one per active run."""
 
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,39 +14,45 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from attnlab.analysis import numbers
+from attnlab.cli.console import Output, first_line
 from attnlab.runner.events import Ended, RunEvent
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
 
+INDENT = " " * 8
+QUIET_SECONDS = 20  # without a line, where there are no bars
+
 
 class StudyProgress:
-    """Bars on a terminal, and a line per finished run; without a terminal only the lines.
+    """Bars on a terminal, and a line per finished run; elsewhere more lines in place of the bars.
 
     The study's bar counts the steps of this call: those done, of those done and still to do. The
     remaining time follows from it, and increases when a learning-rate search is extended.
     """
 
-    def __init__(self, schedule: StudySchedule, console: Console) -> None:
+    def __init__(self, schedule: StudySchedule, console: Output) -> None:
         self.schedule, self.console = schedule, console
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.animated,
             expand=True,
             speed_estimate_period=120,
         )
         self.study = self.bars.add_task("study", total=schedule.steps_left(), rate="steps")
         self.steps_done = 0  # of all runs
         self.active = dict[tuple[str, int, float], _Active]()
+        self.printed = time.monotonic()  # when the last line was printed
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -69,12 +74,14 @@ class StudyProgress:
                 self.bars.remove_task(ended.bar)
             self._line(run, event)
             if happened.tuned is not None:
-                self.console.print(f"        {_tuning_outcome(happened.tuned)}", highlight=False)
+                self._print(INDENT, _tuning_outcome(happened.tuned))
         elif _key(run) not in self.active:
             bar = self.bars.add_task(
                 _name(run), total=event.steps, completed=event.step, rate="starting"
             )
             self.active[_key(run)] = _Active(bar, event.step)
+            if event.step:
+                self._print(INDENT, f"{_name(run)}: resumes at step {event.step} of {event.steps}")
         else:
             active = self.active[_key(run)]
             self.steps_done += event.step - active.step
@@ -85,22 +92,27 @@ class StudyProgress:
             self.bars.update(
                 active.bar, completed=event.step, description=_name(run) + loss, rate=rate
             )
+            if not self.console.animated and time.monotonic() - self.printed > QUIET_SECONDS:
+                step = f"step {event.step} of {event.steps}"
+                self._print(INDENT, f"{_name(run)}: {step}{loss}  {rate}")
         if not isinstance(event, Ended):
             for style, message in (("bold red", event.alarm), ("yellow", event.note)):
                 if message is not None:
-                    text = f"        {_name(run)}: {message}"
-                    self.console.print(text, style=style, markup=False, highlight=False)
+                    self._print(INDENT, (f"{_name(run)}: {message}", style))
         left = self.schedule.steps_left() - sum(active.step for active in self.active.values())
         self.bars.update(self.study, completed=self.steps_done, total=self.steps_done + left)
 
     def _line(self, run: Run, event: Ended) -> None:
-        count = f"[dim]{self._ended()}[/dim]"
         if event.status == "finished":
-            outcome = f"validation loss {event.final_loss:.4f}"
+            outcome = Text(f"validation loss {event.final_loss:.4f}")
         else:
-            reason = (event.reason or "").splitlines()[0]
-            outcome = f"[bold red]{event.status}[/bold red]: {escape(reason)}"
-        self.console.print(f"{count} {escape(_name(run))}: {outcome}")
+            why = first_line(event.reason or "no reason was recorded")
+            outcome = Text.assemble((event.status, "bold red"), f": {why}")
+        self._print((self._ended(), "dim"), f" {_name(run)}: ", outcome)
+
+    def _print(self, *parts: str | tuple[str, str] | Text) -> None:
+        self.console.print(Text.assemble(*parts))
+        self.printed = time.monotonic()
 
     def _ended(self) -> str:
         """Return the number of ended runs, of all runs; "+" while a search may add runs."""
@@ -128,14 +140,14 @@ def _name(run: Run) -> str:
     return f"{run.variant} seed {run.seed}"
 
 
-def _tuning_outcome(tuned: TuningResult) -> str:
+def _tuning_outcome(tuned: TuningResult) -> Text:
     """Return the outcome of a variant's learning-rate search as a sentence."""
     if tuned.failure is not None:
-        return f"[bold red]{escape(tuned.variant)}: {escape(tuned.failure)}[/bold red]"
-    lowest, *_, highest = tuned.losses
-    found = f"{escape(tuned.variant)}: learning rate {tuned.rate:g}"
+        return Text(f"{tuned.variant}: {tuned.failure}", "bold red")
+    lowest, highest = min(tuned.losses), max(tuned.losses)
+    found = f"{tuned.variant}: learning rate {tuned.rate:g}"
     if tuned.bracketed:
-        return f"{found}, the best of {len(tuned.losses)} from {lowest:g} to {highest:g}"
+        return Text(f"{found}, the best of {len(tuned.losses)} from {lowest:g} to {highest:g}")
     edge = "highest" if tuned.rate == highest else "lowest"
-    beyond = "[yellow]the optimum is not bracketed[/yellow]"
-    return f"{found}, the {edge} of {len(tuned.losses)} tried: {beyond}"
+    beyond = ("the optimum is not bracketed", "yellow")
+    return Text.assemble(f"{found}, the {edge} of {len(tuned.losses)} tried: ", beyond)

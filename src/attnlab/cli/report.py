@@ -1,13 +1,13 @@
 """`attnlab report`: rebuild the report of a study from its runs."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnlab.cli.app import JsonOption, app, console, reports_user_errors, verbatim
+from attnlab.cli.app import JsonOption, app, reports_user_errors
+from attnlab.cli.console import console, verbatim, write
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis
@@ -34,7 +34,7 @@ def show(analysis: "Analysis", as_json: bool) -> None:
     from attnlab.reporting.terminal import TerminalReport
 
     if as_json:
-        sys.stdout.write(json.dumps(results(analysis), indent=2) + "\n")
+        write(json.dumps(results(analysis), indent=2) + "\n")
     else:
         console.print(TerminalReport(analysis))
         verbatim(f"\nReport: {analysis.table.path / PAGE}")

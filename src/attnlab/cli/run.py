@@ -1,10 +1,8 @@
 """`attnlab run`: train the variants of a study and compare them."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from attnlab.cli.app import (
     DeviceOption,
@@ -12,15 +10,13 @@ from attnlab.cli.app import (
     JsonOption,
     app,
     command_line,
-    console,
-    errors,
+    folder,
     reports_user_errors,
 )
+from attnlab.cli.console import Output, console, error, errors, first_line, verbatim
 from attnlab.cli.report import show
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from attnlab.runner.schedule import StudySchedule
 
 
@@ -54,7 +50,7 @@ def run(  # noqa: PLR0913  one parameter per option
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Train for this number of steps.")] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR", help="Write the results to this folder.", show_default="results/STUDY"
         ),
@@ -119,16 +115,17 @@ def run(  # noqa: PLR0913  one parameter per option
     from attnlab.cli.activity import ActivityStatus
     from attnlab.cli.plan import show_plan
     from attnlab.cli.progress import StudyProgress
+    from attnlab.reporting.files import PAGE
     from attnlab.runner.events import Activity, Notice, RunEvent, Started
 
     options: dict[str, Any] = {
         "length": length,
-        "only": only or None,
+        "only": only,
         "seeds": seeds,
         "steps": steps,
         "overrides": overrides or [],
         "tune": not no_tune,
-        "out": out,
+        "out": folder(out),
         "device": device,
         "workers": workers,
         "fla_path": fla_path,
@@ -138,7 +135,7 @@ def run(  # noqa: PLR0913  one parameter per option
     output = errors if as_json else console
     progress: StudyProgress | None = None
     try:
-        with ActivityStatus(output) as shown:
+        with ActivityStatus(output, lines=True) as shown:
 
             def watch(event: Activity | Started | RunEvent | Notice) -> None:
                 nonlocal progress
@@ -173,35 +170,35 @@ def run(  # noqa: PLR0913  one parameter per option
                 watch=watch,
                 command=command_line(),
             )
-    except attnlab.ViolatedPropertyError as error:
-        output.print(ResultsTable(error.checked), highlight=False)
-        output.print(
-            "[bold red]error[/bold red]: properties are violated; nothing was trained "
-            "(use --no-check to train regardless)",
-            highlight=False,
-            soft_wrap=True,
-        )
+    except attnlab.ViolatedPropertyError as violations:
+        output.print(ResultsTable(violations.checked))
+        error("properties are violated; nothing was trained (use --no-check to train regardless)")
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if progress is not None:
+            page = progress.schedule.study_dir / PAGE
+            verbatim(f"report of the runs that have ended: {page}", output)
+        raise
     show(analysis, as_json)
     raise typer.Exit(1 if analysis.table.failures else 0)
 
 
-def _announce(schedule: "StudySchedule", output: "Console") -> None:
+def _announce(schedule: "StudySchedule", output: Output) -> None:
     """Print the question and the number of runs."""
     study, verdict, tuning = schedule.study, schedule.verdict_count(), schedule.tuning_count()
     done = f", {verdict.done} of them done" if verdict.done else ""
-    output.print(f"[bold]{escape(study.question.strip().splitlines()[0])}[/bold]")
-    output.print(
+    verbatim(first_line(study.question), output, style="bold")
+    verbatim(
         f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
         f"{_count(verdict.at_least, 'run')}{done}; results in {schedule.study_dir}",
-        highlight=False,
+        output,
     )
     if tuning.at_most:
         done = f", {tuning.done} of them done" if tuning.done else ""
         bounds = f"{tuning.at_least}"
         if tuning.at_most > tuning.at_least:
             bounds += f" to {tuning.at_most}"
-        output.print(f"first, {bounds} runs to tune learning rates{done}", highlight=False)
+        verbatim(f"first, {bounds} runs to tune learning rates{done}", output)
 
 
 def _count(number: int, word: str) -> str:

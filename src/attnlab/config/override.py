@@ -61,10 +61,13 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
         elif below is None and isinstance(tree, _UnknownFields):
             below = tree[part] = _UnknownFields()
         if not isinstance(below, dict | list):
-            known = tree if isinstance(tree, dict) else map(str, range(len(tree)))
-            found.append(
-                Problem(join(*path[:depth]), f"no field {part!r}{suggestion(part, known)}")
-            )
+            known = list(tree) if isinstance(tree, dict) else list(map(str, range(len(tree))))
+            where, deeper = join(*path[: depth + 1]), ".".join(path[depth + 1 :])
+            if part in known:
+                found.append(Problem(where, f"is one value; it has no field {deeper!r}"))
+            else:
+                message = f"no field {part!r}{suggestion(part, known)}"
+                found.append(Problem(join(*path[:depth]), message))
             return
         tree = below
     leaf = path[-1]

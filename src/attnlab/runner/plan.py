@@ -4,6 +4,7 @@
 variant, and checks the mechanisms, within some seconds.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +172,10 @@ def plan(  # noqa: PLR0913  one parameter per option
         ValueError: there is no such study or device; `residual_sd` is not positive; or the folder
             holds runs that were made with different settings, or on other data.
     """
-    if residual_sd is not None and residual_sd <= 0:
+    if residual_sd is not None and not 0 < residual_sd < math.inf:
         raise ValueError(f"residual_sd: must be positive, got {residual_sd}")
+    if not 0 <= trial_seconds < math.inf:
+        raise ValueError(f"trial_seconds: must not be negative, got {trial_seconds}")
     request = Request(
         study=study,
         length=length,

@@ -54,6 +54,10 @@ class Request:
             ValueError: there is no such study, or no such clone of flash-linear-attention.
             ConfigError: settings are invalid; it lists all of them.
         """
+        if self.only in ([""], []):
+            raise ValueError("only: no variant is named")
+        if self.out == "":
+            raise ValueError("out: no folder is named")
         use_fla(self.fla_path)  # before a study file imports its layers
         study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
         if self.length is not None:

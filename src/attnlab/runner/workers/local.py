@@ -7,6 +7,7 @@ is recorded as failed, and a new process takes the slot.
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -117,6 +118,9 @@ def _work(
 ) -> None:
     """Execute the runs that the pipe delivers, in a worker process, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops us
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if fla_path is not None:
         fla.use_fla(fla_path)
     torch.set_num_threads(slot.threads)
@@ -148,6 +152,14 @@ def _with_sources(settings: Mapping[str, Any], sources: Mapping[str, str]) -> Ru
             f"{', '.join(changed)} was edited after the command began; give the command again"
         )
     return config
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent, whatever ends it, and end this process then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _death(exit_code: int | None) -> str:

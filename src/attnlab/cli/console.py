@@ -1,0 +1,117 @@
+"""Output to terminals, files and pipes: the only place that prints.
+
+Text is printed as it is: brackets are no markup, and `:name:` no emoji. Styled parts are `Text`.
+A character that the encoding lacks is replaced by a similar one. A pipe whose reader has gone, as
+in `attnlab list | head`, swallows the rest: it ends neither a study nor a command.
+"""
+
+import codecs
+import os
+import sys
+import unicodedata
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from typing import IO, Any
+
+from rich.console import Console
+from rich.text import Text
+
+SIMILAR = {
+    **{"–": "-", "—": "-", "−": "-", "‐": "-", "─": "-", "…": "...", "·": "."},
+    **{"±": "+-", "×": "x", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "Δ": "delta"},
+    **{"µ": "u", "│": "|", "┃": "|", "━": "=", "’": "'", "‘": "'", "“": '"', "”": '"'},
+}
+
+
+class Output(Console):
+    """A console that prints text as it is, and survives the end of the pipe that it writes to."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take the options of rich's `Console`."""
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def animated(self) -> bool:
+        """True if lines can be drawn again: a terminal, and not a dumb one."""
+        return self.is_terminal and not self.is_dumb_terminal
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from now on."""
+        self.quiet = True
+        _discard(self.file)
+
+
+console = Output()
+errors = Output(stderr=True)
+
+
+def verbatim(
+    text: str, output: Console = console, *, style: str | None = None, end: str = "\n"
+) -> None:
+    """Print text without line breaks of its own."""
+    output.print(text, style=style, end=end, soft_wrap=True)
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text, without white space around it."""
+    return text.strip().partition("\n")[0].rstrip()
+
+
+def write(text: str) -> None:
+    """Write text for programs, such as JSON, to the standard output."""
+    if sys.stdout is None:  # it was closed by the caller
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+
+
+def error(message: str, *details: str) -> None:
+    """Print an error, and lines that belong to it."""
+    errors.print(Text.assemble(("error", "bold red"), f": {message}"), soft_wrap=True)
+    for line in details:
+        verbatim(f"  {line}", errors)
+
+
+@contextmanager
+def status(text: str, output: Output) -> Generator[None, None, None]:
+    """Show what is being done, on a terminal, while it is being done."""
+    if output.animated:
+        with output.status(Text(text)):
+            yield
+    else:
+        yield
+
+
+def print_any_character() -> None:
+    """Let the standard streams replace characters that their encoding lacks by similar ones."""
+    codecs.register_error("attnlab", _similar)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="attnlab")
+
+
+def _similar(problem: UnicodeError) -> tuple[str, int]:
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    missing = problem.object[problem.start : problem.end]
+    return "".join(SIMILAR.get(c) or _without_accents(c) or "?" for c in missing), problem.end
+
+
+def _without_accents(character: str) -> str:
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain if plain.isprintable() else ""
+
+
+def _discard(stream: IO[str]) -> None:
+    """Send what is still written to a stream nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, stream.fileno())
+    except (OSError, ValueError):  # no file of the system stands behind it
+        return
+    finally:
+        os.close(null)
