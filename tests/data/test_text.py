@@ -133,6 +133,17 @@ def test_names_count_below_the_folder_that_all_paths_share(tmp_path):
     assert texts(tmp_path / "dev" / "valid", held_out=0.5).origin.endswith("end of each document")
 
 
+def test_every_path_that_is_named_is_read_or_refused(tmp_path):
+    for name in ("hub/train.txt", "hub/valid.txt", "hub/about.txt", "more.txt", "folder/x.txt"):
+        write(tmp_path / name, f"{name}\n" * 40)
+    assert len(texts(tmp_path / "hub", tmp_path / "hub" / "train.txt").train) == 1
+    files = [tmp_path / "hub" / name for name in ("train.txt", "valid.txt")]
+    assert texts(*files, tmp_path / "hub").train == texts(*files).train
+    for other in ("more.txt", "folder", "hub/about.txt"):
+        with pytest.raises(DataError, match=f"{other} is not named after a split, but others are"):
+            texts(tmp_path / other, *files)
+
+
 def test_whole_documents_are_held_out_about_as_many_as_asked_for(tmp_path):
     found = texts(a_thousand(tmp_path), held_out=0.2)
     everything = [*found.train, *found.valid, *found.test]

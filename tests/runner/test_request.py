@@ -137,11 +137,12 @@ def test_nothing_is_said_of_text_that_is_as_it_should_be(tmp_path):
     [
         (
             ("hello world", OTHER, OTHER),
-            "train.seq_len: a window of 32 needs 33 tokens, but the "
-            "training split has 11: set train.seq_len=10 or less, or use more text",
+            "train.seq_len: a window of 32 needs 33 tokens, but the training split has 11: set "
+            "train.seq_len=10 or less, or use more text",
         ),
-        (("x", OTHER, OTHER), "has 1: use more text"),
-        ((TRAIN, "x", OTHER), "data: the valid split has one token; its loss needs two or more"),
+        (("hello", "you", "all"), "data: a window of 32 .* the whole corpus has 11: use more text"),
+        (("x", OTHER, OTHER), "data: the train split has one token, and needs more: use more text"),
+        ((TRAIN, "x", OTHER), "data: the valid split has one token"),
         ((TRAIN, OTHER, "x"), "data: the test split has one token"),
     ],
 )

@@ -40,6 +40,7 @@ class NamedFile(NamedTuple):
 
     path: Path
     word: str | None
+    place: Path = Path()  # the file or folder that was given
 
     @property
     def split(self) -> str | None:
@@ -129,7 +130,7 @@ def files_in(
             data = word is not None and not path.name.lower().endswith(NOT_DATA)
             if path == place or wanted(path.name) or data:
                 require_file(path)
-                file = NamedFile(path, word)
+                file = NamedFile(path, word, place)
                 files.setdefault((path.resolve(), file.split), file)
     return list(files.values())
 

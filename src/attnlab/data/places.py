@@ -37,6 +37,10 @@ class Places(NamedTuple):
 class DataError(ValueError):
     """Data is missing or unfit. The message says what was searched, where, and the remedy."""
 
+    def __init__(self, message: str) -> None:
+        # names of files may hold bytes that are no text, which could not be printed
+        super().__init__(message.encode(errors="backslashreplace").decode())
+
     @classmethod
     def missing(cls, what: str, tried: Iterable[object], remedy: str) -> "DataError":
         """Return the error that `what` is in none of the places that were `tried`."""

@@ -51,6 +51,10 @@ class Text(DataConfig):
         named = {} if self.ignore_split_names else by_split(files, ", ".join(self.paths), _RENAME)
         whole = named.keys() <= {"train"}
         groups = {"whole": named.get("train", files)} if whole else named
+        used = [file.path for group in groups.values() for file in group]
+        for place in dict.fromkeys(file.place for file in files):
+            if not any(path.is_relative_to(place) for path in used):
+                raise DataError(f"{place} is not named after a split, but others are; {_RENAME}")
         splits, crlf, origin = dict[str, list[str]](), list[str](), list[str]()
         for split, group in groups.items():
             readings = [read_documents(file.path, self.text_field) for file in group]

@@ -122,7 +122,7 @@ def _archive(path: Path) -> dict[NamedFile, Array]:
 def _folder(folder: Path) -> dict[NamedFile, Array]:
     """Return the arrays of a folder, by their files' paths in the folder."""
     arrays = dict[NamedFile, Array]()
-    for path, word in files_in([folder], lambda name: name.lower().endswith(ENDINGS)):
+    for path, word, _ in files_in([folder], lambda name: name.lower().endswith(ENDINGS)):
         name = NamedFile(path.relative_to(folder.absolute()), word)
         match path.suffix.lower():
             case ".npy":

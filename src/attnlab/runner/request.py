@@ -148,17 +148,16 @@ def notes_on_data(study: Study, read: Mapping[str, Corpus]) -> list[str]:
 
 
 def _splits_too_short(length: int, corpus: Corpus) -> Iterator[Problem]:
-    n_train = len(corpus.train)
-    if n_train <= length:
-        remedy = f"set train.seq_len={n_train - 1} or less, or " if n_train > 1 else ""
-        yield Problem(
-            "train.seq_len",
-            f"a window of {length} needs {length + 1} tokens, but the training split has "
-            f"{n_train}: {remedy}use more text",
-        )
-    for split, tokens in corpus.splits().items():
-        if split != "train" and len(tokens) < 2:
-            yield Problem("data", f"the {split} split has one token; its loss needs two or more")
+    n_train, total = len(corpus.train), sum(map(len, corpus.splits().values()))
+    single = [split for split, tokens in corpus.splits().items() if len(tokens) < 2]
+    needed = f"a window of {length} needs {length + 1} tokens"
+    if total <= length:
+        yield Problem("data", f"{needed}, but the whole corpus has {total}: use more text")
+    elif single:
+        yield Problem("data", f"the {single[0]} split has one token, and needs more: use more text")
+    elif n_train <= length:
+        remedy = f"set train.seq_len={n_train - 1} or less, or use more text"
+        yield Problem("train.seq_len", f"{needed}, but the training split has {n_train}: {remedy}")
 
 
 def _windows_too_long(measured: EvalConfig, n_tokens: int) -> Iterator[Problem]:
