@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from attnlab.device.selection import Slot, choose_device, worker_slots
+from attnlab.device.selection import Slot, choose_device, one_worker, worker_slots
 
 
 def test_slots_share_the_cores_of_the_cpu():
@@ -39,3 +39,12 @@ def test_a_device_that_is_not_there_is_an_error(device, workers, message):
 
 def test_one_process_computes_on_the_first_slot():
     assert choose_device("cpu") == torch.device("cpu")
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores + 1)
+    try:
+        with one_worker("cpu") as device:
+            assert device == torch.device("cpu")
+            assert torch.get_num_threads() == cores
+        assert torch.get_num_threads() == cores + 1
+    finally:
+        torch.set_num_threads(before)

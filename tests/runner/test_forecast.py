@@ -65,7 +65,7 @@ def test_the_disk_space_is_that_of_the_checkpoints(tmp_path):
         for moment in ("exp_avg", "exp_avg_sq")
         for name, parameter in model.named_parameters()
     }
-    save(tmp_path / "one", Checkpoint(4, weights, moments, {}, Best(2, 5.0, weights)), "x")
+    save(tmp_path / "one", Checkpoint(4, weights, moments, {}, Best(2, 5.0, weights), 1), "x")
     one = sum(p.stat().st_size for p in tmp_path.glob("one/*/*.safetensors"))
     stated = forecast(tmp_path / "none", study=study).checkpoint_bytes()
     assert stated == pytest.approx((2 * 2 + 1) * one, rel=0.1)  # two seeds, two each, one more

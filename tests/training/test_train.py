@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_study
+from torch import nn
 
 from attnlab.data.batches import window_starts
+from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.record import RunFolder
+from attnlab.runner import execute as execute_module
 from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
@@ -101,6 +104,138 @@ def test_an_interrupted_run_continues_to_the_same_bits(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Sometimes(TokenwiseLinear):
+    """Takes no part in about a third of the steps; its projections are one matrix."""
+
+    def __init__(self, d_model):
+        super().__init__(d_model)
+        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.v_proj.weight = self.o_proj.weight
+
+    def forward(self, x_BTD):
+        return self.o_proj(self.v_proj(x_BTD))
+
+    def forward_with_loss(self, x_BTD):
+        skips = self.training and torch.rand(()) < 0.3
+        return (torch.zeros_like(x_BTD) if skips else self(x_BTD)), None
+
+
+class Late(TokenwiseLinear):
+    def forward(self, x_BTD):
+        if not hasattr(self, "gain"):
+            self.gain = nn.Parameter(torch.ones(x_BTD.shape[-1]))
+        return self.o_proj(x_BTD * self.gain)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A function that lets the variant `identity` have this module."""
+
+    def use(module):
+        monkeypatch.setattr(Identity, "build", lambda _, d_model, dropout=0.0: module(d_model))
+        return replace(tiny_study.study.variants["identity"], seed=1)
+
+    return use
+
+
+def test_tied_parameters_without_a_gradient_in_some_steps_resume_to_the_same_bits(
+    tmp_path, places, own
+):
+    config, folders = own(Sometimes), []
+    for name, events in (("whole", 99), ("resumed", 3)):
+        cut = run(config, tmp_path / name, places, "identity")
+        for _ in zip(range(events), cut, strict=False):
+            pass
+        cut.close()
+        list(run(config, tmp_path / name, places, "identity")) if name == "resumed" else None
+        folders.append(RunFolder(tmp_path / name, "identity", 1))
+    assert {folder.status() for folder in folders} == {"finished"}
+    first, second = map(weights, folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    steps = checkpoint.load_newest(folders[1].checkpoints, "same").checkpoint.optimizer
+    assert 0 < steps["step.blocks.0.mix.o_proj.weight"] < steps["step.embed.weight"] == 12
+    assert torch.equal(second["blocks.0.mix.o_proj.weight"], second["blocks.0.mix.v_proj.weight"])
+
+
+def test_a_parameter_that_is_made_in_a_forward_pass_is_refused_after_one_step(
+    tmp_path, places, own
+):
+    *_, ended = run(own(Late), tmp_path, places, "identity")
+    assert ended.status == "failed"
+    assert "parameter blocks.0.mix.gain was made or replaced in a forward pass" in ended.reason
+    assert not RunFolder(tmp_path, "identity", 1).metrics()
+
+
+def test_a_resumed_run_computes_with_the_threads_of_its_checkpoint(tmp_path, places, whole_run):
+    torch.set_num_threads(3)
+    try:
+        cut = run(tiny_study.base, tmp_path, places)
+        assert [next(cut).step for _ in range(3)] == [0, 3, 6]
+        cut.close()
+    finally:
+        torch.set_num_threads(1)
+    seen = [torch.get_num_threads() for _ in run(tiny_study.base, tmp_path, places)]
+    assert {*seen} == {3}
+    assert torch.get_num_threads() == 1
+    environment = RunFolder(tmp_path, "mha", 0).environment()
+    assert environment["device"]["threads"] == 3
+
+
+@pytest.mark.parametrize("doubled", [True, False])
+def test_metrics_of_doubled_and_damaged_runs_hold_each_step_once(
+    tmp_path, places, whole_run, doubled
+):
+    cut = run(tiny_study.base, tmp_path, places)
+    for _ in range(4):
+        next(cut)
+    cut.close()
+    path = RunFolder(tmp_path, "mha", 0).partial / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, *lines] if doubled else lines[1:]))
+    first, *_ = run(tiny_study.base, tmp_path, places)
+    assert first.step == (8 if doubled else 0)
+    assert doubled or "step-000008: metrics.jsonl lacks step 3" in first.note
+    whole, resumed = whole_run("mha"), RunFolder(tmp_path, "mha", 0)
+    assert timeless(resumed.metrics()) == timeless(whole.metrics())
+
+
+def test_metrics_are_on_disk_before_the_checkpoint_that_relies_on_them(
+    tmp_path, places, monkeypatch
+):
+    order, write, save = [], RunFolder.write_metrics, checkpoint.save
+
+    def write_metrics(folder, lines):
+        lines = list(lines)
+        order.append([line["step"] for line in lines])
+        write(folder, lines)
+
+    monkeypatch.setattr(RunFolder, "write_metrics", write_metrics)
+    monkeypatch.setattr(checkpoint, "save", lambda *args: (order.append("saved"), save(*args)))
+    list(run(tiny_study.base, tmp_path, places))
+    at = order.index("saved")
+    assert order[at - 1] == [3]
+    assert order[-2:] == ["saved", [3, 6, 9, 12]]
+
+
+def test_libraries_are_loaded_before_memory_and_time_are_measured(tmp_path, places, monkeypatch):
+    steps_before = []
+    advance = TrainingStep.advance
+    monkeypatch.setattr(
+        TrainingStep,
+        "advance",
+        lambda step: (steps_before.append(len(step.starts_SB[0])), advance(step)),
+    )
+    measured = execute_module.PeakMemory
+    monkeypatch.setattr(
+        execute_module,
+        "PeakMemory",
+        lambda device: (steps_before.append("peak"), measured(device))[1],
+    )
+    config = with_train(tiny_study.base, steps=13)  # no other test has trained this
+    list(run(config, tmp_path, places))
+    assert steps_before[:3] == [1, "peak", 2]  # a step of one sequence, then those of the run
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_when(tmp_path, places):
     config = with_train(tiny_study.base, learning_rate=1e30, clip_norm=1e30)
     ended = list(run(config, tmp_path, places))[-1]
@@ -147,6 +282,8 @@ def test_the_record_has_every_measurement(whole_run):
     assert summary["alarms"] == []
     assert summary["tokens"] == 12 * 2 * 32
     assert 0 < summary["step_time"] < summary["train_time"] < summary["total_time"]
+    lower, upper = summary["step_time_quartiles"]
+    assert lower <= summary["step_time"] <= upper
     assert summary["tokens_per_second"] == pytest.approx(2 * 32 / summary["step_time"])
     assert summary["parameters"]["total"] == sum(w.numel() for w in weights(folder).values())
     assert summary["kernels"] == ["blocked"]

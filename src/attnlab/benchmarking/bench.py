@@ -12,7 +12,7 @@ from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.device.environment import describe
 from attnlab.device.peak_rates import measure_ceilings
-from attnlab.device.selection import choose_device
+from attnlab.device.selection import one_worker
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import Json, replace_file
 from attnlab.study.events import Activity, Notice, ignore
@@ -114,30 +114,30 @@ def bench(  # noqa: PLR0913  one parameter per option
         None if contexts is None else numbers(contexts, "contexts"),
         numbers(batches, "batches"),
     )
-    where = choose_device(device)
-    folder = Path("results") / (study.name if study and study.name else "bench")
-    file = ResultsFile.open(
-        folder if out is None else Path(out),
-        environment=describe(where),
-        compiled=compiled,
-        setups=setups,
-    )
-    watch(Activity("measuring the peak rates of the device"))
-    under = Conditions(
-        device=where,
-        ceilings=measure_ceilings(where, seconds / 4),
-        compiled=compiled,
-        seconds=seconds,
-    )
-    file.update(ceilings=under.ceilings._asdict(), command=command)
-    watch(Activity("measuring"))
-    try:
-        for result in measure_all(asked, setups, under, file):
-            watch(Measured(point=result))
-        _add_breakdowns(file, setups, under, watch)
-    finally:  # an interrupted bench has figures of the points that were measured
-        figures = _write_figures(file)
-    return Bench(folder=file.folder, contents=file.contents, files=(FILE, *figures))
+    with one_worker(device) as where:
+        folder = Path("results") / (study.name if study and study.name else "bench")
+        file = ResultsFile.open(
+            folder if out is None else Path(out),
+            environment=describe(where),
+            compiled=compiled,
+            setups=setups,
+        )
+        watch(Activity("measuring the peak rates of the device"))
+        under = Conditions(
+            device=where,
+            ceilings=measure_ceilings(where, seconds / 4),
+            compiled=compiled,
+            seconds=seconds,
+        )
+        file.update(ceilings=under.ceilings._asdict(), command=command)
+        watch(Activity("measuring"))
+        try:
+            for result in measure_all(asked, setups, under, file):
+                watch(Measured(point=result))
+            _add_breakdowns(file, setups, under, watch)
+        finally:  # an interrupted bench has figures of the points that were measured
+            figures = _write_figures(file)
+        return Bench(folder=file.folder, contents=file.contents, files=(FILE, *figures))
 
 
 def _add_breakdowns(

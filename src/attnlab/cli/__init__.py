@@ -5,6 +5,8 @@ failed, or the default study cannot run here; 2 the command or its settings are 
 was run; 128 + n ended by signal n (130: Ctrl-C, 143: SIGTERM), and what was finished is kept.
 """
 
+import os
+
 from attnlab.cli import (
     bench,
     check,
@@ -43,4 +45,6 @@ def main() -> None:
     """Run the `attnlab` command."""
     raise_on_signals()
     print_any_character()
+    # before torch is imported: threads that spin while they wait slow a busy machine down
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

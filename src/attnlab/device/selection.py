@@ -5,6 +5,8 @@ none.
 """
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +25,8 @@ class Slot:
 def worker_slots(device: str, runs: int, workers: int | None = None) -> list[Slot]:
     """Return one slot per worker process: one per GPU, or one per CPU core.
 
-    The slots depend on the size of the whole study, not on the runs that remain. A resumed run
-    therefore computes with as many threads as before, and to the same bits.
+    The slots depend on the size of the whole study, not on the runs that remain. A run that is
+    resumed with another number of threads uses that of its checkpoint.
 
     Args:
         device: `auto`, `cpu`, `cuda` (every GPU) or `cuda:1`.
@@ -46,6 +48,20 @@ def worker_slots(device: str, runs: int, workers: int | None = None) -> list[Slo
     cores = usable_cores()
     count = max(1, min(runs, workers or cores))
     return [Slot(device, max(1, cores // count))] * count
+
+
+@contextmanager
+def one_worker(device: str) -> Generator[torch.device]:
+    """Compute in this process as one worker does: on its device, with at most its CPU threads.
+
+    The number of threads is restored afterwards. Raises ValueError as `choose_device` does.
+    """
+    chosen, before = choose_device(device), torch.get_num_threads()
+    torch.set_num_threads(min(before, worker_slots(device, 1)[0].threads))
+    try:
+        yield chosen
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device(device: str) -> torch.device:

@@ -37,7 +37,7 @@ def time_calls(call: Callable[[], object], device: torch.device, budget: float) 
         if warm_up and seconds > PATIENCE * budget:  # the first may have compiled something
             return Times(seconds, None, 1)
     repeats = min(MOST, max(LEAST, round(budget / max(_one(call, device), 1e-9))))
-    lower, median, upper = statistics.quantiles(_each(call, device, repeats), n=4)
+    lower, median, upper = statistics.quantiles(time_each(call, device, repeats), n=4)
     return Times(median, upper - lower, repeats)
 
 
@@ -49,7 +49,8 @@ def _one(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _each(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+def time_each(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Return the seconds of each of some calls, after all of them are done."""
     if device.type != "cuda":
         clock = [time.perf_counter()]
         for _ in range(repeats):

@@ -130,7 +130,7 @@ class RunFolder:
     def inherit(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """Start with the metrics of another run. Call it before `open`."""
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._write_metrics(metrics)
+        self.write_metrics(metrics)
 
     def open(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Begin the run, or continue one that was interrupted or failed.
@@ -230,9 +230,10 @@ class RunFolder:
         write_json(self.partial / "summary.json", {"reason": None, **summary, **run})
 
     def _keep_metrics(self, wanted: Callable[[Json], bool]) -> None:
-        self._write_metrics(metrics for metrics in self.metrics() if wanted(metrics))
+        self.write_metrics(metrics for metrics in self.metrics() if wanted(metrics))
 
-    def _write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+    def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all lines of metrics, and flush them to disk."""
         replace_file(self.partial / "metrics.jsonl", "".join(map(to_line, metrics)).encode())
 
     def _read(self, name: str) -> Json | None:

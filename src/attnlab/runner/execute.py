@@ -1,7 +1,7 @@
 """The execution of one run: data, model, training, evaluation, and its folder of results.
 
 An interrupted run resumes from its last checkpoint. The steps after it are repeated, and on a CPU
-give the same bits.
+give the same bits: with the number of threads that the checkpoint names, whatever the worker has.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,17 @@ from attnlab.inference.recorded import own_code_record, write_sources
 from attnlab.record import RunFolder, replace_file
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.training import checkpoint
-from attnlab.training.assemble import step_of_run
+from attnlab.training.assemble import step_of_run, warm_up
 from attnlab.training.checkpoint import Best
 from attnlab.training.evaluate import HeldOut, Quality
-from attnlab.training.loop import CheckpointDue, Clock, DivergedError, Measurement, train
+from attnlab.training.loop import (
+    CheckpointDue,
+    Clock,
+    DivergedError,
+    Measurement,
+    measured_steps,
+    train,
+)
 from attnlab.training.plausibility import PlausibilityMonitor
 from attnlab.training.run import Run
 
@@ -38,7 +45,7 @@ def execute(
     An exception is recorded in the folder as the reason of a failed run, and not raised.
     KeyboardInterrupt is raised; the folder then keeps the last checkpoint.
     """
-    folder = run.folder(study_dir)
+    folder, threads = run.folder(study_dir), torch.get_num_threads()
     try:
         yield from _Execution(run, folder, identity, places, device).events()
     except Exception as error:
@@ -46,6 +53,8 @@ def execute(
         with suppress(OSError):  # on a full disk, report the reason at least
             folder.fail(reason)
         yield Ended("failed", reason, None)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Execution:
@@ -62,9 +71,10 @@ class _Execution:
         self.config, self.folder, self.identity, self.device = config, folder, identity, device
         self.clock = Clock()
         self.best: Best | None = None
-        self.environment = describe(device)
+        self.metrics = dict[int, Json]()  # by step
         self.corpus = corpus_of(config.data, places)
         self.tokenizer = self.corpus.codec.to_json().encode()
+        warm_up(config, self.corpus.vocab_size, device)
         self.memory = PeakMemory(device)
         self.step = step_of_run(config, self.corpus, device)
         self.model, self.autocast = self.step.model, self.step.autocast
@@ -76,7 +86,7 @@ class _Execution:
         monitor = PlausibilityMonitor(
             self.corpus, self.config.train, self.model, self.autocast, valid
         )
-        monitor.resume(self.folder.metrics())
+        monitor.resume(self.metrics.values())
         quality: Quality | None = None
 
         def evaluate() -> dict[str, float | None]:
@@ -95,7 +105,9 @@ class _Execution:
                     self._keep_best(event)
                     said = monitor.check(event.step, event.values)
                     counted = self.model.drain_statistics()
-                    self.folder.append({"step": event.step, **event.values, **counted, **said})
+                    line = {"step": event.step, **event.values, **counted, **said}
+                    self.metrics[event.step] = line
+                    self.folder.append(line)
                     progress = self._progress(event, progress, said.get("alarm"))
                     yield progress
         except DivergedError as error:
@@ -116,8 +128,11 @@ class _Execution:
 
     def _open(self) -> checkpoint.Loaded:
         """Open the folder; restore the last checkpoint, if there is one, and return it."""
-        found = checkpoint.load_newest(self.folder.checkpoints, self.identity)
+        found = self._with_metrics(checkpoint.load_newest(self.folder.checkpoints, self.identity))
         state = found.checkpoint
+        if state is not None and state.threads is not None and self.device.type == "cpu":
+            torch.set_num_threads(state.threads)
+        self.environment = describe(self.device)
         environment = self.environment | {
             "kernels": self._kernels(),
             "precision": self.config.train.precision_on(self.device.type),
@@ -127,6 +142,7 @@ class _Execution:
             "tokenizer_sha256": digest(self.tokenizer),
             "begins": {"step": state.step if state else 0, "skipped": found.skipped},
         }
+        self.folder.inherit(self.metrics.values())
         self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
         checkpoint.remove_old(self.folder.checkpoints)
         replace_file(self.folder.path / "tokenizer.json", self.tokenizer)
@@ -136,8 +152,24 @@ class _Execution:
             self.step.restore(state.step, state.optimizer)
             self.clock.resume(state.seconds)
             self.best = state.best
-        self.folder.truncate_after(state.step if state is not None else -1)
         return found
+
+    def _with_metrics(self, found: checkpoint.Loaded) -> checkpoint.Loaded:
+        """Read the metrics up to the checkpoint; without them the run starts at step 0."""
+        if found.checkpoint is None:
+            return found
+        last = found.checkpoint.step
+        try:
+            lines = {m["step"]: m for m in self.folder.metrics() if m["step"] <= last}
+        except ValueError as error:
+            reason = str(error)
+        else:
+            missing = [n for n in measured_steps(self.config.train, last) if n not in lines]
+            if not missing:
+                self.metrics = dict(sorted(lines.items()))
+                return found
+            reason = f"metrics.jsonl lacks step {missing[0]}"
+        return checkpoint.Loaded(None, (*found.skipped, f"step-{last:06d}: {reason}"))
 
     def _keep_best(self, event: Measurement) -> None:
         loss = event.values.get("eval_loss")
@@ -151,11 +183,15 @@ class _Execution:
     def _save(self) -> None:
         model, optimizer = self.model.state_dict(), self.step.state()
         seconds = self.clock.seconds()
-        state = checkpoint.Checkpoint(self.step.step, model, optimizer, seconds, self.best)
+        threads = torch.get_num_threads()
+        state = checkpoint.Checkpoint(self.step.step, model, optimizer, seconds, self.best, threads)
+        with checkpoint.explains_failure(self.folder.checkpoints, self.step.step):
+            self.folder.write_metrics(self.metrics.values())  # on disk before what relies on them
         checkpoint.save(self.folder.checkpoints, state, self.identity)
 
     def _finish(self, outcome: Json) -> None:
-        evaluated = [m for m in self.folder.metrics() if m.get("eval_loss") is not None]
+        self.folder.write_metrics(self.metrics.values())
+        evaluated = [m for m in self.metrics.values() if m.get("eval_loss") is not None]
         best = min(evaluated, key=lambda m: m["eval_loss"], default={})
         parent = self.config.parent()
         if self.config.train.keep == "weights" and outcome["status"] == "finished":
@@ -189,6 +225,7 @@ class _Execution:
             "eval_time": clock.eval_seconds,
             "compile_time": clock.compile_seconds,
             "step_time": seconds,
+            "step_time_quartiles": clock.step_seconds_quartiles,
             "tokens_per_second": tokens_per_step / seconds if seconds else None,
             "peak_memory_bytes": self.memory.peak_bytes,
             "attention_type": [mechanism.kind() for mechanism in config.model.per_layer()],

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attnlab.data import Places
-from attnlab.device.selection import choose_device
+from attnlab.device.selection import choose_device, one_worker
 from attnlab.inference.recorded import Recorded, read_recorded
 from attnlab.inference.saved_model import checkpoint_of
 from attnlab.record import RunFolder, StudyRecord, sweep
@@ -75,7 +75,7 @@ def extend(  # noqa: PLR0913  one parameter per option
     steps = _total(recorded.config.train.steps, steps, by, parent)
     state, note = checkpoint_of(parent.path, recorded.identity)
     longer, where = recorded.config.extended(steps, schedule), Places.from_environment(data, cache)
-    on_device = choose_device(device)
+    choose_device(device)  # an unknown one is an error before anything is written
     corpus = corpus_of(longer.data, where)
     fingerprint = corpus.fingerprint
     if fingerprint != recorded.fingerprint:
@@ -107,8 +107,9 @@ def extend(  # noqa: PLR0913  one parameter per option
         watch(Progress(state.step, steps, None, None, note=note))
     record.joined(study_dir).write(study_dir)
     try:
-        for event in execute(planned, study_dir, new_identity, where, on_device):
-            watch(event)
+        with one_worker(device) as on_device:
+            for event in execute(planned, study_dir, new_identity, where, on_device):
+                watch(event)
     finally:  # an interrupted run has a report, too
         write_report(study_dir)
     return new

@@ -234,6 +234,6 @@ def _score(step: TrainingStep, config: RunConfig, corpus: Corpus, batches: int) 
 def _save_seconds(step: TrainingStep) -> float:
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {}, None)
+        state = checkpoint.Checkpoint(step.step, step.model.state_dict(), step.state(), {}, None, 1)
         checkpoint.save(Path(folder), state, "timing")
         return time.perf_counter() - begin

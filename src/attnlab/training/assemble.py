@@ -3,12 +3,16 @@
 Runs, the timing of runs and benchmarks all train with the step that is assembled here.
 """
 
+import dataclasses
+from contextlib import suppress
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from attnlab.data import Corpus
 from attnlab.data.batches import window_starts
-from attnlab.model.language_model import LanguageModel
+from attnlab.model.language_model import LanguageModel, ModelConfig
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
@@ -37,6 +41,26 @@ def step_of_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Trai
         seed=config.seed,
         compiled=train.compiles_on(device.type, config.petaflops(corpus.vocab_size)),
     )
+
+
+def warm_up(config: RunConfig, vocab_size: int, device: torch.device) -> None:
+    """Make one step of one sequence, and discard it, if this process has not made one before.
+
+    On a CPU the first step loads libraries, starts threads and fills the allocator. Its peak memory
+    and its time are not those of the steps that follow.
+    """
+    if device.type == "cpu":
+        _step_once(config.model, config.train, vocab_size)
+
+
+@lru_cache(maxsize=256)
+def _step_once(model: ModelConfig, train: TrainConfig, vocab_size: int) -> None:
+    distinct = tuple(dict.fromkeys(model.per_layer()))
+    small = dataclasses.replace(model, mechanisms=distinct, n_layers=len(distinct))
+    one = dataclasses.replace(train, batch_size=1, extends=None, compile="off")
+    tokens_BT1 = torch.zeros(1, train.seq_len + 1, dtype=torch.int64)
+    with suppress(Exception):  # training raises it again, and then it is reported
+        step_of_one_batch(one, small.build(vocab_size), tokens_BT1, compiled=False).advance()
 
 
 def step_of_one_batch(

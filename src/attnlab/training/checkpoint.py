@@ -2,7 +2,8 @@
 
     checkpoints/step-000500/{model.safetensors, optimizer.safetensors, best.safetensors, state.json}
 
-A run that continues from a checkpoint gets the same bits as one that was not interrupted.
+A run that continues from a checkpoint gets the same bits as one that was not interrupted, on a CPU
+with the number of threads that is recorded. Tied parameters are written once per name.
 `best.safetensors` has the weights of the lowest validation loss so far. It is left out if those are
 the weights of the step itself.
 
@@ -13,7 +14,8 @@ A run that keeps no more than its weights (`train.keep=weights`) ends with
 whose matrices are bfloat16: a sixth of a checkpoint. It can be sampled and exported, not continued.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,7 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Tensor]  # `TrainingStep.state`
     seconds: dict[str, float]  # time used so far, by purpose; `Clock.seconds`
     best: Best | None  # None: the run keeps its last weights only
+    threads: int | None  # CPU threads of the process; None: not recorded
 
 
 class Loaded(NamedTuple):
@@ -78,18 +81,26 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
         "step": checkpoint.step,
         "identity": identity,
         "seconds": checkpoint.seconds,
+        "threads": checkpoint.threads,
         "best": best and {"step": best.step, "loss": best.loss},
     }
-    try:
+    with explains_failure(folder, checkpoint.step):
         write_verified(folder / f"step-{checkpoint.step:06d}", files, state)
+    remove_old(folder)
+
+
+@contextmanager
+def explains_failure(folder: Path, step: int) -> Generator[None]:
+    """Say in a WriteError which checkpoint it prevented, and which one is left."""
+    try:
+        yield
     except OSError as error:
         before = [path.name for path in _folders(folder)]
         left = f"{before[-1]} is intact" if before else "there is no earlier one"
         raise WriteError(
-            f"the checkpoint of step {checkpoint.step} could not be written ({error}); {left}, "
+            f"the checkpoint of step {step} could not be written ({error}); {left}, "
             "and the same command continues from there"
         ) from error
-    remove_old(folder)
 
 
 def save_weights(folder: Path, step: int, model: Mapping[str, Tensor], identity: str) -> None:
@@ -125,7 +136,12 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
     """
 
     def write(path: Path) -> None:
-        on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        on_host, seen = dict[str, Tensor](), set[int]()
+        for name, tensor in tensors.items():
+            copy = tensor.detach().cpu().contiguous()
+            memory = copy.untyped_storage().data_ptr()  # tied parameters share theirs
+            on_host[name] = copy.clone() if memory in seen else copy
+            seen.add(memory)
         try:
             save_file(on_host, path)
         except SafetensorError as error:  # contains the message of the system's error
@@ -162,7 +178,7 @@ def _load(folder: Path, identity: str) -> Checkpoint:
         at_best = model if best["step"] == step else load_file(folder / "best.safetensors")
         best = Best(best["step"], best["loss"], at_best)
     optimizer = load_file(folder / "optimizer.safetensors")
-    return Checkpoint(step, model, optimizer, state["seconds"], best)
+    return Checkpoint(step, model, optimizer, state["seconds"], best, state.get("threads"))
 
 
 def _folders(folder: Path) -> list[Path]:

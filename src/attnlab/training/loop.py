@@ -6,11 +6,11 @@ checkpoint, the end. Within an interval nothing waits for the device.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from attnlab.device.memory import PeakMemory
-from attnlab.device.timer import wait_for_device
+from attnlab.device.timer import time_each, wait_for_device
 from attnlab.training.config import TrainConfig
 from attnlab.training.step import TrainingStep
 
@@ -41,7 +41,7 @@ class Clock:
         self.compile_seconds = 0.0  # first steps: compilation, warm-up, recording of the CUDA graph
         self.train_seconds = 0.0  # all other steps
         self.eval_seconds = 0.0
-        self._step_seconds = list[float]()  # seconds per step of each interval
+        self._step_seconds = list[float]()  # of every step in this process but the first ones
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds by purpose, for a checkpoint; `resume` restores them."""
@@ -59,10 +59,11 @@ class Clock:
         self.train_seconds = seconds["train"]
         self.eval_seconds = seconds["eval"]
 
-    def add_interval(self, seconds: float, steps: int) -> None:
-        """Add the time of an interval of `steps` steps."""
-        self.train_seconds += seconds
-        self._step_seconds.append(seconds / steps)
+    def add_steps(self, seconds: Iterable[float]) -> None:
+        """Add the time of each of some steps."""
+        before = len(self._step_seconds)
+        self._step_seconds += seconds
+        self.train_seconds += sum(self._step_seconds[before:])
 
     @property
     def total_seconds(self) -> float:
@@ -71,8 +72,16 @@ class Clock:
 
     @property
     def step_seconds(self) -> float | None:
-        """Median seconds per step over the intervals; None if every step was warm-up."""
+        """Median seconds per step; None if every step was warm-up."""
         return statistics.median(self._step_seconds) if self._step_seconds else None
+
+    @property
+    def step_seconds_quartiles(self) -> tuple[float, float] | None:
+        """Lower and upper quartile of the seconds per step; None for less than two steps."""
+        if len(self._step_seconds) < 2:
+            return None
+        lower, _, upper = statistics.quantiles(self._step_seconds, n=4, method="inclusive")
+        return lower, upper
 
 
 def train(
@@ -115,13 +124,16 @@ def _run_interval(step: TrainingStep, end: int, clock: Clock) -> None:
     while step.step < end and not step.warm:
         step.advance()
         wait_for_device(step.device)
-    warmed = time.perf_counter()
-    clock.compile_seconds += warmed - started
+        step.require_known_parameters()
+    clock.compile_seconds += time.perf_counter() - started
     if steps := end - step.step:
-        for _ in range(steps):
-            step.advance()
-        wait_for_device(step.device)
-        clock.add_interval(time.perf_counter() - warmed, steps)
+        clock.add_steps(time_each(step.advance, step.device, steps))
+
+
+def measured_steps(config: TrainConfig, last: int) -> Iterator[int]:
+    """Return the steps up to `last` after which `train` yields a measurement in every run."""
+    periods = (config.log_every, config.eval_every)
+    return (n for n in range(1, last + 1) if any(n % every == 0 for every in periods))
 
 
 def _next_due(step: int, config: TrainConfig) -> int:

@@ -91,6 +91,16 @@ class TrainingStep:
         self.step += 1
         self._eager_steps_left = max(0, self._eager_steps_left - 1)
 
+    def require_known_parameters(self) -> None:
+        """Raise ValueError for a parameter that was made, or replaced, after the constructor."""
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in known:
+                raise ValueError(
+                    f"parameter {name} was made or replaced in a forward pass, so that the "
+                    "optimizer does not train it: make it in the constructor"
+                )
+
     def means(self, first: int, last: int) -> dict[str, float]:
         """Return the mean of each column over steps `first` to `last` (excluded). Waits."""
         means_C = self.measured_SC[first:last].double().mean(0).tolist()
@@ -127,12 +137,9 @@ class TrainingStep:
         self.measured_SC[:step] = state["measured"].to(self.device)
         for name, parameter in self.model.named_parameters():
             if f"exp_avg.{name}" in state:
-                moments: dict[str, Any] = {
+                self.optimizer.state[parameter] = {
                     key: state[f"{key}.{name}"].to(self.device).clone() for key in _MOMENTS
                 }
-                where = self.device if self.device.type == "cuda" else "cpu"
-                moments["step"] = torch.tensor(float(step), device=where)
-                self.optimizer.state[parameter] = moments
 
     def _update(self) -> None:
         starts_B = self.starts_SB.index_select(0, self._step_1)[0]
@@ -161,7 +168,7 @@ class TrainingStep:
         self._graph = graph
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter that ever had a gradient
 
 
 def forward_and_backward(
