@@ -41,6 +41,14 @@ def run(  # noqa: PLR0913  one parameter per option
         str | None,
         typer.Option(metavar="NAME", help="Run one of the study's named lengths."),
     ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MECHANISM",
+            help="Add a variant: the baseline with this mechanism, such as mine=file.py:Class or "
+            "mine=file.py:Class:width=8; may be repeated.",
+        ),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="Train only these variants, separated by commas."),
@@ -120,6 +128,7 @@ def run(  # noqa: PLR0913  one parameter per option
 
     options: dict[str, Any] = {
         "length": length,
+        "add": add or [],
         "only": only,
         "seeds": seeds,
         "steps": steps,

@@ -49,7 +49,7 @@ Gate = Literal["none", "head", "channel"]  # no decay, one per head, one per cha
 _WIDEST_KEY = 256  # for `auto`
 _OLDEST = "0.6.0"
 _WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton versions: the first included, the second not
-_INSTALL = "pip install 'attnlab[fla]'"
+_INSTALL = "pip install fla-core flash-linear-attention"
 # layers and functions with the backward pass of issue 640, and those that TileLang does not cover
 _GATED_BY_HEAD = (
     *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),

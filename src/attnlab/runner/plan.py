@@ -134,6 +134,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     study: Study | Path | str,
     *,
     length: str | None = None,
+    add: Iterable[str] | str = (),
     only: Iterable[str] | str | None = None,
     seeds: int | None = None,
     steps: int | None = None,
@@ -159,7 +160,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     times.
 
     Args:
-        study, length, only, seeds, steps, overrides, tune, check, out, data, cache, device,
+        study, length, add, only, seeds, steps, overrides, tune, check, out, data, cache, device,
             workers, fla_path: as for `attnlab.run`.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
@@ -179,6 +180,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     request = Request(
         study=study,
         length=length,
+        add=add,
         only=only,
         seeds=seeds,
         steps=steps,

@@ -15,9 +15,10 @@ from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.study.load import load_study
 from attnlab.study.study import Study
+from attnlab.study.targets import addition
 from attnlab.training.config import EvalConfig
 
-OPTIONS = ("length", "only", "seeds", "steps", "overrides", "tune")  # they change the study
+OPTIONS = ("length", "add", "only", "seeds", "steps", "overrides", "tune")  # they change the study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Request:
 
     study: Study | Path | str
     length: str | None = None
+    add: Iterable[str] = ()
     only: Iterable[str] | str | None = None
     seeds: int | None = None
     steps: int | None = None
@@ -45,6 +47,7 @@ class Request:
         names = None if only is None else [name.strip() for name in only]
         object.__setattr__(self, "only", names)
         object.__setattr__(self, "overrides", list(self.overrides))
+        object.__setattr__(self, "add", [self.add] if isinstance(self.add, str) else list(self.add))
         object.__setattr__(self, "track", tuple(self.track))
 
     def apply_options(self) -> Study:
@@ -62,6 +65,8 @@ class Request:
         study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
         if self.length is not None:
             study = study.at_length(self.length)
+        if self.add:
+            study = study.add(dict(map(addition, self.add)))
         if self.only is not None:
             study = study.only(self.only)
         if self.seeds is not None:

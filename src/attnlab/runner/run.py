@@ -44,6 +44,7 @@ def run(  # noqa: PLR0913  one parameter per option
     study: Study | Path | str,
     *,
     length: str | None = None,
+    add: Iterable[str] | str = (),
     only: Iterable[str] | str | None = None,
     seeds: int | None = None,
     steps: int | None = None,
@@ -76,6 +77,8 @@ def run(  # noqa: PLR0913  one parameter per option
     Args:
         study: the name of a shipped study, the path of a Python file, or a `Study`.
         length: one of the study's named lengths.
+        add: mechanisms to add as variants, `NAME=KIND[:settings]` as in "mine=file.py:Class": each
+            is the baseline with this mechanism in every layer.
         only: variants, as a list or separated by commas.
         seeds: seeds per variant.
         steps: training steps.
@@ -115,6 +118,7 @@ def run(  # noqa: PLR0913  one parameter per option
     request = Request(
         study=study,
         length=length,
+        add=add,
         only=only,
         seeds=seeds,
         steps=steps,

@@ -9,10 +9,12 @@ They are read from the run folders, so that the same command resumes an interrup
 of any kind take runs with `next` and report their ends with `finished`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from attnlab.config import differences
 from attnlab.record import RunFolder, rate_of, tuning_runs
 from attnlab.study.study import Study
 from attnlab.training.recipe import RatesToTry, TuningResult, tuning_losses
@@ -75,13 +77,36 @@ def open_schedule(
 
 
 def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
-    """Return the settings in which the existing run differs from `run`, and their values.
+    """Return in what the existing run differs from `run`: settings, files of code, data.
 
     The text is empty if there is no existing run or it is the same run.
     """
     settings = run.config.to_dict() | {"identity": run.config.identity(fingerprint)}
-    different = list(folder.conflict(settings).items())[:4]
-    return "; ".join(f"{path} is {a!r} there, {b!r} requested" for path, (a, b) in different)
+    different = folder.conflict(settings)
+    if not different:
+        return ""
+    found = [
+        f"{path} is {a!r} there, {b!r} requested"
+        for path, (a, b) in different.items()
+        if path != "identity" and not re.search(r"\.(keep|paths?)\b", path)
+    ][:4]
+    environment = folder.environment() or {}
+    own_code, data = environment.get("own_code") or {}, environment.get("data") or {}
+    for name, (before, now) in differences(
+        own_code.get("sources", {}), run.config.sources()
+    ).items():
+        how = "was edited" if before and now else "is new" if now else "is no longer used"
+        found.append(f"{name} {how}")
+    if (there := data.get("fingerprint")) not in (None, fingerprint):
+        paths = [getattr(run.config.data, "path", None), *getattr(run.config.data, "paths", ())]
+        which = ", ".join([run.config.data.kind(), *(str(path) for path in paths if path)])
+        found.append(f"the data has changed ({which}: {there} there, {fingerprint} now)")
+    return "; ".join(found) or (
+        f"identity is {different['identity'][0]!r} there, {different['identity'][1]!r} requested, "
+        "though settings, code and data are equal: another version of attnlab made it"
+        if "identity" in different
+        else "another version of attnlab made it"
+    )
 
 
 class StudySchedule:

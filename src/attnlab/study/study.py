@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, override, suggestion
+from attnlab.mechanism import MechanismConfig
 from attnlab.record import TUNING_SEED, StudyRecord
 from attnlab.study.matching import Match
 from attnlab.training.config import EvalConfig
@@ -166,6 +167,25 @@ class Study:
             reference=self._reference() if self.match else None,
             whole=self.whole or self,
         )
+
+    def add(self, mechanisms: Mapping[str, MechanismConfig]) -> "Study":
+        """Return the study with a variant per mechanism: the baseline with it in every layer.
+
+        Raises ConfigError if a name is taken, or the mechanism does not fit the baseline.
+        """
+        assert self.baseline is not None
+        added, problems = dict[str, RunConfig](), list[Problem]()
+        for name, mechanism in mechanisms.items():
+            if name in self.variants:
+                problems.append(Problem("add", f"the study has a variant {name!r}; choose a name"))
+                continue
+            try:
+                added[name] = self.variants[self.baseline].with_mechanisms(mechanism)
+            except ConfigError as error:
+                problems += [problem.under(f"add.{name}") for problem in error.problems]
+        if problems:
+            raise ConfigError(problems)
+        return dataclasses.replace(self, variants={**self.variants, **added})
 
     def in_folder(self, folder: Path) -> "Study":
         """Return the study with the relative paths of data that exist in `folder` made absolute."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
-from attnlab.config import is_own, suggestion
+from attnlab.config import is_own, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.load import load_study, shipped_names
 from attnlab.study.study import Study
@@ -67,6 +67,29 @@ def named(what: Iterable[Nameable], assignments: Iterable[str] = ()) -> list[Nam
             "a layer (fla:GatedLinearAttention) or a study (quickstart)"
         )
     return found
+
+
+def addition(text: str) -> tuple[str, MechanismConfig]:
+    """Return name and mechanism of a variant that is added to a study, `name=KIND[:settings]`.
+
+    The kind is one that `check` accepts; without a name it is that of the class.
+
+    Raises:
+        ValueError: the kind is unknown.
+        ConfigError: its settings are impossible.
+
+    >>> addition("narrow=sliding_window:window=8")[0], addition("identity")[0]
+    ('narrow', 'identity')
+    """
+    match = re.fullmatch(r"(?P<name>[^=:]+)=(?P<what>.+)", text, re.DOTALL)
+    found = named([match["what"] if match else text])
+    if len(found) != 1 or isinstance(found[0], Study):
+        raise ValueError(f"{text!r} is no single mechanism: write --add NAME=file.py:Class")
+    target = found[0]
+    if isinstance(target, NamedConfig):
+        return match["name"].strip() if match else target.config.name(), target.config
+    config = target.kind.from_dict({"kind": target.kind.kind(), **settings(target.assignments)})
+    return match["name"].strip() if match else target.kind.name(), config
 
 
 def split_assignments(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from attnlab.record import RunFolder
 def copies(study_dir: Path) -> Callable[[RunFolder], "TensorBoard"]:
     """Return a function that starts the copy of a run. Raise ValueError without TensorBoard."""
     if find_spec("tensorboard") is None:
-        raise ValueError("TensorBoard is not installed: pip install 'attnlab[tracking]'")
+        raise ValueError("TensorBoard is not installed: pip install tensorboard")
     top = study_dir / "tensorboard"
     return lambda run: TensorBoard(top / run.ended.relative_to(study_dir))
 

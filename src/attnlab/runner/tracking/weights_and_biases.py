@@ -21,7 +21,7 @@ def copies(study_dir: Path) -> Callable[[RunFolder], "WeightsAndBiases"]:
     Raises ValueError if W&B is not installed or nobody is logged in.
     """
     if find_spec("wandb") is None:
-        raise ValueError("Weights & Biases is not installed: pip install 'attnlab[tracking]'")
+        raise ValueError("Weights & Biases is not installed: pip install wandb")
     wandb = import_module("wandb")
     if wandb.setup().settings.mode == "online":
         try:
