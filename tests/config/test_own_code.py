@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from attnlab.analysis.hypotheses.hypothesis import _judged
 from attnlab.config import (
     ConfigError,
     OwnCodeError,
@@ -232,3 +233,11 @@ def test_a_record_names_files_of_its_own_folder_only(tmp_path, path):
     with read_from_record(None), pytest.raises(ValueError, match="code of its own"):
         MechanismConfig.of_kind(f"{folder}/own.py:Mine")
     assert own_classes(MechanismConfig.of_kind("identity")()) == []
+
+
+def test_a_hypothesis_in_a_record_executes_no_file(tmp_path):
+    write(tmp_path / "mine", bad="raise SystemExit(7)")
+    recorded = {"kind": f"{tmp_path}/mine/bad.py:Mine"}
+    judged = _judged(recorded, None)
+    assert judged.ruling == "not judged"
+    assert "code of its own" in judged.found[0]

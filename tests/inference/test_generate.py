@@ -1,5 +1,6 @@
 """Generated text is what the model says, token by token."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -115,10 +116,23 @@ def test_temperature_sharpens_the_distribution():
         assert draws.double().mean().item() == pytest.approx(expected, abs=0.015)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-8, 1.0, 1e8, 1e308])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_temperature_gives_tokens(temperature, dtype):
+    logits = torch.tensor([[3.0, 1000.0, 3.0, -1e30]], dtype=dtype).expand(50, -1)
+    draws = Sampling(temperature=temperature, top_k=3, top_p=0.9).choose(logits, torch.Generator())
+    if temperature < 1:
+        assert set(draws.tolist()) == {1}
+
+
 def test_impossible_settings_and_prompts_are_refused():
     with pytest.raises(ConfigError) as error:
-        Sampling(temperature=-1.0, top_k=0, top_p=1.5)
-    assert [problem.path for problem in error.value.problems] == ["temperature", "top_k", "top_p"]
+        Sampling(temperature=-1.0, top_k=0, top_p=1.5, seed=-1)
+    found = [problem.path for problem in error.value.problems]
+    assert found == ["temperature", "top_k", "top_p", "seed"]
+    for temperature in (math.nan, math.inf):
+        with pytest.raises(ConfigError, match="temperature: expected a finite number"):
+            Sampling(temperature=temperature)
     empty = torch.zeros(1, 0, dtype=torch.long)
     with pytest.raises(ValueError, match="the prompt is empty"):
         next(generate_tokens(built("identity"), empty, max_new_tokens=1, sampling=Sampling()))

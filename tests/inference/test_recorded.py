@@ -18,7 +18,9 @@ from attnlab.data import Places
 from attnlab.inference.recorded import remember_code
 from attnlab.inference.saved_model import Trained
 from attnlab.mechanism import MechanismConfig
+from attnlab.record import RunFolder
 from attnlab.runner.execute import corpus_of, execute
+from attnlab.runner.schedule import conflict
 from attnlab.training.run import Run, RunConfig
 
 CPU = torch.device("cpu")
@@ -143,6 +145,25 @@ def test_an_edited_original_is_named_and_the_runs_own_copy_is_offered(made, home
     finally:
         path.write_text(HELPER)
     attnlab.load_run("run")
+
+
+def test_a_conflict_says_which_setting_file_or_data_changed(made, home, monkeypatch):
+    config, path = made[1], made[0] / "own/helper.py"
+    (home / "study/mine").mkdir(parents=True)
+    (home / "run").rename(home / "study/mine/seed-0")
+    run, folder = Run(variant="mine", config=config), RunFolder(home / "study", "mine", 0)
+    data = folder.environment()["data"]["fingerprint"]
+    assert conflict(run, folder, data) == ""
+    assert conflict(run, folder, "other") == (
+        f"the data has changed (stdlib: {data} there, other now)"
+    )
+    longer = replace(run, config=replace(config, train=replace(config.train, steps=5)))
+    assert conflict(longer, folder, data) == "train.steps is 4 there, 5 requested"
+    path.write_text(HELPER + "# edited")
+    try:
+        assert conflict(run, folder, data) == "helper.py was edited"
+    finally:
+        path.write_text(HELPER)
 
 
 EDITS = {

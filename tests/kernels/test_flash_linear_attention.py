@@ -104,7 +104,9 @@ def test_tilelang_helps_the_delta_rule_alone(monkeypatch):
 def test_layers_need_the_package_of_layers(monkeypatch):
     monkeypatch.setattr(fla, "facts", lambda: facts(layers=None))
     assert fla.unusable_because("cuda") is None
-    assert "pip install 'attnlab[fla]'" in fla.layer_unusable_because("GatedLinearAttention")
+    assert "pip install fla-core flash-linear-attention" in fla.layer_unusable_because(
+        "GatedLinearAttention"
+    )
 
 
 def test_the_record_says_which_version_there_is(monkeypatch):

@@ -10,6 +10,7 @@ from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
 from attnlab.record import StudyRecord, tuning_runs
 from attnlab.study.load import load_study, shipped, shipped_names
 from attnlab.study.study import Study
@@ -276,3 +277,37 @@ def test_a_shorter_run_has_a_warm_up_shorter_in_proportion_unless_it_is_set(chan
 def test_every_shipped_study_can_be_shortened(name):
     study = load_study(name).override(["train.steps=100"])
     assert all(run.train.warmup_steps < 100 for run in study.variants.values())
+
+
+BAD_NAMES = ["../../esc", "a/b", "a\\b", "tab\tbed", "new\nline", "\x1b[1m", "x" * 300, "é" * 60]
+BAD_NAMES += [" ", " a", "a ", "..", ".hidden", "nul", "COM1.txt", "\u202eabc", "\ud800", ":" * 90]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=[repr(name)[:20] for name in BAD_NAMES])
+def test_names_that_are_no_names_of_folders_are_refused_at_construction(name):
+    base = tiny_study.base
+    with pytest.raises(ConfigError, match=r"^name: .*rename the study"):
+        Study(question="?", variants={"a": base}, name=name)
+    with pytest.raises(ConfigError, match=r"^variants: .*rename the variant"):
+        Study(question="?", variants={"a": base, name: base})
+
+
+@pytest.mark.parametrize("name", ["", "seed-0", "seed-3.partial", "tensorboard"])
+def test_a_variant_needs_a_name_that_attnlab_does_not_use(name):
+    with pytest.raises(ConfigError, match="rename the variant"):
+        Study(question="?", variants={name: tiny_study.base})
+
+
+@pytest.mark.parametrize("name", ["hybrid 3:1", "top_k 0.5", "mit ß", "1,2", "50 %"])
+def test_other_names_stay_possible(name):
+    assert Study(question="?", variants={name: tiny_study.base}, name=name).name == name
+
+
+def test_a_mechanism_is_added_to_the_baseline():
+    study = tiny_study.study.add({"mine": Identity()})
+    assert [*study.variants] == [*tiny_study.study.variants, "mine"]
+    assert study.variants["mine"] == tiny_study.base.with_mechanisms(Identity())
+    with pytest.raises(ConfigError, match=r"add: the study has a variant 'mqa'"):
+        study.add({"mqa": Identity()})
+    with pytest.raises(ConfigError, match=r"add\.x\..*n_heads: 3 does not divide"):
+        study.add({"x": GroupedQuery(n_heads=3, n_kv_heads=3)})

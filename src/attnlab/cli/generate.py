@@ -28,7 +28,9 @@ def generate_(  # noqa: PLR0913  one parameter per option
             show_default="the newest run with weights below results/",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Generate this many tokens.", min=1)] = 200,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Generate this many tokens.", min=1, max=1_000_000)
+    ] = 200,
     temperature: Annotated[
         float, typer.Option(help="Sample at this temperature; 0 takes the most likely token.")
     ] = 0.8,
@@ -40,7 +42,7 @@ def generate_(  # noqa: PLR0913  one parameter per option
         typer.Option(metavar="P", help="Sample from the fewest tokens with probability P."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed the random draws.")] = 0,
-    samples: Annotated[int, typer.Option(help="Generate this many texts.", min=1)] = 1,
+    samples: Annotated[int, typer.Option(help="Generate this many texts.", min=1, max=1_000)] = 1,
     best: BestOption = False,
     trust: TrustOption = False,
     device: DeviceOption = "auto",

@@ -19,6 +19,8 @@ from attnlab.inference.decoder import Decoder
 from attnlab.inference.saved_model import Trained, Which, load_run
 from attnlab.model.language_model import LanguageModel
 
+SMALLEST_TEMPERATURE = 1e-300  # a lower one samples from the same tokens: the most likely
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Config):
@@ -36,12 +38,16 @@ class Sampling(Config):
             yield Problem("top_k", f"must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             yield Problem("top_p", f"must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            yield Problem("seed", f"must be from 0 to 2^63 - 1, got {self.seed}")
 
     def choose(self, logits_BV: Tensor, generator: torch.Generator) -> Tensor:
         """Return `tokens_B`. Of equally likely tokens, temperature 0 chooses the first."""
         if self.temperature == 0:
             return logits_BV.argmax(-1)
-        logits_BV = logits_BV.float() / self.temperature
+        most_B1 = logits_BV.double().amax(-1, keepdim=True)
+        # the most likely token is at 0 whatever the temperature: nothing overflows
+        logits_BV = (logits_BV.double() - most_B1) / max(self.temperature, SMALLEST_TEMPERATURE)
         if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
             least_B1 = logits_BV.topk(self.top_k).values[:, -1:]
             logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)

@@ -4,14 +4,14 @@ data ─► schedule of the remaining runs ─► checks of their mechanisms ─
 """
 
 import dataclasses
+import multiprocessing
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
-from attnlab.config import ConfigError, Problem
+from attnlab.config import ConfigError, Problem, is_own, own_kind
 from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, sweep
 from attnlab.reporting.files import write_report, write_results
@@ -66,13 +66,12 @@ def run(  # noqa: PLR0913  one parameter per option
 
         import attnlab
 
-        if __name__ == "__main__":
-            analysis = attnlab.run("quickstart", only=["mha", "linear"], seeds=2)
-            print(*analysis.headline)
+        analysis = attnlab.run("quickstart", only=["mha", "linear"], seeds=2)
+        print(*analysis.headline)
 
-    Runs are trained in separate processes, which import the calling script: a script needs the
-    `if`, a notebook does not. The mechanisms are checked first. If the study tunes learning rates,
-    each variant's rate is chosen next, by validation loss with a separate seed.
+    Runs are trained in separate processes, which do not import the calling script. The mechanisms
+    are checked first. If the study tunes learning rates, each variant's rate is chosen next, by
+    validation loss with a separate seed.
 
     Args:
         study: the name of a shipped study, the path of a Python file, or a `Study`.
@@ -112,9 +111,9 @@ def run(  # noqa: PLR0913  one parameter per option
         ValueError: there is no such study, device or tool; or the folder holds runs that were made
             with different settings, or that read other data, took other numbers of steps or were
             measured on other splits. The three errors above are ValueErrors, too.
-        RuntimeError: the `if` is missing in a script.
+        RuntimeError: this process may not start others, as a worker of `multiprocessing.Pool`.
     """
-    get_preparation_data("")  # raises RuntimeError in a worker that imports the script
+    _require_processes()
     request = Request(
         study=study,
         length=length,
@@ -171,17 +170,32 @@ def run(  # noqa: PLR0913  one parameter per option
     return analysis
 
 
+def _require_processes() -> None:
+    """Raise RuntimeError in a process that may not start others."""
+    process = multiprocessing.current_process()
+    if process.daemon:
+        raise RuntimeError(
+            "attnlab.run starts processes, which a worker of multiprocessing.Pool may not: call it "
+            "from the main process, or from a concurrent.futures.ProcessPoolExecutor"
+        )
+    if getattr(process, "_inheriting", False):
+        raise RuntimeError(
+            "attnlab.run is called while a process of yours imports this script: put the call "
+            'under `if __name__ == "__main__":`'
+        )
+
+
 def _require_importable(study: Study) -> None:
     """Raise ConfigError for classes that are defined in a notebook or in the script itself."""
     problems = dict.fromkeys(
         Problem(
             type(config).__name__,
-            "is defined in __main__, which workers cannot import: move it to a file of its own "
-            "and import it from there",
+            "is defined in a script or notebook, which workers cannot import: move it to a file of "
+            "its own and import it from there",
         )
         for run in study.variants.values()
         for config in (run.data, run.model.feedforward, *run.model.per_layer())
-        if type(config).__module__ == "__main__"
+        if is_own(type(config)) and own_kind(type(config)) is None
     )
     if problems:
         raise ConfigError(problems)

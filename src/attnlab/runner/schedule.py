@@ -101,11 +101,16 @@ def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
         paths = [getattr(run.config.data, "path", None), *getattr(run.config.data, "paths", ())]
         which = ", ".join([run.config.data.kind(), *(str(path) for path in paths if path)])
         found.append(f"the data has changed ({which}: {there} there, {fingerprint} now)")
-    return "; ".join(found) or (
-        f"identity is {different['identity'][0]!r} there, {different['identity'][1]!r} requested, "
-        "though settings, code and data are equal: another version of attnlab made it"
-        if "identity" in different
-        else "another version of attnlab made it"
+    if found:
+        return "; ".join(found)
+    if "identity" not in different:
+        return "; ".join(
+            f"{path} is {a!r} there, {b!r} requested" for path, (a, b) in different.items()
+        )
+    there, requested = different["identity"]
+    return (
+        f"identity is {there!r} there, {requested!r} requested: its data has changed, or another "
+        "version of attnlab made it; its record does not say which"
     )
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnlab.analysis.hypotheses import Hypothesis
-from attnlab.config import ConfigError, Problem, override, suggestion
+from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import TUNING_SEED, StudyRecord
 from attnlab.study.matching import Match
+from attnlab.study.names import name_problems
+from attnlab.study.shorter_runs import override_run, warmup_notes
 from attnlab.training.config import EvalConfig
 from attnlab.training.recipe import LearningRates
 from attnlab.training.run import Run, RunConfig
@@ -47,6 +49,7 @@ class Study:
         problems = list[Problem]()
         if not self.variants:
             problems.append(Problem("variants", "give at least one"))
+        problems.extend(name_problems(self.name, self.variants))
         if not 1 <= self.seeds <= TUNING_SEED:
             message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
             problems.append(Problem("seeds", message))
@@ -210,12 +213,14 @@ class Study:
             ConfigError: settings are invalid; a problem of some variants only names them.
         """
         changes = list(assignments)
-        variants = self._changed(lambda config: _override(config, changes))
+        variants = self._changed(lambda config: override_run(config, changes))
         return dataclasses.replace(
             self,
             variants=variants,
-            reference=self.reference and _override(self.reference, changes),
-            notes=tuple(dict.fromkeys([*self.notes, *self._warmup_notes(variants, changes)])),
+            reference=self.reference and override_run(self.reference, changes),
+            notes=tuple(
+                dict.fromkeys([*self.notes, *warmup_notes(self.variants, variants, changes)])
+            ),
         )
 
     def at_length(self, length: str) -> "Study":
@@ -230,21 +235,6 @@ class Study:
         if not changes:
             return self
         return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
-
-    def _warmup_notes(
-        self, changed: Mapping[str, RunConfig], changes: Iterable[str]
-    ) -> Iterator[str]:
-        """Yield a sentence per warm-up that a shorter run has shortened."""
-        if "train.warmup_steps" in _paths(changes):
-            return
-        for name, config in changed.items():
-            before, after = self.variants[name].train, config.train
-            if after.warmup_steps != before.warmup_steps:
-                yield (
-                    f"warm-up shortened in proportion, from {before.warmup_steps} of "
-                    f"{before.steps} steps to {after.warmup_steps} of {after.steps}; "
-                    "train.warmup_steps=N sets it"
-                )
 
     def _family_problems(self) -> Iterator[Problem]:
         """Yield variants that are unknown, and those in several families."""
@@ -292,22 +282,6 @@ class Study:
     def _reference(self) -> RunConfig:
         assert self.baseline is not None
         return self.reference or self.variants[self.baseline]
-
-
-def _override(config: RunConfig, changes: list[str]) -> RunConfig:
-    """Return the run with settings replaced, and with a shorter warm-up if it is shorter."""
-    paths = _paths(changes)
-    if "train.steps" not in paths or "train.warmup_steps" in paths:
-        return override(config, changes)
-    changed, before = override(config, [*changes, "train.warmup_steps=0"]), config.train
-    share = min(1.0, changed.train.steps / before.steps) if before.steps else 1.0
-    warmup_steps = round(before.warmup_steps * share)
-    train = dataclasses.replace(changed.train, warmup_steps=warmup_steps)
-    return dataclasses.replace(changed, train=train)
-
-
-def _paths(changes: Iterable[str]) -> list[str]:
-    return [change.partition("=")[0].strip() for change in changes]
 
 
 def _only_in(problem: Problem, variants: list[str]) -> Problem:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
 from attnlab.analysis.verdict import Verdict
-from attnlab.config import Choice, ConfigError, Problem
+from attnlab.config import Choice, ConfigError, Problem, read_from_record
 
 LOSS = "loss, nats/token"
 
@@ -69,7 +69,8 @@ def judge_all(verdict: Verdict, costs: Sequence[Cost]) -> tuple[Judgement, ...]:
 
 def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
     try:
-        hypothesis = Hypothesis.from_dict(recorded)
+        with read_from_record(None, ": it is judged by `attnlab run`, which loads the study"):
+            hypothesis = Hypothesis.from_dict(recorded)
     except ConfigError as error:  # a kind of a newer version, or of a user's file that is gone
         kind = recorded.get("kind")
         return Judgement(

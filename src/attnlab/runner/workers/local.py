@@ -7,12 +7,14 @@ is recorded as failed, and a new process takes the slot.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -109,8 +111,23 @@ class _WorkerProcess:
             args=(theirs, self.slot, self.study_dir, self.places, fla.clone_path()),
             daemon=True,
         )
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
+
+
+@contextmanager
+def _without_main() -> Generator[None]:
+    """Start processes inside that do not import the calling script, which no run needs.
+
+    The script may come from standard input, and its calls need no `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(

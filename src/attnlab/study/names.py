@@ -1,0 +1,46 @@
+"""Names of studies and variants, which are also names of folders."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from attnlab.config import Problem
+from attnlab.record import folder_name
+
+MOST_BYTES = 100  # of a name, in UTF-8; file systems allow 255 for the name of a folder
+MOST_IN_FOLDER = 200  # of the name of the folder, where some characters take three bytes
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # Windows refuses them
+_OF_ATTNLAB = re.compile(r"seed-\d+(\.partial)?|tensorboard|wandb", re.IGNORECASE)
+
+
+def name_problems(study: str, variants: Iterable[str]) -> Iterator[Problem]:
+    """Yield the names that are impossible: those of variants, and that of the study, if any."""
+    if study and (reason := _reason(study)):
+        yield Problem("name", f"{reason}; rename the study, or its file")
+    for variant in variants:
+        reason = _reason(variant)
+        if reason is None and _OF_ATTNLAB.fullmatch(variant):
+            reason = f"{variant!r} is the name of a folder that attnlab writes"
+        if reason is not None:
+            yield Problem("variants", f"{reason}; rename the variant")
+
+
+def _reason(name: object) -> str | None:
+    """Return why a name is impossible, or None."""
+    if not isinstance(name, str) or not name.strip():
+        return f"a name is text, and not empty; got {name!r}"
+    shown = repr(name if len(name) <= 40 else f"{name[:40]}...")
+    if not name.isprintable():
+        return f"{shown} has a character that cannot be shown"
+    if name != name.strip():
+        return f"{shown} begins or ends with a space"
+    if "/" in name or "\\" in name:
+        return f"{shown} has a slash"
+    if name.startswith("."):
+        return f"{shown} begins with a dot"
+    if _DEVICES.fullmatch(name):
+        return f"{shown} is reserved on some systems"
+    if (size := len(name.encode())) > MOST_BYTES or len(folder_name(name)) > MOST_IN_FOLDER:
+        return f"{shown} has {size} bytes; at most {MOST_BYTES}, fewer with special characters"
+    return None
