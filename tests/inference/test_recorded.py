@@ -152,6 +152,7 @@ def test_a_conflict_says_which_setting_file_or_data_changed(made, home, monkeypa
     (home / "study/mine").mkdir(parents=True)
     (home / "run").rename(home / "study/mine/seed-0")
     run, folder = Run(variant="mine", config=config), RunFolder(home / "study", "mine", 0)
+    forget_names()
     data = folder.environment()["data"]["fingerprint"]
     assert conflict(run, folder, data) == ""
     assert conflict(run, folder, "other") == (

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.config import ConfigError, Problem
+from attnlab.config import ConfigError, Problem, forget_names
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
@@ -61,6 +61,7 @@ class Request:
             raise ValueError("only: no variant is named")
         if self.out == "":
             raise ValueError("out: no folder is named")
+        forget_names()
         use_fla(self.fla_path)  # before a study file imports its layers
         study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
         if self.length is not None:
