@@ -28,7 +28,9 @@ PROMPT = "decoding continues after a prompt"
 ROWS = "one sequence of a batch does not see another"
 DECODED_ROWS = "one sequence does not see another in decoding"
 TRAINED = "every parameter is trained"
-FINITE = "values and gradients are finite in bfloat16"
+FINITE = "values and gradients are finite, in bfloat16 and for inputs at 0 and 30"
+REPEATED = "the same call twice gives the same bits and changes nothing else"
+DERIVATIVES = "gradients are the derivatives of the outputs"
 BITS = "same seed, same bits"
 CALLS = "no hidden state between calls"
 CAUGHT_BY = {
@@ -63,8 +65,8 @@ CAUGHT_BY = {
     "BytesWithoutValues": "bytes of the decode state are as stated",
     "NotANumberInBfloat16": FINITE,
     "DropoutInEval": "eval mode draws nothing at random",
-    "RunningMeanOfAllInputs": CALLS,
-    "PositionKeptOnTheModule": CALLS,
+    "RunningMeanOfAllInputs": REPEATED,
+    "PositionKeptOnTheModule": REPEATED,
     "BufferFromNumpysStream": BITS,
     "SqueezesALengthOfOne": OUTPUT,
     "RaisesOnLongSequences": OUTPUT,
@@ -72,13 +74,15 @@ CAUGHT_BY = {
 }
 check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
 CORRECT = ("AttentionWrittenOut", "GatedIdentity", "OnlyInFloat32")
-# bugs that violate this property alone
+# bugs that violate these properties and no others
 ALONE = {
-    GRADIENT: ["FutureInTheGradient"],
-    PROMPT: ["RotaryOffsetAfterAPrompt"],
-    ROWS: ["BatchStatisticsInTraining"],
-    TRAINED: ["DetachedGate", "UnusedParameter"],
-    FINITE: ["NotANumberInBfloat16"],
+    "FutureInTheGradient": [GRADIENT, DERIVATIVES],
+    "BatchStatisticsInTraining": [ROWS],
+    "DetachedGate": [TRAINED, DERIVATIVES],
+    "UnusedParameter": [TRAINED],
+    "NotANumberInBfloat16": [FINITE],
+    "BufferFromNumpysStream": [BITS],
+    "RunningMeanOfAllInputs": [REPEATED],
 }
 SHIPPED = (
     *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse"),
@@ -87,21 +91,7 @@ SHIPPED = (
 
 # faults that the quick check misses, and honest mechanisms that it takes for broken
 MISJUDGED = """
-    LeaksInBatchesOfEight LeaksInBatchesOfFour LeaksPastAThousandTokens
-    LeaksInSequencesOfAThousand LeaksForBfloat16Inputs LeaksWithDropout LeaksWithinItsSchedule
-    LeaksAtLengthsOfWholeChunks LeaksInTheRestOfAChunk LeaksAtEvalInLargeBatches
-    LeaksForLargeInputs SeesFortyTokensAhead LeaksThroughTheGradientInBatches
-    ScaledByTheLengthPast256 ReseedsNumpy DrawsInEvalForNothing ReturnsTheSameBuffer
-    KeepsEveryInput KeepsTheGraph KeepsInputsInAGlobal DriftsAfterFortyTokens WrongPast300Tokens
-    QuantisesTheStateInBfloat16 DropsInStepsOfEval DecodesTheFirstRowForAll
-    StateDoublesInBatchesOfFour StateDoublesPast256Tokens ForwardComputesTwice
-    BytesWrongForTwoByteNumbers FlopsWrongPast256Tokens ForwardFlopsTwice GainCancels
-    GainSaturates GainReplacedByEachCall GradientTwiceTooLarge GradientWithAWrongSign
-    GradientIgnoresThePast OldValuesDetached DetachedPast64Tokens GainIsNoParameter
-    CentresBatchesOfFour FlipsBatchesOfSix ConfusesEqualAxes FailsPast512Tokens
-    DividesZeroByZero ExpOverflows GradientAtZeroIsNotANumber OverflowsInHalfPrecision
-    HalfPast512Tokens PositionsInTheDtypeOfTheInput BFloat16InTraining FrozenParameter
-    UsedPast200Tokens NoiseInTraining
+    LeaksForLargeInputs QuantisesTheStateInBfloat16 HalfPast512Tokens
 """
 
 
@@ -132,9 +122,9 @@ def test_a_planted_bug_is_caught_by_the_right_property(quick, bug):
     assert result.how_much
 
 
-@pytest.mark.parametrize("bug", [bug for bugs in ALONE.values() for bug in bugs])
-def test_a_bug_in_one_property_violates_no_other(quick, bug):
-    assert list(quick(bug)) == [CAUGHT_BY[bug]]
+@pytest.mark.parametrize("bug", ALONE)
+def test_a_bug_violates_no_other_property(quick, bug):
+    assert list(quick(bug)) == ALONE[bug]
 
 
 @pytest.mark.parametrize("bug", ["ChunkReadsAhead", "FutureSeenAfterWarmUp", "RingOverwritesEarly"])
@@ -163,7 +153,8 @@ def test_every_planted_bug_is_tried(planted):
         and value.__module__ == planted.__name__
     ]
     assert sorted(configs) == sorted([*CAUGHT_BY, *CORRECT])
-    assert {*CAUGHT_BY.values()} == {each.name for each in PROPERTIES}
+    names = {each.name for each in PROPERTIES}
+    assert names >= {*CAUGHT_BY.values()}
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
@@ -243,7 +234,8 @@ def test_an_exception_of_a_mechanism_is_a_violated_property_and_no_crash(planted
     found = violated(results)
     assert len(results) == len(PROPERTIES)
     assert {"parameters are as stated", "settings survive JSON"}.isdisjoint(found)
-    assert found[FUTURE].how_much == "raised RuntimeError: seven is too many"
+    how_much = found[FUTURE].how_much
+    assert re.fullmatch(r"raised RuntimeError: .* \(at planted_bugs.py:\d+\)", how_much)
     assert found[FUTURE].where == "eval, float64, batch 1, 7 tokens"
     assert found[FUTURE].deviation == float("inf")
 

@@ -2,26 +2,47 @@
 
     y_t(x) = y_t(x')  for all x, x' that agree up to t        dy_t / dx_s = 0  for s > t
 
+Every row of a batch has a cut of its own, so that one forward pass tries as many cuts as the batch
+has rows: with one row per cut, all of them.
+
 Shapes: B batch, T tokens, D model width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
-from attnlab.checks.subject import (
+from attnlab.checks.modes import (
+    BATCHES,
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
     DROPOUT,
     EVAL,
     FIRST_STEP,
+    FLOAT32_EVAL,
+    FLOAT32_TRAIN,
+    LONG,
     TRAIN,
+    WITHIN_SCHEDULES,
     Mode,
-    Subject,
 )
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative
+from attnlab.checks.subject import Subject
+
+WHOLE_CHUNKS = (16, 32, 64, 128, 256)  # tokens: lengths at which no chunk is incomplete
+HUGE = 30.0  # scale of inputs that are far larger than those of training
+
+
+class Trial(NamedTuple):
+    """One mode and shape in which cuts are tried."""
+
+    mode: Mode
+    batch: int
+    tokens: int
+    cuts: Sequence[int]
+    scale: float = 1.0  # of the tokens after the cut
 
 
 @mechanism_property(
@@ -32,20 +53,27 @@ from attnlab.checks.subject import (
 @torch.no_grad()
 def values(subject: Subject) -> Iterator[Finding]:
     """Change the tokens after a cut; the outputs before it must stay."""
-    for mode in _modes(subject):
-        mechanism, limit = subject.build(mode), tolerance(subject.dtype_in(mode))
-        for batch, tokens in _shapes(subject, mode):
-            with subject.at(mode, batch, tokens) as place:
-                x_BTD = subject.tokens(batch, tokens, mode)
-                other_BTD = subject.tokens(batch, tokens, mode, seed=1)
-                y_BTD = subject.forward(mechanism, mode, x_BTD)
-                for cut in subject.cuts(tokens):
-                    changed_BTD = torch.cat([x_BTD[:, :cut], other_BTD[:, cut:]], 1)
-                    again_BTD = subject.forward(mechanism, mode, changed_BTD)
-                    off_BTD = relative(again_BTD, y_BTD)[:, :cut]
-                    deviation, first = by_position(off_BTD, limit)
-                    where = f"position {first} sees tokens from {cut} on ({place})"
-                    yield Finding(where, deviation, limit)
+    for mode, batch, tokens, cuts, scale in _trials(subject):
+        mechanism, limit = subject.build(mode), _same_shape_limit(subject, mode)
+        more = "" if scale == 1 else f", later tokens times {scale:g}"
+        with subject.at(mode, batch, tokens, more) as place:
+            x_BTD = subject.tokens(batch, tokens, mode)
+            other_BTD = scale * subject.tokens(batch, tokens, mode, seed=1)
+            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            for cut_B in _groups(cuts, batch):
+                kept_BT1 = _before(cut_B, tokens, x_BTD.device)
+                changed_BTD = torch.where(kept_BT1, x_BTD, other_BTD)
+                again_BTD = subject.forward(mechanism, mode, changed_BTD)
+                off_BTD = torch.where(kept_BT1, relative(again_BTD, y_BTD), 0.0)
+                row = _worst_row(off_BTD)
+                if batch > 1 and off_BTD.max() > limit:  # of its own future, not of other rows
+                    alone_BTD = x_BTD.clone()
+                    alone_BTD[row] = changed_BTD[row]
+                    again_BTD = subject.forward(mechanism, mode, alone_BTD)
+                    off_BTD = torch.where(kept_BT1, relative(again_BTD, y_BTD), 0.0)
+                deviation, first = by_position(off_BTD[row : row + 1], limit)
+                where = f"position {first} sees tokens from {cut_B[row]} on"
+                yield Finding(where, deviation, limit, place=place)
 
 
 @mechanism_property(
@@ -55,20 +83,32 @@ def values(subject: Subject) -> Iterator[Finding]:
 )
 def gradients(subject: Subject) -> Iterator[Finding]:
     """Differentiate the outputs before a cut with respect to the inputs after it: must be 0."""
-    for mode in (EVAL, TRAIN) if subject.quick else (EVAL, FIRST_STEP, TRAIN, BFLOAT16_TRAIN):
-        mechanism, limit = subject.build(mode), tolerance(subject.dtype_in(mode))
-        for batch, tokens in _shapes(subject, mode):
-            with subject.at(mode, batch, tokens) as place:
-                x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
-                weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
-                forward = partial(subject.forward, mechanism, mode, x_BTD)
-                for cut, by_x_BTD in _input_gradients(
-                    forward, x_BTD, weight_BTD, subject.cuts(tokens)
-                ):
-                    allowed_BTD = torch.cat([by_x_BTD[:, :cut], 0 * x_BTD[:, cut:]], 1)
-                    deviation, first = by_position(relative(allowed_BTD, by_x_BTD), limit)
-                    where = f"outputs before {cut} have a gradient by token {first} ({place})"
-                    yield Finding(where, deviation, limit)
+    modes = (EVAL, TRAIN) if subject.quick else (EVAL, FIRST_STEP, TRAIN, FLOAT32_TRAIN)
+    short = [(mode, batch, subject.past) for mode in modes for batch in (1, 3)]
+    every = [(mode, len(_every(subject)), subject.past) for mode in (*modes, BFLOAT16_TRAIN)]
+    long = [(FLOAT32_TRAIN, 2, max(LONG, subject.past))] * (not subject.quick)
+    for mode, batch, tokens in [*short, *every, *long]:
+        mechanism, limit = subject.build(mode), subject.limit_in(mode)
+        cut_B = _every(subject) if batch > 3 else _spread(tokens, batch)
+        with subject.at(mode, batch, tokens) as place:
+            x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
+            weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
+            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            if not y_BTD.isfinite().all():
+                continue  # reported by the property of finite values
+            kept_BT1 = _before(cut_B, tokens, x_BTD.device)
+            weighted_BTD = y_BTD.to(x_BTD.dtype) * weight_BTD * kept_BT1
+            (by_x_BTD,) = torch.autograd.grad(weighted_BTD.sum(), x_BTD)
+            off_BTD = relative(torch.where(kept_BT1, by_x_BTD, 0.0), by_x_BTD)
+            row = _worst_row(off_BTD)
+            if batch > 1 and off_BTD.max() > limit:  # into its own future, not into other rows
+                y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
+                weighted_TD = (y_BTD * weight_BTD * kept_BT1)[row]
+                (by_x_BTD,) = torch.autograd.grad(weighted_TD.sum(), x_BTD)
+                off_BTD = relative(torch.where(kept_BT1, by_x_BTD, 0.0), by_x_BTD)
+        deviation, first = by_position(off_BTD[row : row + 1], limit)
+        where = f"outputs before {cut_B[row]} have a gradient by token {first}"
+        yield Finding(where, deviation, limit, place=place)
 
 
 @mechanism_property(
@@ -79,52 +119,104 @@ def gradients(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def prefixes(subject: Subject) -> Iterator[Finding]:
     """Compare a prefix alone with the same tokens of a longer sequence, up to `exact_length`."""
-    for mode in (EVAL,) if subject.quick else (EVAL, FIRST_STEP, TRAIN):
-        mechanism, limit = subject.build(mode), tolerance(subject.dtype)
-        for batch, tokens in subject.shapes:
-            tokens = subject.exact(tokens)
-            x_BTD = subject.tokens(batch, tokens)
-            with subject.at(mode, batch, tokens):
-                y_BTD = subject.forward(mechanism, mode, x_BTD)
-            for cut in subject.cuts(tokens):
-                with subject.at(mode, batch, cut) as place:
-                    alone_BTD = subject.forward(mechanism, mode, x_BTD[:, :cut])
-                    deviation, first = by_position(relative(alone_BTD, y_BTD[:, :cut]), limit)
-                    where = f"position {first} of {tokens} differs ({place})"
-                    yield Finding(where, deviation, limit)
+    modes = (EVAL,) if subject.quick or subject.is_noisy else (EVAL, FIRST_STEP, TRAIN)
+    trials = [
+        (mode, batch, tokens, subject.cuts(tokens))
+        for mode in modes
+        for batch, tokens in (subject.shapes if mode == EVAL else subject.shapes[-2:])
+    ]
+    if not subject.quick:
+        longest = max(LONG, subject.past)
+        trials.append((FLOAT32_EVAL, 1, longest, [300, 513, longest - 1]))
+    for mode, batch, tokens, cuts in trials:
+        mechanism, limit = subject.build(mode), subject.limit_in(mode)
+        tokens, note = subject.exact(tokens)
+        x_BTD = subject.tokens(batch, tokens, mode)
+        with subject.at(mode, batch, tokens):
+            y_BTD = subject.forward(mechanism, mode, x_BTD)
+        yield Finding("", 0.0, note=note)
+        for cut in (cut for cut in cuts if cut < tokens):
+            with subject.at(mode, batch, cut, f" of {tokens}") as place:
+                alone_BTD = subject.forward(mechanism, mode, x_BTD[:, :cut])
+                deviation, first = by_position(relative(alone_BTD, y_BTD[:, :cut]), limit)
+                yield Finding(f"position {first} differs", deviation, limit, place=place)
 
 
-def _input_gradients(
-    forward: Callable[[], Tensor], x_BTD: Tensor, weight_BTD: Tensor, cuts: Sequence[int]
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield each cut, and the gradient of the weighted outputs before it with respect to the input.
+def _trials(subject: Subject) -> Iterator[Trial]:
+    """Yield every mode and shape, the cheap ones first."""
+    past, every = subject.past, _every(subject)
+    for batch, tokens in subject.shapes:
+        if tokens > 1:
+            yield Trial(EVAL, batch, tokens, _spread(tokens, 6))
+    modes = [TRAIN, FLOAT32_TRAIN, BFLOAT16_TRAIN]
+    modes += [DROPOUT] if subject.can_drop() else []
+    if not subject.quick:
+        modes += [EVAL, FIRST_STEP, FLOAT32_EVAL, BFLOAT16_EVAL]
+        yield Trial(EVAL, 37, 139, _spread(139, 37))
+    for mode in modes:
+        yield Trial(mode, 1, past, _spread(past, 3))
+        yield Trial(mode, 3, past, _spread(past, 3))
+        yield Trial(mode, 8, past, _spread(past, 8))
+        yield Trial(mode, len(every), past, every)
+    for tokens in WHOLE_CHUNKS:
+        yield Trial(FLOAT32_TRAIN, 2, tokens, [tokens // 3, tokens - 1])
+    for batch in BATCHES:
+        yield Trial(FLOAT32_TRAIN, batch, 11, _spread(11, batch))
+    for scale in (HUGE, 0.0):
+        yield Trial(EVAL, len(every), past, every, scale)
+    yield from _long_trials(subject)
 
-    Yield none if an output is not finite, which the property of finite values reports.
+
+def _long_trials(subject: Subject) -> Iterator[Trial]:
+    """Yield trials within a schedule, past 1,000 tokens, and in the shape of the study."""
+    past = subject.past
+    if subject.has_schedule:
+        within = WITHIN_SCHEDULES[2:5] if subject.quick else WITHIN_SCHEDULES
+        for mode in (TRAIN._replace(name=f"train at step {step}", step=step) for step in within):
+            yield Trial(mode, 8, past, _spread(past, 8))
+    longest = max(LONG, past)
+    for mode in (FLOAT32_TRAIN,) if subject.quick else (FLOAT32_EVAL, FLOAT32_TRAIN):
+        yield Trial(mode, 2, longest, [longest // 2, longest - 1])
+    if subject.of_study is not None:
+        batch, tokens = subject.of_study
+        for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN) if tokens > 1 else ():
+            yield Trial(mode, batch, tokens, _spread(tokens, batch))
+
+
+def _every(subject: Subject) -> Sequence[int]:
+    """Return all cuts of the sequence past the reach, or as many as a batch can take."""
+    tokens = subject.past
+    return _spread(tokens, min(tokens - 1, max(8, 4096 // tokens)))
+
+
+def _spread(tokens: int, number: int) -> list[int]:
+    """Return `number` cuts from 1 to `tokens - 1`, evenly spread from both ends, repeated if few.
+
+    >>> _spread(9, 3), _spread(9, 8), _spread(3, 4)
+    ([1, 4, 8], [1, 2, 3, 4, 5, 6, 7, 8], [1, 1, 1, 2])
     """
-    y_BTD, reusable = forward().to(x_BTD.dtype), True
-    for cut in cuts if y_BTD.isfinite().all() else ():
-        try:
-            before_cut = (y_BTD * weight_BTD)[:, :cut].sum()
-            (by_x_BTD,) = torch.autograd.grad(before_cut, x_BTD, retain_graph=reusable)
-        except RuntimeError:
-            if not reusable:
-                raise
-            reusable = False  # the backward pass of a compiled kernel runs only once
-            before_cut = (forward().to(x_BTD.dtype) * weight_BTD)[:, :cut].sum()
-            (by_x_BTD,) = torch.autograd.grad(before_cut, x_BTD)
-        yield cut, by_x_BTD
-        if not reusable:
-            y_BTD = forward().to(x_BTD.dtype)
+    if number == 1:
+        return [tokens // 2]
+    return [1 + (tokens - 2) * i // (number - 1) for i in range(number)]
 
 
-def _modes(subject: Subject) -> list[Mode]:
-    if subject.quick:
-        return [EVAL, TRAIN, BFLOAT16_TRAIN]
-    modes = [EVAL, FIRST_STEP, TRAIN, BFLOAT16_EVAL, BFLOAT16_TRAIN]
-    return [*modes, DROPOUT] if subject.can_drop() else modes
+def _groups(cuts: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """Yield a cut per row of the batch, until all have been used; the last ones may repeat."""
+    for first in range(0, len(cuts), batch):
+        group = list(cuts[first : first + batch])
+        yield group + [group[-1]] * (batch - len(group))
 
 
-def _shapes(subject: Subject, mode: Mode) -> list[tuple[int, int]]:
-    """Return all shapes in eval mode; in the others the last two, the longest."""
-    shapes = [(batch, tokens) for batch, tokens in subject.shapes if tokens > 1]
-    return shapes if mode == EVAL else shapes[-2:]
+def _before(cut_B: Sequence[int], tokens: int, device: torch.device) -> Tensor:
+    """Return `kept_BT1`: True before the cut of each row."""
+    position_T = torch.arange(tokens, device=device)
+    return (position_T < torch.tensor(cut_B, device=device)[:, None])[..., None]
+
+
+def _worst_row(off_BTD: Tensor) -> int:
+    return int(off_BTD.amax((1, 2)).argmax())
+
+
+def _same_shape_limit(subject: Subject, mode: Mode) -> float:
+    """Return the limit between two calls of one shape, whose roundings nearly agree."""
+    return min(subject.limit_in(mode), 2 * torch.finfo(torch.bfloat16).eps)

@@ -1,8 +1,8 @@
 """The stated cost of a mechanism, compared with the measured one.
 
-Parameters are counted. FLOPs are those of the matrix products of one decode step, as torch's
-counter counts them (without torch's fused CPU kernels, which the counter does not see). Bytes are
-those of the smallest decode state that holds the context.
+Parameters are counted. FLOPs are those of the matrix products of one decode step, and of the
+forward pass of a sequence, as torch's counter counts them (without torch's fused CPU kernels, which
+the counter does not see). Bytes are those of the smallest decode state that holds the context.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -13,9 +13,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError
 from attnlab.checks.result import Finding, mechanism_property
-from attnlab.checks.subject import EVAL, Subject
+from attnlab.checks.subject import Subject
 from attnlab.mechanism import state_bytes
+
+CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
+FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are whole per token
 
 
 @mechanism_property(
@@ -23,10 +27,13 @@ from attnlab.mechanism import state_bytes
     cause="`cost` counts a layer too many or too few: a norm, a bias, a gate",
 )
 def params(subject: Subject) -> Iterator[Finding]:
-    """Count the elements of the parameters."""
-    stated = subject.config.cost(subject.d_model, 1).params
-    counted = sum(parameter.numel() for parameter in subject.build().parameters())
-    yield _counted("", stated, counted, "parameters")
+    """Count the elements of the parameters, at two model widths."""
+    _require_cost(subject)
+    for width in (subject.d_model, *subject.other_widths()):
+        stated = subject.config.cost(width, 1).params
+        built = subject.at_width(width).build()
+        counted = sum(parameter.numel() for parameter in built.parameters())
+        yield _counted(f"d_model {width}", stated, counted, "parameters")
 
 
 @mechanism_property(
@@ -37,10 +44,34 @@ def params(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def flops(subject: Subject) -> Iterator[Finding]:
     """Count the FLOPs of a step: as stated, or at least that if `flops_are_exact` is False."""
-    for context, stated, counted, _, _ in _contexts(subject):
-        if not subject.config.flops_are_exact:
-            counted = min(stated, counted)
-        yield _counted(f"context {context}", stated, counted, "FLOPs")
+    _require_cost(subject, decoding=True)
+    for batch, context in _contexts(subject):
+        stated = subject.config.cost(subject.d_model, context).flops
+        counted = _of_step(subject, EVAL, batch, context)[0] // batch
+        yield _counted(f"batch {batch}, context {context}", *_bound(subject, stated, counted))
+
+
+@mechanism_property(
+    "FLOPs of the forward pass are as stated",
+    cause="`forward` computes another way than a step, such as by chunks or with masked pairs, and "
+    "`forward_flops` does not say so",
+)
+@torch.no_grad()
+def forward_flops(subject: Subject) -> Iterator[Finding]:
+    """Count the FLOPs per token of the forward pass of a sequence."""
+    _require_cost(subject)
+    mechanism = subject.build()
+    for batch, tokens in ((1, subject.past), (4, max(CONTEXT, subject.past))):
+        with subject.at(EVAL, batch, tokens):
+            x_BTD = subject.tokens(batch, tokens)
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                subject.forward(mechanism, EVAL, x_BTD)
+        counted = counter.get_total_flops() // (batch * tokens)
+        stated = subject.config.forward_flops(subject.d_model, tokens)
+        if abs(stated - counted) <= FORWARD_OFF * counted:
+            counted = stated
+        where = f"batch {batch}, {tokens} tokens"
+        yield _counted(where, *_bound(subject, stated, counted), "FLOPs/token")
 
 
 @mechanism_property(
@@ -50,28 +81,56 @@ def flops(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def bytes_of_state(subject: Subject) -> Iterator[Finding]:
-    """Count the bytes of the decode state after a context."""
-    for context, _, _, stated_bytes, counted_bytes in _contexts(subject):
-        yield _counted(f"context {context}", stated_bytes, counted_bytes, "bytes")
+    """Count the bytes of the decode state after a context, in several dtypes."""
+    _require_cost(subject, decoding=True)
+    dtypes = {EVAL: subject.dtype, FLOAT32_EVAL: torch.float32, BFLOAT16_EVAL: torch.bfloat16}
+    if subject.config.computes_in is not None:
+        dtypes = {EVAL: subject.dtype}
+    for mode, dtype in dtypes.items():
+        for batch, context in _contexts(subject) if mode == EVAL else ((4, CONTEXT),):
+            stated = subject.config.cost(subject.d_model, context, itemsize=dtype.itemsize)
+            counted = _of_step(subject, mode, batch, context)[1] // batch
+            name = str(dtype).removeprefix("torch.")
+            where = f"{name}, batch {batch}, context {context}"
+            yield _counted(where, stated.state_bytes, counted, "bytes")
 
 
-@torch.no_grad()
-def _contexts(subject: Subject) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield context, FLOPs stated and counted, bytes stated and counted."""
-    mechanism = subject.build()
-    for context in sorted({1, 7, subject.past}):
-        stated = subject.config.cost(subject.d_model, context, itemsize=subject.dtype.itemsize)
-        with subject.at(EVAL, 1, context):
-            x_BTD = subject.tokens(1, context)
-            state = mechanism.init_state(1, context)
-            if context > 1:
-                _, state = mechanism.prefill(x_BTD[:, :-1], context)
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                _, state = mechanism.step(x_BTD[:, -1], state)
-        counted = counter.get_total_flops()
-        yield context, stated.flops, counted, stated.state_bytes, state_bytes(state)
+def _contexts(subject: Subject) -> list[tuple[int, int]]:
+    """Return (batch size, context) pairs."""
+    return [*((1, context) for context in sorted({1, 7, subject.past})), (4, CONTEXT)]
 
 
-def _counted(where: str, stated: int, counted: int, what: str) -> Finding:
+def _of_step(subject: Subject, mode: Mode, batch: int, context: int) -> tuple[int, int]:
+    """Return the FLOPs of the step at the end of a context, and the bytes of the state after it.
+
+    In bfloat16 the parameters have that dtype, too, as in an exported model.
+    """
+    mechanism = subject.build(mode)
+    if mode.autocast:
+        mechanism = subject.placed(mechanism, torch.bfloat16, mode)
+        mode = mode._replace(autocast=False)
+    with subject.at(mode, batch, context):
+        x_BTD = subject.tokens(batch, context, mode).to(next(mechanism.parameters()).dtype)
+        state = mechanism.init_state(batch, context)
+        if context > 1:
+            _, state = mechanism.prefill(x_BTD[:, :-1], context)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            _, state = mechanism.step(x_BTD[:, -1], state)
+    return counter.get_total_flops(), state_bytes(state)
+
+
+def _bound(subject: Subject, stated: int, counted: int) -> tuple[int, int]:
+    """Return both numbers; where the stated one is a lower bound, the lesser for the counted."""
+    return stated, counted if subject.config.flops_are_exact else min(stated, counted)
+
+
+def _counted(where: str, stated: int, counted: int, what: str = "FLOPs") -> Finding:
     words = "" if stated == counted else f"{stated:,} {what} stated, {counted:,} counted"
     return Finding(where, abs(stated - counted), words=words)
+
+
+def _require_cost(subject: Subject, *, decoding: bool = False) -> None:
+    if not subject.states_cost:
+        raise NotJudgedError("its settings have no cost")
+    if decoding and not subject.decodes:
+        raise NotJudgedError("it has no init_state and step")

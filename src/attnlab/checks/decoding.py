@@ -2,20 +2,27 @@
 
 Sequences are longer than the window or top-k, where a ring buffer overwrites its oldest token.
 Numbers are float64: in float32 a sparse mechanism may choose either of two tokens with nearly equal
-scores, and both would be right. A mechanism that is exact up to a stated length only
-(`MechanismConfig.exact_length`) is checked up to that length.
+scores, and both would be right. In bfloat16 nine of ten positions must agree for the same reason. A
+mechanism that is exact up to a stated length only (`MechanismConfig.exact_length`) is checked up to
+that length.
 
 Shapes: B batch, T tokens, D model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
-from attnlab.checks.subject import EVAL, Subject
+from attnlab.checks.modes import BFLOAT16_EVAL, DROPOUT, EVAL, LONG, NotJudgedError
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative
+from attnlab.checks.subject import Subject
+from attnlab.mechanism import Mechanism
 
 AFTER_PROMPT = 12  # tokens decoded after each prompt
+AFTER_LONG_PROMPT = 50
+MOST_DISAGREE = 0.1  # fraction of positions, in bfloat16
 
 
 @mechanism_property(
@@ -26,15 +33,17 @@ AFTER_PROMPT = 12  # tokens decoded after each prompt
 @torch.no_grad()
 def steps(subject: Subject) -> Iterator[Finding]:
     """Decode a whole sequence from an empty state."""
-    mechanism, limit = subject.build(), tolerance(subject.dtype)
-    for batch, tokens in subject.shapes if subject.quick else [(1, 1), (1, 139), (3, subject.past)]:
-        tokens = subject.exact(tokens)
+    _require_decoding(subject)
+    mechanism, limit = subject.build(), subject.limit_in(EVAL)
+    trials = subject.shapes if subject.quick else [(1, 1), (1, 139), (3, subject.past)]
+    for batch, tokens in [*trials, (8, 19)]:
+        tokens, note = subject.exact(tokens) if tokens > 1 else (tokens, "")
         with subject.at(EVAL, batch, tokens) as place:
             x_BTD = subject.tokens(batch, tokens)
             y_BTD = subject.forward(mechanism, EVAL, x_BTD)
             off_BTD = relative(subject.decode(mechanism, x_BTD), y_BTD)
             deviation, first = by_position(off_BTD, limit)
-            yield Finding(f"position {first} ({place})", deviation, limit)
+            yield Finding(f"position {first}", deviation, limit, place=place, note=note)
 
 
 @mechanism_property(
@@ -44,9 +53,10 @@ def steps(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def prompts(subject: Subject) -> Iterator[Finding]:
-    """Decode a few tokens after prompts of many lengths."""
-    mechanism, limit = subject.build(), tolerance(subject.dtype)
-    tokens = subject.exact(subject.past)
+    """Decode a few tokens after prompts of many lengths, and 50 after longer ones."""
+    _require_decoding(subject)
+    mechanism, limit = subject.build(), subject.limit_in(EVAL)
+    tokens, note = subject.exact(subject.past)
     for batch in (3,) if subject.quick else (1, 3):
         x_BTD = subject.tokens(batch, tokens)
         with subject.at(EVAL, batch, tokens):
@@ -56,4 +66,110 @@ def prompts(subject: Subject) -> Iterator[Finding]:
             with subject.at(EVAL, batch, end, f", {prompt} of them in the prompt") as place:
                 decoded_BTD = subject.decode(mechanism, x_BTD[:, :end], prompt)
                 deviation, first = by_position(relative(decoded_BTD, y_BTD[:, :end]), limit)
-                yield Finding(f"position {first} ({place})", deviation, limit)
+                yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+    longest = max(LONG, subject.past)
+    for tokens in (subject.past + AFTER_LONG_PROMPT, *(() if subject.quick else (longest,))):
+        tokens, note = subject.exact(tokens)
+        prompt = max(1, tokens - AFTER_LONG_PROMPT)
+        with subject.at(EVAL, 2, tokens, f", {prompt} of them in the prompt") as place:
+            x_BTD = subject.tokens(2, tokens)
+            y_BTD = subject.forward(mechanism, EVAL, x_BTD)
+            decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=13)
+            deviation, first = by_position(relative(decoded_BTD, y_BTD), limit)
+            yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+
+
+@mechanism_property(
+    "decoding depends on its sequence and the present weights alone",
+    cause="something kept on the module from another sequence, from earlier weights or from "
+    "training: a position, a cache, a product of weights, dropout that ignores `self.training`",
+)
+@torch.no_grad()
+def in_turns(subject: Subject) -> Iterator[Finding]:
+    """Decode several prompts in turns, again after the weights changed, and built with dropout."""
+    _require_decoding(subject)
+    limit = subject.limit_in(EVAL)
+    tokens, note = subject.exact(29)
+    prompts = [min(prompt, tokens - 1) for prompt in (5, 11, 2)]
+    mode = EVAL._replace(dropout=DROPOUT.dropout if subject.can_drop() else 0.0)
+    for more, settings in (("", EVAL), (", built with dropout", mode)):
+        mechanism = subject.build(settings)
+        if settings == mode:
+            subject.forward(mechanism.train(), DROPOUT, subject.tokens(2, tokens))
+            mechanism.eval()
+        with subject.at(EVAL, 2, tokens, f", three prompts in turns{more}") as place:
+            x_BTD = [subject.tokens(2, tokens, seed=seed) for seed in range(len(prompts))]
+            for i, decoded_BTD in enumerate(_decoded_in_turns(mechanism, x_BTD, prompts)):
+                y_BTD = subject.forward(mechanism, EVAL, x_BTD[i])
+                deviation, first = by_position(relative(decoded_BTD, y_BTD), limit)
+                where = f"prompt {i + 1}, position {first}"
+                yield Finding(where, deviation, limit, place=place, note=note)
+        if more:
+            continue
+        with subject.at(EVAL, 2, tokens, ", after the weights changed") as place:
+            for parameter in mechanism.parameters():
+                parameter.copy_(1.5 * parameter.roll(1, 0) if parameter.ndim else parameter * 1.5)
+            fresh = subject.build()
+            fresh.load_state_dict(mechanism.state_dict())
+            y_BTD = subject.forward(fresh, EVAL, x_BTD[0])
+            found = {
+                "forward": subject.forward(mechanism, EVAL, x_BTD[0]),
+                "decoding": subject.decode(mechanism, x_BTD[0], prompts[0]),
+            }
+            for name, found_BTD in found.items():
+                deviation, first = by_position(relative(found_BTD, y_BTD), limit)
+                yield Finding(f"{name}, position {first}", deviation, limit, place=place)
+
+
+@mechanism_property(
+    "decoding in bfloat16 equals the forward pass in bfloat16",
+    cause="a cache of another dtype, a position that bfloat16 cannot count, or a product that one "
+    "of the two computes in a narrower dtype",
+)
+@torch.no_grad()
+def in_bfloat16(subject: Subject) -> Iterator[Finding]:
+    """Decode after a prompt under autocast, as generation does; past 256 tokens, too."""
+    _require_decoding(subject)
+    mechanism, limit = subject.build(BFLOAT16_EVAL), 2 * subject.limit_in(BFLOAT16_EVAL)
+    for tokens, prompt in ((19, 0), (37, 5), (330, 280)):
+        tokens, note = subject.exact(tokens)
+        prompt = min(prompt, tokens - 1)
+        more = f", {prompt} of them in the prompt"
+        with subject.at(BFLOAT16_EVAL, 2, tokens, more) as place:
+            x_BTD = subject.tokens(2, tokens, BFLOAT16_EVAL)
+            y_BTD = subject.forward(mechanism, BFLOAT16_EVAL, x_BTD)
+            decoded_BTD = subject.decode(mechanism, x_BTD, prompt, BFLOAT16_EVAL)
+            yield _mostly(relative(decoded_BTD, y_BTD)[:, prompt:], limit, prompt)._replace(
+                place=place, note=note
+            )
+
+
+def _decoded_in_turns(
+    mechanism: Mechanism[Any], x_BTD: Sequence[Tensor], prompts: Sequence[int]
+) -> list[Tensor]:
+    """Return `y_BTD` of several batches of one length, decoded in turns by one module."""
+    states, outputs = list[Any](), list[list[Tensor]]()
+    for each_BTD, prompt in zip(x_BTD, prompts, strict=True):
+        y_BTD, state = mechanism.prefill(each_BTD[:, :prompt], each_BTD.shape[1])
+        states.append(state)
+        outputs.append(list(y_BTD.unbind(1)))
+    for t in range(min(prompts), x_BTD[0].shape[1]):
+        for i, each_BTD in enumerate(x_BTD):
+            if t >= prompts[i]:
+                y_BD, states[i] = mechanism.step(each_BTD[:, t], states[i])
+                outputs[i].append(y_BD)
+    return [torch.stack(each, 1) for each in outputs]
+
+
+def _mostly(off_BTD: Tensor, limit: float, first: int) -> Finding:
+    """Return the deviation that a tenth of the positions exceed."""
+    off_T = off_BTD.amax((0, 2))
+    deviation = float(off_T.quantile(1 - MOST_DISAGREE, interpolation="lower"))
+    beyond = (off_T > limit).nonzero()
+    position = first + (int(beyond[0]) if len(beyond) else len(off_T) - 1)
+    return Finding(f"position {position}", deviation, limit)
+
+
+def _require_decoding(subject: Subject) -> None:
+    if not subject.decodes:
+        raise NotJudgedError("it has no init_state and step")

@@ -1,26 +1,31 @@
-"""Outputs have the right shape and finite numbers, and every parameter has a gradient.
+"""Outputs have the right shape and finite numbers, and gradients are the outputs' derivatives.
 
 Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnlab.checks.result import Finding, mechanism_property
-from attnlab.checks.subject import (
+from attnlab.checks.modes import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
     EVAL,
-    FIRST_STEP,
-    TRAIN,
+    FLOAT32_EVAL,
+    FLOAT32_TRAIN,
     Mode,
-    Subject,
+    NarrowestDtype,
+    NotJudgedError,
 )
+from attnlab.checks.result import Finding, mechanism_property
+from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
+
+SCALES = (0.0, 1.0, 30.0)  # of inputs that are standard normal
+TRIES = 3  # a derivative is wrong only if it is so at each of several points: ReLU has kinks
 
 
 @mechanism_property(
@@ -30,71 +35,154 @@ from attnlab.mechanism import Mechanism
 )
 @torch.no_grad()
 def shapes(subject: Subject) -> Iterator[Finding]:
-    """Run many lengths, with batch sizes 1 and 3."""
-    mechanism = subject.build()
-    for tokens in subject.lengths:
-        for batch in (1, 3):
-            with subject.at(EVAL, batch, tokens) as place:
-                x_BTD = subject.tokens(batch, tokens)
-                y_BTD = subject.forward(mechanism, EVAL, x_BTD)
-                words = f"{tuple(y_BTD.shape)} of {y_BTD.dtype}"
-                is_alike = y_BTD.shape == x_BTD.shape and y_BTD.dtype == x_BTD.dtype
-                yield Finding(place, 0.0 if is_alike else math.inf, words="" if is_alike else words)
-                yield _finite(place, y_BTD)
-
-
-@mechanism_property(
-    "every parameter is trained",
-    cause="a parameter that nothing reads, a `detach` too many, or a factor that is always zero",
-)
-def trained(subject: Subject) -> Iterator[Finding]:
-    """Require finite gradients in both phases of training, and a nonzero one in at least one."""
-    reached, left = set[str](), list[str]()
-    for mode in (FIRST_STEP, TRAIN):
+    """Run many lengths and batch sizes, in float32 as in training, too."""
+    trials = [(EVAL, batch, tokens) for tokens in subject.lengths for batch in (1, 3)]
+    trials += [(FLOAT32_TRAIN, 8, subject.past), (FLOAT32_TRAIN, subject.past, subject.past)]
+    if subject.of_study is not None:
+        trials.append((FLOAT32_TRAIN, *subject.of_study))
+    for mode, batch, tokens in trials:
         mechanism = subject.build(mode)
-        with subject.at(mode, 3, subject.past) as place:
-            _backward(subject, mode, subject.tokens(3, subject.past), mechanism)
-        for name, parameter in mechanism.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                yield Finding(f"{name} ({place})", math.inf, words="gradient is not finite")
-            elif parameter.grad is not None and parameter.grad.any():
-                reached.add(name)
-        left = [name for name, _ in mechanism.named_parameters() if name not in reached]
-    for name in left:
-        words = f"no gradient, or zero: {', '.join(left)}"
-        yield Finding(name, math.inf, words=words)
+        with subject.at(mode, batch, tokens) as place:
+            x_BTD = subject.tokens(batch, tokens, mode)
+            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            words = f"{tuple(y_BTD.shape)} of {y_BTD.dtype}"
+            is_alike = y_BTD.shape == x_BTD.shape and y_BTD.dtype == x_BTD.dtype
+            deviation = 0.0 if is_alike else math.inf
+            yield Finding("", deviation, words="" if is_alike else words, place=place)
+            yield _finite("", y_BTD)._replace(place=place)
+    for mode in (FLOAT32_EVAL, FLOAT32_TRAIN) if subject.config.computes_in is None else ():
+        with subject.at(mode, 2, 19) as place, NarrowestDtype(torch.float32) as seen:
+            subject.forward(subject.build(mode), mode, subject.tokens(2, 19, mode))
+        words = "" if seen.dtype == torch.float32 else f"computes in {seen.dtype} inside"
+        yield Finding(str(place), math.inf if words else 0.0, words=words)
 
 
 @mechanism_property(
-    "values and gradients are finite in bfloat16",
+    "values and gradients are finite, in bfloat16 and for inputs at 0 and 30",
     cause="an infinity minus an infinity, a logarithm or division of what rounds to zero in "
-    "bfloat16, or dtypes that do not match under autocast",
+    "bfloat16, a root at zero, an exponential without its maximum, or dtypes that do not match "
+    "under autocast",
 )
 def finite(subject: Subject) -> Iterator[Finding]:
-    """Train one step under autocast, and decode after a prompt."""
-    for tokens in (1, subject.past):
-        mechanism = subject.build(BFLOAT16_TRAIN)
-        with subject.at(BFLOAT16_TRAIN, 3, tokens) as place:
-            x_BTD = subject.tokens(3, tokens, BFLOAT16_TRAIN).requires_grad_()
-            y_BTD = _backward(subject, BFLOAT16_TRAIN, x_BTD, mechanism)
-        yield _finite(f"output ({place})", y_BTD)
-        yield _finite(f"gradient of the input ({place})", x_BTD.grad)
-        for name, parameter in mechanism.named_parameters():
-            yield _finite(f"gradient of {name} ({place})", parameter.grad)
+    """Train one step in float32 and under autocast, and decode after a prompt."""
+    trials = [(BFLOAT16_TRAIN, 1, 1.0)]
+    for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN):
+        trials += [(mode, subject.past, scale) for scale in SCALES]
+    for mode, tokens, scale in trials:
+        mechanism, more = subject.build(mode), "" if scale == 1 else f", inputs times {scale:g}"
+        with subject.at(mode, 3, tokens, more) as place:
+            x_BTD = (scale * subject.tokens(3, tokens, mode)).requires_grad_()
+            y_BTD = backward(subject, mode, x_BTD, mechanism)
+        found = {"output": y_BTD, "gradient of the input": x_BTD.grad}
+        found |= {f"gradient of {name}": p.grad for name, p in mechanism.named_parameters()}
+        for name, tensor in found.items():
+            yield _finite(name, tensor)._replace(place=place)
+        if subject.decodes and mode.autocast:
+            decoder, prompt = subject.build(BFLOAT16_EVAL), tokens // 2
+            more = f", {prompt} of them in the prompt{more}"
+            with torch.no_grad(), subject.at(BFLOAT16_EVAL, 3, tokens, more) as place:
+                y_BTD = subject.decode(decoder, x_BTD.detach(), prompt, BFLOAT16_EVAL)
+            yield _finite("decoding", y_BTD)._replace(place=place)
 
-        decoder, prompt = subject.build(BFLOAT16_EVAL), tokens // 2
-        with (
-            torch.no_grad(),
-            subject.at(BFLOAT16_EVAL, 3, tokens, f", {prompt} of them in the prompt") as place,
-        ):
-            y_BTD = subject.decode(decoder, x_BTD.detach(), prompt, BFLOAT16_EVAL)
-        yield _finite(f"decoding ({place})", y_BTD)
+
+@mechanism_property(
+    "gradients are the derivatives of the outputs",
+    cause="a backward pass written by hand that is wrong, a `detach` or `.data` too many, or a "
+    "straight-through estimator; if that is intended, set `gradients_are_exact = False` in the "
+    "settings' class",
+)
+def derivatives(subject: Subject) -> Iterator[Finding]:
+    """Compare gradients with differences of outputs, along the input and along each parameter."""
+    if not getattr(subject.config, "gradients_are_exact", True):
+        raise NotJudgedError("gradients_are_exact is False")
+    eps = torch.finfo(subject.precision).eps
+    if eps > torch.finfo(torch.float32).eps:
+        raise NotJudgedError(f"it computes in {subject.precision}, too coarse for differences")
+    step, limit = eps ** (1 / 3), 20 * eps ** (1 / 3)
+    mechanism = subject.build()
+    names = ["the input", *(n for n, p in mechanism.named_parameters() if p.requires_grad)]
+    for tokens, groups in ((11, [[name] for name in names]), (300, [["the input"], names])):
+        with subject.at(EVAL, 2, tokens) as place:
+            wrong = dict[str, list[float]]()
+            for point in range(TRIES):
+                deviations = _off_derivative(subject, mechanism, tokens, groups, step, point)
+                wrong = {
+                    name: [*wrong.get(name, []), deviation]
+                    for name, deviation in deviations.items()
+                    if (point == 0 or name in wrong) and deviation > limit
+                }
+                if not wrong:
+                    break
+        yield Finding("", 0.0, place=place)
+        for name, found in wrong.items():
+            words = f"off by {min(found):.2g} of the largest derivative"
+            yield Finding(f"along {name}", min(found), limit, words, place)
 
 
-def _backward(subject: Subject, mode: Mode, x_BTD: Tensor, mechanism: Mechanism[Any]) -> Tensor:
+def _off_derivative(
+    subject: Subject,
+    mechanism: Mechanism[Any],
+    tokens: int,
+    groups: Sequence[Sequence[str]],
+    step: float,
+    point: int,
+) -> dict[str, float]:
+    """Return the error of the derivative along a random direction of each group of tensors.
+
+    It is relative to the largest derivative, so that roundings of the others do not count.
+    """
+    x_BTD = subject.tokens(2, tokens, seed=2 * point).requires_grad_()
+    weight_BTD = subject.tokens(2, tokens, seed=2 * point + 1)
+    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+
+    def output() -> Tensor:
+        return (subject.forward(mechanism, EVAL, x_BTD) * weight_BTD).sum()
+
+    found: Any = torch.autograd.grad(output(), list(tensors.values()), allow_unused=True)
+    gradients = dict(zip(tensors, found, strict=True))
+    stated, measured = dict[str, float](), dict[str, float]()
+    generator = torch.Generator().manual_seed(point)
+    for names in groups:
+        moves, label = dict[str, Tensor](), names[0] if len(names) == 1 else "all parameters"
+        stated[label] = 0.0
+        for name in names:
+            tensor, gradient = tensors[name], gradients[name]
+            direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            scale = tensor.detach().norm() / max(1, tensor.numel()) ** 0.5
+            moves[name] = (direction / direction.norm() * scale.clamp_min(0.1).cpu()).to(tensor)
+            stated[label] += 0.0 if gradient is None else float((gradient * moves[name]).sum())
+        measured[label] = _difference(tensors, moves, step, output)
+    scale = max(abs(value) for value in measured.values()) or 1.0
+    return {name: abs(stated[name] - measured[name]) / scale for name in stated}
+
+
+@torch.no_grad()
+def _difference(
+    tensors: Mapping[str, Tensor],
+    moves: Mapping[str, Tensor],
+    step: float,
+    output: Callable[[], Tensor],
+) -> float:
+    """Return the derivative of the output along the moves, and restore the tensors."""
+    before = {name: tensors[name].clone() for name in moves}
+    outputs = list[float]()
+    for sign in (1, -1):
+        for name, move in moves.items():
+            tensors[name].copy_(before[name] + sign * step * move)
+        outputs.append(float(output()))
+    for name, tensor in before.items():
+        tensors[name].copy_(tensor)
+    return (outputs[0] - outputs[1]) / (2 * step)
+
+
+def backward(subject: Subject, mode: Mode, x_BTD: Tensor, mechanism: Mechanism[Any]) -> Tensor:
+    """Return `y_BTD` after a backward pass from it and from the auxiliary loss."""
     y_BTD, loss = subject.forward_with_loss(mechanism, mode, x_BTD)
     weight_BTD = subject.tokens(x_BTD.shape[0], x_BTD.shape[1], mode, seed=1)
-    total = (y_BTD.to(weight_BTD.dtype) * weight_BTD).mean()
+    total = (y_BTD.to(weight_BTD.dtype) * weight_BTD).float().mean()
+    if mode == EVAL or not (mode.autocast or mode.float32):
+        total = (y_BTD * weight_BTD).mean()
     (total if loss is None else total + loss).backward()
     return y_BTD
 

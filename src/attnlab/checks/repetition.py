@@ -4,15 +4,23 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from attnlab.checks.result import Finding, by_position, mechanism_property, relative, tolerance
-from attnlab.checks.subject import DROPOUT, EVAL, TRAIN, Subject
+from attnlab.checks.modes import DROPOUT, EVAL, FLOAT32_EVAL, LATE, TRAIN, Place, tolerance
+from attnlab.checks.purity import global_state
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative
+from attnlab.checks.subject import Subject
+from attnlab.checks.training import batch, course, first_course
 from attnlab.mechanism import MechanismConfig
+from attnlab.model.initialization import constructed
 from attnlab.model.language_model import ModelConfig
 
 
@@ -24,22 +32,75 @@ from attnlab.model.language_model import ModelConfig
 )
 def seeds(subject: Subject) -> Iterator[Finding]:
     """Build twice, after different use of the global random stream; train one step twice."""
-    models = list[dict[str, Tensor]]()
+    models, streams = list[dict[str, Tensor]](), list[dict[str, Any]]()
     for drawn_before in (0, 1):
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(drawn_before)
+        with torch.random.fork_rng(devices=()), _other_streams(drawn_before):
+            torch.default_generator.manual_seed(drawn_before)
             model = ModelConfig(
                 mechanisms=(subject.config,), n_layers=1, d_model=subject.d_model
             ).build(vocab_size=2, seed=3)
+            torch_state = torch.default_generator.get_state().numpy().tobytes()
+            streams.append({**global_state(), "torch's random generator": torch_state})
         mechanism = next(model.mechanisms())
         models.append(dict([*mechanism.named_parameters(), *mechanism.named_buffers()]))
     for name, value in models[0].items():
         yield _same(name, models[1][name], value)
 
-    with subject.at(TRAIN, 3, subject.past) as place:
-        first, second = (_trained_once(subject) for _ in range(2))
-    for name, value in first.items():
-        yield _same(f"{name} ({place})", second[name], value)
+    for name in (name for name in streams[0] if "generator" in name):
+        words = "the constructor seeds it" if streams[0][name] == streams[1][name] else ""
+        yield Finding(name, math.inf if words else 0.0, words=words)
+
+    with subject.at(TRAIN, 4, 37, ", two layers from the real start") as place:
+        first = first_course(subject).losses
+        _, again = (course(subject, seed).losses for seed in (1, 0))
+    words = "the losses of one seed differ after a run with another"
+    is_same = first == again or any(loss != loss for loss in first)
+    yield Finding("", 0.0 if is_same else math.inf, words="" if is_same else words, place=place)
+
+
+@mechanism_property(
+    "layers of a model share nothing",
+    cause="a tensor, list or counter in a class or a global, which every module of it reads and "
+    "writes, or a setting drawn or counted up in the constructor",
+)
+@torch.no_grad()
+def layers(subject: Subject) -> Iterator[Finding]:
+    """Run a model of two layers, and each of its layers' inputs in a module of its own."""
+    model, given = first_course(subject).model.eval(), list[tuple[Tensor, Tensor]]()
+
+    def record(_: Any, args: tuple[Tensor, ...], y_BTD: Any) -> None:
+        given.append((args[0], y_BTD))
+
+    hooks = [mechanism.register_forward_hook(record) for mechanism in model.mechanisms()]
+    with subject.at(FLOAT32_EVAL, 4, 37, ", two layers") as place:
+        model.features(batch(subject, 0, 0)[:, :-1])
+        for hook in hooks:
+            hook.remove()
+        first, second = (set(m.parameters()) for m in model.mechanisms())
+        words = "both layers have one and the same parameter" if first & second else ""
+        yield Finding("", math.inf if words else 0.0, words=words, place=place)
+        for i, (mechanism, (x_BTD, y_BTD)) in enumerate(
+            zip(model.mechanisms(), given, strict=True)
+        ):
+            prefix = f"blocks.{i}.mix."
+            alone = constructed(lambda: subject.config.build(subject.d_model), prefix, seed=0)
+            alone.load_state_dict(mechanism.state_dict())
+            alone = alone.to(subject.device).eval()
+            alone.at_step(LATE)
+            alone_BTD = subject.forward(alone, FLOAT32_EVAL, x_BTD)
+            yield _same(f"layer {i} differs from a module of its own", alone_BTD, y_BTD, place)
+        if subject.decodes:
+            x_BTD = given[0][0][:, :9]
+            one, two = model.mechanisms()
+            alone_BTD = subject.decode(one, x_BTD, mode=FLOAT32_EVAL)
+            state, other = (mechanism.init_state(len(x_BTD), 9) for mechanism in (one, two))
+            outputs = list[Tensor]()
+            for x_BD in x_BTD.unbind(1):
+                y_BD, state = one.step(x_BD, state)
+                _, other = two.step(y_BD, other)
+                outputs.append(y_BD)
+            found_BTD = torch.stack(outputs, 1)
+            yield _same("decoding beside another layer", found_BTD, alone_BTD, place)
 
 
 @mechanism_property(
@@ -58,16 +119,19 @@ def calls(subject: Subject) -> Iterator[Finding]:
             subject.forward(mechanism, mode, long)
             subject.forward(mechanism, mode, short.flip(1))
             again_BTD = subject.forward(mechanism, mode, short)
-        yield _same(f"forward again ({place})", again_BTD, fresh_BTD)
+        yield _same("forward again", again_BTD, fresh_BTD, place)
 
-    with subject.at(EVAL, 2, 5) as place:
-        fresh_BTD = subject.decode(subject.build(), short)
-        mechanism = subject.build()
-        subject.decode(mechanism, long[:, :37], prompt=3)
-        again_BTD = subject.decode(mechanism, short)
-        yield _same(f"decoding again ({place})", again_BTD, fresh_BTD)
-        again_BTD = _alternately(subject, short)
-        yield _same(f"decoding two sequences alternately ({place})", again_BTD, fresh_BTD)
+    if subject.decodes:
+        with subject.at(EVAL, 2, 5) as place:
+            fresh_BTD = subject.decode(subject.build(), short)
+            mechanism = subject.build()
+            subject.decode(mechanism, long[:, :37], prompt=3)
+            again_BTD = subject.decode(mechanism, short)
+            yield _same("decoding again", again_BTD, fresh_BTD, place)
+            with torch.enable_grad():
+                subject.forward(mechanism.train(), TRAIN, long)
+            again_BTD = subject.decode(mechanism.eval(), short)
+            yield _same("decoding after a training pass", again_BTD, fresh_BTD, place)
 
 
 @mechanism_property(
@@ -84,12 +148,12 @@ def evaluation(subject: Subject) -> Iterator[Finding]:
         first, second = (
             subject.forward_with_loss(mechanism, EVAL, x_BTD, seed)[0] for seed in (0, 1)
         )
-        yield _same(f"forward ({place})", second, first)
+        yield _same("forward", second, first, place)
         without_BTD = subject.forward(subject.build(EVAL), EVAL, x_BTD)
-        limit = tolerance(subject.dtype)
+        limit = subject.limit_in(EVAL)
         deviation, position = by_position(relative(first, without_BTD), limit)
-        where = f"position {position} differs from one built without dropout ({place})"
-        yield Finding(where, deviation, limit)
+        where = f"position {position} differs from one built without dropout"
+        yield Finding(where, deviation, limit, place=place)
 
 
 @mechanism_property(
@@ -109,31 +173,23 @@ def json_round_trip(subject: Subject) -> Iterator[Finding]:
         yield Finding(name, math.inf if words else 0.0, words=words)
 
 
-def _trained_once(subject: Subject) -> dict[str, Tensor]:
-    """Return the output and every gradient of one training pass, by name."""
-    mechanism, x_BTD = subject.build(TRAIN), subject.tokens(3, subject.past)
-    y_BTD, loss = subject.forward_with_loss(mechanism, TRAIN, x_BTD)
-    (y_BTD.square().mean() + (0 if loss is None else loss)).backward()
-    gradients = {f"gradient of {n}": p.grad for n, p in mechanism.named_parameters()}
-    reached = {name: value for name, value in gradients.items() if value is not None}
-    return {"output": y_BTD.detach(), **reached}
+@contextmanager
+def _other_streams(seed: int) -> Generator[None]:
+    """Seed the generators of Python and numpy inside, and restore the caller's afterwards."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
-def _alternately(subject: Subject, x_BTD: Tensor) -> Tensor:
-    """Decode two sequences alternately with one module; return the outputs of the first."""
-    mechanism, tokens = subject.build(), x_BTD.shape[1]
-    state, other = (mechanism.init_state(len(x_BTD), tokens) for _ in range(2))
-    outputs = list[Tensor]()
-    for x_BD in x_BTD.unbind(1):
-        y_BD, state = mechanism.step(x_BD, state)
-        _, other = mechanism.step(-x_BD, other)
-        outputs.append(y_BD)
-    return torch.stack(outputs, 1)
-
-
-def _same(where: str, found: Tensor, expected: Tensor) -> Finding:
+def _same(where: str, found: Tensor, expected: Tensor, place: Place | None = None) -> Finding:
     """Compare bits; on CUDA, where the order of sums varies, allow the tolerance."""
-    if torch.equal(found, expected):
-        return Finding(where, 0.0)
+    if torch.equal(found.nan_to_num(), expected.nan_to_num()):
+        return Finding(where, 0.0, place=place)
     deviation = max(float(relative(found, expected).max()), torch.finfo(torch.float64).tiny)
-    return Finding(where, deviation, tolerance(found.dtype) if found.is_cuda else 0.0)
+    limit = tolerance(found.dtype) if found.is_cuda else 0.0
+    return Finding(where, deviation, limit, place=place)

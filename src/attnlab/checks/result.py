@@ -8,14 +8,20 @@ effect of any mistake.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from attnlab.checks.modes import NotJudgedError, Place
 from attnlab.checks.subject import Subject
+
+MOST_LISTED = 4  # modes, batch sizes or lengths
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +29,18 @@ class Result:
     """The result of one property of one mechanism."""
 
     name: str  # the property, as a sentence
-    verdict: Literal["pass", "FAIL"]
+    verdict: Literal["pass", "FAIL", "skipped"]
     deviation: float  # the largest; of those beyond the tolerance if the property is violated
-    how_much: str  # the deviation as text, or the message of the exception that was raised
+    how_much: str  # the deviation as text, the message of an exception, or why it was skipped
     where: str  # the first violation: position, parameter, shape, mode; "" if there is none
+    holds_at: str  # of a violated property: the modes and shapes that break it, and do not
     cause: str  # the usual cause of a violation
+    note: str = ""  # what was left out of the property, and why
 
     @property
     def holds(self) -> bool:
-        return self.verdict == "pass"
+        """True unless the property is violated."""
+        return self.verdict != "FAIL"
 
 
 class Finding(NamedTuple):
@@ -41,6 +50,8 @@ class Finding(NamedTuple):
     deviation: float
     limit: float = 0.0
     words: str = ""  # replaces the number in messages
+    place: Place | None = None
+    note: str = ""  # what the property leaves out, and why
 
     @property
     def within_limit(self) -> bool:
@@ -51,6 +62,13 @@ class Finding(NamedTuple):
         if self.words or not math.isfinite(self.deviation):
             return self.words or "not finite"
         return f"{self.deviation:.2g}"
+
+    @property
+    def position(self) -> str:
+        """Where it was measured, with mode and shape."""
+        if self.place is None:
+            return self.where
+        return f"{self.where} ({self.place})" if self.where else str(self.place)
 
 
 class Property(NamedTuple):
@@ -65,20 +83,99 @@ class Property(NamedTuple):
         found = list[Finding]()
         try:
             found.extend(self.findings(subject))
-        except Exception as error:
-            message = f"raised {type(error).__name__}: {error}".splitlines()[0]
+        except NotJudgedError as reason:
+            if all(finding.within_limit for finding in found):
+                return self._result("skipped", 0.0, str(reason))
+        except (Exception, SystemExit) as error:
             where = "; ".join(getattr(error, "__notes__", []))
-            found.append(Finding(where, math.inf, words=message))
+            found.append(Finding(where, math.inf, words=raised(error)))
         violations = [finding for finding in found if not finding.within_limit]
         worst = max(violations or found, key=_size, default=Finding("", 0.0))
+        return self._result(
+            "FAIL" if violations else "pass",
+            _size(worst),
+            worst.how_much,
+            where=violations[0].position if violations else "",
+            holds_at=contrast(found) if violations else "",
+            note="; ".join(dict.fromkeys(finding.note for finding in found if finding.note)),
+        )
+
+    def crashed(self, how: str) -> Result:
+        """Return the result of a property during whose check the process ended."""
+        return self._result("FAIL", math.inf, how)
+
+    def _result(
+        self,
+        verdict: Literal["pass", "FAIL", "skipped"],
+        deviation: float,
+        how_much: str,
+        *,
+        where: str = "",
+        holds_at: str = "",
+        note: str = "",
+    ) -> Result:
         return Result(
             name=self.name,
-            verdict="FAIL" if violations else "pass",
-            deviation=_size(worst),
-            how_much=worst.how_much,
-            where=violations[0].where if violations else "",
+            verdict=verdict,
+            deviation=deviation,
+            how_much=how_much,
+            where=where,
+            holds_at=holds_at,
             cause=self.cause,
+            note=note,
         )
+
+
+def raised(error: BaseException) -> str:
+    """Return one line: type, message, and the line of the user's file that the error came from."""
+    message = (str(error).splitlines() or [""])[0]
+    text = f"raised {type(error).__name__}: {message}" if message else type(error).__name__
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_file = path.is_absolute() and path.is_file()
+        if is_file and not path.is_relative_to(_PACKAGE) and "site-packages" not in path.parts:
+            return f"{text} (at {path.name}:{frame.lineno})"
+    return text
+
+
+def contrast(found: Iterable[Finding]) -> str:
+    """Return which modes, batch sizes and lengths violate a property, and which do not.
+
+    >>> def at(batch: int, deviation: float) -> Finding:
+    ...     return Finding("", deviation, place=Place("eval", batch, 7))
+    >>> contrast([at(1, 0.0), at(3, 0.5), at(8, 0.5)])
+    'batch 3 and more break it, batch 1 does not'
+    """
+    judged = [finding for finding in found if finding.place is not None]
+    broken = {finding.place for finding in judged if not finding.within_limit}
+    held = {finding.place for finding in judged} - broken
+    if not broken or not held:
+        return ""
+    said = list[str]()
+    for name in ("mode", "batch", "tokens"):
+        bad, good = ({getattr(place, name) for place in places} for places in (broken, held))
+        if not bad & good:
+            said.append(_difference(name, bad, good))
+    if said:
+        return "; ".join(said)
+    return f"{len(broken)} of {len(broken | held)} modes and shapes break it"
+
+
+def _difference(name: str, bad: set[Any], good: set[Any]) -> str:
+    one = "{}" if name == "mode" else "batch {}" if name == "batch" else "{} tokens"
+    held = one.format(_or(good))
+    if name != "mode" and len(bad) > 1 and min(bad) > max(good):
+        return f"{one.format(min(bad))} and more break it, {held} does not"
+    if name != "mode" and len(bad) > 1 and max(bad) < min(good):
+        return f"{one.format(max(bad))} and less break it, {held} does not"
+    return f"{one.format(_or(bad))} breaks it, {held} does not"
+
+
+def _or(values: Iterable[Any]) -> str:
+    *rest, last = map(str, sorted(values))
+    if len(rest) > MOST_LISTED:
+        rest, last = rest[:MOST_LISTED], f"{len(rest) + 1 - MOST_LISTED} others"
+    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def mechanism_property(
@@ -86,15 +183,6 @@ def mechanism_property(
 ) -> Callable[[Callable[[Subject], Iterator[Finding]]], Property]:
     """Return a decorator that turns a function that yields findings into a `Property`."""
     return lambda findings: Property(name, cause, findings)
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the relative deviation that roundings may cause.
-
-    >>> f"{tolerance(torch.float64):.0e}", f"{tolerance(torch.bfloat16):.0e}"
-    ('4e-11', '4e-02')
-    """
-    return torch.finfo(dtype).eps ** (2 / 3)
 
 
 def relative(found: Tensor, expected: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Settings that are small enough for a check to take seconds."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
-from attnlab.checks.subject import bounds
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 
+REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that bound the reach
 SMALL = 16  # tokens: window, top-k or chunk of a kind that is checked by its name
 
 
@@ -39,3 +39,18 @@ def shortened(config: MechanismConfig, limit: int, keep: Collection[str] = ()) -
         return replace(config, **changes)
     except ConfigError:
         return config
+
+
+def bounds(config: MechanismConfig) -> dict[str, int]:
+    """Return the settings that bound how many tokens a token sees at once, by name.
+
+    >>> from attnlab.mechanisms.sliding_window import SlidingWindow
+    >>> bounds(SlidingWindow(window=64))
+    {'window': 64}
+    """
+    named = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if any(word in field.name for word in REACH_WORDS)
+    }
+    return {name: value for name, value in named.items() if type(value) is int}

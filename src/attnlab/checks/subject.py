@@ -1,53 +1,46 @@
 """The mechanism under test: its device, dtype, parameters, shapes, modes and inputs.
 
-Checks run on the CPU in float64, where a mistake exceeds the roundings by ten orders of magnitude.
-A mechanism that does not run in float64 is checked in float32, and one that does not run on the CPU
-on a CUDA device. One that computes in a single dtype is checked in it, on a CUDA device if there is
-one.
+Checks run on the CPU in float64, where a mistake exceeds the roundings by ten orders of magnitude,
+and again as training runs it: in float32, and in bfloat16 under autocast, where the mechanism
+receives bfloat16. A mechanism that does not run in float64 is checked in float32, and one that does
+not run on the CPU on a CUDA device. One that computes in a single dtype is checked in it, on a CUDA
+device if there is one. What computes in a narrower dtype inside is held to the roundings of that.
 
 Parameters do not have the initial values of training: a projection that is initialised with zeros
 would hide the computation before it. Matrices are drawn at the scale that keeps the variance of
-their inputs, and all other parameters are moved away from their initial values.
+their inputs, all other parameters are moved away from their initial values, and frozen ones stay.
 
 Shapes: B batch, T tokens, D model width.
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnlab.checks.modes import (
+    DROPOUT,
+    EVAL,
+    MOST_TOKENS,
+    TRAIN,
+    EmptyAsZeros,
+    Mode,
+    NarrowestDtype,
+    NotJudgedError,
+    Place,
+    enliven,
+    seeded,
+    tolerance,
+)
+from attnlab.checks.small_configs import bounds
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
 
-LATE = 1_000_000  # a training step after the end of every schedule
 _CUDA = [("cuda", torch.float32), ("cuda", torch.bfloat16)]  # some kernels have no float32
-REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that bound the reach
-
-
-class Mode(NamedTuple):
-    """One way to run a mechanism."""
-
-    name: str
-    training: bool
-    step: int = LATE
-    dropout: float = 0.0
-    autocast: bool = False  # to bfloat16, parameters in float32
-
-    def autocast_on(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
-
-
-EVAL = Mode("eval", training=False)
-TRAIN = Mode("train", training=True)
-FIRST_STEP = Mode("train at step 0", training=True, step=0)
-DROPOUT = Mode("train with dropout", training=True, dropout=0.5)
-BFLOAT16_EVAL = Mode("eval in bfloat16", training=False, autocast=True)
-BFLOAT16_TRAIN = Mode("train in bfloat16", training=True, autocast=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +51,8 @@ class Subject:
     d_model: int
     seed: int = 0
     quick: bool = False  # fewer shapes and modes, as before every study
+    batch_size: int | None = None  # sequences per batch of the study; None: there is no study
+    seq_len: int | None = None  # tokens per sequence of the study
 
     @cached_property
     def reach(self) -> int:
@@ -81,10 +76,55 @@ class Subject:
         """(batch size, length): every length, with batch sizes 3 and 1 alternately."""
         return [(1 if i % 2 else 3, tokens) for i, tokens in enumerate(self.lengths)]
 
-    def exact(self, tokens: int) -> int:
-        """Return `tokens`, or the length up to which decoding is exact if that is less."""
+    @property
+    def of_study(self) -> tuple[int, int] | None:
+        """(batch size, length) of the study, the batch smaller if that is too large to check."""
+        if self.batch_size is None or self.seq_len is None:
+            return None
+        tokens = min(self.seq_len, MOST_TOKENS // 2)
+        return max(1, min(self.batch_size, MOST_TOKENS // tokens)), tokens
+
+    def exact(self, tokens: int) -> tuple[int, str]:
+        """Return `tokens`, or the length up to which decoding is exact, and a note if it is less.
+
+        Raises NotJudgedError if that length is no sequence.
+        """
         limit = self.config.exact_length
-        return tokens if limit is None else min(tokens, limit)
+        if limit is None or limit >= tokens:
+            return tokens, ""
+        if limit < 2:
+            raise NotJudgedError(f"exact_length is {limit}: there is nothing to compare")
+        return limit, f"compared up to {limit} tokens, its exact_length"
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What several properties need and none changes."""
+        return {}
+
+    @cached_property
+    def has_schedule(self) -> bool:
+        """True if the mechanism changes with the training step."""
+        return type(self.build()).at_step is not Mechanism.at_step
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """True if training adds noise: two calls under different seeds differ."""
+        mechanism, x_BTD = self.build(TRAIN), self.tokens(2, 19)
+        with torch.no_grad():
+            first, second = (
+                self.forward_with_loss(mechanism, TRAIN, x_BTD, seed)[0] for seed in (0, 1)
+            )
+        return not torch.equal(first, second)
+
+    @cached_property
+    def decodes(self) -> bool:
+        """True if the mechanism has the methods of decoding."""
+        return has_methods(type(self.build()), Mechanism, "init_state", "step")
+
+    @cached_property
+    def states_cost(self) -> bool:
+        """True if the settings state a cost."""
+        return has_methods(type(self.config), MechanismConfig, "cost")
 
     def cuts(self, tokens: int) -> list[int]:
         """Return positions that split a sequence: at both ends, inside, and around boundaries."""
@@ -104,23 +144,47 @@ class Subject:
         return self._place[1]
 
     def dtype_in(self, mode: Mode) -> torch.dtype:
-        """Return the dtype that the mode computes in."""
-        return torch.bfloat16 if mode.autocast else self.dtype
+        """Return the dtype of inputs in this mode."""
+        if mode.autocast:
+            return torch.bfloat16
+        return torch.float32 if mode.float32 else self.dtype
+
+    def limit_in(self, mode: Mode) -> float:
+        """Return the relative deviation that roundings may cause in this mode."""
+        if mode.autocast or mode.float32:
+            return tolerance(self.dtype_in(mode))
+        return tolerance(self.precision)
 
     def build(self, mode: Mode = EVAL) -> Mechanism[Any]:
         """Return the mechanism in this mode, with the same parameters every time."""
-        with _seeded(self.seed):
+        with seeded(self.seed), EmptyAsZeros():
             mechanism = self.config.build(self.d_model, mode.dropout)
-        _enliven(mechanism, self.seed)
-        dtype = torch.float32 if mode.autocast else self.dtype
-        mechanism = mechanism.to(self.device, dtype).train(mode.training)
+        enliven(mechanism, self.seed)
+        dtype = torch.float32 if mode.autocast or mode.float32 else self.dtype
+        return self.placed(mechanism, dtype, mode)
+
+    def placed(
+        self,
+        mechanism: Mechanism[Any],
+        dtype: torch.dtype,
+        mode: Mode,
+        device: torch.device | str | None = None,
+    ) -> Mechanism[Any]:
+        """Return the module on the device, its real and complex numbers in this precision."""
+        mechanism = mechanism.to(device or self.device).train(mode.training)
+        if dtype != torch.float32:
+            for tensor in (*mechanism.parameters(), *mechanism.buffers()):
+                if tensor.is_complex():
+                    tensor.data = tensor.data.to(dtype.to_complex())
+                elif tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
         mechanism.at_step(mode.step)
         return mechanism
 
     def can_drop(self) -> bool:
         """True if it supports dropout on this device; a kernel may refuse it."""
         try:
-            with _seeded(0):
+            with seeded(0):
                 mechanism = self.config.build(self.d_model, DROPOUT.dropout)
         except ConfigError:
             return False
@@ -134,49 +198,81 @@ class Subject:
         """Return inputs `x_BTD`, standard normal, drawn from `seed`."""
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         x_BTD = torch.randn(batch, tokens, self.d_model, generator=generator, dtype=torch.float64)
-        return x_BTD.to(self.device, torch.float32 if mode.autocast else self.dtype)
+        return x_BTD.to(self.device, self.dtype_in(mode))
 
     def forward(self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor) -> Tensor:
         """Return `y_BTD`, computed as the model does in this mode."""
         return self.forward_with_loss(mechanism, mode, x_BTD)[0]
 
     def forward_with_loss(
-        self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor, seed: int = 0
+        self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor, seed: int | None = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Return `y_BTD` and, in training, the auxiliary loss. Dropout draws from `seed`."""
-        with _seeded(seed), mode.autocast_on(x_BTD.device):
+        """Return `y_BTD` and, in training, the auxiliary loss. Dropout draws from `seed`.
+
+        Without a seed it draws from the streams as they are.
+        """
+        with nullcontext() if seed is None else seeded(seed), mode.autocast_on(x_BTD.device):
             if mode.training:
                 return mechanism.forward_with_loss(x_BTD)
             return mechanism(x_BTD), None
 
     def decode(
-        self, mechanism: Mechanism[Any], x_BTD: Tensor, prompt: int = 0, mode: Mode = EVAL
+        self,
+        mechanism: Mechanism[Any],
+        x_BTD: Tensor,
+        prompt: int = 0,
+        mode: Mode = EVAL,
+        spare: int = 0,
+        seed: int | None = 0,
     ) -> Tensor:
-        """Return `y_BTD`: the first `prompt` tokens by `prefill`, the others one by one."""
-        batch, tokens = x_BTD.shape[:2]
+        """Return `y_BTD`: the first `prompt` tokens by `prefill`, the others one by one.
+
+        The state has room for `spare` more tokens than there are.
+        """
+        batch, capacity = x_BTD.shape[0], x_BTD.shape[1] + spare
         outputs = list[Tensor]()
-        with _seeded(0), mode.autocast_on(x_BTD.device):
+        random = nullcontext() if seed is None else seeded(seed)
+        with random, mode.autocast_on(x_BTD.device):
             if prompt:
-                y_BTD, state = mechanism.prefill(x_BTD[:, :prompt], tokens)
+                y_BTD, state = mechanism.prefill(x_BTD[:, :prompt], capacity)
                 outputs.extend(y_BTD.unbind(1))
             else:
-                state = mechanism.init_state(batch, tokens)
+                state = mechanism.init_state(batch, capacity)
             for x_BD in x_BTD[:, prompt:].unbind(1):
                 y_BD, state = mechanism.step(x_BD, state)
                 outputs.append(y_BD)
         return torch.stack(outputs, 1)
 
+    def at_width(self, d_model: int) -> "Subject":
+        """Return the same subject at another model width."""
+        return replace(self, d_model=d_model)
+
+    def other_widths(self) -> list[int]:
+        """Return another model width that the settings allow, if twice the width is one."""
+        double = 2 * self.d_model
+        return [] if self.quick or list(self.config.problems_at(double)) else [double]
+
     @contextmanager
-    def at(self, mode: Mode, batch: int, tokens: int, more: str = "") -> Generator[str]:
-        """Yield mode and shape as text, and add it as a note to exceptions raised inside."""
+    def at(self, mode: Mode, batch: int, tokens: int, more: str = "") -> Generator[Place]:
+        """Yield mode and shape, and add them as a note to exceptions raised inside."""
         dtype = str(self.dtype_in(mode)).removeprefix("torch.")
         name = mode.name if mode.autocast else f"{mode.name}, {dtype}"
-        words = f"{name}, batch {batch}, {tokens} {'token' if tokens == 1 else 'tokens'}{more}"
+        place = Place(name, batch, tokens, more)
         try:
-            yield words
+            yield place
         except Exception as error:
-            error.add_note(words)
+            error.add_note(str(place))
             raise
+
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """The narrowest dtype of the numbers inside, for inputs in `dtype`."""
+        mechanism, x_BTD = self.build(), self.tokens(2, 19)
+        with torch.no_grad(), NarrowestDtype(self.dtype) as seen:
+            self.forward(mechanism, EVAL, x_BTD)
+            if self.decodes:
+                self.decode(mechanism, x_BTD, prompt=3)
+        return seen.dtype
 
     @cached_property
     def _place(self) -> tuple[torch.device, torch.dtype]:
@@ -187,11 +283,13 @@ class Subject:
             places = [("cuda" if cuda else "cpu", self.config.computes_in)]
         for device, dtype in places:
             try:
-                with torch.no_grad(), _seeded(0):
-                    mechanism = self.config.build(self.d_model).to(device, dtype).eval()
+                with torch.no_grad(), seeded(0):
+                    built = self.config.build(self.d_model)
+                    mechanism = self.placed(built, dtype, EVAL, device)
                     x_BTD = torch.zeros(2, 5, self.d_model, device=device, dtype=dtype)
                     mechanism(x_BTD)
-                    self.decode(mechanism, x_BTD, prompt=3)
+                    if has_methods(type(mechanism), Mechanism, "init_state", "step"):
+                        self.decode(mechanism, x_BTD, prompt=3)
             except Exception:
                 continue
             return torch.device(device), dtype
@@ -199,42 +297,8 @@ class Subject:
         return torch.device(device), dtype
 
 
-def bounds(config: MechanismConfig) -> dict[str, int]:
-    """Return the settings that bound how many tokens a token sees at once, by name.
-
-    >>> from attnlab.mechanisms.sliding_window import SlidingWindow
-    >>> bounds(SlidingWindow(window=64))
-    {'window': 64}
-    """
-    named = {
-        field.name: getattr(config, field.name)
-        for field in fields(config)
-        if any(word in field.name for word in REACH_WORDS)
-    }
-    return {name: value for name, value in named.items() if type(value) is int}
-
-
-@contextmanager
-def _seeded(seed: int) -> Generator[None]:
-    """Seed the random streams inside, and restore the caller's afterwards."""
-    cuda = torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
-        # torch.manual_seed also queues a call for a device that is not in use, which is slow
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-@torch.no_grad()
-def _enliven(mechanism: Mechanism[Any], seed: int) -> None:
-    for i, (name, parameter) in enumerate(mechanism.named_parameters()):
-        generator = torch.Generator().manual_seed(1000 * seed + i)
-        noise = torch.randn(parameter.shape, generator=generator)
-        value = mechanism.initial_value(name, generator)
-        if value is not None:
-            parameter.copy_(value + 0.1 * noise)
-        elif parameter.ndim >= 2:
-            parameter.copy_(noise * max(parameter.shape[-2:]) ** -0.5)
-        else:
-            parameter.copy_((0 if name.endswith("bias") else 1) + 0.1 * noise)
+def has_methods(cls: type, base: type, *methods: str) -> bool:
+    """True if the class implements all methods that its base leaves open."""
+    return all(
+        getattr(cls, name, None) not in (None, getattr(base, name, None)) for name in methods
+    )

@@ -5,7 +5,16 @@ from contextlib import contextmanager
 
 import torch
 
-from attnlab.checks import batch_independence, causality, cost, decoding, numbers, repetition
+from attnlab.checks import (
+    batch_independence,
+    causality,
+    cost,
+    decoding,
+    numbers,
+    purity,
+    repetition,
+    training,
+)
 from attnlab.checks.result import Property, Result
 from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
@@ -13,22 +22,29 @@ from attnlab.config import ConfigError, Problem
 from attnlab.mechanism import MechanismConfig
 
 PROPERTIES: tuple[Property, ...] = (
+    purity.repeated,  # if it is violated, nothing else is judged
     numbers.shapes,
     causality.values,
     causality.gradients,
     causality.prefixes,
     decoding.steps,
     decoding.prompts,
+    decoding.in_turns,
+    decoding.in_bfloat16,
     batch_independence.independence,
     batch_independence.decoding_independence,
-    numbers.trained,
+    training.trained,
+    numbers.derivatives,
     numbers.finite,
     cost.params,
     cost.flops,
+    cost.forward_flops,
     cost.bytes_of_state,
     repetition.seeds,
+    repetition.layers,
     repetition.calls,
     repetition.evaluation,
+    purity.memory,
     repetition.json_round_trip,
 )
 
@@ -41,6 +57,8 @@ def check_properties(
     d_model: int | None = None,
     seed: int = 0,
     quick: bool = False,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
 ) -> list[Result]:
     """Return one result per property of the contract.
 
@@ -51,8 +69,12 @@ def check_properties(
         d_model: the model width; the smallest width that the settings allow by default.
         seed: the seed of parameters and inputs.
         quick: True for fewer shapes and modes, as `attnlab run` does before training.
+        batch_size: sequences per batch of training, to be tried, too, with `seq_len`.
+        seq_len: tokens per sequence of training.
 
-    An exception that the mechanism raises violates the property, which then has its message.
+    If a repeated call differs or changes something else, that is the only result: nothing else can
+    be judged. An exception that the mechanism raises violates the property, which then has its
+    message.
 
     Raises:
         ValueError: an unknown kind.
@@ -67,9 +89,19 @@ def check_properties(
     problems = list(config.problems_at(width))
     if problems:
         raise ConfigError(problems)
-    subject = Subject(config=config, d_model=width, seed=seed, quick=quick)
+    subject = Subject(
+        config=config,
+        d_model=width,
+        seed=seed,
+        quick=quick,
+        batch_size=batch_size,
+        seq_len=seq_len,
+    )
     with _one_thread():
-        return [each.check(subject) for each in PROPERTIES]
+        first = PROPERTIES[0].check(subject)
+        if not first.holds:
+            return [first]
+        return [first, *(each.check(subject) for each in PROPERTIES[1:])]
 
 
 def assert_correct(
@@ -77,22 +109,28 @@ def assert_correct(
     *,
     d_model: int | None = None,
     quick: bool = False,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
 ) -> None:
     """Raise AssertionError if a property is violated: which one, where and by how much.
 
     The arguments are those of `check_properties`.
     """
-    results = check_properties(mechanism, d_model=d_model, quick=quick)
+    results = check_properties(
+        mechanism, d_model=d_model, quick=quick, batch_size=batch_size, seq_len=seq_len
+    )
     violated = [result for result in results if not result.holds]
     if violated:
         raise AssertionError("\n".join(describe(result) for result in violated))
 
 
 def describe(result: Result) -> str:
-    """Return two lines of text on one property."""
+    """Return a few lines of text on one property."""
     where = f", {result.where}" if result.where else ""
+    holds = f"\n  {result.holds_at}" if result.holds_at else ""
     return (
-        f"{result.verdict}: {result.name}: {result.how_much}{where}\n  usual cause: {result.cause}"
+        f"{result.verdict}: {result.name}: {result.how_much}{where}{holds}\n"
+        f"  usual cause: {result.cause}"
     )
 
 

@@ -1,21 +1,23 @@
 """Results of checks as text for the terminal, and as JSON values."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
 from attnlab.checks.result import Result
+from attnlab.checks.suite import PROPERTIES
 from attnlab.checks.targets import Checked, Target
 
 
 class ResultsTable:
-    """One line per mechanism, and a table of the properties that it violates.
+    """One line per mechanism: how many properties hold, and which were not judged and why.
 
-    If there is one mechanism, the table has all its properties.
+    Above it are the violated properties of the mechanism: which, by how much, where, where not, and
+    the usual cause.
     """
 
     def __init__(self, checked: Sequence[Checked]) -> None:
@@ -23,18 +25,60 @@ class ResultsTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del console, options
-        for one in self.checked:
+        for one in sorted(self.checked, key=lambda one: one.holds):
             violated = [result for result in one.results if not result.holds]
             line = Text.assemble((one.target.name, "bold"), f"  {_settings(one.target)}  ")
-            number = len(one.results)
             if violated:
-                line.append(f"{len(violated)} of {number} properties violated", style="bold red")
-            else:
-                line.append(f"all {number} properties hold", style="green")
-            yield line
-            shown = violated if len(self.checked) > 1 else one.results
-            if shown:
-                yield _table(shown, with_causes=bool(violated))
+                line.append(f"{len(violated)} of {len(PROPERTIES)} properties violated", "bold red")
+                yield line
+                yield from map(_paragraph, _merged(violated))
+                line = Text("  ")
+            yield line.append_text(_of_the_rest(one))
+
+
+def _paragraph(result: Result) -> Padding:
+    """Return a violated property: its name, its size and its place, and the usual cause."""
+    text = Text.assemble((f"{result.verdict} {result.name}: ", "red"), result.how_much)
+    if result.where:
+        text.append(f"; {result.where}")
+    if result.holds_at:
+        text.append(f"\n{result.holds_at}")
+    if result.cause:
+        text.append(f"\nusual cause: {result.cause}", style="dim")
+    return Padding(text, (0, 0, 0, 2))
+
+
+def _merged(violated: Sequence[Result]) -> Iterator[Result]:
+    """Yield the violated properties; of those with the same exception only the first."""
+    seen = dict[str, list[Result]]()
+    for result in violated:
+        key = result.how_much if result.how_much.startswith("raised ") else result.name
+        seen.setdefault(key, []).append(result)
+    for first, *others in seen.values():
+        more = f"{len(others)} more properties raised the same" if others else first.holds_at
+        yield replace(first, holds_at=more, cause="" if others else first.cause)
+
+
+def _of_the_rest(one: Checked) -> Text:
+    """Return one line on what holds and what was not judged."""
+    passed = [result for result in one.results if result.verdict == "pass"]
+    skipped = [result for result in one.results if result.verdict == "skipped"]
+    unjudged = len(PROPERTIES) - len(one.results)
+    everything = len(passed) == len(PROPERTIES)
+    text = Text(
+        f"all {len(passed)} properties hold" if everything else f"{len(passed)} properties hold",
+        style="green" if one.holds else "",
+    )
+    if unjudged:
+        text.append(f"; {unjudged} were not judged, which need the violated one", style="yellow")
+    notes = dict[str, int]()
+    for result in skipped:
+        notes[result.how_much] = notes.get(result.how_much, 0) + 1
+    for reason, number in notes.items():
+        text.append(f"; {number} skipped: {reason}", style="yellow")
+    for note in dict.fromkeys(result.note for result in one.results if result.note):
+        text.append(f"; {note}", style="yellow")
+    return text
 
 
 def results_as_json(checked: Iterable[Checked]) -> dict[str, Any]:
@@ -60,21 +104,10 @@ def _as_json(result: Result) -> dict[str, Any]:
         "deviation": result.deviation,
         "how_much": result.how_much,
         "where": result.where,
+        "holds_at": result.holds_at,
+        "note": result.note,
         "cause": result.cause,
     }
-
-
-def _table(results: Iterable[Result], *, with_causes: bool) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    columns = ["property", "result", "deviation", *(["where", "usual cause"] * with_causes)]
-    for column in columns:
-        table.add_column(Text(column), overflow="fold", no_wrap=column == "result")
-    for result in results:
-        cells = [result.name, result.verdict, result.how_much]
-        if with_causes:
-            cells += ["" if result.holds else result.where, "" if result.holds else result.cause]
-        table.add_row(*(Text(cell) for cell in cells), style="" if result.holds else "red")
-    return table
 
 
 def _settings(target: Target) -> str:

@@ -20,10 +20,19 @@ class Target(NamedTuple):
     name: str
     config: MechanismConfig
     d_model: int
+    batch_size: int | None = None  # sequences per batch in training; None: there is no study
+    seq_len: int | None = None  # tokens per sequence in training
 
     def check(self, *, quick: bool = False) -> "Checked":
         """Check every property of the mechanism."""
-        return Checked(self, check_properties(self.config, d_model=self.d_model, quick=quick))
+        results = check_properties(
+            self.config,
+            d_model=self.d_model,
+            quick=quick,
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+        )
+        return Checked(self, results)
 
 
 class Checked(NamedTuple):
@@ -81,19 +90,20 @@ def targets(what: Iterable[Nameable], overrides: Iterable[str] = ()) -> list[Tar
 
 
 def of_study(study: Study) -> list[Target]:
-    """Return the distinct mechanisms of a study's variants, with their settings and model width."""
-    found = list[tuple[MechanismConfig, int, list[str]]]()
+    """Return the distinct mechanisms of a study's variants: settings, model width, batch shape."""
+    found = list[tuple[MechanismConfig, tuple[int, int, int], list[str]]]()
     for variant, run in study.variants.items():
+        sizes = run.model.d_model, run.train.batch_size, run.train.seq_len
         for config in run.model.per_layer():
-            for known, d_model, variants in found:
-                if known == config and d_model == run.model.d_model:
+            for known, known_sizes, variants in found:
+                if known == config and known_sizes == sizes:
                     variants.append(variant)
                     break
             else:
-                found.append((config, run.model.d_model, [variant]))
+                found.append((config, sizes, [variant]))
     return [
-        Target(", ".join(dict.fromkeys(variants)), shortened(config, LONGEST), d_model)
-        for config, d_model, variants in found
+        Target(", ".join(dict.fromkeys(variants)), shortened(config, LONGEST), *sizes)
+        for config, sizes, variants in found
     ]
 
 

@@ -21,6 +21,10 @@ def check(
             show_default=False,
         ),
     ],
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Try fewer shapes and modes, as before a study trains."),
+    ] = False,
     fla_path: FlaPathOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,6 +44,7 @@ def check(
         checked = attnlab.check(
             *names,
             overrides=assignments,
+            quick=quick,
             watch=lambda target: shown.start(f"checking {target.name}"),
         )
     if as_json:

@@ -1,0 +1,140 @@
+"""The ways to run a mechanism: modes, the place of one run, and how exact its numbers are.
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnlab.mechanism import Mechanism
+
+LATE = 1_000_000  # a training step after the end of every schedule
+
+
+class Mode(NamedTuple):
+    """One way to run a mechanism."""
+
+    name: str
+    training: bool
+    step: int = LATE
+    dropout: float = 0.0
+    autocast: bool = False  # to bfloat16: inputs in it, parameters in float32
+    float32: bool = False  # inputs and parameters, as in training on a CPU
+
+    def autocast_on(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+
+
+EVAL = Mode("eval", training=False)
+TRAIN = Mode("train", training=True)
+FIRST_STEP = Mode("train at step 0", training=True, step=0)
+DROPOUT = Mode("train with dropout", training=True, dropout=0.5)
+BFLOAT16_EVAL = Mode("eval in bfloat16", training=False, autocast=True)
+BFLOAT16_TRAIN = Mode("train in bfloat16", training=True, autocast=True)
+FLOAT32_EVAL = Mode("eval", training=False, float32=True)
+FLOAT32_TRAIN = Mode("train", training=True, float32=True)
+WITHIN_SCHEDULES = (1, 5, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)  # training steps
+BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 32, 64)  # sizes that a mechanism might treat apart
+LONG = 1_100  # tokens: past 1,000, and no multiple of a chunk
+MOST_TOKENS = 16_384  # of a batch that has the shape of a study's; a larger one takes minutes
+
+
+class Place(NamedTuple):
+    """The mode and the shape in which a mechanism was run."""
+
+    mode: str
+    batch: int
+    tokens: int
+    more: str = ""
+
+    def __str__(self) -> str:
+        tokens = f"{self.tokens} {'token' if self.tokens == 1 else 'tokens'}"
+        return f"{self.mode}, batch {self.batch}, {tokens}{self.more}"
+
+
+class NotJudgedError(Exception):
+    """A property cannot be judged; the message says why."""
+
+
+class NarrowestDtype(TorchDispatchMode):
+    """Records the narrowest dtype of real or complex tensors that operations return."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, Tensor) and (each.is_floating_point() or each.is_complex()):
+                dtype = each.dtype.to_real() if each.is_complex() else each.dtype
+                if torch.finfo(dtype).eps > torch.finfo(self.dtype).eps:
+                    self.dtype = dtype
+        return result
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the relative deviation that roundings may cause.
+
+    >>> f"{tolerance(torch.float64):.0e}", f"{tolerance(torch.bfloat16):.0e}"
+    ('4e-11', '4e-02')
+    """
+    return torch.finfo(dtype).eps ** (2 / 3)
+
+
+class EmptyAsZeros(TorchFunctionMode):
+    """A context in which `torch.empty` returns zeros: what the constructor leaves is the same."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
+            return torch.zeros(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Seed torch's random streams inside, and restore the caller's afterwards."""
+    cuda = torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
+        # torch.manual_seed also queues a call for a device that is not in use, which is slow
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+@torch.no_grad()
+def enliven(mechanism: Mechanism[Any], seed: int) -> None:
+    """Give every trainable parameter a value at which nothing is hidden, the same every time."""
+    for i, (name, parameter) in enumerate(mechanism.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        generator = torch.Generator().manual_seed(1000 * seed + i)
+        noise = torch.randn(parameter.shape, generator=generator)
+        value = mechanism.initial_value(name, generator)
+        if value is not None:
+            parameter.copy_(value + 0.1 * noise)
+        elif parameter.ndim >= 2:
+            parameter.copy_(noise * max(parameter.shape[-2:]) ** -0.5)
+        else:
+            parameter.add_(0.1 * noise)

@@ -1,0 +1,279 @@
+"""The first property: a call gives the same bits again, and changes nothing but its result.
+
+Without it no other comparison of calls means anything, so it is judged first, and if it is violated
+it is all that is judged.
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+import math
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from attnlab.checks.modes import (
+    BFLOAT16_TRAIN,
+    DROPOUT,
+    EVAL,
+    FLOAT32_TRAIN,
+    TRAIN,
+    Mode,
+    Place,
+    seeded,
+)
+from attnlab.checks.result import Finding, mechanism_property, relative
+from attnlab.checks.subject import Subject
+from attnlab.config import is_own
+from attnlab.mechanism import Mechanism
+
+MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
+
+
+@mechanism_property(
+    "the same call twice gives the same bits and changes nothing else",
+    cause="an operation in place on the input or on a result, a buffer or parameter written or "
+    "made in `forward`, a seed set inside, or random numbers of Python or numpy",
+)
+def repeated(subject: Subject) -> Iterator[Finding]:
+    """Call twice in every mode, and compare results, inputs, the module and global generators."""
+    with seeded(0):
+        built = subject.config.build(subject.d_model)
+    lazy = [name for name, parameter in built.named_parameters() if is_lazy(parameter)]
+    for name in lazy:
+        yield Finding(name, math.inf, words="has no shape until the first call of forward")
+    if lazy:
+        return
+    modes = [EVAL, TRAIN, FLOAT32_TRAIN, BFLOAT16_TRAIN]
+    for mode in [*modes, DROPOUT] if subject.can_drop() else modes:
+        for batch, tokens in ((2, 5), (8, subject.past)):
+            is_first = mode == EVAL and tokens == 5
+            try:
+                with subject.at(mode, batch, tokens) as place:
+                    yield from _forward_twice(subject, mode, place)
+                    if subject.decodes and mode == EVAL:
+                        yield from _decoded_twice(subject, place)
+            except Exception:
+                if is_first:
+                    raise
+                return  # one that only some shapes raise is reported by the other properties
+
+
+def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Finding]:
+    mechanism = subject.build(mode)
+    given_BTD = subject.tokens(place.batch, place.tokens, mode)
+
+    def run() -> tuple[Tensor, Tensor]:
+        leaf_BTD = given_BTD.clone().requires_grad_(mode.training)
+        x_BTD = leaf_BTD.clone() if mode.training else leaf_BTD  # only a leaf forbids writing
+        with torch.set_grad_enabled(mode.training):
+            y_BTD, _ = subject.forward_with_loss(mechanism, mode, x_BTD)
+        return x_BTD, y_BTD
+
+    found = list[Finding]()
+    with _Unchanged(mechanism, place, found):
+        x_BTD, y_BTD = run()
+        first_BTD = y_BTD.detach().clone()
+    yield from found
+    x_BTD = subject.tokens(place.batch, place.tokens, mode)
+    words = _generator_use(
+        lambda: subject.forward_with_loss(mechanism, mode, x_BTD, seed=None), draws=mode.training
+    )
+    yield _finding("torch's random generator", words, place)
+    x_BTD = run()[0]
+    changed = not torch.equal(x_BTD, given_BTD)
+    yield _finding("the input", "forward changes it in place" if changed else "", place)
+    with _Unchanged(mechanism, place, found):
+        again_BTD = run()[1].detach()
+    yield _same("forward", again_BTD, first_BTD, place)
+    given_BTD = given_BTD.flip(1)
+    run()
+    overwritten = not torch.equal(y_BTD.detach().nan_to_num(), first_BTD.nan_to_num())
+    yield _finding("the output", "the next call writes it" if overwritten else "", place)
+    if mode.training:
+        given_BTD = given_BTD.flip(1)
+        gradients = [_gradients(mechanism, run) for _ in range(2)]
+        for name in gradients[0].keys() & gradients[1].keys():
+            yield _same(f"gradient of {name}", gradients[1][name], gradients[0][name], place)
+
+
+def _gradients(
+    mechanism: Mechanism[Any], run: Callable[[], tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the gradients of one backward pass by the names of the parameters."""
+    x_BTD, y_BTD = run()
+    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    found: Any = torch.autograd.grad(
+        y_BTD.float().square().sum(), list(tensors.values()), allow_unused=True
+    )
+    return {name: by for name, by in zip(tensors, found, strict=True) if by is not None}
+
+
+@torch.no_grad()
+def _decoded_twice(subject: Subject, place: Place) -> Iterator[Finding]:
+    mechanism, found = subject.build(), list[Finding]()
+    x_BTD = subject.tokens(place.batch, place.tokens)
+    given_BTD = x_BTD.clone()
+    for prompt in (0, 3):
+        with _Unchanged(mechanism, place, found):
+            first_BTD = subject.decode(mechanism, x_BTD, prompt).clone()
+            again_BTD = subject.decode(mechanism, x_BTD, prompt)
+        changed = not torch.equal(x_BTD, given_BTD)
+        yield _finding("the input", "decoding changes it in place" if changed else "", place)
+        yield _same("decoding", again_BTD, first_BTD, place)
+    yield from found
+    words = _generator_use(lambda: subject.decode(mechanism, x_BTD, 3, seed=None), draws=False)
+    yield _finding("torch's random generator", words and f"decoding: {words}", place)
+
+
+def _generator_use(call: Callable[[], object], *, draws: bool) -> str:
+    """Return how a call misuses torch's generator; in training it may draw from it."""
+    ends = list[bytes]()
+    for seed in (1, 2):
+        with seeded(seed):
+            before = torch.default_generator.get_state().numpy().tobytes()
+            call()
+            ends.append(torch.default_generator.get_state().numpy().tobytes())
+        if not draws and ends[-1] != before:
+            return "a call draws from it outside of training, or seeds it"
+    return "a call seeds it" if ends[0] == ends[1] else ""
+
+
+class _Unchanged:
+    """A context after which module, global generators and global settings must be the same."""
+
+    def __init__(self, mechanism: Mechanism[Any], place: Place, found: list[Finding]) -> None:
+        self.mechanism, self.place, self.found = mechanism, place, found
+
+    def __enter__(self) -> None:
+        self.tensors, self.world = _tensors(self.mechanism), global_state()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            return
+        after = _tensors(self.mechanism)
+        persistent = set(self.mechanism.state_dict()) | set(self.tensors)
+        for name in (name for name in after if name in persistent):
+            words = ""
+            if name not in self.tensors:
+                words = "appears in the first call of forward: make it in the constructor"
+            elif not _alike(after[name], self.tensors[name]):
+                words = "a call changes it"
+            self.found.append(_finding(name, words, self.place))
+        world = global_state()
+        for name, before in self.world.items():
+            words = "" if world[name] == before else "a call changes it"
+            self.found.append(_finding(name, words, self.place))
+
+
+def _tensors(mechanism: Mechanism[Any]) -> dict[str, Tensor]:
+    named = [*mechanism.named_parameters(), *mechanism.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def _alike(after: Tensor, before: Tensor) -> bool:
+    """True if nothing was written; a table that has grown is a new one."""
+    if after.shape != before.shape or after.dtype != before.dtype:
+        return after.numel() > before.numel()
+    return torch.equal(after.nan_to_num(), before.nan_to_num())
+
+
+def global_state() -> dict[str, Any]:
+    """Return global state that a mechanism must leave alone, by its name."""
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "Python's random generator": random.getstate(),
+        "numpy's random generator": (
+            numpy_state["state"]["pos"],
+            numpy_state["state"]["key"].tobytes(),
+        ),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's switch of gradients": torch.is_grad_enabled(),
+    }
+
+
+@mechanism_property(
+    "a call keeps no memory",
+    cause="outputs, inputs or a cache that are appended to a list, or kept on the module or in a "
+    "global until the next call",
+)
+def memory(subject: Subject) -> Iterator[Finding]:
+    """Measure what module, class and file hold after calls, and after calls of larger batches."""
+    for mode in (EVAL, TRAIN):
+        held = list[Held]()
+        mechanism = subject.build(mode)
+        with subject.at(mode, 2, 19) as place:
+            for batch_size, calls in ((2, 2), (2, 4), (8, 1)):
+                x_BTD = subject.tokens(batch_size, 19, mode)
+                for _ in range(calls):
+                    subject.forward(mechanism, mode, x_BTD)
+                    if mode == EVAL and subject.decodes:
+                        with torch.no_grad():
+                            subject.decode(mechanism, x_BTD, 3)
+                held.append(held_by(mechanism))
+        few, many, large = held
+        words = ""
+        if many.bytes > few.bytes or many.items > few.items:
+            more = max(many.bytes - few.bytes, many.items - few.items)
+            unit = "bytes" if many.bytes > few.bytes else "items"
+            words = f"{more // 4:,} more {unit} after each call"
+        elif large.bytes > many.bytes:
+            words = f"{(large.bytes - many.bytes) // 6:,} bytes per sequence are kept after a call"
+        yield Finding("", math.inf if words else 0.0, words=words, place=place)
+
+
+class Held(NamedTuple):
+    """Memory that Python objects hold: bytes of tensors and arrays, and items of containers."""
+
+    bytes: int
+    items: int
+
+
+def held_by(mechanism: Mechanism[Any]) -> Held:
+    """Return what the module holds, and the classes and files of its parts beside torch's."""
+    parts = list(mechanism.modules())
+    classes = {cls for part in parts for cls in type(part).__mro__ if cls.__module__ in sys.modules}
+    own = {cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins")}
+    files = [vars(sys.modules[cls.__module__]) for cls in own if is_own(cls)]
+    stack: list[Any] = [*map(vars, parts), *map(vars, own), *files]
+    seen, size, items = set[int](), dict[int, int](), 0
+    while stack and len(seen) < MOST_OBJECTS:
+        held = stack.pop()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            storage = held.untyped_storage()
+            size[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(held, np.ndarray):
+            size[id(held)] = held.nbytes
+        elif isinstance(held, Mapping):
+            items += len(held)
+            stack.extend(held.values())
+        elif isinstance(held, list | tuple | set | frozenset | deque):
+            items += len(held)
+            stack.extend(held)
+    return Held(sum(size.values()), items)
+
+
+def _finding(where: str, words: str, place: Place) -> Finding:
+    return Finding(where, math.inf if words else 0.0, words=words, place=place)
+
+
+def _same(where: str, found: Tensor, expected: Tensor, place: Place) -> Finding:
+    """Compare bits; on CUDA, where the order of sums varies, allow the tolerance."""
+    if torch.equal(found.nan_to_num(), expected.nan_to_num()):
+        return Finding(where, 0.0, place=place)
+    if found.shape != expected.shape:
+        return Finding(where, math.inf, words="another shape the second time", place=place)
+    deviation = max(float(relative(found, expected).max()), torch.finfo(torch.float64).tiny)
+    words = f"differs by {deviation:.2g} the second time"
+    limit = torch.finfo(found.dtype).eps ** (2 / 3) if found.is_cuda else 0.0
+    return Finding(where, deviation, limit, words, place)

@@ -1,0 +1,183 @@
+"""Training reaches every parameter: at the real start, in float32 and under autocast.
+
+A parameter may be reached late, by a schedule of the mechanism's own, and a frozen one need not be.
+A parameter whose effect cancels has a gradient of nothing but roundings; biases are excepted, since
+that of keys cancels in a softmax by its nature.
+
+Shapes: B batch, T tokens, D model width.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnlab.checks.modes import (
+    FIRST_STEP,
+    FLOAT32_TRAIN,
+    LATE,
+    LONG,
+    TRAIN,
+    WITHIN_SCHEDULES,
+    seeded,
+)
+from attnlab.checks.numbers import backward
+from attnlab.checks.result import Finding, mechanism_property
+from attnlab.checks.subject import Subject
+from attnlab.mechanism import Mechanism
+from attnlab.model.language_model import LanguageModel, ModelConfig
+from attnlab.training.optimizer import adamw, set_learning_rate
+from attnlab.training.step import forward_and_backward
+
+VOCABULARY = 32
+STEPS = (0, 1, 2, LATE)  # training steps that are made
+
+
+@mechanism_property(
+    "every parameter is trained",
+    cause="a parameter that nothing reads or whose effect cancels, a `detach` too many, a factor "
+    "that starts at zero and stays there, or a tensor or layer that is not registered on the "
+    "module",
+)
+def trained(subject: Subject) -> Iterator[Finding]:
+    """Require a gradient of every parameter in some phase, and from the real start."""
+    reached, cancelled, left = set[str](), set[str](), list[str]()
+    steps = WITHIN_SCHEDULES[::2] if subject.has_schedule else ()
+    within = [TRAIN._replace(name=f"train at step {step}", step=step) for step in steps]
+    for mode in (FIRST_STEP, TRAIN, *within):
+        mechanism = subject.build(mode)
+        with subject.at(mode, 3, subject.past) as place:
+            y_BTD = backward(subject, mode, subject.tokens(3, subject.past), mechanism)
+        for name, parameter in mechanism.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                words = "gradient is not finite"
+                yield Finding(name, math.inf, words=words, place=place)
+        yield Finding(*_unregistered(mechanism, y_BTD))
+        found, small = _with_effect(mechanism, subject)
+        reached, cancelled = reached | found, cancelled | small
+        left = [n for n, p in mechanism.named_parameters() if p.requires_grad and n not in reached]
+    if left:  # a parameter may be read in long sequences only
+        mechanism = subject.build(FLOAT32_TRAIN)
+        with subject.at(FLOAT32_TRAIN, 1, LONG):
+            backward(subject, FLOAT32_TRAIN, subject.tokens(1, LONG, FLOAT32_TRAIN), mechanism)
+        reached |= {
+            n for n, p in mechanism.named_parameters() if p.grad is not None and p.grad.any()
+        }
+        left = [name for name in left if name not in reached or name in cancelled]
+    without = [name for name in left if name not in cancelled]
+    for name in without:
+        yield Finding(name, math.inf, words=f"no gradient, or zero: {', '.join(without)}")
+    for name in (name for name in left if name in cancelled):
+        yield Finding(name, math.inf, words="its effect cancels: the gradient is all rounding")
+    if not left:
+        yield from _from_the_start(subject)
+
+
+class Course(NamedTuple):
+    """A few training steps of a model with two layers."""
+
+    losses: list[float]  # nats/token, one per step
+    model: LanguageModel
+    still: list[str]  # trainable parameters of mechanisms without a gradient in any step
+
+
+def first_course(subject: Subject, *, autocast: bool = False) -> Course:
+    """Return the course of seed 0, which several properties look at."""
+    if autocast not in subject.memo:
+        subject.memo[autocast] = course(subject, 0, autocast=autocast)
+    return subject.memo[autocast]
+
+
+@torch.enable_grad()
+def course(
+    subject: Subject, seed: int, *, autocast: bool = False, tokens: int | None = None
+) -> Course:
+    """Train a model of two layers from its initial values for a few steps, as the trainer does."""
+    config = ModelConfig(mechanisms=(subject.config,), n_layers=2, d_model=subject.d_model)
+    with seeded(seed):
+        model = config.build(VOCABULARY, seed).to(subject.device).train()
+    optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, device=subject.device)
+    set_learning_rate(optimizer, torch.tensor(3e-3, device=subject.device))
+    parameters = {
+        f"layer {i}: {name}": parameter
+        for i, mechanism in enumerate(model.mechanisms())
+        for name, parameter in mechanism.named_parameters()
+        if parameter.requires_grad
+    }
+    losses, still = list[float](), set(parameters)
+    context = TRAIN._replace(autocast=autocast).autocast_on(subject.device)
+    for step in STEPS:
+        model.at_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        tokens_BT1 = batch(subject, step, seed, tokens)
+        with seeded(step):
+            loss = forward_and_backward(model, tokens_BT1, context)
+        gradients = {name: parameter.grad for name, parameter in parameters.items()}
+        still -= {name for name, grad in gradients.items() if grad is not None and grad.any()}
+        optimizer.step()
+        losses.append(float(loss.language_model.detach() + loss.auxiliary.detach()))
+    return Course(losses, model, sorted(still))
+
+
+def batch(subject: Subject, step: int, seed: int, tokens: int | None = None) -> Tensor:
+    """Return `tokens_BT1` of one step: random tokens, one long row or a few short ones."""
+    generator = torch.Generator().manual_seed(100 * seed + step)
+    shape = (4, min(subject.past, 37) + 1) if tokens is None else (1, tokens + 1)
+    return torch.randint(VOCABULARY, shape, generator=generator).to(subject.device)
+
+
+def _from_the_start(subject: Subject) -> Iterator[Finding]:
+    for autocast in (False, True):
+        name = "bfloat16" if autocast else "float32"
+        where = f"two layers from the real start, {name}"
+        try:
+            made = first_course(subject, autocast=autocast)
+        except Exception as error:
+            error.add_note(where)
+            raise
+        wrong = [step for step, loss in zip(STEPS, made.losses, strict=True) if loss != loss]
+        if wrong:
+            yield Finding(where, math.inf, words=f"loss is not finite at step {wrong[0]}")
+        still = made.still
+        if still:
+            long = course(subject, 0, autocast=autocast, tokens=LONG).still
+            still = sorted({*still}.intersection(long))
+        for parameter in still:
+            words = "no gradient in any step: it stays at its initial value"
+            yield Finding(f"{parameter}, {where}", math.inf, words=words)
+
+
+def _with_effect(mechanism: Mechanism[Any], subject: Subject) -> tuple[set[str], set[str]]:
+    """Return the parameters with a gradient that moves the output, and those with roundings."""
+    effects = {
+        name: float((parameter.grad.norm() * parameter.norm()).detach())
+        for name, parameter in mechanism.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
+    limit = 1e3 * torch.finfo(subject.precision).eps * max(effects.values(), default=0.0)
+    small = {
+        name
+        for name, effect in effects.items()
+        if effect < limit and not name.endswith("bias") and subject.precision == torch.float64
+    }
+    return set(effects) - small, small
+
+
+def _unregistered(mechanism: Mechanism[Any], y_BTD: Tensor) -> tuple[str, float, float, str]:
+    """Return a finding's fields: leaves of the graph that are no parameters of the module."""
+    known = {id(parameter) for parameter in mechanism.parameters()}
+    seen, stack, shapes = set[Any](), [y_BTD.grad_fn], list[str]()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        stack.extend(next_node for next_node, _ in node.next_functions)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and leaf.is_leaf and id(leaf) not in known:
+            shapes.append(str(tuple(leaf.shape)))
+    words = "is no parameter of the module, so nothing trains or saves it" if shapes else ""
+    where = f"a tensor of shape {shapes[0]} that requires a gradient" if shapes else ""
+    return where, math.inf if shapes else 0.0, 0.0, words
