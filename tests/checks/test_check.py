@@ -80,8 +80,6 @@ ALONE = {
     "BatchStatisticsInTraining": [ROWS],
     "DetachedGate": [TRAINED, DERIVATIVES],
     "UnusedParameter": [TRAINED],
-    "NotANumberInBfloat16": [FINITE],
-    "BufferFromNumpysStream": [BITS],
     "RunningMeanOfAllInputs": [REPEATED],
 }
 SHIPPED = (

@@ -130,7 +130,7 @@ def _counted(where: str, stated: int, counted: int, what: str = "FLOPs") -> Find
 
 
 def _require_cost(subject: Subject, *, decoding: bool = False) -> None:
-    if not subject.states_cost:
+    if not subject.config.states_cost:
         raise NotJudgedError("its settings have no cost")
     if decoding and not subject.decodes:
         raise NotJudgedError("it has no init_state and step")

@@ -119,12 +119,7 @@ class Subject:
     @cached_property
     def decodes(self) -> bool:
         """True if the mechanism has the methods of decoding."""
-        return has_methods(type(self.build()), Mechanism, "init_state", "step")
-
-    @cached_property
-    def states_cost(self) -> bool:
-        """True if the settings state a cost."""
-        return has_methods(type(self.config), MechanismConfig, "cost")
+        return self.build().decodes
 
     def cuts(self, tokens: int) -> list[int]:
         """Return positions that split a sequence: at both ends, inside, and around boundaries."""
@@ -288,17 +283,10 @@ class Subject:
                     mechanism = self.placed(built, dtype, EVAL, device)
                     x_BTD = torch.zeros(2, 5, self.d_model, device=device, dtype=dtype)
                     mechanism(x_BTD)
-                    if has_methods(type(mechanism), Mechanism, "init_state", "step"):
+                    if mechanism.decodes:
                         self.decode(mechanism, x_BTD, prompt=3)
             except Exception:
                 continue
             return torch.device(device), dtype
         device, dtype = places[0]
         return torch.device(device), dtype
-
-
-def has_methods(cls: type, base: type, *methods: str) -> bool:
-    """True if the class implements all methods that its base leaves open."""
-    return all(
-        getattr(cls, name, None) not in (None, getattr(base, name, None)) for name in methods
-    )
