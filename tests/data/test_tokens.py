@@ -148,6 +148,7 @@ def test_splits_are_recognised_by_words_in_names(path, names):
     [
         ("train valid val", "both named as the valid split"),
         ("train dev eval", "both named as the valid split"),
+        ("train_ids train_mask valid", "train_ids.* and train_mask.* are both named as the train"),
         ("train test", "has .*, but nothing is named valid"),
         ("a b", "holds no train and no valid but a.*b.*; name the splits train, valid and test"),
         ("train arr_0", "holds no valid but train.*arr_0|holds no valid but arr_0.*train"),

@@ -8,6 +8,7 @@ it if it can. Nothing is unpickled.
 """
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ class Tokens(DataConfig):
         if lacking := [split for split in ("train", "valid") if split not in groups]:
             has = ", ".join(name.path.name for name in arrays) or "nothing"
             raise DataError(f"{found} holds no {' and no '.join(lacking)} but {has}; {_NAMES}")
+        for split, group in groups.items():
+            # parts of a split differ in their numbers; ids beside a mask are no parts
+            names = {re.sub(r"\d+", "0", str(name.path)): str(name.path) for name in group}
+            if len(names) > 1:
+                both = " and ".join(list(names.values())[:2])
+                raise DataError(f"{found}: {both} are both named as the {split} split; keep one")
         codec = self.tokenizer.fit([], places)
         ids = {
             split: _joined([self._checked(f"{found}, {name.path}", arrays[name]) for name in group])
