@@ -205,7 +205,7 @@ def _group(one: Class) -> str:
 
 
 def _place(one: Class) -> tuple[int, str]:
-    first = ("RunConfig", "Study", "ModelConfig", "TrainConfig", "EvalConfig", "LearningRates")
+    first = ("RunConfig", "Study", "ModelConfig", "TrainConfig", "EvalConfig", "Tuning")
     return (first.index(one.name) if one.name in first else len(first), one.name.lower())
 
 

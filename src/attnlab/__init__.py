@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     from attnlab.study.study import Study as Study
     from attnlab.training.config import EvalConfig as EvalConfig
     from attnlab.training.config import TrainConfig as TrainConfig
-    from attnlab.training.recipe import LearningRates as LearningRates
+    from attnlab.training.config import Tuning as Tuning
     from attnlab.training.run import RunConfig as RunConfig
     from attnlab.version import __version__ as __version__
 

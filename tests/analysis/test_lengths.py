@@ -23,9 +23,10 @@ from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
 from attnlab.runner.request import read_data
 from attnlab.study.load import load_study
-from attnlab.training.config import EvalConfig
+from attnlab.training.config import EvalConfig, Tuning
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig
+from attnlab.training.search import Recipe
 
 PUBLISHED = ROOT / "published"
 CPU = torch.device("cpu")
@@ -140,8 +141,9 @@ def test_no_lengths_are_the_run_of_before_and_lengths_another():
     assert config.identity(fingerprint) == identity
     measured = replace(config, eval=EvalConfig(lengths=(64,)))
     assert measured.identity(fingerprint) != identity
-    asked = study.override(LENGTHS)
-    assert asked.tuning_run("mha", 1e-3) == study.tuning_run("mha", 1e-3)
+    tuned = replace(study, tuning=Tuning())
+    asked = tuned.override(LENGTHS)
+    assert asked.tuning_run("mha", Recipe(1e-3, 2)) == tuned.tuning_run("mha", Recipe(1e-3, 2))
 
 
 def test_the_study_of_extrapolation_scales_from_the_length_of_its_training():

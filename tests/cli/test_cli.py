@@ -103,26 +103,26 @@ def test_a_failed_run_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
 def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     (tmp_path / "tuned.py").write_text(
         "from dataclasses import replace\n"
-        "from attnlab.training.recipe import LearningRates\n"
+        "from attnlab.training.search import Tuning\n"
         "from support.tiny_study import study\n"
         "study = replace(study.only(['identity']), seeds=1,\n"
-        "    learning_rates=LearningRates(multiples=(1, 4), most=4))\n"
+        "    tuning=Tuning(multiples=(1, 2), most=4))\n"
     )
     arguments = ("run", "tuned.py", "--device", "cpu", "--workers", "1")
     done = attnlab(*arguments)
     assert done.exit_code == 0, done.output
     words = " ".join(done.output.split())
-    assert "first, 2 to 4 runs to tune learning rates" in words
-    assert "1/3+ identity at 0.01: validation loss" in words
+    assert "first, about 7 (6 to 12) runs to search recipes" in words
+    assert "1/7+ identity at 0.01, warm-up 2: validation loss" in words
     choice = json.loads((tmp_path / "results/tuned/identity/tuning/choice.json").read_text())
-    assert f"identity: learning rate {choice['learning_rate']:g}, the" in words
+    assert f"identity: learning rate {choice['learning_rate']:g}, warm-up" in words
     run = RunFolder(tmp_path / "results/tuned", "identity", 0)
     assert run.config()["train"]["learning_rate"] == choice["learning_rate"] != 0.01
     assert "test_loss" in run.summary()
-    for tried in (tmp_path / "results/tuned/identity/tuning").glob("lr-*/seed-1000/summary.json"):
+    for tried in (tmp_path / "results/tuned/identity/tuning").glob("lr-*/*/summary.json"):
         assert "test_loss" not in json.loads(tried.read_text())
     record = json.loads((tmp_path / "results/tuned/study.json").read_text())
-    assert record["learning_rates"]["seed"] == 1000
+    assert record["tuning"]["multiples"] == [1, 2]
 
     again = attnlab(*arguments)
     assert again.exit_code == 0
@@ -140,10 +140,10 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
 def test_a_variant_without_a_rate_that_works_is_shown_and_makes_exit_code_1(attnlab, tmp_path):
     (tmp_path / "hopeless.py").write_text(
         "from dataclasses import replace\n"
-        "from attnlab.training.recipe import LearningRates\n"
+        "from attnlab.training.search import Tuning\n"
         "from support.tiny_study import study\n"
         "study = replace(study.only(['identity']), seeds=1,\n"
-        "    learning_rates=LearningRates(multiples=(1,), most=3))\n"
+        "    tuning=Tuning(multiples=(1,), most=3))\n"
     )
     done = attnlab(
         *("run", "hopeless.py", "--device", "cpu", "--workers", "1"),

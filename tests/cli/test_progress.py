@@ -48,20 +48,23 @@ def test_the_bar_counts_the_steps_that_are_made_here(shown):
 
 def test_a_search_that_goes_on_makes_the_study_longer(shown):
     schedule, progress, out = shown
-    for _ in range(6):  # the grids of mha and mqa
+    for _ in range(6):  # mha's grid and warm-up, and the first rate of mqa
         end(schedule, progress, schedule.next())
-    assert study_bar(progress) == (0, 12 * (3 + 1 + 6))  # identity's three, one more of mqa
+    left = 2 + 3 + 2 + 6  # the grids of mqa and identity, mha ahead, the verdict
+    assert study_bar(progress) == (0, 12 * left)
+    while "learning rate" not in out.getvalue():
+        end(schedule, progress, schedule.next())
     said = " ".join(out.getvalue().split())
-    assert "6/16+ mqa at 0.04: validation loss 6.0000" in said
-    assert "mha: learning rate 0.02, the best of 3 from 0.01 to 0.04" in said
+    assert "6/27+ mqa at 0.01, warm-up 2: validation loss 14.0000" in said
+    assert "mha: learning rate 0.02, warm-up 2 steps; 7 runs from 0.01 to 0.04" in said
 
 
 def test_what_was_not_found_is_said(shown):
     schedule, progress, out = shown
     end(schedule, progress, schedule.next(), loss=lambda _: "it [never] worked")
     said = " ".join(out.getvalue().split())
-    assert "mha at 0.01: failed: it [never] worked" in said
-    assert "mha: no learning rate was found for it: at 0.01: it [never] worked" in said
+    assert "mha at 0.01, warm-up 2: failed: it [never] worked" in said
+    assert "mha: no recipe was found for it: at 0.01: it [never] worked" in said
 
 
 def test_a_choice_at_the_edge_is_said_to_be_one(shown):
@@ -69,7 +72,7 @@ def test_a_choice_at_the_edge_is_said_to_be_one(shown):
     while "the optimum is not bracketed" not in out.getvalue():
         end(schedule, progress, schedule.next(), lambda run: 5 - run.config.train.learning_rate)
     said = " ".join(out.getvalue().split())
-    assert "mha: learning rate 0.32, the highest of 6 tried: the optimum is not bracketed" in said
+    assert "mha: learning rate 2.56, warm-up 6 steps: the optimum is not bracketed by" in said
 
 
 def test_an_alarm_is_shown(shown):
@@ -77,7 +80,7 @@ def test_an_alarm_is_shown(shown):
     run = schedule.next().run
     progress.show(RunEvent(run, Progress(3, 12, None, None)))
     progress.show(RunEvent(run, Progress(6, 12, 0.1, None, alarm="too good to be true")))
-    assert "mha at 0.01: too good to be true" in out.getvalue()
+    assert "mha at 0.01, warm-up 2: too good to be true" in out.getvalue()
     assert study_bar(progress)[0] == 3
 
 
@@ -85,4 +88,4 @@ def test_a_note_is_shown_with_the_first_event_too(shown):
     schedule, progress, out = shown
     note = "checkpoint step-000008: [damaged]; that of step 4 is used instead"
     progress.show(RunEvent(schedule.next().run, Progress(4, 12, None, None, note=note)))
-    assert f"mha at 0.01: {note}" in out.getvalue()
+    assert f"mha at 0.01, warm-up 2: {note}" in out.getvalue()

@@ -274,16 +274,18 @@ def test_a_record_of_the_first_version_is_read_with_defaults(tmp_path):
     study(["mha"]).write(tmp_path)
     path = tmp_path / "study.json"
     fields = json.loads(path.read_text())
-    for name in ("learning_rates", "match", "margin", "hypotheses", "checked"):
+    for name in ("tuning", "match", "margin", "hypotheses", "checked"):
         del fields[name]
     path.write_text(json.dumps(fields))
     assert StudyRecord.read(tmp_path) == study(["mha"])
+    path.write_text(json.dumps({**fields, "learning_rates": {"most": 7}}))
+    assert StudyRecord.read(tmp_path).tuning == {"most": 7}
 
 
 def test_what_a_study_asks_and_how_it_was_tuned_is_read_back(tmp_path):
     written = replace(
         study(["mha"]),
-        learning_rates={"multiples": [1.0, 2.0], "seed": 1000},
+        tuning={"multiples": [1.0, 2.0]},
         match={"what": "params", "mismatch": {"mha": 0.0}},
         margin=0.02,
         hypotheses=({"kind": "ranked", "variant": "mha"},),
@@ -296,7 +298,7 @@ def test_a_part_of_a_study_joins_what_the_folder_has(tmp_path):
     whole = replace(
         study(["mha", "mla", "gqa"], seeds=(0, 1, 2)),
         checked=True,
-        learning_rates={"most": 7},
+        tuning={"most": 7},
         match={"what": "params", "mismatch": {"mha": 0.0, "mla": 0.1, "gqa": 0.2}},
     )
     assert whole.joined(tmp_path) == whole
@@ -311,7 +313,7 @@ def test_a_part_of_a_study_joins_what_the_folder_has(tmp_path):
     assert joined.seeds == (0, 1, 2)
     assert joined.baseline == "mha"  # left out, not given up
     assert not joined.checked
-    assert joined.learning_rates == {"most": 7}
+    assert joined.tuning == {"most": 7}
     assert joined.match["mismatch"] == {"mha": 0.0, "mla": 0.3, "gqa": 0.2, "new": 0.4}
     moved = replace(study(["mha", "mla"]), baseline="mla")
     assert moved.joined(tmp_path).baseline == "mla"

@@ -34,30 +34,23 @@ def forecast(study_dir, workers=1, study=STUDY):
 def test_the_time_is_that_of_the_runs_that_remain(tmp_path):
     one_run = 1 + 12 * 0.5 + 2 * 2 + 3 * 0.25 + 4  # 12 steps, 2 evaluations, 3 checkpoints
     assert TIME.seconds(tiny_study.base) == one_run
-    least, most = forecast(tmp_path).seconds()
+    least, expected, most = forecast(tmp_path).seconds()
     tuning_run = one_run - 0.25  # its last checkpoint is not written
-    assert least == pytest.approx(WORKER_START + 9 * tuning_run + 6 * one_run + 3 * 3)
-    assert most == pytest.approx(WORKER_START + 18 * tuning_run + 6 * one_run + 3 * 3)
+    assert least == pytest.approx(WORKER_START + 21 * tuning_run + 6 * one_run + 3 * 3)
+    assert expected == pytest.approx(least + 3 * tuning_run)
+    assert most == pytest.approx(WORKER_START + 54 * tuning_run + 6 * one_run + 3 * 3)
     assert forecast(tmp_path, workers=3).seconds()[0] == pytest.approx(
         WORKER_START + (least - WORKER_START) / 3
     )
-    fake_workers.work(forecast(tmp_path).schedule, runs=15)
+    fake_workers.work(forecast(tmp_path).schedule, runs=27)
     assert forecast(tmp_path).seconds()[1] < least
     fake_workers.work(fake_workers.make(STUDY, tmp_path))
-    assert forecast(tmp_path).seconds() == (0, 0)
+    assert forecast(tmp_path).seconds() == (0, 0, 0)
     assert forecast(tmp_path).checkpoint_bytes() == 0
 
 
-def test_tuning_runs_with_fewer_steps_take_less_time(tmp_path):
-    short = replace(STUDY, learning_rates=replace(STUDY.learning_rates, steps=6))
-    whole, fewer = (forecast(tmp_path, study=study).seconds()[0] for study in (STUDY, short))
-    one = [TIME.seconds(s.tuning_run("mha", 1e-3).config) for s in (STUDY, short)]
-    tuned = len(STUDY.variants) * len(STUDY.learning_rates.multiples)
-    assert whole - fewer == pytest.approx(tuned * (one[0] - one[1]))
-
-
 def test_the_disk_space_is_that_of_the_checkpoints(tmp_path):
-    study = replace(STUDY.only(["mha"]), learning_rates=None)
+    study = replace(STUDY.only(["mha"]), tuning=None)
     model = tiny_study.base.model.build(256)
     weights = model.state_dict()
     moments = {

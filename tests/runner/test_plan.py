@@ -39,10 +39,10 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     events = []
     study = STUDY.only(["mha", "mqa"]).override(["train.eval_batch_size=8"])
     found = attnlab.plan(study, **quick, seeds=3, residual_sd=0.01, watch=events.append)
-    assert found.tuning_runs == (0, 6, 12)
-    assert found.verdict_runs == (0, 6, 6)
-    assert found.seconds[1] > found.seconds[0] > WORKER_START
-    assert found.workers == min(12, usable_cores())
+    assert found.tuning_runs == (0, 14, 16, 36)
+    assert found.verdict_runs == (0, 6, 6, 6)
+    assert found.seconds[2] > found.seconds[1] > found.seconds[0] > WORKER_START
+    assert found.workers == min(20, usable_cores())
     assert (found.devices, found.measured) == (("cpu",), True)
     assert found.checkpoint_bytes > 0
     assert found.record_bytes > 0
@@ -51,7 +51,7 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     assert found.power.residual_sd_source == "given"
     mha = found.variants["mha"]
     assert mha.parameters == tiny_study.base.cost().params
-    assert mha.tuning_runs == (0, 3, 6)
+    assert mha.tuning_runs == (0, 7, 8, 18)
     assert 0 < mha.step_seconds < mha.run_seconds
     assert found.not_timed == {}
     names = ["reading the data", "timing mha", "timing mqa"]
@@ -59,8 +59,10 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     assert found.problems == found.notes == ()
     assert not list(tmp_path.iterdir())
     json = found.to_json()
-    assert json["seconds"] == {"at_least": found.seconds[0], "at_most": found.seconds[1]}
-    assert json["runs"]["tuning"] == {"done": 0, "at_least": 6, "at_most": 12}
+    assert json["seconds"] == dict(
+        zip(("at_least", "expected", "at_most"), found.seconds, strict=True)
+    )
+    assert json["runs"]["tuning"] == {"done": 0, "at_least": 14, "expected": 16, "at_most": 36}
     assert json["variants"]["mha"]["run_seconds"] == mha.run_seconds
 
 
@@ -71,7 +73,7 @@ def test_a_variant_that_cannot_be_timed_is_reported_and_the_others_are(quick, mo
         return forecast.RunTime(0, 1, 1, 1, 1, 1)
 
     monkeypatch.setattr(trial, "time_run", fail)
-    found = attnlab.plan(replace(STUDY, learning_rates=None), **quick)
+    found = attnlab.plan(replace(STUDY, tuning=None), **quick)
     assert found.not_timed == {"mqa": "RuntimeError: no kernel"}
     assert found.problems == ("mqa: RuntimeError: no kernel",)
     assert found.seconds is None
@@ -81,8 +83,9 @@ def test_a_variant_that_cannot_be_timed_is_reported_and_the_others_are(quick, mo
 
 def test_a_plan_without_its_data_has_runs_and_no_times(quick):
     found = attnlab.plan("mechanisms", data="nowhere", **quick)
-    assert found.tuning_runs == (0, 44, 77)
-    assert found.verdict_runs == (0, 55, 55)
+    assert found.tuning_runs == (0, 88, 99, 231)
+    assert found.challenge_runs == (0, 0, 20, 110)
+    assert found.verdict_runs == (0, 55, 55, 55)
     assert found.seconds is None
     assert found.not_timed.keys() == found.variants.keys()
     assert "ATTNLAB_DATA" in found.not_timed["mha"]
@@ -98,9 +101,9 @@ def test_the_residual_standard_deviation_is_that_of_existing_runs(quick, monkeyp
     study.record(command="", checked=True).write(Path("out"))
     monkeypatch.setattr(trial, "time_run", lambda *_: forecast.RunTime(0, 1, 1, 1, 1, 1))
     found = attnlab.plan(study, seeds=5, **quick)
-    assert found.verdict_runs == (4, 10, 10)
-    # differences 0.9 and 1.1: their variance 0.02 is twice that of one run
-    assert found.power.residual_sd == pytest.approx(0.1)
+    assert found.verdict_runs == (4, 10, 10, 10)
+    # variances 0.005 and 0.045; two seeds do not show that runs of one seed are alike
+    assert found.power.residual_sd == pytest.approx(0.025**0.5)
     assert found.power.residual_sd_source == "of the runs in out"
 
 

@@ -31,7 +31,7 @@ def test_all_options_change_the_study():
     )
     study = request.apply_options()
     assert study == request.apply_options()
-    assert (list(study.variants), study.seeds, study.learning_rates) == (["mha", "mqa"], 5, None)
+    assert (list(study.variants), study.seeds, study.tuning) == (["mha", "mqa"], 5, None)
     assert {(c.train.steps, c.train.warmup_steps) for c in study.variants.values()} == {(20, 3)}
 
 
@@ -65,7 +65,7 @@ def test_no_command_writes_to_the_published_results_by_default():
 
 
 def test_there_are_no_more_workers_than_runs():
-    alone = replace(TUNED.only(["mha"]), seeds=1, learning_rates=None)
+    alone = replace(TUNED.only(["mha"]), seeds=1, tuning=None)
     (slot,) = Request(study=alone, device="cpu").slots(alone)
     assert slot.device == "cpu"
     assert Request(study=TUNED, device="cpu", workers=1).slots(TUNED) == [slot]

@@ -6,10 +6,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from support.fake_workers import BASE, BEST, TUNED, finish, key, loss_of, make, work
+from support.fake_workers import BASE, BEST, TUNED, TUNING_RUNS, finish, key, loss_of, make, work
 
-from attnlab.record import TUNING_SEED, RunFolder, pack, rate_of, tuning_runs, write_json
+from attnlab.analysis.table import read_table
+from attnlab.record import RunFolder, pack, tuning_runs, tuning_seed, write_json
 from attnlab.runner.schedule import StudySchedule
+from attnlab.training.search import Recipe
+
+FIRST = "lr-0.01,warmup_steps-2"
 
 
 def choice(study_dir, variant):
@@ -28,17 +32,21 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
     schedule = make(TUNED, tmp_path)
     runs = work(schedule)
     for variant, best in BEST.items():
-        tried = {rate_of(run.recipe): run for run in tuning_runs(tmp_path, variant)}
-        assert tried[best].summary()["final_loss"] == 5
-        assert min(tried) < best < max(tried)
+        tried = {Recipe.parse(run.recipe): run for run in tuning_runs(tmp_path, variant)}
+        rates = [recipe.learning_rate for recipe in tried if recipe.warmup_steps == 2]
+        assert tried[Recipe(best, 2)].summary()["final_loss"] == 5
+        assert min(rates) < best < max(rates)
         for seed in range(TUNED.seeds):
             folder = RunFolder(tmp_path, variant, seed)
             assert folder.config()["train"]["learning_rate"] == best
-        assert choice(tmp_path, variant)["learning_rate"] == best
-        assert choice(tmp_path, variant)["interior"]
-        assert choice(tmp_path, variant)["losses"].keys() == {f"{rate:g}" for rate in tried}
-    assert len(runs) == len({key(run) for run in runs}) == (3 + 5 + 5) + 6
-    assert {run.seed for run in runs if run.tunes} == {TUNING_SEED}
+        found = choice(tmp_path, variant)
+        assert (found["learning_rate"], found["warmup_steps"]) == (best, 2)
+        assert found["bracketed"]
+        assert found["allowance"] == pytest.approx(0.5 / 8)  # 0.25 half an octave away
+        assert found["losses"].keys() == {recipe.name for recipe in tried}
+    different = {(run.variant, run.recipe, run.seed) for run in runs}
+    assert len(runs) == len(different) == sum(TUNING_RUNS.values()) + 6
+    assert {run.seed for run in runs if run.tunes} == {tuning_seed(name) for name in BEST}
     assert {run.seed for run in runs if not run.tunes} == {0, 1}
     assert schedule.unfinished_variants() == []
     assert schedule.steps_left() == 0
@@ -67,27 +75,27 @@ def test_tuning_runs_have_their_own_folder_and_keep_no_checkpoints(tmp_path):
     schedule = make(TUNED, tmp_path)
     planned = schedule.next()
     run = planned.run.folder(tmp_path)
-    assert run.path == tmp_path / "mha" / "tuning" / "lr-0.01" / f"seed-{TUNING_SEED}.partial"
+    assert run.path == tmp_path / "mha" / "tuning" / FIRST / f"seed-{tuning_seed('mha')}.partial"
     run.open({**planned.run.config.to_dict(), "identity": planned.identity}, {})
     (run.checkpoints / "weights").write_text("not needed once the loss is known")
     run.finish({"status": "finished", "final_loss": 5.0})
-    assert run.path == tmp_path / "mha" / "tuning" / "lr-0.01" / f"seed-{TUNING_SEED}"
+    assert run.path == tmp_path / "mha" / "tuning" / FIRST / f"seed-{tuning_seed('mha')}"
     assert {path.name for path in run.path.iterdir()} == {
         *("config.json", "environment.json", "metrics.jsonl", "summary.json")
     }
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
-@pytest.mark.parametrize("cut", range(0, 19, 3))
+@pytest.mark.parametrize("cut", range(0, 31, 4))
 def test_a_schedule_cut_anywhere_goes_on_to_the_same_end(tmp_path, cut, at_a_time):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     work(make(TUNED, whole))
     first = work(make(TUNED, pieces), runs=cut, at_a_time=at_a_time)
     second = work(make(TUNED, pieces), at_a_time=at_a_time)
     assert tree(whole) == tree(pieces)
-    assert len(second) == 19 - cut
-    ended_before = {key(run) for run in first[:cut]}
-    assert not ended_before & {key(run) for run in second}
+    assert len(second) == 31 - cut
+    ended_before = {(run.variant, run.recipe, run.seed) for run in first[:cut]}
+    assert not ended_before & {(run.variant, run.recipe, run.seed) for run in second}
 
 
 def test_a_kill_before_the_choice_is_written_loses_nothing(tmp_path):
@@ -114,38 +122,69 @@ def test_a_kill_while_a_tuning_run_is_put_away_loses_nothing(tmp_path, renamed):
     assert not run.checkpoints.exists()
 
 
-def test_the_verdict_of_a_variant_starts_as_soon_as_its_rate_is_known(tmp_path):
+def test_no_device_is_idle_while_the_warm_up_is_undecided(tmp_path):
+    schedule, held = make(TUNED, tmp_path), []
+    while (planned := schedule.next()).run.recipe != "lr-0.0141421,warmup_steps-2":
+        if planned.run.variant == "mqa" and planned.run.config.train.warmup_steps > 2:
+            held.append(planned)  # on another device
+        else:
+            finish(planned, tmp_path)
+            assert schedule.finished(planned) == ()
+    assert (planned.run.variant, len(held)) == ("mha", 2)
+    ahead = [planned, *(schedule.next() for _ in range(3))]  # needed unless mqa gains much
+    assert [one.run.variant for one in ahead] == ["mha", "mha", "identity", "identity"]
+    assert schedule.next() is None
+    for one in ahead:
+        finish(one, tmp_path)
+        assert schedule.finished(one) == ()
+    for one in held:
+        finish(one, tmp_path)
+        ended = schedule.finished(one)
+    assert [result.variant for result in ended] == ["mha", "identity"]
+    assert key(schedule.next().run)[:2] == ("mqa", True)  # the verdict waits for the search
+
+
+@pytest.mark.parametrize("at_a_time", [1, 4])
+def test_all_variants_take_the_longer_warm_up_that_one_needs(tmp_path, at_a_time):
+    def loss(run):
+        gain = 0.05 if run.variant == "mqa" and run.config.train.warmup_steps == 6 else 0.0
+        return loss_of(run) - gain
+
     schedule = make(TUNED, tmp_path)
-    tuning = [schedule.next() for _ in range(9)]
-    assert schedule.next() is None  # no run is left for another device
-    for planned in tuning[:3]:
-        assert planned.run.variant == "mha"
-        finish(planned, tmp_path)
-        assert schedule.next() is None
-        tuned = schedule.finished(planned)
-    assert (tuned.variant, tuned.rate, tuned.bracketed) == ("mha", 0.02, True)
-    assert key(schedule.next().run) == ("mha", False, 0, 0.02)
-    for planned in tuning[3:6]:
-        finish(planned, tmp_path)
-        assert schedule.finished(planned) is None
-    # tuning runs come first, since the verdict waits for them
-    assert key(schedule.next().run) == ("mqa", True, TUNING_SEED, 0.08)
-    assert key(schedule.next().run) == ("mha", False, 1, 0.02)
+    runs = work(schedule, loss, at_a_time=at_a_time)
+    assert {run.config.train.warmup_steps for run in runs if not run.tunes} == {6}
+    for variant, best in BEST.items():
+        found = choice(tmp_path, variant)
+        assert (found["learning_rate"], found["warmup_steps"]) == (best, 6)
+        assert found["warmup_level"] == 1
+    assert work(make(TUNED, tmp_path), loss) == []
+    # a part of the study keeps what the whole has decided
+    part = replace(TUNED.only(["mha"]), seeds=3)
+    assert [key(run)[1:] for run in work(make(part, tmp_path), loss)] == [(False, 2, BEST["mha"])]
+
+
+def test_a_gain_that_is_not_taken_is_allowed_for(tmp_path):
+    def loss(run):
+        return loss_of(run) - 0.009 * (run.config.train.warmup_steps == 6)
+
+    work(make(TUNED, tmp_path), loss)
+    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 8 + 0.009)
 
 
 def test_the_counts_bound_what_is_run(tmp_path):
     schedule = make(TUNED, tmp_path)
-    assert schedule.verdict_count() == (0, 6, 6)
-    assert schedule.tuning_count() == (0, 9, 18)
-    assert schedule.tuning_count(["mha"]) == (0, 3, 6)
+    assert schedule.verdict_count() == (0, 6, 6, 6)
+    assert schedule.tuning_count() == (0, 21, 24, 54)
+    assert schedule.tuning_count(["mha"]) == (0, 7, 8, 18)
+    assert schedule.challenge_count() == (0, 0, 0, 0)
     assert schedule.steps_left() == 12 * (9 + 6)
     work(schedule, runs=5)
     assert schedule.tuning_count().done == 5
     work(schedule)
-    assert schedule.tuning_count() == (13, 13, 13)
-    assert schedule.verdict_count() == (6, 6, 6)
+    assert schedule.tuning_count() == (25, 25, 25, 25)
+    assert schedule.verdict_count() == (6, 6, 6, 6)
     again = make(TUNED, tmp_path)
-    assert (again.tuning_count(), again.verdict_count()) == ((13, 13, 13), (6, 6, 6))
+    assert (again.tuning_count(), again.verdict_count()) == ((25,) * 4, (6,) * 4)
 
 
 def test_other_seeds_tune_nothing_anew(tmp_path):
@@ -163,14 +202,64 @@ def test_some_variants_can_be_tuned_before_the_others(tmp_path):
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
 
 
-def test_the_same_function_twice_tunes_alike(tmp_path):
+def test_the_same_function_twice_is_tuned_with_seeds_of_its_own(tmp_path):
     twins = replace(TUNED, variants={"a": BASE, "b": BASE}, baseline="a")
-    work(make(twins, tmp_path), at_a_time=2)
-    assert choice(tmp_path, "a") == choice(tmp_path, "b")
+    runs = work(make(twins, tmp_path), at_a_time=2)
+    seeds = {name: {run.seed for run in runs if run.tunes and run.variant == name} for name in "ab"}
+    assert seeds == {"a": {tuning_seed("a")}, "b": {tuning_seed("b")}}
+    assert len(seeds["a"] | seeds["b"] | {0, 1}) == 4
+
+
+CHALLENGED = replace(TUNED, tuning=replace(TUNED.tuning, challenge=True), seeds=4)
+
+
+def near(run):
+    """mha is best beside the rate that its search finds, and loses by less than its allowance."""
+    rate, sign = run.config.train.learning_rate, (-1) ** run.seed
+    if run.tunes:
+        return loss_of(run)
+    beside = run.recipe is not None and rate > BEST["mha"]
+    worse = {"mha": 0.03, "mqa": 0.0, "identity": 1.0}[run.variant]
+    return 5 + worse - 0.02 * beside + 0.001 * sign
+
+
+@pytest.mark.parametrize("cut", [0, 26, 37, 40, 44, 45])
+def test_a_variant_that_may_lose_by_its_tuning_is_tried_at_rates_beside(tmp_path, cut):
+    first = work(make(CHALLENGED, tmp_path), near, runs=cut, at_a_time=2)[:cut]
+    second = work(make(CHALLENGED, tmp_path), near, at_a_time=2)
+    runs = [run for run in (*first, *second) if run.recipe is not None and not run.tunes]
+    assert {run.variant for run in runs} == {"mha"}
+    assert sorted({run.config.train.learning_rate for run in runs}) == [0.0168179, 0.0237841]
+    assert len(runs) == 2 * 4
+    found = choice(tmp_path, "mha")
+    better = "lr-0.0237841,warmup_steps-2"
+    assert found["challenge"]["recipe_by_seed"] == {str(seed): better for seed in range(4)}
+    assert found["allowance"] == pytest.approx(0.5 / 8 / 4)
+    assert choice(tmp_path, "identity")["challenge"] is None
+    assert choice(tmp_path, "identity")["allowance"] == pytest.approx(0.5 / 8)
+    CHALLENGED.record(command="attnlab run tuned", checked=False).write(tmp_path)
+    (mha, *_) = read_table(tmp_path).variants
+    assert mha.numbers["final_loss"].mean == pytest.approx(5.01)
+    assert work(make(CHALLENGED, tmp_path), near) == []
+
+
+def test_a_challenge_that_is_not_complete_changes_nothing(tmp_path):
+    def loss(run):
+        last = run.recipe is not None and not run.tunes and run.seed == 3
+        return "out of memory" if last else near(run)
+
+    schedule = make(CHALLENGED, tmp_path)
+    work(schedule, loss)
+    assert schedule.challenge_count() == (6, 6, 6, 6)
+    assert choice(tmp_path, "mha")["challenge"] is None
+    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 8)
+    again = work(make(CHALLENGED, tmp_path), near)
+    assert [key(run)[:3] for run in again] == [("mha", False, 3)] * 2
+    assert choice(tmp_path, "mha")["challenge"] is not None
 
 
 def test_without_tuning_the_variants_train_at_their_own_rates(tmp_path):
-    runs = work(make(replace(TUNED, learning_rates=None), tmp_path))
+    runs = work(make(replace(TUNED, tuning=None), tmp_path))
     assert {run.config.train.learning_rate for run in runs} == {0.01}
     assert not list(tmp_path.glob("*/tuning"))
 
@@ -178,8 +267,9 @@ def test_without_tuning_the_variants_train_at_their_own_rates(tmp_path):
 def test_a_rate_that_is_best_at_the_edge_of_the_bound_is_trained_and_recorded_as_such(tmp_path):
     schedule = make(TUNED.only(["mha"]), tmp_path)
     work(schedule, loss=lambda run: 5 - run.config.train.learning_rate)
-    assert choice(tmp_path, "mha")["learning_rate"] == 0.32
-    assert not choice(tmp_path, "mha")["interior"]
+    found = choice(tmp_path, "mha")
+    assert found["learning_rate"] > 0.32
+    assert (found["bracketed"], found["allowance"]) == (False, None)
     assert RunFolder(tmp_path, "mha", 0).status() == "finished"
 
 
@@ -190,7 +280,7 @@ def test_a_variant_that_diverges_at_every_rate_fails_with_its_reason(tmp_path):
     schedule = make(TUNED, tmp_path)
     work(schedule, loss)
     assert schedule.unfinished_variants() == []
-    assert schedule.verdict_count() == (6, 6, 6)
+    assert schedule.verdict_count() == (6, 6, 6, 6)
     summary = RunFolder(tmp_path, "mqa", 1).summary()
     assert summary["status"] == "failed"
     assert summary["reason"].startswith("it diverged at every learning rate that was tried: 0.0012")
@@ -201,7 +291,8 @@ def test_a_variant_that_diverges_at_every_rate_fails_with_its_reason(tmp_path):
 
 def test_a_tuning_run_that_fails_holds_its_variant_up_and_is_tried_again(tmp_path):
     def loss(run):
-        return "out of memory" if key(run) == ("mha", True, TUNING_SEED, 0.02) else loss_of(run)
+        seed = tuning_seed("mha")
+        return "out of memory" if key(run) == ("mha", True, seed, 0.02) else loss_of(run)
 
     schedule = make(TUNED, tmp_path)
     runs = work(schedule, loss)
@@ -209,21 +300,29 @@ def test_a_tuning_run_that_fails_holds_its_variant_up_and_is_tried_again(tmp_pat
     for seed in (0, 1):
         summary = RunFolder(tmp_path, "mha", seed).summary()
         assert summary["status"] == "failed"
-        assert "no learning rate was found for it: at 0.02: out of memory" in summary["reason"]
+        assert "no recipe was found for it: at 0.02: out of memory" in summary["reason"]
     assert RunFolder(tmp_path, "mqa", 1).status() == "finished"
     again = work(make(TUNED, tmp_path))
-    assert [key(run)[3] for run in again] == [0.02, 0.04, 0.02, 0.02]
+    assert [key(run)[3] for run in again[:2]] == [0.02, 0.04]
+    assert {run.variant for run in again} == {"mha"}
     assert choice(tmp_path, "mha")["failure"] is None
     assert RunFolder(tmp_path, "mha", 1).status() == "finished"
 
 
 def test_a_diverged_and_a_nan_loss_are_worse_than_any(tmp_path):
     def loss(run):
-        return {0.01: 5.0, 0.02: 4.0, 0.04: math.nan}.get(run.config.train.learning_rate)
+        return {0.01: 5.0, 0.02: 4.0, 0.04: math.nan, 0.0141421: 4.2}.get(
+            run.config.train.learning_rate
+        )
 
     work(make(TUNED.only(["mha"]), tmp_path), loss)
-    assert choice(tmp_path, "mha")["losses"] == {"0.01": 5.0, "0.02": 4.0, "0.04": None}
+    losses = choice(tmp_path, "mha")["losses"]
+    assert {name.partition(",")[0]: loss for name, loss in losses.items() if "-2" in name} == {
+        **{"lr-0.01": 5.0, "lr-0.0141421": 4.2, "lr-0.02": 4.0},
+        **{"lr-0.0282843": None, "lr-0.04": None},
+    }
     assert choice(tmp_path, "mha")["learning_rate"] == 0.02
+    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +330,7 @@ def test_a_diverged_and_a_nan_loss_are_worse_than_any(tmp_path):
     [
         (TUNED.override(["train.steps=13"]), r"train\.steps is 12 there, 13 requested"),
         (
-            replace(TUNED, learning_rates=None),
+            replace(TUNED, tuning=None),
             r"train\.learning_rate is 0\.02 there, 0\.01 requested",
         ),
     ],
@@ -247,12 +346,12 @@ def test_a_folder_that_was_tuned_otherwise_is_refused_before_any_run(tmp_path, s
 
 
 def test_runs_that_were_trained_untuned_are_no_runs_of_a_tuned_study(tmp_path):
-    work(make(replace(TUNED, learning_rates=None), tmp_path))
-    with pytest.raises(ValueError, match="trained before its learning rate was tuned"):
+    work(make(replace(TUNED, tuning=None), tmp_path))
+    with pytest.raises(ValueError, match="trained before its recipe was searched"):
         make(TUNED, tmp_path)
     work(make(TUNED, tmp_path / "tuned"))
     shutil.rmtree(tmp_path / "tuned" / "mha" / "tuning")
-    with pytest.raises(ValueError, match="trained before its learning rate was tuned"):
+    with pytest.raises(ValueError, match="trained before its recipe was searched"):
         make(TUNED, tmp_path / "tuned")
 
 

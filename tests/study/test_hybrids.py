@@ -14,6 +14,7 @@ from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.runner import plan
 from attnlab.study.load import load_study
+from attnlab.training.search import Recipe
 
 ATTENTION_LAYERS = {
     "deltanet": [],
@@ -68,13 +69,12 @@ def test_the_hybrids_are_as_specified():
         }
 
 
-def test_the_learning_rates_are_those_of_the_published_search():
+def test_the_first_rates_are_those_of_the_published_search_at_full_length():
     study = load_study("hybrids")
-    assert study.learning_rates.grid(1e-3) == (1e-3, 2e-3)
-    assert study.learning_rates.grid(2e-3) == (2e-3, 4e-3)
-    assert study.learning_rates.decide(1e-3, {1e-3: 4.0, 2e-3: 4.1}).rates == (5e-4,)
-    assert study.learning_rates.decide(2e-3, {2e-3: 4.0, 4e-3: 4.1}).rates == (1e-3,)
-    assert study.tuning_run("transformer", 2e-3).config.train.steps == 200
+    assert study.tuning.multiples == (1, 2)
+    run = study.tuning_run("transformer", Recipe(4e-3, 90))
+    assert (run.config.train.steps, run.config.train.warmup_steps) == (300, 90)
+    assert run.config.train.learning_rate == 4e-3
 
 
 def test_the_sizes_of_the_hybrids():

@@ -11,10 +11,11 @@ from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
-from attnlab.record import StudyRecord, tuning_runs
+from attnlab.record import StudyRecord, tuning_runs, tuning_seed
 from attnlab.study.load import load_study, shipped, shipped_names
 from attnlab.study.study import Study
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import EvalConfig, Tuning
+from attnlab.training.search import Recipe
 
 
 def test_the_mechanisms_study_is_as_specified():
@@ -39,8 +40,7 @@ def test_the_mechanisms_study_is_as_specified():
         assert config.data.to_dict()["tokenizer"] == {"kind": "bpe", "vocab_size": 32_000}
     assert study.variants["gqa_1"] == study.variants["mqa"]
     assert study.seeds == 5
-    assert study.learning_rates.grid(3e-4) == (1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
-    assert (study.learning_rates.factor, study.learning_rates.most) == (2, 7)
+    assert study.tuning == Tuning(multiples=(4, 8, 16, 32))
     kinds = [hypothesis.kind() for hypothesis in study.hypotheses]
     assert kinds == ["ranked", *["better"] * 2, "needed_in_every_layer", "ordered", "equivalent"]
 
@@ -63,7 +63,7 @@ def test_attention_is_replaced_layer_by_layer():
     first = load_study("mechanisms")
     for name, same in (("mha", "mha"), ("identity", "identity"), ("sliding", "sliding_256")):
         assert study.variants[name] == first.variants[same]
-    assert (study.seeds, study.learning_rates) == (first.seeds, first.learning_rates)
+    assert (study.seeds, study.tuning) == (first.seeds, first.tuning)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,13 @@ def test_the_runs_that_ship_are_those_of_the_study(name):
             if run.status() == "absent":
                 continue
             written, data = run.config(), run.environment()["data"]
-            rate = written["train"]["learning_rate"]
-            if run.recipe is not None:
-                again = study.tuning_run(variant, rate)
-            else:
-                again = study.verdict_run(variant, written["seed"], rate)
-            assert again.config.identity(data["fingerprint"]) == written["identity"], run.path
+            again, searched = study.variants[variant], ["learning_rate", "warmup_steps"]
+            if run.recipe is not None:  # an older search had fewer steps
+                again = replace(again, eval=EvalConfig())
+                searched.append("steps")
+            train = {name: written["train"][name] for name in searched}
+            again = replace(again, seed=written["seed"], train=replace(again.train, **train))
+            assert again.identity(data["fingerprint"]) == written["identity"], run.path
             found += 1
     assert found >= 15
 
@@ -134,7 +135,7 @@ def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
         for config in study.variants.values():
             model = replace(config.model, mechanisms=first.model.mechanisms)
             same = replace(config, model=model)
-            if study.learning_rates is not None:  # each is tuned from a rate of its own
+            if study.tuning is not None:  # each is tuned from a rate of its own
                 same = same.with_learning_rate(first.train.learning_rate)
             assert same == first
 
@@ -158,7 +159,7 @@ def test_runs_go_seed_by_seed():
     runs = [(run.seed, run.variant) for run in tiny_study.study.runs()]
     assert runs[:5] == [(0, "mha"), (0, "mqa"), (0, "sparse"), (0, "identity"), (1, "mha")]
     assert len(runs) == 8
-    tuned = tiny_study.study.runs({"mha": 0.5})
+    tuned = replace(tiny_study.study, tuning=Tuning()).runs({"mha": Recipe(0.5, 2)})
     rates = {run.variant: run.config.train.learning_rate for run in tuned}
     assert rates == {"mha": 0.5, "mqa": 0.01, "sparse": 0.01, "identity": 0.01}
 
@@ -242,15 +243,44 @@ def test_a_study_that_cannot_be_run_says_why(fields, message):
         Study(**{**whole, **fields})
 
 
-def test_rates_are_tried_at_fewer_steps_where_the_study_says_so():
-    rates = LearningRates(steps=20)
-    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=50))
-    study = Study(question="q", variants={"mha": config}, learning_rates=rates)
-    assert study.tuning_run("mha", 1e-3).config.train.steps == 20
-    assert study.verdict_run("mha", 0).config.train.steps == 50
-    assert study.override(["train.steps=15"]).tuning_run("mha", 1e-3).config.train.steps == 15
-    with pytest.raises(ConfigError, match=r"learning_rates.steps: the peak is never reached"):
-        study.override(["train.warmup_steps=20"])
+def test_a_recipe_changes_what_was_searched_and_nothing_else():
+    tuning = Tuning(settings={"train.weight_decay": (0.0, 0.1), "model.dropout": (0.0, 0.1)})
+    study = Study(question="q", variants={"mha": tiny_study.base}, tuning=tuning)
+    recipe = Recipe(0.02, 6, (("weight_decay", 0.1), ("dropout", 0.0)))
+    run = study.tuning_run("mha", recipe)
+    train = replace(
+        tiny_study.base.train, learning_rate=0.02, warmup_steps=6, weight_decay=0.1, keep="none"
+    )
+    model = replace(tiny_study.base.model, dropout=0.0)
+    seed = tuning_seed("mha")
+    assert run.config == replace(tiny_study.base, model=model, train=train, seed=seed)
+    assert run.recipe == "lr-0.02,warmup_steps-6,weight_decay-0.1,dropout-0"
+    assert Recipe.parse(run.recipe) == recipe
+    assert study.verdict_run("mha", 1, recipe).config == replace(
+        run.config, seed=1, train=replace(train, keep=tiny_study.base.train.keep)
+    )
+
+
+def test_another_batch_size_reads_the_same_number_of_tokens():
+    tuning = Tuning(settings={"train.batch_size": (2, 4)})
+    study = Study(question="q", variants={"mha": tiny_study.base}, tuning=tuning)
+    train = study.tuning_run("mha", Recipe(0.01, 6, (("batch_size", 4),))).config.train
+    assert (train.batch_size, train.steps, train.warmup_steps) == (4, 6, 3)
+    assert (train.log_every, train.eval_every, train.checkpoint_every) == (2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"settings": {"train.weight_dekay": (0, 1)}}, "is not a number among the settings"),
+        ({"settings": {"train.compile": (0, 1)}}, "is not a number among the settings"),
+        ({"settings": {"model.dropout": (0, 2)}}, r"tuning.settings.model.dropout: 2: .*\[0, 1\)"),
+        ({"settings": {"train.batch_size": (2, 2.5)}}, "tuning.settings.train.batch_size: 2.5: "),
+    ],
+)
+def test_settings_that_cannot_be_tuned_are_refused_before_any_run(tuning, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(tiny_study.study, tuning=Tuning(**tuning))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Trial
 from attnlab.study.study import Study
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import Tuning
 from support import tiny_study
 
 BASE = tiny_study.base  # its own rate is 0.01
@@ -16,14 +16,15 @@ TUNED = Study(
     question="?",
     variants=tiny_study.study.only(["mha", "mqa", "identity"]).variants,
     seeds=2,
-    learning_rates=LearningRates(multiples=(1, 2, 4), most=6),
+    tuning=Tuning(multiples=(1, 2, 4), most=6, challenge=False),
 )
 BEST = {"mha": 0.02, "mqa": 0.08, "identity": 0.005}  # mqa and identity: one further out
+TUNING_RUNS = {"mha": 7, "mqa": 9, "identity": 9}  # two each for the warm-up, two half octaves
 
 
 def loss_of(run):
     rate = run.config.train.learning_rate
-    return 5 + math.log2(rate / BEST.get(run.variant, 0.02)) ** 2
+    return 5 + round(math.log2(rate / BEST.get(run.variant, 0.02)) ** 2, 4)  # rates are rounded
 
 
 def make(study, study_dir, fingerprint="data"):

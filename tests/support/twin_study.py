@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import Tuning
 from support import tiny_study
 
 _train = replace(tiny_study.base.train, steps=60, eval_every=60, checkpoint_every=20)
@@ -11,5 +11,5 @@ study = replace(
     tiny_study.study,
     seeds=1,
     variants={"mha": _base, "twin": _base},
-    learning_rates=LearningRates(multiples=(1, 2), most=3),
+    tuning=Tuning(multiples=(1, 2), most=3, warmup=False),
 )

@@ -1,70 +1,95 @@
-"""Sensitivity of the loss to the learning rate, from the runs that tuned it.
+"""The recipe of each variant and the sensitivity of its loss to the learning rate.
 
     loss(rate) = best + curvature * log2(rate / best rate)^2
 
-fitted through the chosen rate and its two neighbours: a parabola in the logarithm of the rate.
+fitted through the best rate that was tried and its two neighbours: a parabola in the logarithm of
+the rate. They are runs with the chosen warm-up and the other chosen settings.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
 from attnlab.analysis.table import Table, Variant
-from attnlab.record import rate_of, read_tuning_choice, tuning_runs
+from attnlab.record import TUNING_SEED, rate_of, read_tuning_choice, tuning_runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateCurve:
-    """The validation loss of one variant against its peak learning rate."""
+    """The recipe of one variant, and its validation loss against the peak learning rate."""
 
-    rates: tuple[float, ...]  # ascending
+    rates: tuple[float, ...]  # ascending, those tried with the chosen warm-up and settings
     losses: tuple[float | None, ...]  # nats/token; None if it diverged
-    chosen: float
+    chosen: float  # the best of `rates`, or the vertex of the parabola between two of them
     interior: bool  # the optimum is bracketed: a lower and a higher rate were no better
     curvature: float | None  # nats/token per squared factor of 2; None without a minimum
     within_factor_2: float | None  # loss increase at 2x the rate or half of it, nats/token
+    warmup_steps: int | None = None
+    settings: Mapping[str, float] = field(default_factory=dict[str, float])  # further tuned ones
+    allowance: float | None = None  # nats/token that the search can have missed; None: no bound
+    runs: int = 0  # that searched the recipe, with all warm-ups and settings
+    challenged: bool = False  # each seed has the rate, of three, that the other seeds chose
 
 
 def rate_curves(table: Table) -> dict[str, RateCurve]:
-    """Return the curve of each variant whose learning rate was tuned, as far as that has come."""
+    """Return the curve of each variant whose recipe was searched, as far as that has come."""
     curves = {variant.name: _curve(variant) for variant in table.variants}
     return {name: curve for name, curve in curves.items() if curve is not None}
 
 
+def _choice(variant: Variant) -> Mapping[str, Any]:
+    return read_tuning_choice(variant.folder.parent, unquote(variant.folder.name))
+
+
 def _curve(variant: Variant) -> RateCurve | None:
-    losses = _losses(variant)
+    choice = _choice(variant)
+    warmup_steps = choice.get("warmup_steps")
+    losses = _losses(variant.folder, choice)
     worth = {rate: loss for rate, loss in losses.items() if loss is not None}
     if not worth:
         return None
-    used = variant.config.get("train", {}).get("learning_rate")
-    chosen = used if used in worth else min(worth, key=lambda rate: worth[rate])
+    used = choice.get("learning_rate") or variant.config.get("train", {}).get("learning_rate")
+    best = used if used in worth else min(worth, key=lambda rate: worth[rate])
     rates = list(losses)
-    place = rates.index(chosen)
+    place = rates.index(best)
     around = rates[max(0, place - 1) : place + 2]
-    beside = [losses[rate] for rate in around if rate != chosen]
+    beside = [losses[rate] for rate in around if rate != best]
     fitted = _parabola({rate: worth[rate] for rate in around if rate in worth})
+    chosen = best if used is None or warmup_steps is None else used
     return RateCurve(
         rates=tuple(rates),
         losses=tuple(losses.values()),
         chosen=chosen,
-        interior=len(beside) == 2 and all(x is None or x >= worth[chosen] for x in beside),
+        interior=len(beside) == 2 and all(x is None or x >= worth[best] for x in beside),
         curvature=None if fitted is None else fitted[0],
         within_factor_2=None if fitted is None else _rise(fitted, math.log2(chosen)),
+        warmup_steps=warmup_steps,
+        settings=choice.get("settings") or {},
+        allowance=choice.get("allowance"),
+        runs=len(choice.get("losses") or losses),
+        challenged=choice.get("challenge") is not None,
     )
 
 
-def _losses(variant: Variant) -> dict[float, float | None]:
-    """Return the loss by rate, ascending, of runs that finished or diverged (None)."""
+def _losses(folder: Path, choice: Mapping[str, Any]) -> dict[float, float | None]:
+    """Return the loss by rate, ascending, of runs that finished or diverged (None).
+
+    With a chosen recipe, these are the runs that differ from it in the rate alone.
+    """
+    _, _, rest = (choice.get("recipe") or "").partition(",")
     found: dict[float, float | None] = {}
-    name = unquote(variant.folder.name)
-    for folder in tuning_runs(variant.folder.parent, name):
-        summary = folder.summary() or {}
+    for run in tuning_runs(folder.parent, unquote(folder.name)):
+        summary, recipe = run.summary() or {}, run.recipe or ""
+        if run.seed < TUNING_SEED or (rest and recipe.partition(",")[2] != rest):
+            continue
         if summary.get("status") in ("finished", "diverged"):
             finished = summary["status"] == "finished"
-            found[rate_of(folder.recipe or "")] = summary.get("final_loss") if finished else None
+            found[rate_of(recipe)] = summary.get("final_loss") if finished else None
     return found
 
 
@@ -109,7 +134,7 @@ def tuning_of(table: Table, names: Sequence[str]) -> Tuning:
         name = variant.name
         if name not in names:
             continue
-        choice = read_tuning_choice(variant.folder.parent, unquote(variant.folder.name))
+        choice = _choice(variant)
         if "allowance" in choice:
             bound = choice["allowance"]
             allowance[name] = math.inf if bound is None else float(bound)

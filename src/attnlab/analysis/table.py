@@ -7,7 +7,7 @@ perplexities. A folder can be read at any time: before the first run has ended, 
 written.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,13 @@ from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.fairness import unlike
 from attnlab.analysis.sentences import in_words, listed
 from attnlab.analysis.statistics.paired import Estimate
-from attnlab.record import RunFolder, Status, StudyRecord, folder_name
+from attnlab.record import (
+    RunFolder,
+    Status,
+    StudyRecord,
+    folder_name,
+    read_tuning_choice,
+)
 
 # keys of summary.json; losses in nats/token, times in seconds
 NUMBERS = (
@@ -182,11 +188,25 @@ def read_table(study_dir: Path) -> Table:
     study = StudyRecord.read(study_dir)
     variants = tuple(
         variant_of(
-            name, study_dir / folder_name(name), tuple(read_run(folder) for folder in folders)
+            name,
+            study_dir / folder_name(name),
+            tuple(read_run(folder) for folder in _challenged(study_dir, name, folders)),
         )
         for name, folders in study.runs(study_dir).items()
     )
     return Table(path=study_dir, study=study, variants=variants)
+
+
+def _challenged(study_dir: Path, variant: str, folders: Iterable[RunFolder]) -> Iterator[RunFolder]:
+    """Yield each seed's run: of a variant that was challenged, at the rate chosen for that seed."""
+    choice = read_tuning_choice(study_dir, variant)
+    by_seed = (choice.get("challenge") or {}).get("recipe_by_seed", {})
+    for folder in folders:
+        recipe = by_seed.get(str(folder.seed), choice.get("recipe"))
+        if recipe == choice.get("recipe"):
+            yield folder
+        else:
+            yield RunFolder(study_dir, variant, folder.seed, recipe=recipe)
 
 
 def read_run(folder: RunFolder) -> Run:

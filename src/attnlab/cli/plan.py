@@ -20,7 +20,9 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     console.print(_grid(plan))
     runs = f"{_runs(plan.verdict_runs)} for the verdict"
     if plan.tuning_runs.at_most:
-        runs = f"{_runs(plan.tuning_runs)} to tune learning rates, then {runs}"
+        runs = f"{_runs(plan.tuning_runs)} to search recipes, then {runs}"
+    if plan.challenge_runs.at_most:
+        runs += f", then {_runs(plan.challenge_runs)} to challenge differences that may be tuning's"
     checkpoints = plan.checkpoint_bytes
     lines = {
         "runs": runs,
@@ -59,7 +61,7 @@ def _bound(variant: VariantPlan, text: str) -> str:
 def _runs(runs: RunCount) -> str:
     bounds = f"{runs.at_least}"
     if runs.at_most > runs.at_least:
-        bounds += f" to {runs.at_most}"
+        bounds = f"{runs.expected} expected, {runs.at_least} to {runs.at_most}"
     return f"{bounds} ({runs.done} done)" if runs.done else bounds
 
 
@@ -67,13 +69,13 @@ def _time(plan: Plan) -> str:
     if plan.seconds is None:
         name, reason = next(iter(plan.not_timed.items()))
         return f"not timed: {name}: {shorten(reason, 300, placeholder=' ...')}"
-    least, most = map(duration, plan.seconds)
-    bounds = least if least == most else f"{least} to {most}"
+    least, expected, most = map(duration, plan.seconds)
+    bounds = expected if least == most else f"{expected} expected, {least} to {most}"
     workers = f"{plan.workers} worker" if plan.workers == 1 else f"{plan.workers} workers"
     where = f"{workers} on {', '.join(plan.devices)}"
     if plan.measured:
         return f"about {bounds}, {where}"
-    return f"at least {bounds}, {where}"
+    return f"at least {least}, {where}"
 
 
 def _power(plan: Plan) -> str:

@@ -19,7 +19,7 @@ from rich.text import Text
 from attnlab.analysis import numbers
 from attnlab.cli.console import Output, first_line
 from attnlab.runner.events import Ended, RunEvent
-from attnlab.runner.schedule import StudySchedule
+from attnlab.runner.schedule import RunCount, StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
 
@@ -31,7 +31,7 @@ class StudyProgress:
     """Bars on a terminal, and a line per finished run; elsewhere more lines in place of the bars.
 
     The study's bar counts the steps of this call: those done, of those done and still to do. The
-    remaining time follows from it, and increases when a learning-rate search is extended.
+    remaining time follows from it, and increases when the search of a recipe is extended.
     """
 
     def __init__(self, schedule: StudySchedule, console: Output) -> None:
@@ -51,7 +51,7 @@ class StudyProgress:
         )
         self.study = self.bars.add_task("study", total=schedule.steps_left(), rate="steps")
         self.steps_done = 0  # of all runs
-        self.active = dict[tuple[str, int, float], _Active]()
+        self.active = dict[tuple[str, int, str | None], _Active]()
         self.printed = time.monotonic()  # when the last line was printed
 
     def __enter__(self) -> Self:
@@ -73,8 +73,8 @@ class StudyProgress:
             if ended := self.active.pop(_key(run), None):
                 self.bars.remove_task(ended.bar)
             self._line(run, event)
-            if happened.tuned is not None:
-                self._print(INDENT, _tuning_outcome(happened.tuned))
+            for tuned in happened.tuned:
+                self._print(INDENT, _tuning_outcome(tuned))
         elif _key(run) not in self.active:
             bar = self.bars.add_task(
                 _name(run), total=event.steps, completed=event.step, rate="starting"
@@ -116,10 +116,11 @@ class StudyProgress:
 
     def _ended(self) -> str:
         """Return the number of ended runs, of all runs; "+" while a search may add runs."""
-        tuning, verdict = self.schedule.tuning_count(), self.schedule.verdict_count()
-        more = "+" if tuning.at_most > tuning.at_least else ""
-        ended, known = tuning.done + verdict.done, tuning.at_least + verdict.at_least
-        return f"{ended:>3}/{known}{more}"
+        schedule = self.schedule
+        counts = (schedule.tuning_count(), schedule.verdict_count(), schedule.challenge_count())
+        total = RunCount.total(counts)
+        more = "+" if total.at_most > total.at_least else ""
+        return f"{total.done:>3}/{total.at_least}{more}"
 
 
 @dataclass
@@ -130,24 +131,33 @@ class _Active:
     step: int
 
 
-def _key(run: Run) -> tuple[str, int, float]:
-    return run.variant, run.seed, run.config.train.learning_rate
+def _key(run: Run) -> tuple[str, int, str | None]:
+    return run.variant, run.seed, run.recipe
 
 
 def _name(run: Run) -> str:
-    if run.tunes:
-        return f"{run.variant} at {run.config.train.learning_rate:g}"
-    return f"{run.variant} seed {run.seed}"
+    seed = f"{run.variant} seed {run.seed}"
+    if run.recipe is None:
+        return seed
+    train = run.config.train
+    recipe = f"at {train.learning_rate:g}, warm-up {train.warmup_steps}"
+    return f"{run.variant} {recipe}" if run.tunes else f"{seed} {recipe}"
 
 
 def _tuning_outcome(tuned: TuningResult) -> Text:
-    """Return the outcome of a variant's learning-rate search as a sentence."""
-    if tuned.failure is not None:
-        return Text(f"{tuned.variant}: {tuned.failure}", "bold red")
-    lowest, highest = min(tuned.losses), max(tuned.losses)
-    found = f"{tuned.variant}: learning rate {tuned.rate:g}"
-    if tuned.bracketed:
-        return Text(f"{found}, the best of {len(tuned.losses)} from {lowest:g} to {highest:g}")
-    edge = "highest" if tuned.rate == highest else "lowest"
-    beyond = ("the optimum is not bracketed", "yellow")
-    return Text.assemble(f"{found}, the {edge} of {len(tuned.losses)} tried: ", beyond)
+    """Return the outcome of the search for a variant's recipe, or of its challenge, in words."""
+    name, recipe = tuned.variant, tuned.search.recipe
+    if tuned.failure is not None or recipe is None:
+        return Text(f"{name}: {tuned.failure}", "bold red")
+    if tuned.challenge is not None:
+        rates = [tried.learning_rate for tried in tuned.challenge.by_seed().values()]
+        mean = f"{sum(rates) / len(rates):.3g}"
+        beside = f"{name}: challenged at rates beside {recipe.learning_rate:g}"
+        return Text(f"{beside}; now {mean} on average")
+    found = f"{name}: learning rate {recipe.learning_rate:g}, warm-up {recipe.warmup_steps} steps"
+    found += "".join(f", {setting} {value:g}" for setting, value in recipe.settings)
+    tried = f"{min(tuned.rates()):g} to {max(tuned.rates()):g}"
+    if tuned.allowance is not None:
+        return Text(f"{found}; {len(tuned.search.tried)} runs from {tried}")
+    beyond = (f"the optimum is not bracketed by {tried}", "yellow")
+    return Text.assemble(f"{found}: ", beyond)

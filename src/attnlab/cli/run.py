@@ -206,8 +206,8 @@ def _announce(schedule: "StudySchedule", output: Output) -> None:
         done = f", {tuning.done} of them done" if tuning.done else ""
         bounds = f"{tuning.at_least}"
         if tuning.at_most > tuning.at_least:
-            bounds += f" to {tuning.at_most}"
-        verbatim(f"first, {bounds} runs to tune learning rates{done}", output)
+            bounds = f"about {tuning.expected} ({tuning.at_least} to {tuning.at_most})"
+        verbatim(f"first, {bounds} runs to search recipes{done}", output)
 
 
 def _count(number: int, word: str) -> str:

@@ -201,7 +201,8 @@ def _decode(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     if origin is tuple:
         return _sequence(arguments, value, path, found)
     if origin is Mapping:
-        return _numbered(arguments[1], value, path, found)
+        decode = _named if arguments[0] is str else _numbered
+        return decode(arguments[1], value, path, found)
     if isinstance(hint, type) and issubclass(hint, Config):
         if isinstance(value, hint):
             return value
@@ -245,6 +246,17 @@ def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem
     return tuple(_decode(hint, item, join(path, str(i)), found) for i, (hint, item) in pairs)
 
 
+def _named(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
+    """Decode a mapping from names; return it in the order given."""
+    if not isinstance(value, Mapping):
+        found.append(Problem(path, f"expected an object, got {value!r}"))
+        return value
+    items = cast("Mapping[Any, Any]", value).items()
+    return FrozenMap(
+        {str(key): _decode(hint, item, join(path, str(key)), found) for key, item in items}
+    )
+
+
 def _numbered(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     """Decode a mapping from whole numbers, which are texts in JSON; return it in their order."""
     if not isinstance(value, Mapping):
@@ -268,7 +280,7 @@ def _encode(value: object) -> object:
     if isinstance(value, tuple):
         return [_encode(item) for item in cast("tuple[object, ...]", value)]
     if isinstance(value, FrozenMap):
-        items = cast("FrozenMap[int, object]", value).items()
+        items = cast("FrozenMap[int | str, object]", value).items()
         return {str(key): _encode(item) for key, item in items}
     return value
 

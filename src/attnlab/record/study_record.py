@@ -25,7 +25,7 @@ class StudyRecord:
     command: str
     attnlab_version: str
     checked: bool = False  # every mechanism passed the checks before its runs were trained
-    learning_rates: Json | None = None  # how they were tuned; None: the rates of the variants
+    tuning: Json | None = None  # how recipes were searched; None: those in the variants' settings
     match: Json | None = None  # what all variants share, and the remaining relative "mismatch"
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
@@ -50,7 +50,7 @@ class StudyRecord:
             variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
             seeds=tuple(sorted({*before.seeds, *self.seeds})),
             checked=self.checked and before.checked,
-            learning_rates=self.learning_rates or before.learning_rates,
+            tuning=self.tuning or before.tuning,
             match=match,
             families={
                 name: tuple(
@@ -84,6 +84,7 @@ class StudyRecord:
         if not path.is_file():
             raise ValueError(f"no study in {study_dir}: there is no {path}")
         recorded = parse(path.read_text(encoding="utf-8"), path)
+        recorded.setdefault("tuning", recorded.get("learning_rates"))  # the name in older records
         known = {field.name: field for field in dataclass_fields(cls)}
         found = {name: value for name, value in recorded.items() if name in known}
         required = [

@@ -40,7 +40,7 @@ class RunEvent(NamedTuple):
 
     run: Run
     event: Event
-    tuned: TuningResult | None = None  # of the learning-rate search that this event ended
+    tuned: tuple[TuningResult, ...] = ()  # of the searches and challenges that this event ended
 
 
 class Started(NamedTuple):

@@ -3,10 +3,10 @@
     run   = start + steps x step + evaluations x validation + checkpoints x save + test
     time  = seconds of all runs / workers        disk = checkpoints that stay + records
 
-While learning rates are searched, both have a lower and an upper bound. The timed steps are those
-of the run itself, on its own device; a part of the validation split is scored, and the time scaled.
-If a few steps would take long, as those of a large model on a CPU do, nothing is run: their matrix
-products at the rate of one that is timed are a lower bound.
+While recipes are searched, time has a lower bound, an expected value and an upper bound. The timed
+steps are those of the run itself, on its own device; a part of the validation split is scored, and
+the time scaled. If a few steps would take long, as those of a large model on a CPU do, nothing is
+run: their matrix products at the rate of one that is timed are a lower bound.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from attnlab.training import checkpoint
 from attnlab.training.assemble import step_of_run
 from attnlab.training.checkpoint import KEPT
 from attnlab.training.evaluate import HeldOut
+from attnlab.training.recipe import start_of
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
 
@@ -70,7 +71,7 @@ class RunTime(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Time and disk of the runs that remain on a schedule."""
+    """Time and disk of the runs that remain on a schedule: at least, expected, and at most."""
 
     schedule: StudySchedule
     workers: int
@@ -82,31 +83,34 @@ class Forecast:
         found = self.run_times.get(variant)
         return None if found is None else found.seconds(self.schedule.study.variants[variant])
 
-    def seconds(self) -> tuple[float, float] | None:
-        """Return a lower and an upper bound for all remaining runs; None if one was not timed."""
+    def seconds(self) -> tuple[float, float, float] | None:
+        """Return a lower bound, the expected value and an upper bound for all remaining runs.
+
+        None if a variant was not timed.
+        """
         left = self.schedule.unfinished_variants()
         if not left:
-            return 0.0, 0.0
-        least, most, first_runs = 0.0, 0.0, 0.0
+            return 0.0, 0.0, 0.0
+        study, first_runs = self.schedule.study, 0.0
+        bounds, longest = [0.0, 0.0, 0.0], 0.0
         for variant in left:
             verdict_run = self.run_seconds(variant)
             if verdict_run is None:
                 return None
-            study = self.schedule.study
-            own_rate = study.variants[variant].train.learning_rate
-            tuning_config = study.tuning_run(variant, own_rate).config
-            tuning_run = self.run_times[variant].seconds(tuning_config)
-            for count, seconds in (
-                (self.schedule.verdict_count([variant]), verdict_run),
-                (self.schedule.tuning_count([variant]), tuning_run),
-            ):
-                fewest, largest = count.left()
-                least += fewest * seconds
-                most += largest * seconds
+            counts = [(self.schedule.verdict_count([variant]), verdict_run)]
+            if study.tuning is not None:
+                own = start_of(study.variants[variant], study.tuning).recipe
+                tuning_run = self.run_times[variant].seconds(study.tuning_run(variant, own).config)
+                counts.append((self.schedule.tuning_count([variant]), tuning_run))
+            for count, seconds in counts:
+                bounds = [b + n * seconds for b, n in zip(bounds, count.left(), strict=True)]
             first_runs += self.run_times[variant].first_run  # at most once per worker and variant
-        workers = self.workers
-        lower = WORKER_START + (least + first_runs) / workers
-        return lower, WORKER_START + most / workers + first_runs
+            longest = max(longest, verdict_run)
+        for i, n in enumerate(self.schedule.challenge_count().left()):
+            bounds[i] += n * longest
+        least, expected, most = (seconds / self.workers for seconds in bounds)
+        lower = WORKER_START + least + first_runs / self.workers
+        return lower, expected + (lower - least), WORKER_START + most + first_runs
 
     def checkpoint_bytes(self) -> int:
         """Return an upper bound: the checkpoints that stay, and those of the runs in progress."""
@@ -131,8 +135,9 @@ class Forecast:
             lines = math.ceil(train.steps / train.log_every)
             lines += math.ceil(train.steps / train.eval_every)
             tokenizer_bytes = self.tokenizer_bytes.get(variant, 0)
-            runs = self.schedule.verdict_count([variant]).left()[1]
-            runs += self.schedule.tuning_count([variant]).left()[1]
+            counts = (self.schedule.verdict_count, self.schedule.tuning_count)
+            runs = sum(count([variant]).left()[-1] for count in counts)
+            runs += self.schedule.challenge_count([variant]).left()[-1]
             total += runs * (RECORD_BYTES + LINE_BYTES * lines + tokenizer_bytes)
         return total
 

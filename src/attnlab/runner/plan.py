@@ -67,9 +67,12 @@ class Plan:
     seeds: int
     tuning_runs: RunCount
     verdict_runs: RunCount
+    challenge_runs: RunCount
     workers: int
     devices: tuple[str, ...]
-    seconds: tuple[float, float] | None  # lower and upper bound; None if a variant was not timed
+    seconds: (
+        tuple[float, float, float] | None
+    )  # lower bound, expected, upper bound; None: not timed
     checkpoint_bytes: int
     record_bytes: int
     power: Power
@@ -98,6 +101,7 @@ class Plan:
             "runs": {
                 "tuning": self.tuning_runs._asdict(),
                 "verdict": self.verdict_runs._asdict(),
+                "challenge": self.challenge_runs._asdict(),
             },
             "problems": list(self.problems),
             "notes": list(self.notes),
@@ -127,7 +131,7 @@ class Plan:
         }
 
 
-_BOUNDS = ("at_least", "at_most")
+_BOUNDS = ("at_least", "expected", "at_most")
 
 
 def plan(  # noqa: PLR0913  one parameter per option
@@ -231,6 +235,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         seeds=chosen.seeds,
         tuning_runs=schedule.tuning_count(),
         verdict_runs=schedule.verdict_count(),
+        challenge_runs=schedule.challenge_count(),
         workers=len(slots),
         devices=tuple(dict.fromkeys(slot.device for slot in slots)),
         seconds=forecast.seconds(),

@@ -73,7 +73,7 @@ class Request:
         if self.seeds is not None:
             study = dataclasses.replace(study, seeds=self.seeds)
         if not self.tune:
-            study = dataclasses.replace(study, learning_rates=None)
+            study = dataclasses.replace(study, tuning=None)
         steps = [] if self.steps is None else [f"train.steps={self.steps}"]
         assignments = [*steps, *self.overrides]
         changed = study.override(assignments) if assignments else study

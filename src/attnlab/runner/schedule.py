@@ -1,24 +1,26 @@
 """The schedule of a study: the runs that remain, and the order in which they start.
 
-    runs that tune a variant's learning rate ─► its rate ─► its runs for the verdict
-          ▲                                      │
-          └── more rates, until the best one is bracketed
+    runs that search recipes ─► a recipe per variant ─► runs for the verdict ─► challenges
+       ▲                     │
+       └── further recipes ◄─┘
 
-The next rates of a variant, and the rate of its verdict, follow from the runs that have ended.
-They are read from the run folders, so that the same command resumes an interrupted study. Workers
-of any kind take runs with `next` and report their ends with `finished`.
+What is next follows from the runs that have ended, by functions of their losses alone
+(`training.search`). They are read from the run folders, so that the same command resumes an
+interrupted study. Workers of any kind take runs with `next` and report their ends with `finished`.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from attnlab.config import differences
-from attnlab.record import RunFolder, rate_of, tuning_runs
+from attnlab.record import TUNING_SEED, RunFolder, tuning_runs, tuning_seed
+from attnlab.runner.decisions import Outcomes, Stage, Wanted, decisions
 from attnlab.study.study import Study
-from attnlab.training.recipe import RatesToTry, TuningResult, tuning_losses
+from attnlab.training.recipe import BESIDE, EXPECTED_CHALLENGES, TuningResult, start_of
 from attnlab.training.run import Run
+from attnlab.training.search import Recipe
 
 MOST_CONFLICTS_NAMED = 3
 
@@ -35,11 +37,22 @@ class RunCount(NamedTuple):
 
     done: int
     at_least: int  # in total, those that are done included
-    at_most: int  # larger than `at_least` while a learning rate is searched
+    expected: int
+    at_most: int  # larger than `at_least` while recipes are searched
 
-    def left(self) -> tuple[int, int]:
-        """Return the smallest and the largest number of runs that remain."""
-        return self.at_least - self.done, self.at_most - self.done
+    @classmethod
+    def exactly(cls, done: int, total: int) -> "RunCount":
+        """Return a count that is known."""
+        return cls(done, total, total, total)
+
+    @classmethod
+    def total(cls, counts: Iterable["RunCount"]) -> "RunCount":
+        """Return the sum of counts."""
+        return cls(*map(sum, zip(cls(0, 0, 0, 0), *counts, strict=True)))
+
+    def left(self) -> tuple[int, int, int]:
+        """Return the smallest, the expected and the largest number of runs that remain."""
+        return self.at_least - self.done, self.expected - self.done, self.at_most - self.done
 
 
 def open_schedule(
@@ -60,10 +73,11 @@ def open_schedule(
             study.verdict_run(variant, seed).folder(study_dir).finalize()
         for folder in tuning_runs(study_dir, variant):
             folder.finalize()
+    schedule = StudySchedule(study, study_dir, fingerprints)
     conflicts = [
         f"{folder.path}: {why}"
         for variant in study.variants
-        for folder, why in _conflicts(study, study_dir, variant, fingerprints[variant])
+        for folder, why in _conflicts(schedule, variant)
     ]
     if conflicts:
         more = len(conflicts) - MOST_CONFLICTS_NAMED
@@ -73,7 +87,7 @@ def open_schedule(
             + (f"\nand {more} more" if more > 0 else "")
             + f"\nchoose another --out, or remove these runs from {study_dir}"
         )
-    return StudySchedule(study, study_dir, fingerprints)
+    return schedule
 
 
 def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
@@ -117,171 +131,195 @@ def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
 class StudySchedule:
     """The runs of a study in progress: `next` hands one out, `finished` takes it back.
 
-    Constructing a schedule writes nothing; `record_decisions` and `finished` write the learning
-    rates that were chosen.
+    Constructing a schedule writes nothing; `record_decisions` and `finished` write the recipes that
+    were chosen.
     """
 
     def __init__(self, study: Study, study_dir: Path, fingerprints: Mapping[str, str]) -> None:
         """`fingerprints` holds the fingerprint of each variant's data."""
         self.study, self.study_dir, self.fingerprints = study, study_dir, fingerprints
         self.tuned = dict[str, TuningResult]()
-        self._waiting = list[PlannedRun]()
+        self._outcomes = Outcomes.read(study, study_dir)
+        self._planned = dict[Wanted, PlannedRun]()
         self._running = list[PlannedRun]()
-        self._done = list[PlannedRun]()  # now or earlier, whatever their outcome
-        for variant in study.variants:
-            if study.learning_rates is not None:
-                for rate in tuning_losses(self.study_dir, variant):
-                    self._done.append(self._planned(study.tuning_run(variant, rate)))
-            self._extend(variant)
+        self._waiting = list[Wanted]()
+        self._decide()
 
     def record_decisions(self) -> None:
-        """Write the learning rates that earlier runs decided."""
-        for variant in self.tuned:
-            self._record(variant)
+        """Write the recipes that earlier runs decided."""
+        for result in self.tuned.values():
+            self._record(result)
 
     def next(self) -> PlannedRun | None:
         """Return the run to start now; None if there is none, or none before another has ended.
 
-        Runs that tune a learning rate come first, since the verdict waits for them; then lower
-        seeds, then the order of the variants.
+        Runs that the search needs come first, since the verdict waits for them; then lower seeds,
+        then the order of the variants; then challenges. Where the search waits for other variants,
+        runs that it will need unless those change the warm-up keep a device busy.
         """
         if not self._waiting:
             return None
-        order = list(self.study.variants)
+        stages, order = list(get_args(Stage)), list(self.study.variants)
 
-        def priority(planned: PlannedRun) -> tuple[bool, int, int]:
-            run = planned.run
-            return not run.tunes, run.seed, order.index(run.variant)
+        def priority(wanted: Wanted) -> tuple[int, int, int]:
+            return stages.index(wanted.stage), wanted.seed or 0, order.index(wanted.variant)
 
-        planned = min(self._waiting, key=priority)
-        self._waiting.remove(planned)
-        self._running.append(planned)
-        return planned
+        wanted = min(self._waiting, key=priority)
+        self._waiting.remove(wanted)
+        self._running.append(self._plan(wanted))
+        return self._running[-1]
 
-    def finished(self, planned: PlannedRun) -> TuningResult | None:
+    def finished(self, planned: PlannedRun) -> tuple[TuningResult, ...]:
         """Take the end of a run that `next` returned, whatever its outcome; add what follows.
 
-        Returns the outcome of the search for its variant's learning rate if this run ended it.
+        Returns the results of the searches and challenges that this run ended.
         """
         self._running.remove(planned)
-        self._done.append(planned)
-        run = planned.run
-        if not run.tunes or run.variant in self.tuned:
-            return None
-        summary = run.folder(self.study_dir).summary() or {}
-        if summary.get("status") == "failed":
-            error = f"at {run.config.train.learning_rate:g}: {summary.get('reason')}"
-            self._waiting = [p for p in self._waiting if p.run.variant != run.variant]
-            self._decide(run.variant, rate=None, bracketed=False, error=error)
-        elif not any(p.run.variant == run.variant for p in self._unfinished()):
-            self._extend(run.variant)
-        if run.variant not in self.tuned:
-            return None
-        self._record(run.variant)
-        return self.tuned[run.variant]
+        self._outcomes.add(planned.run, self.study_dir)
+        before = dict(self.tuned)
+        self._decide()
+        ended = tuple(found for name, found in self.tuned.items() if before.get(name) != found)
+        for result in ended:
+            self._record(result)
+        return ended
 
     def unfinished_variants(self) -> list[str]:
         """Return the variants with runs that are not done, in the study's order."""
-        unfinished = {planned.run.variant for planned in self._unfinished()}
+        unfinished = {wanted.variant for wanted in self._waiting}
+        unfinished |= {planned.run.variant for planned in self._running} | set(self._untuned())
         return [variant for variant in self.study.variants if variant in unfinished]
 
     def steps_left(self) -> int:
         """Return the training steps of all runs that are not done, as far as they are known."""
-        runs = [planned.run.config for planned in self._unfinished()]
-        searched = [self.study.variants[name] for name in self._untuned()]
-        return sum(config.train.steps for config in [*runs, *searched * self.study.seeds])
+        variants = [wanted.variant for wanted in self._waiting]
+        variants += [planned.run.variant for planned in self._running]
+        variants += self._untuned() * self.study.seeds
+        return sum(self.study.variants[name].train.steps for name in variants)
 
     def verdict_count(self, variants: Iterable[str] | None = None) -> RunCount:
-        """Count the runs for the verdict, of some variants or of all."""
+        """Count the runs for the verdict, of some variants or of all, without challenges."""
         chosen = list(self.study.variants if variants is None else variants)
-        done = sum(not p.run.tunes for p in self._done if p.run.variant in chosen)
-        planned = len(chosen) * self.study.seeds
-        return RunCount(done, planned, planned)
+        seeds = range(self.study.seeds)
+        failed = [name for name in chosen if name in self.tuned and self.tuned[name].failure]
+        done = sum(
+            name in failed or self._outcomes.ended(name, None, seed)
+            for name in chosen
+            for seed in seeds
+        )
+        return RunCount.exactly(done, len(chosen) * len(seeds))
 
     def tuning_count(self, variants: Iterable[str] | None = None) -> RunCount:
-        """Count the runs that tune the learning rate, of some variants or of all."""
+        """Count the runs that search recipes, of some variants or of all."""
+        counts = list[RunCount]()
+        for name in self.study.variants if variants is None else variants:
+            failed = sum(one == name and seed == tuning_seed(one) for one, _, seed in self._failed)
+            done = len(self._outcomes.tuning[name]) + failed
+            known = done + self._open(name, "tuning")
+            if self.study.tuning is not None and name not in self.tuned:
+                counts.append(RunCount(done, *(max(known, n) for n in self.study.tuning.bounds())))
+            else:
+                counts.append(RunCount.exactly(done, known))
+        return RunCount.total(counts)
+
+    def challenge_count(self, variants: Iterable[str] | None = None) -> RunCount:
+        """Count the runs of challenges; how many there are is known when the verdict's have ended.
+
+        Expected is the part of variants that are challenged in simulations.
+        """
         chosen = list(self.study.variants if variants is None else variants)
-        total = RunCount(0, 0, 0)
-        for variant in chosen:
-            done = sum(p.run.tunes for p in self._done if p.run.variant == variant)
-            known = done + sum(p.run.tunes for p in self._unfinished() if p.run.variant == variant)
-            most = self.study.tuning_bounds()[1] if variant in self._untuned() else 0
-            count = RunCount(done, known, max(known, most))
-            total = RunCount(*map(sum, zip(total, count, strict=True)))
-        return total
+        tuning, each = self.study.tuning, (len(BESIDE) - 1) * self.study.seeds
+        done, known = 0, 0
+        for name in chosen:
+            of_variant = sum(map(len, self._outcomes.challenge[name].values()))
+            done, known = done + of_variant, known + of_variant + self._open(name, "challenge")
+        if tuning is None or not tuning.challenge or self.study.seeds < 2:
+            return RunCount.exactly(done, known)
+        everything = self.verdict_count()
+        if everything.done == everything.at_least:
+            return RunCount.exactly(done, known)
+        expected = each * round(EXPECTED_CHALLENGES * len(chosen))
+        return RunCount(done, known, max(known, expected), max(known, each * len(chosen)))
 
-    def _extend(self, variant: str) -> None:
-        """Add the runs that follow from those that have ended."""
-        if self.study.learning_rates is None:
-            self._add_verdict(variant, None)
-            return
-        own_rate = self.study.variants[variant].train.learning_rate
-        losses = tuning_losses(self.study_dir, variant)
-        decision = self.study.learning_rates.decide(own_rate, losses)
-        if isinstance(decision, RatesToTry):
-            for rate in decision.rates:
-                self._waiting.append(self._planned(self.study.tuning_run(variant, rate)))
-        else:
-            self._decide(variant, rate=decision.rate, bracketed=decision.bracketed)
+    @property
+    def _failed(self) -> set[tuple[str, str | None, int]]:
+        return self._outcomes.failed
 
-    def _decide(
-        self, variant: str, *, rate: float | None, bracketed: bool, error: str | None = None
-    ) -> None:
-        self.tuned[variant] = TuningResult(
-            variant=variant,
-            rate=rate,
-            bracketed=bracketed,
-            losses=tuning_losses(self.study_dir, variant),
-            error=error,
-        )
-        self._add_verdict(variant, rate)
+    def _decide(self) -> None:
+        """Find what follows from the outcomes."""
+        decided = decisions(self.study, self._outcomes)
+        running = {planned.run.folder(self.study_dir).key for planned in self._running}
+        self.tuned = dict(decided.results)
+        self._waiting = [
+            wanted
+            for wanted in decided.wanted
+            if self._plan(wanted).run.folder(self.study_dir).key not in running
+        ]
 
-    def _add_verdict(self, variant: str, rate: float | None) -> None:
-        failed = variant in self.tuned and self.tuned[variant].failure is not None
-        for run in self._verdict(variant, rate):
-            done = failed or run.folder(self.study_dir).status() in ("finished", "diverged")
-            (self._done if done else self._waiting).append(self._planned(run))
+    def _plan(self, wanted: Wanted) -> PlannedRun:
+        if wanted not in self._planned:
+            _, name, seed, recipe = wanted
+            if wanted.stage == "verdict":
+                run = self.study.verdict_run(name, seed or 0, recipe)
+            else:
+                assert recipe is not None
+                run = self.study.tuning_run(name, recipe)
+                if seed is not None:
+                    run = self.study.challenge_run(name, seed, recipe)
+            identity = run.config.identity(self.fingerprints[name])
+            self._planned[wanted] = PlannedRun(run, identity)
+        return self._planned[wanted]
 
-    def _record(self, variant: str) -> None:
-        tuned = self.tuned[variant]
-        tuned.write(self.study_dir)
-        if tuned.failure is not None:
-            for run in self._verdict(variant, None):
-                run.folder(self.study_dir).fail(tuned.failure)
-
-    def _verdict(self, variant: str, rate: float | None) -> Iterator[Run]:
-        for seed in range(self.study.seeds):
-            yield self.study.verdict_run(variant, seed, rate)
+    def _record(self, result: TuningResult) -> None:
+        result.write(self.study_dir)
+        if result.failure is not None:
+            for seed in range(self.study.seeds):
+                folder = self.study.verdict_run(result.variant, seed).folder(self.study_dir)
+                if not folder.ended.is_dir():
+                    folder.fail(result.failure)
 
     def _untuned(self) -> list[str]:
-        """Return the variants whose learning rate is still searched."""
-        tunes = self.study.learning_rates is not None
+        """Return the variants whose recipe is still searched."""
+        tunes = self.study.tuning is not None
         return [name for name in self.study.variants if tunes and name not in self.tuned]
 
-    def _unfinished(self) -> list[PlannedRun]:
-        return [*self._waiting, *self._running]
+    def _open(self, variant: str, stage: Stage) -> int:
+        """Return the number of runs of a stage that wait or are running."""
+        waiting = sum(wanted[:2] == (stage, variant) for wanted in self._waiting)
+        return waiting + sum(
+            run.variant == variant and _stage(run) == stage for run, _ in self._running
+        )
 
-    def _planned(self, run: Run) -> PlannedRun:
-        return PlannedRun(run, run.config.identity(self.fingerprints[run.variant]))
+
+def _stage(run: Run) -> Stage:
+    if run.recipe is None:
+        return "verdict"
+    return "tuning" if run.tunes else "challenge"
 
 
-def _conflicts(
-    study: Study, study_dir: Path, variant: str, fingerprint: str
-) -> Iterator[tuple[RunFolder, str]]:
+def _conflicts(schedule: StudySchedule, variant: str) -> Iterator[tuple[RunFolder, str]]:
     """Yield the existing runs of a variant that were made with different settings, and which."""
-    rate = None
-    if study.learning_rates is not None:
+    study, study_dir = schedule.study, schedule.study_dir
+    fingerprint, tuning = schedule.fingerprints[variant], schedule.study.tuning
+    result = schedule.tuned.get(variant)
+    chosen = result and result.search.recipe
+    if tuning is not None:
+        own = start_of(study.variants[variant], tuning).recipe
         for folder in tuning_runs(study_dir, variant):
-            run = study.tuning_run(variant, rate_of(folder.recipe or ""))
+            recipe = Recipe.parse(folder.recipe or "")
+            if recipe is None or dict(recipe.settings).keys() != dict(own.settings).keys():
+                continue  # of another search
+            if folder.seed == tuning_seed(variant):
+                run = study.tuning_run(variant, recipe)
+            elif folder.seed < TUNING_SEED:
+                run = study.challenge_run(variant, folder.seed, recipe)
+            else:
+                continue
             if why := conflict(run, folder, fingerprint):
                 yield folder, why
-        own_rate = study.variants[variant].train.learning_rate
-        decision = study.learning_rates.decide(own_rate, tuning_losses(study_dir, variant))
-        rate = None if isinstance(decision, RatesToTry) else decision.rate
     for seed in range(study.seeds):
-        run = study.verdict_run(variant, seed, rate)
+        run = study.verdict_run(variant, seed, chosen)
         folder = run.folder(study_dir)
-        if study.learning_rates is not None and rate is None and folder.identity() is not None:
-            yield folder, "it was trained before its learning rate was tuned"
+        if tuning is not None and chosen is None and folder.identity() is not None:
+            yield folder, "it was trained before its recipe was searched"
         elif why := conflict(run, folder, fingerprint):
             yield folder, why

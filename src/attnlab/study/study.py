@@ -8,13 +8,14 @@ from pathlib import Path
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
-from attnlab.record import TUNING_SEED, StudyRecord
+from attnlab.record import TUNING_SEED, StudyRecord, tuning_seed
 from attnlab.study.matching import Match
 from attnlab.study.names import name_problems
 from attnlab.study.shorter_runs import override_run, warmup_notes
-from attnlab.training.config import EvalConfig
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import EvalConfig, Tuning
+from attnlab.training.recipe import at_recipe, tuning_problems
 from attnlab.training.run import Run, RunConfig
+from attnlab.training.search import Recipe
 from attnlab.version import __version__
 
 
@@ -22,7 +23,7 @@ from attnlab.version import __version__
 class Study:
     """A question and the variants that are compared, each trained with seeds 0 to `seeds` - 1.
 
-    With `learning_rates`, each variant's rate is tuned first. With `match`, the constructor makes
+    With `tuning`, each variant's recipe is searched first. With `match`, the constructor makes
     every variant as large as the baseline: `variants` are those that are trained.
 
     Raises:
@@ -33,7 +34,7 @@ class Study:
     variants: Mapping[str, RunConfig]
     baseline: str | None = None  # a variant's name; the first by default
     seeds: int = 3
-    learning_rates: LearningRates | None = None  # None: those of the variants
+    tuning: Tuning | None = None  # the search for each variant's recipe; None: as in its settings
     match: Match | None = None
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
@@ -61,60 +62,52 @@ class Study:
             known = ", ".join(known)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
         problems.extend(self._family_problems())
-        warmup = max((config.train.warmup_steps for config in self.variants.values()), default=0)
-        tuning_steps = self.learning_rates and self.learning_rates.steps
-        if tuning_steps is not None and tuning_steps <= warmup:
-            advice = f"the peak is never reached; set it above the {warmup} steps of warm-up"
-            problems.append(Problem("learning_rates.steps", advice))
+        if self.tuning is not None:
+            problems.extend(tuning_problems(self.variants, self.tuning))
         if problems:
             raise ConfigError(problems)
         if self.match is not None:
             object.__setattr__(self, "variants", self._changed(self._matched))
 
-    def runs(self, rates: Mapping[str, float] | None = None) -> list[Run]:
+    def runs(self, recipes: Mapping[str, Recipe] | None = None) -> list[Run]:
         """Return the runs for the verdict, seed by seed, so that every variant has a result early.
 
-        `rates` holds tuned learning rates by variant; other variants have their own rates.
+        `recipes` holds chosen recipes by variant; other variants have the settings of their own.
         """
-        chosen = rates or {}
+        chosen = recipes or {}
         return [
             self.verdict_run(name, seed, chosen.get(name))
             for seed in range(self.seeds)
             for name in self.variants
         ]
 
-    def verdict_run(self, variant: str, seed: int, rate: float | None = None) -> Run:
-        """Return a run for the verdict, at a tuned learning rate or else the variant's own."""
+    def verdict_run(self, variant: str, seed: int, recipe: Recipe | None = None) -> Run:
+        """Return a run for the verdict, at a chosen recipe or else with the variant's settings."""
+        return Run(variant=variant, config=self._at(variant, seed, recipe))
+
+    def challenge_run(self, variant: str, seed: int, recipe: Recipe) -> Run:
+        """Return a run of the verdict at a recipe beside the chosen one. It keeps no weights."""
+        config = self._at(variant, seed, recipe)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, keep="none"))
+        return Run(variant=variant, config=config, recipe=recipe.name)
+
+    def tuning_run(self, variant: str, recipe: Recipe) -> Run:
+        """Return the run that tries a recipe. It keeps no weights and measures no other lengths."""
+        run = self.challenge_run(variant, tuning_seed(variant), recipe)
+        config = dataclasses.replace(run.config, eval=EvalConfig())
+        return dataclasses.replace(run, config=config)
+
+    def _at(self, variant: str, seed: int, recipe: Recipe | None) -> RunConfig:
         config = dataclasses.replace(self.variants[variant], seed=seed)
-        return Run(
-            variant=variant, config=config if rate is None else config.with_learning_rate(rate)
-        )
-
-    def tuning_run(self, variant: str, rate: float) -> Run:
-        """Return the run that tries a learning rate. It keeps no weights and no other lengths."""
-        config = self.variants[variant]
-        train = dataclasses.replace(
-            config.train,
-            steps=self._tuning_steps(config),
-            learning_rate=rate,
-            keep="none",
-        )
-        config = dataclasses.replace(config, seed=TUNING_SEED, train=train, eval=EvalConfig())
-        return Run(variant=variant, config=config, tunes=True)
-
-    def _tuning_steps(self, config: RunConfig) -> int:
-        fewer = self.learning_rates and self.learning_rates.steps
-        return min(config.train.steps, fewer or config.train.steps)
-
-    def tuning_bounds(self) -> tuple[int, int]:
-        """Return the smallest and the largest number of tuning runs per variant."""
-        if self.learning_rates is None:
-            return 0, 0
-        return len(self.learning_rates.multiples), self.learning_rates.most
+        if recipe is None:
+            return config
+        assert self.tuning is not None
+        return at_recipe(config, recipe, self.tuning)
 
     def fewest_runs(self) -> int:
         """Return the number of all runs, with the smallest number of tuning runs."""
-        return len(self.variants) * (self.seeds + self.tuning_bounds()[0])
+        tuning_runs = 0 if self.tuning is None else self.tuning.bounds()[0]
+        return len(self.variants) * (self.seeds + tuning_runs)
 
     def mismatch(self) -> dict[str, float]:
         """Return each variant's remaining difference in size, relative to the reference.
@@ -131,7 +124,7 @@ class Study:
 
     def record(self, *, command: str, checked: bool) -> StudyRecord:
         """Return the record of the study, for its folder."""
-        tuning, match = self.learning_rates, self.match
+        tuning, match = self.tuning, self.match
         return StudyRecord(
             name=self.name,
             question=self.question,
@@ -141,7 +134,7 @@ class Study:
             command=command,
             attnlab_version=__version__,
             checked=checked,
-            learning_rates=tuning and {**tuning.to_dict(), "seed": TUNING_SEED},
+            tuning=tuning and tuning.to_dict(),
             match=match and {**match.to_dict(), "mismatch": self.mismatch()},
             margin=self.margin,
             hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),

@@ -1,8 +1,11 @@
-"""The settings of training and of the final evaluation: the same for all variants of a study."""
+"""The settings of training, of the final evaluation, and of the search for a recipe.
+
+Those of training and evaluation are the same for all variants of a study.
+"""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -139,6 +142,48 @@ class EvalConfig(Config):
         for before, length in pairwise(self.lengths):
             if length <= before:
                 yield Problem("lengths", f"must be ascending, got {length} after {before}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Config):
+    """The search for each variant's recipe before its runs for the verdict."""
+
+    multiples: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # first rates, as multiples of the own one
+    most: int = 7  # largest number of rates in one stage, which bounds the cost of the search
+    warmup: bool = True  # True: three times the warm-up is tried, and taken for all if any gains
+    settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    # ^ values to try of further settings: {"train.weight_decay": (0.01, 0.1)}
+    challenge: bool = True  # True: a variant that may lose by its tuning is tried at rates beside
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.multiples:
+            yield Problem("multiples", "give at least one")
+        if any(multiple <= 0 for multiple in self.multiples):
+            yield Problem("multiples", f"must be positive, got {list(self.multiples)}")
+        elif any(not math.isclose(high, 2 * low) for low, high in pairwise(self.multiples)):
+            why = f"each must be twice the one before, got {list(self.multiples)}"
+            yield Problem("multiples", why)
+        least = max(3, len(self.multiples))
+        if self.most < least:
+            why = "the whole grid is tried, and three rates are the fewest that bracket an optimum"
+            yield Problem("most", f"must be at least {least}, got {self.most}: {why}")
+        short = [path.rpartition(".")[2] for path in self.settings]
+        for path, values in self.settings.items():
+            if path in ("train.learning_rate", "train.warmup_steps"):
+                yield Problem(f"settings.{path}", "is always tuned: remove it here")
+            if short.count(path.rpartition(".")[2]) > 1:
+                yield Problem(f"settings.{path}", "ends like another setting that is tuned")
+            if len(values) < 2 or len(set(values)) < len(values):
+                yield Problem(f"settings.{path}", f"give two values or more, got {list(values)}")
+
+    def bounds(self) -> tuple[int, int, int]:
+        """Return the smallest, the expected and the largest number of tuning runs per variant.
+
+        Expected is the smallest and one rate beyond the first ones.
+        """
+        values = sum(len(values) - 1 for values in self.settings.values())
+        least = len(self.multiples) + 2 * self.warmup + values + 2
+        return least, least + 1, self.most * (2 + self.warmup) + values
 
 
 def _not_shorter(extends: Extension | None, steps: int) -> Iterator[Problem]:

@@ -1,164 +1,225 @@
-"""The search for each variant's learning rate, and its result in the study's folder.
+"""Recipes in a study's folder: the settings of a run at a recipe, and the result of a search.
 
-    grid = own rate x multiples
-    while the best rate tried is the lowest or the highest, and fewer than `most` were tried:
-        try the next rate outward, by `factor`
-
-A rate is judged by the validation loss at the end of one run, with a seed that no run of the
-verdict has. A rate that diverged is worse than any that did not. The rule is a function of the
-losses alone, so that two variants that are the same function get the same rate, and an interrupted
-study continues with the same rates.
+The search itself is `search.decide`. Here are its inputs, read from the runs that have ended, its
+result, `tuning/choice.json` of each variant, and the challenge of a result by the verdict's seeds.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from attnlab.config import Config, Problem
-from attnlab.record import TUNING_SEED, rate_of, tuning_runs, write_tuning_choice
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlab.config import ConfigError, Problem, override
+from attnlab.record import tuning_runs, tuning_seed, write_tuning_choice
+from attnlab.training.config import Tuning
+from attnlab.training.run import RunConfig
+from attnlab.training.search import (
+    MOST_WARMUP,
+    Recipe,
+    Search,
+    Start,
+)
+
+BESIDE = (0.0, -0.5, 0.5)  # rates of a challenge, in half octaves from the chosen one
+CHALLENGED = 0.25  # allowance after a challenge, relative to that of the search
+EXPECTED_CHALLENGES = 0.15  # of the variants, in simulations
+Array = NDArray[np.float64]
+
+BATCH = "train.batch_size"
+IN_STEPS = ("steps", "log_every", "eval_every", "checkpoint_every")
 
 
-class RatesToTry(NamedTuple):
-    """The search continues: the losses at these rates are needed for the next decision."""
+def start_of(config: RunConfig, tuning: Tuning) -> Start:
+    """Return the recipe that a variant has in its settings, where its search begins."""
+    own = tuple((_short(path), float(_value(config, path))) for path in tuning.settings)
+    recipe = Recipe(float(f"{config.train.learning_rate:g}"), config.train.warmup_steps, own)
+    return Start(recipe, MOST_WARMUP * config.train.steps)
 
-    rates: tuple[float, ...]  # ascending
+
+def at_recipe(config: RunConfig, recipe: Recipe, tuning: Tuning) -> RunConfig:
+    """Return a variant's settings at a recipe.
+
+    A run with another batch size has as many steps as reads the same number of tokens, and a
+    warm-up, which the recipe counts in steps of the variant's own batch, of as many tokens.
+    """
+    values, paths = dict(recipe.settings), {_short(path): path for path in tuning.settings}
+    changes = [f"{paths[name]}={value:.12g}" for name, value in values.items()]
+    changes += [f"train.learning_rate={recipe.learning_rate:g}"]
+    changes += [f"train.warmup_steps={recipe.warmup_steps}"]
+    if BATCH in paths.values() and (batch := values[_short(BATCH)]) != config.train.batch_size:
+        ratio = config.train.batch_size / batch
+        steps = {name: getattr(config.train, name) for name in IN_STEPS}
+        steps["warmup_steps"] = recipe.warmup_steps
+        changes += [f"train.{name}={max(1, round(n * ratio))}" for name, n in steps.items()]
+    return override(config, changes)
 
 
-class ChosenRate(NamedTuple):
-    """The search has ended."""
-
-    rate: float | None  # peak learning rate; None: every rate diverged
-    bracketed: bool  # True if a lower and a higher rate were tried and were no better
+def tuning_problems(variants: Mapping[str, RunConfig], tuning: Tuning) -> Iterator[Problem]:
+    """Yield the declared settings that a variant lacks, and values that it cannot have."""
+    found = dict[Problem, None]()
+    for config in variants.values():
+        for path, values in tuning.settings.items():
+            at, value = f"tuning.settings.{path}", _value(config, path)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                found[Problem(at, "is not a number among the settings of every variant")] = None
+                continue
+            own = start_of(config, dataclasses.replace(tuning, settings={path: values})).recipe
+            for each in values:
+                recipe = own._replace(settings=((_short(path), each),))
+                try:
+                    at_recipe(config, recipe, dataclasses.replace(tuning, settings={path: values}))
+                except ConfigError as error:
+                    found |= {Problem(at, f"{each:g}: {p.message}"): None for p in error.problems}
+    yield from found
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningRates(Config):
-    """The peak learning rates at which a variant is trained before its runs for the verdict."""
+class Challenge:
+    """The verdict's runs of one variant at the rates beside its own."""
 
-    multiples: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)  # first rates, as multiples of the own one
-    factor: float = 2.0  # ratio of the next rate outward to a best rate at the edge of the grid
-    most: int = 7  # largest number of rates per variant, which bounds the cost of tuning
-    steps: int | None = None  # largest length of a tuning run, in steps; None: as long as any other
+    recipes: tuple[Recipe, ...]  # the chosen one first
+    losses: Mapping[Recipe, Mapping[int, float | None]]  # validation, by seed; None: diverged
 
-    def problems(self) -> Iterator[Problem]:
-        if not self.multiples:
-            yield Problem("multiples", "give at least one")
-        if any(multiple <= 0 for multiple in self.multiples):
-            yield Problem("multiples", f"must be positive, got {list(self.multiples)}")
-        if len(set(self.multiples)) < len(self.multiples):
-            yield Problem("multiples", f"contains a duplicate: {list(self.multiples)}")
-        if self.factor < 1.1:
-            yield Problem("factor", f"must be at least 1.1, got {self.factor}")
-        if self.most < max(3, len(self.multiples)):
-            least = max(3, len(self.multiples))
-            why = "the whole grid is tried, and three rates are the fewest that bracket an optimum"
-            yield Problem("most", f"must be at least {least}, got {self.most}: {why}")
-        if self.steps is not None and self.steps < 1:
-            yield Problem("steps", f"must be at least 1, got {self.steps}")
+    @classmethod
+    def of(cls, chosen: Recipe) -> tuple[Recipe, ...]:
+        """Return the recipes of a challenge, the chosen one first."""
+        rates = [chosen.learning_rate * 2 ** (step / 2) for step in BESIDE]
+        return tuple(chosen._replace(learning_rate=float(f"{rate:g}")) for rate in rates)
 
-    def grid(self, own_rate: float) -> tuple[float, ...]:
-        """Return the first rates to try, ascending.
+    def by_seed(self) -> dict[int, Recipe]:
+        """Return for each seed the recipe that the other seeds choose."""
+        seeds = sorted(self.losses[self.recipes[0]])
+        losses_RS = [[_or_infinity(self.losses[r][seed]) for seed in seeds] for r in self.recipes]
+        chosen = cross_fit(np.array(losses_RS))
+        return {seed: self.recipes[int(r)] for seed, r in zip(seeds, chosen, strict=True)}
 
-        >>> LearningRates().grid(3e-4)
-        (0.0003, 0.0006, 0.0012, 0.0024)
-        """
-        return tuple(sorted({_rounded(own_rate * multiple) for multiple in self.multiples}))
 
-    def decide(
-        self, own_rate: float, losses: Mapping[float, float | None]
-    ) -> RatesToTry | ChosenRate:
-        """Return the rates to try next, or the chosen one.
+def to_challenge(difference_VV: Array, half_VV: Array, allowance_V: Array) -> NDArray[np.bool_]:
+    """Return which variants are trained again at rates beside their own.
 
-        Args:
-            own_rate: the variant's peak learning rate in its settings.
-            losses: the validation loss (nats/token) at every rate that was tried. None, or a
-                number that is not finite, means that the run diverged.
+    These are the variants that lose to another by more than the error of the seeds but not by more
+    than that of the search, too, if the smaller allowance after a challenge can decide it.
 
-        Of equal losses, one inside the bracket is chosen, and of several the lowest rate.
+    Args:
+        difference_VV: mean of one variant (row) minus that of another (column), nats/token.
+        half_VV: half widths of their intervals.
+        allowance_V: of each variant's search. Leading axes are separate studies.
+    """
+    excess_VV = difference_VV - half_VV
+    np.einsum("...ii->...i", excess_VV)[...] = -math.inf
+    allowance_V1 = allowance_V[..., None]
+    open_VV = (excess_VV > CHALLENGED * allowance_V1) & (excess_VV <= allowance_V1)
+    return open_VV.any(-1) & np.isfinite(allowance_V)
 
-        >>> rates = LearningRates(multiples=(1, 2, 4))
-        >>> rates.decide(1e-3, {1e-3: 5.2, 2e-3: 5.1, 4e-3: 5.0})
-        RatesToTry(rates=(0.008,))
-        >>> rates.decide(1e-3, {1e-3: 5.2, 2e-3: 5.1, 4e-3: 5.0, 8e-3: None})
-        ChosenRate(rate=0.004, bracketed=True)
-        """
-        missing = tuple(rate for rate in self.grid(own_rate) if rate not in losses)
-        if missing:
-            return RatesToTry(missing)
-        tried = sorted(losses)
-        finite_losses = [_or_infinity(losses[rate]) for rate in tried]
-        lowest = min(finite_losses)
-        best = [rate for rate, loss in zip(tried, finite_losses, strict=True) if loss == lowest]
-        all_diverged = math.isinf(lowest)
-        inside = [rate for rate in best if tried[0] < rate < tried[-1]]
-        if inside and not all_diverged:
-            return ChosenRate(inside[0], bracketed=True)
-        outward = list[float]()
-        if best[0] == tried[0]:
-            outward.append(_rounded(tried[0] / self.factor))
-        if best[-1] == tried[-1] and not all_diverged:
-            outward.append(_rounded(tried[-1] * self.factor))
-        if len(tried) < self.most:
-            return RatesToTry(tuple(outward[: self.most - len(tried)]))
-        return ChosenRate(None if all_diverged else best[0], bracketed=False)
+
+def cross_fit(losses_RS: Array) -> NDArray[np.intp]:
+    """Return for each seed the index of the rate that all other seeds choose.
+
+    A seed thus has no part in the choice of its own rate, and its loss there no bias of selection.
+
+    Args:
+        losses_RS: validation loss by rate and seed; leading axes are separate variants.
+    """
+    finite_RS = np.where(np.isfinite(losses_RS), losses_RS, 1e6)  # so that inf - inf is no number
+    others_RS = finite_RS.sum(-1, keepdims=True) - finite_RS
+    return others_RS.argmin(-2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuningResult:
-    """The result of the search for one variant's learning rate."""
+    """The result of the search for one variant's recipe."""
 
     variant: str
-    rate: float | None  # peak learning rate; None: the variant cannot be trained
-    bracketed: bool  # True if a lower and a higher rate were tried and were no better
-    losses: Mapping[float, float | None]  # nats/token by rate, ascending; None: diverged
-    error: str | None = None  # the reason why a rate could not be tried
+    search: Search
+    challenge: Challenge | None = None
+    error: str | None = None  # the reason why a recipe could not be tried
 
     @property
     def failure(self) -> str | None:
         """The reason why the variant cannot be trained; None if it can."""
         if self.error is not None:
-            return f"no learning rate was found for it: {self.error}"
-        if self.rate is None:
-            tried = ", ".join(f"{rate:g}" for rate in self.losses)
+            return f"no recipe was found for it: {self.error}"
+        if self.search.recipe is None:
+            tried = ", ".join(f"{rate:g}" for rate in self.rates())
             return f"it diverged at every learning rate that was tried: {tried}"
         return None
 
-    def write(self, study_dir: Path) -> None:
-        """Write `tuning/choice.json` in the variant's folder."""
-        losses = {f"{rate:g}": loss for rate, loss in self.losses.items()}
-        choice = {
-            "learning_rate": self.rate,
-            "interior": self.bracketed,
-            "losses": losses,
-            "seed": TUNING_SEED,
+    @property
+    def allowance(self) -> float | None:
+        """The loss (nats/token) that the search can have missed; None if that has no bound."""
+        found = self.search.allowance * (1 if self.challenge is None else CHALLENGED)
+        return found if math.isfinite(found) else None
+
+    def rates(self) -> list[float]:
+        """Return the learning rates that were tried, ascending."""
+        return sorted({recipe.learning_rate for recipe in self.search.tried})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `choice.json`; losses in nats/token, null for a diverged run."""
+        recipe, challenge = self.search.recipe, self.challenge
+        tried = sorted(self.search.tried.items())
+        return {
+            "learning_rate": recipe and recipe.learning_rate,
+            "warmup_steps": recipe and recipe.warmup_steps,
+            "settings": dict(recipe.settings) if recipe else {},
+            "recipe": recipe and recipe.name,
+            "warmup_level": self.search.warmup_level,
+            "bracketed": self.search.bracketed,
+            "allowance": self.allowance if self.failure is None else None,
+            "losses": {tried.name: _or_none(loss) for tried, loss in tried},
+            "seed": tuning_seed(self.variant),
+            "challenge": challenge
+            and {
+                "losses": {
+                    tried.name: {str(seed): loss for seed, loss in challenge.losses[tried].items()}
+                    for tried in challenge.recipes
+                },
+                "recipe_by_seed": {str(s): tried.name for s, tried in challenge.by_seed().items()},
+            },
             "failure": self.failure,
         }
-        write_tuning_choice(study_dir, self.variant, choice)
+
+    def write(self, study_dir: Path) -> None:
+        """Write `tuning/choice.json` in the variant's folder."""
+        write_tuning_choice(study_dir, self.variant, self.to_json())
 
 
-def tuning_losses(study_dir: Path, variant: str) -> dict[float, float | None]:
-    """Return the validation loss (nats/token) by learning rate of the tuning runs that have ended.
+def tuning_losses(study_dir: Path, variant: str) -> dict[Recipe, float | None]:
+    """Return the validation loss (nats/token) by recipe of the tuning runs that have ended.
 
-    None: the run diverged. Failed runs are left out.
+    None: the run diverged. Left out are failed runs, and those of searches of an older kind.
     """
-    summaries = {
-        rate_of(folder.recipe or ""): folder.summary() or {}
-        for folder in tuning_runs(study_dir, variant)
-        if folder.seed == TUNING_SEED
-    }
-    return {
-        rate: summary.get("final_loss") if summary["status"] == "finished" else None
-        for rate, summary in summaries.items()
-        if summary.get("status") in ("finished", "diverged")
-    }
+    found = dict[Recipe, float | None]()
+    for folder in tuning_runs(study_dir, variant):
+        recipe = Recipe.parse(folder.recipe or "")
+        summary = folder.summary() or {}
+        if recipe is not None and folder.seed == tuning_seed(variant):
+            if summary.get("status") == "finished":
+                found[recipe] = summary.get("final_loss")
+            elif summary.get("status") == "diverged":
+                found[recipe] = None
+    return found
+
+
+def _short(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _value(config: RunConfig, path: str) -> Any:
+    value: Any = config.to_dict()
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _or_infinity(loss: float | None) -> float:
     return math.inf if loss is None or not math.isfinite(loss) else loss
 
 
-def _rounded(rate: float) -> float:
-    """Return the rate to six digits, as it is written in the name of its folder."""
-    return float(f"{rate:g}")
+def _or_none(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None

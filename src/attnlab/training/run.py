@@ -26,7 +26,7 @@ from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import ByLayer
-from attnlab.record import RunFolder
+from attnlab.record import TUNING_SEED, RunFolder
 from attnlab.training.config import EvalConfig, Schedule, TrainConfig
 
 
@@ -117,17 +117,21 @@ class RunConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One variant with one seed; a tuning run also has the learning rate that it tries."""
+    """One variant with one seed; a run that tries another recipe also has that recipe's name."""
 
     variant: str  # name in the study
     config: RunConfig
-    tunes: bool = False  # True: it tries a learning rate and is no part of the verdict
+    recipe: str | None = None  # None: that of the verdict
 
     @property
     def seed(self) -> int:
         return self.config.seed
 
+    @property
+    def tunes(self) -> bool:
+        """True if it chooses a recipe, and has no part in the verdict."""
+        return self.recipe is not None and self.seed >= TUNING_SEED
+
     def folder(self, study_dir: Path) -> RunFolder:
         """Return the run's folder, which need not exist."""
-        recipe = f"lr-{self.config.train.learning_rate:g}" if self.tunes else None
-        return RunFolder(study_dir, self.variant, self.seed, recipe=recipe)
+        return RunFolder(study_dir, self.variant, self.seed, recipe=self.recipe)

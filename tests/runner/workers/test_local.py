@@ -153,14 +153,14 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, p
     (interrupted,) = (r for r in tuning_runs(cut, "twin") if r.status() == "partial")
     found = checkpoint.load_newest(interrupted.checkpoints, interrupted.identity())
     assert found.checkpoint is not None
-    assert 2 <= len(losses(cut)) < 6
+    assert 2 <= len(losses(cut)) < 10
     times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
     study = twin_study.study
     attnlab.run(study, out=cut, check=False, device="cpu", workers=1, cache=places.cache)
     ended(study, whole, fingerprint, places)
 
     assert losses(cut) == losses(whole)
-    assert len(losses(whole)) == 2 * 3 + 2
+    assert len(losses(whole)) == 2 * (3 + 2) + 2
     assert measurements(cut) == measurements(whole)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert json.loads((cut / "failures.json").read_text()) == {}
@@ -168,7 +168,7 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, p
         name: json.loads((cut / name / "tuning" / "choice.json").read_text())
         for name in study.variants
     }
-    assert chosen["mha"] == chosen["twin"]
+    assert chosen["mha"]["seed"] != chosen["twin"]["seed"]
     for name, choice in chosen.items():
         runs = [RunFolder(folder, name, 0) for folder in (cut, whole)]
         for run in runs:

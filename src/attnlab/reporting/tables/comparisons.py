@@ -115,12 +115,42 @@ def rates(analysis: Analysis) -> list[Column]:
     def chosen(row: Row) -> float:
         return analysis.rates[row.name].chosen
 
+    def missed(row: Row) -> float | None:
+        return analysis.rates[row.name].allowance
+
     def increase(row: Row) -> float | None:
         return analysis.rates[row.name].within_factor_2
 
     return [
         VARIANT,
         Column(title="peak learning rate", text=lambda row: f"{chosen(row):g}", value=chosen),
+        Column(
+            title="warm-up",
+            unit="steps",
+            text=lambda row: _number(analysis.rates[row.name].warmup_steps),
+            about="the same multiple of its own for every variant",
+        ),
+        *(
+            Column(title=name, text=partial(_setting, analysis, name))
+            for name in sorted({n for curve in analysis.rates.values() for n in curve.settings})
+        ),
+        Column(
+            title="runs of the search",
+            text=lambda row: f"{analysis.rates[row.name].runs}",
+        ),
+        Column(
+            title="allowance for tuning",
+            unit=LOSS,
+            text=lambda row: numbers.number(missed(row)),
+            value=missed,
+            about="loss that the search can have missed",
+        ),
+        Column(
+            title="challenged",
+            text=lambda row: "yes" if analysis.rates[row.name].challenged else "no",
+            about="trained at two rates beside the chosen one as well; each seed counts at the "
+            "rate that the other seeds chose",
+        ),
         Column(
             title="optimum bracketed",
             text=lambda row: "yes" if analysis.rates[row.name].interior else "no",
@@ -134,3 +164,11 @@ def rates(analysis: Analysis) -> list[Column]:
             about="or at half the rate, whichever is larger",
         ),
     ]
+
+
+def _setting(analysis: Analysis, name: str, row: Row) -> str:
+    return _number(analysis.rates[row.name].settings.get(name))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"

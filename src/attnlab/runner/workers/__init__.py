@@ -53,7 +53,7 @@ def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEven
         _start_runs(schedule, workers)
         while workers.busy():
             for planned, event in workers.events():
-                tuned = None
+                tuned = ()
                 if isinstance(event, Ended):
                     tuned = schedule.finished(planned)
                     _start_runs(schedule, workers)

@@ -70,7 +70,7 @@ class _WorkerProcess:
         self.planned, run = planned, planned.run
         with suppress(BrokenPipeError):  # the process died: `receive` finds out
             folder, sources = run.folder(self.study_dir), run.config.sources()
-            self.pipe.send((run.variant, run.config.to_dict(), run.tunes, planned.identity))
+            self.pipe.send((run.variant, run.config.to_dict(), run.recipe, planned.identity))
             self.pipe.send((folder, sources))
 
     def receive(self) -> Event:
@@ -146,12 +146,12 @@ def _work(
         torch.cuda.set_device(device)
     while True:
         try:
-            variant, settings, tunes, identity = pipe.recv()
+            variant, settings, recipe, identity = pipe.recv()
             folder, sources = pipe.recv()
         except EOFError:
             return
         try:
-            run = Run(variant=variant, config=_with_sources(settings, sources), tunes=tunes)
+            run = Run(variant=variant, config=_with_sources(settings, sources), recipe=recipe)
         except ValueError as error:
             folder.fail(str(error))
             pipe.send(Ended("failed", str(error), None))

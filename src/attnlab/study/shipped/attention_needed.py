@@ -13,7 +13,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.layer_pattern import first_n, last_n
-from attnlab.study.shipped.mechanisms import base, learning_rates
+from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -47,7 +47,7 @@ study = Study(
     question=__doc__ or "",
     baseline="mha",
     seeds=5,
-    learning_rates=learning_rates,
+    tuning=tuning,
     margin=0.01,
     hypotheses=tuple(
         Better(variants=("mha",), than=others)

@@ -24,8 +24,7 @@ from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.study.study import Study
-from attnlab.training.config import TrainConfig
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import TrainConfig, Tuning
 from attnlab.training.run import RunConfig
 
 SEQ_LEN = 512
@@ -67,7 +66,7 @@ study = Study(
     question=__doc__ or "",
     baseline="baseline",
     seeds=3,
-    learning_rates=LearningRates(multiples=(1, 2, 4), factor=2, most=6),
+    tuning=Tuning(multiples=(1, 2, 4)),
     margin=0.01,
     hypotheses=(
         Ranked(variant="baseline"),

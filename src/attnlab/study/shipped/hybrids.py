@@ -29,8 +29,7 @@ from attnlab.model.feedforward import SwiGLU
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import every_nth, last_n, spread_evenly
 from attnlab.study.study import Study
-from attnlab.training.config import TrainConfig
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import TrainConfig, Tuning
 from attnlab.training.run import RunConfig
 
 N_LAYERS = 12
@@ -90,7 +89,7 @@ study = Study(
     question=__doc__ or "",
     baseline="transformer",
     seeds=3,  # with two, the minimum detectable difference is a hundred times the spread of a run
-    learning_rates=LearningRates(multiples=(1, 2), factor=2, most=7, steps=200),
+    tuning=Tuning(multiples=(1, 2)),
     margin=0.01,
     lengths={
         "fast": ("train.steps=200", "train.warmup_steps=20"),

@@ -20,8 +20,7 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
 from attnlab.study.study import Study
-from attnlab.training.config import TrainConfig
-from attnlab.training.recipe import LearningRates
+from attnlab.training.config import TrainConfig, Tuning
 from attnlab.training.run import RunConfig
 
 base = RunConfig(
@@ -46,13 +45,13 @@ base = RunConfig(
 )
 
 # 3e-4 is low for so small a model and so short a run: the grid lies above it
-learning_rates = LearningRates(multiples=(4, 8, 16, 32), factor=2, most=7)
+tuning = Tuning(multiples=(4, 8, 16, 32))
 
 study = Study(
     question=__doc__ or "",
     baseline="mha",
     seeds=5,
-    learning_rates=learning_rates,
+    tuning=tuning,
     margin=0.01,
     hypotheses=(
         Ranked(variant="mha"),

@@ -1,0 +1,330 @@
+"""Simulate whole studies, search included, on curves of loss against learning rate that are known.
+
+    python benchmarks/verdict_simulation.py --studies 2000
+
+A world draws, for each variant, a curve with its own best rate, and noise per run. Each simulated
+study searches the recipes, trains the verdict's seeds at them and publishes orders of variants,
+with the functions that attnlab itself uses. Beside it stand the search of an octave grid without an
+allowance, and an oracle that knows the best recipes. Losses are in nats/token; a position x counts
+half octaves from the first rate of the grid.
+
+Shapes: R studies, V variants, S seeds, L warm-up levels, X positions.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnlab.analysis.statistics.comparisons import compare
+from attnlab.training.config import Tuning
+from attnlab.training.recipe import BESIDE, CHALLENGED, cross_fit, to_challenge
+from attnlab.training.search import Recipe, Start, decide
+
+Array = NDArray[np.float64]
+MARGIN = 0.01
+FIRST, LAST = -14, 20  # positions that a search can reach
+LEVELS = 2  # warm-ups: the variant's own, and three times as long
+START = Start(Recipe(2.0**-10, 100), 300)
+TUNING = Tuning()
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The truth that studies are simulated in. Constants are those of the published studies."""
+
+    name: str
+    variants: int = 11
+    seeds: int = 5
+    noise: float = 0.01  # standard deviation of one run
+    seed_noise: float = 0.02  # shared by all variants of a seed
+    families: int = 0  # number of families that share noise; 0: none
+    curvature: tuple[float, float] = (0.008, 0.06)  # c of the half-octave parabola, log-uniform
+    best: tuple[float, float] = (1.0, 6.0)  # position of the best rate, uniform
+    shape: str = "parabola"  # or "v": a kink, its slope c / 2 per half octave
+    wall: tuple[float, float] | None = None  # runs diverge above best + this, uniform
+    cliff: float | None = (
+        None  # above best + this, loss and noise grow; with a longer warm-up later
+    )
+    later: float = 3.0  # half octaves by which a longer warm-up moves the cliff
+    equal: bool = False  # True: all variants are equal at their best recipes
+
+    def truths(self) -> Array:
+        """Return the loss of each variant at its best recipe: a third of them are equal."""
+        if self.equal:
+            return np.zeros(self.variants)
+        n_equal = max(1, self.variants // 3)
+        steps = np.arange(1, self.variants - n_equal + 1)
+        return np.concatenate([np.zeros(n_equal), 0.02 * steps])
+
+
+class Curves:
+    """The curves of R studies of a world, and their noise."""
+
+    def __init__(self, world: World, studies: int, rng: np.random.Generator) -> None:
+        self.world, self.rng = world, rng
+        self.size = (studies, world.variants)
+        low, high = world.curvature
+        self.c_RV = low * (high / low) ** rng.uniform(size=self.size)
+        self.best_RV = rng.uniform(*world.best, size=self.size)
+        wall = world.wall
+        self.wall_RV = self.best_RV + (rng.uniform(*wall, size=self.size) if wall else np.inf)
+        self.truth_V = world.truths()
+
+    def excess(self, x: Array, level: int | Array) -> Array:
+        """Return the mean loss above the curve's lowest point, and past the cliff; shape as x."""
+        extra = x.ndim - 2
+        c, best = _expand(self.c_RV, extra), _expand(self.best_RV, extra)
+        off = x - best
+        rise = c / 2 * (np.abs(off) if self.world.shape == "v" else off**2)
+        return rise + c / 2 * self.past(x, level) ** 2
+
+    def past(self, x: Array, level: int | Array) -> Array:
+        """Return how far a position lies past the cliff; 0 without one."""
+        if self.world.cliff is None:
+            return np.zeros_like(x)
+        best = _expand(self.best_RV, x.ndim - 2)
+        cliff = best + self.world.cliff + self.world.later * level
+        return 2 * np.maximum(0.0, x - cliff)
+
+    @cached_property
+    def optimum_RV(self) -> tuple[Array, Array]:
+        """The best position over all warm-ups, and the excess there; a cliff moves both."""
+        wall = self.wall_RV[..., None]
+        x_RVX = np.minimum(self.best_RV[..., None] + np.linspace(-4, 3, 281), wall)
+        excess_RVX = self.excess(x_RVX, LEVELS - 1)
+        at = excess_RVX.argmin(-1)[..., None]
+        return (
+            np.take_along_axis(x_RVX, at, -1)[..., 0],
+            np.take_along_axis(excess_RVX, at, -1)[..., 0],
+        )
+
+    def loss(self, x: Array, level: int | Array, shared: Array) -> Array:
+        """Return losses of runs; infinite past the wall. `shared` is the noise of their seeds."""
+        extra = x.ndim - 2
+        floor = self.truth_V - self.optimum_RV[1]  # so that truths are those of the best recipes
+        spread = self.world.noise * (1 + 2 * self.past(x, level))
+        noise = spread * self.rng.standard_normal(x.shape)
+        found = _expand(floor, extra) + self.excess(x, level) + noise + shared
+        return np.where(x > _expand(self.wall_RV, extra) + 1e-9, np.inf, found)
+
+    def seeds_RVS(self, count: int) -> Array:
+        """Return noise that runs share: by all variants of a seed, and by those of a family."""
+        world, (studies, variants) = self.world, self.size
+        shared = world.seed_noise * self.rng.standard_normal((studies, 1, count))
+        if not world.families:
+            return np.broadcast_to(shared, (studies, variants, count))
+        family = np.arange(variants) % world.families
+        by_family = world.noise * self.rng.standard_normal((studies, world.families, count))
+        return shared + by_family[:, family]
+
+
+def _expand(values: Array, extra: int) -> Array:
+    return values.reshape(values.shape + (1,) * extra)
+
+
+class Recipes(NamedTuple):
+    """What a search has found, by study and variant."""
+
+    x_RV: Array
+    level_RV: Array
+    allowance_RV: Array
+    runs_RV: Array
+
+
+class KnownLosses(Mapping[Recipe, float | None]):
+    """The losses of one variant's tuning runs, as if all had been made."""
+
+    def __init__(self, loss_LX: Array) -> None:
+        self.loss_LX = loss_LX
+
+    def __getitem__(self, recipe: Recipe) -> float:
+        x, level = place(recipe)
+        return self.loss_LX[level, round(x) - FIRST]
+
+    def __contains__(self, recipe: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return self.loss_LX.size
+
+
+def place(recipe: Recipe) -> tuple[float, int]:
+    """Return position and warm-up level of a recipe."""
+    x = 2 * np.log2(recipe.learning_rate / START.recipe.learning_rate)
+    return float(x), int(recipe.warmup_steps > START.recipe.warmup_steps)
+
+
+def tuning_losses(curves: Curves, *, same_seed: bool) -> Array:
+    """Return losses_RVLX of every run that a search may ask for."""
+    x_X = np.arange(FIRST, LAST + 1.0)
+    x_RVLX = np.broadcast_to(x_X, (*curves.size, LEVELS, x_X.size))
+    level_L1 = np.arange(LEVELS)[:, None]
+    seeds = curves.seeds_RVS(1 if same_seed else curves.size[1])
+    shared = seeds if same_seed else np.diagonal(seeds, axis1=1, axis2=2)[..., None]
+    return curves.loss(x_RVLX, level_L1, shared[..., None])
+
+
+def search(curves: Curves) -> Recipes:
+    """Search with `attnlab.training.search`, each variant with a tuning seed of its own."""
+    losses_RVLX = tuning_losses(curves, same_seed=False)
+    names = [str(v) for v in range(curves.size[1])]
+    starts = dict.fromkeys(names, START)
+    found = np.empty((*curves.size, 4))
+    for r, losses_VLX in enumerate(losses_RVLX):
+        known = {name: KnownLosses(losses_VLX[v]) for v, name in enumerate(names)}
+        searched = decide(TUNING, starts, known, margin=MARGIN)
+        for v, name in enumerate(names):
+            one = searched[name]
+            assert one.recipe is not None
+            found[r, v] = (*place(one.recipe), one.allowance, len(one.tried))
+    return Recipes(*np.moveaxis(found, -1, 0))
+
+
+def octave_grid(curves: Curves) -> Recipes:
+    """Search an octave grid with one seed for all, widened until the best rate is bracketed."""
+    losses_RVX = tuning_losses(curves, same_seed=True)[..., 0, :]
+    x_RV, runs_RV = np.empty(curves.size), np.empty(curves.size)
+    for index in np.ndindex(curves.size):
+        tried = [0, 2, 4, 6]
+        while True:
+            losses = losses_RVX[index][np.array(tried) - FIRST]
+            at = int(losses.argmin())
+            if 0 < at < len(tried) - 1 or len(tried) >= TUNING.most:
+                break
+            tried = [tried[0] - 2, *tried] if at == 0 else [*tried, tried[-1] + 2]
+        x_RV[index], runs_RV[index] = tried[at], len(tried)
+    return Recipes(x_RV, np.zeros(curves.size), np.zeros(curves.size), runs_RV)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The rates of one procedure in one world, over all studies."""
+
+    error: float  # of studies that publish an order that is equal or opposite in truth
+    coverage: float  # of studies whose intervals all cover the true differences
+    power: float  # of truly different pairs whose order is published; nan if there are none
+    regret: float  # nats/token, of the chosen recipes
+    runs: float  # per variant, those of the verdict included
+
+
+def verdict(curves: Curves, recipes: Recipes, *, challenges: bool = False) -> Outcome:
+    """Train the verdict's seeds at the recipes, and compare what is published with the truth."""
+    world = curves.world
+    shared_RVS = curves.seeds_RVS(world.seeds)
+    x_RV, level, allowance_RV, runs_RV = recipes
+
+    def train(x_RV: Array) -> Array:
+        x_RVS = np.broadcast_to(x_RV[..., None], (*x_RV.shape, world.seeds))
+        return curves.loss(x_RVS, level[..., None], shared_RVS)
+
+    loss_RVS, x_RVS = train(x_RV), np.repeat(x_RV[..., None], world.seeds, -1)
+    runs_RV = runs_RV + world.seeds
+    if challenges:
+        d_RVV, half_RVV = intervals(loss_RVS)
+        chosen_RV = to_challenge(d_RVV, half_RVV, allowance_RV)
+        beside = [loss_RVS, *(train(x_RV + step) for step in BESIDE[1:])]
+        index_RVS = cross_fit(np.stack(beside, -2))
+        fitted = np.take_along_axis(np.stack(beside, -1), index_RVS[..., None], -1)[..., 0]
+        loss_RVS = np.where(chosen_RV[..., None], fitted, loss_RVS)
+        moved = x_RVS + np.array(BESIDE)[index_RVS]
+        x_RVS = np.where(chosen_RV[..., None], moved, x_RVS)
+        allowance_RV = np.where(chosen_RV, CHALLENGED * allowance_RV, allowance_RV)
+        runs_RV = runs_RV + 2 * world.seeds * chosen_RV
+    d_RVV, half_RVV = intervals(loss_RVS)
+    true_VV = curves.truth_V[:, None] - curves.truth_V
+    low = d_RVV - half_RVV - allowance_RV[..., :, None]
+    high = d_RVV + half_RVV + allowance_RV[..., None, :]
+    off_diagonal = ~np.eye(world.variants, dtype=bool)
+    published = (low > 0) & off_diagonal  # the row is worse than the column
+    covers = (low <= true_VV + 1e-12) & (true_VV <= high + 1e-12) | ~off_diagonal
+    different = true_VV > 1e-12
+    excess = curves.excess(x_RVS, level[..., None]) - curves.optimum_RV[1][..., None]
+    return Outcome(
+        error=float((published & ~different).any((-2, -1)).mean()),
+        coverage=float(covers.all((-2, -1)).mean()),
+        power=float(published[:, different].mean()) if different.any() else float("nan"),
+        regret=float(excess.mean()),
+        runs=float(runs_RV.mean()),
+    )
+
+
+def intervals(loss_RVS: Array) -> tuple[Array, Array]:
+    """Return differences and half-widths of the intervals of all pairs, by study."""
+    found = [_compared(loss_VS) for loss_VS in loss_RVS]
+    difference, half = zip(*found, strict=True)
+    return np.stack(difference), np.stack(half)
+
+
+def _compared(loss_VS: Array) -> tuple[Array, Array]:
+    losses = {str(v): dict(enumerate(loss_S)) for v, loss_S in enumerate(loss_VS.tolist())}
+    compared = compare(losses)
+    return compared.noise.difference_VV, compared.half_VV
+
+
+def simulate(world: World, studies: int, seed: int = 0) -> dict[str, Outcome]:
+    """Return the outcome of each procedure in a world."""
+    curves = Curves(world, studies, np.random.default_rng(seed))
+    oracle = Recipes(
+        curves.optimum_RV[0], np.full(curves.size, LEVELS - 1.0), *np.zeros((2, *curves.size))
+    )
+    return {
+        "attnlab": verdict(curves, search(curves), challenges=True),
+        "octave grid": verdict(curves, octave_grid(curves)),
+        "oracle": verdict(curves, oracle),
+    }
+
+
+_CLIFF = {"cliff": 1.5, "later": 4.0}
+_WORLDS = (
+    World(name="study 1: 11 variants, 5 seeds"),
+    World(name="3 variants, 3 seeds", variants=3, seeds=3),
+    World(name="3 variants, 10 seeds", variants=3, seeds=10),
+    World(name="13 variants, 3 seeds", variants=13, seeds=3),
+    World(name="13 variants, 10 seeds", variants=13, seeds=10),
+    World(name="flat curves", curvature=(0.001, 0.008)),
+    World(name="steep curves", curvature=(0.04, 0.15)),
+    World(name="kinks", shape="v"),
+    World(name="a wall behind the best rate", wall=(0.0, 2.0)),
+    World(name="a wall before the best rate", wall=(-1.0, 0.5)),
+    World(name="a cliff that a longer warm-up moves", **_CLIFF),
+    World(name="a cliff before the best rate", cliff=-0.5, later=3.0),
+    World(name="a cliff that stays", cliff=0.5, later=0.0),
+    World(name="noise shared by families", families=3),
+    World(name="noisy runs", noise=0.03),
+)
+WORLDS = tuple(
+    replace(world, name=name, equal=equal)
+    for world in _WORLDS
+    for equal, name in ((False, world.name), (True, f"{world.name}, all equal"))
+)
+
+
+def main() -> None:
+    """Print a table of all worlds in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    columns = ("error", "coverage", "power", "regret", "runs")
+    print("| world | procedure | " + " | ".join(columns) + " |")
+    print("| -- | -- |" + " -: |" * len(columns))
+    for world in WORLDS:
+        if arguments.only not in world.name:
+            continue
+        for name, outcome in simulate(world, arguments.studies).items():
+            values = (outcome.error, outcome.coverage, outcome.power)
+            numbers = [f"{value:.3f}" for value in values]
+            numbers += [f"{outcome.regret:.4f}", f"{outcome.runs:.1f}"]
+            print(f"| {world.name} | {name} | " + " | ".join(numbers) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

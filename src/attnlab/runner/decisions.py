@@ -1,0 +1,216 @@
+"""Decisions of a study: the recipes to try, the chosen ones and the challenges.
+
+They are functions of the outcomes of runs, wherever the study was interrupted. `Outcomes` reads
+them from the run folders; `decisions` is the one place that says which runs follow.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from attnlab.analysis.statistics.comparisons import compare
+from attnlab.record import RunFolder, StudyRecord, read_tuning_choice, tuning_runs
+from attnlab.study.study import Study
+from attnlab.training.recipe import (
+    Challenge,
+    TuningResult,
+    start_of,
+    to_challenge,
+    tuning_losses,
+)
+from attnlab.training.run import Run
+from attnlab.training.search import Recipe, Search, decide
+
+Stage = Literal["tuning", "verdict", "challenge", "ahead"]  # "ahead": it may turn out not needed
+BySeed = dict[int, float | None]  # validation loss, nats/token; None: diverged
+
+
+class Wanted(NamedTuple):
+    """A run that a study needs."""
+
+    stage: Stage
+    variant: str
+    seed: int | None  # None: the variant's tuning seed
+    recipe: Recipe | None  # None: the variant's own settings
+
+
+@dataclass(kw_only=True)
+class Outcomes:
+    """The outcomes of the runs that have ended, by variant."""
+
+    tuning: dict[str, dict[Recipe, float | None]]
+    verdict: dict[str, BySeed]
+    challenge: dict[str, dict[str, BySeed]]  # by name of the recipe
+    errors: dict[str, str] = field(default_factory=dict[str, str])  # of runs that tuned a variant
+    failed: set[tuple[str, str | None, int]] = field(
+        default_factory=set[tuple[str, str | None, int]]
+    )  # ^ variant, recipe and seed; an exception ended them, and a later command tries again
+    warmup_level: int | None = None  # of recipes that were chosen; None: none was
+
+    @classmethod
+    def read(cls, study: Study, study_dir: Path) -> "Outcomes":
+        """Read the outcomes from the run folders."""
+        names = study.variants
+        found = cls(
+            tuning={name: tuning_losses(study_dir, name) for name in names},
+            verdict={name: {} for name in names},
+            challenge={name: {} for name in names},
+        )
+        for name in names:
+            folders = [RunFolder(study_dir, name, seed) for seed in range(study.seeds)]
+            for folder in [*folders, *tuning_runs(study_dir, name)]:
+                if folder.seed < study.seeds:
+                    found._add(folder)
+        others = (study_dir / "study.json").is_file() and StudyRecord.read(study_dir).variants
+        chosen = [read_tuning_choice(study_dir, name) for name in {*names, *(others or ())}]
+        levels = [choice.get("warmup_level") for choice in chosen if choice.get("recipe")]
+        found.warmup_level = max((level for level in levels if level is not None), default=None)
+        return found
+
+    def add(self, run: Run, study_dir: Path) -> None:
+        """Add the outcome of a run that has just ended, whatever it is."""
+        folder = run.folder(study_dir)
+        summary = folder.summary() or {}
+        if summary.get("status") not in ("finished", "diverged"):
+            self.failed.add((run.variant, run.recipe, run.seed))
+            if run.tunes:
+                reason = summary.get("reason") or "its outcome could not be written"
+                rate = run.config.train.learning_rate
+                self.errors.setdefault(run.variant, f"at {rate:g}: {reason}")
+        elif run.tunes:
+            recipe = Recipe.parse(run.recipe or "")
+            assert recipe is not None
+            self.tuning[run.variant][recipe] = _loss(summary)
+        else:
+            self._add(folder)
+
+    def ended(self, variant: str, recipe: str | None, seed: int) -> bool:
+        """Return True if a run for the verdict or of a challenge has ended, or failed just now."""
+        done = self.verdict[variant] if recipe is None else self.challenge[variant].get(recipe, {})
+        return seed in done or (variant, recipe, seed) in self.failed
+
+    def _add(self, folder: RunFolder) -> None:
+        summary = folder.summary() or {}
+        if summary.get("status") in ("finished", "diverged"):
+            by_seed = self.verdict[folder.variant]
+            if folder.recipe is not None:
+                by_seed = self.challenge[folder.variant].setdefault(folder.recipe, {})
+            by_seed[folder.seed] = _loss(summary)
+
+
+class Decisions(NamedTuple):
+    """The results of searches, and the runs that follow."""
+
+    results: Mapping[str, TuningResult]  # of the searches that have ended
+    wanted: list[Wanted]  # runs that have not ended, each once
+
+
+def decisions(study: Study, outcomes: Outcomes) -> Decisions:
+    """Return the recipes that are chosen, and the runs that remain as far as they are known."""
+    if study.tuning is None:
+        return Decisions({}, _verdict(study, outcomes, dict.fromkeys(study.variants)))
+    tuned = {name: config for name, config in study.variants.items() if name not in outcomes.errors}
+    searches = decide(
+        study.tuning,
+        {name: start_of(config, study.tuning) for name, config in tuned.items()},
+        outcomes.tuning,
+        margin=study.margin,
+        warmup_level=outcomes.warmup_level,
+    )
+    wanted = list[Wanted]()
+    for name, search in searches.items():
+        wanted += [Wanted("tuning", name, None, recipe) for recipe in search.needs]
+        wanted += [Wanted("ahead", name, None, recipe) for recipe in search.may_need]
+    results = {
+        name: TuningResult(variant=name, search=Search(), error=error)
+        for name, error in outcomes.errors.items()
+    }
+    recipes = dict[str, Recipe | None]()
+    for name, search in searches.items():
+        if search.ended:
+            results[name] = TuningResult(variant=name, search=search)
+            if search.recipe is not None:
+                recipes[name] = search.recipe
+    wanted += _verdict(study, outcomes, recipes)
+    for name in _challenged(study, outcomes, results, recipes):
+        challenge = _challenge(study, outcomes, name, recipes[name])
+        if isinstance(challenge, Challenge):
+            results[name] = _with(results[name], challenge)
+        else:
+            wanted += challenge
+    return Decisions({name: results[name] for name in study.variants if name in results}, wanted)
+
+
+def _with(result: TuningResult, challenge: Challenge) -> TuningResult:
+    return TuningResult(variant=result.variant, search=result.search, challenge=challenge)
+
+
+def _verdict(
+    study: Study, outcomes: Outcomes, recipes: Mapping[str, Recipe | None]
+) -> list[Wanted]:
+    return [
+        Wanted("verdict", name, seed, recipe)
+        for seed in range(study.seeds)
+        for name, recipe in recipes.items()
+        if not outcomes.ended(name, None, seed)
+    ]
+
+
+def _challenged(
+    study: Study,
+    outcomes: Outcomes,
+    results: Mapping[str, TuningResult],
+    recipes: Mapping[str, Recipe | None],
+) -> list[str]:
+    """Return the variants that are challenged: those that were before, and those that may lose.
+
+    Whether a variant may lose is decided by validation losses, when all runs have ended.
+    """
+    assert study.tuning is not None
+    if not study.tuning.challenge or study.seeds < 2:
+        return []
+    before = [name for name in recipes if outcomes.challenge[name]]
+    if len(results) < len(study.variants) or _verdict(study, outcomes, recipes):
+        return before
+    losses = {name: _finite(outcomes.verdict[name]) for name in recipes}
+    losses = {name: by_seed for name, by_seed in losses.items() if len(by_seed) > 1}
+    if len(losses) < 2:
+        return before
+    compared = compare(losses, margin=study.margin)
+    allowance_V = np.array([results[name].search.allowance for name in losses])
+    may_lose = to_challenge(compared.noise.difference_VV, compared.half_VV, allowance_V)
+    now = [name for name, chosen in zip(losses, may_lose, strict=True) if chosen]
+    return list(dict.fromkeys([*before, *now]))
+
+
+def _challenge(
+    study: Study, outcomes: Outcomes, name: str, chosen: Recipe | None
+) -> Challenge | list[Wanted]:
+    """Return the challenge of one variant if all of its runs have ended, else those that remain."""
+    assert chosen is not None
+    own, *others = recipes = Challenge.of(chosen)
+    left = [
+        Wanted("challenge", name, seed, recipe)
+        for seed in range(study.seeds)
+        for recipe in others
+        if not outcomes.ended(name, recipe.name, seed)
+    ]
+    seeds = set(outcomes.verdict[name])
+    losses = {recipe: outcomes.challenge[name].get(recipe.name, {}) for recipe in others}
+    losses = {own: outcomes.verdict[name], **losses}
+    if left or len(seeds) < 2 or any(set(by_seed) != seeds for by_seed in losses.values()):
+        return left
+    return Challenge(recipes=recipes, losses=losses)
+
+
+def _finite(by_seed: BySeed) -> dict[int, float]:
+    return {s: loss for s, loss in by_seed.items() if loss is not None and math.isfinite(loss)}
+
+
+def _loss(summary: Mapping[str, object]) -> float | None:
+    loss = summary.get("final_loss") if summary["status"] == "finished" else None
+    return loss if isinstance(loss, float | int) else None
