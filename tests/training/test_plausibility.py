@@ -17,7 +17,6 @@ from attnlab.record import RunFolder
 from attnlab.runner.events import Progress
 from attnlab.runner.execute import execute
 from attnlab.training import plausibility as plausible
-from attnlab.training.evaluate import HeldOut
 from attnlab.training.plausibility import MAX_CHANGE, PlausibilityMonitor, look_ahead
 from attnlab.training.run import Run
 
@@ -59,8 +58,7 @@ def run(mechanism, folder, places, **train):
 def a_monitor(corpus, model=None):
     config = tiny_study.base
     model = model or config.model.build(256)
-    valid = HeldOut(corpus, "valid", seq_len=32, batch_size=8, device=CPU)
-    return PlausibilityMonitor(corpus, config.train, model, nullcontext(), valid)
+    return PlausibilityMonitor(corpus, config.train, model, nullcontext())
 
 
 def test_one_position_of_look_ahead_raises_the_alarm_while_it_trains(tmp_path, places, planted):
@@ -103,12 +101,30 @@ def test_a_leak_in_training_alone_is_a_leak(corpus):
     assert "in train mode" in alarm
 
 
+@pytest.mark.parametrize(
+    ("leaks", "where"),
+    [
+        (lambda x_BTD: len(x_BTD) >= 8, "batch 8"),
+        (lambda x_BTD: len(x_BTD) == 2, "batch 2"),  # as in training
+        (lambda x_BTD: x_BTD.shape[1] == 32, "batch 2"),
+        (lambda x_BTD: x_BTD.dtype == torch.bfloat16, "batch 2"),
+    ],
+)
+def test_a_leak_at_the_batch_length_or_dtype_of_training_is_found(corpus, leaks, where):
+    model = tiny_study.base.model.build(256)
+    model.blocks[0].mix.forward = lambda x_BTD: 100 * x_BTD.roll(-leaks(x_BTD), 1)
+    context = torch.autocast("cpu", torch.bfloat16)
+    alarm = PlausibilityMonitor(corpus, tiny_study.base.train, model, context).final_check()
+    assert alarm is not None
+    assert alarm.endswith(f"mode, {where})")
+
+
 def test_a_loss_that_is_no_number_once_the_future_changes_is_a_leak(corpus):
     model = tiny_study.base.model.build(256)
     monitor = a_monitor(corpus, model)
     mix, first_B1D = model.blocks[0].mix, model.embed(monitor.tokens_BT)[:, -1:]
     model.blocks[0].mix_norm = torch.nn.Identity()
-    mix.forward = lambda x_BTD: x_BTD / (x_BTD[:, -1:] == first_B1D).all()
+    mix.forward = lambda x_BTD: x_BTD / (x_BTD[:, -1:] == first_B1D[: len(x_BTD)]).all()
     assert "nan" in (monitor.final_check() or "")
 
 
@@ -188,14 +204,15 @@ def test_the_test_leaves_the_model_as_it_was(corpus, training):
     model = tiny_study.base.model.build(256).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monitor = a_monitor(corpus, model)
-    assert look_ahead(model, monitor.tokens_BT, monitor.target_BT, nullcontext()).nats <= MAX_CHANGE
+    found = look_ahead(model, monitor.tokens_BT, monitor.target_BT, nullcontext(), 8)
+    assert found.nats <= MAX_CHANGE
     assert model.training is training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_sequence_of_one_token_has_no_future(corpus):
     model, token_11 = tiny_study.base.model.build(256), torch.tensor([[7]])
-    assert not look_ahead(model, token_11, token_11, nullcontext()).sees_the_future
+    assert not look_ahead(model, token_11, token_11, nullcontext(), 1).sees_the_future
 
 
 @pytest.mark.gpu
@@ -210,5 +227,5 @@ def test_no_kernel_on_cuda_looks_ahead_in_bfloat16(kind):
             parameter.mul_(4)  # as far from the start as training comes
     tokens_BT1 = torch.randint(256, (4, 1025), generator=torch.Generator().manual_seed(0)).cuda()
     context = torch.autocast("cuda", torch.bfloat16)
-    found = look_ahead(model, tokens_BT1[:, :-1], tokens_BT1[:, 1:], context)
+    found = look_ahead(model, tokens_BT1[:, :-1], tokens_BT1[:, 1:], context, 4)
     assert not found.sees_the_future, str(found)

@@ -83,9 +83,7 @@ class _Execution:
         found = self._open()
         valid = self._held_out("valid")
         self._try_longest_window()
-        monitor = PlausibilityMonitor(
-            self.corpus, self.config.train, self.model, self.autocast, valid
-        )
+        monitor = PlausibilityMonitor(self.corpus, self.config.train, self.model, self.autocast)
         monitor.resume(self.metrics.values())
         quality: Quality | None = None
 

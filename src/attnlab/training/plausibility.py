@@ -10,7 +10,9 @@ only, in which every window is new; later it may fall because the model memorise
 
 The second test decides. It runs on the first suspicion, and once more at the end of training: the
 tokens after a cut are replaced, and the losses before it must not change. No causal model fails it
-because it is good, and no leak that lowers the loss in most windows passes it. The change is the
+because it is good, and no leak that lowers the loss in most windows passes it. It runs
+on windows of the training split, in the length, the dtype and the batches of training, and in
+batches of eight if those are smaller: a leak may show in large batches only. The change is the
 median over a few windows, since in a single window a model that is about to diverge can amplify a
 rounding error. A suspicion that this test refutes is recorded as cleared: of a very large model, or
 on text with a rule that n-grams cannot learn, such as arithmetic.
@@ -18,10 +20,12 @@ on text with a rule that n-grams cannot learn, such as arithmetic.
 Shapes: B batch, T input tokens, M measurements: modes x cuts.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +33,13 @@ from attnlab.data import Corpus
 from attnlab.data.ngram import ngram_loss
 from attnlab.model.language_model import LanguageModel
 from attnlab.training.config import TrainConfig
-from attnlab.training.evaluate import HeldOut, score
+from attnlab.training.evaluate import score
 from attnlab.training.step import seed_dropout
 
 FRACTION = 0.5  # of the loss of the n-grams; a loss below is suspicious
 MAX_CHANGE = 0.2  # nats/token; bfloat16 rounding changes a loss by less, a leak by more
-ROWS, CUTS = 4, 8  # windows, and cuts per window, of the second test
+ROWS, CUTS = 4, 8  # least number of windows, and cuts per window, of the second test
+LARGE_BATCH = 8  # sequences; the second test runs on batches of at least this size, too
 
 
 class LookAhead(NamedTuple):
@@ -44,6 +49,7 @@ class LookAhead(NamedTuple):
     position: int  # the position whose loss changes most
     cut: int  # position of the first replaced token
     mode: str  # "eval" or "train"
+    batch_size: int  # sequences per forward pass
 
     @property
     def sees_the_future(self) -> bool:
@@ -55,7 +61,7 @@ class LookAhead(NamedTuple):
             return (
                 f"the model sees the future: losses change by {self.nats:.2g} nats when later "
                 f"tokens are replaced, most at position {self.position} when those from {self.cut} "
-                f"on are (in {self.mode} mode)"
+                f"on are (in {self.mode} mode, batch {self.batch_size})"
             )
         return (
             f"but no loss changes by more than {self.nats:.1g} nats when later tokens are replaced"
@@ -64,7 +70,7 @@ class LookAhead(NamedTuple):
 
 @torch.no_grad()
 def look_ahead(
-    model: LanguageModel, tokens_BT: Tensor, target_BT: Tensor, context: Any
+    model: LanguageModel, tokens_BT: Tensor, target_BT: Tensor, context: Any, batch_size: int
 ) -> LookAhead:
     """Return the largest change of losses when later tokens are replaced, in eval and train mode.
 
@@ -73,6 +79,7 @@ def look_ahead(
         tokens_BT: input tokens of some windows.
         target_BT: their targets.
         context: the autocast of forward passes.
+        batch_size: sequences per forward pass.
 
     From each of several cuts on, the input tokens are replaced by those of the reversed window, and
     the losses before the cut are compared. Waits for the device once.
@@ -80,16 +87,16 @@ def look_ahead(
     n_tokens = tokens_BT.shape[1]
     cuts = sorted({n_tokens * i // (CUTS + 1) for i in range(1, CUTS + 1)} - {0})
     if not cuts:
-        return LookAhead(0.0, 0, 0, "eval")
+        return LookAhead(0.0, 0, 0, "eval", batch_size)
     training = model.training
     changes = list[Tensor]()
     with context:
         for train_mode in (False, True):
             model.train(train_mode)
-            nats_BT = _nats(model, tokens_BT, target_BT)
+            nats_BT = _nats(model, tokens_BT, target_BT, batch_size)
             for cut in cuts:
                 other_BT = torch.cat([tokens_BT[:, :cut], tokens_BT.flip(1)[:, cut:]], 1)
-                change_BT = (_nats(model, other_BT, target_BT) - nats_BT).abs()
+                change_BT = (_nats(model, other_BT, target_BT, batch_size) - nats_BT).abs()
                 change_BT[:, cut:] = 0.0
                 changes.append(change_BT)
     model.train(training)
@@ -97,7 +104,7 @@ def look_ahead(
     measured, position = divmod(int(change_MBT.mean(1).argmax()), n_tokens)
     mode = "eval" if measured < len(cuts) else "train"
     nats = change_MBT.amax((0, 2)).median().item()
-    return LookAhead(nats, position, cuts[measured % len(cuts)], mode)
+    return LookAhead(nats, position, cuts[measured % len(cuts)], mode, batch_size)
 
 
 class PlausibilityMonitor:
@@ -109,10 +116,12 @@ class PlausibilityMonitor:
         config: TrainConfig,
         model: LanguageModel,
         context: Any,
-        valid: HeldOut,
     ) -> None:
         self.model, self.context = model, context
-        tokens_BT1 = valid.batches[0].tokens_BT1[:ROWS]
+        own = config.batch_size
+        self.batch_sizes = sorted({own, max(own, LARGE_BATCH)})
+        tokens_BT1 = _windows(corpus, config.seq_len, rows=max(LARGE_BATCH, own))
+        tokens_BT1 = tokens_BT1.to(model.embed.weight.device)
         self.tokens_BT, self.target_BT = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
         self.ngrams = _ngram_loss(corpus, config.seq_len)
         windows = len(corpus.train) // (config.seq_len + 1)
@@ -159,12 +168,30 @@ class PlausibilityMonitor:
         return None
 
     def _look_ahead(self) -> LookAhead:
-        return look_ahead(self.model, self.tokens_BT, self.target_BT, self.context)
+        """Return the result for the smallest batch that sees the future, else for the largest."""
+        found = None
+        for size in self.batch_sizes:
+            rows = size * math.ceil(ROWS / size)
+            tokens_BT, target_BT = self.tokens_BT[:rows], self.target_BT[:rows]
+            found = look_ahead(self.model, tokens_BT, target_BT, self.context, size)
+            if found.sees_the_future:
+                break
+        assert found is not None
+        return found
 
 
-def _nats(model: LanguageModel, tokens_BT: Tensor, target_BT: Tensor) -> Tensor:
+def _windows(corpus: Corpus, seq_len: int, rows: int) -> Tensor:
+    """Return windows of the training split, spread over it; short splits repeat them."""
+    last = len(corpus.train) - seq_len - 1
+    start_B = np.linspace(0, last, rows).astype(int)
+    tokens_BT1 = corpus.train[start_B[:, None] + np.arange(seq_len + 1)]
+    return torch.from_numpy(tokens_BT1.astype("int64"))
+
+
+def _nats(model: LanguageModel, tokens_BT: Tensor, target_BT: Tensor, batch_size: int) -> Tensor:
     seed_dropout(tokens_BT.device, 0)  # training seeds it before every step, too
-    return score(model, tokens_BT, target_BT)[0]
+    batches = zip(tokens_BT.split(batch_size), target_BT.split(batch_size), strict=True)
+    return torch.cat([score(model, tokens_bT, target_bT)[0] for tokens_bT, target_bT in batches])
 
 
 @lru_cache(maxsize=1)
