@@ -63,6 +63,19 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust", help="Execute the code that the folder carries in sources/."),
 ]
+
+
+def stored(given: Path) -> Path:
+    """Return a folder of results: the path, or one of this name in results/ or published/."""
+    if given.is_absolute() or given.exists():
+        return given
+    for home in (Path("results"), Path("published")):
+        if (home / given).exists():
+            verbatim(f"{given}: {home / given}", errors)
+            return home / given
+    return given
+
+
 RunArgument = Annotated[
     Path,
     typer.Argument(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import JsonOption, app, command_line, folder, reports_user_errors
+from attnlab.cli.app import JsonOption, app, command_line, folder, reports_user_errors, stored
 from attnlab.cli.console import errors, verbatim
 from attnlab.cli.report import show
 
@@ -50,7 +50,11 @@ def compare(
     from attnlab.reporting.sentences import unfair
 
     analysis = attnlab.compare(
-        *folders, out=folder(out) or out, baseline=baseline, anyway=anyway, command=command_line()
+        *map(stored, folders),
+        out=folder(out) or out,
+        baseline=baseline,
+        anyway=anyway,
+        command=command_line(),
     )
     if as_json:
         for line in unfair(analysis.table):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from attnlab.cli.app import BestOption, RunArgument, TrustOption, app, reports_user_errors
+from attnlab.cli.app import BestOption, RunArgument, TrustOption, app, reports_user_errors, stored
 from attnlab.cli.console import errors, verbatim
 
 
@@ -25,7 +25,7 @@ def export(
     """
     import attnlab
 
-    exported = attnlab.export(run, folder, which="best" if best else "last", trust=trust)
+    exported = attnlab.export(stored(run), folder, which="best" if best else "last", trust=trust)
     if exported.note is not None:
         verbatim(exported.note, errors, style="yellow")
     files = ", ".join(sorted(path.name for path in exported.folder.iterdir()))

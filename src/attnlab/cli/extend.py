@@ -13,6 +13,7 @@ from attnlab.cli.app import (
     command_line,
     folder,
     reports_user_errors,
+    stored,
 )
 from attnlab.cli.console import console, verbatim
 
@@ -66,6 +67,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
     from attnlab.runner.events import Ended
 
     attnlab.use_fla(fla_path)
+    run = stored(run)
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -12,6 +12,7 @@ from attnlab.cli.app import (
     TrustOption,
     app,
     reports_user_errors,
+    stored,
 )
 from attnlab.cli.console import console, errors, verbatim
 
@@ -60,7 +61,7 @@ def generate_(  # noqa: PLR0913  one parameter per option
     if run is None:
         run = newest_run(Path("results"))
         verbatim(f"run: {run}", errors)
-    trained = attnlab.load_run(run, device, which="best" if best else "last", trust=trust)
+    trained = attnlab.load_run(stored(run), device, which="best" if best else "last", trust=trust)
     if trained.note is not None:
         verbatim(trained.note, errors, style="yellow")
     texts = attnlab.generate(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnlab.cli.app import JsonOption, app, reports_user_errors
+from attnlab.cli.app import JsonOption, app, reports_user_errors, stored
 from attnlab.cli.console import console, verbatim, write
 
 if TYPE_CHECKING:
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 @reports_user_errors
 def report(
     study_dir: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A study's folder.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A study's folder, or its name.",
+            show_default=False,
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
     """Rebuild the page, tables and figures of a study from its runs."""
     import attnlab
 
-    show(attnlab.report(study_dir), as_json)
+    show(attnlab.report(stored(study_dir)), as_json)
 
 
 def show(analysis: "Analysis", as_json: bool) -> None:

@@ -94,7 +94,6 @@ def run(  # noqa: PLR0913  one parameter per option
         typer.Option(
             metavar="SECONDS",
             help="Read data, time steps and check for so long, for --plan.",
-            min=0,
         ),
     ] = 6.0,
     residual_sd: Annotated[

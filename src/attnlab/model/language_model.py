@@ -52,6 +52,9 @@ class Losses(NamedTuple):
     auxiliary: Tensor  # auxiliary losses of mechanisms and feed-forward layers, summed over layers
 
 
+MOST_LAYERS, MOST_WIDTH = 10_000, 1 << 20  # beyond any model
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
     """The language model: its mechanisms and its size."""
@@ -63,12 +66,17 @@ class ModelConfig(Config):
     dropout: float = 0.0  # probability: attention weights, hidden layers, residual branches
 
     def problems(self) -> Iterator[Problem]:
-        if self.n_layers < 1:
-            yield Problem("n_layers", f"must be at least 1, got {self.n_layers}")
+        if not 1 <= self.n_layers <= MOST_LAYERS:
+            yield Problem(
+                "n_layers", f"must be at least 1, and at most {MOST_LAYERS}; got {self.n_layers}"
+            )
+            return
         if not 0 <= self.dropout < 1:
             yield Problem("dropout", f"must be in [0, 1), got {self.dropout}")
-        if self.d_model < 1:
-            yield Problem("d_model", f"must be at least 1, got {self.d_model}")
+        if not 1 <= self.d_model <= MOST_WIDTH:
+            yield Problem(
+                "d_model", f"must be at least 1, and at most {MOST_WIDTH}; got {self.d_model}"
+            )
         elif isinstance(self.mechanisms, ByLayer):
             found = self.mechanisms.problems_in(self.n_layers, self.d_model)
             yield from (problem.under("mechanisms") for problem in found)

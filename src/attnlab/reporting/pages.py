@@ -56,12 +56,12 @@ def prose(text: str) -> Markup:
 
 
 def cell(value: Any) -> str:
-    r"""Return Markdown on one line, without what would be read as a cell, emphasis or a tag.
+    r"""Return Markdown on one line, without what would be read as a cell, emphasis, link or tag.
 
     >>> cell("a|b\n*c*")
     'a\\|b \\*c\\*'
     """
-    escapes = {"\\": "\\\\", "<": "&lt;", "|": "\\|", "*": "\\*"}
+    escapes = {"\\": "\\\\", "<": "&lt;", "|": "\\|", "*": "\\*", "[": "\\["}
     text = " ".join(str(value).split())
     return "".join(escapes.get(character, character) for character in text)
 

@@ -5,6 +5,7 @@ data ─► schedule of the remaining runs ─► checks of their mechanisms ─
 
 import dataclasses
 import multiprocessing
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -156,6 +157,7 @@ def run(  # noqa: PLR0913  one parameter per option
     record = chosen.record(command=command or request.call(), checked=check)
     _joined(record, study_dir, trains=bool(left)).write(study_dir)
     watch(Started(schedule))
+    results = ResultsSoFar()
     events = run_schedule(schedule, LocalWorkers(slots, study_dir, places))
     try:
         with closing(events), tracker:
@@ -163,7 +165,7 @@ def run(  # noqa: PLR0913  one parameter per option
                 watch(event)
                 tracker.update(event.run.folder(study_dir))
                 if isinstance(event.event, Ended) and not event.run.tunes:
-                    write_results(study_dir)
+                    results.update(study_dir)
         watch(Activity("writing the report"))
     finally:  # an interrupted study has a report, too
         analysis = write_report(study_dir)
@@ -183,6 +185,23 @@ def _require_processes() -> None:
             "attnlab.run is called while a process of yours imports this script: put the call "
             'under `if __name__ == "__main__":`'
         )
+
+
+class ResultsSoFar:
+    """The files about the runs that have ended, written in a small share of the study's time."""
+
+    SHARE = 0.05
+
+    def __init__(self) -> None:
+        self.next = 0.0  # when they may be written again
+
+    def update(self, study_dir: Path) -> None:
+        """Write the files, unless that took more than the share of the time since."""
+        begin = time.monotonic()
+        if begin >= self.next:
+            write_results(study_dir)
+            end = time.monotonic()
+            self.next = end + (end - begin) * (1 / self.SHARE - 1)
 
 
 def _require_importable(study: Study) -> None:

@@ -29,10 +29,28 @@ def load_study(name: str) -> Study:
         return study.in_folder(Path(name).expanduser().resolve().parent)
     known = shipped_names()
     if name not in known:
+        _refuse_mechanism(name)
         raise ValueError(
             f"no study {name!r}{suggestion(name, known)}; the path of a Python file works, too"
         )
     return _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
+
+
+def _refuse_mechanism(name: str) -> None:
+    """Raise ValueError if the name is that of a mechanism, with the commands that take one."""
+    import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
+    from attnlab.mechanism import MechanismConfig
+
+    own, colon, settings = name.partition(":")
+    kind = name if own.endswith(".py") else own
+    if own in MechanismConfig.kinds or (own.endswith(".py") and colon):
+        changes = [f"model.mechanisms.0={kind}"]
+        changes += [f"model.mechanisms.0.{one}" for one in settings.split(",") if "=" in one]
+        raise ValueError(
+            f"{name} is a mechanism, not a study. attnlab check {name} checks it, attnlab bench "
+            f"{name} measures it; attnlab run quickstart --only mha {' '.join(changes)} trains it "
+            "in place of attention, with --out for a folder of its own"
+        )
 
 
 def shipped() -> dict[str, Study]:

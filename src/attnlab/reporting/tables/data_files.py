@@ -13,6 +13,7 @@ from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.table import PARTS, Run, Table, Variant
 from attnlab.reporting.tables.rows import Row, rows
+from attnlab.reporting.tables.runs_csv import csv_cell
 
 TIMES = ("train_time", "eval_time", "compile_time", "total_time")
 
@@ -143,9 +144,9 @@ def csv_table(analysis: Analysis) -> str:
     lines = [_row(row) for row in (*shown, *unfinished)]
     text = io.StringIO()
     if lines:
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(map(csv_cell, lines[0]))
+        writer.writerows(map(csv_cell, line.values()) for line in lines)
     return text.getvalue()
 
 

@@ -33,7 +33,7 @@ def latex(analysis: Analysis) -> str:
     lines = [
         f"% {split_name(analysis)} loss: mean and sample standard deviation over seeds; "
         "differences: with half of the simultaneous 95 % interval",
-        *(f"% {line}" for line in unfair(analysis.table)),
+        *(f"% {' '.join(line.split())}" for line in unfair(analysis.table)),
         f"\\begin{{tabular}}{{{''.join('r' if c.value else 'l' for c in chosen)}}}",
         r"\toprule",
         _line([c.heading for c in chosen]),
@@ -51,7 +51,7 @@ def escaped(text: str) -> str:
     >>> escaped("gqa_1 5 % ± 0.1")
     'gqa\\_1 5 \\% $\\pm$ 0.1'
     """
-    text = "".join(SPECIAL.get(character, character) for character in text)
+    text = "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))
     return re.sub(r"(^| )-(?=\d)", r"\1$-$", text)
 
 
@@ -64,4 +64,6 @@ def _body(chosen: list[Column], shown: tuple[Row, ...]) -> list[str]:
 
 
 def _line(cells: list[str]) -> str:
-    return " & ".join(map(escaped, cells)) + r" \\"
+    line = " & ".join(map(escaped, cells)) + r" \\"
+    # after a line break these would be read as its arguments
+    return "{}" + line if line.startswith(("[", "*")) else line

@@ -17,10 +17,11 @@ def runs_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     if rows:
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([_cell(name) for name in rows[0]])
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+        writer.writerow([csv_cell(name) for name in rows[0]])
+        writer.writerows([csv_cell(value) for value in row.values()] for row in rows)
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
+    """Return a value that a spreadsheet does not execute: text gets a quote before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

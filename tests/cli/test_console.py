@@ -1,0 +1,186 @@
+"""Any terminal, encoding, pipe and signal: nothing is garbled, nothing ends with a traceback."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from support import SOURCE, TESTS
+
+from attnlab.cli.activity import ActivityStatus
+from attnlab.cli.console import Output, first_line
+from attnlab.record import RunFolder
+
+NAMES = ["exp[bold]", "[/red]", ":b:", ":smile:", "[link=x]y[/link]", "a\\[b]", "[@click=app.bell]"]
+
+
+def python(program, *arguments, environment=(), **options):
+    path = os.pathsep.join([str(SOURCE), str(TESTS), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": path, **dict(environment)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_printed_as_they_are_wherever_they_stand(name):
+    out = io.StringIO()
+    output = Output(file=out, width=100)
+    output.print(name)
+    table = Table(name, title=name)
+    table.add_row(name)
+    output.print(table)
+    output.rule(name)
+    with ActivityStatus(output, lines=True) as shown:
+        shown.start(name)
+        shown.note(name)
+    assert out.getvalue().count(name) == 7
+
+
+def test_an_activity_on_a_terminal_is_shown_as_it_is():
+    out = io.StringIO()
+    output = Output(file=out, width=100, force_terminal=True, _environ={"TERM": "xterm"})
+    with ActivityStatus(output) as shown:
+        shown.start("checking exp[bold]")
+        bars = Progress(TextColumn("{task.description}", markup=False), console=output)
+        bars.add_task("exp[bold]")
+    assert "checking exp[bold]" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("", ""), ("  \n a \r\n b", "a"), ("a\nb", "a"), ("\n\n", "")]
+)
+def test_the_first_line_of_any_text_is_found(text, line):
+    assert first_line(text) == line
+
+
+ANY_CHARACTER = """
+from attnlab.cli.console import console, errors, print_any_character, write
+print_any_character()
+for text in ("4.5 \\xb1 0.1 \\xd7 2 \\u2265 \\u0394 \\u2013 \\xe9 \\u2603 \\uff41", chr(0xDC80)):
+    console.print(text)
+    errors.print(text)
+    write(text + "\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "cp1252"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "20"},
+        {"COLUMNS": "400", "FORCE_COLOR": "1"},
+    ],
+)
+def test_a_character_that_the_encoding_lacks_becomes_a_similar_one(environment):
+    process = python(ANY_CHARACTER, environment=environment)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert b"Traceback" not in err
+    if environment.get("PYTHONIOENCODING") == "ascii":
+        assert out.decode().splitlines()[0] == "4.5 +- 0.1 x 2 >= delta - e ? a"
+
+
+PIPED = """
+import sys
+from pathlib import Path
+from attnlab.cli.console import console, errors, verbatim, write
+for number in range(3000):
+    verbatim(f"line {number}")
+    write(f"text {number}\\n")
+    verbatim(f"line {number}", errors)
+Path(sys.argv[1]).write_text("to the end")
+"""
+
+
+def test_a_closed_pipe_ends_nothing(tmp_path):
+    with python(PIPED, str(tmp_path / "marker")) as process:
+        assert process.stdout.readline() == b"line 0\n"
+        process.stdout.close()
+        process.stderr.close()
+        assert process.wait(60) == 0
+    assert (tmp_path / "marker").read_text() == "to the end"
+
+
+SIGNALLED = """
+import os, signal, sys
+from attnlab.cli import app as commands
+from attnlab.cli.app import reports_user_errors
+from attnlab.cli.signals import raise_on_signals
+import typer
+
+@reports_user_errors
+def command():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        signal.pause()
+    finally:
+        if sys.argv[2] == "twice":
+            os.kill(os.getpid(), int(sys.argv[1]))
+        print("cleaned up", flush=True)
+
+raise_on_signals()
+try:
+    command()
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("times", ["once", "twice"])
+def test_a_signal_ends_a_command_cleanly_and_a_second_one_at_once(number, times):
+    process = python(SIGNALLED, str(int(number)), times)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert b"Traceback" not in err
+    assert (b"cleaned up" in out) == (times == "once")
+    assert (b"run the same command again to continue" in err) == (times == "once")
+
+
+def is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_terminated_study_has_a_report_and_no_orphans(tmp_path):
+    """The whole group gets SIGTERM, as from a batch system; the reader of its output has gone."""
+    arguments = ["run", str(TESTS / "support" / "tiny_study.py"), "--only", "mha", "--seeds", "1"]
+    arguments += ["--no-check", "--device", "cpu", "--out", "out", "train.steps=100k"]
+    run = RunFolder(tmp_path / "out", "mha", 0)
+    with python(
+        f"import sys; sys.argv[1:] = {arguments!r}; from attnlab.cli import main; main()",
+        environment={"ATTNLAB_CACHE": str(tmp_path / "cache"), "MPLBACKEND": "module://nonsense"},
+        cwd=tmp_path,
+        start_new_session=True,
+    ) as process:
+        process.stdout.close()
+        deadline = time.monotonic() + 120
+        while not run.metrics():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.stderr.read().decode()
+    assert process.wait(60) == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert run.status() == "partial"
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and is_alive(process.pid):
+        time.sleep(0.05)
+    assert not is_alive(process.pid)

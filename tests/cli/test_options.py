@@ -1,0 +1,139 @@
+"""Malformed options end at once: one line that says what to do, exit code 2, no traceback."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import tiny_study
+
+from attnlab.cli.app import stored
+from attnlab.cli.console import errors
+from attnlab.config import ConfigError, override
+from attnlab.study.load import load_study
+
+HUGE = "9" * 30
+MALFORMED = {
+    "--out|": "--out: no folder is named",
+    "--out| ": "--out: no folder is named",
+    "--only|": "only: no variant is named",
+    "--only|,": "no variant ''",
+    "--only|mhx": "no variant 'mhx'; did you mean 'mha'?",
+    "--workers|0": "workers: must be at least 1",
+    "--workers|-1": "workers: must be at least 1",
+    "--seeds|0": "seeds: must be at least 1, and at most 1000; got 0",
+    f"--seeds|{HUGE}": "seeds: must be at least 1, and at most 1000",
+    "--steps|0": "train.steps: must be at least 1",
+    f"--steps|{HUGE}": "train.steps: expected a whole number",
+    "--device|tpu": "unknown device 'tpu'",
+    "--device|cuda:99": "no device 'cuda:99'",
+    "--length|x": "no length 'x'",
+    "--track|x": "no tracking tool 'x'",
+    "--plan|--residual-sd|nan": "residual_sd: must be positive",
+    "--plan|--residual-sd|inf": "residual_sd: must be positive",
+    "--plan|--trial-seconds|nan": "trial_seconds: must not be negative",
+    "foo": "foo: write it as section.key=value",
+    "train.steps": "train.steps: write it as section.key=value",
+    "=3": "no field ''",
+    "train.=3": "train: no field ''",
+    ".=": "no field ''",
+    "train.steps.x=3": "train.steps: is one value; it has no field 'x'",
+    "train.stpes=3": "train: no field 'stpes'; did you mean 'steps'?",
+    "model.mechanisms.9.window=3": "model.mechanisms: no field '9'",
+    "model.mechanisms=3": "unknown kind '3'",
+    "model.mechanisms=null": "model.mechanisms",
+    f"model.n_layers={HUGE}": "model.n_layers: expected a whole number",
+    "model.n_layers=100m": "model.n_layers: must be at least 1, and at most",
+    "model.d_model=1000g": "model.d_model: must be at least 1, and at most",
+    "data=nothing": "data: unknown kind 'nothing'",
+    "data.max_bytes=0": "data.max_bytes: must be at least",
+    "train.learning_rate=nan": "train.learning_rate: expected a finite number",
+    "train.keep=some": "train.keep: expected one of",
+    "[bold]=[/red]": "no field '[bold]'",
+    ":b:=1": "no field ':b:'",
+}
+
+
+@pytest.mark.parametrize("words", MALFORMED)
+def test_a_malformed_option_is_a_line_and_exit_code_2(attnlab, monkeypatch, tmp_path, words):
+    monkeypatch.setattr(errors, "width", 1000)
+    begin = time.monotonic()
+    done = attnlab("run", tiny_study.__file__, "--no-check", *words.split("|"))
+    assert done.exit_code == 2, done.output
+    assert MALFORMED[words] in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) <= 2
+    assert time.monotonic() - begin < 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ("", "no study ''"),
+        ("nothing", "no study 'nothing'"),
+        ("exp[bold].py", "no file exp[bold].py"),
+        ("mla", "mla is a mechanism, not a study. attnlab check mla checks it"),
+        ("mla:kv_lora_rank=8", "model.mechanisms.0=mla model.mechanisms.0.kv_lora_rank=8"),
+        ("mine.py:Mine", "--only mha model.mechanisms.0=mine.py:Mine trains it"),
+    ],
+)
+def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
+    done = attnlab("run", study)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@settings(max_examples=150, deadline=2000)
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.builds(
+            "{}={}".format,
+            st.sampled_from(
+                ["seed", "train.steps", "model.mechanisms.0.n_heads", "model.mechanisms", "eval"]
+            ),
+            st.one_of(
+                st.text(max_size=20),
+                st.integers().map(str),
+                st.floats().map(str),
+                st.sampled_from(["[]", "{}", "[1,2", '{"kind": "mla"}', "[[[[]]]]", "1e999"]),
+            ),
+        ),
+    )
+)
+def test_no_override_fails_but_with_a_problem_per_line(text):
+    with suppress(ConfigError):
+        override(tiny_study.base, [text])
+
+
+def test_brackets_in_paths_are_printed_as_they_are(attnlab, trained, tmp_path):
+    trained.rename("exp[bold]")
+    done = attnlab("report", "exp[bold]")
+    assert done.exit_code == 0, done.output
+    assert "Report: exp[bold]/report.html" in done.stdout
+
+
+def test_a_bare_name_is_a_study_in_results_and_then_a_published_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("results/both", "published/both", "published/old/mha/seed-0", "here"):
+        Path(folder).mkdir(parents=True)
+    found = {
+        "both": "results/both",
+        "old": "published/old",
+        "old/mha/seed-0": "published/old/mha/seed-0",
+        "here": "here",
+        "nothing": "nothing",
+        str(tmp_path / "both"): str(tmp_path / "both"),
+    }
+    for name, expected in found.items():
+        assert stored(Path(name)) == Path(expected)
+        said = capsys.readouterr().err
+        assert said == (f"{name}: {expected}\n" if expected.startswith(("r", "p")) else "")
+
+
+def test_the_variant_that_a_mechanism_can_replace_exists():
+    assert "mha" in load_study("quickstart").variants
