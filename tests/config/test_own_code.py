@@ -18,6 +18,7 @@ from attnlab.config import (
     without_folders,
 )
 from attnlab.mechanism import MechanismConfig
+from attnlab.study.buildable import require_buildable
 from attnlab.study.load import load_study
 
 MECHANISM = """
@@ -241,3 +242,23 @@ def test_a_hypothesis_in_a_record_executes_no_file(tmp_path):
     judged = _judged(recorded, None)
     assert judged.ruling == "not judged"
     assert "code of its own" in judged.found[0]
+
+
+UNBUILDABLE = {
+    "def build(self, d_model): pass": r"mine\.py:6: Mine\.build: TypeError: .*takes 2 positional",
+    "def build(self, d_model, dropout=0.0): pass": r"mine\.py:6: Mine\.build: returns NoneType",
+    "def build(self, d_model, dropout=0.0): return 1 / 0": r"mine\.py:6: ZeroDivisionError",
+    "def build(self, d_model, dropout=0.0): raise SystemExit": r"mine\.py:6: it exits with code",
+    "def cost(self, d_model): pass": r"mine\.py:6: Mine\.cost: TypeError: .*takes 2 positional",
+    "def cost(self, d_model, context, itemsize=2): return 5": r"Mine\.cost: returns int, not Cost",
+    "def forward_flops(self, *a): return 1.5": r"Mine\.forward_flops: returns float, not int",
+}
+
+
+@pytest.mark.parametrize("method", UNBUILDABLE, ids=[text[4:40] for text in UNBUILDABLE])
+def test_a_mechanism_that_cannot_be_built_is_one_line_before_any_run(tmp_path, method):
+    source = mechanism().lstrip().replace("gain: float = 1.0", method)
+    folder = write(tmp_path / "mine", mine=source, my_study=study(imports="from mine import Mine"))
+    with pytest.raises(OwnCodeError, match=UNBUILDABLE[method]) as error:
+        require_buildable(load_study(str(folder / "my_study.py")))
+    assert "\n" not in str(error.value)

@@ -21,6 +21,7 @@ from attnlab.runner.forecast import Forecast, RunTime
 from attnlab.runner.request import Request
 from attnlab.runner.schedule import RunCount, StudySchedule, open_schedule
 from attnlab.runner.trial import CheckedMechanism, Data, Found, Timed, TrialProcess
+from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
 
@@ -199,6 +200,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         fla_path=fla_path,
     )
     chosen = request.apply_options()
+    require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     power = _power(chosen, study_dir, residual_sd)
     tried, read = _Tried(), dict[str, Data]()

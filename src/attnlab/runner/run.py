@@ -23,6 +23,7 @@ from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule
 from attnlab.runner.workers.local import LocalWorkers
+from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
 
@@ -135,6 +136,7 @@ def run(  # noqa: PLR0913  one parameter per option
     )
     chosen, places = request.apply_options(), request.places()
     _require_importable(chosen)
+    require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     sweep(study_dir)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
