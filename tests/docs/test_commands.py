@@ -9,9 +9,10 @@ from support.pages import commands, python_block
 from attnlab import load_study
 from attnlab.cli import app
 from attnlab.config import ConfigError
+from attnlab.study.targets import addition
 
 SHOWN = commands()
-FILES = {"my_study.py": "study = Study(", "moving_average.py": "class MovingAverage("}
+FILES = {"my_study.py": "SlidingWindow(window=w)", "moving_average.py": "class MovingAverage("}
 
 
 @pytest.fixture
@@ -35,6 +36,8 @@ def test_the_command_line_accepts_it(shown, files):
     given = command.make_context(name, words).params
     if name in ("run", "plan"):
         study = load_study(given["study"])
+        if given.get("add"):
+            study = study.add(dict(map(addition, given["add"])))
         if given.get("only"):
             study = study.only(given["only"].split(","))
         overrides = [change for change in given["overrides"] or [] if "fla:" not in change]

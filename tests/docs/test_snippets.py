@@ -1,27 +1,33 @@
 """The Python that the documentation shows runs as it stands."""
 
+import json
+import pickle
 import re
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from support import tiny_study
 from support.pages import ROOT, blocks, python_block
+from typer.testing import CliRunner
 
 import attnlab
 from attnlab import assert_correct, load_study
+from attnlab.analysis.analysis import analyse
+from attnlab.cli import app
 from attnlab.config import ConfigError, load_file
 from attnlab.data import Places
 from attnlab.mechanism import MechanismConfig
 from attnlab.reporting import write_results
 from attnlab.runner.execute import corpus_of, execute
-from attnlab.training.run import Run
+from attnlab.training.run import Run, RunConfig
 
 ALL = blocks("python")
 RUN_ELSEWHERE = (
     *("attnlab.run(", "def test_", 'load_run("my_model")', "class MovingAverage("),
-    "comprehensive_results.json",
+    *("comprehensive_results.json", "from moving_average import"),
 )
 
 
@@ -37,7 +43,7 @@ def test_every_snippet_runs(block, tmp_path, monkeypatch):
 
 def test_the_study_of_the_readme_loads(tmp_path):
     path = tmp_path / "my_study.py"
-    path.write_text(python_block("study = Study("))
+    path.write_text(python_block("SlidingWindow(window=w)"))
     study = load_study(str(path))
     assert next(iter(study.variants)) == "mha"
     layers = study.variants["hybrid"].model.per_layer()
@@ -94,6 +100,75 @@ def test_the_mechanism_is_trained(tmp_path, monkeypatch):
     places = Places(None, tmp_path / "cache")
     list(execute(run, tmp_path, "x", places, torch.device("cpu")))
     assert (tmp_path / "mine/seed-0/summary.json").is_file()
+
+
+class InProcess:
+    """Workers that train in this process what the settings say, as another process reads them."""
+
+    def __init__(self, slots, study_dir, places):
+        self.study_dir, self.places, self.planned = study_dir, places, None
+
+    def idle(self):
+        return self.planned is None
+
+    def busy(self):
+        return self.planned is not None
+
+    def start(self, planned):
+        self.planned = planned
+
+    def events(self):
+        planned, self.planned = self.planned, None
+        settings = pickle.loads(pickle.dumps(planned.run.config.to_dict()))
+        run = replace(planned.run, config=RunConfig.from_dict(settings))
+        for event in execute(
+            run, self.study_dir, planned.identity, self.places, torch.device("cpu")
+        ):
+            yield planned, event
+
+    def stop(self):
+        pass
+
+
+def test_the_study_with_ones_own_mechanism_runs_from_another_folder(tmp_path, monkeypatch):
+    """The commands of the page: run, run again, sample, export, from two working directories."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/moving_average.py").write_text(python_block("class MovingAverage("))
+    (tmp_path / "mine/my_study.py").write_text(python_block("from moving_average import"))
+    monkeypatch.setenv("ATTNLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", InProcess)
+    for name in ("write_report", "write_results"):  # which take longer than training
+        monkeypatch.setattr(f"attnlab.runner.run.{name}", analyse)
+    monkeypatch.chdir(tmp_path)
+    short = ["train.steps=2", "train.warmup_steps=1", "data.max_bytes=100000", "model.d_model=16"]
+    small = [*short, "train.batch_size=1", "train.seq_len=32", "--seeds", "1", "--device", "cpu"]
+    only = ["--only", "moving_average", "--no-check", "--out", str(tmp_path / "out"), *small]
+    cli = CliRunner()
+    first = cli.invoke(app, ["run", "mine/my_study.py", *only])
+    assert first.exit_code == 0, first.output
+    run = tmp_path / "out/moving_average/seed-0"
+    before = (run / "summary.json").read_bytes()
+    monkeypatch.chdir(tmp_path / "mine")
+    again = cli.invoke(app, ["run", "my_study.py", *only])
+    assert again.exit_code == 0, again.output
+    assert (run / "summary.json").read_bytes() == before
+    added = cli.invoke(
+        app,
+        [
+            *("run", "quickstart", "--add", "slow=moving_average.py:MovingAverage:decay=0.99"),
+            *("--only", "slow", "--no-check", "--out", str(tmp_path / "added"), *small),
+        ],
+    )
+    assert added.exit_code == 0, added.output
+    slow = json.loads((tmp_path / "added/slow/seed-0/config.json").read_text())
+    assert slow["model"]["mechanisms"] == [
+        {"kind": "moving_average.py:MovingAverage", "decay": 0.99}
+    ]
+    shutil.rmtree(tmp_path / "mine", ignore_errors=True)
+    monkeypatch.chdir(tmp_path)
+    for words in (["export", str(run), "new"], ["generate", "new", "--prompt", "a"]):
+        done = cli.invoke(app, words)
+        assert done.exit_code == 0, done.output
 
 
 def test_the_error_shown_is_the_error_given():
