@@ -9,8 +9,17 @@ INTRO = """# Command line
 [Python API](api.md). Wherever settings are accepted, `section.key=value` changes one
 ([list of settings](settings.md)).
 
-Exit code 0: done. 1: done, and a run failed or a property does not hold. 2: invalid input, nothing
-was run. 130: interrupted.
+| exit code | meaning |
+| --: | -- |
+| 0 | done |
+| 1 | done, and a run failed or diverged, a property is violated, a measurement failed; or a plan \
+that cannot be run |
+| 2 | invalid input, in one line; nothing was run |
+| 128 + n | ended by signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; what was finished is \
+kept and reported, and the same command continues |
+
+A second signal ends the command at once. A reader that closes the pipe (`| head`) ends nothing.
+The name of a study stands for its folder in `results/`, or else in `published/`.
 """
 
 

@@ -5,6 +5,7 @@ import io
 import pytest
 from support.fake_workers import TUNED, finish, loss_of, make
 
+from attnlab.cli import progress as showing
 from attnlab.cli.console import Output
 from attnlab.cli.progress import StudyProgress
 from attnlab.runner.events import Ended, Progress, RunEvent
@@ -73,6 +74,27 @@ def test_a_choice_at_the_edge_is_said_to_be_one(shown):
         end(schedule, progress, schedule.next(), lambda run: 5 - run.config.train.learning_rate)
     said = " ".join(out.getvalue().split())
     assert "mha: learning rate 2.56, warm-up 6 steps: the optimum is not bracketed by" in said
+
+
+def test_a_resumed_run_says_from_which_step(shown):
+    schedule, progress, out = shown
+    progress.show(RunEvent(schedule.next().run, Progress(8, 12, None, None)))
+    assert ": resumes at step 8 of 12" in out.getvalue()
+
+
+def test_where_there_are_no_bars_a_long_run_prints_its_step_now_and_then(tmp_path, monkeypatch):
+    now, out = [0.0], io.StringIO()
+    monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
+    schedule = make(TUNED, tmp_path)
+    with StudyProgress(schedule, Output(file=out, width=100)) as progress:
+        run = schedule.next().run
+        for step in range(12):
+            now[0] += 9
+            progress.show(RunEvent(run, Progress(step, 12, 5.0, 1e3)))
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("        mha at 0.01")
+    assert lines[0].endswith(": step 2 of 12  loss 5.000  1.00 K tokens/s")
+    assert len(lines) == 4
 
 
 def test_an_alarm_is_shown(shown):

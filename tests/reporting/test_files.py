@@ -5,11 +5,14 @@ import io
 import json
 import math
 import time
+from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
 from support.reported_study import LOSSES, begin, complete, finish, in_full, partial, plan
+from support.written_study import write_study
 
+from attnlab.analysis.analysis import analyse
 from attnlab.record import write_json
 from attnlab.reporting import write_report, write_results
 from attnlab.reporting.pages import markdown
@@ -221,6 +224,40 @@ def test_the_table_for_papers_has_whole_rows_and_no_special_characters(study_dir
     assert table.count(r"\midrule") == 1
     assert r"gqa\_1" in table
     assert r"cost\textbar{}\$\textasciicircum{}\$" in table
+
+
+HOSTILE = [
+    *("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "[2cm]", "*", "**b**", "<img src=x>", "a|b"),
+    *("[x](http://x)", "![x](y)", "# h", "\\\\input{x}", "%", "$x$", "a\nb", "`c`"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_text_in_every_form_of_the_report(tmp_path, name):
+    losses = {name: [4.0, 4.1], "mha": [5.0, 5.2]}
+    analysis = analyse(write_study(tmp_path / "x", losses))
+    table = replace(analysis.table, study=replace(analysis.table.study, name=f"</h1>{name}"))
+    analysis = replace(analysis, table=table)
+    cells = [cell for row in csv.reader(io.StringIO(csv_table(analysis))) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in "=+@\t" and cell]
+    assert not [cell for cell in cells if cell.startswith("-") and not is_number(cell)]
+    assert any(name in cell for cell in cells)
+    rows = latex(analysis).split("\\midrule\n")[1].splitlines()
+    assert not [row for row in rows if row.lstrip().startswith(("[", "*"))]
+    assert len([row for row in rows if row.endswith("\\\\")]) == 2
+    text = markdown(analysis, None)
+    assert "<img" not in text
+    assert "</h1>" not in text
+    assert "](http" not in text.replace("\\[x](http", "")
+    assert text.splitlines()[0].startswith("# ")
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_hundred_runs_are_reported_in_time(study_dir):

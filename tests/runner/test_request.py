@@ -10,6 +10,7 @@ from support import ROOT, fake_workers, tiny_study
 from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.device.selection import Slot
+from attnlab.runner import run as running
 from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.study.load import load_study, shipped_names
 
@@ -70,6 +71,23 @@ def test_there_are_no_more_workers_than_runs():
     assert slot.device == "cpu"
     assert Request(study=TUNED, device="cpu", workers=1).slots(TUNED) == [slot]
     assert isinstance(slot, Slot)
+
+
+def test_the_results_so_far_take_a_small_share_of_the_time(tmp_path, monkeypatch):
+    now, written = [0.0], []
+
+    def write(study_dir: Path) -> None:
+        written.append(now[0])
+        now[0] += 10
+
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(running, "write_results", write)
+    results = running.ResultsSoFar()
+    for _ in range(1000):  # a run ends every second
+        now[0] += 1
+        results.update(tmp_path)
+    assert 10 * len(written) <= 0.06 * now[0]
+    assert len(written) > 3
 
 
 def test_the_call_names_what_was_given():
