@@ -15,8 +15,8 @@ INTRO = """# Command line
 | 1 | done, and a run failed or diverged, a property is violated, a measurement failed; or a plan \
 that cannot be run |
 | 2 | invalid input, in one line; nothing was run |
-| 128 + n | ended by signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; what was finished is \
-kept and reported, and the same command continues |
+| 128 + n | ended by signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; what was finished \
+is kept and reported, and the same command continues |
 
 A second signal ends the command at once. A reader that closes the pipe (`| head`) ends nothing.
 The name of a study stands for its folder in `results/`, or else in `published/`.
