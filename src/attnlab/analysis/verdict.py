@@ -7,6 +7,7 @@ All finished runs of the eligible variants count (`eligibility`). A function und
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Literal
 
@@ -64,7 +65,7 @@ class Verdict:
         """True if there is a verdict: intervals for every pair."""
         return self.method != "none"
 
-    @property
+    @cached_property
     def to_best(self) -> Mapping[str, Comparison]:
         """Each other variant minus the one with the lowest mean, simultaneous over all pairs."""
         return {name: pair for (name, second), pair in self.pairs.items() if second == self.best}
@@ -90,12 +91,19 @@ class Verdict:
 
     def same_function(self, first: str, second: str) -> bool:
         """True if the two are names of one function, or gave the same losses."""
-        return any(first in names and second in names for names in self.functions)
+        return self._function[first] == self._function[second]
 
     def same_work(self, first: str, second: str) -> bool:
         """True if the two are one function with the same kernels, which cost the same."""
-        kernels = {v.name: kernels_in(v.config) for v in self.table.variants}
-        return self.same_function(first, second) and kernels[first] == kernels[second]
+        return self.same_function(first, second) and self._kernels[first] == self._kernels[second]
+
+    @cached_property
+    def _function(self) -> Mapping[str, int]:
+        return {name: place for place, names in enumerate(self.functions) for name in names}
+
+    @cached_property
+    def _kernels(self) -> Mapping[str, tuple[str, ...]]:
+        return {v.name: kernels_in(v.config) for v in self.table.variants}
 
     def _pair(self, first: str, second: str) -> Comparison | None:
         """Return the interval of the pair: Dunnett's to the baseline, else that of all pairs."""

@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
 
 SPIKE_LEVEL = 0.001
-PAIRING_LEVEL = 0.05
+PAIRING_LEVEL = 0.03
 STRUCTURE_LEVEL = 0.95
 _LEAST_FOR_SPIKES = 4  # runs
 _PRIOR = 3.0  # degrees of freedom of the typical variance beside a variant's own
@@ -224,9 +224,9 @@ def _shared_by_medians(layout: Layout) -> Array:
     return np.nanmedian(table_VS, axis=0)[layout.seed_N]
 
 
-def typical_variance(own_V: Array, df_V: Array) -> float:
+def typical_variance(own_V: Array, df_V: Array) -> Array:
     """Return the median of the variances, each divided by its expected median."""
     median_V = (1 - 2 / (9 * df_V)) ** 3  # of chi2 / degrees of freedom, Wilson and Hilferty 1931
-    if len(own_V) < 3:
-        return float(np.average(own_V, weights=df_V))
-    return float(np.median(own_V / median_V))
+    if own_V.shape[-1] < 3:
+        return np.average(own_V, weights=df_V, axis=-1)
+    return np.median(own_V / median_V, axis=-1)

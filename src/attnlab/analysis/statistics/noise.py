@@ -21,7 +21,6 @@ of many variances then are too small by chance. The difference of two means has
 Shapes: V variants, N runs, G groups of variants.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -132,40 +131,44 @@ def fit(losses: Losses) -> Noise:
         df_V=np.maximum(df_V + prior, 0.5),
         df=float(max(df_V.sum() - (len(layout.seeds) - 1 if paired else 0), 1)),
         own_V=own_V,
-        typical=typical,
+        typical=float(typical),
         paired=paired,
         spikes=spikes,
     )
 
 
-def pair_noise(own_V: Array, df_V: Array) -> tuple[float, float]:
+def pair_noise(own_RV: Array, df: float) -> tuple[Array, Array]:
     """Return sqrt(variance_1 + variance_2) of the first two variants, and its degrees of freedom.
 
-    Both are computed from own variances of runs as `fit` does without pairing.
+    Both are computed from own variances of runs as `fit` does without pairing, for R studies whose
+    variants all have `df` + 1 runs.
     """
-    typical, prior = typical_variance(own_V, df_V), _prior(own_V, df_V)
-    first, second = _moderated(own_V, df_V, typical, prior)[:2]
-    f_first, f_second = np.maximum(df_V + prior, 0.5)[:2]
-    total = float(first + second)
-    df = total**2 / float(first**2 / f_first + second**2 / f_second)
-    return math.sqrt(total), min(df, float(df_V.sum()))
+    df_V = np.full(own_RV.shape[-1], df)
+    typical_R1 = typical_variance(own_RV, df_V)[..., None]
+    prior_R1 = _prior(own_RV, df_V)[..., None]
+    first_R, second_R = np.moveaxis(_moderated(own_RV, df_V, typical_R1, prior_R1)[..., :2], -1, 0)
+    f_R = np.maximum(df + prior_R1[..., 0], 0.5)
+    total_R = first_R + second_R
+    found_R = total_R**2 * f_R / (first_R**2 + second_R**2)
+    return np.sqrt(total_R), np.minimum(found_R, df_V.sum())
 
 
-def _prior(own_V: Array, df_V: Array) -> float:
+def _prior(own_V: Array, df_V: Array) -> Array:
     """Return the degrees of freedom that the typical variance is worth for each variant.
 
     True variances with a scaled inverse chi2 distribution of p degrees of freedom make log own_V
     vary by trigamma(d / 2) + trigamma(p / 2). The dispersion is taken high, by its own error.
     """
-    if own_V.max() <= 0 or len(own_V) < 2:
-        return 0.0
-    log_V = np.log(np.maximum(own_V, 1e-6 * own_V.max())) - digamma(df_V / 2) + np.log(df_V / 2)
-    observed = float(log_V.var(ddof=1)) * (1 + 2 / math.sqrt(len(own_V) - 1))
-    excess = max(observed - float(polygamma(1, df_V / 2).mean()), 1e-3)
-    found = (1 + math.sqrt(1 + 2 * excess)) / excess  # trigamma(x) ~ 1 / x + 1 / (2 x^2)
-    return min(max(found - PRIOR_LESS, PRIOR_LEAST), PRIOR_MOST)
+    count = own_V.shape[-1]
+    most_V1 = own_V.max(-1, keepdims=True)
+    log_V = np.log(np.maximum(own_V, np.maximum(1e-6 * most_V1, 1e-300)))
+    log_V = log_V - digamma(df_V / 2) + np.log(df_V / 2)
+    observed = log_V.var(-1, ddof=1) * (1 + 2 / np.sqrt(count - 1))
+    excess = np.maximum(observed - polygamma(1, df_V / 2).mean(), 1e-3)
+    found = (1 + np.sqrt(1 + 2 * excess)) / excess  # trigamma(x) ~ 1 / x + 1 / (2 x^2)
+    return np.clip(found - PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST)
 
 
-def _moderated(own_V: Array, df_V: Array, typical: float, prior: float) -> Array:
-    weight = max(prior, 0.0)
+def _moderated(own_V: Array, df_V: Array, typical: Array, prior: Array) -> Array:
+    weight = np.maximum(prior, 0.0)
     return np.maximum((weight * typical + df_V * own_V) / (weight + df_V), typical)

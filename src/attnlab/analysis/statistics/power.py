@@ -74,7 +74,7 @@ def _of_unit_spread(variants: int, seeds: int, level: float) -> float:
     studies = max(_NUMBERS // shown, 200)
     df = seeds - 1
     own_RV = np.random.default_rng(0).chisquare(df, (studies, shown)) / df
-    error_R, df_R = np.array([pair_noise(own_V, np.full(shown, float(df))) for own_V in own_RV]).T
+    error_R, df_R = pair_noise(own_RV, float(df))
     half_R = all_pairs(variants).quantile(level, df_R) * error_R * math.sqrt(1 / seeds)
     error = math.sqrt(2 / seeds)
     low, high = 0.0, float(half_R.max()) + 10 * error
