@@ -1,17 +1,18 @@
 """What a study folder says, and how sure one may be of it."""
 
 import math
+import random
 import time
 
 import pytest
 from scipy import stats
 from support.written_study import steady, write_study
 
-from attnlab.analysis.analysis import analyse
+from attnlab.analysis.analysis import analyse, analysis_of
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.statistics.paired import Estimate, paired_difference
-from attnlab.analysis.table import read_table
+from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, StudyRecord, write_json
 from attnlab.reporting.pages import markdown
 
@@ -238,3 +239,53 @@ def test_a_folder_of_unlike_runs_is_reported_as_no_fair_comparison(tmp_path):
     assert unlike.table.unfair == ("training steps: not recorded in mha; 200 in identity",)
     text = markdown(unlike, None)
     assert text.index("Not a fair comparison. The runs differ in:") < text.index(unlike.headline[0])
+
+
+def in_memory(folder, variants, seeds):
+    """A table of many variants without a file."""
+    draw = random.Random(0)
+    runs = {
+        f"v{v}": tuple(
+            Run(
+                seed=seed,
+                status="finished",
+                reason=None,
+                summary={
+                    "status": "finished",
+                    "final_loss": 5 + v / 200 + draw.gauss(0, 0.02),
+                    "step_time": 0.001 * (1 + v % 7) + draw.gauss(0, 1e-5),
+                    "state_bytes": 1000 * (1 + v % 11),
+                    "parameters": {"total": 10**6 + 1000 * v},
+                },
+                config={"model": {"mechanisms": [{"kind": f"m{v}", "kernel": "x"}] * 12}},
+                environment={},
+                metrics=(),
+            )
+            for seed in range(seeds)
+        )
+        for v in range(variants)
+    }
+    study = StudyRecord(
+        name="many",
+        question="Which?",
+        baseline="v0",
+        variants=tuple(runs),
+        seeds=tuple(range(seeds)),
+        command="attnlab run many",
+        attnlab_version="0.1.0",
+    )
+    return Table(
+        path=folder,
+        study=study,
+        variants=tuple(variant_of(name, folder / name, of) for name, of in runs.items()),
+    )
+
+
+def test_two_hundred_variants_are_analysed_in_seconds(tmp_path):
+    table = in_memory(tmp_path, 200, 3)
+    began = time.process_time()
+    found = analysis_of(table)
+    assert time.process_time() - began < 10
+    assert len(found.pairs) == 200 * 199
+    assert found.pairs["v199", "v0"].separable
+    assert found.fronts[0].front

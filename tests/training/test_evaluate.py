@@ -96,3 +96,18 @@ def test_evaluation_leaves_the_model_in_its_mode(corpus):
     held_out = HeldOut(corpus, "valid", seq_len=8, batch_size=3, device=CPU)
     held_out.quality(model, nullcontext())
     assert model.training
+
+
+@pytest.mark.parametrize("seq_len", [2, 7, 84])
+def test_loss_by_block_of_the_text_makes_up_the_whole(corpus, seq_len, monkeypatch):
+    monkeypatch.setattr("attnlab.training.evaluate._BLOCKS", 5)
+    model = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=16).build(256).double()
+    held_out = HeldOut(corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU)
+    quality = held_out.quality(model, nullcontext())
+    tokens, loss = quality.by_block
+    assert sum(tokens) == len(corpus.valid) - 1
+    assert len(tokens) == len(loss) == min(5, math.ceil((len(corpus.valid) - 1) / seq_len))
+    mean = sum(n * x for n, x in zip(tokens, loss, strict=True)) / sum(tokens)
+    assert mean == pytest.approx(quality.loss, abs=1e-5)
+    assert quality.detailed("test")["test_loss_by_block"] == {"tokens": tokens, "loss": loss}
+    assert "loss_by_block" not in quality.without_prefix()

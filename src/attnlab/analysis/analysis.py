@@ -23,8 +23,9 @@ from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.statistics.comparisons import Comparison
+from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.table import Table, read_table
-from attnlab.analysis.verdict import Verdict, verdict_of
+from attnlab.analysis.verdict import Verdict, on_text, verdict_of
 
 __all__ = [
     "Analysis",
@@ -46,6 +47,7 @@ class Analysis(Verdict):
     controls: tuple[Control, ...]
     diverged: Mapping[str, tuple[int, int]]  # variant: (runs diverged or failed, runs planned)
     rates: Mapping[str, RateCurve]  # by variant; empty if no learning rate was tuned
+    on_text: Mapping[str, Difference]  # minus the baseline, error of the text; empty if unknown
     lengths: Mapping[str, AtLengths]  # by variant; empty if no other length was measured
     fronts: tuple[Front, ...]  # one per cost
     picks: tuple[Pick, ...]  # one per use case
@@ -73,6 +75,7 @@ def analysis_of(table: Table) -> Analysis:
         controls=controls,
         diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
         rates=rate_curves(table),
+        on_text=on_text(verdict),
         lengths=at_lengths(table),
         fronts=tuple(front_of(cost, verdict) for cost in costs),
         picks=picks_of(verdict, costs, serving),

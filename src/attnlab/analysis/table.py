@@ -7,6 +7,7 @@ perplexities. A folder can be read at any time: before the first run has ended, 
 written.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -105,6 +106,15 @@ class Variant:
             if bins
         }
         return Curve.of(points, "loss")
+
+    def by_block(self, split: str = "final") -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+        """Return tokens and mean loss over seeds by block of the text; None if not recorded."""
+        found = [run.summary.get(f"{split}_loss_by_block") or {} for run in self.finished]
+        tokens = {tuple(of.get("tokens", ())) for of in found}
+        if len(tokens) != 1 or tokens == {()}:
+            return None
+        losses = zip(*(of["loss"] for of in found), strict=True)
+        return tokens.pop(), tuple(math.fsum(at) / len(found) for at in losses)
 
     def curve(self, key: str) -> Curve:
         """Return a key of metrics.jsonl over the finished seeds, or over all if none finished."""

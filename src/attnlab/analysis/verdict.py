@@ -18,6 +18,7 @@ from attnlab.analysis.rates import Tuning, tuning_of
 from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
 from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
 from attnlab.analysis.statistics.layout import Spike
+from attnlab.analysis.statistics.paired import Difference, differences_on_text
 from attnlab.analysis.statistics.power import detectable
 from attnlab.analysis.table import Table
 
@@ -217,6 +218,25 @@ def _compared(
         if name != baseline
     }
     return to_baseline, pairs
+
+
+def on_text(verdict: Verdict) -> dict[str, Difference]:
+    """Return each variant minus the baseline, with the error of the text instead of the seeds.
+
+    Empty where the losses by block of the text were not recorded; one interval per difference.
+    """
+    split = verdict.metric.removesuffix("_loss")
+    found = {v.name: v.by_block(split) for v in verdict.table.variants if v.name in verdict.means}
+    baseline = found.get(verdict.baseline or "")
+    if baseline is None:
+        return {}
+    known = {name: of[1] for name, of in found.items() if of is not None and of[0] == baseline[0]}
+    names, tokens = list(known), np.array(baseline[0], float)
+    differences = differences_on_text(
+        np.array(list(known.values())), tokens, names.index(verdict.baseline or "")
+    )
+    pairs = zip(names, differences, strict=True)
+    return {name: difference for name, difference in pairs if name != verdict.baseline}
 
 
 def _detectable(found: Comparisons) -> float | None:

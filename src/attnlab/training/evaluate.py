@@ -7,8 +7,8 @@ The mean loss hides what the mechanism contributes (Arora et al. 2023, Zoology, 
 The loss by position in the window shows it, and the loss on recall tokens. A recall token is one
 that already followed the same token earlier in the window, so that a model can copy it.
 
-Shapes: B batch, T tokens, C counted targets of a row, N counted targets of a batch, P position
-bins, V vocabulary, D model width.
+Shapes: B batch, T tokens, C counted targets of a row, N counted targets of a batch, W windows, P
+position bins, V vocabulary, D model width.
 """
 
 import math
@@ -24,6 +24,7 @@ from attnlab.data import Corpus
 from attnlab.data.batches import evaluation_starts
 from attnlab.model.language_model import LanguageModel
 
+_BLOCKS = 256  # of a split, in a summary
 _LOGITS = 1 << 26  # largest number of logits in memory: 256 MiB in float32
 
 
@@ -34,6 +35,13 @@ class ByPosition(NamedTuple):
     loss: tuple[float, ...]  # nats/token
 
 
+class ByBlock(NamedTuple):
+    """Loss by block of consecutive windows of the split, in the order of the text."""
+
+    tokens: tuple[int, ...]  # predicted in each block
+    loss: tuple[float, ...]  # nats/token
+
+
 class Quality(NamedTuple):
     """The quality of a model on a split."""
 
@@ -41,6 +49,7 @@ class Quality(NamedTuple):
     accuracy: float  # fraction of tokens that were the most likely prediction
     bits_per_byte: float | None  # None: the number of bytes of the text is unknown
     by_position: ByPosition
+    by_block: ByBlock
     recall_loss: float | None  # nats/token over the recall tokens; None: there are none
     other_loss: float | None  # nats/token over the other tokens; None: there are none
     recall_fraction: float  # recall tokens / predicted tokens
@@ -64,14 +73,17 @@ class Quality(NamedTuple):
         return {
             **self.mean(prefix),
             f"{prefix}_loss_by_position": self.by_position._asdict(),
+            f"{prefix}_loss_by_block": self.by_block._asdict(),
             f"{prefix}_recall_loss": self.recall_loss,
             f"{prefix}_other_loss": self.other_loss,
             f"{prefix}_recall_fraction": self.recall_fraction,
         }
 
     def without_prefix(self) -> dict[str, Any]:
-        """Return all numbers without a prefix, for one length of `final_by_length`."""
-        return {key.removeprefix("final_"): it for key, it in self.detailed("final").items()}
+        """Return all numbers but those by block, for one length of `final_by_length`."""
+        found = self.detailed("final")
+        del found["final_loss_by_block"]
+        return {key.removeprefix("final_"): it for key, it in found.items()}
 
 
 class _Batch(NamedTuple):
@@ -133,19 +145,26 @@ class HeldOut:
         model.eval()
         nats_T = torch.zeros(len(self.targets_T), dtype=torch.float64, device=self.device)
         recall_nats, right = nats_T.new_zeros(1), nats_T.new_zeros(1)
+        nats_W, targets_W = list[Tensor](), list[int]()  # by window
         with context:
             for tokens_BT1, recall_BC in self.batches:
                 rows, counted = recall_BC.shape
                 scored = score(model, tokens_BT1[:, :-1], tokens_BT1[:, -counted:])
                 nats_BC, right_BC = (each_BC[:rows] for each_BC in scored)
                 nats_T[-counted:] += nats_BC.double().sum(0)
+                nats_W.append(nats_BC.double().sum(1))
+                targets_W += [counted] * rows
                 recall_nats += (nats_BC.double() * recall_BC).sum()
                 right += right_BC.sum()
         model.train(training)
-        totals = torch.cat([nats_T, recall_nats, right]).cpu().numpy()
-        return self._quality(totals[:-2], float(totals[-2]), float(totals[-1]))
+        totals = torch.cat([recall_nats, right, nats_T, *nats_W]).cpu().numpy()
+        nats_T, nats_W = np.split(totals[2:], [len(nats_T)])
+        by_block = _by_block(nats_W, np.array(targets_W))
+        return self._quality(nats_T, by_block, float(totals[0]), float(totals[1]))
 
-    def _quality(self, nats_T: NDArray[np.float64], recall_nats: float, right: float) -> Quality:
+    def _quality(
+        self, nats_T: NDArray[np.float64], by_block: ByBlock, recall_nats: float, right: float
+    ) -> Quality:
         nats, targets = float(nats_T.sum()), int(self.targets_T.sum())
         loss, others = nats / targets, targets - self.recalls
         first_P = bins(len(nats_T))
@@ -155,10 +174,19 @@ class HeldOut:
             accuracy=right / targets,
             bits_per_byte=self.corpus.bits_per_byte(self.split, loss),
             by_position=ByPosition(first_P, tuple(loss_P.tolist())),
+            by_block=by_block,
             recall_loss=recall_nats / self.recalls if self.recalls else None,
             other_loss=(nats - recall_nats) / others if others else None,
             recall_fraction=self.recalls / targets,
         )
+
+
+def _by_block(nats_W: NDArray[np.float64], targets_W: NDArray[np.int64]) -> ByBlock:
+    """Return the losses of at most `_BLOCKS` runs of windows, as even in number as can be."""
+    blocks = min(_BLOCKS, len(nats_W))
+    first = np.arange(blocks) * len(nats_W) // blocks
+    nats, tokens = np.add.reduceat(nats_W, first), np.add.reduceat(targets_W, first)
+    return ByBlock(tuple(tokens.tolist()), tuple((nats / tokens).round(6).tolist()))
 
 
 def score(model: LanguageModel, tokens_BT: Tensor, target_BC: Tensor) -> tuple[Tensor, Tensor]:

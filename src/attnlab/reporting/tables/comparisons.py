@@ -40,6 +40,7 @@ def differences(analysis: Analysis) -> list[Column]:
             about="half-width of the seeds in the interval of all differences",
         ),
         *_tuning(analysis, text),
+        *_on_text(analysis),
         Column(
             title="95 % interval, this pair",
             text=partial(text, lambda pair: numbers.interval(pair.alone_low, pair.alone_high)),
@@ -61,6 +62,27 @@ def _tuning(
                 text, lambda pair: f"{pair.first_allowance:.4f}, {pair.second_allowance:.4f}"
             ),
             about="what tuning may have missed of the variant, and of the baseline",
+        )
+    ]
+
+
+def _on_text(analysis: Analysis) -> list[Column]:
+    """Return the error of the text; empty where losses by block were not recorded."""
+    if not analysis.on_text:
+        return []
+
+    def half(row: Row) -> float | None:
+        found = analysis.on_text.get(row.name)
+        return found and found.half_width
+
+    return [
+        Column(
+            title="± text",
+            unit=LOSS,
+            text=lambda row: "" if row.baseline else numbers.number(half(row)),
+            value=half,
+            about="half-width over blocks of the held-out text, for this difference alone; the "
+            "verdict is on this text and does not include it",
         )
     ]
 
