@@ -113,3 +113,23 @@ def test_one_kernel_saves_nothing(tmp_path):
     losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 3)}
     (control,) = controls(tmp_path, losses, mqa=SAME)
     assert (control.kernels, control.savings) == ((), "")
+
+
+def test_a_window_that_covers_the_sequence_is_plain_attention(tmp_path):
+    losses = {"mha": steady(5.0, 1), "wide": steady(5.0, 1), "narrow": steady(5.1, 2)}
+    write_study(tmp_path, {name: [None] * 5 for name in losses})
+    windows = {"wide": 1024, "narrow": 512}
+    for name, of in losses.items():
+        for seed, loss in enumerate(of):
+            run = RunFolder(tmp_path, name, seed)
+            mechanism = {"kind": "grouped_query", "n_heads": 4, "kernel": "auto"}
+            if name in windows:
+                mechanism |= {"kind": "sliding_window", "window": windows[name]}
+            run.open({"model": {"mechanisms": [mechanism]}, "train": {"seq_len": 1024}}, {})
+            run.finish({"status": "finished", "final_loss": loss, "alarms": []})
+    verdict = verdict_of(read_table(tmp_path))
+    assert verdict.functions == (("mha", "wide"), ("narrow",))
+    (control,) = controls_of(verdict)
+    assert control.note.startswith(
+        "mha and wide are the same function (the window of wide covers the whole sequence), and"
+    )

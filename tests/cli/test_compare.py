@@ -12,6 +12,7 @@ from support.reported_study import begin, complete
 from support.written_study import steady, write_study
 from typer.testing import CliRunner
 
+import attnlab
 from attnlab.analysis.analysis import Analysis, analysis_of
 from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.settings import shared_and_own
@@ -160,6 +161,13 @@ def test_what_is_not_alike_is_named_with_who_has_what(first, second, differing, 
         read = text.partition("<header>")[2] or text  # what is read first, on the page
         assert read.index("Not a fair comparison") < read.index(found.headline[0][:30]), name
         assert " ".join(said.split()) in " ".join(text.split()), name
+
+
+def test_losses_per_token_of_two_tokenizers_are_never_compared(first, second, tmp_path):
+    alike(second, data={"tokenizer": {"kind": "bpe", "vocab_size": 512}})
+    with pytest.raises(ValueError, match="different tokenizers") as refused:
+        attnlab.compare(first, second, out=tmp_path / "out", anyway=True)
+    assert "final_bits_per_byte" in str(refused.value)
 
 
 def test_one_variant_of_a_study_that_differs_is_named_alone(first, second):

@@ -19,7 +19,7 @@ from attnlab.analysis.families import (
 )
 from attnlab.analysis.headline import headline
 from attnlab.analysis.hypotheses import Judgement, judge_all
-from attnlab.analysis.lengths import AtLengths, at_lengths
+from attnlab.analysis.lengths import AgainstBaseline, AtLengths, against_baseline, at_lengths
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.statistics.comparisons import Comparison
@@ -47,6 +47,7 @@ class Analysis(Verdict):
     controls: tuple[Control, ...]
     diverged: Mapping[str, tuple[int, int]]  # variant: (runs diverged or failed, runs planned)
     rates: Mapping[str, RateCurve]  # by variant; empty if no learning rate was tuned
+    parts: Mapping[str, AgainstBaseline]  # of the loss, minus the baseline; empty if unknown
     on_text: Mapping[str, Difference]  # minus the baseline, error of the text; empty if unknown
     lengths: Mapping[str, AtLengths]  # by variant; empty if no other length was measured
     fronts: tuple[Front, ...]  # one per cost
@@ -75,6 +76,7 @@ def analysis_of(table: Table) -> Analysis:
         controls=controls,
         diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
         rates=rate_curves(table),
+        parts=against_baseline(table, verdict.metric),
         on_text=on_text(verdict),
         lengths=at_lengths(table),
         fronts=tuple(front_of(cost, verdict) for cost in costs),

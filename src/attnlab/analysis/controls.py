@@ -14,7 +14,8 @@ from typing import Any
 
 from attnlab.analysis.costs import COUNTED, TIMED
 from attnlab.analysis.numbers import quantity
-from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
+from attnlab.analysis.sentences import listed
+from attnlab.analysis.settings import as_computed, covering_windows, kernels_in, same_settings
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
 
@@ -37,7 +38,7 @@ class Control:
 def controls_of(verdict: Verdict) -> tuple[Control, ...]:
     """Return the groups of variants that are the same function up to the learning rate."""
     configs = {v.name: v.config for v in verdict.table.variants if v.config}
-    functions = {name: _without_rate(without_kernels(of)) for name, of in configs.items()}
+    functions = {name: _without_rate(as_computed(of)) for name, of in configs.items()}
     groups = same_settings(functions)
     return tuple(_control(names, configs, verdict) for names in groups if len(names) > 1)
 
@@ -72,9 +73,9 @@ def savings(names: Sequence[str], kernels: Sequence[str], table: Table) -> str:
 
 
 def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict) -> Control:
-    same_rate = len(same_settings({n: without_kernels(configs[n]) for n in names})) == 1
+    same_rate = len(same_settings({n: as_computed(configs[n]) for n in names})) == 1
     same_kernel = len(same_settings({n: _without_rate(configs[n]) for n in names})) == 1
-    kernels = () if same_kernel else differing(names, configs)
+    kernels = () if same_kernel or _alike(names, configs) else differing(names, configs)
     by_seed = [v.by_seed(verdict.metric) for v in verdict.table.variants if v.name in names]
     differences = [
         abs(first[seed] - second[seed])
@@ -86,8 +87,11 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
     ties = not any(pair and pair.separable for pair in pairs) if judged else None
     largest = max(differences, default=None)
     who = f"{', '.join(names[:-1])} and {names[-1]} are the same function"
+    windows = [n for n in names if covering_windows(configs[n])]
     if kernels:
         who += f" on different kernels ({', '.join(kernels)})"
+    elif windows and not same_kernel:
+        who += f" (the window of {listed(windows)} covers the whole sequence)"
     return Control(
         names=tuple(names),
         same_rate=same_rate,
@@ -97,6 +101,10 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
         note=_note(who, same_rate, largest, ties),
         savings=savings(names, kernels, verdict.table) if kernels else "",
     )
+
+
+def _alike(names: Sequence[str], configs: Mapping[str, Any]) -> bool:
+    return len({kernels_in(configs[name]) for name in names}) == 1
 
 
 def _note(who: str, same_rate: bool, largest: float | None, ties: bool | None) -> str:

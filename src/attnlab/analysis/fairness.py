@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attnlab.analysis.table import Table
 
 UNKNOWN = "not recorded"
+TOKENIZER = "tokenizer"
 
 Conditions = Mapping[str, str]  # what must be equal: its value, in words
 
@@ -32,7 +33,7 @@ def conditions(
     train = config.get("train", {})
     said = {
         "data": _joined(data.get("source"), data.get("fingerprint")),
-        "tokenizer": _joined(describe(data.get("tokenizer", ""))),
+        TOKENIZER: _joined(describe(data.get("tokenizer", ""))),
         "training steps": _joined(train.get("steps")),
         "sequences/step": _joined(train.get("batch_size")),
         "tokens/sequence": _joined(train.get("seq_len")),

@@ -1,13 +1,20 @@
-"""Length extrapolation: the validation loss at window lengths other than that of training.
+"""Parts of the loss: at other window lengths, by position in the window, by recall.
+
+**Length extrapolation**, the validation loss at window lengths other than that of training:
 
     c_s = loss of seed s at a length - loss of seed s at the length of its training
 
 A longer window gives most tokens more context. A model that can use it gets better (c < 0), and one
 that cannot gets worse (c > 0). Intervals are 95 % for all variants of a length at once
 (Bonferroni), so that a sentence may name several. The verdict does not use these losses.
+
+**Against the baseline**, the difference on the split of the verdict, paired by seed: in each bin of
+positions, on recall tokens (which follow the same token earlier in the window), on the others, and
+the first of these two minus the second. Intervals of one kind hold for all variants, and bins, at
+once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +38,77 @@ def at_lengths(table: Table) -> dict[str, AtLengths]:
     """Return the losses by length of each variant that was measured at any; empty if none was."""
     measured = {v.name: v for v in table.variants if any(KEY in run.summary for run in v.finished)}
     return {name: _of(variant, among=len(measured)) for name, variant in measured.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstBaseline:
+    """Parts of the loss of one variant minus those of the baseline, nats/token; None: unknown."""
+
+    recall: Difference | None  # on recall tokens
+    other: Difference | None  # on all other tokens
+    recall_more: Difference | None  # the difference on recall tokens minus that on the others
+    first: tuple[int, ...]  # first position of each bin
+    position: tuple[Difference | None, ...]  # in each bin
+
+
+def against_baseline(table: Table, metric: str) -> dict[str, AgainstBaseline]:
+    """Return the parts of the loss of each other variant minus those of the baseline.
+
+    Empty without a finished baseline, or where no part was recorded.
+    """
+    split = metric.removesuffix("_loss")
+    variants = {variant.name: variant for variant in table.variants if variant.finished}
+    baseline = variants.pop(table.study.baseline or "", None)
+    if baseline is None:
+        return {}
+    there = _parts(baseline, split)
+    found = dict[str, AgainstBaseline]()
+    for name, variant in variants.items():
+        here = _parts(variant, split)
+        among = len(variants)
+        bins = there.first if here.first == there.first else ()
+        found[name] = AgainstBaseline(
+            recall=paired_difference(here.recall, there.recall, among=among),
+            other=paired_difference(here.other, there.other, among=among),
+            recall_more=paired_difference(
+                _minus(here.recall, here.other), _minus(there.recall, there.other), among=among
+            ),
+            first=bins,
+            position=tuple(
+                paired_difference(
+                    {seed: losses[i] for seed, losses in here.position.items()},
+                    {seed: losses[i] for seed, losses in there.position.items()},
+                    among=among * len(bins),
+                )
+                for i in range(len(bins))
+            ),
+        )
+    known = any(of.recall or of.position for of in found.values())
+    return found if known else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    recall: Mapping[int, float]  # by seed
+    other: Mapping[int, float]
+    first: tuple[int, ...]
+    position: Mapping[int, Sequence[float]]
+
+
+def _parts(variant: Variant, split: str) -> _Parts:
+    bins = {run.seed: run.summary.get(f"{split}_loss_by_position") for run in variant.finished}
+    position = {seed: of["loss"] for seed, of in bins.items() if of}
+    firsts = {tuple(of["first"]) for of in bins.values() if of}
+    return _Parts(
+        recall=variant.by_seed(f"{split}_recall_loss"),
+        other=variant.by_seed(f"{split}_other_loss"),
+        first=firsts.pop() if len(firsts) == 1 else (),
+        position=position,
+    )
+
+
+def _minus(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value - second[seed] for seed, value in first.items() if seed in second}
 
 
 def read_at(run: Run, length: int, key: str) -> Any:

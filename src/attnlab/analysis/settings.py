@@ -10,6 +10,7 @@ from attnlab.record import NO_INFLUENCE
 
 Settings = Mapping[str, Any]
 KERNEL = "kernel"
+WINDOWED, PLAIN = "sliding_window", "grouped_query"
 OF_ONE_RUN = ("variant", "seed", "identity")
 
 
@@ -98,6 +99,52 @@ def without_kernels(settings: Any) -> Any:
     if isinstance(settings, list | tuple):
         return [without_kernels(value) for value in cast("Sequence[Any]", settings)]
     return settings
+
+
+def covering_windows(config: Settings) -> tuple[int, ...]:
+    """Return the windows that cover the whole training sequence: plain attention in training.
+
+    >>> covering_windows({"model": {"mechanisms": [{"window": 8}]}, "train": {"seq_len": 8}})
+    (8,)
+    """
+    length = config.get("train", {}).get("seq_len")
+    found = _windows(config.get("model", {}).get("mechanisms"))
+    return tuple(window for window in dict.fromkeys(found) if length and window >= length)
+
+
+def _windows(settings: Any) -> tuple[int, ...]:
+    if isinstance(settings, Mapping):
+        own = settings.get("window")
+        inside = [of for value in cast("Settings", settings).values() for of in _windows(value)]
+        return (*((own,) if isinstance(own, int) else ()), *inside)
+    if isinstance(settings, list | tuple):
+        return tuple(of for value in cast("Sequence[Any]", settings) for of in _windows(value))
+    return ()
+
+
+def as_computed(config: Settings) -> dict[str, Any]:
+    """Return the settings without kernels, and windows that cover the sequence as plain attention.
+
+    >>> as_computed({
+    ...     "model": {"mechanisms": [{"kind": "sliding_window", "window": 8, "kernel": "flex"}]},
+    ...     "train": {"seq_len": 8},
+    ... })["model"]
+    {'mechanisms': [{'kind': 'grouped_query'}]}
+    """
+    plain = covering_windows(config)
+
+    def without(settings: Any) -> Any:
+        if isinstance(settings, Mapping):
+            of = {name: without(value) for name, value in cast("Settings", settings).items()}
+            if of.get("kind") == WINDOWED and of.get("window") in plain:
+                del of["window"]
+                of["kind"] = PLAIN
+            return of
+        if isinstance(settings, list | tuple):
+            return [without(value) for value in cast("Sequence[Any]", settings)]
+        return settings
+
+    return without(without_kernels(config))
 
 
 def kernels_in(settings: Any) -> tuple[str, ...]:

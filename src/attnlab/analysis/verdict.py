@@ -15,7 +15,12 @@ import numpy as np
 
 from attnlab.analysis.eligibility import FEWEST, Eligible, eligible
 from attnlab.analysis.rates import Tuning, tuning_of
-from attnlab.analysis.settings import kernels_in, same_settings, without_kernels
+from attnlab.analysis.settings import (
+    as_computed,
+    covering_windows,
+    kernels_in,
+    same_settings,
+)
 from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
 from attnlab.analysis.statistics.layout import Spike
 from attnlab.analysis.statistics.paired import Difference, differences_on_text
@@ -103,8 +108,12 @@ class Verdict:
         return {name: place for place, names in enumerate(self.functions) for name in names}
 
     @cached_property
-    def _kernels(self) -> Mapping[str, tuple[str, ...]]:
-        return {v.name: kernels_in(v.config) for v in self.table.variants}
+    def _kernels(self) -> Mapping[str, tuple[object, ...]]:
+        """The kernels of each variant, and its windows that are computed as such needlessly."""
+        return {
+            v.name: (*kernels_in(v.config), *covering_windows(v.config))
+            for v in self.table.variants
+        }
 
     def _pair(self, first: str, second: str) -> Comparison | None:
         """Return the interval of the pair: Dunnett's to the baseline, else that of all pairs."""
@@ -145,7 +154,7 @@ def verdict_of(table: Table) -> Verdict:
     """Compare the variants of a study, as far as it has come."""
     entered = eligible(table)
     configs = {
-        variant.name: without_kernels(variant.config) or {"function": variant.name}
+        variant.name: as_computed(variant.config) or {"function": variant.name}
         for variant in table.variants
         if variant.name in entered.losses
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis, analysis_of
 from attnlab.analysis.compare_folders import read_folders
+from attnlab.analysis.fairness import TOKENIZER
 from attnlab.reporting.files import write_comparison
 
 
@@ -26,10 +27,17 @@ def compare(
     Raises:
         ValueError: a folder has no run, two have the same run, no variant is called like the
             baseline, or the runs are not comparable: they read other tokens, took other numbers of
-            steps or were evaluated on other splits.
+            steps or were evaluated on other splits; or, with `anyway` too, they have different
+            tokenizers.
     """
     given = [Path(folder) for folder in folders]
     table = read_folders(given, out=Path(out), command=command, baseline=baseline)
+    if any(line.startswith(TOKENIZER) for line in table.unfair):
+        raise ValueError(
+            "the runs have different tokenizers, so that their losses per token are not "
+            "comparable; compare final_bits_per_byte of attnlab.load_results:\n"
+            + "\n".join(f"  {line}" for line in table.unfair)
+        )
     if table.unfair and not anyway:
         reasons = "\n".join(f"  {line}" for line in table.unfair)
         raise ValueError(

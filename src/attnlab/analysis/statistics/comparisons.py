@@ -162,8 +162,10 @@ class Comparisons:
         b = self.names.index(self.baseline)
         others = [i for i in range(len(self.names)) if i != b]
         distribution = to_one(len(others), self._correlation(b))
-        half_V = distribution.quantile(self.level, self.noise.df_VV[:, b])
-        half_V = half_V * self.noise.error_VV[:, b]
+        df_V = self.noise.df_to(b)
+        half_V = distribution.quantile(self.level, df_V) * self.noise.error_VV[:, b]
+        # the wider quantile of all pairs covers the baseline's comparisons, too
+        half_V = np.minimum(half_V, self.half_VV[:, b])
         difference_V = self.noise.difference_VV[:, b]
         separable_V = difference_V - half_V - self.allowance_V > 0
         separable_V |= difference_V + half_V + self.allowance_V[b] < 0

@@ -75,8 +75,21 @@ class Noise:
     @cached_property
     def df_VV(self) -> Array:
         """Degrees of freedom of each standard error."""
+        return self._welch(self.df_V)
+
+    def df_to(self, control: int) -> Array:
+        """Return the degrees of freedom of the differences of all variants to one of them.
+
+        The noise of the control is in all of them, so that its degrees of freedom are those of its
+        own runs, which the other variants may say nothing about.
+        """
+        df_V = self.df_V.copy()
+        df_V[control] = min(df_V[control], self.runs[control] - 1)
+        return self._welch(df_V)[:, control]
+
+    def _welch(self, df_V: Array) -> Array:
         sum_VV = self.part_V[:, None] + self.part_V[None, :]
-        each_V = self.part_V**2 / self.df_V
+        each_V = self.part_V**2 / df_V
         each_VV = each_V[:, None] + each_V[None, :]
         found_VV = np.full_like(sum_VV, self.df)
         np.divide(sum_VV**2, each_VV, out=found_VV, where=each_VV > 0)
