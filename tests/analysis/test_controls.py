@@ -125,7 +125,8 @@ def test_a_window_that_covers_the_sequence_is_plain_attention(tmp_path):
             mechanism = {"kind": "grouped_query", "n_heads": 4, "kernel": "auto"}
             if name in windows:
                 mechanism |= {"kind": "sliding_window", "window": windows[name]}
-            run.open({"model": {"mechanisms": [mechanism]}, "train": {"seq_len": 1024}}, {})
+            train = {"seq_len": 1024}
+            run.open({"identity": "x", "model": {"mechanisms": [mechanism]}, "train": train}, {})
             run.finish({"status": "finished", "final_loss": loss, "alarms": []})
     verdict = verdict_of(read_table(tmp_path))
     assert verdict.functions == (("mha", "wide"), ("narrow",))

@@ -12,13 +12,13 @@ from support.reported_study import begin, complete
 from support.written_study import steady, write_study
 from typer.testing import CliRunner
 
-import attnlab
 from attnlab.analysis.analysis import Analysis, analysis_of
 from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.settings import shared_and_own
 from attnlab.cli import app
 from attnlab.cli.console import console, errors
 from attnlab.record import StudyRecord
+from attnlab.reporting.compare import compare
 from attnlab.reporting.files import write_comparison
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.terminal import TerminalReport
@@ -166,7 +166,7 @@ def test_what_is_not_alike_is_named_with_who_has_what(first, second, differing, 
 def test_losses_per_token_of_two_tokenizers_are_never_compared(first, second, tmp_path):
     alike(second, data={"tokenizer": {"kind": "bpe", "vocab_size": 512}})
     with pytest.raises(ValueError, match="different tokenizers") as refused:
-        attnlab.compare(first, second, out=tmp_path / "out", anyway=True)
+        compare(first, second, out=tmp_path / "out", anyway=True)
     assert "final_bits_per_byte" in str(refused.value)
 
 

@@ -32,7 +32,7 @@ from scipy.special import fdtrc, stdtrit
 Array = NDArray[np.float64]
 Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
 
-SPIKE_LEVEL = 0.001
+SPIKE_LEVEL = 0.0002
 PAIRING_LEVEL = 0.03
 STRUCTURE_LEVEL = 0.95
 _LEAST_FOR_SPIKES = 4  # runs
