@@ -13,7 +13,7 @@ Shapes: R studies, V variants, S seeds, L warm-up levels, X positions.
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from attnlab.analysis.statistics.comparisons import compare
 from attnlab.training.config import Tuning
-from attnlab.training.recipe import BESIDE, CHALLENGED, cross_fit, to_challenge
+from attnlab.training.recipe import BESIDE, allowance_ratio, cross_fit, to_challenge
 from attnlab.training.search import Recipe, Start, decide
 
 Array = NDArray[np.float64]
@@ -51,12 +51,9 @@ class World:
         None  # above best + this, loss and noise grow; with a longer warm-up later
     )
     later: float = 3.0  # half octaves by which a longer warm-up moves the cliff
-    equal: bool = False  # True: all variants are equal at their best recipes
 
     def truths(self) -> Array:
         """Return the loss of each variant at its best recipe: a third of them are equal."""
-        if self.equal:
-            return np.zeros(self.variants)
         n_equal = max(1, self.variants // 3)
         steps = np.arange(1, self.variants - n_equal + 1)
         return np.concatenate([np.zeros(n_equal), 0.02 * steps])
@@ -73,7 +70,6 @@ class Curves:
         self.best_RV = rng.uniform(*world.best, size=self.size)
         wall = world.wall
         self.wall_RV = self.best_RV + (rng.uniform(*wall, size=self.size) if wall else np.inf)
-        self.truth_V = world.truths()
 
     def excess(self, x: Array, level: int | Array) -> Array:
         """Return the mean loss above the curve's lowest point, and past the cliff; shape as x."""
@@ -106,7 +102,7 @@ class Curves:
     def loss(self, x: Array, level: int | Array, shared: Array) -> Array:
         """Return losses of runs; infinite past the wall. `shared` is the noise of their seeds."""
         extra = x.ndim - 2
-        floor = self.truth_V - self.optimum_RV[1]  # so that truths are those of the best recipes
+        floor = -self.optimum_RV[1]  # so that all variants are equal at their best recipes
         spread = self.world.noise * (1 + 2 * self.past(x, level))
         noise = spread * self.rng.standard_normal(x.shape)
         found = _expand(floor, extra) + self.excess(x, level) + noise + shared
@@ -215,45 +211,59 @@ class Outcome:
     runs: float  # per variant, those of the verdict included
 
 
-def verdict(curves: Curves, recipes: Recipes, *, challenges: bool = False) -> Outcome:
-    """Train the verdict's seeds at the recipes, and compare what is published with the truth."""
-    world = curves.world
-    shared_RVS = curves.seeds_RVS(world.seeds)
-    x_RV, level, allowance_RV, runs_RV = recipes
+class Verdicts:
+    """The verdict's runs of one procedure, and what is published of them in the world's truths."""
 
-    def train(x_RV: Array) -> Array:
-        x_RVS = np.broadcast_to(x_RV[..., None], (*x_RV.shape, world.seeds))
-        return curves.loss(x_RVS, level[..., None], shared_RVS)
+    def __init__(self, curves: Curves, recipes: Recipes) -> None:
+        self.curves, self.recipes = curves, recipes
+        self.shared_RVS = curves.seeds_RVS(curves.world.seeds)
+        self.loss_RVS = self._train(0.0)
+        self.difference_RVV, self.half_RVV = intervals(self.loss_RVS)
 
-    loss_RVS, x_RVS = train(x_RV), np.repeat(x_RV[..., None], world.seeds, -1)
-    runs_RV = runs_RV + world.seeds
-    if challenges:
-        d_RVV, half_RVV = intervals(loss_RVS)
-        chosen_RV = to_challenge(d_RVV, half_RVV, allowance_RV)
-        beside = [loss_RVS, *(train(x_RV + step) for step in BESIDE[1:])]
-        index_RVS = cross_fit(np.stack(beside, -2))
-        fitted = np.take_along_axis(np.stack(beside, -1), index_RVS[..., None], -1)[..., 0]
-        loss_RVS = np.where(chosen_RV[..., None], fitted, loss_RVS)
-        moved = x_RVS + np.array(BESIDE)[index_RVS]
-        x_RVS = np.where(chosen_RV[..., None], moved, x_RVS)
-        allowance_RV = np.where(chosen_RV, CHALLENGED * allowance_RV, allowance_RV)
-        runs_RV = runs_RV + 2 * world.seeds * chosen_RV
-    d_RVV, half_RVV = intervals(loss_RVS)
-    true_VV = curves.truth_V[:, None] - curves.truth_V
-    low = d_RVV - half_RVV - allowance_RV[..., :, None]
-    high = d_RVV + half_RVV + allowance_RV[..., None, :]
-    off_diagonal = ~np.eye(world.variants, dtype=bool)
-    published = (low > 0) & off_diagonal  # the row is worse than the column
-    covers = (low <= true_VV + 1e-12) & (true_VV <= high + 1e-12) | ~off_diagonal
-    different = true_VV > 1e-12
-    excess = curves.excess(x_RVS, level[..., None]) - curves.optimum_RV[1][..., None]
-    return Outcome(
-        error=float((published & ~different).any((-2, -1)).mean()),
-        coverage=float(covers.all((-2, -1)).mean()),
-        power=float(published[:, different].mean()) if different.any() else float("nan"),
-        regret=float(excess.mean()),
-        runs=float(runs_RV.mean()),
-    )
+    def outcome(self, truth_V: Array, *, challenges: bool) -> Outcome:
+        """Compare what is published with the truth: the loss of each variant at its best recipe."""
+        curves, recipes, seeds = self.curves, self.recipes, self.curves.world.seeds
+        true_VV = truth_V[:, None] - truth_V
+        d_RVV, half_RVV = self.difference_RVV + true_VV, self.half_RVV
+        x_RVS = np.repeat(recipes.x_RV[..., None], seeds, -1)
+        allowance_RV, runs_RV = recipes.allowance_RV, recipes.runs_RV + seeds
+        if challenges:
+            chosen_RV = to_challenge(d_RVV, half_RVV, allowance_RV)
+            index_RVS = cross_fit(self.beside_RVBS)
+            fitted = np.take_along_axis(self.beside_RVBS, index_RVS[..., None, :], -2)[..., 0, :]
+            loss_RVS = np.where(chosen_RV[..., None], fitted, self.loss_RVS)
+            moved = x_RVS + np.array(BESIDE)[index_RVS]
+            x_RVS = np.where(chosen_RV[..., None], moved, x_RVS)
+            ratio_RV = np.where(chosen_RV, allowance_ratio(self.beside_RVBS), 1.0)
+            allowance_RV = ratio_RV * allowance_RV
+            runs_RV = runs_RV + (len(BESIDE) - 1) * seeds * chosen_RV
+            d_RVV, half_RVV = intervals(loss_RVS)
+            d_RVV = d_RVV + true_VV
+        low = d_RVV - half_RVV - allowance_RV[..., :, None]
+        high = d_RVV + half_RVV + allowance_RV[..., None, :]
+        apart = ~np.eye(len(truth_V), dtype=bool)
+        published = (low > 0) & apart  # the row is worse than the column
+        covers = (low <= true_VV + 1e-12) & (true_VV <= high + 1e-12) | ~apart
+        different = true_VV > 1e-12
+        level = recipes.level_RV[..., None]
+        excess = curves.excess(x_RVS, level) - curves.optimum_RV[1][..., None]
+        return Outcome(
+            error=float((published & ~different).any((-2, -1)).mean()),
+            coverage=float(covers.all((-2, -1)).mean()),
+            power=float(published[:, different].mean()) if different.any() else float("nan"),
+            regret=float(excess.mean()),
+            runs=float(runs_RV.mean()),
+        )
+
+    @cached_property
+    def beside_RVBS(self) -> Array:
+        """Losses at the rates B of a challenge, by seed."""
+        return np.stack([self.loss_RVS, *map(self._train, BESIDE[1:])], -2)
+
+    def _train(self, step: float) -> Array:
+        seeds = self.curves.world.seeds
+        x_RVS = np.repeat(self.recipes.x_RV[..., None] + step, seeds, -1)
+        return self.curves.loss(x_RVS, self.recipes.level_RV[..., None], self.shared_RVS)
 
 
 def intervals(loss_RVS: Array) -> tuple[Array, Array]:
@@ -269,61 +279,67 @@ def _compared(loss_VS: Array) -> tuple[Array, Array]:
     return compared.noise.difference_VV, compared.half_VV
 
 
-def simulate(world: World, studies: int, seed: int = 0) -> dict[str, Outcome]:
-    """Return the outcome of each procedure in a world."""
+def simulate(world: World, studies: int, seed: int = 0) -> dict[str, tuple[Outcome, Outcome]]:
+    """Return the outcomes of each procedure: with different variants, and if all are equal."""
     curves = Curves(world, studies, np.random.default_rng(seed))
     oracle = Recipes(
         curves.optimum_RV[0], np.full(curves.size, LEVELS - 1.0), *np.zeros((2, *curves.size))
     )
-    return {
-        "attnlab": verdict(curves, search(curves), challenges=True),
-        "octave grid": verdict(curves, octave_grid(curves)),
-        "oracle": verdict(curves, oracle),
-    }
+    procedures = {"attnlab": search(curves), "octave grid": octave_grid(curves), "oracle": oracle}
+    found = dict[str, tuple[Outcome, Outcome]]()
+    for name, recipes in procedures.items():
+        verdicts, challenges = Verdicts(curves, recipes), name == "attnlab"
+        found[name] = (
+            verdicts.outcome(world.truths(), challenges=challenges),
+            verdicts.outcome(np.zeros(world.variants), challenges=challenges),
+        )
+    return found
 
 
-_CLIFF = {"cliff": 1.5, "later": 4.0}
-_WORLDS = (
-    World(name="study 1: 11 variants, 5 seeds"),
+WORLDS = (
+    World(name="11 variants, 5 seeds"),
     World(name="3 variants, 3 seeds", variants=3, seeds=3),
     World(name="3 variants, 10 seeds", variants=3, seeds=10),
     World(name="13 variants, 3 seeds", variants=13, seeds=3),
     World(name="13 variants, 10 seeds", variants=13, seeds=10),
     World(name="flat curves", curvature=(0.001, 0.008)),
     World(name="steep curves", curvature=(0.04, 0.15)),
-    World(name="kinks", shape="v"),
-    World(name="a wall behind the best rate", wall=(0.0, 2.0)),
-    World(name="a wall before the best rate", wall=(-1.0, 0.5)),
-    World(name="a cliff that a longer warm-up moves", **_CLIFF),
-    World(name="a cliff before the best rate", cliff=-0.5, later=3.0),
-    World(name="a cliff that stays", cliff=0.5, later=0.0),
+    World(name="kinks in place of parabolas", shape="v"),
+    World(name="divergence above the best rate", wall=(0.0, 2.0)),
+    World(name="divergence about the best rate", wall=(-1.0, 0.5)),
+    World(name="a cliff above the best rate, which a longer warm-up moves", cliff=1.5, later=4.0),
+    World(name="a cliff below the best rate, which a longer warm-up moves", cliff=-1.5, later=4.0),
+    World(name="a cliff near the best rate, whatever the warm-up", cliff=0.5, later=0.0),
     World(name="noise shared by families", families=3),
-    World(name="noisy runs", noise=0.03),
+    World(name="noise three times as large", noise=0.03),
 )
-WORLDS = tuple(
-    replace(world, name=name, equal=equal)
-    for world in _WORLDS
-    for equal, name in ((False, world.name), (True, f"{world.name}, all equal"))
-)
+
+
+def table(studies: int, only: str = "") -> Iterator[str]:
+    """Yield the lines of a table in Markdown, as they are computed."""
+    yield (
+        "| world | procedure | error | error, all equal | coverage | power | regret | runs per "
+        "variant |"
+    )
+    yield "| -- | -- | -: | -: | -: | -: | -: | -: |"
+    for world in WORLDS:
+        if only in world.name:
+            for name, (mixed, equal) in simulate(world, studies).items():
+                coverage = min(mixed.coverage, equal.coverage)
+                yield (
+                    f"| {world.name} | {name} | {mixed.error:.3f} | {equal.error:.3f} | "
+                    f"{coverage:.3f} | {mixed.power:.2f} | {mixed.regret:.4f} | {mixed.runs:.1f} |"
+                )
 
 
 def main() -> None:
-    """Print a table of all worlds in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=2000)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="a part of the name of a world")
     arguments = parser.parse_args()
-    columns = ("error", "coverage", "power", "regret", "runs")
-    print("| world | procedure | " + " | ".join(columns) + " |")
-    print("| -- | -- |" + " -: |" * len(columns))
-    for world in WORLDS:
-        if arguments.only not in world.name:
-            continue
-        for name, outcome in simulate(world, arguments.studies).items():
-            values = (outcome.error, outcome.coverage, outcome.power)
-            numbers = [f"{value:.3f}" for value in values]
-            numbers += [f"{outcome.regret:.4f}", f"{outcome.runs:.1f}"]
-            print(f"| {world.name} | {name} | " + " | ".join(numbers) + " |", flush=True)
+    for line in table(arguments.studies, arguments.only):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):
         found = choice(tmp_path, variant)
         assert (found["learning_rate"], found["warmup_steps"]) == (best, 2)
         assert found["bracketed"]
-        assert found["allowance"] == pytest.approx(0.5 / 8)  # 0.25 half an octave away
+        assert found["allowance"] == pytest.approx(0.5 / 4)  # 0.25 half an octave away
         assert found["losses"].keys() == {recipe.name for recipe in tried}
     different = {(run.variant, run.recipe, run.seed) for run in runs}
     assert len(runs) == len(different) == sum(TUNING_RUNS.values()) + 6
@@ -168,7 +168,7 @@ def test_a_gain_that_is_not_taken_is_allowed_for(tmp_path):
         return loss_of(run) - 0.009 * (run.config.train.warmup_steps == 6)
 
     work(make(TUNED, tmp_path), loss)
-    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 8 + 0.009)
+    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 4 + 0.009)
 
 
 def test_the_counts_bound_what_is_run(tmp_path):
@@ -219,7 +219,7 @@ def near(run):
     if run.tunes:
         return loss_of(run)
     beside = run.recipe is not None and rate > BEST["mha"]
-    worse = {"mha": 0.03, "mqa": 0.0, "identity": 1.0}[run.variant]
+    worse = {"mha": 0.1, "mqa": 0.0, "identity": 1.0}[run.variant]
     return 5 + worse - 0.02 * beside + 0.001 * sign
 
 
@@ -234,13 +234,24 @@ def test_a_variant_that_may_lose_by_its_tuning_is_tried_at_rates_beside(tmp_path
     found = choice(tmp_path, "mha")
     better = "lr-0.0237841,warmup_steps-2"
     assert found["challenge"]["recipe_by_seed"] == {str(seed): better for seed in range(4)}
-    assert found["allowance"] == pytest.approx(0.5 / 8 / 4)
+    assert found["allowance"] == pytest.approx(0.5 / 4)
     assert choice(tmp_path, "identity")["challenge"] is None
-    assert choice(tmp_path, "identity")["allowance"] == pytest.approx(0.5 / 8)
+    assert choice(tmp_path, "identity")["allowance"] == pytest.approx(0.5 / 4)
     CHALLENGED.record(command="attnlab run tuned", checked=False).write(tmp_path)
     (mha, *_) = read_table(tmp_path).variants
-    assert mha.numbers["final_loss"].mean == pytest.approx(5.01)
+    assert mha.numbers["final_loss"].mean == pytest.approx(5.08)
     assert work(make(CHALLENGED, tmp_path), near) == []
+
+
+def test_a_challenge_that_confirms_the_rate_halves_the_allowance(tmp_path):
+    work(make(CHALLENGED, tmp_path), lambda run: near(run) + 0.04 * (run.seed < 4 and not own(run)))
+    found = choice(tmp_path, "mha")
+    assert set(found["challenge"]["recipe_by_seed"].values()) == {"lr-0.02,warmup_steps-2"}
+    assert found["allowance"] == pytest.approx(0.5 / 4 / 2)
+
+
+def own(run):
+    return run.recipe is None
 
 
 def test_a_challenge_that_is_not_complete_changes_nothing(tmp_path):
@@ -252,7 +263,7 @@ def test_a_challenge_that_is_not_complete_changes_nothing(tmp_path):
     work(schedule, loss)
     assert schedule.challenge_count() == (6, 6, 6, 6)
     assert choice(tmp_path, "mha")["challenge"] is None
-    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 8)
+    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 4)
     again = work(make(CHALLENGED, tmp_path), near)
     assert [key(run)[:3] for run in again] == [("mha", False, 3)] * 2
     assert choice(tmp_path, "mha")["challenge"] is not None
@@ -322,7 +333,7 @@ def test_a_diverged_and_a_nan_loss_are_worse_than_any(tmp_path):
         **{"lr-0.0282843": None, "lr-0.04": None},
     }
     assert choice(tmp_path, "mha")["learning_rate"] == 0.02
-    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.1)
+    assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

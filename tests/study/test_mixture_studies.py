@@ -55,7 +55,7 @@ def test_fair_search_is_as_specified():
         "rope_large": (None, None, 128, 192, False, (Linear, 2.5)),
         "bias_only": (None, None, None, None, True, None),
     }
-    assert (study.baseline, study.seeds, study.tuning) == ("baseline", 3, None)
+    assert (study.baseline, study.seeds, study.tuning) == ("baseline", 4, None)
     for config in study.variants.values():
         model, train = config.model, config.train
         assert (model.d_model, model.n_layers, model.mechanisms[0].n_heads) == (512, 8, 8)

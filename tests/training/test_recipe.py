@@ -1,15 +1,18 @@
 """The search for a recipe: bounded, always the same, right where it can be; and its challenge."""
 
+import importlib.util
 import math
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import ROOT
 
 from attnlab.config import ConfigError
 from attnlab.training.config import Tuning
-from attnlab.training.recipe import cross_fit, to_challenge
+from attnlab.training.recipe import allowance_ratio, cross_fit, to_challenge
 from attnlab.training.search import Recipe, Start, decide, vertex
 
 OWN = 3e-4
@@ -61,8 +64,8 @@ def test_the_best_rate_is_found_between_those_that_were_tried(best):
     found = alone(convex(best))
     assert found.bracketed
     assert found.recipe.learning_rate == pytest.approx(best, rel=1e-3)
-    # the parabola rises by this much a quarter of an octave from its lowest point
-    assert found.allowance == pytest.approx(0.3 / 16, rel=1e-3)
+    # twice what the parabola rises by a quarter of an octave from its lowest point
+    assert found.allowance == pytest.approx(2 * 0.3 / 16, rel=1e-3)
     assert min(rates(found)) < best < max(rates(found))
 
 
@@ -91,7 +94,7 @@ def test_a_rate_that_diverged_is_worse_than_any_and_bounds_the_bracket(lost):
     assert found.recipe.learning_rate == pytest.approx(1.2e-3)
     assert found.bracketed
     last = 1e3 * (1.2e-3 - 1.2e-3 / 2**0.5)  # gain of the last half octave
-    assert found.allowance == pytest.approx(last / 2, rel=1e-3)
+    assert found.allowance == pytest.approx(last, rel=1e-3)
 
 
 def test_divergence_everywhere_is_looked_for_further_down_and_then_given_up():
@@ -196,12 +199,12 @@ def test_any_losses_end_in_a_choice_within_the_bounds(losses, count, most, warmu
 @pytest.mark.parametrize(
     ("losses", "t", "missed"),
     [
-        ((5.04, 5.0, 5.04), 0.0, 0.01),
-        ((5.04, 5.0, 5.0), 0.5, 0.005),
-        ((5.0, 5.0, 5.04), -0.5, 0.005),
+        ((5.04, 5.0, 5.04), 0.0, 0.02),
+        ((5.04, 5.0, 5.0), 0.5, 0.01),
+        ((5.0, 5.0, 5.04), -0.5, 0.01),
         ((5.0, 5.0, 5.0), 0.0, 0.0),
-        ((5.04, 5.0, math.inf), 0.0, 0.02),
-        ((math.inf, 5.0, 5.04), 0.0, 0.02),
+        ((5.04, 5.0, math.inf), 0.0, 0.04),
+        ((math.inf, 5.0, 5.04), 0.0, 0.04),
         ((math.inf, 5.0, math.inf), 0.0, math.inf),
     ],
 )
@@ -210,11 +213,11 @@ def test_the_vertex_lies_within_a_quarter_octave_and_has_a_bound(losses, t, miss
 
 
 def test_only_what_a_challenge_can_decide_is_challenged():
-    mean_V = np.array([0.0, 0.015, 0.025, 0.045, 0.045])
+    mean_V = np.array([0.0, 0.015, 0.025, 0.042, 0.042])
     allowance_V = np.array([0.02, 0.02, 0.02, 0.02, math.inf])
     found = to_challenge(mean_V[:, None] - mean_V, np.full((5, 5), 0.01), allowance_V)
-    # the second loses by a quarter of its allowance beyond the interval, the third by more; the
-    # fourth is separated from the first whatever it missed, but not from the second
+    # beyond the interval, the second loses by a quarter of its allowance, the third by more than
+    # half; the fourth is separated from the first whatever it missed, but not from the second
     assert found.tolist() == [False, False, True, True, False]
 
 
@@ -223,6 +226,30 @@ def test_no_seed_has_a_part_in_the_choice_of_its_own_rate():
     assert cross_fit(losses_RS).tolist() == [1, 0, 1]
     diverged_RS = np.array([[5.0, 5.0, math.inf], [5.1, 5.1, 5.1]])
     assert cross_fit(diverged_RS).tolist() == [1, 1, 0]
+    assert allowance_ratio(diverged_RS) == 1.0
+    assert allowance_ratio(diverged_RS[::-1]) == 0.5
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    path = ROOT / "benchmarks" / "verdict_simulation.py"
+    spec = importlib.util.spec_from_file_location("verdict_simulation", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["verdict_simulation"] = module  # for its dataclasses
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("place", [0, 5, 11], ids=["study 1", "flat curves", "cliff below"])
+def test_what_is_published_holds_at_the_best_recipes(simulation, place):
+    """Of 70 studies, 8 with an error are fewer than at an error rate of 0.05 in 1 of 50 cases."""
+    found = simulation.simulate(simulation.WORLDS[place], studies=70)
+    (mixed, equal), (_, grid) = found["attnlab"], found["octave grid"]
+    assert max(mixed.error, equal.error) <= 7 / 70
+    assert min(mixed.coverage, equal.coverage) >= 63 / 70
+    assert mixed.power >= 0.8 * found["oracle"][0].power
+    assert mixed.runs <= 1.8 * found["octave grid"][0].runs
+    assert grid.error > 2 * equal.error  # without an allowance
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from attnlab.training.search import (
 )
 
 BESIDE = (0.0, -0.5, 0.5)  # rates of a challenge, in half octaves from the chosen one
-CHALLENGED = 0.25  # allowance after a challenge, relative to that of the search
-EXPECTED_CHALLENGES = 0.15  # of the variants, in simulations
+CHALLENGED = 0.5  # allowance after a challenge that confirms the rate, relative to the search's
+EXPECTED_CHALLENGES = 0.2  # of the variants, in simulations
 Array = NDArray[np.float64]
 
 BATCH = "train.batch_size"
@@ -93,10 +93,19 @@ class Challenge:
 
     def by_seed(self) -> dict[int, Recipe]:
         """Return for each seed the recipe that the other seeds choose."""
-        seeds = sorted(self.losses[self.recipes[0]])
-        losses_RS = [[_or_infinity(self.losses[r][seed]) for seed in seeds] for r in self.recipes]
-        chosen = cross_fit(np.array(losses_RS))
+        seeds, losses_RS = sorted(self.losses[self.recipes[0]]), self._losses_RS
+        chosen = cross_fit(losses_RS)
         return {seed: self.recipes[int(r)] for seed, r in zip(seeds, chosen, strict=True)}
+
+    @property
+    def allowance_ratio(self) -> float:
+        """The allowance after the challenge, relative to that of the search."""
+        return float(allowance_ratio(self._losses_RS))
+
+    @property
+    def _losses_RS(self) -> Array:
+        seeds = sorted(self.losses[self.recipes[0]])
+        return np.array([[_or_infinity(self.losses[r][s]) for s in seeds] for r in self.recipes])
 
 
 def to_challenge(difference_VV: Array, half_VV: Array, allowance_V: Array) -> NDArray[np.bool_]:
@@ -130,6 +139,18 @@ def cross_fit(losses_RS: Array) -> NDArray[np.intp]:
     return others_RS.argmin(-2)
 
 
+def allowance_ratio(losses_RS: Array) -> Array:
+    """Return the allowance after a challenge, relative to that of the search.
+
+    It is smaller where all seeds together choose the first rate, between the two others. If they
+    choose one of those, the best rate may lie beyond it.
+
+    Args:
+        losses_RS: validation loss by rate and seed; leading axes are separate variants.
+    """
+    return np.where(losses_RS.mean(-1).argmin(-1) == 0, CHALLENGED, 1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuningResult:
     """The result of the search for one variant's recipe."""
@@ -152,7 +173,8 @@ class TuningResult:
     @property
     def allowance(self) -> float | None:
         """The loss (nats/token) that the search can have missed; None if that has no bound."""
-        found = self.search.allowance * (1 if self.challenge is None else CHALLENGED)
+        ratio = 1.0 if self.challenge is None else self.challenge.allowance_ratio
+        found = self.search.allowance * ratio
         return found if math.isfinite(found) else None
 
     def rates(self) -> list[float]:

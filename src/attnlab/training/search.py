@@ -7,8 +7,8 @@
     refine      best x 2^(+-1/2), then further out while the best is at an edge
     rate        best x 2^(t/2), the vertex of the parabola through the best and its neighbours:
                 c = l - 2 m + r,   t = clip((l - r) / (2 c), -1/2, 1/2)
-    allowance   what the search can miss: c / 8, the rise of that parabola a quarter of an octave
-                from its vertex, and any gain from a longer warm-up that was not taken
+    allowance   what the search can miss: c / 4, twice the rise of that parabola a quarter of an
+                octave from its vertex, and any gain from a longer warm-up that was not taken
 
 A recipe is judged by the validation loss at the end of one run of full length, with a seed that no
 run of the verdict has. Everything here is a function of the losses alone. `decide` replays the
@@ -262,18 +262,18 @@ def vertex(lower: float, here: float, higher: float) -> tuple[float, float]:
 
     Returns:
         The vertex in half octaves from the best rate, in [-1/2, 1/2]; and the loss (nats/token)
-        that the search can miss: the rise of the parabola a quarter of an octave from its vertex.
-        Where one neighbour diverged, the best rate itself, and half of the other neighbour's loss
-        above it, since a curve without upward bends falls no faster beyond the best rate than
-        before it.
+        that the search can miss: as much as a curve with a kink in place of a vertex, through the
+        same losses, rises a quarter of an octave away. Where one neighbour diverged, the best rate
+        itself, and the other neighbour's loss above it, since a curve that bends upwards falls no
+        faster beyond the best rate than before it.
 
     >>> vertex(5.03, 5.0, 5.01)
-    (0.25, 0.005)
+    (0.25, 0.01)
     """
     low, high = lower - here, higher - here
     if math.isinf(low) or math.isinf(high):
-        return 0.0, min(low, high) / 2
+        return 0.0, min(low, high)
     curvature = low + high
     if curvature <= 0:  # all equal
         return 0.0, 0.0
-    return min(0.5, max(-0.5, (low - high) / (2 * curvature))), curvature / 8
+    return min(0.5, max(-0.5, (low - high) / (2 * curvature))), curvature / 4

@@ -65,7 +65,7 @@ base = RunConfig(
 study = Study(
     question=__doc__ or "",
     baseline="baseline",
-    seeds=3,
+    seeds=4,
     tuning=Tuning(multiples=(1, 2, 4)),
     margin=0.01,
     hypotheses=(

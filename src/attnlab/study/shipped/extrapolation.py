@@ -63,7 +63,7 @@ base = RunConfig(
 study = Study(
     question=__doc__ or "",
     baseline="rope",
-    seeds=3,
+    seeds=4,
     margin=0.01,
     variants={
         "rope": base,

@@ -173,7 +173,7 @@ FAMILIES = {
 study = Study(
     question=__doc__ or "",
     baseline="baseline",
-    seeds=3,
+    seeds=4,
     margin=0.01,
     lengths={
         "fast": (),

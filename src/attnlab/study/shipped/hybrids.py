@@ -88,7 +88,7 @@ published: dict[str, Any] = {
 study = Study(
     question=__doc__ or "",
     baseline="transformer",
-    seeds=3,  # with two, the minimum detectable difference is a hundred times the spread of a run
+    seeds=4,
     tuning=Tuning(multiples=(1, 2)),
     margin=0.01,
     lengths={
