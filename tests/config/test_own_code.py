@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import tiny_study
 
 from attnlab.analysis.hypotheses.hypothesis import _judged
 from attnlab.config import (
@@ -242,6 +243,23 @@ def test_a_hypothesis_in_a_record_executes_no_file(tmp_path):
     judged = _judged(recorded, None)
     assert judged.ruling == "not judged"
     assert "code of its own" in judged.found[0]
+
+
+def test_what_a_mechanism_lacks_is_said(tmp_path):
+    source = """
+from dataclasses import dataclass
+from attnlab.mechanism import Mechanism, MechanismConfig
+@dataclass(frozen=True, kw_only=True)
+class Mine(MechanismConfig):
+    def build(self, d_model, dropout=0.0): return Mixer()
+class Mixer(Mechanism):
+    def forward(self, x_BTD): return x_BTD
+"""
+    folder = write(tmp_path / "mine", mine=source, my_study=study(imports="from mine import Mine"))
+    cost, step = require_buildable(load_study(str(folder / "my_study.py")))
+    assert cost.startswith("Mine has no `cost`")
+    assert step.startswith("Mixer has no `init_state` and `step`")
+    assert require_buildable(tiny_study.study) == ()
 
 
 UNBUILDABLE = {

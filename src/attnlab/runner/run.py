@@ -136,11 +136,11 @@ def run(  # noqa: PLR0913  one parameter per option
     )
     chosen, places = request.apply_options(), request.places()
     _require_importable(chosen)
-    require_buildable(chosen)
+    lacking = require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     sweep(study_dir)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
-    for note in chosen.notes:
+    for note in (*chosen.notes, *lacking):
         watch(Notice(note))
     watch(Activity("reading the data"))
     read = read_data(chosen, places)

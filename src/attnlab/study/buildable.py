@@ -1,7 +1,7 @@
 """The user's own mechanisms of a study, built once before anything is checked or trained."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,21 +11,36 @@ from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.study.study import Study
 
 
-def require_buildable(study: Study) -> None:
-    """Raise OwnCodeError if a mechanism of the user's cannot be built, or states no valid cost.
+def require_buildable(study: Study) -> tuple[str, ...]:
+    """Return a sentence for each optional method that a mechanism of the user's lacks.
 
-    The message is one line with file, line and exception.
+    Raises OwnCodeError if one cannot be built, or states no valid cost. The message is one line
+    with file, line and exception.
     """
-    done = set[tuple[MechanismConfig, int, float]]()
+    done, notes = set[tuple[MechanismConfig, int, float]](), list[str]()
     for run in study.variants.values():
         for mechanism in run.model.per_layer():
             key = mechanism, run.model.d_model, run.model.dropout
             if is_own(type(mechanism)) and key not in done:
                 done.add(key)
-                _require(*key)
+                notes.extend(_lacks(mechanism, _built(*key)))
+    return tuple(dict.fromkeys(notes))
 
 
-def _require(mechanism: MechanismConfig, d_model: int, dropout: float) -> None:
+def _lacks(config: MechanismConfig, mechanism: Mechanism[Any]) -> Iterator[str]:
+    if not config.states_cost:
+        yield (
+            f"{type(config).__name__} has no `cost`: its FLOPs and decode state are not checked, "
+            "and stay empty in tables"
+        )
+    if not mechanism.decodes:
+        yield (
+            f"{type(mechanism).__name__} has no `init_state` and `step`: decoding is not checked, "
+            "and attnlab generate reads the whole text for each token"
+        )
+
+
+def _built(mechanism: MechanismConfig, d_model: int, dropout: float) -> Mechanism[Any]:
     def build() -> object:
         try:
             with torch.device("meta"):  # without memory
@@ -33,14 +48,15 @@ def _require(mechanism: MechanismConfig, d_model: int, dropout: float) -> None:
         except (NotImplementedError, RuntimeError):  # it computes with values
             return mechanism.build(d_model, dropout)
 
-    _returned(mechanism.build, build, Mechanism)
+    built = _returned(mechanism.build, build, Mechanism)
     if mechanism.states_cost:
         _returned(mechanism.cost, lambda: mechanism.cost(d_model, 4, 2), Cost)
         _returned(mechanism.forward_flops, lambda: mechanism.forward_flops(d_model, 4), int)
+    return built
 
 
-def _returned(method: Callable[..., Any], call: Callable[[], object], expected: type) -> None:
-    """Raise OwnCodeError if the call fails or returns another type, with the method's place."""
+def _returned(method: Callable[..., Any], call: Callable[[], object], expected: type) -> Any:
+    """Return the call's result; raise OwnCodeError if it fails or has another type."""
     code = getattr(method, "__code__", None)
     place = f"{code.co_filename}:{code.co_firstlineno}: {method.__qualname__}" if code else "?"
     try:
@@ -51,3 +67,4 @@ def _returned(method: Callable[..., Any], call: Callable[[], object], expected: 
     if not isinstance(found, expected):
         kind = type(found).__name__
         raise OwnCodeError(f"{place}: returns {kind}, not {expected.__name__}")
+    return found
