@@ -15,7 +15,7 @@ from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES
 from attnlab.config import ConfigError, load_file
-from attnlab.mechanism import MechanismConfig
+from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 
 PLANTED = PLANTED_BUGS
@@ -311,3 +311,101 @@ def test_a_backward_pass_that_runs_only_once_is_no_violation(planted, monkeypatc
     )
     config = planted.GatedIdentity()
     assert causality.gradients.check(Subject(config=config, d_model=8)).holds
+
+
+@pytest.fixture
+def made(tmp_path, planted):
+    """A function that loads a file of mechanisms that are a linear layer with one change."""
+
+    def load(body):
+        path = tmp_path / f"mine_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(
+            "import ctypes, os\nfrom attnlab.mechanism import Mechanism, MechanismConfig\n"
+            "from attnlab.mechanisms.identity import Identity, TokenwiseLinear\n"
+            f"class Mixer(TokenwiseLinear):\n    def forward(self, x):\n        {body}\n"
+            "class Mine(Identity):\n    def build(self, d_model, dropout=0.0):\n"
+            "        return Mixer(d_model)\n"
+        )
+        return load_file(path).Mine
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("body", "how"),
+    [
+        ("ctypes.string_at(0)", "crash: the process was ended by SIGSEGV"),
+        ("os.abort()", "crash: the process was ended by SIGABRT"),
+        ("os._exit(3)", "crash: the process ended itself with exit code 3"),
+        ("raise SystemExit(4)", "raised SystemExit: 4"),
+        ("return self.o_proj(x.mul_(1.001))", "forward changes it in place"),
+    ],
+)
+def test_what_ends_or_spoils_a_check_is_said_alone(made, body, how):
+    (result,) = check_properties(made(body), quick=True, isolated=True)
+    assert result.verdict == "FAIL"
+    assert result.how_much.startswith(how)
+    assert check_properties("identity", quick=True, isolated=True)[0].holds  # the next is clean
+
+
+def test_forward_alone_is_judged_and_the_rest_is_skipped_with_a_reason(made):
+    class OnlyForward(Mechanism):
+        def __init__(self, d_model):
+            super().__init__()
+            self.o_proj = torch.nn.Linear(d_model, d_model, bias=False)
+
+        def forward(self, x_BTD):
+            return self.o_proj(x_BTD)
+
+    class Plain(MechanismConfig):
+        def build(self, d_model, dropout=0.0):
+            return OnlyForward(d_model)
+
+    results = check_properties(Plain(), quick=True)
+    assert not violated(results)
+    skipped = {result.name: result.how_much for result in results if result.verdict == "skipped"}
+    assert skipped[STEPS] == "it has no init_state and step"
+    assert skipped["parameters are as stated"] == "its settings have no cost"
+
+
+def test_exact_length_does_not_empty_a_promise_without_a_word(planted):
+    class Short(planted.ScaledByTheLength):
+        exact_length = 1
+
+    class UpTo16(planted.AttentionWrittenOut):
+        exact_length = 16
+
+    by_name = {result.name: result for result in check_properties(Short(), quick=True)}
+    assert by_name[PREFIX].verdict == "skipped"
+    assert "exact_length is 1" in by_name[PREFIX].how_much
+    by_name = {result.name: result for result in check_properties(UpTo16(), quick=True)}
+    assert by_name[PREFIX].note == "compared up to 16 tokens, its exact_length"
+
+
+def test_where_a_property_holds_is_said_too(made):
+    batches_of_four = made("return self.o_proj(x + (len(x) == 4) * x.mean(0))")
+    found = violated(check_properties(batches_of_four, quick=True))
+    assert found[ROWS].holds_at == "batch 4 breaks it, batch 2, 3, 5, 6 or 7 others does not"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ("def build(self, d_model):\n        return 1", r"takes 2 .* \(at mine.py:3\); it takes"),
+        (
+            "def build(self, d_model, dropout):\n        raise KeyError",
+            r"KeyError \(at mine.py:4\)",
+        ),
+        ("def build(self, d_model, dropout):\n        return 1", r"returned int, .*at mine.py:3"),
+        ("other = 1", r"mine.py:2: Mine has no build: define it"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line_with_its_place(tmp_path, planted, build, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from attnlab.mechanism import MechanismConfig\n"
+        f"class Mine(MechanismConfig):\n    {build}\n"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        check_properties(f"{path}:Mine")
+    assert len(str(raised.value).splitlines()) == 1

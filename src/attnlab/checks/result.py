@@ -7,7 +7,9 @@ at 1: 4e-11 in float64, 2e-5 in float32, 4e-2 in bfloat16. That is many rounding
 effect of any mistake.
 """
 
+import inspect
 import math
+import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -100,8 +102,12 @@ class Property(NamedTuple):
             note="; ".join(dict.fromkeys(finding.note for finding in found if finding.note)),
         )
 
-    def crashed(self, how: str) -> Result:
+    def crashed(self, exit_code: int) -> Result:
         """Return the result of a property during whose check the process ended."""
+        if exit_code < 0:
+            how = f"crash: the process was ended by {signal.Signals(-exit_code).name}"
+        else:
+            how = f"crash: the process ended itself with exit code {exit_code}"
         return self._result("FAIL", math.inf, how)
 
     def _result(
@@ -121,7 +127,7 @@ class Property(NamedTuple):
             how_much=how_much,
             where=where,
             holds_at=holds_at,
-            cause=self.cause,
+            cause="" if how_much.startswith(("raised ", "crash")) else self.cause,
             note=note,
         )
 
@@ -129,13 +135,19 @@ class Property(NamedTuple):
 def raised(error: BaseException) -> str:
     """Return one line: type, message, and the line of the user's file that the error came from."""
     message = (str(error).splitlines() or [""])[0]
-    text = f"raised {type(error).__name__}: {message}" if message else type(error).__name__
+    text = f"raised {type(error).__name__}" + (f": {message}" if message else "")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         is_file = path.is_absolute() and path.is_file()
         if is_file and not path.is_relative_to(_PACKAGE) and "site-packages" not in path.parts:
             return f"{text} (at {path.name}:{frame.lineno})"
     return text
+
+
+def line_of(function: Any) -> str:
+    """Return the file and line at which a function begins."""
+    code = inspect.unwrap(function).__code__
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
 def contrast(found: Iterable[Finding]) -> str:

@@ -1,5 +1,6 @@
 """Settings that are small enough for a check to take seconds."""
 
+import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -24,6 +25,10 @@ def small(
     (16, 40)
     """
     cls = MechanismConfig.of_kind(kind) if isinstance(kind, str) else kind
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        path, line = inspect.getsourcefile(cls), inspect.getsourcelines(cls)[1]
+        raise ValueError(f"{path}:{line}: {cls.__name__} has no {', '.join(missing)}: define it")
     given = settings or {}
     return shortened(cls.from_dict({"kind": cls.kind(), **given}), SMALL, keep=given)
 

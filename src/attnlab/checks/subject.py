@@ -53,6 +53,7 @@ class Subject:
     quick: bool = False  # fewer shapes and modes, as before every study
     batch_size: int | None = None  # sequences per batch of the study; None: there is no study
     seq_len: int | None = None  # tokens per sequence of the study
+    varies: bool = False  # a kind by its name, whose settings may be varied
 
     @cached_property
     def reach(self) -> int:

@@ -1,7 +1,15 @@
 """The suite: all properties of one mechanism, as results or as an assertion."""
 
-from collections.abc import Generator
+import math
+import multiprocessing
+import signal
+import sys
+import warnings
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -15,11 +23,190 @@ from attnlab.checks import (
     repetition,
     training,
 )
-from attnlab.checks.result import Property, Result
-from attnlab.checks.small_configs import small
+from attnlab.checks.modes import seeded
+from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_property, raised
+from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
-from attnlab.mechanism import MechanismConfig
+from attnlab.mechanism import Mechanism, MechanismConfig
+
+_CANNOT_BE_COPIED = "this process cannot be copied"
+_WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+
+
+def check_properties(  # noqa: PLR0913  one parameter per option
+    mechanism: MechanismConfig | type[MechanismConfig] | str,
+    *,
+    d_model: int | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    isolated: bool = False,
+    varies: bool | None = None,
+) -> list[Result]:
+    """Return one result per property of the contract.
+
+    Args:
+        mechanism: a config, which is checked as it is; or a class, a kind (`"mla"`) or a place
+            (`"my_mechanism.py:MyAttention"`), which is checked with its default settings and a
+            window, top-k or chunk of at most 16.
+        d_model: the model width; the smallest width that the settings allow by default.
+        seed: the seed of parameters and inputs.
+        quick: True for fewer shapes and modes, as `attnlab run` does before training.
+        batch_size: sequences per batch of training, to be tried, too, with `seq_len`.
+        seq_len: tokens per sequence of training.
+        isolated: True to check in a copy of this process, which a crash ends alone.
+        varies: True to try other numbers of heads and odd windows, too; by default for kinds.
+
+    If a repeated call differs or changes something else, that is the only result: nothing else can
+    be judged. An exception that the mechanism raises violates the property, which then has its
+    message.
+
+    Raises:
+        ValueError: an unknown kind.
+        ValueError: the settings build no mechanism; the message names the line.
+        ConfigError: settings that allow no width, or not the given one. It is a ValueError.
+
+    >>> results = check_properties("identity", quick=True)
+    >>> all(result.holds for result in results)
+    True
+    """
+    config = mechanism if isinstance(mechanism, MechanismConfig) else small(mechanism)
+    width = fitting_width(config) if d_model is None else d_model
+    require_buildable(config, width)
+    subject = Subject(
+        config=config,
+        d_model=width,
+        seed=seed,
+        quick=quick,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        varies=not isinstance(mechanism, MechanismConfig) if varies is None else varies,
+    )
+    return in_own_process(subject) if isolated else list(results_of(subject))
+
+
+def results_of(subject: Subject) -> Iterator[Result]:
+    """Yield the result of each property; only the first one if that is violated."""
+    with _one_thread():
+        for each in PROPERTIES:
+            result = each.check(subject)
+            yield result
+            if each is PROPERTIES[0] and not result.holds:
+                return
+
+
+def in_own_process(subject: Subject) -> list[Result]:
+    """Return the results of a copy of this process, which a crash of the mechanism ends alone.
+
+    Where the process cannot be copied, since it uses CUDA already, the results are its own.
+    """
+    if sys.platform != "linux" or torch.cuda.is_initialized():
+        return list(results_of(subject))
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    context, results = multiprocessing.get_context("fork"), list[Result]()
+    process = context.Process(target=_send_results, args=(subject, sender, receiver), daemon=True)
+    with warnings.catch_warnings():  # the threads of the console hold nothing that a check needs
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    sender.close()
+    try:
+        while (received := receiver.recv()) is not None:
+            if received == _CANNOT_BE_COPIED:
+                return list(results_of(subject))
+            results.append(received)
+    except EOFError:
+        process.join()
+        results.append(PROPERTIES[len(results)].crashed(process.exitcode or 0))
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    return results
+
+
+def _send_results(subject: Subject, sender: Connection, receiver: Connection) -> None:
+    receiver.close()  # so that sending fails if the receiving process has ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the receiving process ends this one
+    try:
+        torch.ones(1, requires_grad=True).sum().backward()
+        if torch.cuda.is_available():
+            torch.cuda.init()
+    except RuntimeError:
+        sender.send(_CANNOT_BE_COPIED)
+        return
+    for result in results_of(subject):
+        sender.send(result)
+    sender.send(None)
+
+
+def require_buildable(config: MechanismConfig, d_model: int) -> None:
+    """Raise ValueError, with the line of the user's file, if the settings build no mechanism."""
+    problems = list(config.problems_at(d_model))
+    if problems:
+        raise ConfigError(problems)
+    build, name = type(config).build, type(config).__name__
+    try:
+        with seeded(0):
+            built: Any = config.build(d_model, 0.0)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = raised(error)
+        where = "" if " (at " in said else f" (at {line_of(build)})"
+        advice = "it takes (self, d_model, dropout=0.0) and returns an attnlab.Mechanism"
+        raise ValueError(f"{name}.build {said}{where}; {advice}") from None
+    if not isinstance(built, Mechanism):
+        raise ValueError(
+            f"{name}.build returned {type(built).__name__}, which is no attnlab.Mechanism "
+            f"(at {line_of(build)}): derive it from attnlab.Mechanism"
+        )
+
+
+@mechanism_property(
+    "it holds at other numbers of heads and odd windows, too",
+    cause="a width that is divided by the wrong number, or a window, top-k or chunk that is taken "
+    "for even; settings that are impossible belong into `problems`",
+)
+def odd_settings(subject: Subject) -> Iterator[Finding]:
+    """Judge a few properties at other settings of a kind that is checked by its name."""
+    for label, other in _with_odd_settings(subject):
+        for each in _AT_ODD_SETTINGS:
+            result = each.check(other)
+            words = "" if result.holds else f"{each.name}: {result.how_much}"
+            where = f"{label}, {result.where}" if result.where else label
+            yield Finding(where, 0.0 if result.holds else math.inf, words=words)
+
+
+def _with_odd_settings(subject: Subject) -> Iterator[tuple[str, Subject]]:
+    """Yield the subject at one and three heads and at odd windows, if the settings allow it."""
+    heads = [f.name for f in fields(subject.config) if f.name.endswith("heads")]
+    changes = (
+        dict.fromkeys(heads, 3),
+        dict.fromkeys(heads, 1),
+        dict.fromkeys(bounds(subject.config), 7),
+    )
+    for change in changes if subject.varies and not subject.quick else ():
+        try:
+            config = replace(subject.config, **change)
+            require_buildable(config, d_model := fitting_width(config))
+        except ValueError:
+            continue  # it says that it does not support them
+        if change:
+            label = ", ".join(f"{name}={value}" for name, value in change.items())
+            yield label, replace(subject, config=config, d_model=d_model, quick=True)
+
+
+_AT_ODD_SETTINGS = (
+    numbers.shapes,
+    causality.prefixes,
+    decoding.steps,
+    cost.params,
+    cost.flops,
+    cost.bytes_of_state,
+)
+
 
 PROPERTIES: tuple[Property, ...] = (
     purity.repeated,  # if it is violated, nothing else is judged
@@ -46,62 +233,8 @@ PROPERTIES: tuple[Property, ...] = (
     repetition.evaluation,
     purity.memory,
     repetition.json_round_trip,
+    odd_settings,
 )
-
-_WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
-
-
-def check_properties(
-    mechanism: MechanismConfig | type[MechanismConfig] | str,
-    *,
-    d_model: int | None = None,
-    seed: int = 0,
-    quick: bool = False,
-    batch_size: int | None = None,
-    seq_len: int | None = None,
-) -> list[Result]:
-    """Return one result per property of the contract.
-
-    Args:
-        mechanism: a config, which is checked as it is; or a class, a kind (`"mla"`) or a place
-            (`"my_mechanism.py:MyAttention"`), which is checked with its default settings and a
-            window, top-k or chunk of at most 16.
-        d_model: the model width; the smallest width that the settings allow by default.
-        seed: the seed of parameters and inputs.
-        quick: True for fewer shapes and modes, as `attnlab run` does before training.
-        batch_size: sequences per batch of training, to be tried, too, with `seq_len`.
-        seq_len: tokens per sequence of training.
-
-    If a repeated call differs or changes something else, that is the only result: nothing else can
-    be judged. An exception that the mechanism raises violates the property, which then has its
-    message.
-
-    Raises:
-        ValueError: an unknown kind.
-        ConfigError: settings that allow no width, or not the given one. It is a ValueError.
-
-    >>> results = check_properties("identity", quick=True)
-    >>> all(result.holds for result in results)
-    True
-    """
-    config = mechanism if isinstance(mechanism, MechanismConfig) else small(mechanism)
-    width = fitting_width(config) if d_model is None else d_model
-    problems = list(config.problems_at(width))
-    if problems:
-        raise ConfigError(problems)
-    subject = Subject(
-        config=config,
-        d_model=width,
-        seed=seed,
-        quick=quick,
-        batch_size=batch_size,
-        seq_len=seq_len,
-    )
-    with _one_thread():
-        first = PROPERTIES[0].check(subject)
-        if not first.holds:
-            return [first]
-        return [first, *(each.check(subject) for each in PROPERTIES[1:])]
 
 
 def assert_correct(
@@ -117,7 +250,12 @@ def assert_correct(
     The arguments are those of `check_properties`.
     """
     results = check_properties(
-        mechanism, d_model=d_model, quick=quick, batch_size=batch_size, seq_len=seq_len
+        mechanism,
+        d_model=d_model,
+        quick=quick,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        isolated=True,
     )
     violated = [result for result in results if not result.holds]
     if violated:
@@ -128,10 +266,8 @@ def describe(result: Result) -> str:
     """Return a few lines of text on one property."""
     where = f", {result.where}" if result.where else ""
     holds = f"\n  {result.holds_at}" if result.holds_at else ""
-    return (
-        f"{result.verdict}: {result.name}: {result.how_much}{where}{holds}\n"
-        f"  usual cause: {result.cause}"
-    )
+    cause = f"\n  usual cause: {result.cause}" if result.cause else ""
+    return f"{result.verdict}: {result.name}: {result.how_much}{where}{holds}{cause}"
 
 
 def fitting_width(config: MechanismConfig) -> int:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
 from rich.text import Text
 
 from attnlab.checks.result import Result
@@ -36,16 +36,16 @@ class ResultsTable:
             yield line.append_text(_of_the_rest(one))
 
 
-def _paragraph(result: Result) -> Padding:
+def _paragraph(result: Result) -> Text:
     """Return a violated property: its name, its size and its place, and the usual cause."""
-    text = Text.assemble((f"{result.verdict} {result.name}: ", "red"), result.how_much)
+    text = Text.assemble((f"  {result.verdict} {result.name}: ", "red"), result.how_much)
     if result.where:
         text.append(f"; {result.where}")
     if result.holds_at:
-        text.append(f"\n{result.holds_at}")
+        text.append(f"\n    {result.holds_at}")
     if result.cause:
-        text.append(f"\nusual cause: {result.cause}", style="dim")
-    return Padding(text, (0, 0, 0, 2))
+        text.append(f"\n    usual cause: {result.cause}", style="dim")
+    return text
 
 
 def _merged(violated: Sequence[Result]) -> Iterator[Result]:
@@ -70,7 +70,7 @@ def _of_the_rest(one: Checked) -> Text:
         style="green" if one.holds else "",
     )
     if unjudged:
-        text.append(f"; {unjudged} were not judged, which need the violated one", style="yellow")
+        text.append(f"; {unjudged} were not judged", style="yellow")
     notes = dict[str, int]()
     for result in skipped:
         notes[result.how_much] = notes.get(result.how_much, 0) + 1
@@ -115,4 +115,6 @@ def _settings(target: Target) -> str:
     config, values = target.config, target.config.to_dict()
     changed = [f.name for f in fields(config) if getattr(config, f.name) != f.default]
     words = [f"{name}={values[name]}" for name in changed] + [f"d_model={target.d_model}"]
-    return ", ".join(words if target.name.startswith(config.kind()) else [config.kind(), *words])
+    kind = config.kind()
+    is_named = target.name.startswith(kind) or target.name.endswith(Path(kind).name)
+    return ", ".join(words if is_named else [kind, *words])

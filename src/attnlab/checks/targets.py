@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
-from attnlab.checks.suite import check_properties, fitting_width
+from attnlab.checks.suite import check_properties, fitting_width, require_buildable
 from attnlab.config import override, settings
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.study import Study
@@ -22,6 +22,7 @@ class Target(NamedTuple):
     d_model: int
     batch_size: int | None = None  # sequences per batch in training; None: there is no study
     seq_len: int | None = None  # tokens per sequence in training
+    varies: bool = False  # a kind by its name, whose settings may be varied
 
     def check(self, *, quick: bool = False) -> "Checked":
         """Check every property of the mechanism."""
@@ -31,6 +32,8 @@ class Target(NamedTuple):
             quick=quick,
             batch_size=self.batch_size,
             seq_len=self.seq_len,
+            isolated=True,
+            varies=self.varies,
         )
         return Checked(self, results)
 
@@ -76,8 +79,10 @@ def check(
     >>> one.holds, one.target.config.window
     (True, 5)
     """
-    checked = list[Checked]()
-    for target in targets(what, overrides):
+    checked, found = list[Checked](), targets(what, overrides)
+    for target in found:
+        require_buildable(target.config, target.d_model)
+    for target in found:
         if watch is not None:
             watch(target)
         checked.append(target.check(quick=quick))
@@ -114,4 +119,5 @@ def _targets(one: Named) -> list[Target]:
         config = override(one.config, one.assignments)
     else:
         config = small(one.kind, settings(one.assignments))
-    return [Target(one.name, config, fitting_width(config))]
+    varies = not isinstance(one, NamedConfig)
+    return [Target(one.name, config, fitting_width(config), varies=varies)]

@@ -50,5 +50,6 @@ def check(
     if as_json:
         write(to_json(results_as_json(checked)).decode())
     else:
-        console.print(ResultsTable(checked))
+        # lines break at the width of a terminal, and nowhere in a file
+        console.print(ResultsTable(checked), soft_wrap=not console.is_terminal)
     raise typer.Exit(0 if all(one.holds for one in checked) else 1)
