@@ -85,7 +85,8 @@ def gradients(subject: Subject) -> Iterator[Finding]:
     """Differentiate the outputs before a cut with respect to the inputs after it: must be 0."""
     modes = (EVAL, TRAIN) if subject.quick else (EVAL, FIRST_STEP, TRAIN, FLOAT32_TRAIN)
     short = [(mode, batch, subject.past) for mode in modes for batch in (1, 3)]
-    every = [(mode, len(_every(subject)), subject.past) for mode in (*modes, BFLOAT16_TRAIN)]
+    of_training = (FLOAT32_TRAIN, BFLOAT16_TRAIN)
+    every = [(mode, len(_every(subject)), subject.past) for mode in of_training]
     long = [(FLOAT32_TRAIN, 2, max(LONG, subject.past))] * (not subject.quick)
     for mode, batch, tokens in [*short, *every, *long]:
         mechanism, limit = subject.build(mode), subject.limit_in(mode)
@@ -148,22 +149,23 @@ def _trials(subject: Subject) -> Iterator[Trial]:
     for batch, tokens in subject.shapes:
         if tokens > 1:
             yield Trial(EVAL, batch, tokens, _spread(tokens, 6))
-    modes = [TRAIN, FLOAT32_TRAIN, BFLOAT16_TRAIN]
+    modes = [FLOAT32_TRAIN, BFLOAT16_TRAIN, TRAIN]
     modes += [DROPOUT] if subject.can_drop() else []
     if not subject.quick:
-        modes += [EVAL, FIRST_STEP, FLOAT32_EVAL, BFLOAT16_EVAL]
-        yield Trial(EVAL, 37, 139, _spread(139, 37))
+        modes += [FLOAT32_EVAL, BFLOAT16_EVAL, FIRST_STEP]
+        yield Trial(EVAL, 8, 139, _spread(139, 8))
     for mode in modes:
         yield Trial(mode, 1, past, _spread(past, 3))
         yield Trial(mode, 3, past, _spread(past, 3))
         yield Trial(mode, 8, past, _spread(past, 8))
+    for mode in (EVAL, FLOAT32_TRAIN, BFLOAT16_TRAIN):
         yield Trial(mode, len(every), past, every)
     for tokens in WHOLE_CHUNKS:
         yield Trial(FLOAT32_TRAIN, 2, tokens, [tokens // 3, tokens - 1])
     for batch in BATCHES:
         yield Trial(FLOAT32_TRAIN, batch, 11, _spread(11, batch))
     for scale in (HUGE, 0.0):
-        yield Trial(EVAL, len(every), past, every, scale)
+        yield Trial(EVAL, 8, past, _spread(past, 8), scale)
     yield from _long_trials(subject)
 
 

@@ -67,7 +67,7 @@ class Finding(NamedTuple):
 
     @property
     def position(self) -> str:
-        """Where it was measured, with mode and shape."""
+        """The place of the measurement, with mode and shape."""
         if self.place is None:
             return self.where
         return f"{self.where} ({self.place})" if self.where else str(self.place)
