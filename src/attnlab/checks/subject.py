@@ -99,7 +99,7 @@ class Subject:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What several properties need and none changes."""
+        """Results that several properties need and none changes."""
         return {}
 
     @cached_property
