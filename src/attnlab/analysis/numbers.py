@@ -63,7 +63,7 @@ def comparison(value: Comparison | None) -> str:
     if value.half_width is None:
         return f"{value.mean:+.4f}"
     if value.first_allowance or value.second_allowance:
-        return f"{value.mean:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
+        return f"{value.mean:+.4f} [{interval(value.low, value.high).replace(' to ', ', ')}]"
     return f"{value.mean:+.4f} ± {value.half_width:.4f}"
 
 
@@ -78,10 +78,15 @@ def change(value: Difference | None) -> str:
 def interval(low: float | None, high: float | None) -> str:
     """Return both ends, signed.
 
-    >>> interval(-0.1, 0.02)
-    '-0.1000 to +0.0200'
+    >>> interval(-0.1, 0.02), interval(-math.inf, 0.02)
+    ('-0.1000 to +0.0200', '-∞ to +0.0200')
     """
-    return UNKNOWN if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+    if low is None or high is None:
+        return UNKNOWN
+    return " to ".join(
+        f"{end:+.4f}" if math.isfinite(end) else f"{'-' if end < 0 else '+'}∞"
+        for end in (low, high)
+    )
 
 
 def tokens(length: int) -> str:

@@ -1,5 +1,6 @@
 """Sentences of a report beside the analysis' own: method, precision, and what is missing."""
 
+import math
 import re
 from textwrap import dedent
 from typing import Any, NamedTuple
@@ -180,8 +181,13 @@ def _tuning_error(analysis: Analysis) -> str:
     if tuning.at_recipe:
         return "not included: every comparison holds at this recipe"
     parts = list[str]()
-    if tuning.allowance:
-        ends = sorted(tuning.allowance.values())
+    open_ended = [name for name, missed in tuning.allowance.items() if math.isinf(missed)]
+    if open_ended:
+        parts.append(
+            f"the search found no bound for {', '.join(open_ended)}, whose comparisons stay open"
+        )
+    ends = sorted(missed for missed in tuning.allowance.values() if math.isfinite(missed))
+    if ends:
         span = " to ".join(dict.fromkeys(f"{end:.4f}" for end in (ends[0], ends[-1])))
         parts.append(f"{span} nats/token by which tuning may have missed the best of a variant")
     if tuning.derived:

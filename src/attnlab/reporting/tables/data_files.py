@@ -6,6 +6,7 @@ known is empty there and null in JSON.
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,17 +100,22 @@ def _difference(pair: Comparison | None) -> dict[str, Any] | None:
         return None
     return {
         "mean": pair.mean,
-        "low_95": pair.low,
-        "high_95": pair.high,
+        "low_95": _finite(pair.low),
+        "high_95": _finite(pair.high),
         "p_adjusted": pair.p,
-        "alone_low_95": pair.alone_low,
-        "alone_high_95": pair.alone_high,
+        "alone_low_95": _finite(pair.alone_low),
+        "alone_high_95": _finite(pair.alone_high),
         "half_width_of_seeds": pair.half_width,
-        "allowance_for_tuning": pair.first_allowance,
-        "allowance_for_tuning_of_other": pair.second_allowance,
+        "allowance_for_tuning": _finite(pair.first_allowance),
+        "allowance_for_tuning_of_other": _finite(pair.second_allowance),
         "separable": pair.separable,
         "equivalent": pair.equivalent,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None for an end that has no bound, since JSON has no infinity."""
+    return None if value is None or not math.isfinite(value) else value
 
 
 COLUMNS = {  # key of summary.json: column
@@ -202,9 +208,9 @@ def _difference_columns(other: str, pair: Comparison | None) -> dict[str, Any]:
     start = f"minus_{other}"
     return {
         f"{start}_nats_per_token": pair and pair.mean,
-        f"{start}_low_95": pair and pair.low,
-        f"{start}_high_95": pair and pair.high,
-        f"{start}_alone_low_95": pair and pair.alone_low,
-        f"{start}_alone_high_95": pair and pair.alone_high,
+        f"{start}_low_95": pair and _finite(pair.low),
+        f"{start}_high_95": pair and _finite(pair.high),
+        f"{start}_alone_low_95": pair and _finite(pair.alone_low),
+        f"{start}_alone_high_95": pair and _finite(pair.alone_high),
         f"{start}_p_adjusted": pair and pair.p,
     }
