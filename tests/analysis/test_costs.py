@@ -1,8 +1,11 @@
-"""What the bench of a study says of decoding."""
+"""Costs: decoding by the bench of a study, and times that differ beyond their noise."""
 
 import pytest
+from support.written_study import steady, write_study
 
-from attnlab.analysis.costs import Serving
+from attnlab.analysis.analysis import analyse
+from attnlab.analysis.costs import Cost, Serving
+from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import write_json
 
 
@@ -45,3 +48,46 @@ def test_the_state_of_one_sequence_grows_by_its_slope_over_the_longest_contexts(
 def test_without_a_bench_nothing_is_known(tmp_path):
     found = Serving.read(tmp_path)
     assert (found.decode_seconds, found.state_growth) == ({}, {})
+
+
+def timed(first, second, **more):
+    estimates = {"a": Estimate.of(first), "b": Estimate.of(second)}
+    return Cost(
+        key="step_time",
+        label="time",
+        unit="seconds",
+        resolution=0.05,
+        of={name: estimate.mean for name, estimate in estimates.items()},
+        over_runs=estimates,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cheaper"),
+    [
+        ([1.0, 1.01, 0.99, 1.0], [2.0, 2.01, 1.99, 2.0], True),
+        ([1.0, 1.8, 0.9, 1.5], [1.6, 1.2, 2.1, 1.4], False),  # within the noise over runs
+        ([1.0], [2.0], False),  # one run shows no noise
+        ([1.0, 1.0001], [1.02, 1.0201], False),  # within the resolution
+    ],
+)
+def test_a_time_is_shorter_only_outside_its_noise_and_resolution(first, second, cheaper):
+    assert timed(first, second).cheaper("a", "b") == cheaper
+    assert not timed(first, second).cheaper("b", "a")
+
+
+def test_times_of_steps_that_overlap_are_the_same():
+    times = [1.0, 1.01, 0.99, 1.0], [1.2, 1.21, 1.19, 1.2]
+    assert timed(*times).cheaper("a", "b")
+    assert not timed(*times, quartiles={"a": (0.9, 1.15), "b": (1.1, 1.3)}).cheaper("a", "b")
+
+
+def test_names_of_the_same_work_show_how_far_apart_equal_times_are(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.0, 2), "mqa": steady(5.0, 3)}
+    more = {"mha": {"step_time": 0.0109}, "gqa_1": {"step_time": 0.0100}}
+    same = {"function": "gqa_1", "step_time": 0.0113}
+    found = analyse(write_study(tmp_path, losses, mqa=same, **more))
+    pick = next(pick for pick in found.picks if "training speed first" in pick.use_cases)
+    assert pick.variant is None
+    assert "within its error" in pick.reason

@@ -53,14 +53,21 @@ class Cost:
     resolution: float  # relative; smaller differences count as none
     of: Mapping[str, float]  # by variant
     over_runs: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # of a time
+    quartiles: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )  # of the times of the steps in a run, where they were recorded
 
     def cheaper(self, first: str, second: str) -> bool:
         """True if the first variant costs less, by more than the resolution and the noise.
 
         The noise of a time is that over runs: the 95 % interval of the difference, for as many
-        differences at once as there are other variants, must exclude 0.
+        differences at once as there are other variants, must exclude 0; and the middle halves of
+        the steps' times must not overlap.
         """
         saved = self.of[second] - self.of[first]
+        both = first in self.quartiles and second in self.quartiles
+        if both and self.quartiles[first][1] >= self.quartiles[second][0]:
+            return False
         return saved > self.resolution * self.of[second] and saved > self._noise(first, second)
 
     def _noise(self, first: str, second: str) -> float:
@@ -135,6 +142,7 @@ def costs_of(table: Table, serving: Serving) -> tuple[Cost, ...]:
             resolution=max(_RESOLUTION[key], _apart(values, alike) if key in _TIMES else 0.0),
             of=values,
             over_runs=_over_runs(key, table) if key == "step_time" else {},
+            quartiles=_quartiles(table) if key == "step_time" else {},
         )
         for key, (label, unit) in COSTS.items()
         if not (several and key in _OF_THE_DEVICE)
@@ -153,6 +161,18 @@ def _values(key: CostKey, table: Table, serving: Serving) -> Mapping[str, float]
 
 def _over_runs(key: CostKey, table: Table) -> Mapping[str, Estimate]:
     return {v.name: v.numbers[key] for v in table.variants if key in v.numbers}
+
+
+def _quartiles(table: Table) -> Mapping[str, tuple[float, float]]:
+    """Return the mean quartiles of the times of steps over the runs of each variant."""
+    found = dict[str, tuple[float, float]]()
+    for variant in table.variants:
+        both = [run.summary.get("step_time_quartiles") for run in variant.finished]
+        known = [(low, high) for low, high in (of for of in both if of)]
+        if known:
+            lows, highs = zip(*known, strict=True)
+            found[variant.name] = (math.fsum(lows) / len(known), math.fsum(highs) / len(known))
+    return found
 
 
 def same_work(table: Table) -> tuple[tuple[str, ...], ...]:
