@@ -132,9 +132,9 @@ def test_the_whole_suite_finds_what_the_quick_one_finds(planted, quick, bug):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_caught_and_an_honest_mechanism_holds(name):
-    honest, config = FAULTS[name].kind == "honest", FAULTS[name].config
-    holds = not violated(check_properties(config, quick=True))
-    assert (holds == honest) == (name not in MISJUDGED.split())
+    subject = Subject(config=FAULTS[name].config(), d_model=32, quick=True)
+    holds = all(each.check(subject).holds for each in PROPERTIES)  # up to the first violation
+    assert (holds == (FAULTS[name].kind == "honest")) == (name not in MISJUDGED.split())
 
 
 @pytest.mark.parametrize("name", CORRECT)
