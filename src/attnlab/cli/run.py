@@ -95,7 +95,7 @@ def run(  # noqa: PLR0913  one parameter per option
             metavar="SECONDS",
             help="Read data, time steps and check for so long, for --plan.",
         ),
-    ] = 6.0,
+    ] = 4.0,
     residual_sd: Annotated[
         float | None,
         typer.Option(

@@ -25,7 +25,7 @@ from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
 
-TRIAL_SECONDS = 6.0  # of the trial: with the start of the command line, a plan takes less than ten
+TRIAL_SECONDS = 4.0  # with the start of two processes, a plan takes less than ten
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
 START = "from attnlab.runner.trial import main; main()"  # of the process, with a file descriptor
+START_SECONDS = 60.0  # at most, until the process has imported torch
 
 
 class Data(NamedTuple):
@@ -120,12 +121,12 @@ class Trial:
 
 
 class TrialProcess:
-    """A `Trial` in a process that does not outlive a number of seconds, or this object."""
+    """A `Trial` in a process that has some seconds once it has started, and ends with this object."""
 
     def __init__(
         self, study: Study, places: Places, slot: Slot, *, check: bool, seconds: float
     ) -> None:
-        self._seconds, self._end = seconds, time.monotonic() + seconds
+        self._seconds, self._end = seconds, time.monotonic() + START_SECONDS
         self._pipe, theirs = Pipe()
         # not a multiprocessing.Process: that would import the caller's script
         with theirs:
@@ -159,6 +160,8 @@ class TrialProcess:
 
         Raises DataError and ConfigError as `read_data`, and TimeoutError if it takes longer.
         """
+        self._receive()  # the process has started
+        self._end = time.monotonic() + self._seconds
         return self._receive()
 
     def results(self, names: Iterable[str]) -> Iterator[Found]:
@@ -189,6 +192,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with Connection(int(sys.argv[1])) as pipe:
         variants, places, slot, check, fla_path = pipe.recv()
+        pipe.send("ready")
         try:
             fla.use_fla(fla_path)
             configs = {name: RunConfig.from_dict(config) for name, config in variants.items()}
