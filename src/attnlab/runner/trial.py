@@ -121,7 +121,7 @@ class Trial:
 
 
 class TrialProcess:
-    """A `Trial` in a process that has some seconds once it has started, and ends with this object."""
+    """A `Trial` in a process that has some seconds once started, and ends with this object."""
 
     def __init__(
         self, study: Study, places: Places, slot: Slot, *, check: bool, seconds: float
