@@ -42,7 +42,7 @@ class Trial(NamedTuple):
     batch: int
     tokens: int
     cuts: Sequence[int]
-    scale: float = 1.0  # of the tokens after the cut
+    scale: float = 1.0  # of the inputs; if it is 0, of those before the cut
 
 
 @mechanism_property(
@@ -55,10 +55,10 @@ def values(subject: Subject) -> Iterator[Finding]:
     """Change the tokens after a cut; the outputs before it must stay."""
     for mode, batch, tokens, cuts, scale in _trials(subject):
         mechanism, limit = subject.build(mode), _same_shape_limit(subject, mode)
-        more = "" if scale == 1 else f", later tokens times {scale:g}"
+        more = "" if scale == 1 else f", inputs times {scale:g}"
         with subject.at(mode, batch, tokens, more) as place:
-            x_BTD = subject.tokens(batch, tokens, mode)
-            other_BTD = scale * subject.tokens(batch, tokens, mode, seed=1)
+            x_BTD = scale * subject.tokens(batch, tokens, mode)
+            other_BTD = max(scale, 1.0) * subject.tokens(batch, tokens, mode, seed=1)
             y_BTD = subject.forward(mechanism, mode, x_BTD)
             for cut_B in _groups(cuts, batch):
                 kept_BT1 = _before(cut_B, tokens, x_BTD.device)

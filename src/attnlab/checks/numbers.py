@@ -16,6 +16,7 @@ from attnlab.checks.modes import (
     EVAL,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
+    LONG,
     Mode,
     NarrowestDtype,
     NotJudgedError,
@@ -51,8 +52,8 @@ def shapes(subject: Subject) -> Iterator[Finding]:
             yield Finding("", deviation, words="" if is_alike else words, place=place)
             yield _finite("", y_BTD)._replace(place=place)
     for mode in (FLOAT32_EVAL, FLOAT32_TRAIN) if subject.config.computes_in is None else ():
-        with subject.at(mode, 2, 19) as place, NarrowestDtype(torch.float32) as seen:
-            subject.forward(subject.build(mode), mode, subject.tokens(2, 19, mode))
+        with subject.at(mode, 1, LONG) as place, NarrowestDtype(torch.float32) as seen:
+            subject.forward(subject.build(mode), mode, subject.tokens(1, LONG, mode))
         words = "" if seen.dtype == torch.float32 else f"computes in {seen.dtype} inside"
         yield Finding(str(place), math.inf if words else 0.0, words=words)
 
