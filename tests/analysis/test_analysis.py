@@ -6,14 +6,14 @@ import time
 
 import pytest
 from scipy import stats
-from support.written_study import steady, write_study
+from support.written_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse, analysis_of
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, read_table, variant_of
-from attnlab.record import RunFolder, StudyRecord, write_json
+from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting.pages import markdown
 
 
@@ -233,8 +233,7 @@ def test_a_folder_of_unlike_runs_is_reported_as_no_fair_comparison(tmp_path):
     assert fair.table.unfair == ()
     folder = write_study(tmp_path / "unlike", losses)
     for run in StudyRecord.read(folder).runs(folder)["identity"]:
-        config = run.config()
-        write_json(run.path / "config.json", config | {"train": {**config["train"], "steps": 200}})
+        edit(run.path / "config.json", train={**run.config()["train"], "steps": 200})
     unlike = analyse(folder)
     assert unlike.table.unfair == ("training steps: not recorded in mha; 200 in identity",)
     text = markdown(unlike, None)

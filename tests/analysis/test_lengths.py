@@ -1,13 +1,12 @@
 """A finished model is measured at other lengths, and what is said of it is what intervals allow."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from support import ROOT
 from support.tiny_study import base, study
-from support.written_study import steady, write_run, write_study
+from support.written_study import edit, steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.lengths import sentences
@@ -173,7 +172,6 @@ def measured_study(folder, changes, seeds=5):
     for name, by_length in changes.items():
         for seed, loss in enumerate(losses[name]):
             summary = RunFolder(folder, name, seed).ended / "summary.json"
-            text = summary.read_text()
             said = {
                 str(length): {
                     "loss": loss
@@ -182,7 +180,7 @@ def measured_study(folder, changes, seeds=5):
                 }
                 for length, change in by_length.items()
             }
-            summary.write_text(json.dumps(json.loads(text) | {"final_by_length": said}))
+            edit(summary, final_by_length=said)
     return analyse(folder)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support.reported_study import begin, complete
-from support.written_study import steady, write_study
+from support.written_study import edit, steady, write_run, write_study
 from typer.testing import CliRunner
 
 from attnlab.analysis.analysis import Analysis, analysis_of
@@ -17,7 +17,7 @@ from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.settings import shared_and_own
 from attnlab.cli import app
 from attnlab.cli.console import console, errors
-from attnlab.record import StudyRecord
+from attnlab.record import TUNING_SEED, RunFolder, StudyRecord
 from attnlab.reporting.compare import compare
 from attnlab.reporting.files import write_comparison
 from attnlab.reporting.pages import markdown, page
@@ -49,15 +49,11 @@ def second(tmp_path, written):
 def alike(study: Path, data=None, train=None, summary=None) -> Path:
     """Give all runs the settings on which fairness depends, with what the test changes."""
     for run in study.glob("*/seed-*"):
-        change(run / "environment.json", {"data": DATA | (data or {})})
-        change(run / "config.json", {"train": TRAIN | (train or {})})
+        edit(run / "environment.json", data=DATA | (data or {}))
+        edit(run / "config.json", train=TRAIN | (train or {}))
         (run / "metrics.jsonl").write_text('{"step": 1000, "eval_loss": 5.0}\n')
-        change(run / "summary.json", {"device": "cpu"} | (summary or {}))
+        edit(run / "summary.json", **{"device": "cpu", **(summary or {})})
     return study
-
-
-def change(path: Path, values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def side_by_side(*folders: Path, out: Path | None = None, **more) -> Analysis:
@@ -172,7 +168,7 @@ def test_losses_per_token_of_two_tokenizers_are_never_compared(first, second, tm
 
 def test_one_variant_of_a_study_that_differs_is_named_alone(first, second):
     for seed in range(5):
-        change(second / "mha" / f"seed-{seed}" / "config.json", {"train": {"steps": 10}})
+        edit(second / "mha" / f"seed-{seed}" / "config.json", train={"steps": 10})
     (steps, *_) = [line for line in side_by_side(first, second).table.unfair if "steps" in line]
     assert steps == f"training steps: 1000 in {first} and linear; 10 in second/mha"
 
@@ -247,7 +243,7 @@ def _curves(read: str) -> tuple[set[str], list[str]]:
 
 
 def test_a_margin_and_the_checks_are_those_of_the_studies(first, second):
-    change(second / "study.json", {"margin": 0.002, "checked": True})
+    edit(second / "study.json", margin=0.002, checked=True)
     found = side_by_side(first, second)
     assert found.margin == 0.002
     assert not found.table.study.checked
@@ -257,8 +253,7 @@ def test_a_margin_and_the_checks_are_those_of_the_studies(first, second):
 
 
 def test_tuned_learning_rates_are_those_of_the_variants(first, second):
-    tried = second / "linear" / "tuning" / "lr-0.0003" / "seed-1000"
-    shutil.copytree(second / "linear" / "seed-0", tried)
+    write_run(RunFolder(second, "linear", TUNING_SEED, recipe="lr-0.0003"), 5.0)
     assert side_by_side(first, second).rates.keys() == {"linear"}
 
 
@@ -277,8 +272,7 @@ def attnlab(tmp_path, monkeypatch):
 def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_path):
     complete(tmp_path / "a")
     complete(tmp_path / "b")
-    # ended, but a kill came before its folder had its final name
-    begin(tmp_path / "b", "late", 0).path.rename(tmp_path / "b" / "late" / "seed-7.partial")
+    begin(tmp_path / "b", "late", 7)
     before = contents(tmp_path)
     done = attnlab("a", "b", "--baseline", "b/mha")
     assert done.exit_code == 0, done.output

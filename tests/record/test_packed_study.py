@@ -341,9 +341,10 @@ def can_name_a_folder(text: str) -> bool:
 
 
 names = st.text(min_size=1, max_size=8).filter(can_name_a_folder)
-texts = st.text(max_size=6)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+numbers = st.integers(-(10**17), 10**17) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    st.none() | st.booleans() | numbers | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
@@ -351,42 +352,45 @@ objects = st.dictionaries(texts, values, max_size=4)
 
 
 @st.composite
-def run_files(draw) -> dict[str, bytes]:
-    """Files that this package could have written, and others: formatted by hand, cut, not text."""
+def run_files(draw, *, ended: bool) -> dict[str, bytes]:
+    """Files that this package could have written, and others: formatted by hand, or cut."""
 
     def written(value, indented):
         return to_json(value) if indented else json.dumps(value).encode()
 
     found = {}
-    for name in ("config.json", "summary.json"):
-        value = draw(objects) | {"status": draw(st.sampled_from(["finished", "failed"]))}
-        value |= {"identity": "x", "train": {}}
+    status = draw(st.sampled_from(["finished", "diverged"] if ended else ["failed"]))
+    known = {"config.json": {"identity": "x", "train": {}}, "summary.json": {"status": status}}
+    for name in ("config.json", "environment.json", "summary.json"):
+        value = draw(objects) | known.get(name, {})
         found[name] = written(value, draw(st.booleans()))
-    found["environment.json"] = draw(st.builds(to_json, objects) | st.binary(max_size=20))
     lines = draw(st.lists(objects, max_size=3))
-    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    cut = text[: len(text) - draw(st.integers(0, 3))]
-    found["metrics.jsonl"] = cut + draw(st.binary(max_size=2))
-    kept = draw(st.sets(st.sampled_from(sorted(found)), min_size=1))
+    text = "".join(json.dumps(line | {"step": n}) + "\n" for n, line in enumerate(lines)).encode()
+    cut = 0 if ended else draw(st.integers(0, 3))
+    found["metrics.jsonl"] = text[: len(text) - cut]
+    if draw(st.booleans()):
+        found["tokenizer.json"] = draw(st.sampled_from([b"{}", b'{"\xff": 1}']))
+    kept = found if ended else {"environment.json", *draw(st.sets(st.sampled_from(sorted(found))))}
     return {name: found[name] for name in kept}
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    st.dictionaries(
-        st.tuples(names, st.integers(0, 3), st.none() | st.floats(1e-6, 1), st.booleans()),
-        run_files(),
-        min_size=1,
-        max_size=4,
+rates = st.none() | st.floats(1e-6, 1)
+runs = st.booleans().flatmap(
+    lambda ended: st.tuples(
+        st.tuples(names, st.integers(0, 3), rates, st.just(ended)), run_files(ended=ended)
     )
 )
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(runs, min_size=1, max_size=4))
 def test_any_runs_are_packed_and_unpacked_byte_for_byte(written):
     with tempfile.TemporaryDirectory() as name:
         folder = write_study(Path(name), {"mha": [None]})
         seen = set[str]()
-        for (variant, seed, rate, ended), content in written.items():
+        for (variant, seed, rate, ended), content in written:
             recipe = None if rate is None else f"lr-{rate:g}"
             run = RunFolder(folder, variant, seed, recipe=recipe)
             place = str(run.ended).casefold()

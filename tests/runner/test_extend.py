@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_study
+from support.written_study import edit
 from typer.testing import CliRunner
 
 import attnlab
@@ -223,8 +224,7 @@ def test_an_invalid_extension_is_an_error_and_writes_nothing(parent, places, mon
     with monkeypatch.context() as patch:
         patch.setattr(extending, "corpus_of", lambda *_: replace(other, fingerprint="other"))
         refused(parent, "its data or a source file of your own has changed")
-    summary = json.loads((parent / "summary.json").read_text())
-    (parent / "summary.json").write_text(json.dumps(summary | {"status": "diverged"}))
+    edit(parent / "summary.json", status="diverged")
     refused(parent, r"has not finished \(diverged\): it cannot be extended")
 
 

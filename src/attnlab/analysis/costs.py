@@ -6,7 +6,6 @@ variants were measured, the longest context, with the smallest batch. The growth
 state is its slope over the two longest contexts of a variant.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from scipy.special import stdtrit
 from attnlab.analysis.settings import same_settings
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Table
+from attnlab.record import DamagedError, Json, bench_points
 
 CostKey = Literal[
     "parameters",
@@ -86,6 +86,17 @@ class Cost:
         return float(stdtrit(df, 1 - level)) * math.sqrt(variance)
 
 
+def measured_points(study_dir: Path) -> list[Json]:
+    """Return every point of bench.json that was measured; none of a damaged file.
+
+    `Table.damage` names a damaged file.
+    """
+    try:
+        return bench_points(study_dir)
+    except DamagedError:
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """Costs of decoding; empty if the study has no bench.json."""
@@ -98,11 +109,8 @@ class Serving:
     @classmethod
     def read(cls, study_dir: Path) -> "Serving":
         """Read bench.json of a study's folder, if there is one."""
-        path = study_dir / "bench.json"
-        if not path.is_file():
-            return cls()
-        points = json.loads(path.read_text(encoding="utf-8"))["points"]
-        return cls.of(p for p in points if p["what"] == "decode" and p["status"] == "ok")
+        points = measured_points(study_dir)
+        return cls.of(point for point in points if point["what"] == "decode")
 
     @classmethod
     def of(cls, decoded: Iterable[Mapping[str, Any]]) -> "Serving":

@@ -84,10 +84,10 @@ def _losses(folder: Path, choice: Mapping[str, Any]) -> dict[float, float | None
     _, _, rest = (choice.get("recipe") or "").partition(",")
     found: dict[float, float | None] = {}
     for run in tuning_runs(folder.parent, unquote(folder.name)):
-        summary, recipe = run.summary() or {}, run.recipe or ""
+        summary, recipe = run.ended_summary(), run.recipe or ""
         if run.seed < TUNING_SEED or (rest and recipe.partition(",")[2] != rest):
             continue
-        if summary.get("status") in ("finished", "diverged"):
+        if summary is not None:
             finished = summary["status"] == "finished"
             found[rate_of(recipe)] = summary.get("final_loss") if finished else None
     return found

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from attnlab.analysis.sentences import in_words
 from attnlab.analysis.settings import describe, flat, of_variant
+from attnlab.analysis.table import read_run
 from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, rate_of, runs_in, tuning_runs
 
 Row = dict[str, Any]
@@ -44,7 +45,8 @@ def load_results(folders: Path | str | Iterable[Path | str]) -> list[Row]:
         planned but has not begun has no row.
 
     Raises:
-        ValueError: a folder holds no run, or a record is damaged.
+        ValueError: a folder holds no run, or the record of the study is damaged. A run of which a
+            file is damaged has the status "damaged", and the damage as its reason.
     """
     given = [folders] if isinstance(folders, Path | str) else list(folders)
     found = [_columns(study, run) for folder in given for study, run in _runs(Path(folder))]
@@ -72,8 +74,8 @@ def _runs(folder: Path) -> Iterator[tuple[str, RunFolder]]:
 
 
 def _columns(study: str, run: RunFolder) -> _Columns:
-    config, summary = run.config() or {}, run.summary() or {}
-    environment = run.environment() or {}
+    found = read_run(run)
+    config, summary, environment = found.config, found.summary, found.environment
     device = environment.get("device")
     tried = None if run.recipe is None else rate_of(run.recipe)
     kinds = summary.get("attention_type")
@@ -85,12 +87,12 @@ def _columns(study: str, run: RunFolder) -> _Columns:
             "purpose": _purpose(run),
             "recipe": run.recipe,
             "learning_rate": config.get("train", {}).get("learning_rate", tried),
-            "status": run.status(),
-            "reason": summary.get("reason"),
+            "status": found.status,
+            "reason": found.reason,
             "mechanism": in_words(kinds) if isinstance(kinds, list) else kinds,
             "device": device.get("name") if isinstance(device, Mapping) else device,
             "precision": environment.get("precision"),
-            "identity": run.identity(),
+            "identity": config.get("identity"),
         },
         results=_results({k: v for k, v in summary.items() if k not in NOT_COPIED}),
         settings={name: _setting(value) for name, value in flat(of_variant(config)).items()},

@@ -8,7 +8,7 @@ written.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,14 @@ from attnlab.analysis.fairness import unlike
 from attnlab.analysis.sentences import in_words, listed
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import (
+    DamagedError,
     RunFolder,
     Status,
     StudyRecord,
+    bench_points,
     folder_name,
     read_tuning_choice,
+    tuning_runs,
 )
 
 # keys of summary.json; losses in nats/token, times in seconds
@@ -45,7 +48,7 @@ class Run:
 
     seed: int
     status: Status
-    reason: str | None  # of divergence or failure
+    reason: str | None  # of divergence or failure; the damage of a file
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -69,8 +72,8 @@ class Variant:
 
     @property
     def failures(self) -> tuple[Run, ...]:
-        """The runs that diverged or failed."""
-        return tuple(run for run in self.runs if run.status in ("diverged", "failed"))
+        """The runs that diverged, failed or are damaged on disk."""
+        return tuple(run for run in self.runs if run.status in ("diverged", "failed", "damaged"))
 
     @property
     def mechanism(self) -> str:
@@ -135,6 +138,7 @@ class Table:
     variants: tuple[Variant, ...]  # in the study's order
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     # ^ for several folders: each folder given, with its variants
+    other_damage: tuple[str, ...] = ()  # one line per damaged file of no run of the verdict
 
     @cached_property
     def unfair(self) -> tuple[str, ...]:
@@ -154,8 +158,14 @@ class Table:
 
     @property
     def failures(self) -> tuple[tuple[Variant, Run], ...]:
-        """The runs that diverged or failed, each with its variant."""
+        """The runs that diverged, failed or are damaged, each with its variant."""
         return tuple((variant, run) for variant in self.variants for run in variant.failures)
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """One line per file of the study that is not as it was written."""
+        verdict = (run.reason or "" for run in self.runs if run.status == "damaged")
+        return tuple(dict.fromkeys([*verdict, *self.other_damage]))
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -200,11 +210,14 @@ def read_table(study_dir: Path) -> Table:
         variant_of(
             name,
             study_dir / folder_name(name),
-            tuple(read_run(folder) for folder in _challenged(study_dir, name, folders)),
+            tuple(
+                read_run(folder, study.variants) for folder in _challenged(study_dir, name, folders)
+            ),
         )
         for name, folders in study.runs(study_dir).items()
     )
-    return Table(path=study_dir, study=study, variants=variants)
+    damage = tuple(_other_damage(study_dir, [variant.name for variant in variants]))
+    return Table(path=study_dir, study=study, variants=variants, other_damage=damage)
 
 
 def _challenged(study_dir: Path, variant: str, folders: Iterable[RunFolder]) -> Iterator[RunFolder]:
@@ -219,17 +232,38 @@ def _challenged(study_dir: Path, variant: str, folders: Iterable[RunFolder]) -> 
             yield RunFolder(study_dir, variant, folder.seed, recipe=recipe)
 
 
-def read_run(folder: RunFolder) -> Run:
-    """Read one run, in any state."""
-    summary = folder.summary() or {}
+def _other_damage(study_dir: Path, variants: Iterable[str]) -> Iterator[str]:
+    for variant in variants:
+        for run in tuning_runs(study_dir, variant):
+            if (damage := run.damage()) is not None:
+                yield damage
+    try:
+        bench_points(study_dir)
+    except DamagedError as error:
+        yield str(error)
+
+
+def read_run(folder: RunFolder, variants: Container[str] = ()) -> Run:
+    """Read one run, in any state; of one that is damaged, only the damage.
+
+    A run of another one of the study's `variants` is damage: folders were exchanged.
+    """
+    try:
+        recorded, damage = folder.recorded(), None
+        variant = ((recorded and recorded.config) or {}).get("variant", folder.variant)
+        if variant != folder.variant and variant in variants:
+            raise DamagedError(f"{folder.path} holds a run of {variant}; exchange them back")
+    except DamagedError as error:
+        recorded, damage = None, str(error)
+    summary = (recorded and recorded.summary) or {}
     return Run(
         seed=folder.seed,
-        status=summary.get("status") or folder.status(),
-        reason=summary.get("reason"),
+        status="damaged" if damage else recorded.status if recorded else folder.status(),
+        reason=damage or summary.get("reason"),
         summary=summary,
-        config=folder.config() or {},
-        environment=folder.environment() or {},
-        metrics=tuple(folder.metrics()),
+        config=(recorded and recorded.config) or {},
+        environment=(recorded and recorded.environment) or {},
+        metrics=tuple(recorded.metrics if recorded else ()),
     )
 
 

@@ -8,14 +8,14 @@
 are missing and repeats those that failed or took too long, but not those that ran out of memory.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attnlab.benchmarking.point import Point
 from attnlab.config import Config, differences
-from attnlab.record import Json, sweep, write_json
+from attnlab.record import BenchForm, DamagedError, Json, read_object, sweep, write_object
 
 FILE = "bench.json"
 
@@ -41,7 +41,7 @@ class ResultsFile:
         fixed["compiled"] = compiled
         variants = {name: setup.to_dict() for name, setup in setups.items()}
         points, earlier = list[Json](), list[Json]()
-        if (folder / FILE).is_file():
+        if os.path.lexists(folder / FILE):
             before = read(folder)
             found = differences({key: before[key] for key in fixed}, fixed)
             for name in variants.keys() & before["variants"].keys():
@@ -79,13 +79,13 @@ class ResultsFile:
         """Write top-level values, such as the peak rates of the device."""
         self.contents |= facts
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / FILE, self.contents)
+        write_object(self.folder / FILE, self.contents)
 
 
 def read(folder: Path) -> Json:
     """Return the contents of a folder's bench.json. Raises ValueError if it is damaged."""
     path = folder / FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to measure again") from None
+        return read_object(path, BenchForm) or {"points": []}
+    except DamagedError as error:
+        raise DamagedError(f"{error}; restore it, or delete it to measure again") from None

@@ -2,7 +2,8 @@
 
 Exit codes: 0 success; 1 a run failed or diverged, a mechanism violates a property, a measurement
 failed, or the default study cannot run here; 2 the command or its settings are invalid and nothing
-was run; 128 + n ended by signal n (130: Ctrl-C, 143: SIGTERM), and what was finished is kept.
+was run, or a file could not be read or written; 128 + n ended by signal n (130: Ctrl-C, 143:
+SIGTERM), and what was finished is kept.
 """
 
 import os

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attnlab.cli.app import JsonOption, app, reports_user_errors, stored
-from attnlab.cli.console import console, verbatim, write
+from attnlab.cli.console import console, errors, verbatim, write
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis
@@ -33,7 +33,10 @@ def report(
 
 
 def show(analysis: "Analysis", as_json: bool) -> None:
-    """Print the ranking and the verdict, or the results as JSON."""
+    """Print the ranking and the verdict, or the results as JSON; exit with 2 if runs are damaged.
+
+    The damaged files are named on the standard error stream.
+    """
     from attnlab.reporting.files import PAGE
     from attnlab.reporting.tables.data_files import results
     from attnlab.reporting.terminal import TerminalReport
@@ -43,3 +46,7 @@ def show(analysis: "Analysis", as_json: bool) -> None:
     else:
         console.print(TerminalReport(analysis))
         verbatim(f"\nReport: {analysis.table.path / PAGE}")
+    for line in analysis.table.damage:
+        verbatim(f"error: {line}", errors)
+    if analysis.table.damage:
+        raise typer.Exit(2)

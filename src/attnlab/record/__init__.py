@@ -1,35 +1,52 @@
 """Records on disk: runs in their folders, the study they belong to, and atomic writes of files."""
 
-from attnlab.record.atomic_files import replace_file, sweep
+from attnlab.record.atomic_files import (
+    DamagedError,
+    WriteError,
+    is_of_disk,
+    leads_outside,
+    replace_file,
+    require_within,
+    sweep,
+)
+from attnlab.record.file_types import BenchForm
 from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.packed_file import rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
-from attnlab.record.run_folder import (
-    NO_INFLUENCE,
+from attnlab.record.recorded_run import Status, folder_name
+from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
+from attnlab.record.study_record import StudyRecord, bench_points, runs_in
+from attnlab.record.tuning_record import (
     TUNING_SEED,
-    RunFolder,
-    Status,
-    folder_name,
     read_tuning_choice,
     tuning_runs,
     tuning_seed,
     write_tuning_choice,
 )
-from attnlab.record.study_record import StudyRecord, runs_in
+from attnlab.record.verified_folder import read_object, write_object
 
 __all__ = [
     "NO_INFLUENCE",
     "TUNING_SEED",
+    "BenchForm",
+    "DamagedError",
     "Json",
     "Packed",
     "RunFolder",
     "Status",
     "StudyRecord",
+    "WriteError",
+    "bench_points",
+    "digest_of",
     "folder_name",
+    "is_of_disk",
+    "leads_outside",
     "pack",
     "rate_of",
+    "read_object",
     "read_tuning_choice",
     "replace_file",
+    "require_within",
     "runs_in",
     "sweep",
     "to_json",
@@ -37,5 +54,6 @@ __all__ = [
     "tuning_seed",
     "unpack",
     "write_json",
+    "write_object",
     "write_tuning_choice",
 ]

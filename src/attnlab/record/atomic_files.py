@@ -7,6 +7,7 @@ what it writes, which ends with the process.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # names of what is being written
+MOST_BYTES = 2**30  # of a file that is read at once
 
 
 class WriteError(OSError):
@@ -33,6 +35,12 @@ class WriteError(OSError):
         found = cls(f"{path} could not be written: {error.strerror or error}")
         found.errno = error.errno
         return found
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """True if an error says that a disk is full or refuses every file, not this one alone."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return full or isinstance(error, WriteError)
 
 
 class DamagedError(ValueError):
@@ -164,13 +172,29 @@ def open_regular(path: Path) -> BufferedReader:
     return open(handle, "rb")  # noqa: PTH123  a descriptor, which the caller closes
 
 
+def read_file(path: Path) -> bytes | None:
+    """Return the content of a file; None if there is none. Raises DamagedError."""
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise DamagedError(f"{path} is larger than {MOST_BYTES >> 20} MB")
+            return file.read(MOST_BYTES)
+    except FileNotFoundError:
+        return None
+
+
+def leads_outside(path: Path, folder: Path) -> bool:
+    """True if links lead from `path` out of `folder`, which may be a link itself."""
+    home, real = folder.resolve(), path.resolve()
+    return real != home and home not in real.parents
+
+
 def require_within(path: Path, folder: Path) -> None:
     """Raise WriteError if links lead from `path` out of `folder`, which may be a link itself."""
-    home, real = folder.resolve(), path.resolve()
-    if real != home and home not in real.parents:
+    if leads_outside(path, folder):
         raise WriteError(
-            f"{path} leads to {real}, outside {folder}, where nothing is written: replace the link "
-            "by a folder, or choose another --out"
+            f"{path} leads to {path.resolve()}, outside {folder}, where nothing is written: "
+            "replace the link by a folder, or choose another --out"
         )
 
 

@@ -1,4 +1,4 @@
-"""Standard JSON text of records, and back.
+"""Standard JSON text of records, and back: strict, since a disk or a person may have altered it.
 
 A number that is not finite is written as null and named in "not_finite" of its object.
 """
@@ -7,13 +7,27 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from textwrap import shorten
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Literal,
+    Never,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import numpy as np
 
-from attnlab.record.atomic_files import replace_file
+from attnlab.record.atomic_files import DamagedError, replace_file
 
 Json = dict[str, Any]
+MOST_DIGITS = 19  # of a whole number: it fits 64 bits
+MOST_LEVELS = 32  # of nested objects and lists
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -23,27 +37,157 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def to_json(value: Mapping[str, Any]) -> bytes:
     """Return one object as indented JSON in UTF-8."""
-    text = json.dumps(_standard(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(standard(value), indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
 
 
 def to_line(metrics: Mapping[str, Any]) -> str:
     """Return one object as a line of JSON in ASCII, so that a cut never splits a character."""
-    return json.dumps(_standard(metrics), allow_nan=False) + "\n"
+    return json.dumps(standard(metrics), allow_nan=False) + "\n"
 
 
-def parse(text: str, path: Path, line: int | None = None) -> Json:
-    """Return the object of a JSON text. Raises ValueError that names the file it came from."""
+def parse(content: bytes, path: Path, form: Any = Json, line: int | None = None) -> Json:
+    """Return the object of a JSON text, strictly: standard JSON, finite numbers, known types.
+
+    Args:
+        content: the text.
+        path: the file that it came from, for messages.
+        form: the type of the object, such as a TypedDict; see `mismatch`.
+        line: its line in the file, if it is one of many.
+
+    Raises:
+        DamagedError: the text is anything else. The message names the file and the place.
+    """
+    where = f"{path} is damaged" if line is None else f"{path} is damaged at line {line}"
     try:
-        return cast("Json", json.loads(text))
-    except json.JSONDecodeError as error:
-        where = path if line is None else f"{path} line {line}"
-        raise ValueError(
-            f"{where} is damaged ({error}); restore it, or delete {path.parent} to run it again"
-        ) from None
+        value = json.loads(
+            content.decode(),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+            object_pairs_hook=_without_repeats,
+        )
+        problem = mismatch(form, value) if _depth_is_usual(value) else "nested too deeply"
+        if b"\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half a character is an error
+    except RecursionError:
+        problem = "nested too deeply"
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} is no UTF-8 text"
+    except UnicodeEncodeError:
+        problem = "a text holds half a character"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if problem is None:
+            return cast("Json", value)
+    raise DamagedError(f"{where} ({problem})")
 
 
-def _standard(value: Any) -> Any:
+def mismatch(form: Any, value: Any, at: str = "") -> str | None:
+    """Return where a JSON value differs from a type, and how; None if it has the type.
+
+    Args:
+        form: None, bool, int, float (any number), str, Any, or built from types: a union, Literal,
+            list[X], tuple[X, ...] (a list), Mapping[str, X], Mapping[int, X] (whole numbers as
+            text), or a TypedDict, whose objects may have more fields.
+        value: the value.
+        at: its dotted path, for the message.
+
+    >>> mismatch(Mapping[str, list[int]], {"seeds": [0, 1.5]})
+    'seeds.1: expected a whole number, got 1.5'
+    """
+    origin, arguments = get_origin(form), get_args(form)
+    if origin in (Union, UnionType):
+        found = [mismatch(option, value, at) for option in arguments]
+        if None in found:
+            return None
+        return max(filter(None, found), key=lambda said: len(said.partition(":")[0]))
+    if origin is Literal:
+        known = ", ".join(map(str, arguments))
+        return None if value in arguments else _expected(f"one of {known}", value, at)
+    if origin in (list, tuple):
+        items = enumerate(value) if isinstance(value, list) else None
+        return _first(items, arguments[0], at) or _expected("a list", value, at, items is None)
+    if origin in (dict, Mapping) or is_typeddict(form):
+        if not isinstance(value, dict):
+            return _expected("an object", value, at)
+        return _object_mismatch(form, cast("Json", value), at)
+    if form is Any:
+        return None
+    name, kinds = _SCALARS[form]
+    return _expected(name, value, at, type(value) not in kinds)
+
+
+_SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    NoneType: ("null", (NoneType,)),
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+}
+
+
+def _object_mismatch(form: Any, value: Json, at: str) -> str | None:
+    if is_typeddict(form):
+        if missing := sorted(form.__required_keys__ - value.keys()):
+            return f"{_join(at, missing[0])} is missing"
+        hints = get_type_hints(form)
+        known = ((hints[name], name) for name in value if name in hints)
+        found = (mismatch(hint, value[name], _join(at, name)) for hint, name in known)
+        return next(filter(None, found), None)
+    key, of = get_args(form)
+    if key is int and (odd := [name for name in value if not name.isdecimal()]):
+        return _expected("a whole number", odd[0], at)
+    return _first(value.items(), of, at)
+
+
+def _first(items: Iterable[tuple[Any, Any]] | None, form: Any, at: str) -> str | None:
+    found = (mismatch(form, item, _join(at, str(name))) for name, item in items or ())
+    return next(filter(None, found), None)
+
+
+def _expected(name: str, value: Any, at: str, differs: bool = True) -> str | None:
+    shown = shorten(json.dumps(value), 40, placeholder=" ...")
+    return f"{at}: expected {name}, got {shown}".removeprefix(": ") if differs else None
+
+
+def _join(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is no standard JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{shorten(text, 20, placeholder='...')} is out of range")
+
+
+def _bounded(text: str) -> int:
+    if len(text.removeprefix("-")) < MOST_DIGITS:
+        return int(text)
+    raise ValueError(f"a number of {len(text)} digits is out of range")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Json:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is given twice")
+    return found
+
+
+def _depth_is_usual(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [item for item in level if isinstance(item, dict | list)]
+        level = [x for item in inner for x in (item.values() if isinstance(item, dict) else item)]
+    return not level
+
+
+def standard(value: Any) -> Any:
     """Return `value` as standard JSON values, with the names of numbers that are not finite."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -56,8 +200,8 @@ def _standard(value: Any) -> Any:
             for key, item in items.items()
             if isinstance(item, float | np.floating) and not math.isfinite(item)
         }
-        converted = {key: _standard(item) for key, item in items.items()}
+        converted = {key: standard(item) for key, item in items.items()}
         return converted | {"not_finite": lost} if lost else converted
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_standard(item) for item in cast("Iterable[Any]", value)]
+        return [standard(item) for item in cast("Iterable[Any]", value)]
     return value

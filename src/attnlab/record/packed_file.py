@@ -1,28 +1,37 @@
 """Read and write `runs.jsonl.gz`, which holds the runs of a study, one line of JSON per run.
 
+    {"tokenizer": "<sha256>", "text": "..."}
     {"variant": "mha", "seed": 0, "recipe": null, "status": "finished", "ended": true,
-     "config": {...}, "environment": {...}, "metrics": [{...}, ...], "summary": {...}}
+     "config": {...}, "environment": {...}, "metrics": [{...}, ...], "summary": {...},
+     "tokenizer": "<sha256>"}
     {"variant": "mha", "tuning_choice": {...}}
 
-A line holds the files of a run folder as JSON values. A file that is not exactly the text that this
-package writes for its values, such as one that a kill cut short, is stored as text under "raw", so
-that every file is restored byte for byte. Equal runs give equal bytes.
+A line of a run holds the files of its folder as JSON values. A file that is not exactly the text
+that this package writes for its values, such as one that a kill cut short, is stored as text under
+"raw", so that every file is restored byte for byte. A tokenizer that runs share is stored once,
+before the first of them. Equal runs give equal bytes.
 """
 
 import gzip
+import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from attnlab.record.atomic_files import flush, replace_file
-from attnlab.record.json_text import Json, to_json, to_line
+from attnlab.record.atomic_files import DamagedError, open_regular, replace_file
+from attnlab.record.file_types import ChoiceForm, RunForm, TokenizerForm
+from attnlab.record.json_text import Json, mismatch, to_json, to_line
 
 PACKED = "runs.jsonl.gz"
 RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
+TOKENIZER = "tokenizer.json"
 CHOICE = "choice.json"
+MOST_LINE_BYTES = 2**28
+MOST_RATIO, FREE_BYTES = 100, 2**26  # largest size of the lines: both, by the size of the file
 
 
 class RunKey(NamedTuple):
@@ -36,7 +45,7 @@ class RunKey(NamedTuple):
 class PackedRun(NamedTuple):
     """The files of one run."""
 
-    files: Mapping[str, bytes]  # by name, those of `RUN_FILES` that the run has
+    files: Mapping[str, bytes]  # by name: `RUN_FILES` and the tokenizer, as far as it has them
     ended: bool  # True if its folder had the name of a run that has ended
 
     def write_into(self, folder: Path) -> None:
@@ -48,8 +57,8 @@ class PackedRun(NamedTuple):
 class PackedStudy(NamedTuple):
     """The runs of a study, and `choice.json` of each variant that was tuned."""
 
-    runs: Mapping[RunKey, PackedRun]
-    choices: Mapping[str, bytes]  # by variant
+    runs: dict[RunKey, PackedRun]
+    choices: dict[str, bytes]  # by variant
 
 
 def rate_of(recipe: str) -> float:
@@ -68,10 +77,10 @@ def read_packed(study_dir: Path) -> PackedStudy:
         ValueError: the file is damaged. The message names the line.
     """
     path = study_dir / PACKED
-    try:
-        stat = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return PackedStudy({}, {})
+    with open_regular(path) as file:
+        stat = os.fstat(file.fileno())
     return _read(path.absolute(), (stat.st_mtime_ns, stat.st_size, stat.st_ino))
 
 
@@ -89,7 +98,6 @@ def write_packed(study_dir: Path, study: PackedStudy) -> None:
 
     path = study_dir / PACKED
     replace_file(path, write)
-    flush(study_dir)
     found = _parse(path)
     if dict(found.runs) != dict(study.runs) or dict(found.choices) != dict(study.choices):
         raise OSError(f"{path} is not as it was written: check the disk; no run was removed")
@@ -100,9 +108,15 @@ def _lines(study: PackedStudy) -> Iterator[bytes]:
         rate = 0.0 if key.recipe is None else rate_of(key.recipe)
         return key.variant, rate, key.recipe or "", key.seed
 
+    tokenizers = set[str]()
     for key in sorted(study.runs, key=order):
         run = study.runs[key]
-        fields = _to_fields(run.files)
+        fields = _to_fields({name: of for name, of in run.files.items() if name != TOKENIZER})
+        if (tokenizer := run.files.get(TOKENIZER)) is not None:
+            fields["tokenizer"] = digest = hashlib.sha256(tokenizer).hexdigest()
+            if digest not in tokenizers:
+                tokenizers.add(digest)
+                yield _line({"tokenizer": digest, "text": _to_text(tokenizer)})
         summary = fields.get("summary")
         status = summary.get("status") if isinstance(summary, dict) else None
         yield _line({**key._asdict(), "status": status or "partial", "ended": run.ended, **fields})
@@ -119,6 +133,10 @@ def _line(value: Json) -> bytes:
 
 def _to_text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")  # any bytes, restored by the same option
+
+
+def _from_text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _to_fields(files: Mapping[str, bytes]) -> Json:
@@ -153,7 +171,7 @@ def _from_fields(fields: Json, names: Iterable[str]) -> dict[str, bytes]:
     for name in names:
         value = fields.get(name.partition(".")[0])
         if name in raw:
-            files[name] = raw[name].encode("utf-8", "surrogateescape")
+            files[name] = _from_text(raw[name])
         elif value is not None:
             files[name] = _content(name, value)
     return files
@@ -166,24 +184,57 @@ def _read(path: Path, stat: tuple[int, ...]) -> PackedStudy:
 
 
 def _parse(path: Path) -> PackedStudy:
-    runs, choices, n = dict[RunKey, PackedRun](), dict[str, bytes](), 0
+    study, tokenizers, n = PackedStudy({}, {}), dict[str, bytes](), 0
     try:
-        with gzip.open(path) as file:
-            for n, line in enumerate(file, 1):  # noqa: B007  named in the message
-                fields = cast("Json", json.loads(line))
-                if "tuning_choice" in fields:
-                    choice = {**fields, "choice": fields["tuning_choice"]}
-                    choices[fields["variant"]] = _from_fields(choice, [CHOICE])[CHOICE]
-                else:
-                    key = RunKey(str(fields["variant"]), int(fields["seed"]), _recipe(fields))
-                    runs[key] = PackedRun(_from_fields(fields, RUN_FILES), bool(fields["ended"]))
+        for line in _lines_of(path):
+            n += 1
+            _add(cast("Json", json.loads(line)), study, tokenizers)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(path, n + 1, error) from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
         raise _damaged(path, n, error) from None
-    if not runs:
+    if not study.runs:
         raise _damaged(path, 1, EOFError("it holds no run"))
-    return PackedStudy(runs, choices)
+    return study
+
+
+def _add(fields: Json, study: PackedStudy, tokenizers: dict[str, bytes]) -> None:
+    """Add a line to what was read before it. Raises ValueError or LookupError."""
+    if "text" in fields:
+        _require(TokenizerForm, fields)
+        content = _from_text(fields["text"])
+        if hashlib.sha256(content).hexdigest() != fields["tokenizer"]:
+            raise ValueError("the tokenizer was altered")
+        tokenizers[fields["tokenizer"]] = content
+    elif "tuning_choice" in fields:
+        _require(ChoiceForm, fields)
+        choice = {**fields, "choice": fields["tuning_choice"]}
+        study.choices[fields["variant"]] = _from_fields(choice, [CHOICE])[CHOICE]
+    else:
+        _require(RunForm, fields)
+        key = RunKey(fields["variant"], fields["seed"], _recipe(fields))
+        if key in study.runs:
+            raise ValueError("this run is in the file twice")
+        files = _from_fields(fields, RUN_FILES)
+        if "tokenizer" in fields:
+            files[TOKENIZER] = tokenizers[fields["tokenizer"]]
+        study.runs[key] = PackedRun(files, fields["ended"])
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """Yield the lines. Raises ValueError for a file that would fill the memory."""
+    with open_regular(path) as file, gzip.GzipFile(fileobj=file) as packed:
+        room = FREE_BYTES + MOST_RATIO * os.fstat(file.fileno()).st_size
+        while line := packed.readline(MOST_LINE_BYTES):
+            room -= len(line)
+            if len(line) == MOST_LINE_BYTES or room < 0:
+                raise ValueError("it unpacks to far more than runs need")
+            yield line
+
+
+def _require(form: Any, fields: Json) -> None:
+    if problem := mismatch(form, fields):
+        raise ValueError(problem)
 
 
 def _recipe(fields: Json) -> str | None:
@@ -197,6 +248,6 @@ def _recipe(fields: Json) -> str | None:
     return recipe
 
 
-def _damaged(path: Path, line: int, error: Exception) -> ValueError:
+def _damaged(path: Path, line: int, error: Exception) -> DamagedError:
     reason = str(error) or type(error).__name__
-    return ValueError(f"{path} is damaged at line {line} ({reason}); restore it from a copy")
+    return DamagedError(f"{path} is damaged at line {line} ({reason}); restore it from a copy")

@@ -5,8 +5,8 @@ removed only after every folder is restored. A process that is killed at any ins
 each run is then in a folder, in the packed file, or in both, and readers find it once.
 
 Packed are config.json, environment.json, metrics.jsonl and summary.json of every run, and
-choice.json of every tuned variant. Weights are not packed, nor what only serves to load them: the
-tokenizer.json and the sources beside them.
+choice.json of every tuned variant, and tokenizer.json, which runs usually share. Weights are not
+packed, nor the sources, which only serve to load them.
 """
 
 import contextlib
@@ -19,15 +19,18 @@ from urllib.parse import unquote
 
 from attnlab.record.atomic_files import (
     TEMPORARY,
+    DamagedError,
     remove_folder,
     replace_file,
     replace_folder,
+    sha256,
     sweep,
 )
 from attnlab.record.packed_file import (
     CHOICE,
     PACKED,
     RUN_FILES,
+    TOKENIZER,
     PackedRun,
     PackedStudy,
     RunKey,
@@ -35,7 +38,8 @@ from attnlab.record.packed_file import (
     read_packed,
     write_packed,
 )
-from attnlab.record.run_folder import RunFolder, folder_name
+from attnlab.record.recorded_run import folder_name
+from attnlab.record.run_folder import RunFolder
 from attnlab.record.study_record import StudyRecord
 
 OF_VARIANT = ("config.json", "metrics.json")  # of a variant's folder; a report writes them again
@@ -65,13 +69,15 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
 
     Raises:
         ValueError: the folder holds no study or no run, a run has weights and `drop_checkpoints` is
-            False, a run folder holds other files, or a packed file is damaged. Nothing is changed.
+            False, a run folder holds other files, or a run or the packed file is damaged. Nothing
+            is changed.
     """
     study_dir = Path(study_dir)
     StudyRecord.read(study_dir)
     before = read_packed(study_dir)
     sweep(study_dir)
     folders = [run for run in _run_folders(study_dir) if run.in_folder()]
+    _refuse_damaged(folders)
     for run in folders:
         run.finalize()
         _refuse_other_files(run)
@@ -162,7 +168,7 @@ def _run(study_dir: Path, key: RunKey) -> RunFolder:
 
 
 def _read(run: RunFolder) -> PackedRun:
-    paths = {name: run.path / name for name in RUN_FILES}
+    paths = {name: run.path / name for name in (*RUN_FILES, TOKENIZER)}
     files = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
     return PackedRun(files, run.path == run.ended)
 
@@ -175,11 +181,28 @@ def _variant(choice: Path) -> str:
     return choice.parent.parent.name
 
 
+def _refuse_damaged(runs: list[RunFolder]) -> None:
+    """Raise DamagedError for runs that are not as they were written."""
+    found = [damage for run in runs if (damage := run.damage() or _damaged_tokenizer(run))]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise DamagedError(f"{found[0]}{more}; nothing was packed")
+
+
+def _damaged_tokenizer(run: RunFolder) -> str | None:
+    recorded = run.recorded()
+    written = recorded and recorded.sums and recorded.sums.get(TOKENIZER)
+    path = run.path / TOKENIZER
+    if not written or (path.is_file() and sha256(path) == written):
+        return None
+    return f"{path} is missing, or was altered; restore it from a copy, or remove the run"
+
+
 def _refuse_other_files(run: RunFolder) -> None:
     """Raise ValueError if files would be lost that nobody asked to delete."""
     if run.ended.is_dir() and _has_files(run.partial):
         raise ValueError(f"{run.ended} and {run.partial} hold the same run: delete one of them")
-    known = (*RUN_FILES, "tokenizer.json", "sources", "checkpoints")
+    known = (*RUN_FILES, TOKENIZER, "sources", "checkpoints")
     others = sorted(path.name for path in run.path.iterdir() if path.name not in known)
     others = [name for name in others if not TEMPORARY.fullmatch(name)]
     if others:

@@ -1,16 +1,23 @@
 """A study's record: `study.json` with its question and settings, and the runs of its folder."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Self
+from typing import Self, get_type_hints
 from urllib.parse import unquote
 
-from attnlab.record.json_text import Json, parse, write_json
+from attnlab.record.atomic_files import DamagedError
+from attnlab.record.file_types import BenchForm
+from attnlab.record.json_text import Json, mismatch
 from attnlab.record.packed_file import read_packed
-from attnlab.record.run_folder import RunFolder, folder_name
+from attnlab.record.recorded_run import folder_name
+from attnlab.record.run_folder import RunFolder
+from attnlab.record.verified_folder import read_object, write_object
+
+STUDY, BENCH = "study.json", "bench.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ class StudyRecord:
                     "ignore case; rename one"
                 )
         study_dir.mkdir(parents=True, exist_ok=True)
-        write_json(study_dir / "study.json", asdict(self))
+        write_object(study_dir / STUDY, asdict(self))
 
     @classmethod
     def read(cls, study_dir: Path) -> Self:
@@ -80,22 +87,27 @@ class StudyRecord:
         Raises:
             ValueError: the folder holds no study, or its record is damaged or incomplete.
         """
-        path = study_dir / "study.json"
-        if not path.is_file():
+        path = study_dir / STUDY
+        if not os.path.lexists(path):
             raise ValueError(f"no study in {study_dir}: there is no {path}")
-        recorded = parse(path.read_text(encoding="utf-8"), path)
-        recorded.setdefault("tuning", recorded.get("learning_rates"))  # the name in older records
-        known = {field.name: field for field in dataclass_fields(cls)}
-        found = {name: value for name, value in recorded.items() if name in known}
-        required = [
-            name
-            for name, field in known.items()
-            if field.default is MISSING and field.default_factory is MISSING
-        ]
-        if missing := [name for name in required if name not in found]:
-            raise ValueError(
-                f"{path} lacks {', '.join(missing)}; restore it, or run the study again"
-            )
+        try:
+            recorded = read_object(path) or {}
+            recorded.setdefault("tuning", recorded.get("learning_rates"))  # in older records
+            known = get_type_hints(cls)
+            found = {name: value for name, value in recorded.items() if name in known}
+            required = {
+                field.name
+                for field in dataclass_fields(cls)
+                if field.default is MISSING and field.default_factory is MISSING
+            }
+            if missing := sorted(required - found.keys()):
+                raise DamagedError(f"{path} lacks {', '.join(missing)}")
+            if wrong := [m for name in found if (m := mismatch(known[name], found[name], name))]:
+                raise DamagedError(f"{path} is damaged ({wrong[0]})")
+        except DamagedError as error:
+            raise DamagedError(
+                f"{error}; restore it from a copy, or delete it and run the study again"
+            ) from None
         for name in ("variants", "seeds", "hypotheses"):
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
@@ -109,12 +121,28 @@ class StudyRecord:
             if key.recipe is None:
                 seeds.setdefault(key.variant, set()).add(key.seed)
         for folder in sorted(study_dir.glob("*/seed-*")):
-            if (seed := _seed_of(folder)) is not None:
+            if (seed := _seed(folder.name)) is not None:
                 seeds.setdefault(unquote(folder.parent.name), set()).add(seed)
         return {
             variant: [RunFolder(study_dir, variant, seed) for seed in sorted(found)]
             for variant, found in seeds.items()
         }
+
+
+def bench_points(study_dir: Path) -> list[Json]:
+    """Return every point of a study's bench.json that was measured; empty without the file.
+
+    Raises DamagedError if the file is not as it was written.
+    """
+    path = study_dir / BENCH
+    try:
+        points = (read_object(path, BenchForm) or {"points": []})["points"]
+        measured = [point for point in points if point["status"] == "ok"]
+        if any(not point.get("seconds") for point in measured):
+            raise DamagedError(f"{path} is damaged (a measured point has no time)")
+    except DamagedError as error:
+        raise DamagedError(f"{error}; restore it, or delete it to measure again") from None
+    return measured
 
 
 def runs_in(path: Path) -> list[RunFolder]:
@@ -132,7 +160,7 @@ def runs_in(path: Path) -> list[RunFolder]:
     study_dir, name = variant.parent, unquote(variant.name)
     packed = (key for key in read_packed(study_dir).runs if key.recipe is None)
     seeds = {key.seed for key in packed if key.variant == name}
-    seeds |= {seed for path in variant.glob("seed-*") if (seed := _seed_of(path)) is not None}
+    seeds |= {seed for path in variant.glob("seed-*") if (seed := _seed(path.name)) is not None}
     if asked is not None:
         seeds &= {asked}
     if seeds and folder_name(name) != variant.name:
@@ -143,7 +171,3 @@ def runs_in(path: Path) -> list[RunFolder]:
 def _seed(name: str) -> int | None:
     match = re.fullmatch(r"seed-(\d+)(\.partial)?", name)
     return int(match[1]) if match else None
-
-
-def _seed_of(folder: Path) -> int | None:
-    return _seed(folder.name) if folder.is_dir() else None

@@ -10,13 +10,27 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
-from attnlab.record.atomic_files import DamagedError, open_regular, replace_folder, sha256
+from attnlab.record.atomic_files import (
+    DamagedError,
+    open_regular,
+    read_file,
+    replace_file,
+    replace_folder,
+    sha256,
+)
+from attnlab.record.json_text import Json, parse, standard, to_json
 
-Json = dict[str, Any]
 STATE = "state.json"
 MOST_STATE_BYTES = 2**24
+SUMS = "sha256"  # field of an object that holds checksums, by name of the file
+
+
+class StateForm(TypedDict):
+    """Types of state.json."""
+
+    sha256: dict[str, str]
 
 
 def write_verified(
@@ -41,14 +55,44 @@ def write_verified(
             else:
                 content(unfinished / name)
         sums = {name: sha256(unfinished / name) for name in sorted(files)}
-        sums[STATE] = _sha256_of(state)
-        text = json.dumps({**state, "sha256": sums}, indent=2) + "\n"
-        (unfinished / STATE).write_bytes(text.encode())
+        (unfinished / STATE).write_bytes(to_json(add_checksums(state, STATE, sums)))
         mode = (unfinished / STATE).stat().st_mode  # safetensors hides its files from other users
         for name in files:
             (unfinished / name).chmod(mode)
 
     replace_folder(folder, fill)
+
+
+def add_checksums(value: Mapping[str, Any], name: str, others: Mapping[str, str]) -> Json:
+    """Return an object for the file `name` with its own SHA-256 and those of other files."""
+    whole = cast("Json", standard(value))
+    return {**whole, SUMS: {**others, name: _sha256_of(whole)}}
+
+
+def split_checksums(value: Json, path: Path) -> tuple[Json, dict[str, str] | None]:
+    """Return the object without its checksums, and those of the other files.
+
+    The second is None if the object has no checksums. Raises DamagedError if its own one differs.
+    """
+    sums = dict(value.get(SUMS) or {})
+    whole = {name: of for name, of in value.items() if name != SUMS}
+    if SUMS in value and sums.pop(path.name, None) != _sha256_of(whole):
+        raise DamagedError(f"{path} was altered: its checksum differs")
+    return whole, sums if SUMS in value else None
+
+
+def write_object(path: Path, value: Mapping[str, Any], *, within: Path | None = None) -> None:
+    """Write an object as JSON with its own SHA-256. Raises WriteError."""
+    replace_file(path, to_json(add_checksums(value, path.name, {})), within=within)
+
+
+def read_object(path: Path, form: Any = Json) -> Json | None:
+    """Return the object of a JSON file, without its checksum if it has one; None without the file.
+
+    Raises DamagedError if it is not as it was written, or not of the type `form`.
+    """
+    content = read_file(path)
+    return None if content is None else split_checksums(parse(content, path, form), path)[0]
 
 
 def read_verified(folder: Path) -> Json:
@@ -59,21 +103,21 @@ def read_verified(folder: Path) -> Json:
     """
     try:
         with open_regular(folder / STATE) as file:
-            state = json.loads(file.read(MOST_STATE_BYTES).decode())
-        sums = dict(state.pop("sha256"))
-        whole = sums.pop(STATE) == _sha256_of(state)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            state = parse(file.read(MOST_STATE_BYTES), folder / STATE, StateForm)
+    except (OSError, DamagedError):
         raise DamagedError(f"{STATE} is missing or cut short") from None
-    if not whole:
-        raise DamagedError(f"{STATE} was altered")
-    for name, written in sums.items():
+    try:
+        state, sums = split_checksums(state, folder / STATE)
+    except DamagedError:
+        raise DamagedError(f"{STATE} was altered") from None
+    for name, written in (sums or {}).items():
         try:
             found = sha256(folder / name)
         except (OSError, DamagedError):
             raise DamagedError(f"{name} is missing") from None
         if found != written:
             raise DamagedError(f"{name} was altered or cut short: its checksum differs")
-    return cast("Json", state)
+    return state
 
 
 def _sha256_of(state: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@
     <variant>/metrics.json       its curves and times, means over seeds and by seed
 
 In a study's folder they lie beside the runs. A comparison of several folders has a folder of its
-own, without runs.csv and the files of variants. Packed variants have no files of their own.
+own, without runs.csv and the files of variants. Packed variants have no files of their own, nor
+have those whose folder is a link to elsewhere: nothing outside the study's folder is written.
 
 Each file is replaced atomically, so that several processes may write and read at the same time.
 """
@@ -22,7 +23,7 @@ from attnlab.analysis.analysis import Analysis, analyse
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
-from attnlab.record import StudyRecord, replace_file, sweep, to_json
+from attnlab.record import StudyRecord, leads_outside, replace_file, sweep, to_json
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results
 from attnlab.reporting.tables.latex import latex
@@ -74,7 +75,7 @@ def _finalize(study_dir: Path) -> None:
 
 def _write_variants(table: Table) -> None:
     for variant in table.variants:
-        if variant.folder.is_dir():
+        if variant.folder.is_dir() and not leads_outside(variant.folder, table.path):
             _update(variant.folder / "config.json", to_json(of_variant(variant.config)))
             _update(variant.folder / "metrics.json", to_json(metrics(variant)))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attnlab.analysis.fairness import Conditions, conditions, recorded, unequal
 from attnlab.analysis.sentences import listed
+from attnlab.analysis.table import read_run
 from attnlab.data import Corpus
 from attnlab.record import StudyRecord
 from attnlab.study.study import Study
@@ -73,8 +74,8 @@ def _others(record: StudyRecord, study_dir: Path) -> Iterator[tuple[str, Conditi
     for variant, runs in record.runs(study_dir).items():
         for run in runs:
             if variant not in record.variants or run.seed not in record.seeds:
-                files = run.config(), run.environment(), run.summary()
-                yield variant, recorded(*(file or {} for file in files))
+                found = read_run(run)
+                yield variant, recorded(found.config, found.environment, found.summary)
 
 
 def _subject(study: Study) -> frozenset[str]:

@@ -74,7 +74,7 @@ class Outcomes:
     def add(self, run: Run, study_dir: Path) -> None:
         """Add the outcome of a run that has just ended, whatever it is."""
         folder = run.folder(study_dir)
-        summary = folder.summary() or {}
+        summary = {} if folder.damage() else folder.summary() or {}
         if summary.get("status") not in ("finished", "diverged"):
             self.failed.add((run.variant, run.recipe, run.seed))
             if run.tunes:
@@ -94,8 +94,7 @@ class Outcomes:
         return seed in done or (variant, recipe, seed) in self.failed
 
     def _add(self, folder: RunFolder) -> None:
-        summary = folder.summary() or {}
-        if summary.get("status") in ("finished", "diverged"):
+        if (summary := folder.ended_summary()) is not None:
             by_seed = self.verdict[folder.variant]
             if folder.recipe is not None:
                 by_seed = self.challenge[folder.variant].setdefault(folder.recipe, {})

@@ -30,6 +30,7 @@ class Ended(NamedTuple):
     status: Literal["finished", "diverged", "failed"]
     reason: str | None
     final_loss: float | None  # validation loss, nats/token
+    disk_refused: bool = False  # the folder of results cannot be written: no run can be recorded
 
 
 Event = Progress | Ended  # of one run

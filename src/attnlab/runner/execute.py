@@ -5,7 +5,6 @@ give the same bits: with the number of threads that the checkpoint names, whatev
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.environment import describe
 from attnlab.device.memory import PeakMemory
 from attnlab.inference.recorded import own_code_record, write_sources
-from attnlab.record import RunFolder, replace_file
+from attnlab.record import RunFolder, WriteError, digest_of, is_of_disk
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.training import checkpoint
 from attnlab.training.assemble import step_of_run, warm_up
@@ -49,12 +48,19 @@ def execute(
     try:
         yield from _Execution(run, folder, identity, places, device).events()
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # on a full disk, report the reason at least
-            folder.fail(reason)
-        yield Ended("failed", reason, None)
+        reason = str(error) if isinstance(error, WriteError) else f"{type(error).__name__}: {error}"
+        yield failed(folder, reason, disk_refused=is_of_disk(error))
     finally:
         torch.set_num_threads(threads)
+
+
+def failed(folder: RunFolder, reason: str, *, disk_refused: bool = False) -> Ended:
+    """Record a failure and return it as the end of the run; the disk may refuse the record."""
+    try:
+        folder.fail(reason)
+    except OSError as error:
+        return Ended("failed", reason if disk_refused else f"{reason}; {error}", None, True)
+    return Ended("failed", reason, None, disk_refused)
 
 
 class _Execution:
@@ -126,6 +132,7 @@ class _Execution:
 
     def _open(self) -> checkpoint.Loaded:
         """Open the folder; restore the last checkpoint, if there is one, and return it."""
+        self.folder.recover(self.identity)
         found = self._with_metrics(checkpoint.load_newest(self.folder.checkpoints, self.identity))
         state = found.checkpoint
         if state is not None and state.threads is not None and self.device.type == "cpu":
@@ -143,7 +150,7 @@ class _Execution:
         self.folder.inherit(self.metrics.values())
         self.folder.open(self.config.to_dict() | {"identity": self.identity}, environment)
         checkpoint.remove_old(self.folder.checkpoints)
-        replace_file(self.folder.path / "tokenizer.json", self.tokenizer)
+        self.folder.write_tokenizer(self.tokenizer)
         write_sources(self.folder.path, self.config)
         if state is not None:
             self.model.load_state_dict(state.model)
@@ -163,10 +170,13 @@ class _Execution:
             reason = str(error)
         else:
             missing = [n for n in measured_steps(self.config.train, last) if n not in lines]
-            if not missing:
+            altered = found.checkpoint.metrics_digest not in (None, digest_of(lines.values()))
+            if not missing and not altered:
                 self.metrics = dict(sorted(lines.items()))
                 return found
-            reason = f"metrics.jsonl lacks step {missing[0]}"
+            reason = (
+                f"metrics.jsonl lacks step {missing[0]}" if missing else "metrics.jsonl altered"
+            )
         return checkpoint.Loaded(None, (*found.skipped, f"step-{last:06d}: {reason}"))
 
     def _keep_best(self, event: Measurement) -> None:
@@ -179,12 +189,16 @@ class _Execution:
             self.best = Best(event.step, loss, on_host)
 
     def _save(self) -> None:
+        self.folder.flush_metrics()  # a run that continues from here relies on them
         model, optimizer = self.model.state_dict(), self.step.state()
         seconds = self.clock.seconds()
         threads = torch.get_num_threads()
-        state = checkpoint.Checkpoint(self.step.step, model, optimizer, seconds, self.best, threads)
-        with checkpoint.explains_failure(self.folder.checkpoints, self.step.step):
-            self.folder.write_metrics(self.metrics.values())  # on disk before what relies on them
+        step, lines = self.step.step, self.metrics.values()
+        state = checkpoint.Checkpoint(
+            step, model, optimizer, seconds, self.best, threads, digest_of(lines)
+        )
+        with checkpoint.explains_failure(self.folder.checkpoints, step):
+            self.folder.write_metrics(lines)  # on disk before what relies on them
         checkpoint.save(self.folder.checkpoints, state, self.identity)
 
     def _finish(self, outcome: Json) -> None:

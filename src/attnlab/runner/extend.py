@@ -6,17 +6,17 @@ of the run that it extends instead, and on a CPU gives the same bits.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attnlab.data import Places
 from attnlab.device.selection import choose_device, one_worker
 from attnlab.inference.recorded import Recorded, read_recorded
 from attnlab.inference.saved_model import checkpoint_of
-from attnlab.record import RunFolder, StudyRecord, sweep
+from attnlab.record import RunFolder, StudyRecord, WriteError, digest_of, sweep
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import of_run, unlike_others
-from attnlab.runner.events import Event, Progress
+from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.runner.schedule import conflict
 from attnlab.study.events import ignore
@@ -102,17 +102,30 @@ def extend(  # noqa: PLR0913  one parameter per option
             f"the extended run would not be comparable with those in {study_dir}:\n{lines}\n"
             "choose another --out"
         )
+    new.recover(new_identity)
     _begin(new, new_identity, state, parent)
     if note is not None:
         watch(Progress(state.step, steps, None, None, note=note))
     record.joined(study_dir).write(study_dir)
-    try:
-        with one_worker(device) as on_device:
-            for event in execute(planned, study_dir, new_identity, where, on_device):
-                watch(event)
-    finally:  # an interrupted run has a report, too
-        write_report(study_dir)
+    with one_worker(device) as on_device:
+        events = execute(planned, study_dir, new_identity, where, on_device)
+        _train(events, study_dir, watch)
     return new
+
+
+def _train(events: Iterator[Event], study_dir: Path, watch: Callable[[Event], None]) -> None:
+    """Train the run and write the report. Raises WriteError if the disk refuses it."""
+    try:
+        for event in events:
+            watch(event)
+            if isinstance(event, Ended) and event.disk_refused:
+                raise WriteError(f"{event.reason}; the same command continues the run")
+    except WriteError:
+        raise
+    except BaseException:  # an interrupted run has a report, too
+        write_report(study_dir)
+        raise
+    write_report(study_dir)
 
 
 def _total(done: int, steps: int | None, by: int | None, run: RunFolder) -> int:
@@ -131,6 +144,8 @@ def _total(done: int, steps: int | None, by: int | None, run: RunFolder) -> int:
 def _finished(run: RunFolder, *, trust: bool) -> Recorded:
     """Return the settings and the identity of a run. Raise ValueError if it has not finished."""
     recorded = read_recorded(run.path, trust=trust)
+    if damage := run.damage():
+        raise ValueError(damage)
     status = run.status()
     if status != "finished":
         advice = {
@@ -153,7 +168,8 @@ def _begin(new: RunFolder, identity: str, state: Checkpoint, parent: RunFolder) 
         return
     shutil.rmtree(new.checkpoints, ignore_errors=True)  # unusable, but they would count as newer
     new.inherit(parent.metrics())
-    save(new.checkpoints, state, identity)
+    digest = digest_of(m for m in parent.metrics() if m["step"] <= state.step)
+    save(new.checkpoints, state._replace(metrics_digest=digest), identity)
 
 
 def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> StudyRecord:

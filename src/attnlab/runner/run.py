@@ -7,14 +7,14 @@ import dataclasses
 import multiprocessing
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem, is_own, own_kind
 from attnlab.inference.recorded import remember_code
-from attnlab.record import StudyRecord, sweep
+from attnlab.record import StudyRecord, WriteError, sweep
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
@@ -113,6 +113,8 @@ def run(  # noqa: PLR0913  one parameter per option
         ValueError: there is no such study, device or tool; or the folder holds runs that were made
             with different settings, or that read other data, took other numbers of steps or were
             measured on other splits. The three errors above are ValueErrors, too.
+        WriteError: the disk is full, or refuses a file for another reason; the message names it.
+            Runs in progress were stopped, and the same call continues them from their checkpoints.
         RuntimeError: this process may not start others, as a worker of `multiprocessing.Pool`.
     """
     _require_processes()
@@ -169,9 +171,14 @@ def run(  # noqa: PLR0913  one parameter per option
                 if isinstance(event.event, Ended) and not event.run.tunes:
                     results.update(study_dir)
         watch(Activity("writing the report"))
-    finally:  # an interrupted study has a report, too
-        analysis = write_report(study_dir)
-    return analysis
+    except WriteError:
+        with suppress(WriteError):  # a full disk may have no room for a report
+            write_report(study_dir)
+        raise
+    except BaseException:  # an interrupted study has a report, too
+        write_report(study_dir)
+        raise
+    return write_report(study_dir)
 
 
 def _require_processes() -> None:

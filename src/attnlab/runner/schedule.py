@@ -319,7 +319,14 @@ def _conflicts(schedule: StudySchedule, variant: str) -> Iterator[tuple[RunFolde
     for seed in range(study.seeds):
         run = study.verdict_run(variant, seed, chosen)
         folder = run.folder(study_dir)
-        if tuning is not None and chosen is None and folder.identity() is not None:
+        if tuning is not None and chosen is None and _before_search(folder):
             yield folder, "it was trained before its recipe was searched"
         elif why := conflict(run, folder, fingerprint):
             yield folder, why
+
+
+def _before_search(folder: RunFolder) -> bool:
+    """True if the run is recorded, and no damaged run of the search could be its cause."""
+    searched = tuning_runs(folder.study_dir, folder.variant)
+    unknown = any(run.status() == "damaged" for run in [folder, *searched])
+    return not unknown and folder.identity() is not None

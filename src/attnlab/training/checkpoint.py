@@ -47,6 +47,7 @@ class Checkpoint(NamedTuple):
     seconds: dict[str, float]  # time used so far, by purpose; `Clock.seconds`
     best: Best | None  # None: the run keeps its last weights only
     threads: int | None  # CPU threads of the process; None: not recorded
+    metrics_digest: str | None = None  # of the measurements up to the step; `digest_of`
 
 
 class Loaded(NamedTuple):
@@ -83,6 +84,7 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
         "seconds": checkpoint.seconds,
         "threads": checkpoint.threads,
         "best": best and {"step": best.step, "loss": best.loss},
+        "metrics_digest": checkpoint.metrics_digest,
     }
     with explains_failure(folder, checkpoint.step):
         write_verified(folder / f"step-{checkpoint.step:06d}", files, state)
@@ -178,7 +180,8 @@ def _load(folder: Path, identity: str) -> Checkpoint:
         at_best = model if best["step"] == step else load_file(folder / "best.safetensors")
         best = Best(best["step"], best["loss"], at_best)
     optimizer = load_file(folder / "optimizer.safetensors")
-    return Checkpoint(step, model, optimizer, state["seconds"], best, state.get("threads"))
+    threads, digest = state.get("threads"), state.get("metrics_digest")
+    return Checkpoint(step, model, optimizer, state["seconds"], best, threads, digest)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -214,17 +214,16 @@ class TuningResult:
 def tuning_losses(study_dir: Path, variant: str) -> dict[Recipe, float | None]:
     """Return the validation loss (nats/token) by recipe of the tuning runs that have ended.
 
-    None: the run diverged. Left out are failed runs, and those of searches of an older kind.
+    None: the run diverged. Left out are failed and damaged runs, and those of older searches.
     """
     found = dict[Recipe, float | None]()
     for folder in tuning_runs(study_dir, variant):
         recipe = Recipe.parse(folder.recipe or "")
-        summary = folder.summary() or {}
-        if recipe is not None and folder.seed == tuning_seed(variant):
-            if summary.get("status") == "finished":
-                found[recipe] = summary.get("final_loss")
-            elif summary.get("status") == "diverged":
-                found[recipe] = None
+        if recipe is None or folder.seed != tuning_seed(variant):
+            continue
+        if (summary := folder.ended_summary()) is not None:
+            finished = summary["status"] == "finished"
+            found[recipe] = summary.get("final_loss") if finished else None
     return found
 
 

@@ -1,9 +1,7 @@
 """Loss against a cost, with the Pareto front; and costs against the context length."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -160,15 +158,6 @@ class _InUnits(MaxNLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks: Any = super().tick_values(vmin / self._unit, vmax / self._unit)
         return ticks * self._unit
-
-
-def bench_points(study_dir: Path) -> Sequence[Point]:
-    """Return every point of bench.json that was measured; empty without the file."""
-    path = study_dir / "bench.json"
-    if not path.is_file():
-        return ()
-    points = json.loads(path.read_text(encoding="utf-8"))["points"]
-    return [point for point in points if point["status"] == "ok"]
 
 
 def of_activity(points: Sequence[Point], activity: str) -> tuple[int, list[Point]]:

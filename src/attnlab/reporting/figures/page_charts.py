@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Front
+from attnlab.analysis.costs import measured_points
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
@@ -21,7 +22,6 @@ from attnlab.reporting.figures.cost import (
     BENCH_CHARTS,
     Point,
     against_context,
-    bench_points,
     of_activity,
     pareto,
 )
@@ -224,7 +224,7 @@ class Charts:
         )
 
     def bench(self) -> tuple[Chart, ...]:
-        points, charts = bench_points(self.analysis.table.path), list[Chart]()
+        points, charts = measured_points(self.analysis.table.path), list[Chart]()
         for what, key, unit, title in BENCH_CHARTS:
             batch, found = of_activity(points, what)
             if not any(point.get(key) for point in found):

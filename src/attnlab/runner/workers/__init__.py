@@ -8,6 +8,7 @@ this machine. Another engine, on other machines, implements `Workers`.
 from collections.abc import Generator, Iterator
 from typing import Protocol
 
+from attnlab.record import WriteError
 from attnlab.runner.events import Ended, Event, RunEvent
 from attnlab.runner.schedule import PlannedRun, StudySchedule
 
@@ -46,7 +47,8 @@ class Workers(Protocol):
 def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEvent, None, None]:
     """Execute all runs of the schedule; yield events as they happen.
 
-    Closing the generator, or an exception such as KeyboardInterrupt, stops the workers.
+    Closing the generator, or an exception such as KeyboardInterrupt, stops the workers. Raises
+    WriteError after the end of a run that could not be recorded, since no other could be.
     """
     schedule.record_decisions()
     try:
@@ -54,6 +56,11 @@ def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEven
         while workers.busy():
             for planned, event in workers.events():
                 tuned = ()
+                if isinstance(event, Ended) and event.disk_refused:
+                    yield RunEvent(planned.run, event)
+                    raise WriteError(
+                        f"{event.reason}; the study has stopped, and the same command continues it"
+                    )
                 if isinstance(event, Ended):
                     tuned = schedule.finished(planned)
                     _start_runs(schedule, workers)

@@ -24,7 +24,7 @@ from attnlab.data import Places
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.events import Ended, Event
-from attnlab.runner.execute import execute
+from attnlab.runner.execute import execute, failed
 from attnlab.runner.schedule import PlannedRun
 from attnlab.training.run import Run, RunConfig
 
@@ -81,10 +81,10 @@ class _WorkerProcess:
             event: Event = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            event = Ended("failed", _death(self.process.exitcode), None)
-            folder = self.planned.run.folder(self.study_dir)
+            reason, folder = _death(self.process.exitcode), self.planned.run.folder(self.study_dir)
+            event = Ended("failed", reason, None)
             if not folder.ended.is_dir():  # it may have died between the run's end and its message
-                folder.fail(event.reason or "")
+                event = failed(folder, reason)
         if isinstance(event, Ended):
             self.planned = None
         return event

@@ -1,0 +1,175 @@
+"""The types of a run's files, for readers: what a field is if it is there.
+
+Fields that are not listed may have any value, since the measurements of a run are open-ended.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Required, TypedDict
+
+Number = float | None
+
+
+class ModelForm(TypedDict, total=False):
+    """Types of "model" in config.json."""
+
+    n_layers: int
+    mechanisms: list[Any] | dict[str, Any] | None
+
+
+class TrainForm(TypedDict, total=False):
+    """Types of "train" in config.json."""
+
+    steps: int
+    batch_size: int
+    seq_len: int
+    learning_rate: float
+    keep: str
+
+
+class ConfigForm(TypedDict, total=False):
+    """Types of config.json."""
+
+    identity: Required[str]
+    variant: str
+    seed: int
+    data: dict[str, Any]
+    model: ModelForm
+    train: TrainForm
+    eval: dict[str, Any]
+
+
+class EnvironmentForm(TypedDict, total=False):
+    """Types of environment.json."""
+
+    device: dict[str, Any] | str
+    data: dict[str, Any]
+    packages: dict[str, Any]
+    kernels: list[str]
+    precision: str
+    earlier: list[dict[str, Any]]
+
+
+class MeasurementForm(TypedDict, total=False):
+    """Types of a line of metrics.jsonl."""
+
+    step: Required[int]
+    train_loss: Number
+    eval_loss: Number
+    eval_accuracy: Number
+    eval_perplexity: Number
+    eval_bits_per_byte: Number
+    gradient_norm: Number
+    learning_rate: Number
+    train_seconds: Number
+    alarm: str
+    cleared: str
+
+
+class PositionsForm(TypedDict):
+    """Types of a loss by position in the sequence."""
+
+    first: list[Number]
+    loss: list[Number]
+
+
+class SummaryForm(TypedDict, total=False):
+    """Types of summary.json."""
+
+    status: Required[Literal["finished", "diverged", "failed"]]
+    reason: str | None
+    sha256: dict[str, str]
+    seed: int
+    alarms: list[str]
+    kernels: list[str]
+    attention_type: list[str] | str
+    device: str
+    parameters: dict[str, Number]
+    best_loss: Number
+    final_loss: Number
+    final_perplexity: Number
+    final_accuracy: Number
+    final_bits_per_byte: Number
+    final_recall_loss: Number
+    final_other_loss: Number
+    final_recall_fraction: Number
+    final_loss_by_position: PositionsForm
+    final_by_length: Mapping[int, dict[str, Any]]
+    test_loss: Number
+    test_perplexity: Number
+    test_accuracy: Number
+    test_bits_per_byte: Number
+    test_recall_loss: Number
+    test_other_loss: Number
+    test_recall_fraction: Number
+    test_loss_by_position: PositionsForm
+    steps: int
+    tokens: int
+    total_time: Number
+    train_time: Number
+    eval_time: Number
+    compile_time: Number
+    step_time: Number
+    tokens_per_second: Number
+    peak_memory_bytes: Number
+    flops_per_token: Number
+    state_bytes: Number
+
+
+class RunForm(TypedDict, total=False):
+    """Types of a run's line in runs.jsonl.gz."""
+
+    variant: Required[str]
+    seed: Required[int]
+    ended: Required[bool]
+    recipe: str | None
+    tuning_rate: Number
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any]
+    tokenizer: str
+    raw: dict[str, str]
+
+
+class ChoiceForm(TypedDict, total=False):
+    """Types of a tuning choice's line in runs.jsonl.gz."""
+
+    variant: Required[str]
+    tuning_choice: dict[str, Any] | None
+    raw: dict[str, str]
+
+
+class TokenizerForm(TypedDict):
+    """Types of a tokenizer's line in runs.jsonl.gz."""
+
+    tokenizer: str
+    text: str
+
+
+class PointForm(TypedDict, total=False):
+    """Types of a measured point in bench.json."""
+
+    variant: Required[str]
+    what: Required[str]
+    context: Required[int]
+    batch: Required[int]
+    status: Required[Literal["ok", "out_of_memory", "too_long", "failed"]]
+    reason: str | None
+    seconds: Number
+    spread_seconds: Number
+    tokens_per_second: Number
+    peak_memory_bytes: Number
+    state_bytes: Number
+    times_bound: Number
+
+
+class BenchForm(TypedDict, total=False):
+    """Types of bench.json."""
+
+    device: dict[str, Any]
+    packages: dict[str, Any]
+    compiled: bool
+    environment: dict[str, Any]
+    ceilings: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    points: Required[list[PointForm]]
