@@ -76,7 +76,7 @@ def test_the_verdict_comes_first_and_everything_else_has_its_place(whole):
             "<h1>Which attention mechanism?</h1>",
             "<p>The hybrid is best.</p>",
             "The floor is far.",
-            "3 seeds per variant; Tukey",
+            "3 seeds per variant; intervals",
             "<h3>Difference to mha (nats/token)</h3>",
             "no winner",
             '<nav aria-label="Sections">',
