@@ -161,3 +161,10 @@ def test_a_plan_ends_in_time_whatever_its_trial_does(tmp_path, monkeypatch, cach
     if found.variants["slow"].step_seconds is not None:  # the data was read in time
         assert not found.variants["slow"].measured
     assert found.notes or "the data was not read in the 4 s" in found.not_timed["slow"]
+
+
+def test_a_variant_that_the_trial_did_not_reach_is_said(quick, monkeypatch):
+    monkeypatch.setattr(trial.Trial, "results", lambda *_: iter(()))
+    found = attnlab.plan(STUDY.only(["mha"]), **quick)
+    assert "not reached in the 60 s of a plan" in found.not_timed["mha"]
+    assert (found.seconds, found.problems) == (None, ())

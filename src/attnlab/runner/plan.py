@@ -221,6 +221,7 @@ def plan(  # noqa: PLR0913  one parameter per option
                 require_comparable(chosen, study_dir, conditions)
             for found in trial.results(left):
                 tried.add(found, watch)
+            tried.not_reached(left, trial_seconds)
             tried.checks_left = len(of_study(chosen)) - tried.checked if check and left else 0
         else:
             schedule = StudySchedule(chosen, study_dir, dict.fromkeys(chosen.variants, ""))
@@ -301,6 +302,13 @@ class _Tried:
             case CheckedMechanism(name, violated):
                 self.checked += 1
                 self.problems.extend(f"{name}: violates {what!r}" for what in violated)
+
+    def not_reached(self, variants: Iterable[str], seconds: float) -> None:
+        """Take the variants for which there was not even time for a lower bound."""
+        for name in variants:
+            if name not in self.times:
+                why = f"not reached in the {seconds:g} s of a plan; --trial-seconds gives it more"
+                self.errors.setdefault(name, why)
 
     def notes(self, seconds: float) -> Iterator[str]:
         """Yield a sentence per thing that was not measured in the time of the trial."""
