@@ -223,7 +223,7 @@ def test_an_invalid_extension_is_an_error_and_writes_nothing(parent, places, mon
     other = corpus_of(tiny_study.base.data, places)
     with monkeypatch.context() as patch:
         patch.setattr(extending, "corpus_of", lambda *_: replace(other, fingerprint="other"))
-        refused(parent, "its data or a source file of your own has changed")
+        refused(parent, r"cannot be extended: its data has changed \(stdlib")
     edit(parent / "summary.json", status="diverged")
     refused(parent, r"has not finished \(diverged\): it cannot be extended")
 

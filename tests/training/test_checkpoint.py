@@ -20,7 +20,7 @@ from attnlab.record import RunFolder
 from attnlab.record.atomic_files import DamagedError
 from attnlab.record.verified_folder import read_verified, write_verified
 from attnlab.runner.events import Ended, Event, Progress
-from attnlab.runner.execute import execute
+from attnlab.runner.execute import corpus_of, execute
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import Quality
 from attnlab.training.run import Run, RunConfig
@@ -56,7 +56,8 @@ def with_train(**changes: object) -> RunConfig:
 
 
 def run(config: RunConfig, folder: Path, places: Places) -> Iterator[Event]:
-    return execute(Run(variant="mha", config=config), folder, "same", places, CPU)
+    identity = config.identity(corpus_of(config.data, places).fingerprint)
+    return execute(Run(variant="mha", config=config), folder, identity, places, CPU)
 
 
 def run_to(step: int, config: RunConfig, folder: Path, places: Places) -> Iterator[Event]:
@@ -72,7 +73,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def newest(folder: RunFolder) -> checkpoint.Checkpoint:
-    return checkpoint.load_newest(folder.checkpoints, "same").checkpoint
+    return checkpoint.load_newest(folder.checkpoints, folder.identity()).checkpoint
 
 
 def test_a_run_that_keeps_none_has_checkpoints_until_it_has_ended(tmp_path, places, monkeypatch):
