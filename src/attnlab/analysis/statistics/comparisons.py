@@ -212,13 +212,7 @@ class Comparisons:
     def within(
         self, name: str, first: Mapping[int, float], second: Mapping[int, float]
     ) -> Comparison:
-        """Compare two names of one function, by the noise of the function.
-
-        Args:
-            name: the function, one of `names`.
-            first: nats/token by seed under one name.
-            second: the same under the other name.
-        """
+        """Compare the losses by seed of two names of a function, by the noise of `name`."""
         if dict(first) == dict(second):
             return Comparison(mean=0.0, half_width=0.0, alone=0.0, p=1.0, margin=self.margin)
         v = self.names.index(name)
