@@ -123,7 +123,6 @@ def test_the_report_says_what_was_asked_what_came_out_and_how(study_dir):
         "| baseline | baseline | toy |",
         "| mha is better than identity. | “`mha` beats `identity`.” Nobody 2020 | **supported** | ",
         "| memory first | no winner | They tie. | 0.001 | More seeds. |",
-        "| -0.0497 | -0.0647 to -0.0347 | 0.0150 | -0.0572 to -0.0422 |",
         "| parameters (M) | FLOPs/token (M) | time/step (ms) | tokens/s (M) | peak memory (GiB) |",
         "| 4.884 | 12.0 | 1.75 | 2.30 | 3.00 | 1.00 | 21.0 | 2.00 |",
         "| train.steps | 1000 |",

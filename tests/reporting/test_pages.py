@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -17,6 +18,7 @@ from support.reported_study import (
     partial,
     plan,
 )
+from support.written_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.reporting.pages import page
@@ -73,14 +75,15 @@ def test_the_verdict_comes_first_and_everything_else_has_its_place(whole):
     places = [
         whole.index(expected)
         for expected in (
-            "<h1>Which attention mechanism?</h1>",
-            "<p>The hybrid is best.</p>",
+            "<b>mechanisms</b>: Which attention mechanism?",
+            "<h1>The hybrid is best.</h1>",
             "The floor is far.",
-            "3 seeds per variant; intervals",
-            "<h3>Difference to mha (nats/token)</h3>",
+            "3 seeds per variant; intervals of seeds, at this recipe",
+            "<h3>Difference to mha at this recipe (nats/token)</h3>",
             "no winner",
             '<nav aria-label="Sections">',
             '<h2 id="ranking-h">',
+            "<summary>Differences of all pairs</summary>",
             '<h2 id="hypotheses-h">',
             'mha is better than identity.<div class="source">“<code>mha</code> beats',
             "by 1.1 nats, too",
@@ -92,8 +95,11 @@ def test_the_verdict_comes_first_and_everything_else_has_its_place(whole):
             "Loss against parameters",
             "Loss against time per step",
             "Cost per variant",
+            "<summary>Question and method</summary>",
             "gqa_1 and mqa are one function and tie.",
+            "<summary>Settings</summary>",
             "Settings that differ",
+            "<summary>How to reproduce</summary>",
             COMMAND,
             "Hardware and software",
         )
@@ -137,7 +143,8 @@ def test_a_screen_reader_finds_its_way(whole):
 
 def test_charts_take_their_colours_from_the_page(whole):
     drawings = "".join(re.findall(r"<svg.*?</svg>", whole, re.S))
-    assert "var(--c0)" in drawings
+    assert "var(--v0)" in drawings
+    assert re.search(r"@media screen and \(prefers-color-scheme: dark\) { :root { --v0: #", whole)
     assert "var(--muted)" in drawings
     assert not re.findall(r"#[0-9a-f]{6}", drawings)
     assert "font-family" not in drawings
@@ -149,6 +156,26 @@ def test_every_point_says_what_it_is(whole):
     assert "identity minus mha: +1.1107 ± 0.0150" in tips
     assert "mha, learning rate 0.0003: 5.1003" in tips
     assert "mha, 0.001: diverged" in tips
+
+
+def test_each_difference_stands_once_and_all_pairs_are_folded(whole):
+    shown = re.sub(r'<title>[^<]*</title>|data-tip="[^"]*"', "", whole)
+    assert shown.count("-0.0497 ± 0.0150") == 1
+    folded = shown[shown.index("<summary>Differences of all pairs") :].split("</details>")[0]
+    lines = re.findall(r"<tr><th scope=\"row\">.*?</tr>", folded)
+    assert [len(re.findall(r">[+-]\d", line)) for line in lines] == [1, 2, 3, 4, 5]
+    assert 'data-tip="mha minus hybrid 3:1: +0.0497 ± 0.0150">+0.050<' in whole
+
+
+def test_two_hundred_variants_make_a_page_that_a_browser_opens_in_time(tmp_path):
+    losses = {f"variant {i}": steady(5 + i / 100, i) for i in range(200)}
+    study_dir = write_study(tmp_path / "many", losses, baseline="variant 0")
+    start = time.process_time()
+    html = page(analyse(study_dir))
+    assert time.process_time() - start < 20  # on a busy machine; 5 s alone
+    assert len(html.encode()) < 3e6
+    assert "No table of all pairs for so many variants" in html
+    assert "The best 40 of 200; the table has all." in html
 
 
 def test_what_a_user_named_is_text_and_not_markup(study_dir):

@@ -37,7 +37,7 @@ def bench_png(contents: Json, batch: int) -> bytes:
 
 
 def _figure(contents: Json, batch: int) -> Figure:
-    styles = styles_of(contents["variants"])
+    styles = styles_of({name: (name,) for name in contents["variants"]})
     points = [point for point in contents["points"] if point["batch"] == batch]
     panels = [panel for panel in _PANELS if any(p["what"] == panel.what for p in points)]
     rows = (len(panels) + 1) // 2

@@ -12,6 +12,7 @@ from attnlab.record import StudyRecord
 from attnlab.reporting import sentences
 from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
+from attnlab.reporting.tables.matrix import Matrix, matrix_of
 from attnlab.reporting.tables.rows import Row, rows
 from attnlab.reporting.tables.text_tables import JUDGED, TextTable, family_tables, published_tables
 from attnlab.version import __version__
@@ -25,8 +26,8 @@ SECTIONS = {
     "rates": "Learning rates",
     "cost": "Loss and cost",
     "bench": "Speed and memory against context",
-    "method": "Question and method",
     "missing": "Left out, alarms and failures",
+    "method": "How it was done",
     "settings": "Settings",
     "again": "How to reproduce",
 }
@@ -49,7 +50,7 @@ class ReportContext:
     picks: Sequence[Pick]
     rows: Sequence[Row]  # variants with a finished run, in order of rank
     ranking: Sequence[Column]
-    differences: Sequence[Column]
+    matrix: Matrix | None  # the differences of all pairs; None for too many variants
     costs: Sequence[Column]
     parts: Sequence[Column]
     length_columns: Sequence[Column]
@@ -87,7 +88,7 @@ class ReportContext:
             picks=analysis.picks,
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),
-            differences=comparisons.differences(analysis),
+            matrix=matrix_of(analysis),
             costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
             length_columns=comparisons.lengths(analysis),

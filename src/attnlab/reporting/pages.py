@@ -6,6 +6,7 @@ picture in place of the charts. Their text is in `templates/`.
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +14,7 @@ from markupsafe import Markup, escape
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.context import SECTIONS, ReportContext
+from attnlab.reporting.tables import columns
 
 
 def page(analysis: Analysis) -> str:
@@ -25,7 +27,8 @@ def page(analysis: Analysis) -> str:
         "quality": drawn["loss"] or drawn["curves"],
         "cost": context.rows,
         "missing": context.missing or context.alarms or context.left_out,
-        "settings": context.shared,
+        "settings": False,  # within the method
+        "again": False,
         "hypotheses": analysis.judgements,
         "families": context.families,
         "lengths": drawn["lengths"],
@@ -34,8 +37,9 @@ def page(analysis: Analysis) -> str:
     }
     return _rendered(
         "page.html.j2",
-        context,
+        replace(context, ranking=columns.for_page(context.ranking)),
         **drawn,
+        colours=charts.styles,
         styles={row.name: charts.styles[row.name] for row in context.rows},
         sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
     )

@@ -33,6 +33,28 @@ def how_sure(analysis: Analysis) -> str:
     return f"{'; '.join(parts)}. {_scale(analysis)}."
 
 
+def at_recipe(analysis: Analysis) -> str:
+    """Return " at this recipe" where nothing was tuned, on which every comparison then depends."""
+    return " at this recipe" if analysis.judged and analysis.tuning.at_recipe else ""
+
+
+def forest_caption(analysis: Analysis, reference: str) -> str:
+    """Return the description of a figure of differences."""
+    better = f"Left of 0 is better than {reference}"
+    if not analysis.judged:
+        return f"{better}. One seed: no intervals." if len(analysis.seeds) < 2 else f"{better}."
+    bars = (
+        "Bars: simultaneous 95 % intervals of the seeds"
+        if not any(analysis.tuning.allowance.values())
+        else "Bars: simultaneous 95 % intervals, thick of the seeds, thin of seeds and tuning"
+    )
+    return (
+        f"{better}. {bars}. Filled: distinguishable from {reference}; hollow: not. Band: the "
+        f"margin of equivalence, ± {analysis.margin:g}. Variants that share a letter are not "
+        "distinguishable."
+    )
+
+
 def facts(analysis: Analysis) -> dict[str, str]:
     """Return how the verdict was reached, as `{term: sentence}`."""
     study = analysis.table.study

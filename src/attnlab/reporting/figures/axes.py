@@ -1,10 +1,12 @@
 """Shared parts of panels: limits and scales of axes, rows of names, values outside a panel.
 
-When a few values lie far from all others, an axis is cut where a gap is more than twice as wide as
-everything on the near side of it, as long as at least three, and at least half, of the values stay.
+An axis is broken where a few values at its upper, worse end would take more than two fifths of it,
+and lie away from the rest by at least a quarter of what that spans. At its lower end, where the
+best are, the gap must be twice as wide as the rest. At least three values, and half of them, stay.
+What lies beyond is drawn at the edge, with its value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -16,12 +18,15 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from attnlab.reporting.figures.styles import GREY, Style, mark
+from attnlab.reporting.figures.styles import GREY, INK, Style, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
-FAR = 2.0
+SQUEEZED = 0.6  # an axis is broken where the rest would get less than this part of it
+APART, FAR = 0.25, 2.0  # of the rest's span: the least gap to what is cut off, above and below
 MARGIN = 0.08  # of the stretch, on either side
-LEAST_SPAN = 0.001  # of the largest value, or of 1: equal values must not collapse an axis
+LEAST_SPAN = 0.02  # nats/token: equal values must not collapse an axis
+MOST_LABELS = 24  # lines that are named at their ends
+LINE_HEIGHT = 10.5  # points, of these names
 
 
 class Extent(NamedTuple):
@@ -32,27 +37,29 @@ class Extent(NamedTuple):
 
 
 def window(extents: Sequence[Extent]) -> tuple[float, float]:
-    """Return the ends of an axis. Raises ValueError for no extents.
+    """Return the ends of an axis, `LEAST_SPAN` or more apart. Raises ValueError for no extents.
 
     >>> close = [Extent(5.0, 5.1), Extent(5.1, 5.2), Extent(5.2, 5.3)]
     >>> window([*close, Extent(6.2, 6.3)]) == window(close)
     True
     >>> window([Extent(5.0, 5.0)])
-    (4.9975, 5.0025)
+    (4.99, 5.01)
     """
-    rest = [Extent(-e.high, -e.low) for e in _without_far_above(extents)]
-    kept = [Extent(-e.high, -e.low) for e in _without_far_above(rest)]
+    rest = [Extent(-e.high, -e.low) for e in _without_far_above(extents, APART)]
+    kept = [Extent(-e.high, -e.low) for e in _without_far_above(rest, FAR)]
     low, high = min(extent.low for extent in kept), max(extent.high for extent in kept)
-    missing = LEAST_SPAN * max(abs(low), abs(high), 1.0) - (high - low)
-    margin = MARGIN * (high - low) + max(missing, 0.0) / 2
+    missing = max(LEAST_SPAN - (high - low), 0.0)
+    margin = missing / 2 if missing else MARGIN * (high - low)
     return low - margin, high + margin
 
 
-def _without_far_above(extents: Sequence[Extent]) -> list[Extent]:
+def _without_far_above(extents: Sequence[Extent], least: float) -> list[Extent]:
     rising = sorted(extents)
+    start, end = rising[0].low, max(extent.high for extent in rising)
     for kept in range(max(3, (len(rising) + 1) // 2), len(rising)):
         top = max(extent.high for extent in rising[:kept])
-        if rising[kept].low - top > FAR * (top - rising[0].low):
+        squeezed = top - start < SQUEEZED * (end - start)
+        if squeezed and rising[kept].low - top >= least * (top - start):
             return rising[:kept]
     return rising
 
@@ -82,8 +89,12 @@ def shortened(name: str, longest: int) -> str:
 
 
 def off_scale(axes: Axes, row: int, text: str, style: Style, tip: str, *, right: bool) -> None:
-    """Draw an arrow at the edge, with the value."""
+    """Draw an arrow at the edge, with the value, and break the axis there."""
     edge, inward = (1.0, -1) if right else (0.0, 1)
+    axes.plot(
+        [edge + 0.02 * inward, edge + 0.035 * inward], [0, 0], marker=[(-0.5, -1), (0.5, 1)],
+        ls="none", color=INK, ms=9, mew=1, transform=axes.transAxes, clip_on=False, zorder=5,
+    )  # fmt: skip
     across = axes.get_yaxis_transform()  # x in parts of the axes, y in rows
     arrow: Any = axes.annotate(
         "", (edge, row), (edge + 0.12 * inward, row), xycoords=across, textcoords=across,
@@ -114,6 +125,67 @@ def beyond(axes: Axes, low: float, high: float, ends: dict[str, float]) -> None:
         if out:
             text = f"{where} the panel: {', '.join(shortened(name, 16) for name in out)}"
             axes.text(0.01, y, text, transform=axes.transAxes, va=va, color=GREY, fontsize=9)
+
+
+def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Styles) -> None:
+    """Name lines at the right of the panel, each beside its last point `(x, y)`, without overlap.
+
+    Lines that end outside of the panel are named at its edge. Of more than `MOST_LABELS`, the
+    first ones are named. Call it when the limits are final.
+    """
+    low, high = axes.get_ylim()
+    top, fits = axes.transData.transform, axes.bbox.height / (LINE_HEIGHT * _per_point(axes))
+    named = list(ends)[: min(MOST_LABELS, int(fits))]
+    at = {name: top((ends[name][0], min(max(ends[name][1], low), high)))[1] for name in named}
+    step = LINE_HEIGHT * _per_point(axes)
+    places = _apart(sorted(at.values()), step, axes)
+    for name, y in zip(sorted(named, key=lambda of: at[of]), places, strict=True):
+        end = axes.transAxes.inverted().transform((0, y))[1]
+        x, value = ends[name]
+        outside = " ↑" if value > high else " ↓" if value < low else ""
+        label = axes.annotate(
+            f"{shortened(name, 16)}{outside}", (x, min(max(value, low), high)), (1.05, end),
+            textcoords="axes fraction", va="center", fontsize=9, color=styles[name].colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "alpha": 0.6,
+                        "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
+        for artist in (label, label.arrow_patch):
+            mark(artist, styles[name].group)
+
+
+def _per_point(axes: Axes) -> float:
+    figure: Any = axes.figure
+    return figure.dpi / 72
+
+
+def _apart(places: Sequence[float], step: float, axes: Axes) -> list[float]:
+    """Return rising places at least `step` apart, near the given ones and within the panel.
+
+    Neighbours that are too close become a block about their mean.
+    """
+    blocks: list[list[float]] = []  # sum of the places less their offsets, and count
+    for place in places:
+        blocks.append([place, 1])
+        while (
+            len(blocks) > 1 and _middle(blocks[-2], step)[1] + step > _middle(blocks[-1], step)[0]
+        ):
+            total, count = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
+    found = [_middle(block, step)[0] + i * step for block in blocks for i in range(int(block[1]))]
+    least, most = axes.bbox.y0, axes.bbox.y1
+    for i in range(len(found)):  # up from the bottom, then down from the top
+        found[i] = max(found[i], least + i * step)
+    for i in reversed(range(len(found))):
+        found[i] = min(found[i], most - (len(found) - 1 - i) * step)
+    return found
+
+
+def _middle(block: Sequence[float], step: float) -> tuple[float, float]:
+    """Return the first and the last place of a block."""
+    total, count = block
+    half = (count - 1) * step / 2
+    return total / count - half, total / count + half
 
 
 def scaled(axes: Axes, scale: str, *, both: bool) -> None:

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from attnlab.analysis import numbers
+from attnlab.analysis.analysis import Comparison
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.reporting.figures.axes import Extent, off_scale, show_message, window
 from attnlab.reporting.figures.styles import GREY, Styles, mark
 from attnlab.reporting.tables.rows import Row
+
+MOST_ROWS = 40  # of a panel
+
+
+def most(rows: Sequence[Row], reference: str | None = None) -> list[Row]:
+    """Return the first rows, as many as a panel shows; the reference is always one of them."""
+    first = list(rows[:MOST_ROWS])
+    named = [row for row in rows if row.name == reference or (reference is None and row.baseline)]
+    return first if not named or named[0] in first else [*first[:-1], named[0]]
 
 
 def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int = 3) -> None:
@@ -49,37 +59,33 @@ def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int 
 
 
 def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> None:
-    """Draw differences to a variant: thin the simultaneous 95 % interval, thick the pair's alone.
+    """Draw differences to a variant, with letters at the right.
 
-    A filled marker is a difference whose simultaneous interval excludes 0; the grey band is the
-    margin of equivalence.
+    The thick inner bar is the error of the seeds, the thin outer bar that of seeds and tuning; both
+    hold for all differences at once. A filled marker is a difference whose outer interval excludes
+    0; the band is the margin of equivalence.
     """
-    pairs = {
-        row.name: row.to_baseline or row.analysis.pairs.get((row.name, reference)) for row in rows
-    }
+    pairs = {row.name: difference(row, reference) for row in rows}
     found = {name: pair for name, pair in pairs.items() if pair is not None}
     if not found:
         show_message(axes, "nothing to compare yet")
         return
     margin = rows[0].analysis.margin
-    ends = [
-        Extent(pair.mean, pair.mean)
-        if pair.low is None or pair.high is None
-        else Extent(pair.low, pair.high)
-        for pair in found.values()
-    ]
+    ends = [_ends(pair) for pair in found.values()]
     low, high = window([*ends, Extent(-margin, margin)])
     axes.set_xlim(low, high)
     axes.locator_params(axis="x", nbins=5)
-    axes.axvspan(-margin, margin, color=GREY, alpha=0.13, lw=0, zorder=0.5)
+    axes.axvspan(-margin, margin, color=GREY, alpha=0.16, lw=0, zorder=0.5)
     axes.axvline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
     for y, row in enumerate(rows):
         pair, style = pairs[row.name], styles[row.name]
+        if row.letters:
+            axes.text(1.02, y, row.letters, transform=axes.get_yaxis_transform(), va="center")
         if row.name == reference:
             (point,) = axes.plot(
                 0, y, style.marker, color=style.colour, ms=7.5, mec="white", mew=0.6
             )
-            mark(point, style.group, tips=[f"{row.name}: the baseline"])
+            mark(point, style.group, tips=[f"{row.name}: differences are to it"])
             continue
         if pair is None:
             continue
@@ -87,13 +93,12 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
         if not low <= pair.mean <= high:
             off_scale(axes, y, f"{pair.mean:+.3f}", style, tip, right=pair.mean > high)
             continue
-        for start, end, width in (
-            (pair.low, pair.high, 1.3),
-            (pair.alone_low, pair.alone_high, 3.6),
-        ):
+        half = pair.half_width
+        inner = (None, None) if half is None else (pair.mean - half, pair.mean + half)
+        for (start, end), width in (((pair.low, pair.high), 1.3), (inner, 4.2)):
             if start is not None and end is not None:
                 (line,) = axes.plot(
-                    (start, end), (y, y), "-", color=style.colour, lw=width,
+                    (max(start, low), min(end, high)), (y, y), "-", color=style.colour, lw=width,
                     marker="|" if width < 2 else "", solid_capstyle="butt",
                 )  # fmt: skip
                 mark(line, style.group, tips=[tip])
@@ -103,6 +108,19 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
             color=style.colour,
         )  # fmt: skip
         mark(point, style.group, tips=[tip])
+
+
+def difference(row: Row, reference: str) -> Comparison | None:
+    """Return the variant minus the reference: Dunnett's interval if that is the baseline."""
+    return row.to_baseline or row.analysis.pairs.get((row.name, reference))
+
+
+def _ends(pair: Comparison) -> Extent:
+    """Return the interval as far as it is finite: a search may have found no bound."""
+    half = pair.half_width or 0.0
+    low = pair.low if pair.low is not None and math.isfinite(pair.low) else pair.mean - half
+    high = pair.high if pair.high is not None and math.isfinite(pair.high) else pair.mean + half
+    return Extent(low, high)
 
 
 def times(axes: Axes, rows: Sequence[Row], styles: Styles) -> None:

@@ -12,6 +12,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.figures.axes import name_rows, shortened
 from attnlab.reporting.figures.by_row import dots, forest, times
 from attnlab.reporting.figures.curves import curves, minus_reference
+from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.styles import GREY, matplotlib_style, png, styles_of
 from attnlab.reporting.figures.svg import whole_svg
 from attnlab.reporting.tables.rows import rows, split_name
@@ -27,7 +28,7 @@ def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
 def _figure(analysis: Analysis) -> Figure:
     shown = rows(analysis)
     compared = [row for row in shown if row.compared]
-    styles = styles_of(variant.name for variant in analysis.table.variants)
+    styles = styles_of(families_of(analysis.table))
     names = {row.name: row.variant for row in compared}
     reference = names.get(analysis.table.study.baseline or "", next(iter(names.values()), None))
     height = 0.27 * max(len(shown), 4) + 0.9

@@ -9,7 +9,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Front
-from attnlab.reporting.figures.axes import Extent, beyond, shortened, show_message, window
+from attnlab.reporting.figures.axes import (
+    Extent,
+    beyond,
+    name_ends,
+    shortened,
+    show_message,
+    window,
+)
 from attnlab.reporting.figures.styles import GREY, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
@@ -28,14 +35,20 @@ BENCH_CHARTS = (  # activity, key of its points, unit, title
 
 
 def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> None:
-    """Draw a point per variant; a stair joins the Pareto front, named where there is space."""
+    """Draw a point per variant; a stair joins the Pareto front, named where there is space.
+
+    Bars are the interval of the difference to the baseline, about the baseline's loss, and one
+    standard deviation of the cost over runs.
+    """
     points = {row.name: front.points[row.name] for row in rows if row.name in front.points}
     if not points:
         show_message(axes, "not measured")
         return
-    low, high = window([Extent(loss, loss) for _, loss in points.values()])
+    bars = {row.name: _bar(row, front) for row in rows if row.name in points}
+    low, high = window([Extent(*bar) for bar in bars.values()])
     axes.set_ylim(low, high)
-    _cost_axis(axes, [cost for cost, _ in points.values()], front.unit)
+    axes.set_ylabel("loss (nats/token)")
+    _cost_axis(axes, [cost for cost, _ in points.values()], front.label, front.unit)
     steps = [front.points[name] for name in front.front if name in points]
     axes.step(
         [cost for cost, _ in steps], [loss for _, loss in steps],
@@ -43,6 +56,14 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
     )  # fmt: skip
     for name, (cost, loss) in points.items():
         style, on_front = styles[name], name in front.front
+        measured = next(row for row in rows if row.name == name).numbers.get(front.key)
+        bar = axes.errorbar(
+            cost, loss, yerr=[[loss - bars[name].low], [bars[name].high - loss]],
+            xerr=(measured.spread or 0) if measured else 0,
+            color=style.colour, alpha=0.6, elinewidth=1.2, zorder=2,
+        )  # fmt: skip
+        for artist in bar.get_children():
+            mark(artist, style.group)
         (point,) = axes.plot(
             cost, loss, style.marker, color=style.colour, ms=8, zorder=3,
             mfc=style.colour if on_front else "white", mec=style.colour, mew=1.6,
@@ -52,6 +73,16 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
         mark(point, style.group, tips=[tip])
     _name(axes, points, [name for name in front.front if name in points], styles)
     beyond(axes, low, high, {name: loss for name, (_, loss) in points.items()})
+
+
+def _bar(row: Row, front: Front) -> Extent:
+    """Return the ends of the interval of a loss, as far as they are finite."""
+    loss, pair = front.points[row.name][1], row.to_baseline
+    if pair is None or pair.low is None or pair.high is None:
+        return Extent(loss, loss)
+    of_baseline = loss - pair.mean
+    low, high = of_baseline + pair.low, of_baseline + pair.high
+    return Extent(low if math.isfinite(low) else loss, high if math.isfinite(high) else loss)
 
 
 def _name(
@@ -106,12 +137,10 @@ class _Box(NamedTuple):
         return around.x0 <= self.left and self.right <= around.x1 and self.bottom >= around.y0
 
 
-def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
+def _cost_axis(axes: Axes, costs: list[float], label: str, unit: str) -> None:
     positive = [cost for cost in costs if cost > 0]
-
-    def text(cost: float, _: int) -> str:
-        return numbers.quantity(cost, "" if unit == "FLOPs" else unit)
-
+    factor, name = _unit(positive, unit)
+    axes.set_xlabel(f"{label} ({name})" if name else label)
     if positive and max(positive) > WIDE * min(positive):
         base = 2 if unit == "bytes" else 10
         if min(costs) > 0:
@@ -125,16 +154,26 @@ def _cost_axis(axes: Axes, costs: list[float], unit: str) -> None:
             axes.set_xlim(-0.25 * min(positive), max(costs) * 1.6)
             axes.set_xticks([0.0, *_powers(base, min(positive), max(positive))])
     else:
-        if positive and unit == "bytes":  # whole ones of the binary unit that they read in
-            binary = 1024 ** int(math.log(min(positive), 1024))
-            axes.xaxis.set_major_locator(_InUnits(binary))
-        else:
-            axes.locator_params(axis="x", nbins=4)
-        spare = max(0.12 * (max(costs) - min(costs)), SPARE * max(costs), 1e-9)
+        axes.xaxis.set_major_locator(_InUnits(factor))
+        spare = max(0.12 * (max(costs) - min(costs)), SPARE * max(costs)) or factor
         axes.set_xlim(min(costs) - spare, max(costs) + spare)
-    axes.xaxis.set_major_formatter(FuncFormatter(text))
+    axes.xaxis.set_major_formatter(_in_units(factor))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
+
+
+def _unit(values: Sequence[float], unit: str) -> tuple[float, str]:
+    """Return the factor and the name of the unit of a whole axis."""
+    units = {"bytes": numbers.BYTES, "seconds": numbers.MILLISECONDS}.get(unit, numbers.COUNTS)
+    factor, name = numbers.common_unit(list(values), units)
+    return factor, f"{name}{unit}" if unit == "FLOPs" else name
+
+
+def _in_units(factor: float) -> FuncFormatter:
+    def text(value: float, _: int) -> str:
+        return f"{value / factor:,.4g}"
+
+    return FuncFormatter(text)
 
 
 def _powers(base: int, low: float, high: float) -> list[float]:
@@ -175,12 +214,16 @@ def against_context(
     A line ends where memory does.
     """
     contexts: set[int] = set()
+    ends: dict[str, tuple[float, float]] = {}
+    values: list[float] = []
     for name, style in styles.items():
         own = sorted((p for p in points if p["variant"] == name), key=lambda p: p["context"])
         found: dict[int, float] = {p["context"]: p[key] for p in own if p.get(key)}
         if not found:
             continue
         contexts |= found.keys()
+        ends[name] = [*found.items()][-1]
+        values += found.values()
         (line,) = axes.plot(
             list(found), list(found.values()), color=style.colour, ls=style.line,
             marker=style.marker, ms=5, mec="white", mew=0.5, lw=1.6,
@@ -191,11 +234,8 @@ def against_context(
     if not contexts:
         show_message(axes, "not measured")
         return
-
-    def text(value: float, _: int) -> str:
-        return numbers.quantity(value, unit)
-
-    axes.set(xscale="log", xlabel="context (tokens)")
+    factor, name = _unit(values, unit)
+    axes.set(xscale="log", xlabel="context (tokens)", ylabel=name)
     if unit == "bytes":
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_locator(LogLocator(base=2, numticks=6))
@@ -203,5 +243,6 @@ def against_context(
         axes.set_yscale("log")
     axes.set_xticks(sorted(contexts), [numbers.tokens(context) for context in sorted(contexts)])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(text))
+    axes.yaxis.set_major_formatter(_in_units(factor))
     axes.yaxis.set_minor_locator(NullLocator())
+    name_ends(axes, ends, styles)

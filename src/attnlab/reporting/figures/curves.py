@@ -9,11 +9,18 @@ from matplotlib.axes import Axes
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
-from attnlab.reporting.figures.axes import Extent, beyond, show_message, tokens_per_step, window
+from attnlab.reporting.figures.axes import (
+    Extent,
+    name_ends,
+    show_message,
+    tokens_per_step,
+    window,
+)
 from attnlab.reporting.figures.styles import Style, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
 Against = Literal["step", "tokens", "train_seconds"]
+MOST_BANDS = 6  # of standard deviations; more hide each other
 MOST_POINTS = 40  # of a line; more are thinned, the last always stays
 
 
@@ -27,8 +34,8 @@ def curves(
 ) -> None:
     """Draw means over seeds. The first fifth may lie outside the panel.
 
-    With `seeds`, a band of one standard deviation and a line per seed are added, in the classes
-    "mean" and "seed".
+    With `seeds`, a line per seed and, for few variants, a band of one standard deviation are added,
+    in the classes "seed" and "mean".
     """
     found = {row.name: row.variant.curve("eval_loss") for row in rows}
     last = _last(found)
@@ -40,9 +47,10 @@ def curves(
         curve, x = found[row.name], _x(row, against)
         _line(axes, curve, row.name, styles[row.name], x)
         if seeds:
-            _each_seed(axes, curve, row.name, styles[row.name], x)
+            _each_seed(axes, curve, row.name, styles[row.name], x, band_too=len(rows) <= MOST_BANDS)
         seen += _from_step(curve, last / 5)
     axes.set_ylim(*window([Extent(min(seen), max(seen))]))
+    name_ends(axes, _ends(found, {row.name: _x(row, against) for row in rows}), styles)
 
 
 def minus_reference(
@@ -60,14 +68,14 @@ def minus_reference(
         x = {step: float(step) for step in curve.steps}
         _line(axes, curve, row.name, styles[row.name], x, minus=reference.name)
         if seeds:
-            _each_seed(axes, curve, row.name, styles[row.name], x)
+            _each_seed(axes, curve, row.name, styles[row.name], x, band_too=len(rows) <= MOST_BANDS)
         values = _from_step(curve, last / 2)
         if values:
             late.append(Extent(min(values), max(values)))
     if late:
-        low, high = window(late)
-        axes.set_ylim(low, high)
-        beyond(axes, low, high, {name: c.mean[-1] for name, c in found.items() if c.mean})
+        axes.set_ylim(*window(late))
+        steps = {name: {step: float(step) for step in curve.steps} for name, curve in found.items()}
+        name_ends(axes, _ends(found, steps), styles)
 
 
 def _line(
@@ -92,7 +100,15 @@ def _line(
     )  # fmt: skip
 
 
-def _each_seed(axes: Axes, curve: Curve, name: str, style: Style, x: Mapping[int, float]) -> None:
+def _each_seed(
+    axes: Axes,
+    curve: Curve,
+    name: str,
+    style: Style,
+    x: Mapping[int, float],
+    *,
+    band_too: bool,
+) -> None:
     lines = {seed: dict(zip(*points, strict=True)) for seed, points in curve.by_seed.items()}
     for seed, values in lines.items():
         points = _thinned([(s, y) for s, y in values.items() if s in x and math.isfinite(y)])
@@ -101,7 +117,7 @@ def _each_seed(axes: Axes, curve: Curve, name: str, style: Style, x: Mapping[int
             color=style.colour, ls=style.line, lw=0.9, alpha=0.8, zorder=1.9,
         )  # fmt: skip
         mark(line, style.group, "seed", tips=[f"{name}, seed {seed}"])
-    if len(lines) < 2:
+    if len(lines) < 2 or not band_too:
         return
     band: list[tuple[float, float, float]] = []
     for step in (step for step, _ in _thinned([(s, 0.0) for s in curve.steps if s in x])):
@@ -130,6 +146,21 @@ def _x(row: Row, against: Against) -> dict[int, float]:
     curve = row.variant.curve("eval_loss")
     per_step = 1.0 if against == "step" else tokens_per_step([row]).get(row.name, math.nan)
     return {step: step * per_step for points in curve.by_seed.values() for step in points[0]}
+
+
+def _ends(
+    found: Mapping[str, Curve], x: Mapping[str, Mapping[int, float]]
+) -> dict[str, tuple[float, float]]:
+    """Return the last point of each curve."""
+    points = {
+        name: [
+            (x[name][step], y)
+            for step, y in zip(curve.steps, curve.mean, strict=True)
+            if step in x[name] and math.isfinite(y)
+        ]
+        for name, curve in found.items()
+    }
+    return {name: of[-1] for name, of in points.items() if of}
 
 
 def _last(found: Mapping[str, Curve]) -> int:

@@ -11,7 +11,7 @@ from attnlab.analysis.analysis import RateCurve
 from attnlab.analysis.lengths import AtLengths
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Run, Variant
-from attnlab.reporting.figures.axes import Extent, beyond, show_message, window
+from attnlab.reporting.figures.axes import Extent, name_ends, show_message, window
 from attnlab.reporting.figures.styles import GREY, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
@@ -64,9 +64,9 @@ def positions(
         tips = [f"{name}, from position {at + 1}: {e.mean:{sign}.4f}" for at, e in line.items()]
         mark(drawn, style.group, tips=tips)
         ends.append(Extent(min(means), max(means)))
-    low, high = window(ends)
-    axes.set_ylim(low, high)
-    beyond(axes, low, high, {name: [*line.values()][-1].mean for name, line in found.items()})
+    axes.set_ylim(*window(ends))
+    last = {name: [*line.items()][-1] for name, line in found.items()}
+    name_ends(axes, {name: (at + 1, e.mean) for name, (at, e) in last.items()}, styles)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
@@ -91,13 +91,13 @@ def against_length(
         tips = [f"{name}, {at:,} tokens: {numbers.estimate(e)}" for at, e in each.loss.items()]
         for artist in bar.get_children():
             mark(artist, style.group, tips=tips if artist is bar.lines[0] else [name])
-    low, high = window([_extent(e) for each in shown.values() for e in each.loss.values()])
-    axes.set_ylim(low, high)
-    beyond(axes, low, high, {name: [*each.loss.values()][-1].mean for name, each in shown.items()})
+    axes.set_ylim(*window([_extent(e) for each in shown.values() for e in each.loss.values()]))
+    last = {name: [*each.loss.items()][-1] for name, each in shown.items()}
     lengths = sorted({length for each in shown.values() for length in each.loss})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [numbers.tokens(length) for length in lengths])
     axes.xaxis.set_minor_locator(NullLocator())
+    name_ends(axes, {name: (at, e.mean) for name, (at, e) in last.items()}, styles)
     mark_training(axes, shown)
 
 
@@ -148,6 +148,13 @@ def rates(axes: Axes, curves: Mapping[str, RateCurve], styles: Styles) -> None:
                 transform=axes.get_xaxis_transform(), clip_on=False,
             )  # fmt: skip
             mark(crosses, style.group, tips=[f"{name}, {rate:g}: diverged" for rate in diverged])
+    last = {
+        name: next((rate, loss) for rate, loss in reversed(points) if loss is not None)
+        for name, curve in curves.items()
+        if any(loss is not None for loss in curve.losses)
+        and (points := list(zip(curve.rates, curve.losses, strict=True)))
+    }
+    name_ends(axes, last, styles)
     tried = sorted({rate for curve in curves.values() for rate in curve.rates})
     every = -(-len(tried) // 6)
     axes.set_xticks(tried[::every])

@@ -17,7 +17,7 @@ from attnlab.analysis.costs import measured_points
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
-from attnlab.reporting.figures.by_row import dots, forest
+from attnlab.reporting.figures.by_row import dots, forest, most
 from attnlab.reporting.figures.cost import (
     BENCH_CHARTS,
     Point,
@@ -26,12 +26,16 @@ from attnlab.reporting.figures.cost import (
     pareto,
 )
 from attnlab.reporting.figures.curves import Against, curves, minus_reference
+from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.loss_against import against_length, mark_training, positions, rates
 from attnlab.reporting.figures.styles import Styles, styles_of
 from attnlab.reporting.figures.svg import WIDTH, Chart, Draw, SvgCharts
+from attnlab.reporting.sentences import at_recipe, forest_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
 
 LONGEST_NAME = 18
+FOREST_WIDTH = 640  # SVG units
+MOST_WITH_SEEDS = 30  # variants with a line per seed and logarithmic forms
 
 
 class Charts:
@@ -40,9 +44,9 @@ class Charts:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self.rows = rows(analysis)
-        self.styles: Styles = styles_of(variant.name for variant in analysis.table.variants)
+        self.styles: Styles = styles_of(families_of(analysis.table))
         self.split = split_of(analysis)
-        self.svg_charts = SvgCharts()
+        self.svg_charts = SvgCharts(self.styles)
 
     def all(self) -> dict[str, Any]:
         """Every chart by the name that the template uses, and what the curves can be against."""
@@ -89,23 +93,21 @@ class Charts:
         if reference is None or len(self.analysis.order) < 2:
             return None
         compared = [row for row in self.rows if row.compared]
-        title = f"Difference to {reference.name} (nats/token)"
-        several = self.analysis.judged
-        text = (
-            "Left of 0 is better. Thin bars: simultaneous 95 % intervals, all differences; thick: "
-            "this pair alone. Filled markers: distinguishable; grey band: the margin of "
-            f"equivalence, ± {self.analysis.margin:g}."
-            if several
-            else "Left of 0 is better. One seed: no intervals."
-        )
+        shown = most(compared, reference.name)
+        title = f"Difference to {reference.name}{at_recipe(self.analysis)} (nats/token)"
+        text = forest_caption(self.analysis, reference.name)
+        if len(shown) < len(compared):
+            text += f" The best {len(shown)} of {len(compared)}; the table has all."
 
         def draw(axes: Axes) -> None:
-            forest(axes, compared, self.styles, reference.name)
-            name_rows(axes, compared, LONGEST_NAME)
+            forest(axes, shown, self.styles, reference.name)
+            name_rows(axes, shown, LONGEST_NAME)
             axes.set_xlabel("nats/token")
 
-        svg = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(compared), 3)))
-        return Chart(title=title, text=text, forms={"": svg})
+        rows = max(len(shown), 3)
+        wide = self.svg_charts.svg(draw, title, text, (FOREST_WIDTH, 50 + 21 * rows))
+        narrow = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * rows))
+        return Chart(title=title, text=text, forms={"wide": wide, "narrow": narrow})
 
     def curves(self) -> tuple[Chart, ...]:
         shown = [row for row in self.rows if row.variant.curve("eval_loss").steps]
@@ -123,11 +125,12 @@ class Charts:
         axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
         axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
         axis |= {"time": ("train_seconds", "training time (s)")} if timed else {}
-        for against, scale in product(axis, ("linear", "log")):
+        each = len(shown) <= MOST_WITH_SEEDS
+        for against, scale in product(axis, ("linear", "log") if each else ("linear",)):
 
             def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
                 key, label = axis[against]
-                curves(axes, shown, self.styles, key, seeds=True)
+                curves(axes, shown, self.styles, key, seeds=each)
                 scaled(axes, scale, both=True)
                 axes.set_xlabel(label)
                 if against == "step":
@@ -149,6 +152,8 @@ class Charts:
             title = f"Loss against {front.label}"
             on_front = ", ".join(front.front)
             text = f"Pareto front: {on_front}." if on_front else "No front without a verdict."
+            if self.analysis.to_baseline and self.analysis.judged:
+                text += f" Bars: 95 % interval of the difference to {self.analysis.baseline}."
 
             def draw(axes: Axes, front: Front = front) -> None:
                 pareto(axes, self.rows, self.styles, front)
@@ -251,10 +256,11 @@ class Charts:
         title = f"Validation loss in training minus {reference.name} (nats/token)"
         text = "Paired by seed, which removes the noise that variants share. Below 0 is better."
         forms: dict[str, str] = {}
-        for scale in ("linear", "log"):
+        each = len(shown) <= MOST_WITH_SEEDS
+        for scale in ("linear", "log") if each else ("linear",):
 
             def draw(axes: Axes, scale: str = scale) -> None:
-                minus_reference(axes, shown, self.styles, reference, seeds=True)
+                minus_reference(axes, shown, self.styles, reference, seeds=each)
                 scaled(axes, scale, both=False)
                 axes.set_xlabel("training step")
 
@@ -262,7 +268,7 @@ class Charts:
         return Chart(title=title, text=text, forms=forms)
 
     def _rows_of(self, key: str, title: str, text: str) -> Chart | None:
-        shown = [row for row in self.rows if row.variant.by_seed(key)]
+        shown = most([row for row in self.rows if row.variant.by_seed(key)])
         if not shown:
             return None
 

@@ -1,24 +1,30 @@
 """The style of every figure: a colour, a line and a marker per variant, and matplotlib's settings.
 
-A variant keeps its style in every chart. Nothing depends on colour alone.
+A variant keeps its style in every chart: the hue of its family, a shade, a line and a marker of its
+own. Nothing depends on colour alone.
 """
 
 import io
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, distinguishable by the colour-blind (without yellow, too light for lines on
-# white), then darker and paler hues after Tol 2021 for studies with more variants
-COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"),
-    *("#882255", "#999933", "#332288", "#8C564B", "#44AA99", "#AA4499", "#7F7F7F"),
+from attnlab.reporting.figures.hues import BASELINE, FLOOR, Families
+
+# Okabe and Ito 2008 and Tol 2021: hues that the colour-blind can distinguish
+HUES = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#882255", "#999933", "#56B4E9", "#8C564B"),
 )
+DARKEST, LIGHTEST = -0.4, 0.3  # shades of a hue: mixed with so much black, or white
+OF_BASELINE, OF_FLOOR = ("#333333", "#D6D9DE"), ("#9A9A9A", "#85898F")  # on white, on black
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+MOST_SHADES = 6  # of the only family; more get a ramp of hues
 MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p", "X", "P", "h")
 INK, GREY, GRID, PAPER, SHADE = "#000000", "#666666", "#E4E4E4", "#FFFFFF", "#F2F4F7"
 
@@ -40,6 +46,7 @@ SETTINGS: Any = {
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "text.parse_math": False,  # a dollar sign in a variant's name is a dollar sign
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
     "svg.hashsalt": "attnlab",  # the same figure gives the same bytes
 }
 PAGE_SETTINGS: Any = {
@@ -60,7 +67,8 @@ PAGE_SETTINGS: Any = {
 class Style(NamedTuple):
     """The style of one variant in every panel."""
 
-    colour: str
+    colour: str  # on a light page
+    dark: str  # on a dark page
     line: Any
     marker: str
     group: str  # class of all that is drawn of it, by which a page shows and hides it
@@ -69,14 +77,58 @@ class Style(NamedTuple):
 Styles = Mapping[str, Style]
 
 
-def styles_of(variants: Iterable[str]) -> Styles:
-    """Return the style of each variant, by its place in the study's order."""
+def styles_of(families: Families) -> Styles:
+    """Return the style of each variant from its family, in the order given.
+
+    Families beyond the number of hues share one, with shades of their own.
+    """
+    places = {family: i for i, family in enumerate(_with_hue(families))}
+    slots: dict[int, list[str]] = {}
+    for name, family in sorted(families.items(), key=lambda item: places.get(item[1], -1)):
+        if family in places:
+            slots.setdefault(places[family] % len(HUES), []).append(name)
+    ramp = len(slots) == 1 and len(families) > MOST_SHADES
+    colours: dict[str, tuple[str, str]] = {}
+    for slot, names in slots.items():
+        for place, name in enumerate(names):
+            among = place / (len(names) - 1) if len(names) > 1 else 0.4
+            colours[name] = _of_ramp(among) if ramp else _shades(HUES[slot], among)
     return {
         name: Style(
-            COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)], f"v{i}"
+            *(colours.get(name) or (OF_BASELINE if family == (BASELINE,) else OF_FLOOR)),
+            LINES[i % len(LINES)] if name in colours else "-",
+            MARKERS[i % len(MARKERS)],
+            f"v{i}",
         )
-        for i, name in enumerate(variants)
+        for i, (name, family) in enumerate(families.items())
     }
+
+
+def _with_hue(families: Families) -> dict[tuple[str, ...], None]:
+    return dict.fromkeys(f for f in families.values() if f not in ((BASELINE,), (FLOOR,)))
+
+
+def _shades(hue: str, among: float) -> tuple[str, str]:
+    """Return a shade for a light and for a dark page; `among` is 0 for the darkest, 1 lightest."""
+    amount = DARKEST + among * (LIGHTEST - DARKEST)
+    return _mixed(hue, amount), _mixed(_mixed(hue, 0.3), 0.6 * amount)
+
+
+def _of_ramp(among: float) -> tuple[str, str]:
+    """Return a colour of viridis, which rises in lightness, for many variants of one family."""
+    ramp = mpl.colormaps["viridis"]
+    return to_hex(ramp(0.85 * among)), to_hex(ramp(0.3 + 0.7 * among))
+
+
+def _mixed(colour: str, amount: float) -> str:
+    """Return a colour with so much black in it (negative), or white.
+
+    >>> _mixed("#0080ff", -0.5), _mixed("#0080ff", 0.5)
+    ('#004080', '#80c0ff')
+    """
+    other = 1.0 if amount > 0 else 0.0
+    red, green, blue = (of + abs(amount) * (other - of) for of in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def mark(artist: Any, *groups: str, tips: Sequence[str] = ()) -> None:
@@ -94,6 +146,13 @@ def matplotlib_style(*, page: bool = False) -> Generator[None, None, None]:
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS | (PAGE_SETTINGS if page else {}))
         yield
+
+
+def pdf(figure: Figure) -> bytes:
+    """Return the bytes of a PDF file, with letters as text."""
+    file = io.BytesIO()
+    figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Producer": None})
+    return file.getvalue()
 
 
 def png(figure: Figure) -> bytes:

@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnlab.reporting.figures.styles import (
-    COLOURS,
     GREY,
     GRID,
     INK,
@@ -31,7 +30,6 @@ from attnlab.reporting.figures.styles import (
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 VARIABLES = {
-    **{colour.lower(): f"var(--c{i})" for i, colour in enumerate(COLOURS)},
     INK.lower(): "currentColor",
     GREY.lower(): "var(--muted)",
     GRID.lower(): "var(--grid)",
@@ -43,16 +41,18 @@ Element = ElementTree.Element
 Draw = Callable[[Axes], None]
 
 
-def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
+def inline_svg(
+    figure: Figure, name: str, title: str, description: str, variables: Mapping[str, str]
+) -> str:
     """Return an <svg> element for an HTML page. `name` is unique on it, and prefixes every id.
 
-    Without a title it is an ornament, which is not read aloud. Call it within
-    `styles.matplotlib_style`.
+    `variables` gives the CSS of colours. Without a title it is an ornament, which is not read
+    aloud. Call it within `styles.matplotlib_style`.
     """
     root = _clean(figure, name)
     for element in root.iter():
         if "style" in element.attrib:
-            element.set("style", _with_variables(element.attrib["style"]))
+            element.set("style", _with_variables(element.attrib["style"], variables))
     for definitions in root.findall("defs"):
         for rule in definitions.findall("style"):  # would hold for the whole page
             definitions.remove(rule)
@@ -160,8 +160,8 @@ def _short(numbers: str) -> str:
     return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers)
 
 
-def _with_variables(style: str) -> str:
-    return re.sub(r"#[0-9a-f]{6}", lambda m: VARIABLES.get(m[0], m[0]), style)
+def _with_variables(style: str, variables: Mapping[str, str]) -> str:
+    return re.sub(r"#[0-9a-f]{6}", lambda m: variables.get(m[0], m[0]), style)
 
 
 def _written(root: Element) -> str:
@@ -180,8 +180,10 @@ class Chart:
 class SvgCharts:
     """Draws the charts of one page, with ids that are unique on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, styles: Styles) -> None:
         self._drawn = 0
+        own = {style.colour.lower(): f"var(--{style.group})" for style in styles.values()}
+        self._variables = own | VARIABLES
 
     def chart(self, draw: Draw, title: str, text: str) -> Chart:
         """Return a chart with one form."""
@@ -202,7 +204,7 @@ class SvgCharts:
             figure = Figure(figsize=inches, layout=None if bare else "constrained")
             draw(figure.add_axes((0, 0, 1, 1)) if bare else figure.subplots())
             self._drawn += 1
-            return inline_svg(figure, f"chart{self._drawn}-", title, text)
+            return inline_svg(figure, f"chart{self._drawn}-", title, text, self._variables)
 
     def samples(self, styles: Styles) -> str:
         """Return a line with its marker per style, to be shown by `<use href="#style-v0">`."""

@@ -76,25 +76,80 @@ def ranking(analysis: Analysis) -> list[Column]:
     return columns
 
 
+def for_page(shown: Sequence[Column]) -> list[Column]:
+    """Return the columns of the ranking with name and loss first, which a phone keeps in sight."""
+    losses = [c for c in shown if c.title.endswith(" loss")]
+    first = [VARIANT, *losses[:1], *(c for c in shown if c.title.startswith("Δ "))]
+    return [*first, *(c for c in shown if c not in first and c.title != "#")]
+
+
 def _to_baseline(analysis: Analysis) -> list[Column]:
+    """Return the difference to the baseline, the parts of its error, and what it amounts to."""
     baseline = analysis.table.study.baseline
     if baseline is None:
         return []
-    interval = ", ± half of the simultaneous 95 % interval" if len(analysis.seeds) > 1 else ""
-    difference = Column(
-        title=f"Δ {baseline}",
-        unit=LOSS,
-        text=lambda row: "baseline" if row.baseline else numbers.comparison(row.to_baseline),
-        value=lambda row: 0.0 if row.baseline else _mean_difference(row),
-        about=f"loss minus that of {baseline}{interval}",
+    interval = ", with its simultaneous 95 % interval" if analysis.judged else ""
+    columns = [
+        Column(
+            title=f"Δ {baseline}",
+            unit=LOSS,
+            text=lambda row: "baseline" if row.baseline else numbers.comparison(row.to_baseline),
+            value=lambda row: 0.0 if row.baseline else _mean_difference(row),
+            about=f"loss minus that of {baseline}{interval}",
+        )
+    ]
+    if not analysis.judged:
+        return columns
+    columns.append(
+        Column(
+            title="vs baseline",
+            text=_standing,
+            about="at 95 %, for all differences to the baseline",
+            priority=1,
+        )
     )
-    standing = Column(
-        title="vs baseline",
-        text=_standing,
-        about="at 95 %, for all differences to the baseline",
-        priority=1,
-    )
-    return [difference, standing] if analysis.judged else [difference]
+    if any(analysis.tuning.allowance.values()):
+        columns += [
+            Column(
+                title="± seeds",
+                unit=LOSS,
+                text=lambda r: _of_pair(r, lambda pair: numbers.number(pair.half_width)),
+                value=lambda r: r.to_baseline and r.to_baseline.half_width,
+                about="half-width of the seeds in the interval of the difference",
+                priority=13,
+            ),
+            Column(
+                title="tuning",
+                unit=LOSS,
+                text=lambda r: _of_pair(
+                    r, lambda pair: f"-{pair.first_allowance:.4f}, +{pair.second_allowance:.4f}"
+                ),
+                about="added to the lower and to the upper end: what tuning may have missed",
+                priority=14,
+            ),
+        ]
+    if analysis.on_text:
+        columns.append(
+            Column(
+                title="± text",
+                unit=LOSS,
+                text=lambda row: numbers.number(_on_text(row)),
+                value=_on_text,
+                about="half-width over blocks of the held-out text, for this difference alone; the "
+                "verdict is on this text and does not include it",
+                priority=15,
+            )
+        )
+    return columns
+
+
+def _on_text(row: Row) -> float | None:
+    found = row.analysis.on_text.get(row.name)
+    return found and found.half_width
+
+
+def _of_pair(row: Row, text: Callable[[Comparison], str]) -> str:
+    return numbers.UNKNOWN if row.to_baseline is None else text(row.to_baseline)
 
 
 def costs(shown: Sequence[Row]) -> list[Column]:

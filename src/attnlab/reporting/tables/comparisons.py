@@ -1,90 +1,12 @@
-"""Columns of differences and of tuning: to the baseline, between window lengths, between rates."""
+"""Columns of changes between window lengths, and of the learning rates that tuning chose."""
 
-from collections.abc import Callable
 from functools import partial
 
 from attnlab.analysis import numbers
-from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.statistics.paired import Difference, Estimate
 from attnlab.reporting.tables.columns import LOSS, VARIANT, Column
 from attnlab.reporting.tables.rows import Row
-
-
-def differences(analysis: Analysis) -> list[Column]:
-    """Return the differences to the baseline with both intervals; empty without a verdict."""
-    if not analysis.to_baseline or not analysis.judged:
-        return []
-
-    def text(read: Callable[[Comparison], str], row: Row) -> str:
-        return "" if row.to_baseline is None else read(row.to_baseline)
-
-    def mean(row: Row) -> float | None:
-        return None if row.to_baseline is None else row.to_baseline.mean
-
-    return [
-        VARIANT,
-        Column(
-            title=f"Δ {analysis.table.study.baseline}",
-            unit=LOSS,
-            text=lambda row: text(lambda pair: f"{pair.mean:+.4f}", row) or "baseline",
-            value=mean,
-        ),
-        Column(
-            title="95 % interval, all differences to it",
-            text=partial(text, lambda pair: numbers.interval(pair.low, pair.high)),
-        ),
-        Column(
-            title="± seeds",
-            unit=LOSS,
-            text=partial(text, lambda pair: numbers.number(pair.half_width)),
-            about="half-width of the seeds in the interval of all differences",
-        ),
-        *_tuning(analysis, text),
-        *_on_text(analysis),
-        Column(
-            title="95 % interval, this pair",
-            text=partial(text, lambda pair: numbers.interval(pair.alone_low, pair.alone_high)),
-        ),
-    ]
-
-
-def _tuning(
-    analysis: Analysis, text: Callable[[Callable[[Comparison], str], Row], str]
-) -> list[Column]:
-    """Return what tuning adds to each end of an interval; empty if nothing was tuned."""
-    if not analysis.tuning.allowance:
-        return []
-    return [
-        Column(
-            title="tuning, below and above",
-            unit=LOSS,
-            text=partial(
-                text, lambda pair: f"{pair.first_allowance:.4f}, {pair.second_allowance:.4f}"
-            ),
-            about="what tuning may have missed of the variant, and of the baseline",
-        )
-    ]
-
-
-def _on_text(analysis: Analysis) -> list[Column]:
-    """Return the error of the text; empty where losses by block were not recorded."""
-    if not analysis.on_text:
-        return []
-
-    def half(row: Row) -> float | None:
-        found = analysis.on_text.get(row.name)
-        return found and found.half_width
-
-    return [
-        Column(
-            title="± text",
-            unit=LOSS,
-            text=lambda row: "" if row.baseline else numbers.number(half(row)),
-            value=half,
-            about="half-width over blocks of the held-out text, for this difference alone; the "
-            "verdict is on this text and does not include it",
-        )
-    ]
 
 
 def lengths(analysis: Analysis) -> list[Column]:
