@@ -128,6 +128,11 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     assert again.exit_code == 0
     assert "1 run, 1 of them done" in again.output
     assert "validation loss 0" not in again.output
+    listed = attnlab("list", "results/tuned")
+    assert f"{choice['learning_rate']:.3g}" in listed.output.partition("Runs")[0]
+    recipes = json.loads(attnlab("list", "results/tuned", "--json").stdout)["recipes"]
+    assert recipes["identity"]["allowance"] == choice["allowance"]
+    assert recipes["identity"]["runs"] == len(choice["losses"])
     untuned = attnlab(*arguments, "--no-tune")
     assert untuned.exit_code == 2
     assert "train.learning_rate is" in " ".join(untuned.stderr.split())

@@ -11,8 +11,8 @@ from attnlab.cli import app
 from attnlab.cli.console import console
 from attnlab.cli.plan import show_plan
 from attnlab.runner import plan as planning
+from attnlab.runner.decisions import RunCount
 from attnlab.runner.plan import Plan, Power, VariantPlan
-from attnlab.runner.schedule import RunCount
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attnlab.analysis.table import Table
 
 UNKNOWN = "not recorded"
+OF_BATCH = ("training steps", "sequences/step")  # differ where a study tunes the batch size
 TOKENIZER = "tokenizer"
 
 Conditions = Mapping[str, str]  # what must be equal: its value, in words
@@ -72,8 +73,11 @@ def unequal(runs: Iterable[tuple[str, Conditions]]) -> dict[str, dict[str, list[
 def unlike(table: "Table") -> tuple[str, ...]:
     """Return one line per condition that differs between runs, with the variants that have it.
 
-    Runs that were never started are ignored.
+    Runs that were never started are ignored. A study that tunes the batch size compares runs of as
+    many tokens.
     """
+    tuned = (table.study.tuning or {}).get("settings") or {}
+    subject = OF_BATCH if "train.batch_size" in tuned else ()
     runs = (
         (variant.name, recorded(run.config, run.environment, run.summary))
         for variant in table.variants
@@ -82,6 +86,7 @@ def unlike(table: "Table") -> tuple[str, ...]:
     return tuple(
         f"{what}: " + "; ".join(f"{value} in {table.where(names)}" for value, names in has.items())
         for what, has in unequal(runs).items()
+        if what not in subject
     )
 
 

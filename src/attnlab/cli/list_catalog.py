@@ -66,8 +66,32 @@ def _named(catalog: "Catalog", name: str) -> dict[str, dict[str, Any]]:
     if name in catalog.settings:
         found["settings"] = {name: dict(catalog.settings[name])}
     if not found and Path(name).is_dir():
-        return {"runs": _runs(name)}
+        recipes = _recipes(Path(name))
+        return {**({"recipes": recipes} if recipes else {}), "runs": _runs(name)}
     return found or {family: _kinds([kind]) for family, kind in catalog.kinds(name).items()}
+
+
+def _recipes(folder: Path) -> dict[str, Any]:
+    """Return the recipe that was chosen for each variant of a study; empty if none was."""
+    from attnlab.record import StudyRecord, read_tuning_choice
+
+    if not (folder / "study.json").is_file():
+        return {}
+    names = StudyRecord.read(folder).variants
+    choices = {name: read_tuning_choice(folder, name) for name in names}
+    return {
+        name: {
+            "learning_rate": choice["learning_rate"],
+            "warmup_steps": choice["warmup_steps"],
+            **choice["settings"],
+            "runs": len(choice["losses"]),
+            "bracketed": choice["bracketed"],
+            "challenged": choice["challenge"] is not None,
+            "allowance": choice["allowance"],
+        }
+        for name, choice in choices.items()
+        if choice.get("recipe") is not None
+    }
 
 
 def _runs(folder: str) -> dict[str, Any]:
@@ -119,6 +143,7 @@ _TITLES = {
     "feedforward": "Feed-forward layers (model.feedforward=KIND)",
     "rope_scalings": "RoPE scalings (rope_scaling=KIND of a mechanism)",
     "settings": "Settings of every run (SECTION.KEY=VALUE)",
+    "recipes": "Recipes (allowance for tuning in nats/token)",
     "runs": "Runs (losses in nats/token)",
 }
 
@@ -128,6 +153,9 @@ def _print(section: str, entries: Mapping[str, Any], *, detailed: bool) -> None:
     if section == "studies" and detailed:
         for entry in entries.values():
             _print_study(entry)
+        return
+    if section == "recipes":
+        _print_recipes(entries)
         return
     if section == "runs":
         _print_runs(entries)
@@ -163,6 +191,25 @@ def _print_study(study: Mapping[str, Any]) -> None:
     ]
     for fact in facts:
         console.print(Padding(fact, (0, 0, 0, 2)))
+
+
+def _print_recipes(recipes: Mapping[str, Any]) -> None:
+    grid = Grid(box=None, padding=(0, 2, 0, 0))
+    grid.add_column("variant", no_wrap=True, style="cyan")
+    titles = list(next(iter(recipes.values())))
+    for title in titles:
+        grid.add_column(title.replace("_", " "), justify="right")
+    for name, recipe in recipes.items():
+        grid.add_row(name, *(_cell(recipe.get(title)) for title in titles))
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "no bound"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _print_runs(runs: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from rich.table import Table as Grid
 from attnlab.analysis.numbers import count, duration, milliseconds, size
 from attnlab.cli.console import console, first_line, verbatim, write
 from attnlab.record import to_json
+from attnlab.runner.decisions import RunCount
 from attnlab.runner.plan import Plan, VariantPlan
-from attnlab.runner.schedule import RunCount
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

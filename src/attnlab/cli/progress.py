@@ -18,8 +18,9 @@ from rich.text import Text
 
 from attnlab.analysis import numbers
 from attnlab.cli.console import Output, first_line
+from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Ended, RunEvent
-from attnlab.runner.schedule import RunCount, StudySchedule
+from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
-from attnlab.analysis.fairness import Conditions, conditions, recorded, unequal
+from attnlab.analysis.fairness import OF_BATCH, Conditions, conditions, recorded, unequal
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
 from attnlab.data import Corpus
@@ -91,4 +91,7 @@ def _subject(study: Study) -> frozenset[str]:
         )
         for config in study.variants.values()
     ]
-    return frozenset(unequal(("", found) for found in settings))
+    tuned = study.tuning.settings if study.tuning else ()
+    return frozenset(unequal(("", found) for found in settings)).union(
+        OF_BATCH if "train.batch_size" in tuned else ()
+    )

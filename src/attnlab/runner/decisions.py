@@ -5,7 +5,7 @@ them from the run folders; `decisions` is the one place that says which runs fol
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +36,29 @@ class Wanted(NamedTuple):
     variant: str
     seed: int | None  # None: the variant's tuning seed
     recipe: Recipe | None  # None: the variant's own settings
+
+
+class RunCount(NamedTuple):
+    """Numbers of runs."""
+
+    done: int
+    at_least: int  # in total, those that are done included
+    expected: int
+    at_most: int  # larger than `at_least` while recipes are searched
+
+    @classmethod
+    def exactly(cls, done: int, total: int) -> "RunCount":
+        """Return a count that is known."""
+        return cls(done, total, total, total)
+
+    @classmethod
+    def total(cls, counts: Iterable["RunCount"]) -> "RunCount":
+        """Return the sum of counts."""
+        return cls(*map(sum, zip(cls(0, 0, 0, 0), *counts, strict=True)))
+
+    def left(self) -> tuple[int, int, int]:
+        """Return the smallest, the expected and the largest number of runs that remain."""
+        return self.at_least - self.done, self.expected - self.done, self.at_most - self.done
 
 
 @dataclass(kw_only=True)

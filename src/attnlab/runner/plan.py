@@ -16,10 +16,11 @@ from attnlab.analysis.statistics.power import detectable
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
 from attnlab.runner.comparable import require_comparable
+from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
 from attnlab.runner.forecast import Forecast, RunTime
 from attnlab.runner.request import Request
-from attnlab.runner.schedule import RunCount, StudySchedule, open_schedule
+from attnlab.runner.schedule import StudySchedule, open_schedule
 from attnlab.runner.trial import CheckedMechanism, Data, Found, Timed, TrialProcess
 from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore

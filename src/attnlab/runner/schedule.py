@@ -16,7 +16,7 @@ from typing import NamedTuple, get_args
 
 from attnlab.config import differences
 from attnlab.record import TUNING_SEED, RunFolder, tuning_runs, tuning_seed
-from attnlab.runner.decisions import Outcomes, Stage, Wanted, decisions
+from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
 from attnlab.training.recipe import BESIDE, EXPECTED_CHALLENGES, TuningResult, start_of
 from attnlab.training.run import Run
@@ -30,29 +30,6 @@ class PlannedRun(NamedTuple):
 
     run: Run
     identity: str
-
-
-class RunCount(NamedTuple):
-    """Numbers of runs."""
-
-    done: int
-    at_least: int  # in total, those that are done included
-    expected: int
-    at_most: int  # larger than `at_least` while recipes are searched
-
-    @classmethod
-    def exactly(cls, done: int, total: int) -> "RunCount":
-        """Return a count that is known."""
-        return cls(done, total, total, total)
-
-    @classmethod
-    def total(cls, counts: Iterable["RunCount"]) -> "RunCount":
-        """Return the sum of counts."""
-        return cls(*map(sum, zip(cls(0, 0, 0, 0), *counts, strict=True)))
-
-    def left(self) -> tuple[int, int, int]:
-        """Return the smallest, the expected and the largest number of runs that remain."""
-        return self.at_least - self.done, self.expected - self.done, self.at_most - self.done
 
 
 def open_schedule(
@@ -212,7 +189,9 @@ class StudySchedule:
         """Count the runs that search recipes, of some variants or of all."""
         counts = list[RunCount]()
         for name in self.study.variants if variants is None else variants:
-            failed = sum(one == name and seed == tuning_seed(one) for one, _, seed in self._failed)
+            failed = sum(
+                one == name and seed == tuning_seed(one) for one, _, seed in self._outcomes.failed
+            )
             done = len(self._outcomes.tuning[name]) + failed
             known = done + self._open(name, "tuning")
             if self.study.tuning is not None and name not in self.tuned:
@@ -239,10 +218,6 @@ class StudySchedule:
             return RunCount.exactly(done, known)
         expected = each * round(EXPECTED_CHALLENGES * len(chosen))
         return RunCount(done, known, max(known, expected), max(known, each * len(chosen)))
-
-    @property
-    def _failed(self) -> set[tuple[str, str | None, int]]:
-        return self._outcomes.failed
 
     def _decide(self) -> None:
         """Find what follows from the outcomes."""
