@@ -20,7 +20,7 @@ from attnlab.record.atomic_files import (
     replace_folder,
     sha256,
 )
-from attnlab.record.json_text import Json, parse, standard, to_json
+from attnlab.record.json_text import Json, mismatch, parse, standard, to_json
 
 STATE = "state.json"
 MOST_STATE_BYTES = 2**24
@@ -74,7 +74,9 @@ def split_checksums(value: Json, path: Path) -> tuple[Json, dict[str, str] | Non
 
     The second is None if the object has no checksums. Raises DamagedError if its own one differs.
     """
-    sums = dict(value.get(SUMS) or {})
+    if SUMS in value and (problem := mismatch(dict[str, str], value[SUMS], SUMS)):
+        raise DamagedError(f"{path} is damaged ({problem})")
+    sums = dict(value.get(SUMS, {}))
     whole = {name: of for name, of in value.items() if name != SUMS}
     if SUMS in value and sums.pop(path.name, None) != _sha256_of(whole):
         raise DamagedError(f"{path} was altered: its checksum differs")
