@@ -280,7 +280,10 @@ def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_pa
     assert "Report: results/compare/report.html" in done.output
     out = Path("results/compare")
     assert sorted(path.name for path in out.iterdir()) == [
-        *("comparison.png", "comparison.svg", "comprehensive_results.json", "failures.json"),
+        *("comparison.png", "comparison.svg"),
+        *(f"comparison_{panel}.pdf" for panel in ("curves", "curves_minus_reference")),
+        *(f"comparison_{panel}.pdf" for panel in ("differences", "loss", "time")),
+        *("comprehensive_results.json", "failures.json"),
         *("report.html", "report.md", "table.csv", "table.tex"),
     ]
     after = contents(tmp_path)

@@ -3,6 +3,7 @@
     report.html                  the verdict, its evidence and its limits, with charts
     report.md                    the same as text
     comparison.png, .svg         the figure
+    comparison_*.pdf             its panels, one column of a paper wide
     table.csv, table.tex         for spreadsheets and papers
     runs.csv                     one row per run
     comprehensive_results.json   finished variants, the best first
@@ -44,9 +45,8 @@ def write_report(study_dir: Path) -> Analysis:
 
 def write_comparison(analysis: Analysis) -> None:
     """Write the files about all variants, into the table's folder."""
-    from attnlab.reporting.figures.comparison import (
-        comparison,  # matplotlib takes a second to import
-    )
+    # matplotlib takes a second to import
+    from attnlab.reporting.figures.comparison import comparison, panel_pdfs
 
     path = analysis.table.path
     path.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,8 @@ def write_comparison(analysis: Analysis) -> None:
     png, svg = comparison(analysis)
     _update(path / PICTURE, png)
     _update(path / "comparison.svg", svg)
+    for name, data in panel_pdfs(analysis).items():
+        _update(path / f"comparison_{name}.pdf", data)
     _update(path / PAGE, page(analysis).encode())
     _write_results(analysis)
 

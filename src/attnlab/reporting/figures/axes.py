@@ -18,7 +18,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from attnlab.reporting.figures.styles import GREY, INK, Style, Styles, mark
+from attnlab.reporting.figures.styles import GREY, INK, Style, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
 SQUEEZED = 0.6  # an axis is broken where the rest would get less than this part of it
@@ -124,7 +124,9 @@ def beyond(axes: Axes, low: float, high: float, ends: dict[str, float]) -> None:
     ):
         if out:
             text = f"{where} the panel: {', '.join(shortened(name, 16) for name in out)}"
-            axes.text(0.01, y, text, transform=axes.transAxes, va=va, color=GREY, fontsize=9)
+            axes.text(
+                0.01, y, text, transform=axes.transAxes, va=va, color=GREY, fontsize=9 * scale()
+            )
 
 
 def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Styles) -> None:
@@ -134,10 +136,13 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Style
     first ones are named. Call it when the limits are final.
     """
     low, high = axes.get_ylim()
-    top, fits = axes.transData.transform, axes.bbox.height / (LINE_HEIGHT * _per_point(axes))
+    top, fits = (
+        axes.transData.transform,
+        axes.bbox.height / (LINE_HEIGHT * scale() * _per_point(axes)),
+    )
     named = list(ends)[: min(MOST_LABELS, int(fits))]
     at = {name: top((ends[name][0], min(max(ends[name][1], low), high)))[1] for name in named}
-    step = LINE_HEIGHT * _per_point(axes)
+    step = LINE_HEIGHT * scale() * _per_point(axes)
     places = _apart(sorted(at.values()), step, axes)
     for name, y in zip(sorted(named, key=lambda of: at[of]), places, strict=True):
         end = axes.transAxes.inverted().transform((0, y))[1]
@@ -145,10 +150,10 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Style
         outside = " ↑" if value > high else " ↓" if value < low else ""
         label = axes.annotate(
             f"{shortened(name, 16)}{outside}", (x, min(max(value, low), high)), (1.05, end),
-            textcoords="axes fraction", va="center", fontsize=9, color=styles[name].colour,
-            annotation_clip=False,
+            textcoords="axes fraction", va="center", fontsize=9 * scale(),
+            color=styles[name].colour, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "alpha": 0.6,
-                        "shrinkA": 0, "shrinkB": 3},
+                        "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
         for artist in (label, label.arrow_patch):
             mark(artist, styles[name].group)

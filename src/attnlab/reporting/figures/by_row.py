@@ -9,7 +9,7 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Comparison
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.reporting.figures.axes import Extent, off_scale, show_message, window
-from attnlab.reporting.figures.styles import GREY, Styles, mark
+from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
 MOST_ROWS = 40  # of a panel
@@ -41,14 +41,14 @@ def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int 
         if len(seeds) > 1:
             (each,) = axes.plot(
                 list(seeds.values()), [y + 0.3] * len(seeds), "o",
-                color=style.colour, alpha=0.6, ms=3.5, mew=0,
+                color=style.colour, alpha=0.6, ms=3.5 * scale(), mew=0,
             )  # fmt: skip
             mark(
                 each, style.group, tips=[f"{row.name}, seed {s}: {v:.4f}" for s, v in seeds.items()]
             )
         bar = axes.errorbar(
             e.mean, y, xerr=e.spread, color=style.colour, marker=style.marker,
-            ms=7.5, mec="white", mew=0.6, elinewidth=1.6, capsize=3,
+            ms=7.5 * scale(), mec="white", mew=0.6, elinewidth=1.6, capsize=3,
         )  # fmt: skip
         for artist in bar.get_children():
             mark(artist, style.group, tips=[tip])
@@ -83,7 +83,7 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
             axes.text(1.02, y, row.letters, transform=axes.get_yaxis_transform(), va="center")
         if row.name == reference:
             (point,) = axes.plot(
-                0, y, style.marker, color=style.colour, ms=7.5, mec="white", mew=0.6
+                0, y, style.marker, color=style.colour, ms=7.5 * scale(), mec="white", mew=0.6
             )
             mark(point, style.group, tips=[f"{row.name}: differences are to it"])
             continue
@@ -95,7 +95,7 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
             continue
         half = pair.half_width
         inner = (None, None) if half is None else (pair.mean - half, pair.mean + half)
-        for (start, end), width in (((pair.low, pair.high), 1.3), (inner, 4.2)):
+        for (start, end), width in (((pair.low, pair.high), 1.3 * scale()), (inner, 4.2 * scale())):
             if start is not None and end is not None:
                 (line,) = axes.plot(
                     (max(start, low), min(end, high)), (y, y), "-", color=style.colour, lw=width,
@@ -103,7 +103,8 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
                 )  # fmt: skip
                 mark(line, style.group, tips=[tip])
         (point,) = axes.plot(
-            pair.mean, y, style.marker, ms=7.5, mec="white" if pair.separable else style.colour,
+            pair.mean, y, style.marker, ms=7.5 * scale(),
+            mec="white" if pair.separable else style.colour,
             mfc=style.colour if pair.separable else "white", mew=0.6 if pair.separable else 1.6,
             color=style.colour,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from attnlab.reporting.figures.axes import (
     tokens_per_step,
     window,
 )
-from attnlab.reporting.figures.styles import Style, Styles, mark
+from attnlab.reporting.figures.styles import Style, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
 Against = Literal["step", "tokens", "train_seconds"]
@@ -86,7 +86,8 @@ def _line(
     # broken lines over solid ones, so that two equal curves are both visible
     (line,) = axes.plot(
         [x[step] for step, _ in points], [y for _, y in points],
-        color=style.colour, ls=style.line, marker=style.marker, ms=5, mec="white", mew=0.5, lw=1.6,
+        color=style.colour, ls=style.line, marker=style.marker, ms=5 * scale(), mec="white",
+        mew=0.5 * scale(), lw=1.6 * scale(),
         label=name, zorder=2 if style.line == "-" else 2.5,
         markevery=max(1, len(points) // 12) if len(points) > MOST_POINTS / 2 else 1,
     )  # fmt: skip

@@ -62,6 +62,10 @@ PAGE_SETTINGS: Any = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
+PAPER_SETTINGS: Any = {
+    "font.size": 7.5,
+    "axes.linewidth": 0.6,
+}
 
 
 class Style(NamedTuple):
@@ -139,12 +143,20 @@ def mark(artist: Any, *groups: str, tips: Sequence[str] = ()) -> None:
     artist.set_gid(json.dumps([list(groups), list(tips)]))
 
 
+def scale() -> float:
+    """Return the size of marks relative to those of a page: 1, or less in a paper's column."""
+    return float(mpl.rcParams["font.size"]) / SETTINGS["font.size"]
+
+
 @contextmanager
-def matplotlib_style(*, page: bool = False) -> Generator[None, None, None]:
-    """Set matplotlib's settings, whatever the user's own are; make and save figures within it."""
+def matplotlib_style(*, page: bool = False, paper: bool = False) -> Generator[None, None, None]:
+    """Set matplotlib's settings, whatever the user's own are; make and save figures within it.
+
+    `page` is for SVG within a page, `paper` for one column of a paper.
+    """
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS | (PAGE_SETTINGS if page else {}))
+        mpl.rcParams.update(SETTINGS | (PAGE_SETTINGS if page else PAPER_SETTINGS if paper else {}))
         yield
 
 
