@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import time
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from support.reported_study import LOSSES, begin, complete, finish, in_full, par
 from support.written_study import write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.record import write_json
+from attnlab.record import StudyRecord, write_json
 from attnlab.reporting import write_report, write_results
+from attnlab.reporting.figures.comparison import panel_pdfs
 from attnlab.reporting.pages import markdown
 from attnlab.reporting.tables.data_files import csv_table, results
 from attnlab.reporting.tables.latex import latex
@@ -257,6 +259,30 @@ def is_number(text):
     except ValueError:
         return False
     return True
+
+
+def test_the_table_for_papers_is_whole_caption_label_and_cited_names(study_dir):
+    complete(study_dir)
+    cited = r"Grouped & small~\cite{ainslie2023}"
+    record = replace(StudyRecord.read(study_dir), labels={"mqa": "MQA_1", "gqa_1": cited})
+    record.write(study_dir)
+    analysis = analyse(study_dir)
+    table = latex(analysis)
+    assert table.startswith(r"\begin{table}")
+    assert r"\label{tab:mechanisms}" in table
+    caption = next(line for line in table.splitlines() if line.startswith(r"\caption{"))
+    for expected in ("lower is better; at this recipe", "Source: attnlab 0.1.0", "share a letter"):
+        assert expected in caption
+    assert r" & Grouped \& small~\cite{ainslie2023} & " in table
+    assert r" & MQA\_1 & " in table
+    assert r"\textbf{5.0507 $\pm$ 0.0070}" in table
+    assert r"\textbf{6.2" not in table
+    pdfs = panel_pdfs(analysis)
+    assert pdfs.keys() == {"differences", "loss", "time", "curves", "curves_minus_reference"}
+    width = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", pdfs["differences"])
+    assert width
+    assert float(width[1]) == pytest.approx(3.4 * 72, abs=1)
+    assert pdfs == panel_pdfs(analysis)
 
 
 def test_a_hundred_runs_are_reported_in_time(study_dir):

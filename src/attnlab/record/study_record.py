@@ -37,6 +37,7 @@ class StudyRecord:
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of variants, for papers
 
     def joined(self, study_dir: Path) -> Self:
         """Return this record with the variants and seeds of the folder's record added."""
@@ -59,6 +60,7 @@ class StudyRecord:
             checked=self.checked and before.checked,
             tuning=self.tuning or before.tuning,
             match=match,
+            labels={**before.labels, **self.labels},
             families={
                 name: tuple(
                     dict.fromkeys([*first.families.get(name, ()), *then.families.get(name, ())])

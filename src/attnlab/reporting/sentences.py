@@ -38,6 +38,12 @@ def at_recipe(analysis: Analysis) -> str:
     return " at this recipe" if analysis.judged and analysis.tuning.at_recipe else ""
 
 
+def intervals(analysis: Analysis) -> str:
+    """Return which errors the intervals of differences to the baseline hold."""
+    tuned = any(analysis.tuning.allowance.values())
+    return f"with simultaneous 95 % intervals of seeds{' and tuning' if tuned else ''}"
+
+
 def forest_caption(analysis: Analysis, reference: str) -> str:
     """Return the description of a figure of differences."""
     better = f"Left of 0 is better than {reference}"

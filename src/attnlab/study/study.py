@@ -41,6 +41,8 @@ class Study:
     hypotheses: tuple[Hypothesis, ...] = ()  # each judged in the report
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     # ^ groups of variants, whose means the report compares, too
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    # ^ names of variants in figures and tables for papers, which may hold `\\cite{key}`
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # by default that of the file that it is loaded from
     notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
@@ -61,7 +63,7 @@ class Study:
         elif self.baseline not in (known := (self.whole or self).variants):
             known = ", ".join(known)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
-        problems.extend(self._family_problems())
+        problems.extend(self._group_problems())
         if self.tuning is not None:
             problems.extend(tuning_problems(self.variants, self.tuning))
         if problems:
@@ -139,6 +141,7 @@ class Study:
             margin=self.margin,
             hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),
             families=self.families,
+            labels={name: of for name, of in self.labels.items() if name in self.variants},
         )
 
     def only(self, names: Iterable[str]) -> "Study":
@@ -229,8 +232,12 @@ class Study:
             return self
         return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
 
-    def _family_problems(self) -> Iterator[Problem]:
-        """Yield variants that are unknown, and those in several families."""
+    def _group_problems(self) -> Iterator[Problem]:
+        """Yield variants of labels and families that are unknown, and those in several families."""
+        for name in self.labels:
+            if name not in (known := (self.whole or self).variants):
+                message = f"no variant {name!r}{suggestion(name, known)}"
+                yield Problem(f"labels.{name}", message)
         seen = dict[str, str]()
         for family, names in self.families.items():
             for name in names:

@@ -64,16 +64,16 @@ def _without_far_above(extents: Sequence[Extent], least: float) -> list[Extent]:
     return rising
 
 
-def name_rows(axes: Axes, rows: Sequence[Row], longest: int = 28) -> None:
+def name_rows(axes: Axes, rows: Sequence[Row], styles: Styles, longest: int = 28) -> None:
     """Label one row per variant, the first on top."""
-    axes.set_yticks(range(len(rows)), [row_name(row, longest) for row in rows])
+    axes.set_yticks(range(len(rows)), [row_name(row, styles, longest) for row in rows])
     axes.set_ylim(max(len(rows), 1) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
 
 
-def row_name(row: Row, longest: int) -> str:
-    """Return the variant's name, and how many of its seeds finished if some did not."""
-    name = shortened(row.name, longest)
+def row_name(row: Row, styles: Styles, longest: int) -> str:
+    """Return the variant's label, and how many of its seeds finished if some did not."""
+    name = shortened(styles[row.name].label, longest)
     done, planned = len(row.variant.finished), len(row.variant.runs)
     return name if done == planned else f"{name} ({done} of {planned})"
 
@@ -149,7 +149,8 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Style
         x, value = ends[name]
         outside = " ↑" if value > high else " ↓" if value < low else ""
         label = axes.annotate(
-            f"{shortened(name, 16)}{outside}", (x, min(max(value, low), high)), (1.05, end),
+            f"{shortened(styles[name].label, 16)}{outside}",
+            (x, min(max(value, low), high)), (1.05, end),
             textcoords="axes fraction", va="center", fontsize=9 * scale(),
             color=styles[name].colour, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "alpha": 0.6,

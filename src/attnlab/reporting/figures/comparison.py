@@ -55,7 +55,7 @@ def panel_pdfs(analysis: Analysis) -> Mapping[str, bytes]:
             draw(axes)
             axes.set_title("")
             if height == by_row:
-                name_rows(axes, panels.shown, 18)
+                name_rows(axes, panels.shown, panels.styles, 18)
                 _few_ticks(axes)
             found[name] = pdf(figure)
     return found
@@ -68,7 +68,7 @@ class _Panels:
         self.analysis = analysis
         every = rows(analysis)
         self.shown: list[Row] = most(every)
-        self.styles: Styles = styles_of(families_of(analysis.table))
+        self.styles: Styles = styles_of(families_of(analysis.table), analysis.table.study.labels)
         compared = {row.name: row.variant for row in every if row.compared}
         best = next(iter(compared.values()), None)
         self.reference: Variant | None = compared.get(analysis.table.study.baseline or "", best)
@@ -93,7 +93,7 @@ class _Panels:
             (paired, self.curves_minus_reference),
         ):
             draw(axes)
-        name_rows(difference, self.shown)
+        name_rows(difference, self.shown, self.styles)
         for axes in (difference, loss, time):
             axes.tick_params(axis="y", length=0)
             _few_ticks(axes)
@@ -105,7 +105,7 @@ class _Panels:
             axes.set_axis_off()
             return
         forest(axes, self.shown, self.styles, self.reference.name)
-        than = shortened(self.reference.name, 18)
+        than = shortened(self.styles[self.reference.name].label, 18)
         axes.set(title=f"Difference to {than}", xlabel=f"loss minus that of {than} (nats/token)")
 
     def losses(self, axes: Axes) -> None:
@@ -132,7 +132,7 @@ class _Panels:
             axes.set_axis_off()
             return
         minus_reference(axes, self.shown, self.styles, self.reference)
-        than = shortened(self.reference.name, 18)
+        than = shortened(self.styles[self.reference.name].label, 18)
         label = f"loss minus {than} (nats/token)"
         axes.set(title=f"The same minus {than}", xlabel="training step", ylabel=label)
 

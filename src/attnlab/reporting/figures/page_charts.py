@@ -101,7 +101,7 @@ class Charts:
 
         def draw(axes: Axes) -> None:
             forest(axes, shown, self.styles, reference.name)
-            name_rows(axes, shown, LONGEST_NAME)
+            name_rows(axes, shown, self.styles, LONGEST_NAME)
             axes.set_xlabel("nats/token")
 
         rows = max(len(shown), 3)
@@ -274,7 +274,7 @@ class Charts:
 
         def draw(axes: Axes) -> None:
             dots(axes, shown, self.styles, key)
-            name_rows(axes, shown, LONGEST_NAME)
+            name_rows(axes, shown, self.styles, LONGEST_NAME)
             axes.set_xlabel("nats/token")
             axes.locator_params(axis="x", nbins=5)
 

@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from attnlab.reporting.figures.hues import BASELINE, FLOOR, Families
+from attnlab.reporting.tables.rows import plain
 
 # Okabe and Ito 2008 and Tol 2021: hues that the colour-blind can distinguish
 HUES = (
@@ -75,16 +76,19 @@ class Style(NamedTuple):
     dark: str  # on a dark page
     line: Any
     marker: str
+    label: str  # its name in figures
     group: str  # class of all that is drawn of it, by which a page shows and hides it
 
 
 Styles = Mapping[str, Style]
 
 
-def styles_of(families: Families) -> Styles:
+def styles_of(families: Families, labels: Mapping[str, str] | None = None) -> Styles:
     """Return the style of each variant from its family, in the order given.
 
-    Families beyond the number of hues share one, with shades of their own.
+    `labels` are names for figures, where they are not those of the variants. Families beyond the
+    number of hues share one, with shades of their own.
+
     """
     places = {family: i for i, family in enumerate(_with_hue(families))}
     slots: dict[int, list[str]] = {}
@@ -102,6 +106,7 @@ def styles_of(families: Families) -> Styles:
             *(colours.get(name) or (OF_BASELINE if family == (BASELINE,) else OF_FLOOR)),
             LINES[i % len(LINES)] if name in colours else "-",
             MARKERS[i % len(MARKERS)],
+            plain((labels or {}).get(name, name)),
             f"v{i}",
         )
         for i, (name, family) in enumerate(families.items())

@@ -1,12 +1,15 @@
-r"""table.tex: the ranking for a paper: `\usepackage{booktabs}`, then `\input{table}`."""
+r"""table.tex: the ranking for a paper: `\usepackage{booktabs}`, then `\input{table}`.
+
+Variants have the labels of the study, in which `\cite{key}` cites the source of a mechanism.
+"""
 
 import re
 
 from attnlab.analysis.analysis import Analysis
-from attnlab.reporting.sentences import unfair
+from attnlab.reporting.sentences import at_recipe, intervals, unfair
 from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.columns import Column
-from attnlab.reporting.tables.rows import Row, rows, split_name
+from attnlab.reporting.tables.rows import CITATION, Row, plain, rows, split_name
 
 QUALITY = {"letters", "variant", "perplexity", "accuracy"}
 COST = {"parameters", "active parameters", "time/step", "peak memory", "decode state"}
@@ -19,7 +22,7 @@ SPECIAL = {
 
 
 def latex(analysis: Analysis) -> str:
-    """Return a tabular environment; comments define the numbers."""
+    """Return a table environment with caption and label."""
     shown = rows(analysis)
     chosen = [
         *(
@@ -30,19 +33,64 @@ def latex(analysis: Analysis) -> str:
         *(c for c in columns.costs(shown) if c.title in COST),
     ]
     chosen = columns.known(chosen, shown)
+    name = analysis.table.study.name
     lines = [
-        f"% {split_name(analysis)} loss: mean and sample standard deviation over seeds; "
-        "differences: with half of the simultaneous 95 % interval",
         *(f"% {' '.join(line.split())}" for line in unfair(analysis.table)),
+        r"\begin{table}",
+        r"\centering",
+        f"\\caption{{{escaped(_caption(analysis))}}}",
+        f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}}}",
         f"\\begin{{tabular}}{{{''.join('r' if c.value else 'l' for c in chosen)}}}",
         r"\toprule",
-        _line([c.heading for c in chosen]),
+        _line([escaped(c.heading) for c in chosen]),
         r"\midrule",
-        *_body(chosen, shown),
+        *(_line([_cell(column, row) for column in chosen]) for row in shown),
         r"\bottomrule",
         r"\end{tabular}",
+        r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _caption(analysis: Analysis) -> str:
+    study, several = analysis.table.study, len(analysis.seeds) > 1
+    spread = ", mean ± standard deviation over seeds" if several else ", one seed"
+    said = [
+        f"{split_name(analysis).capitalize()} loss of {len(rows(analysis))} variants{spread}; "
+        f"lower is better{at_recipe(analysis).replace(' at', '; at')}."
+    ]
+    if analysis.judged:
+        if analysis.baseline:
+            said.append(
+                f"Δ: difference to {_of(analysis, analysis.baseline)}, {intervals(analysis)}."
+            )
+        said.append("Variants that share a letter are not distinguishable (95 %, all pairs).")
+        said.append("Bold: may be the best (Hsu's comparisons with the best).")
+    elif shown := rows(analysis):
+        said.append(f"Bold: the lowest ({plain(shown[0].label)}); no verdict.")
+    said.append(f"Source: attnlab {study.attnlab_version}, {study.command}.")
+    return " ".join(said)
+
+
+def _of(analysis: Analysis, name: str) -> str:
+    return next((plain(row.label) for row in rows(analysis) if row.name == name), name)
+
+
+def _cell(column: Column, row: Row) -> str:
+    if column.title == "variant":
+        return _labelled(row.label)
+    text = escaped(column.text(row))
+    if not column.title.endswith(" loss") or row.left_out:
+        return text
+    bound = row.analysis.hsu.get(row.name)
+    best = bound.low < 0 if bound else row.place == 1
+    return f"\\textbf{{{text}}}" if best else text
+
+
+def _labelled(label: str) -> str:
+    """Return a label with its text escaped and its citations as they are."""
+    said, cited = CITATION.split(label), [*CITATION.findall(label), ""]
+    return "".join(escaped(text) + key for text, key in zip(said, cited, strict=True))
 
 
 def escaped(text: str) -> str:
@@ -59,11 +107,7 @@ def _of_the_verdict(it: Column, analysis: Analysis) -> bool:
     return it.title in (f"{split_name(analysis)} loss", f"Δ {analysis.table.study.baseline}")
 
 
-def _body(chosen: list[Column], shown: tuple[Row, ...]) -> list[str]:
-    return [_line([c.text(row) for c in chosen]) for row in shown]
-
-
 def _line(cells: list[str]) -> str:
-    line = " & ".join(map(escaped, cells)) + r" \\"
+    line = " & ".join(cells) + r" \\"
     # after a line break these would be read as its arguments
     return "{}" + line if line.startswith(("[", "*")) else line

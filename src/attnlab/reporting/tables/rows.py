@@ -3,6 +3,7 @@
 First those that the verdict compares, by the mean of its metric; then those that it leaves out.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,8 @@ from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.statistics.letters import shown
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
+
+CITATION = re.compile(r"[~ ]?\\cite[a-z]*\{[\w:,./ -]+\}")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Row:
     @property
     def name(self) -> str:
         return self.variant.name
+
+    @property
+    def label(self) -> str:
+        """The name in figures and tables for papers; it may hold a citation of LaTeX."""
+        return self.analysis.table.study.labels.get(self.name, self.name)
 
     @property
     def compared(self) -> bool:
@@ -68,6 +76,15 @@ class Row:
             return self.variant.numbers
         compared = replace(read, mean=self.analysis.means[self.name])
         return {**self.variant.numbers, metric: compared}
+
+
+def plain(label: str) -> str:
+    r"""Return a label without citations of LaTeX.
+
+    >>> plain(r"Gated DeltaNet~\cite{yang2024}")
+    'Gated DeltaNet'
+    """
+    return CITATION.sub("", label).strip()
 
 
 def rows(analysis: Analysis) -> tuple[Row, ...]:
