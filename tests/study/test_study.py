@@ -217,6 +217,16 @@ def test_only_keeps_the_named_variants_and_says_which_there_are():
         tiny_study.study.only(["mhx"])
 
 
+def test_labels_are_recorded_and_are_of_variants_of_the_study():
+    base = tiny_study.study
+    study = replace(base, labels=dict.fromkeys(base.variants, r"A name\\cite{key}"))
+    first = next(iter(base.variants))
+    assert study.only([first]).record(command="", checked=True).labels.keys() == {first}
+    assert study.runs() == base.runs()
+    with pytest.raises(ConfigError, match=r"labels\.gone: no variant 'gone'"):
+        replace(base, labels={"gone": "Gone"})
+
+
 def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
     changed = tiny_study.study.override(["train.steps=20", "seed=4"])
     assert {config.train.steps for config in changed.variants.values()} == {20}

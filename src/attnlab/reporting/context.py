@@ -45,6 +45,7 @@ class ReportContext:
     unfair: Sequence[str]  # empty where the comparison is fair
     devices: str  # empty where all runs ran on one kind of device
     how_sure: str
+    at_recipe: str  # empty where settings were tuned
     facts: Mapping[str, str]
     legend: str  # of the ranking
     picks: Sequence[Pick]
@@ -82,9 +83,10 @@ class ReportContext:
             asked=sentences.rest(table.study.question),
             unfair=sentences.unfair(table),
             devices=sentences.devices(table),
+            at_recipe=sentences.at_recipe(analysis),
             how_sure=sentences.how_sure(analysis),
             facts=sentences.facts(analysis),
-            legend=sentences.LEGEND if analysis.judged else "",
+            legend=sentences.legend(analysis),
             picks=analysis.picks,
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),
@@ -98,7 +100,7 @@ class ReportContext:
             rate_rows=[row for row in shown if row.name in analysis.rates],
             families=family_tables(analysis),
             published=published_tables(analysis),
-            judged=JUDGED,
+            judged=sentences.scoped(JUDGED, analysis),
             left_out=sentences.left_out(analysis),
             missing=sentences.unfinished(table),
             alarms=sentences.alarms(table),

@@ -38,6 +38,17 @@ def at_recipe(analysis: Analysis) -> str:
     return " at this recipe" if analysis.judged and analysis.tuning.at_recipe else ""
 
 
+def scoped(text: str, analysis: Analysis) -> str:
+    """Return a text on comparisons, which says so where they hold at one recipe only."""
+    only = "Every comparison holds at this recipe: nothing was tuned."
+    return f"{text} {only}" if at_recipe(analysis) else text
+
+
+def legend(analysis: Analysis) -> str:
+    """Return the legend of the ranking; empty without a verdict."""
+    return scoped(LEGEND, analysis) if analysis.judged else ""
+
+
 def intervals(analysis: Analysis) -> str:
     """Return which errors the intervals of differences to the baseline hold."""
     tuned = any(analysis.tuning.allowance.values())

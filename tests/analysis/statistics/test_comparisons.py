@@ -50,3 +50,12 @@ def test_a_comparison_holds_the_errors_of_seeds_and_of_tuning_apart():
     assert both.half_width == seeds.half_width
     assert both.low == pytest.approx(seeds.low - 0.02)
     assert both.high == seeds.high
+
+
+@pytest.mark.parametrize(("variants", "runs"), [(2, 2), (2, 501), (3, 501), (12, 5)])
+def test_intervals_for_many_pairs_are_never_narrower_than_those_for_one(variants, runs):
+    rng = np.random.default_rng(variants)
+    losses = {f"v{v}": dict(enumerate(rng.standard_normal(runs).tolist())) for v in range(variants)}
+    found = compare(losses, baseline="v0")
+    for pair in (*found.pairs.values(), *found.to_baseline.values()):
+        assert pair.half_width >= pair.alone

@@ -126,7 +126,7 @@ class Comparisons:
     def half_VV(self) -> Array:
         """Half-width of the seeds, simultaneous over all pairs."""
         quantile = all_pairs(len(self.names)).quantile(self.level, self.noise.df_VV)
-        return quantile * self.noise.error_VV
+        return np.maximum(quantile * self.noise.error_VV, self._alone_VV)
 
     @cached_property
     def low_VV(self) -> Array:
@@ -165,7 +165,7 @@ class Comparisons:
         df_V = self.noise.df_to(b)
         half_V = distribution.quantile(self.level, df_V) * self.noise.error_VV[:, b]
         # the wider quantile of all pairs covers the baseline's comparisons, too
-        half_V = np.minimum(half_V, self.half_VV[:, b])
+        half_V = np.clip(half_V, self._alone_VV[:, b], self.half_VV[:, b])
         difference_V = self.noise.difference_VV[:, b]
         separable_V = difference_V - half_V - self.allowance_V > 0
         separable_V |= difference_V + half_V + self.allowance_V[b] < 0

@@ -149,7 +149,7 @@ class Charts:
         for front in self.analysis.fronts:
             if not front.points:
                 continue
-            title = f"Loss against {front.label}"
+            title = f"Loss against {front.label}{at_recipe(self.analysis)}"
             on_front = ", ".join(front.front)
             text = f"Pareto front: {on_front}." if on_front else "No front without a verdict."
             if self.analysis.to_baseline and self.analysis.judged:
