@@ -6,6 +6,7 @@ A number that is not finite is written as null and named in "not_finite" of its 
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from types import NoneType, UnionType
@@ -99,10 +100,12 @@ def mismatch(form: Any, value: Any, at: str = "") -> str | None:
     """
     origin, arguments = get_origin(form), get_args(form)
     if origin in (Union, UnionType):
-        found = [mismatch(option, value, at) for option in arguments]
-        if None in found:
-            return None
-        return max(filter(None, found), key=lambda said: len(said.partition(":")[0]))
+        found = list[str]()
+        for option in arguments:
+            if (said := mismatch(option, value, at)) is None:
+                return None
+            found.append(said)
+        return max(found, key=lambda said: len(said.partition(":")[0]))
     if origin is Literal:
         known = ", ".join(map(str, arguments))
         return None if value in arguments else _expected(f"one of {known}", value, at)
@@ -132,7 +135,7 @@ def _object_mismatch(form: Any, value: Json, at: str) -> str | None:
     if is_typeddict(form):
         if missing := sorted(form.__required_keys__ - value.keys()):
             return f"{_join(at, missing[0])} is missing"
-        hints = get_type_hints(form)
+        hints = _hints(form)
         known = ((hints[name], name) for name in value if name in hints)
         found = (mismatch(hint, value[name], _join(at, name)) for hint, name in known)
         return next(filter(None, found), None)
@@ -142,14 +145,19 @@ def _object_mismatch(form: Any, value: Json, at: str) -> str | None:
     return _first(value.items(), of, at)
 
 
+_hints = cache(get_type_hints)  # a report reads the same few forms thousands of times
+
+
 def _first(items: Iterable[tuple[Any, Any]] | None, form: Any, at: str) -> str | None:
     found = (mismatch(form, item, _join(at, str(name))) for name, item in items or ())
     return next(filter(None, found), None)
 
 
 def _expected(name: str, value: Any, at: str, differs: bool = True) -> str | None:
+    if not differs:
+        return None
     shown = shorten(json.dumps(value), 40, placeholder=" ...")
-    return f"{at}: expected {name}, got {shown}".removeprefix(": ") if differs else None
+    return f"{at}: expected {name}, got {shown}".removeprefix(": ")
 
 
 def _join(at: str, name: str) -> str:

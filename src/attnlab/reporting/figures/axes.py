@@ -119,11 +119,13 @@ def show_message(axes: Axes, text: str) -> None:
 def beyond(axes: Axes, low: float, high: float, ends: dict[str, float]) -> None:
     """Name the lines and points that lie above or below the panel."""
     for y, va, where, out in (
-        (0.99, "top", "above", [name for name, end in ends.items() if end > high]),
-        (0.01, "bottom", "below", [name for name, end in ends.items() if end < low]),
+        (0.99, "top", "above", {name: end for name, end in ends.items() if end > high}),
+        (0.01, "bottom", "below", {name: end for name, end in ends.items() if end < low}),
     ):
         if out:
-            text = f"{where} the panel: {', '.join(shortened(name, 16) for name in out)}"
+            named = [f"{shortened(name, 16)} {end:.4g}" for name, end in list(out.items())[:3]]
+            more = [f"{len(out) - 3} more"] if len(out) > 3 else []
+            text = f"{where}: {', '.join([*named, *more])}"
             axes.text(
                 0.01, y, text, transform=axes.transAxes, va=va, color=GREY, fontsize=9 * scale()
             )
@@ -147,9 +149,9 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Style
     for name, y in zip(sorted(named, key=lambda of: at[of]), places, strict=True):
         end = axes.transAxes.inverted().transform((0, y))[1]
         x, value = ends[name]
-        outside = " ↑" if value > high else " ↓" if value < low else ""
+        outside = f" {value:.3g} {'↑' if value > high else '↓'}" if not low <= value <= high else ""
         label = axes.annotate(
-            f"{shortened(styles[name].label, 16)}{outside}",
+            f"{shortened(styles[name].label, 18)}{outside}",
             (x, min(max(value, low), high)), (1.05, end),
             textcoords="axes fraction", va="center", fontsize=9 * scale(),
             color=styles[name].colour, annotation_clip=False,

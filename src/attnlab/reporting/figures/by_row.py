@@ -12,7 +12,7 @@ from attnlab.reporting.figures.axes import Extent, off_scale, show_message, wind
 from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
-MOST_ROWS = 40  # of a panel
+MOST_ROWS = 30  # of a panel
 
 
 def most(rows: Sequence[Row], reference: str | None = None) -> list[Row]:

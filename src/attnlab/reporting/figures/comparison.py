@@ -33,7 +33,9 @@ def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
     """Return a PNG file, 1,800 pixels wide, and an SVG file; the same analysis, the same bytes."""
     with matplotlib_style():
         figure = _Panels(analysis).together()
-        return png(figure), whole_svg(figure)
+        picture = png(figure)
+        figure.set_layout_engine("none")  # that of the PNG holds
+        return picture, whole_svg(figure)
 
 
 def panel_pdfs(analysis: Analysis) -> Mapping[str, bytes]:

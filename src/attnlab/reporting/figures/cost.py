@@ -23,6 +23,7 @@ from attnlab.reporting.tables.rows import Row
 Point = Mapping[str, Any]  # a point of bench.json
 
 SPARE = 0.02  # of the largest cost, on either side of the points
+MOST_BARS = 40  # of more variants, only those on the front have bars
 WIDE = 8.0  # costs that differ by more than this factor get a logarithmic axis
 
 
@@ -44,6 +45,7 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
     if not points:
         show_message(axes, "not measured")
         return
+    by_name = {row.name: row for row in rows}
     bars = {row.name: _bar(row, front) for row in rows if row.name in points}
     low, high = window([Extent(*bar) for bar in bars.values()])
     axes.set_ylim(low, high)
@@ -56,14 +58,15 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
     )  # fmt: skip
     for name, (cost, loss) in points.items():
         style, on_front = styles[name], name in front.front
-        measured = next(row for row in rows if row.name == name).numbers.get(front.key)
-        bar = axes.errorbar(
-            cost, loss, yerr=[[loss - bars[name].low], [bars[name].high - loss]],
-            xerr=(measured.spread or 0) if measured else 0,
-            color=style.colour, alpha=0.6, elinewidth=1.2, zorder=2,
-        )  # fmt: skip
-        for artist in bar.get_children():
-            mark(artist, style.group)
+        if on_front or len(points) <= MOST_BARS:
+            bar, measured = bars[name], by_name[name].numbers.get(front.key)
+            spread = (measured.spread or 0) if measured else 0
+            for ends in (
+                ((cost, cost), (bar.low, bar.high)),
+                ((cost - spread, cost + spread), (loss, loss)),
+            ):
+                (line,) = axes.plot(*ends, "-", color=style.colour, alpha=0.6, lw=1.2, zorder=2)
+                mark(line, style.group)
         (point,) = axes.plot(
             cost, loss, style.marker, color=style.colour, ms=8, zorder=3,
             mfc=style.colour if on_front else "white", mec=style.colour, mew=1.6,

@@ -17,7 +17,7 @@ from attnlab.analysis.costs import measured_points
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
-from attnlab.reporting.figures.by_row import dots, forest, most
+from attnlab.reporting.figures.by_row import MOST_ROWS, dots, forest, most
 from attnlab.reporting.figures.cost import (
     BENCH_CHARTS,
     Point,
@@ -29,7 +29,7 @@ from attnlab.reporting.figures.curves import Against, curves, minus_reference
 from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.loss_against import against_length, mark_training, positions, rates
 from attnlab.reporting.figures.styles import Styles, styles_of
-from attnlab.reporting.figures.svg import WIDTH, Chart, Draw, SvgCharts
+from attnlab.reporting.figures.svg import WIDTH, Chart, Draw, SvgCharts, samples
 from attnlab.reporting.sentences import at_recipe, forest_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
 
@@ -61,8 +61,7 @@ class Charts:
             "rates": self.rates(),
             "bench": self.bench(),
         }
-        samples = self.svg_charts.samples(self.styles)
-        return {**charts, "samples": samples, "against": _against(charts["curves"])}
+        return {**charts, "samples": samples(self.styles), "against": _against(charts["curves"])}
 
     def loss(self) -> Chart | None:
         return self._rows_of(
@@ -95,9 +94,7 @@ class Charts:
         compared = [row for row in self.rows if row.compared]
         shown = most(compared, reference.name)
         title = f"Difference to {reference.name}{at_recipe(self.analysis)} (nats/token)"
-        text = forest_caption(self.analysis, reference.name)
-        if len(shown) < len(compared):
-            text += f" The best {len(shown)} of {len(compared)}; the table has all."
+        text = forest_caption(self.analysis, reference.name) + self._of_all(shown)
 
         def draw(axes: Axes) -> None:
             forest(axes, shown, self.styles, reference.name)
@@ -110,12 +107,12 @@ class Charts:
         return Chart(title=title, text=text, forms={"wide": wide, "narrow": narrow})
 
     def curves(self) -> tuple[Chart, ...]:
-        shown = [row for row in self.rows if row.variant.curve("eval_loss").steps]
+        shown = most([row for row in self.rows if row.variant.curve("eval_loss").steps])
         if not shown:
             return ()
         timed = any(row.variant.curve("train_seconds").steps for row in shown)
         title = "Validation loss in training (nats/token)"
-        text = "Mean over seeds with a band of one standard deviation, or a line per seed."
+        text = f"Mean over seeds, or a line per seed.{self._of_all(shown)}"
         if timed and len(self.analysis.table.devices) > 1:
             text += " Times were measured on different devices and are not comparable."
         forms: dict[str, str] = {}
@@ -125,7 +122,7 @@ class Charts:
         axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
         axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
         axis |= {"time": ("train_seconds", "training time (s)")} if timed else {}
-        each = len(shown) <= MOST_WITH_SEEDS
+        each = len(self.rows) <= MOST_WITH_SEEDS
         for against, scale in product(axis, ("linear", "log") if each else ("linear",)):
 
             def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
@@ -162,7 +159,8 @@ class Charts:
         return tuple(charts)
 
     def rates(self) -> Chart | None:
-        tuned = {name: curve for name, curve in self.analysis.rates.items() if name in self.styles}
+        names = {row.name for row in most(self.rows)}
+        tuned = {name: curve for name, curve in self.analysis.rates.items() if name in names}
         if not tuned:
             return None
         title = "Validation loss against the peak learning rate"
@@ -175,11 +173,11 @@ class Charts:
         def read(run: Run) -> Any:
             return run.summary.get(key)
 
-        shown = [row for row in self.rows if any(map(read, row.variant.finished))]
+        shown = most([row for row in self.rows if any(map(read, row.variant.finished))])
         if not shown:
             return ()
         title = "Loss by position in the sequence (nats/token)"
-        text = "Where the loss falls with the position, more context helps."
+        text = f"Where the loss falls with the position, more context helps.{self._of_all(shown)}"
 
         def against_position(minus: Variant | None) -> Draw:
             def draw(axes: Axes) -> None:
@@ -197,7 +195,7 @@ class Charts:
 
     def lengths(self) -> tuple[Chart, ...]:
         found = self.analysis.lengths
-        shown = [row for row in self.rows if row.name in found]
+        shown = most([row for row in self.rows if row.name in found])
         if not shown:
             return ()
         length = longest(found)
@@ -244,6 +242,12 @@ class Charts:
             charts.append(self.svg_charts.chart(draw, f"{title} against context", text))
         return tuple(charts)
 
+    def _of_all(self, shown: Sequence[Row]) -> str:
+        """Return a sentence on the variants that are not drawn; empty where all are."""
+        if len(shown) < MOST_ROWS:
+            return ""
+        return f" The best {len(shown)} of {len(self.rows)} variants; the tables have all."
+
     @property
     def reference(self) -> Variant | None:
         """The baseline if it is compared, else the best variant."""
@@ -256,7 +260,7 @@ class Charts:
         title = f"Validation loss in training minus {reference.name} (nats/token)"
         text = "Paired by seed, which removes the noise that variants share. Below 0 is better."
         forms: dict[str, str] = {}
-        each = len(shown) <= MOST_WITH_SEEDS
+        each = len(self.rows) <= MOST_WITH_SEEDS
         for scale in ("linear", "log") if each else ("linear",):
 
             def draw(axes: Axes, scale: str = scale) -> None:

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
 from attnlab.reporting.figures.styles import (
     GREY,
@@ -46,8 +47,7 @@ def inline_svg(
 ) -> str:
     """Return an <svg> element for an HTML page. `name` is unique on it, and prefixes every id.
 
-    `variables` gives the CSS of colours. Without a title it is an ornament, which is not read
-    aloud. Call it within `styles.matplotlib_style`.
+    `variables` gives the CSS of colours. Call it within `styles.matplotlib_style`.
     """
     root = _clean(figure, name)
     for element in root.iter():
@@ -57,9 +57,6 @@ def inline_svg(
         for rule in definitions.findall("style"):  # would hold for the whole page
             definitions.remove(rule)
     del root.attrib["width"], root.attrib["height"]
-    if not title:
-        root.attrib.update(width="38", height="14")
-        return _written(root)
     named = {"role": "img", "aria-labelledby": f"{name}-title {name}-text", "class": "chart"}
     root.attrib.update(named)
     for tag, text in (("desc", description), ("title", title)):
@@ -190,36 +187,35 @@ class SvgCharts:
         return Chart(title=title, text=text, forms={"": self.svg(draw, title, text)})
 
     def svg(
-        self,
-        draw: Draw,
-        title: str,
-        text: str,
-        size: tuple[int, int] = (WIDTH, HEIGHT),
-        *,
-        bare: bool = False,
+        self, draw: Draw, title: str, text: str, size: tuple[int, int] = (WIDTH, HEIGHT)
     ) -> str:
-        """Return inline SVG; `bare` is without margins, for an ornament."""
+        """Return inline SVG."""
         with matplotlib_style(page=True):
             inches = (size[0] / 72, size[1] / 72)  # a point is one unit of the SVG
-            figure = Figure(figsize=inches, layout=None if bare else "constrained")
-            draw(figure.add_axes((0, 0, 1, 1)) if bare else figure.subplots())
+            figure = Figure(figsize=inches, layout="constrained")
+            draw(figure.subplots())
             self._drawn += 1
             return inline_svg(figure, f"chart{self._drawn}-", title, text, self._variables)
 
-    def samples(self, styles: Styles) -> str:
-        """Return a line with its marker per style, to be shown by `<use href="#style-v0">`."""
 
-        def one(style: Style) -> Draw:
-            def draw(axes: Axes) -> None:
-                axes.set_axis_off()
-                axes.set(xlim=(0, 1), ylim=(0, 1))
-                axes.plot([0, 1], [0.5, 0.5], color=style.colour, ls=style.line, lw=1.8)
-                axes.plot(0.5, 0.5, style.marker, color=style.colour, ms=7, mec="white", mew=0.5)
+def samples(styles: Styles) -> str:
+    """Return a line with its marker per style, to be shown by `<use href="#style-v0">`."""
+    return "".join(
+        f'<g id="style-{style.group}"><path d="M0 7H38" style="fill:none;{_stroke(style)}"/>'
+        f'<path d="{_marker(style.marker)}" transform="translate(19 7) scale(3.5 -3.5)" '
+        f'style="fill:var(--{style.group});stroke:var(--paper);stroke-width:0.14"/></g>'
+        for style in styles.values()
+    )
 
-            return draw
 
-        drawn = {
-            style.group: self.svg(one(style), "", "", (38, 14), bare=True)
-            for style in styles.values()
-        }
-        return "".join(f'<g id="style-{group}">{svg}</g>' for group, svg in drawn.items())
+def _stroke(style: Style) -> str:
+    dashes = "" if style.line == "-" else " ".join(f"{1.8 * of:g}" for of in style.line[1])
+    return f"stroke:var(--{style.group});stroke-width:1.8;stroke-dasharray:{dashes or 'none'}"
+
+
+def _marker(name: str) -> str:
+    marker: Any = MarkerStyle(name)  # a unit wide
+    outlines = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    return "".join(
+        "M" + "L".join(f"{2 * x:.2f} {2 * y:.2f}" for x, y in outline) + "Z" for outline in outlines
+    )
