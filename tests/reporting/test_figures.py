@@ -17,7 +17,7 @@ from attnlab.reporting import write_report
 from attnlab.reporting.figures.axes import LINE_HEIGHT, Extent, name_ends, window
 from attnlab.reporting.figures.comparison import comparison
 from attnlab.reporting.figures.hues import families_of
-from attnlab.reporting.figures.styles import styles_of
+from attnlab.reporting.figures.styles import matplotlib_style, styles_of
 
 
 @pytest.fixture
@@ -91,7 +91,8 @@ def test_names_at_the_ends_of_lines_do_not_overlap(study_dir):
     axes = Figure(figsize=(5, 4)).subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     ends = {f"v{i}": (1.0, 0.5 + i * 1e-9) for i in range(10)} | {"far": (1.0, 9.0)}
-    name_ends(axes, ends, styles_of({name: (name,) for name in ends}))
+    with matplotlib_style():
+        name_ends(axes, ends, styles_of({name: (name,) for name in ends}))
     heights = sorted(label.get_position()[1] for label in axes.texts)
     least = LINE_HEIGHT * axes.figure.dpi / 72 / axes.bbox.height
     assert len(heights) == 11
