@@ -26,7 +26,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 found.width = innerWidth;
 found.overflow = document.documentElement.scrollWidth - innerWidth;
 found.outside = all("main *, header *").filter((e) => shown(e)
-  && !e.closest(".scroll, svg, pre, nav")
+  && !e.closest(".scroll, .switches, svg, pre, nav")
   && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80));
 found.letters = Math.min(...all("svg.chart text").filter(shown).map((text) => {
   const chart = text.ownerSVGElement;
@@ -36,6 +36,9 @@ found.letters = Math.min(...all("svg.chart text").filter(shown).map((text) => {
 const place = (selector) => document.querySelector(selector).getBoundingClientRect();
 found.picture_ends = place("#answer svg.chart").bottom || place("#answer .narrow svg").bottom;
 found.picks_end = place("#picks").bottom;
+document.getElementById("cost").scrollIntoView();
+found.bar = Math.round(place("#bar").top);
+scrollTo(0, 0);
 found.charts = all("svg.chart").filter(shown).length;
 found.paper = getComputedStyle(document.body).backgroundColor;
 found.ink = getComputedStyle(document.body).color;
@@ -161,6 +164,7 @@ def test_the_page_fits_and_works_at_every_width(found_at, width):
     assert found["outside"] == []
     assert found["letters"] >= 7.5
     assert found["charts"] >= 12
+    assert found["bar"] == 0  # it stays in sight, far down the page
     if width == 1280:  # the first screen, 900 pixels high, is the answer and its picture
         assert max(found["picture_ends"], found["picks_end"]) < 900
     if width == 360:  # however far the table is scrolled

@@ -3,6 +3,7 @@
 A column gives a text for people and a value to sort by. An unknown value is a dash, and sorts last.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,10 @@ def ranking(analysis: Analysis) -> list[Column]:
 
 
 def for_page(shown: Sequence[Column]) -> list[Column]:
-    """Return the columns of the ranking with name and loss first, which a phone keeps in sight."""
+    """Return the columns of the ranking with name and loss first, which a phone keeps in sight.
+
+    There is no rank: the order of means is that of the rows.
+    """
     losses = [c for c in shown if c.title.endswith(" loss")]
     first = [VARIANT, *losses[:1], *(c for c in shown if c.title.startswith("Δ "))]
     return [*first, *(c for c in shown if c not in first and c.title != "#")]
@@ -122,7 +126,10 @@ def _to_baseline(analysis: Analysis) -> list[Column]:
                 title="tuning",
                 unit=LOSS,
                 text=lambda r: _of_pair(
-                    r, lambda pair: f"-{pair.first_allowance:.4f}, +{pair.second_allowance:.4f}"
+                    r,
+                    lambda pair: (
+                        f"-{_bound(pair.first_allowance)}, +{_bound(pair.second_allowance)}"
+                    ),
                 ),
                 about="added to the lower and to the upper end: what tuning may have missed",
                 priority=14,
@@ -146,6 +153,10 @@ def _to_baseline(analysis: Analysis) -> list[Column]:
 def _on_text(row: Row) -> float | None:
     found = row.analysis.on_text.get(row.name)
     return found and found.half_width
+
+
+def _bound(allowance: float) -> str:
+    return f"{allowance:.4f}" if math.isfinite(allowance) else "∞"
 
 
 def _of_pair(row: Row, text: Callable[[Comparison], str]) -> str:

@@ -17,7 +17,7 @@ SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "µ": r"$\mu$"},
+    **{"±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "µ": r"$\mu$", "∞": r"$\infty$"},
 }
 
 
@@ -32,7 +32,7 @@ def latex(analysis: Analysis) -> str:
         ),
         *(c for c in columns.costs(shown) if c.title in COST),
     ]
-    chosen = columns.known(chosen, shown)
+    chosen = columns.for_page(columns.known(chosen, shown))
     name = analysis.table.study.name
     lines = [
         *(f"% {' '.join(line.split())}" for line in unfair(analysis.table)),
@@ -100,7 +100,7 @@ def escaped(text: str) -> str:
     'gqa\\_1 5 \\% $\\pm$ 0.1'
     """
     text = "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))
-    return re.sub(r"(^| )-(?=\d)", r"\1$-$", text)
+    return re.sub(r"(^|[ \[])-(?=\d)", r"\1$-$", text)
 
 
 def _of_the_verdict(it: Column, analysis: Analysis) -> bool:
