@@ -86,6 +86,11 @@ def test_a_family_has_one_hue_and_the_baseline_and_the_floor_are_grey(tmp_path):
     assert hue("linear") == hue("kda")
     assert len({hue(name) for name in ("gqa_2", "linear", "sparse_64", "own")}) == 4
 
+    declared = {"one": ("gqa_2", "sparse_64"), "two": ("gqa_1",)}
+    write_study(tmp_path / "d", {name: [5.0] for name in kinds}, families=declared, **functions)
+    styles = styles_of(families_of(read_table(tmp_path / "d")))
+    assert hue("gqa_2") == hue("sparse_64") != hue("gqa_1")
+
 
 def test_names_at_the_ends_of_lines_do_not_overlap(study_dir):
     axes = Figure(figsize=(5, 4)).subplots()

@@ -97,9 +97,10 @@ def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> N
         inner = (None, None) if half is None else (pair.mean - half, pair.mean + half)
         for (start, end), width in (((pair.low, pair.high), 1.3 * scale()), (inner, 4.2 * scale())):
             if start is not None and end is not None:
+                capped = width < 2 and math.isfinite(end - start)
                 (line,) = axes.plot(
                     (max(start, low), min(end, high)), (y, y), "-", color=style.colour, lw=width,
-                    marker="|" if width < 2 else "", solid_capstyle="butt",
+                    marker="|" if capped else "", solid_capstyle="butt",
                 )  # fmt: skip
                 mark(line, style.group, tips=[tip])
         (point,) = axes.plot(

@@ -152,7 +152,7 @@ def _title(analysis: Analysis) -> str:
     seeds = len(analysis.seeds)
     if seeds < 2:
         return f"{text}, one seed: no error bars" if seeds else text
-    return f"{text}, {seeds} seeds{at_recipe(analysis)}"
+    return f"{text}, {seeds} seeds{at_recipe(analysis).replace(' at', ', at')}"
 
 
 def _caption(analysis: Analysis, reference: Variant | None) -> str:
@@ -163,7 +163,7 @@ def _caption(analysis: Analysis, reference: Variant | None) -> str:
     if len(analysis.seeds) > 1:
         said.append("Loss: small dots are seeds, marker and bar mean ± standard deviation.")
     said.append("Time: median of a run.")
-    said.append("A hue is a family of mechanisms; dark grey is the baseline, light grey a model")
+    said.append("A hue is a family of variants; dark grey is the baseline, light grey a model")
     said.append("without attention. An arrow gives a value beyond the axis.")
     if (every := len(rows(analysis))) > (few := len(most(rows(analysis)))):
         said.append(f"The best {few} of {every} variants are shown.")
