@@ -19,6 +19,7 @@ from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Workload
 from attnlab.benchmarking.table import device_sentence
 from attnlab.record import Json
+from attnlab.reporting.figures.hues import family_of
 from attnlab.reporting.figures.styles import GREY, Styles, matplotlib_style, png, styles_of
 
 
@@ -37,7 +38,7 @@ def bench_png(contents: Json, batch: int) -> bytes:
 
 
 def _figure(contents: Json, batch: int) -> Figure:
-    styles = styles_of({name: (name,) for name in contents["variants"]})
+    styles = styles_of({name: family_of(name, of) for name, of in contents["variants"].items()})
     points = [point for point in contents["points"] if point["batch"] == batch]
     panels = [panel for panel in _PANELS if any(p["what"] == panel.what for p in points)]
     rows = (len(panels) + 1) // 2

@@ -21,17 +21,21 @@ def families_of(table: Table) -> Families:
     declared = {name: f for f, names in table.study.families.items() for name in names}
     found: dict[str, tuple[str, ...]] = {}
     for variant in table.variants:
-        kinds = kinds_of(variant.config)
+        found[variant.name] = family_of(variant.name, variant.config)
         if variant.name == table.study.baseline:
             found[variant.name] = (BASELINE,)
-        elif kinds and kinds <= WITHOUT_ATTENTION:
-            found[variant.name] = (FLOOR,)
-        elif variant.name in declared:
+        elif variant.name in declared and found[variant.name] != (FLOOR,):
             found[variant.name] = ("declared", declared[variant.name])
-        else:
-            families = {"recurrent" if kind in RECURRENT else kind for kind in kinds}
-            found[variant.name] = ("kinds", *sorted(families or {variant.name}))
     return found
+
+
+def family_of(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the family of a variant by the kinds of its mechanisms; its own if none is known."""
+    kinds = kinds_of(config)
+    if kinds and kinds <= WITHOUT_ATTENTION:
+        return (FLOOR,)
+    families = {"recurrent" if kind in RECURRENT else kind for kind in kinds}
+    return ("kinds", *sorted(families or {name}))
 
 
 def kinds_of(config: Mapping[str, Any]) -> frozenset[str]:
