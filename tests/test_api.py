@@ -21,13 +21,15 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
 
 SCRIPT = """
+from pathlib import Path
 import attnlab
 from attnlab import Identity
 from support.tiny_study import study
 
-{guard}
-    analysis = attnlab.run(study, only=["identity"], seeds=1, device="cpu", out="out")
-    print(*(variant.name for variant in analysis.table.variants))
+with Path("executed").open("a") as file:
+    print(__name__, file=file)
+analysis = attnlab.run(study, only=["identity"], seeds=1, device="cpu", out="out", check=False)
+print(*(variant.name for variant in analysis.table.variants))
 """
 
 
@@ -199,7 +201,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypat
     with pytest.raises(ValueError, match="the study has no name"):
         attnlab.run(tiny_study.study, **quick)
     monkeypatch.setattr(attnlab.Identity, "__module__", "__main__")
-    with pytest.raises(ValueError, match="Identity: is defined in __main__"):
+    with pytest.raises(ValueError, match="Identity: is defined in a script or notebook"):
         attnlab.run(tiny_study.study, out="out", **quick)
     assert not list(Path().iterdir())
 
@@ -210,18 +212,13 @@ def test_the_published_call_is_that_of_a_shipped_study(quick):
         attnlab.run("deepseek", only=["baseline", "lora", "flash"], data="nowhere", **quick)
 
 
-def test_a_script_needs_its_guard_and_nothing_else(tmp_path, cache):
-    (tmp_path / "guarded.py").write_text(SCRIPT.format(guard='if __name__ == "__main__":'))
-    done = python("guarded.py", cwd=tmp_path, cache=cache)
+def test_a_script_needs_no_guard_and_is_executed_once(tmp_path, cache):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = python("script.py", cwd=tmp_path, cache=cache)
     assert (done.returncode, done.stdout, done.stderr) == (0, "identity\n", "")
-
-
-def test_a_script_without_its_guard_is_told_so(tmp_path, cache):
-    (tmp_path / "bare.py").write_text(SCRIPT.format(guard="if True:"))
-    done = python("bare.py", cwd=tmp_path, cache=cache)
-    assert "if __name__ == '__main__':" in done.stderr
-    failures = json.loads((tmp_path / "out/failures.json").read_text())
-    assert "its process ended with exit code 1" in str(failures["identity"])
+    assert (tmp_path / "executed").read_text() == "__main__\n"
+    assert len(list((tmp_path / "out").glob("*/seed-*/summary.json"))) == 1
+    assert json.loads((tmp_path / "out/failures.json").read_text()) == {}
 
 
 def test_check_gives_what_the_command_shows(bugs):

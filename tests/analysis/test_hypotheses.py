@@ -13,6 +13,7 @@ from attnlab.analysis.hypotheses.ordered import Ordered
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.config import ConfigError
 from attnlab.reporting.pages import markdown
+from attnlab.study.load import load_study
 
 LOSSES = {
     "mha": steady(5.1, 1),
@@ -370,7 +371,20 @@ def test_a_new_kind_is_one_class_with_its_sentence_and_its_judge(tmp_path):
         "        loss = evidence.verdict.means[self.variant]\n"
         "        return evidence.finding([loss < 6], [f'Its loss is {loss:.1f}.'])\n"
     )
-    recorded = {"kind": f"{kind}:Finite", "variant": "mha"}
-    (found,) = analyse(write_study(tmp_path / "s", LOSSES, hypotheses=[recorded])).judgements
+    recorded = {"kind": "my_kind.py:Finite", "variant": "mha"}
+    study_dir = write_study(tmp_path / "s", LOSSES, hypotheses=[recorded])
+    (stranger,) = analyse(study_dir).judgements  # a record alone executes no file
+    assert stranger.ruling == "not judged"
+    assert "`attnlab run`, which loads the study" in stranger.found[0]
+
+    (tmp_path / "asks.py").write_text(
+        "from dataclasses import replace\n"
+        "from my_kind import Finite\n"
+        "from support.tiny_study import study\n"
+        "study = replace(study, hypotheses=(Finite(variant='mha'),))\n"
+    )
+    study = load_study(str(tmp_path / "asks.py"))
+    assert [each.to_dict()["kind"] for each in study.hypotheses] == [recorded["kind"]]
+    (found,) = analyse(study_dir).judgements
     assert (found.ruling, found.found) == ("supported", ("Its loss is 5.1.",))
     assert found.statement == "mha has a loss below 6."

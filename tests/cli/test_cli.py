@@ -165,7 +165,15 @@ def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
     text = (
         "from dataclasses import replace\n"
         "from support.tiny_study import study\n"
-        "from attnlab.analysis.hypotheses.ranked import Ranked\n"
+        "from dataclasses import dataclass\n"
+        "from attnlab.analysis.hypotheses import Evidence, Hypothesis\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Finite(Hypothesis):\n"
+        "    variant: str\n"
+        "    needs_verdict = False\n"
+        "    statement = 'Its loss is a number.'\n"
+        "    def judge(self, evidence: Evidence):\n"
+        "        return evidence.finding([True], ['It is.'])\n"
         "study = replace(study.only(['identity']), seeds=1, margin={})\n"
     )
     arguments = ("run", "asks.py", "--device", "cpu", "--no-check")
@@ -174,11 +182,13 @@ def test_what_a_study_asks_can_change_when_its_runs_are_done(attnlab, tmp_path):
     record = tmp_path / "results" / "asks" / "study.json"
     before = json.loads(record.read_text())
     sys.modules.pop(next(name for name in sys.modules if name.startswith("attnlab_file_asks")))
-    path.write_text(text.format("0.05, hypotheses=(Ranked(variant='identity'),)"))
+    path.write_text(text.format("0.05, hypotheses=(Finite(variant='identity'),)"))
     assert attnlab(*arguments[:-1]).exit_code == 0
     after = json.loads(record.read_text())
     assert (after["margin"], after["hypotheses"][0]["variant"]) == (0.05, "identity")
     assert (after["command"], after["checked"]) == (before["command"], False)
+    report = (record.parent / "report.md").read_text()
+    assert re.search(r"Its loss is a number\. \|.*\*\*supported\*\*", report)
 
 
 def test_list_has_studies_kinds_and_settings(attnlab):

@@ -267,8 +267,8 @@ def vertex(lower: float, here: float, higher: float) -> tuple[float, float]:
         itself, and the other neighbour's loss above it, since a curve that bends upwards falls no
         faster beyond the best rate than before it.
 
-    >>> vertex(5.03, 5.0, 5.01)
-    (0.25, 0.01)
+    >>> vertex(5.75, 5.0, 5.25)
+    (0.25, 0.25)
     """
     low, high = lower - here, higher - here
     if math.isinf(low) or math.isinf(high):

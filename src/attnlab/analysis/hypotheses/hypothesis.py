@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
 from attnlab.analysis.verdict import Verdict
-from attnlab.config import Choice, ConfigError, Problem, read_from_record
+from attnlab.config import Choice, ConfigError, Problem, is_own, own_kind, read_from_record
 
 LOSS = "loss, nats/token"
 
@@ -70,7 +70,7 @@ def judge_all(verdict: Verdict, costs: Sequence[Cost]) -> tuple[Judgement, ...]:
 def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
     try:
         with read_from_record(None, ": it is judged by `attnlab run`, which loads the study"):
-            hypothesis = Hypothesis.from_dict(recorded)
+            hypothesis = Hypothesis.from_dict({**recorded, "kind": _in_use(recorded.get("kind"))})
     except ConfigError as error:  # a kind of a newer version, or of a user's file that is gone
         kind = recorded.get("kind")
         return Judgement(
@@ -94,6 +94,21 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
         measure=hypothesis.measure,
         published=dict(hypothesis.published),
     )
+
+
+def _in_use(kind: Any) -> Any:
+    """Return a recorded kind; with its class if it is the user's and this process has imported it.
+
+    The study's file imports the kinds of its hypotheses. A record alone executes no file.
+    """
+    kinds = [own_kind(cls) for cls in _subclasses(Hypothesis) if is_own(cls)]
+    return next((own for own in reversed(kinds) if own == kind), kind)
+
+
+def _subclasses(cls: type[Hypothesis]) -> Iterator[type[Hypothesis]]:
+    for one in cls.__subclasses__():
+        yield one
+        yield from _subclasses(one)
 
 
 def distinct_problems(variants: Sequence[str], *, at_least: int) -> Iterator[Problem]:
