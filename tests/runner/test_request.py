@@ -41,6 +41,8 @@ def test_a_study_has_a_name_a_path_and_lengths():
         "fair_search_medium"
     )
     loaded = Request(study=Path(tiny_study.__file__), only=iter(["mha"])).apply_options()
+    added = Request(study=TUNED, add="mine=identity", only="mha").apply_options()
+    assert list(added.variants) == ["mha", "mine"]
     assert (loaded.name, list(loaded.variants)) == ("tiny_study", ["mha"])
     with pytest.raises(ValueError, match="no study 'quikstart'; did you mean 'quickstart'"):
         Request(study="quikstart").apply_options()

@@ -51,7 +51,10 @@ def run(  # noqa: PLR0913  one parameter per option
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Train only these variants, separated by commas."),
+        typer.Option(
+            metavar="NAMES",
+            help="Train only these variants and those of --add, separated by commas.",
+        ),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(help="Train this number of seeds per variant.")

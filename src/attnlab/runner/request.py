@@ -66,10 +66,11 @@ class Request:
         study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
         if self.length is not None:
             study = study.at_length(self.length)
-        if self.add:
-            study = study.add(dict(map(addition, self.add)))
+        added = dict(map(addition, self.add))
+        if added:
+            study = study.add(added)
         if self.only is not None:
-            study = study.only(self.only)
+            study = study.only([*self.only, *(name for name in added if name not in self.only)])
         if self.seeds is not None:
             study = dataclasses.replace(study, seeds=self.seeds)
         if not self.tune:

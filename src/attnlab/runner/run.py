@@ -80,7 +80,7 @@ def run(  # noqa: PLR0913  one parameter per option
         length: one of the study's named lengths.
         add: mechanisms to add as variants, `NAME=KIND[:settings]` as in "mine=file.py:Class": each
             is the baseline with this mechanism in every layer.
-        only: variants, as a list or separated by commas.
+        only: variants, as a list or separated by commas; those of `add` are included.
         seeds: seeds per variant.
         steps: training steps.
         overrides: dotted settings of every variant, such as `train.learning_rate=1e-3`.
