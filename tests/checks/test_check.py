@@ -3,14 +3,24 @@
 import inspect
 import random
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import torch
 from support import PLANTED_BUGS
 from support.planted_faults_of_numbers import FAULTS
+from torch.nn.attention.flex_attention import flex_attention
 
-from attnlab.checks import Result, assert_correct, causality, check_properties, describe, plugin
+from attnlab.checks import (
+    Result,
+    assert_correct,
+    causality,
+    check_properties,
+    describe,
+    numbers,
+    plugin,
+)
+from attnlab.checks.modes import _NarrowestDtype, narrowest_dtype
 from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES
@@ -311,6 +321,44 @@ def test_a_backward_pass_that_runs_only_once_is_no_violation(planted, monkeypatc
     )
     config = planted.GatedIdentity()
     assert causality.gradients.check(Subject(config=config, d_model=8)).holds
+
+
+def test_operators_on_functions_are_observed_and_compile_afterwards():
+    attend = torch.compile(flex_attention, backend="eager", fullgraph=True)
+    x_BHTK = torch.randn(1, 2, 16, 16)
+    call = partial(attend, x_BHTK, x_BHTK, x_BHTK)
+    assert narrowest_dtype(call, torch.float32) == torch.float32
+    assert narrowest_dtype(lambda: call().half(), torch.float32) == torch.float16
+    assert call().shape == x_BHTK.shape
+
+
+def test_what_cannot_be_observed_is_not_judged(planted, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError("no rule for this operator")
+
+    monkeypatch.setattr(_NarrowestDtype, "__torch_dispatch__", refuse)
+    subject = Subject(config=planted.GatedIdentity(), d_model=8)
+    assert subject.precision == torch.float64
+    result = numbers.dtypes_inside.check(subject)
+    assert (result.verdict, result.how_much) == ("skipped", "its operations cannot be observed")
+
+
+def test_a_kernel_that_refuses_float32_is_checked_in_bfloat16(planted, monkeypatch):
+    """As cuDNN's attention does: EVAL in bfloat16, and training under autocast."""
+    project = torch.nn.Linear.forward
+
+    def in_bfloat16(module, x):
+        y = project(module, x)
+        if y.dtype != torch.bfloat16:
+            raise ValueError(f"computes in bfloat16, and the dtype is {y.dtype}")
+        return y
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", in_bfloat16)
+    results = check_properties(GroupedQuery(), d_model=32, quick=True)
+    assert not violated(results), [describe(result) for result in violated(results).values()]
+    by_name = {result.name: result for result in results}
+    assert by_name["float32 stays float32 inside"].verdict == "skipped"
+    assert by_name["same seed, same bits"].verdict == "pass"
 
 
 @pytest.fixture

@@ -1,17 +1,18 @@
 """The stated cost of a mechanism, compared with the measured one.
 
 Parameters are counted. FLOPs are those of the matrix products of one decode step, and of the
-forward pass of a sequence, as torch's counter counts them (without torch's fused CPU kernels, which
-the counter does not see). Bytes are those of the smallest decode state that holds the context.
+forward pass of a sequence, as torch's counter counts them, fused kernels of attention included.
+Bytes are those of the smallest decode state that holds the context.
 
 Shapes: B batch, T tokens, D model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError
 from attnlab.checks.result import Finding, mechanism_property
@@ -64,9 +65,8 @@ def forward_flops(subject: Subject) -> Iterator[Finding]:
     for batch, tokens in ((1, subject.past), (4, max(CONTEXT, subject.past))):
         with subject.at(EVAL, batch, tokens):
             x_BTD = subject.tokens(batch, tokens)
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                subject.forward(mechanism, EVAL, x_BTD)
-        counted = counter.get_total_flops() // (batch * tokens)
+            total = _counted_in(lambda x_BTD=x_BTD: subject.forward(mechanism, EVAL, x_BTD))
+        counted = total // (batch * tokens)
         stated = subject.config.forward_flops(subject.d_model, tokens)
         if abs(stated - counted) <= FORWARD_OFF * counted:
             counted = stated
@@ -84,7 +84,7 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
     """Count the bytes of the decode state after a context, in several dtypes."""
     _require_cost(subject, decoding=True)
     dtypes = {EVAL: subject.dtype, FLOAT32_EVAL: torch.float32, BFLOAT16_EVAL: torch.bfloat16}
-    if subject.config.computes_in is not None:
+    if subject.config.computes_in is not None or not subject.serves_float32:
         dtypes = {EVAL: subject.dtype}
     for mode, dtype in dtypes.items():
         for batch, context in _contexts(subject) if mode == EVAL else ((4, CONTEXT),):
@@ -114,9 +114,26 @@ def _of_step(subject: Subject, mode: Mode, batch: int, context: int) -> tuple[in
         state = mechanism.init_state(batch, context)
         if context > 1:
             _, state = mechanism.prefill(x_BTD[:, :-1], context)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            _, state = mechanism.step(x_BTD[:, -1], state)
-    return counter.get_total_flops(), state_bytes(state)
+        states = list[Any]()
+        total = _counted_in(lambda: states.append(mechanism.step(x_BTD[:, -1], state)[1]))
+    return total, state_bytes(states[0])
+
+
+def _counted_in(call: Callable[[], object]) -> int:
+    """Return the FLOPs of a call, by torch's counter and the formula of torch's fused CPU kernel.
+
+    Attention whose kernel torch selects is computed, and counted, by matrix products.
+    """
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention}
+    counter = FlopCounterMode(display=False, custom_mapping=fused)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _of_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of attention between tensors of these shapes, masked pairs included."""
+    return sdpa_flop_count(q, k, v)
 
 
 def _bound(subject: Subject, stated: int, counted: int) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 Shapes: B batch, T tokens, D model width.
 """
 
-from collections.abc import Generator
+import warnings
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -62,8 +63,28 @@ class NotJudgedError(Exception):
     """A property cannot be judged; the message says why."""
 
 
-class NarrowestDtype(TorchDispatchMode):
+def narrowest_dtype(call: Callable[[], object], dtype: torch.dtype) -> torch.dtype | None:
+    """Return the narrowest dtype of numbers inside a call, `dtype` if that is narrower.
+
+    Compiled code runs as Python, so that its operations are seen. None if the call fails.
+    """
+    with (
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(action="ignore"),  # that what is compiled is not
+    ):
+        try:
+            with _NarrowestDtype(dtype) as seen:
+                call()
+        except Exception:
+            return None
+    return seen.dtype
+
+
+class _NarrowestDtype(TorchDispatchMode):
     """Records the narrowest dtype of real or complex tensors that operations return."""
+
+    supports_higher_order_operators = True  # torch's FlexAttention is one
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

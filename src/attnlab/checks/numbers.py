@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D model width.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from attnlab.checks.modes import (
     FLOAT32_TRAIN,
     LONG,
     Mode,
-    NarrowestDtype,
     NotJudgedError,
+    narrowest_dtype,
 )
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
@@ -51,11 +52,27 @@ def shapes(subject: Subject) -> Iterator[Finding]:
             deviation = 0.0 if is_alike else math.inf
             yield Finding("", deviation, words="" if is_alike else words, place=place)
             yield _finite("", y_BTD)._replace(place=place)
-    for mode in (FLOAT32_EVAL, FLOAT32_TRAIN) if subject.config.computes_in is None else ():
-        with subject.at(mode, 1, LONG) as place, NarrowestDtype(torch.float32) as seen:
-            subject.forward(subject.build(mode), mode, subject.tokens(1, LONG, mode))
-        words = "" if seen.dtype == torch.float32 else f"computes in {seen.dtype} inside"
-        yield Finding(str(place), math.inf if words else 0.0, words=words)
+
+
+@mechanism_property(
+    "float32 stays float32 inside",
+    cause="a cast to a narrower dtype, perhaps in long sequences only; if it is intended, set "
+    "`computes_in` in the settings' class",
+)
+@torch.no_grad()
+def dtypes_inside(subject: Subject) -> Iterator[Finding]:
+    """Look at the dtype of every operation's result, in a long sequence."""
+    if subject.config.computes_in is not None or not subject.serves_float32:
+        raise NotJudgedError("it does not compute in float32")
+    for mode in (FLOAT32_EVAL, FLOAT32_TRAIN):
+        call = partial(subject.forward, mode=mode, x_BTD=subject.tokens(1, LONG, mode))
+        with subject.at(mode, 1, LONG) as place:
+            seen = narrowest_dtype(partial(call, subject.build(mode)), torch.float32)
+            if seen is None:
+                call(subject.build(mode))
+                raise NotJudgedError("its operations cannot be observed")
+        words = "" if seen == torch.float32 else f"computes in {seen} inside"
+        yield Finding("", math.inf if words else 0.0, words=words, place=place)
 
 
 @mechanism_property(

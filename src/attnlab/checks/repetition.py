@@ -72,7 +72,8 @@ def layers(subject: Subject) -> Iterator[Finding]:
         given.append((args[0], y_BTD))
 
     hooks = [mechanism.register_forward_hook(record) for mechanism in model.mechanisms()]
-    with subject.at(FLOAT32_EVAL, 4, 37, ", two layers") as place:
+    autocast = subject.autocast_in(FLOAT32_EVAL)
+    with subject.at(FLOAT32_EVAL, 4, 37, ", two layers") as place, autocast:
         model.features(batch(subject, 0, 0)[:, :-1])
         for hook in hooks:
             hook.remove()

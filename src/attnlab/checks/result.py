@@ -82,6 +82,12 @@ class Property(NamedTuple):
 
     def check(self, subject: Subject) -> Result:
         """Return the result. An exception that the mechanism raises violates the property."""
+        result = self._check(subject)
+        if not result.holds:
+            subject.violated.add(self.name)
+        return result
+
+    def _check(self, subject: Subject) -> Result:
         found = list[Finding]()
         try:
             found.extend(self.findings(subject))
@@ -200,12 +206,17 @@ def mechanism_property(
 def relative(found: Tensor, expected: Tensor) -> Tensor:
     """Return |found - expected| over the largest finite |expected|, elementwise in float64.
 
+    Where all that was expected is 0, it is over the largest finite number that was found.
     It is infinite where one of the two is not finite, and 0 where neither is: that outputs are
     finite is a property of its own.
     """
     found, expected = found.detach().double(), expected.detach().double()
     finite = expected.isfinite()
-    scale = torch.where(finite, expected, 0).abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    largest, found_largest = (
+        torch.where(x.isfinite(), x, 0).abs().max() for x in (expected, found)
+    )
+    scale = torch.where(largest > 0, largest, found_largest)
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     off = ((found - expected).abs() / scale).nan_to_num(math.inf, posinf=math.inf)
     return torch.where(finite | found.isfinite(), off, 0.0)
 

@@ -29,10 +29,10 @@ from attnlab.checks.modes import (
     TRAIN,
     EmptyAsZeros,
     Mode,
-    NarrowestDtype,
     NotJudgedError,
     Place,
     enliven,
+    narrowest_dtype,
     seeded,
     tolerance,
 )
@@ -103,6 +103,11 @@ class Subject:
         return {}
 
     @cached_property
+    def violated(self) -> set[str]:
+        """The names of the properties that were found to be violated."""
+        return set()
+
+    @cached_property
     def has_schedule(self) -> bool:
         """True if the mechanism changes with the training step."""
         return type(self.build()).at_step is not Mechanism.at_step
@@ -139,14 +144,33 @@ class Subject:
     def dtype(self) -> torch.dtype:
         return self._place[1]
 
+    @cached_property
+    def serves_float32(self) -> bool:
+        """False if a kernel refuses float32, as some on CUDA do; then it trains under autocast."""
+        is_narrow = torch.finfo(self.dtype).eps > torch.finfo(torch.float32).eps
+        return not is_narrow or self.config.computes_in is not None
+
+    def served(self, mode: Mode) -> Mode:
+        """Return the mode, under autocast to bfloat16 where float32 is not served."""
+        if not mode.float32 or self.serves_float32:
+            return mode
+        name = f"{mode.name} in bfloat16"
+        return mode._replace(name=name, autocast=True, float32=False)
+
+    def autocast_in(self, mode: Mode) -> torch.autocast:
+        """Return the context of autocast, which is off in most modes."""
+        return self.served(mode).autocast_on(self.device)
+
     def dtype_in(self, mode: Mode) -> torch.dtype:
         """Return the dtype of inputs in this mode."""
+        mode = self.served(mode)
         if mode.autocast:
             return torch.bfloat16
         return torch.float32 if mode.float32 else self.dtype
 
     def limit_in(self, mode: Mode) -> float:
         """Return the relative deviation that roundings may cause in this mode."""
+        mode = self.served(mode)
         if mode.autocast or mode.float32:
             return tolerance(self.dtype_in(mode))
         return tolerance(self.precision)
@@ -207,7 +231,7 @@ class Subject:
 
         Without a seed it draws from the streams as they are.
         """
-        with nullcontext() if seed is None else seeded(seed), mode.autocast_on(x_BTD.device):
+        with nullcontext() if seed is None else seeded(seed), self.autocast_in(mode):
             if mode.training:
                 return mechanism.forward_with_loss(x_BTD)
             return mechanism(x_BTD), None
@@ -228,7 +252,7 @@ class Subject:
         batch, capacity = x_BTD.shape[0], x_BTD.shape[1] + spare
         outputs = list[Tensor]()
         random = nullcontext() if seed is None else seeded(seed)
-        with random, mode.autocast_on(x_BTD.device):
+        with random, self.autocast_in(mode):
             if prompt:
                 y_BTD, state = mechanism.prefill(x_BTD[:, :prompt], capacity)
                 outputs.extend(y_BTD.unbind(1))
@@ -251,6 +275,7 @@ class Subject:
     @contextmanager
     def at(self, mode: Mode, batch: int, tokens: int, more: str = "") -> Generator[Place]:
         """Yield mode and shape, and add them as a note to exceptions raised inside."""
+        mode = self.served(mode)
         dtype = str(self.dtype_in(mode)).removeprefix("torch.")
         name = mode.name if mode.autocast else f"{mode.name}, {dtype}"
         place = Place(name, batch, tokens, more)
@@ -262,19 +287,22 @@ class Subject:
 
     @cached_property
     def precision(self) -> torch.dtype:
-        """The narrowest dtype of the numbers inside, for inputs in `dtype`."""
-        mechanism, x_BTD = self.build(), self.tokens(2, 19)
-        with torch.no_grad(), NarrowestDtype(self.dtype) as seen:
+        """The narrowest dtype of the numbers inside, for inputs in `dtype`, if it can be seen."""
+
+        def call() -> None:
+            mechanism, x_BTD = self.build(), self.tokens(2, 19)
             self.forward(mechanism, EVAL, x_BTD)
             if self.decodes:
                 self.decode(mechanism, x_BTD, prompt=3)
-        return seen.dtype
+
+        return narrowest_dtype(call, self.dtype) or self.dtype
 
     @cached_property
     def _place(self) -> tuple[torch.device, torch.dtype]:
         """The first device and dtype on which the mechanism runs; the first of all if none."""
         cuda = torch.cuda.is_available()
-        places = [("cpu", torch.float64), ("cpu", torch.float32), *_CUDA * cuda]
+        on_cpu = [("cpu", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+        places = [*on_cpu[:2], *_CUDA * cuda, *on_cpu[2:]]
         if self.config.computes_in is not None:
             places = [("cuda" if cuda else "cpu", self.config.computes_in)]
         for device, dtype in places:

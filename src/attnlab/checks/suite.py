@@ -173,6 +173,8 @@ def odd_settings(subject: Subject) -> Iterator[Finding]:
     """Judge a few properties at other settings of a kind that is checked by its name."""
     for label, other in _with_odd_settings(subject):
         for each in _AT_ODD_SETTINGS:
+            if each.name in subject.violated:
+                continue  # it is reported at the settings that were given
             result = each.check(other)
             words = "" if result.holds else f"{each.name}: {result.how_much}"
             where = f"{label}, {result.where}" if result.where else label
@@ -223,6 +225,7 @@ PROPERTIES: tuple[Property, ...] = (
     training.trained,
     numbers.derivatives,
     numbers.finite,
+    numbers.dtypes_inside,
     cost.params,
     cost.flops,
     cost.forward_flops,

@@ -95,6 +95,7 @@ def course(
     subject: Subject, seed: int, *, autocast: bool = False, tokens: int | None = None
 ) -> Course:
     """Train a model of two layers from its initial values for a few steps, as the trainer does."""
+    autocast = autocast or not subject.serves_float32
     config = ModelConfig(mechanisms=(subject.config,), n_layers=2, d_model=subject.d_model)
     with seeded(seed):
         model = config.build(VOCABULARY, seed).to(subject.device).train()
