@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.rotation import rotate
+from support.agreement import rotate
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 

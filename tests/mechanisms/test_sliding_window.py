@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.rotation import rotate
+from support.agreement import rotate
 from torch.testing import assert_close
 
 from attnlab.config import ConfigError

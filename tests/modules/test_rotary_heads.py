@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from support.rotation import rotate
+from support.agreement import rotate
 from torch.testing import assert_close
 
 from attnlab.checks import assert_correct

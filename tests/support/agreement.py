@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.mechanism import Mechanism
+from attnlab.modules import rotary
 
 Weights = dict[str, Tensor]
 
@@ -127,3 +128,9 @@ def _with_gradients(
         materialize_grads=True,
     )
     return [y_BTD.detach(), *gradients]
+
+
+def rotate(x_TK: Tensor, theta: float, start: int = 0) -> Tensor:
+    """Apply RoPE in one call."""
+    tokens, width = x_TK.shape[-2:]
+    return rotary.rotate(x_TK, rotary.rotation(rotary.Rope(theta, width), start, tokens, like=x_TK))
