@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
-from support import SOURCE, TESTS, tiny_study
+from support import SOURCE, TESTS, fake_workers, tiny_study
 
 import attnlab
 from attnlab.benchmarking.bench import Measured
@@ -41,6 +41,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def quick(tmp_path, cache, monkeypatch):
     """What makes a call quick, and keeps it here."""
+    fake_workers.draw_nothing(monkeypatch)
     monkeypatch.chdir(tmp_path)
     return {"device": "cpu", "workers": 1, "seeds": 1, "cache": cache}
 
@@ -171,7 +172,8 @@ def test_an_interrupt_goes_through_and_leaves_a_report_and_the_same_call_goes_on
     assert not analysis.table.failures
 
 
-def test_what_failed_is_in_the_analysis_and_no_exception(quick):
+def test_what_failed_is_in_the_analysis_and_no_exception(quick, monkeypatch):
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
     impossible = ["train.learning_rate=1e30", "train.clip_norm=1e30"]
     analysis = attnlab.run(
         tiny_study.study, only=["identity"], overrides=impossible, out="out", **quick

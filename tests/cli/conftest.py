@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from support import tiny_study
+from support import fake_workers, tiny_study
 from typer.testing import CliRunner
 
 from attnlab.cli import app
@@ -20,7 +20,12 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def attnlab(tmp_path, monkeypatch, cache):
-    """Call the command line in an empty folder; user-defined kinds are forgotten afterwards."""
+    """Call the command line in an empty folder; user-defined kinds are forgotten afterwards.
+
+    It trains in this process and draws no figure; `first_run` starts workers and draws.
+    """
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
+    fake_workers.draw_nothing(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", cache)
     monkeypatch.delenv("ATTNLAB_DATA", raising=False)

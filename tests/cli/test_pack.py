@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from support import reported_study
+from support import fake_workers, reported_study
 from typer.testing import CliRunner
 
 from attnlab.cli.app import app
@@ -18,7 +18,8 @@ def attnlab(*arguments: object):
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, monkeypatch):
+    fake_workers.draw_nothing(monkeypatch)
     reported_study.complete(tmp_path / "toy", seeds=(0, 1))
     return tmp_path / "toy"
 

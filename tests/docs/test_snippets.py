@@ -1,15 +1,13 @@
 """The Python that the documentation shows runs as it stands."""
 
 import json
-import pickle
 import re
 import shutil
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support import tiny_study
+from support import fake_workers, tiny_study
 from support.pages import ROOT, blocks, python_block
 from typer.testing import CliRunner
 
@@ -22,7 +20,7 @@ from attnlab.data import Places
 from attnlab.mechanism import MechanismConfig
 from attnlab.reporting import write_results
 from attnlab.runner.execute import corpus_of, execute
-from attnlab.training.run import Run, RunConfig
+from attnlab.training.run import Run
 
 ALL = blocks("python")
 RUN_ELSEWHERE = (
@@ -102,41 +100,13 @@ def test_the_mechanism_is_trained(tmp_path, monkeypatch):
     assert (tmp_path / "mine/seed-0/summary.json").is_file()
 
 
-class InProcess:
-    """Workers that train in this process what the settings say, as another process reads them."""
-
-    def __init__(self, slots, study_dir, places):
-        self.study_dir, self.places, self.planned = study_dir, places, None
-
-    def idle(self):
-        return self.planned is None
-
-    def busy(self):
-        return self.planned is not None
-
-    def start(self, planned):
-        self.planned = planned
-
-    def events(self):
-        planned, self.planned = self.planned, None
-        settings = pickle.loads(pickle.dumps(planned.run.config.to_dict()))
-        run = replace(planned.run, config=RunConfig.from_dict(settings))
-        for event in execute(
-            run, self.study_dir, planned.identity, self.places, torch.device("cpu")
-        ):
-            yield planned, event
-
-    def stop(self):
-        pass
-
-
 def test_the_study_with_ones_own_mechanism_runs_from_another_folder(tmp_path, monkeypatch):
     """The commands of the page: run, run again, sample, export, from two working directories."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/moving_average.py").write_text(python_block("class MovingAverage("))
     (tmp_path / "mine/my_study.py").write_text(python_block("from moving_average import"))
     monkeypatch.setenv("ATTNLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", InProcess)
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
     for name in ("write_report", "write_results"):  # which take longer than training
         monkeypatch.setattr(f"attnlab.runner.run.{name}", analyse)
     monkeypatch.chdir(tmp_path)

@@ -1,14 +1,18 @@
-"""Workers without training, whose runs end at once with a made-up loss; a trial in this process."""
+"""Workers without training, whose runs end at once with made-up losses; runs in this process."""
 
 import math
+import pickle
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
+from attnlab.runner.execute import execute
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Trial
 from attnlab.study.study import Study
 from attnlab.training.config import Tuning
+from attnlab.training.run import RunConfig
 from support import tiny_study
 
 BASE = tiny_study.base  # its own rate is 0.01
@@ -73,3 +77,38 @@ def trial_here(study, places, slot, *, check, seconds):
     trial.results = lambda names: results(names, seconds)
     yield trial
     torch.set_num_threads(threads)
+
+
+class InProcess:
+    """Workers that train in this process what the settings say, as another process reads them."""
+
+    def __init__(self, slots, study_dir, places):
+        self.study_dir, self.places, self.planned = study_dir, places, None
+
+    def idle(self):
+        return self.planned is None
+
+    def busy(self):
+        return self.planned is not None
+
+    def start(self, planned):
+        self.planned = planned
+
+    def events(self):
+        planned, self.planned = self.planned, None
+        settings = pickle.loads(pickle.dumps(planned.run.config.to_dict()))
+        run = replace(planned.run, config=RunConfig.from_dict(settings))
+        for event in execute(
+            run, self.study_dir, planned.identity, self.places, torch.device("cpu")
+        ):
+            yield planned, event
+
+    def stop(self):
+        pass
+
+
+def draw_nothing(patch):
+    """Write empty figures, which take seconds to draw, while `patch` holds."""
+    module = "attnlab.reporting.figures.comparison"
+    patch.setattr(f"{module}.comparison", lambda _: (b"PNG", b"<svg/>"))
+    patch.setattr(f"{module}.panel_pdfs", lambda _: {})

@@ -142,8 +142,11 @@ def measurements(study_dir):
     }
 
 
-def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(tmp_path, places, fingerprint):
+def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
+    tmp_path, places, fingerprint, monkeypatch
+):
     """The command is killed with SIGKILL while it tunes; its workers end by themselves."""
+    fake_workers.draw_nothing(monkeypatch)
     (tmp_path / "tuned.py").write_text("from support.twin_study import study")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     command = [
