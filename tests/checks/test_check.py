@@ -23,7 +23,7 @@ from attnlab.checks import (
 from attnlab.checks.modes import _NarrowestDtype, narrowest_dtype
 from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
-from attnlab.checks.suite import PROPERTIES
+from attnlab.checks.suite import PROPERTIES, fitting_width
 from attnlab.config import ConfigError, load_file
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -137,7 +137,9 @@ def test_a_bug_violates_no_other_property(quick, bug):
 
 @pytest.mark.parametrize("bug", ["ChunkReadsAhead", "FutureSeenAfterWarmUp", "RingOverwritesEarly"])
 def test_the_whole_suite_finds_what_the_quick_one_finds(planted, quick, bug):
-    assert quick(bug).keys() <= violated(check_properties(getattr(planted, bug))).keys()
+    config = small(getattr(planted, bug))
+    subject = Subject(config=config, d_model=fitting_width(config))
+    assert not any(each.check(subject).holds for each in PROPERTIES if each.name in quick(bug))
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -171,13 +173,14 @@ def test_a_shipped_mechanism_holds(kind):
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_no_false_alarm_on_fifty_random_shapes_and_seeds(block):
-    """Five a block, the last of them under the whole suite."""
+def test_no_false_alarm_on_twenty_random_shapes_and_seeds(block):
+    """Two of five a block; of every second block the last one under the whole suite."""
     draw = random.Random(block)
-    for trial in range(5):
-        config, d_model = random_mechanism(draw)
-        seed = 5 * block + trial
-        found = violated(check_properties(config, d_model=d_model, seed=seed, quick=trial < 4))
+    drawn = [random_mechanism(draw) for _ in range(5)]
+    for trial in (0, 4):
+        config, d_model = drawn[trial]
+        seed, is_quick = 5 * block + trial, trial == 0 or block % 2 == 0
+        found = violated(check_properties(config, d_model=d_model, seed=seed, quick=is_quick))
         assert not found, f"{config} at {d_model}: {[describe(r) for r in found.values()]}"
 
 

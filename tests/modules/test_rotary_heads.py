@@ -123,9 +123,8 @@ def test_every_mixture_of_settings_keeps_the_promises():
         (DeepseekSparse, {"top_k": 8}),
     ]:
         assert_correct(kind(n_kv_heads=2, **bound, **ALL), d_model=D, quick=True)
-        for _ in range(2):
-            some = {name: value for name, value in ALL.items() if draw.random() < 0.5}
-            assert_correct(kind(n_kv_heads=2, **bound, **some), d_model=D, quick=True)
+        some = {name: value for name, value in ALL.items() if draw.random() < 0.5}
+        assert_correct(kind(n_kv_heads=2, **bound, **some), d_model=D, quick=True)
 
 
 def test_decoding_keeps_keys_and_values_and_not_the_latent():
