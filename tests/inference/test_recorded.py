@@ -19,8 +19,8 @@ from attnlab.inference.recorded import remember_code
 from attnlab.inference.saved_model import Trained
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import RunFolder
+from attnlab.runner.comparable import conflict
 from attnlab.runner.execute import corpus_of, execute
-from attnlab.runner.schedule import conflict
 from attnlab.training.run import Run, RunConfig
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from attnlab.config.own_code import (
     load_file,
     own_error,
 )
-from attnlab.config.own_kinds import OwnKind, forget_names, own_kind, read_from_record
+from attnlab.config.own_kinds import OwnKind, forget_names, kind_name, own_kind, read_from_record
 from attnlab.config.own_sources import (
     carried_sources,
     digest,
@@ -17,7 +17,7 @@ from attnlab.config.own_sources import (
     without_folders,
 )
 from attnlab.config.problem import ConfigError, Problem, suggestion
-from attnlab.config.tree import Choice, Config, kind_name, own_classes
+from attnlab.config.tree import Choice, Config, own_classes
 from attnlab.config.values import whole_number
 
 __all__ = [

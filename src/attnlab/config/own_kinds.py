@@ -5,6 +5,7 @@ and their own copy of the file.
 """
 
 import inspect
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -111,3 +112,12 @@ def short_name(path: Path) -> str:
     while short_names.setdefault(name, path) != path:
         name, above = f"{above.name}/{name}", above.parent
     return name
+
+
+def kind_name(class_name: str) -> str:
+    """Return a class name in snake case.
+
+    >>> kind_name("GatedDeltaNet"), kind_name("WikiText2"), kind_name("MLA")
+    ('gated_delta_net', 'wiki_text2', 'mla')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()

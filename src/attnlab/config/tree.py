@@ -7,7 +7,6 @@ impossible values) are collected and raised together as one `ConfigError` with d
 
 import dataclasses
 import functools
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file
-from attnlab.config.own_kinds import OwnKind, file_of, find_file, own_kind
+from attnlab.config.own_kinds import OwnKind, file_of, find_file, kind_name, own_kind
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
 from attnlab.config.values import FrozenMap, Typed, one_of, parsed, scalar
 
@@ -129,15 +128,6 @@ class Choice(Config):
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}")
         return found
-
-
-def kind_name(class_name: str) -> str:
-    """Return a class name in snake case.
-
-    >>> kind_name("GatedDeltaNet"), kind_name("WikiText2"), kind_name("MLA")
-    ('gated_delta_net', 'wiki_text2', 'mla')
-    """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
 def own_classes(config: Config) -> list[type[Choice]]:

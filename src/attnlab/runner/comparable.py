@@ -2,20 +2,23 @@
 
 The requested runs are compared with every other run of the folder, of whatever variant and seed:
 same data, tokenizer, steps, batch and splits. A condition in which the variants of the study itself
-differ is the study's subject, and is not compared.
+differ is the study's subject, and is not compared. A run that exists already must be the same run
+(`conflict`).
 """
 
 import json
+import re
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from attnlab.analysis.fairness import OF_BATCH, Conditions, conditions, recorded, unequal
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
+from attnlab.config import differences
 from attnlab.data import Corpus
-from attnlab.record import StudyRecord
+from attnlab.record import RunFolder, StudyRecord
 from attnlab.study.study import Study
-from attnlab.training.run import RunConfig
+from attnlab.training.run import Run, RunConfig
 
 
 def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Conditions]) -> None:
@@ -94,4 +97,42 @@ def _subject(study: Study) -> frozenset[str]:
     tuned = study.tuning.settings if study.tuning else ()
     return frozenset(unequal(("", found) for found in settings)).union(
         OF_BATCH if "train.batch_size" in tuned else ()
+    )
+
+
+def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
+    """Return in what the existing run differs from `run`: settings, files of code, data.
+
+    The text is empty if there is no existing run or it is the same run.
+    """
+    settings = run.config.to_dict() | {"identity": run.config.identity(fingerprint)}
+    different = folder.conflict(settings)
+    if not different:
+        return ""
+    found = [
+        f"{path} is {a!r} there, {b!r} requested"
+        for path, (a, b) in different.items()
+        if path != "identity" and not re.search(r"\.(keep|paths?)\b", path)
+    ][:4]
+    environment = folder.environment() or {}
+    own_code, data = environment.get("own_code") or {}, environment.get("data") or {}
+    for name, (before, now) in differences(
+        own_code.get("sources", {}), run.config.sources()
+    ).items():
+        how = "was edited" if before and now else "is new" if now else "is no longer used"
+        found.append(f"{name} {how}")
+    if (there := data.get("fingerprint")) not in (None, fingerprint):
+        paths = [getattr(run.config.data, "path", None), *getattr(run.config.data, "paths", ())]
+        which = ", ".join([run.config.data.kind(), *(str(path) for path in paths if path)])
+        found.append(f"the data has changed ({which}: {there} there, {fingerprint} now)")
+    if found:
+        return "; ".join(found)
+    if "identity" not in different:
+        return "; ".join(
+            f"{path} is {a!r} there, {b!r} requested" for path, (a, b) in different.items()
+        )
+    there, requested = different["identity"]
+    return (
+        f"identity is {there!r} there, {requested!r} requested: its data has changed, or another "
+        "version of attnlab made it; its record does not say which"
     )

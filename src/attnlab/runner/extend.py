@@ -15,10 +15,9 @@ from attnlab.inference.recorded import Recorded, read_recorded
 from attnlab.inference.saved_model import checkpoint_of
 from attnlab.record import RunFolder, StudyRecord, WriteError, digest_of, sweep
 from attnlab.reporting.files import write_report
-from attnlab.runner.comparable import of_run, unlike_others
+from attnlab.runner.comparable import conflict, of_run, unlike_others
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.execute import corpus_of, execute
-from attnlab.runner.schedule import conflict
 from attnlab.study.events import ignore
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Schedule

@@ -5,23 +5,22 @@ variant, and checks the mechanisms, within some seconds.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics.power import detectable
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
 from attnlab.runner.comparable import require_comparable
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
-from attnlab.runner.forecast import Forecast, RunTime
+from attnlab.runner.forecast import Forecast
 from attnlab.runner.request import Request
 from attnlab.runner.schedule import StudySchedule, open_schedule
-from attnlab.runner.trial import CheckedMechanism, Data, Found, Timed, TrialProcess
+from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
 from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
@@ -204,7 +203,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     power = _power(chosen, study_dir, residual_sd)
-    tried, read = _Tried(), dict[str, Data]()
+    tried, read = TrialOutcome(), dict[str, Data]()
     with TrialProcess(
         chosen, request.places(), slots[0], check=check, seconds=trial_seconds
     ) as trial:
@@ -270,56 +269,6 @@ def _variant_plan(name: str, forecast: Forecast, not_timed: str | None) -> Varia
         measured=time is None or time.measured,
         not_timed=not_timed,
     )
-
-
-class _Tried:
-    """The outcome of the trial, as far as it has come."""
-
-    def __init__(self) -> None:
-        self.times = dict[str, RunTime]()
-        self.errors = dict[str, str]()  # why a variant has no time
-        self.problems = list[str]()
-        self.checked, self.checks_left = 0, 0
-
-    def without_data(self, study: Study, error: DataError | TimeoutError) -> None:
-        """Take the reason for which no data was read, in the time of the trial or at all."""
-        self.errors = dict.fromkeys(study.variants, str(error))
-        if isinstance(error, DataError):
-            self.problems.append(str(error))
-
-    def add(self, found: Found, watch: Watch) -> None:
-        """Take one result."""
-        match found:
-            case Activity():
-                watch(found)
-            case Timed(variant, time, None):
-                assert time is not None
-                self.times[variant] = time
-            case Timed(variant, _, error):
-                assert error is not None
-                self.times.pop(variant, None)
-                self.errors[variant] = error
-                self.problems.append(f"{variant}: {error}")
-            case CheckedMechanism(name, violated):
-                self.checked += 1
-                self.problems.extend(f"{name}: violates {what!r}" for what in violated)
-
-    def not_reached(self, variants: Iterable[str], seconds: float) -> None:
-        """Take the variants for which there was not even time for a lower bound."""
-        for name in variants:
-            if name not in self.times:
-                why = f"not reached in the {seconds:g} s of a plan; --trial-seconds gives it more"
-                self.errors.setdefault(name, why)
-
-    def notes(self, seconds: float) -> Iterator[str]:
-        """Yield a sentence per thing that was not measured in the time of the trial."""
-        bounds = [name for name, time in self.times.items() if not time.measured]
-        more = f"in the {seconds:g} s of a plan; --trial-seconds gives it more time"
-        if bounds:
-            yield f"the time of {listed(bounds)} is a lower bound from FLOPs, not measured {more}"
-        if self.checks_left:
-            which = f"{self.checks_left} of {self.checks_left + self.checked} mechanisms"
-            yield f"{which} were not checked {more}"
 
 
 def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:

@@ -9,13 +9,12 @@ What is next follows from the runs that have ended, by functions of their losses
 interrupted study. Workers of any kind take runs with `next` and report their ends with `finished`.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from attnlab.config import differences
 from attnlab.record import TUNING_SEED, RunFolder, tuning_runs, tuning_seed
+from attnlab.runner.comparable import conflict
 from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
 from attnlab.training.recipe import BESIDE, EXPECTED_CHALLENGES, TuningResult, start_of
@@ -65,44 +64,6 @@ def open_schedule(
             + f"\nchoose another --out, or remove these runs from {study_dir}"
         )
     return schedule
-
-
-def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
-    """Return in what the existing run differs from `run`: settings, files of code, data.
-
-    The text is empty if there is no existing run or it is the same run.
-    """
-    settings = run.config.to_dict() | {"identity": run.config.identity(fingerprint)}
-    different = folder.conflict(settings)
-    if not different:
-        return ""
-    found = [
-        f"{path} is {a!r} there, {b!r} requested"
-        for path, (a, b) in different.items()
-        if path != "identity" and not re.search(r"\.(keep|paths?)\b", path)
-    ][:4]
-    environment = folder.environment() or {}
-    own_code, data = environment.get("own_code") or {}, environment.get("data") or {}
-    for name, (before, now) in differences(
-        own_code.get("sources", {}), run.config.sources()
-    ).items():
-        how = "was edited" if before and now else "is new" if now else "is no longer used"
-        found.append(f"{name} {how}")
-    if (there := data.get("fingerprint")) not in (None, fingerprint):
-        paths = [getattr(run.config.data, "path", None), *getattr(run.config.data, "paths", ())]
-        which = ", ".join([run.config.data.kind(), *(str(path) for path in paths if path)])
-        found.append(f"the data has changed ({which}: {there} there, {fingerprint} now)")
-    if found:
-        return "; ".join(found)
-    if "identity" not in different:
-        return "; ".join(
-            f"{path} is {a!r} there, {b!r} requested" for path, (a, b) in different.items()
-        )
-    there, requested = different["identity"]
-    return (
-        f"identity is {there!r} there, {requested!r} requested: its data has changed, or another "
-        "version of attnlab made it; its record does not say which"
-    )
 
 
 class StudySchedule:

@@ -23,11 +23,13 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from attnlab.analysis.fairness import Conditions
+from attnlab.analysis.sentences import listed
 from attnlab.checks.targets import of_study
-from attnlab.data import Corpus, Places
+from attnlab.data import Corpus, DataError, Places
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.comparable import of_run
+from attnlab.runner.events import Watch
 from attnlab.runner.forecast import RunTime, from_flops, time_run
 from attnlab.runner.request import notes_on_data, read_data
 from attnlab.study.events import Activity
@@ -210,3 +212,53 @@ def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+class TrialOutcome:
+    """The outcome of a trial, as far as it has come."""
+
+    def __init__(self) -> None:
+        self.times = dict[str, RunTime]()
+        self.errors = dict[str, str]()  # why a variant has no time
+        self.problems = list[str]()
+        self.checked, self.checks_left = 0, 0
+
+    def without_data(self, study: Study, error: DataError | TimeoutError) -> None:
+        """Take the reason for which no data was read, in the time of the trial or at all."""
+        self.errors = dict.fromkeys(study.variants, str(error))
+        if isinstance(error, DataError):
+            self.problems.append(str(error))
+
+    def add(self, found: Found, watch: Watch) -> None:
+        """Take one result."""
+        match found:
+            case Activity():
+                watch(found)
+            case Timed(variant, time, None):
+                assert time is not None
+                self.times[variant] = time
+            case Timed(variant, _, error):
+                assert error is not None
+                self.times.pop(variant, None)
+                self.errors[variant] = error
+                self.problems.append(f"{variant}: {error}")
+            case CheckedMechanism(name, violated):
+                self.checked += 1
+                self.problems.extend(f"{name}: violates {what!r}" for what in violated)
+
+    def not_reached(self, variants: Iterable[str], seconds: float) -> None:
+        """Take the variants for which there was not even time for a lower bound."""
+        for name in variants:
+            if name not in self.times:
+                why = f"not reached in the {seconds:g} s of a plan; --trial-seconds gives it more"
+                self.errors.setdefault(name, why)
+
+    def notes(self, seconds: float) -> Iterator[str]:
+        """Yield a sentence per thing that was not measured in the time of the trial."""
+        bounds = [name for name, time in self.times.items() if not time.measured]
+        more = f"in the {seconds:g} s of a plan; --trial-seconds gives it more time"
+        if bounds:
+            yield f"the time of {listed(bounds)} is a lower bound from FLOPs, not measured {more}"
+        if self.checks_left:
+            which = f"{self.checks_left} of {self.checks_left + self.checked} mechanisms"
+            yield f"{which} were not checked {more}"
