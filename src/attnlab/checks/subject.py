@@ -288,9 +288,9 @@ class Subject:
     @cached_property
     def precision(self) -> torch.dtype:
         """The narrowest dtype of the numbers inside, for inputs in `dtype`, if it can be seen."""
+        mechanism, x_BTD = self.build(), self.tokens(2, 19)  # drawn in float32, not observed
 
         def call() -> None:
-            mechanism, x_BTD = self.build(), self.tokens(2, 19)
             self.forward(mechanism, EVAL, x_BTD)
             if self.decodes:
                 self.decode(mechanism, x_BTD, prompt=3)
