@@ -172,8 +172,8 @@ def test_a_shipped_mechanism_holds(kind):
     assert_correct(kind)
 
 
-@pytest.mark.parametrize("block", range(10))
-def test_no_false_alarm_on_twenty_random_shapes_and_seeds(block):
+@pytest.mark.parametrize("block", range(6))
+def test_no_false_alarm_on_twelve_random_shapes_and_seeds(block):
     """Two of five a block; of every second block the last one under the whole suite."""
     draw = random.Random(block)
     drawn = [random_mechanism(draw) for _ in range(5)]

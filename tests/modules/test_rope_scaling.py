@@ -19,11 +19,12 @@ from attnlab.modules.rotary import Rope, rotate, rotation
 ORIGINAL = 16
 LENGTH = {"original_max_position_embeddings": ORIGINAL}
 DYNAMIC = Dynamic(factor=2.0, **LENGTH)
+YARN = Yarn(factor=4.0, mscale=1.0, mscale_all_dim=0.8, **LENGTH)
 SCALINGS = [
     None,
     Linear(factor=2.0),
     DYNAMIC,
-    Yarn(factor=4.0, mscale=1.0, mscale_all_dim=0.8, **LENGTH),
+    YARN,
     Llama3(factor=4.0, **LENGTH),
 ]
 MECHANISMS = [
@@ -55,8 +56,11 @@ def built(config):
     return config.build(32).double().eval()
 
 
-@pytest.mark.parametrize("make", MECHANISMS, ids=NAMES)
-@pytest.mark.parametrize("scaling", SCALINGS[1:], ids=str)
+SCALED = [(GroupedQuery, scaling) for scaling in SCALINGS[1:]]
+SCALED += [(make, YARN) for make in MECHANISMS[1:]]
+
+
+@pytest.mark.parametrize(("make", "scaling"), SCALED)
 def test_a_scaled_mechanism_keeps_its_promises(make, scaling):
     assert_correct(make(rope_scaling=scaling), d_model=32, quick=True)
 
