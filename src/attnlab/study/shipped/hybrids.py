@@ -8,9 +8,9 @@ its own?
 
 The rates published are 1e-3 for pure DeltaNet and 2e-3 for the rest. Each variant is tried at its
 own and at twice that, and further out for as long as the best lies at the edge: the published
-search, 5e-4 to 4e-3 in steps of two, as far as a variant's losses ask for it, but at full length and
-with the warm-up searched, too. 300 steps read 14.7 million tokens, within one pass; `--length fast` is 200 steps, `thorough`
-700, about two passes.
+search, 5e-4 to 4e-3 in steps of two, as far as a variant's losses ask for it, but at full length
+and with the warm-up searched, too. 300 steps read 14.7 million tokens, within one pass; `--length
+fast` is 200 steps, `thorough` 700, about two passes.
 
 The text is a folder `books` in the data folder (ATTNLAB_DATA), with train.txt, valid.txt and
 test.txt (.gz is fine); `gpt2-tokenizer` beside it holds GPT-2's vocab.json and merges.txt.
