@@ -69,12 +69,6 @@ def split_word(name: str) -> str | None:
     return next(iter(words), None)
 
 
-def split_named(name: str) -> str | None:
-    """Return the split, train, valid or test, that a name names, or None."""
-    word = split_word(name)
-    return None if word is None else _SPLIT_OF[word]
-
-
 def find(path: str, places: Places, *, what: str, remedy: str) -> Path:
     """Return the file or folder; a relative path is searched here, then in the data folder.
 
