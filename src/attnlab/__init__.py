@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
     from attnlab.analysis.analysis import analyse as analyse
     from attnlab.analysis.hypotheses.better import Better as Better
+    from attnlab.analysis.hypotheses.better_at_length import BetterAtLength as BetterAtLength
     from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange
     from attnlab.analysis.hypotheses.equivalent import Equivalent as Equivalent
     from attnlab.analysis.hypotheses.needed_in_every_layer import (

@@ -9,6 +9,8 @@ from support.tiny_study import base, study
 from support.written_study import edit, steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.hypotheses import Evidence, Hypothesis
+from attnlab.analysis.hypotheses.better_at_length import BetterAtLength
 from attnlab.analysis.lengths import sentences
 from attnlab.config import ConfigError, override
 from attnlab.data import Places
@@ -207,6 +209,32 @@ def test_intervals_of_several_variants_hold_at_once(tmp_path):
     assert alone.mean == among.mean
     # Student's t of 4 degrees of freedom at 0.975 and, for three, at 1 - 0.025 / 3
     assert among.half_width / alone.half_width == pytest.approx(3.9608 / 2.7764, rel=1e-4)
+
+
+def test_a_claim_about_a_length_is_judged_by_the_losses_there(tmp_path):
+    changes = {  # at 1,024 tokens, the length of training, each is worse than the one before
+        "mha": {1024: 0.0, 4096: 0.5},
+        "window": {1024: 0.0, 4096: -0.2},
+        "delta": {1024: 0.0, 2048: 0.1},
+    }
+    verdict = measured_study(tmp_path / "s", changes)
+
+    def judge(first, second, length):
+        claim = BetterAtLength(variants=(first,), than=(second,), length=length)
+        assert Hypothesis.from_dict(claim.to_dict()) == claim
+        return claim.judge(Evidence(verdict=verdict, costs=()))
+
+    assert judge("mha", "window", 1024).ruling == "supported"
+    longer = judge("window", "mha", 4096)
+    assert longer.ruling == "supported"
+    assert "window is better than mha by 0.6" in longer.found[0]
+    assert judge("mha", "window", 4096).ruling == "refuted"
+    assert judge("delta", "mha", 4096).ruling == "not judged"
+    assert BetterAtLength(variants=("a",), than=("b",), length=4096).statement == (
+        "In windows of 4K tokens: a is better than b."
+    )
+    with pytest.raises(ConfigError, match="length: must be at least 1 token, got 0"):
+        BetterAtLength(variants=("a",), than=("b",), length=0)
 
 
 def test_one_seed_claims_nothing(tmp_path):

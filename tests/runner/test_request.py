@@ -13,6 +13,7 @@ from attnlab.device.selection import Slot
 from attnlab.runner import run as running
 from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.study.load import load_study, shipped_names
+from attnlab.training.config import Tuning
 
 TUNED = fake_workers.TUNED
 
@@ -34,6 +35,16 @@ def test_all_options_change_the_study():
     assert study == request.apply_options()
     assert (list(study.variants), study.seeds, study.tuning) == (["mha", "mqa"], 5, None)
     assert {(c.train.steps, c.train.warmup_steps) for c in study.variants.values()} == {(20, 3)}
+
+
+def test_a_study_is_tuned_as_it_says_or_as_the_call_says():
+    plain = replace(TUNED, tuning=None)
+    assert Request(study=TUNED, tune=True).apply_options().tuning == TUNED.tuning != Tuning()
+    assert Request(study=plain).apply_options().tuning is None
+    assert Request(study=plain, tune=True).apply_options().tuning == Tuning()
+    assert (
+        Request(study=replace(plain, name="p"), tune=True).call() == "attnlab.run('p', tune=True)"
+    )
 
 
 def test_a_study_has_a_name_a_path_and_lengths():

@@ -115,6 +115,7 @@ def test_deepseek_is_as_specified():
         model = config.model
         assert (model.d_model, model.n_layers, model.mechanisms[0].n_heads) == (384, 6, 8)
         assert config.train.seq_len == 512
+        assert config.eval.lengths == (512, 1024, 2048)
         experts = model.feedforward
         assert (experts.n_experts, experts.top_k, experts.d_ff) == (8, 2, 1536)
         assert experts.balance_loss == 0.01

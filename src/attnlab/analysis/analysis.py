@@ -19,13 +19,19 @@ from attnlab.analysis.families import (
 )
 from attnlab.analysis.headline import headline
 from attnlab.analysis.hypotheses import Judgement, judge_all
-from attnlab.analysis.lengths import AgainstBaseline, AtLengths, against_baseline, at_lengths
+from attnlab.analysis.lengths import (
+    AgainstBaseline,
+    AtLengths,
+    against_baseline,
+    at_lengths,
+    on_text,
+)
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.table import Table, read_table
-from attnlab.analysis.verdict import Verdict, on_text, verdict_of
+from attnlab.analysis.verdict import Verdict, verdict_of
 
 __all__ = [
     "Analysis",

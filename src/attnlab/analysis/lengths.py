@@ -6,7 +6,9 @@
 
 A longer window gives most tokens more context. A model that can use it gets better (c < 0), and one
 that cannot gets worse (c > 0). Intervals are 95 % for all variants of a length at once
-(Bonferroni), so that a sentence may name several. The verdict does not use these losses.
+(Bonferroni), so that a sentence may name several. The verdict does not use these losses. The
+differences of two variants at a length have the intervals of the verdict, over all pairs at that
+length at once; their allowance is that of the recipe, which was chosen at the length of training.
 
 **Against the baseline**, the difference on the split of the verdict, paired by seed: in each bin of
 positions, on recall tokens (which follow the same token earlier in the window), on the others, and
@@ -18,9 +20,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from attnlab.analysis.sentences import listed
-from attnlab.analysis.statistics.paired import Difference, Estimate, paired_difference
+from attnlab.analysis.statistics.paired import (
+    Difference,
+    Estimate,
+    differences_on_text,
+    paired_difference,
+)
 from attnlab.analysis.table import Run, Table, Variant
+from attnlab.analysis.verdict import Pairs, Verdict, pairs_of
 
 KEY = "final_by_length"  # of summary.json: {"2048": {"loss": ..., "loss_by_position": ..., ...}}
 
@@ -38,6 +48,27 @@ def at_lengths(table: Table) -> dict[str, AtLengths]:
     """Return the losses by length of each variant that was measured at any; empty if none was."""
     measured = {v.name: v for v in table.variants if any(KEY in run.summary for run in v.finished)}
     return {name: _of(variant, among=len(measured)) for name, variant in measured.items()}
+
+
+def pairs_at(verdict: Verdict, length: int) -> Pairs:
+    """Return every compared variant minus every other at a window length of `length` tokens.
+
+    Only variants whose runs were measured there are in it.
+    """
+    found = {
+        variant.name: {
+            run.seed: loss
+            for run in variant.finished
+            if (loss := _loss_at(run, length, variant.config["train"]["seq_len"])) is not None
+        }
+        for variant in verdict.table.variants
+        if variant.name in verdict.means
+    }
+    return pairs_of({name: losses for name, losses in found.items() if losses}, verdict)
+
+
+def _loss_at(run: Run, length: int, trained: int) -> float | None:
+    return run.summary["final_loss"] if length == trained else read_at(run, length, "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +116,25 @@ def against_baseline(table: Table, metric: str) -> dict[str, AgainstBaseline]:
         )
     known = any(of.recall or of.position for of in found.values())
     return found if known else {}
+
+
+def on_text(verdict: Verdict) -> dict[str, Difference]:
+    """Return each variant minus the baseline, with the error of the text instead of the seeds.
+
+    Empty where the losses by block of the text were not recorded; one interval per difference.
+    """
+    split = verdict.metric.removesuffix("_loss")
+    found = {v.name: v.by_block(split) for v in verdict.table.variants if v.name in verdict.means}
+    baseline = found.get(verdict.baseline or "")
+    if baseline is None:
+        return {}
+    known = {name: of[1] for name, of in found.items() if of is not None and of[0] == baseline[0]}
+    names, tokens = list(known), np.array(baseline[0], float)
+    differences = differences_on_text(
+        np.array(list(known.values())), tokens, names.index(verdict.baseline or "")
+    )
+    pairs = zip(names, differences, strict=True)
+    return {name: difference for name, difference in pairs if name != verdict.baseline}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ from attnlab.analysis.settings import (
 )
 from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
 from attnlab.analysis.statistics.layout import Spike
-from attnlab.analysis.statistics.paired import Difference, differences_on_text
 from attnlab.analysis.statistics.power import detectable
 from attnlab.analysis.table import Table
 
@@ -159,22 +158,14 @@ def verdict_of(table: Table) -> Verdict:
         if variant.name in entered.losses
     }
     functions = _Functions.of(entered.losses, same_settings(configs))
-    tuning = tuning_of(table, tuple(entered.losses))
-    first, margin, baseline = functions.first(), table.study.margin, table.study.baseline
-    enough = all(len(column) >= FEWEST for column in functions.columns.values())
-    found = None
-    if len(functions.names) > 1 and enough:
-        found = compare(
-            functions.columns,
-            baseline=first.get(baseline or ""),
-            allowance={names[0]: tuning.allowance_of(names) for names in functions.names},
-            margin=margin,
-        )
+    tuning, margin = tuning_of(table, tuple(entered.losses)), table.study.margin
+    found, first = _compare(functions, table, tuning), functions.first()
+    if found is not None:
         means = {name: found.means[first[name]] for name in entered.losses}
     else:
         means = {name: math.fsum(of.values()) / len(of) for name, of in entered.losses.items()}
     order = tuple(sorted(means, key=lambda name: means[name]))
-    to_baseline, pairs = _compared(functions, found, baseline, margin)
+    to_baseline, pairs = _compared(functions, found, table.study.baseline, margin)
     return Verdict(
         table=table,
         metric=entered.metric,
@@ -195,6 +186,29 @@ def verdict_of(table: Table) -> Verdict:
         residual_sd=math.sqrt(found.noise.typical) if found else None,
         tuning=tuning,
         detectable=_detectable(found) if found else None,
+    )
+
+
+def pairs_of(losses: Losses, verdict: Verdict) -> Pairs:
+    """Compare other losses of the variants of a verdict, such as those at another length.
+
+    Names with the same losses are one function. The allowance for tuning is that of the verdict.
+    """
+    functions = _Functions.of(losses, [(name,) for name in losses])
+    found = _compare(functions, verdict.table, verdict.tuning)
+    return _compared(functions, found, verdict.baseline, verdict.margin)[1]
+
+
+def _compare(functions: _Functions, table: Table, tuning: Tuning) -> Comparisons | None:
+    """Compare the functions; None where there are too few of them, or too few runs of one."""
+    enough = all(len(column) >= FEWEST for column in functions.columns.values())
+    if len(functions.names) < 2 or not enough:
+        return None
+    return compare(
+        functions.columns,
+        baseline=functions.first().get(table.study.baseline or ""),
+        allowance={names[0]: tuning.allowance_of(names) for names in functions.names},
+        margin=table.study.margin,
     )
 
 
@@ -227,25 +241,6 @@ def _compared(
         if name != baseline
     }
     return to_baseline, pairs
-
-
-def on_text(verdict: Verdict) -> dict[str, Difference]:
-    """Return each variant minus the baseline, with the error of the text instead of the seeds.
-
-    Empty where the losses by block of the text were not recorded; one interval per difference.
-    """
-    split = verdict.metric.removesuffix("_loss")
-    found = {v.name: v.by_block(split) for v in verdict.table.variants if v.name in verdict.means}
-    baseline = found.get(verdict.baseline or "")
-    if baseline is None:
-        return {}
-    known = {name: of[1] for name, of in found.items() if of is not None and of[0] == baseline[0]}
-    names, tokens = list(known), np.array(baseline[0], float)
-    differences = differences_on_text(
-        np.array(list(known.values())), tokens, names.index(verdict.baseline or "")
-    )
-    pairs = zip(names, differences, strict=True)
-    return {name: difference for name, difference in pairs if name != verdict.baseline}
 
 
 def _detectable(found: Comparisons) -> float | None:

@@ -74,9 +74,14 @@ def run(  # noqa: PLR0913  one parameter per option
             show_default="one per GPU or CPU core",
         ),
     ] = None,
-    no_tune: Annotated[
-        bool, typer.Option("--no-tune", help="Keep the variants' own learning rates.")
-    ] = False,
+    tune: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Search each variant's recipe, or keep its own.",
+            show_default="as the study says",
+        ),
+    ] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Train without checking the mechanisms first.")
     ] = False,
@@ -135,7 +140,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "seeds": seeds,
         "steps": steps,
         "overrides": overrides or [],
-        "tune": not no_tune,
+        "tune": tune,
         "out": folder(out),
         "device": device,
         "workers": workers,

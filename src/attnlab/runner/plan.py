@@ -144,7 +144,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     seeds: int | None = None,
     steps: int | None = None,
     overrides: Iterable[str] = (),
-    tune: bool = True,
+    tune: bool | None = None,
     check: bool = True,
     out: Path | str | None = None,
     data: Path | str | None = None,

@@ -16,7 +16,7 @@ from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.study.load import load_study
 from attnlab.study.study import Study
 from attnlab.study.targets import addition
-from attnlab.training.config import EvalConfig
+from attnlab.training.config import EvalConfig, Tuning
 
 OPTIONS = ("length", "add", "only", "seeds", "steps", "overrides", "tune")  # they change the study
 
@@ -32,7 +32,7 @@ class Request:
     seeds: int | None = None
     steps: int | None = None
     overrides: Iterable[str] = ()
-    tune: bool = True
+    tune: bool | None = None
     check: bool = True
     out: Path | str | None = None
     data: Path | str | None = None
@@ -73,8 +73,9 @@ class Request:
             study = study.only([*self.only, *(name for name in added if name not in self.only)])
         if self.seeds is not None:
             study = dataclasses.replace(study, seeds=self.seeds)
-        if not self.tune:
-            study = dataclasses.replace(study, tuning=None)
+        if self.tune is not None:
+            tuning = study.tuning or Tuning() if self.tune else None
+            study = dataclasses.replace(study, tuning=tuning)
         steps = [] if self.steps is None else [f"train.steps={self.steps}"]
         assignments = [*steps, *self.overrides]
         changed = study.override(assignments) if assignments else study

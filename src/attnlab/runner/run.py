@@ -51,7 +51,7 @@ def run(  # noqa: PLR0913  one parameter per option
     seeds: int | None = None,
     steps: int | None = None,
     overrides: Iterable[str] = (),
-    tune: bool = True,
+    tune: bool | None = None,
     check: bool = True,
     out: Path | str | None = None,
     data: Path | str | None = None,
@@ -84,7 +84,8 @@ def run(  # noqa: PLR0913  one parameter per option
         seeds: seeds per variant.
         steps: training steps.
         overrides: dotted settings of every variant, such as `train.learning_rate=1e-3`.
-        tune: False to train at the learning rates that the variants have.
+        tune: False to train at the recipes that the variants have; True to search each variant's,
+            as `Tuning()` does, also where the study does not. None: as the study says.
         check: False to train mechanisms without checking them.
         out: the study's folder, results/NAME by default.
         data: the folder of your data, ATTNLAB_DATA by default.

@@ -8,13 +8,17 @@ on two kernels: their losses differ by rounding alone, and they are compared in 
 far as that length, it changes nothing, and so what `full` shows there is narrow heads and biases.
 
 The vocabulary is 32,000, that of the study `mechanisms`, so that the same tokens are predicted.
-500 steps of 32 sequences read the training text about three and a half times. Each variant's
-learning rate is tuned, from 5e-4 upwards.
+500 steps of 32 sequences read the training text about three and a half times. Each variant's recipe
+is searched, from a learning rate of 5e-4 upwards.
+
+The held-out text is also read in windows of two and four times the length of training: do the
+scalings help there?
 """
 
 from dataclasses import replace
 
 from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.better_at_length import BetterAtLength
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.tokenizer import BPE
@@ -24,7 +28,7 @@ from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.study.study import Study
-from attnlab.training.config import TrainConfig, Tuning
+from attnlab.training.config import EvalConfig, TrainConfig, Tuning
 from attnlab.training.run import RunConfig
 
 SEQ_LEN = 512
@@ -60,6 +64,7 @@ base = RunConfig(
         eval_every=100,
         keep="weights",  # to sample and export; `train.keep=last` for runs that are extended
     ),
+    eval=EvalConfig(lengths=(SEQ_LEN, 2 * SEQ_LEN, 4 * SEQ_LEN)),
 )
 
 study = Study(
@@ -73,6 +78,8 @@ study = Study(
         Better(variants=("lora", "flash"), than=("baseline",)),
         Better(variants=("rope",), than=("flash",)),
         Better(variants=("full",), than=("flash",)),
+        BetterAtLength(length=2 * SEQ_LEN, variants=("rope", "full"), than=("flash",)),
+        BetterAtLength(length=4 * SEQ_LEN, variants=("rope", "full"), than=("flash",)),
         Equivalent(
             variants=("lora", "flash"),
             source="The definition of the study: they differ in the kernel alone",
