@@ -256,6 +256,28 @@ def test_a_mechanism_without_float64_is_checked_in_float32(planted):
     assert Subject(config=planted.GatedIdentity(), d_model=8).dtype == torch.float64
 
 
+@pytest.mark.parametrize("method", ["forward", "step", "prefill"])
+def test_the_dtype_of_a_check_is_found_by_one_trial_each(planted, monkeypatch, method):
+    built, module = list[object](), planted.GatedIdentity.Module
+    original = getattr(module, method)
+
+    def without_float64(self, x, *more):
+        if x.dtype == torch.float64:
+            raise TypeError("no kernel for float64")
+        return original(self, x, *more)
+
+    def build(self, d_model, dropout=0.0):
+        built.append(self)
+        return module(d_model)
+
+    monkeypatch.setattr(planted.GatedIdentity, "build", build)
+    assert Subject(config=planted.GatedIdentity(), d_model=8).dtype == torch.float64
+    assert len(built) == 1
+    monkeypatch.setattr(module, method, without_float64)
+    assert Subject(config=planted.GatedIdentity(), d_model=8).dtype == torch.float32
+    assert len(built) == 3
+
+
 def test_an_output_projection_that_begins_at_zero_hides_nothing(planted):
     class Hidden(planted.MaskOffByOne.Module):
         def initial_value(self, name, generator):

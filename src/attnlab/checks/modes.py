@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlab.mechanism import Mechanism
+from attnlab.mechanism import Mechanism, MechanismConfig
 
 LATE = 1_000_000  # a training step after the end of every schedule
 
@@ -159,3 +159,46 @@ def enliven(mechanism: Mechanism[Any], seed: int) -> None:
             parameter.copy_(noise * max(parameter.shape[-2:]) ** -0.5)
         else:
             parameter.add_(0.1 * noise)
+
+
+def placed(
+    mechanism: Mechanism[Any], device: torch.device | str, dtype: torch.dtype, mode: Mode
+) -> Mechanism[Any]:
+    """Return the module on a device, in a mode, its real and complex numbers in this precision."""
+    mechanism = mechanism.to(device).train(mode.training)
+    if dtype != torch.float32:
+        for tensor in (*mechanism.parameters(), *mechanism.buffers()):
+            if tensor.is_complex():
+                tensor.data = tensor.data.to(dtype.to_complex())
+            elif tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+    mechanism.at_step(mode.step)
+    return mechanism
+
+
+def first_that_runs(config: MechanismConfig, d_model: int) -> tuple[torch.device, torch.dtype]:
+    """Return the first device and dtype on which the mechanism runs; the first of all if none.
+
+    The CPU comes before CUDA, and float64 before narrower dtypes. A mechanism that states its dtype
+    is tried in it alone, on CUDA if there is a device.
+    """
+    cuda = torch.cuda.is_available()
+    cpu = [("cpu", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+    on_cuda = [("cuda", torch.float32), ("cuda", torch.bfloat16)]  # some kernels have no float32
+    places = [*cpu[:2], *on_cuda * cuda, *cpu[2:]]
+    if config.computes_in is not None:
+        places = [("cuda" if cuda else "cpu", config.computes_in)]
+    for device, dtype in places:
+        try:
+            with torch.no_grad(), seeded(0):
+                mechanism = placed(config.build(d_model), device, dtype, EVAL)
+                x_BTD = torch.zeros(2, 5, d_model, device=device, dtype=dtype)
+                mechanism(x_BTD)
+                if mechanism.decodes:
+                    _, state = mechanism.prefill(x_BTD[:, :3], 5)
+                    mechanism.step(x_BTD[:, 3], state)
+        except Exception:
+            continue
+        return torch.device(device), dtype
+    device, dtype = places[0]
+    return torch.device(device), dtype

@@ -32,15 +32,15 @@ from attnlab.checks.modes import (
     NotJudgedError,
     Place,
     enliven,
+    first_that_runs,
     narrowest_dtype,
+    placed,
     seeded,
     tolerance,
 )
 from attnlab.checks.small_configs import bounds
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
-
-_CUDA = [("cuda", torch.float32), ("cuda", torch.bfloat16)]  # some kernels have no float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,23 +183,9 @@ class Subject:
         dtype = torch.float32 if mode.autocast or mode.float32 else self.dtype
         return self.placed(mechanism, dtype, mode)
 
-    def placed(
-        self,
-        mechanism: Mechanism[Any],
-        dtype: torch.dtype,
-        mode: Mode,
-        device: torch.device | str | None = None,
-    ) -> Mechanism[Any]:
-        """Return the module on the device, its real and complex numbers in this precision."""
-        mechanism = mechanism.to(device or self.device).train(mode.training)
-        if dtype != torch.float32:
-            for tensor in (*mechanism.parameters(), *mechanism.buffers()):
-                if tensor.is_complex():
-                    tensor.data = tensor.data.to(dtype.to_complex())
-                elif tensor.is_floating_point():
-                    tensor.data = tensor.data.to(dtype)
-        mechanism.at_step(mode.step)
-        return mechanism
+    def placed(self, mechanism: Mechanism[Any], dtype: torch.dtype, mode: Mode) -> Mechanism[Any]:
+        """Return the module on the device, in this mode, its numbers in this precision."""
+        return placed(mechanism, self.device, dtype, mode)
 
     def can_drop(self) -> bool:
         """True if it supports dropout on this device; a kernel may refuse it."""
@@ -299,23 +285,4 @@ class Subject:
 
     @cached_property
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        """The first device and dtype on which the mechanism runs; the first of all if none."""
-        cuda = torch.cuda.is_available()
-        on_cpu = [("cpu", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
-        places = [*on_cpu[:2], *_CUDA * cuda, *on_cpu[2:]]
-        if self.config.computes_in is not None:
-            places = [("cuda" if cuda else "cpu", self.config.computes_in)]
-        for device, dtype in places:
-            try:
-                with torch.no_grad(), seeded(0):
-                    built = self.config.build(self.d_model)
-                    mechanism = self.placed(built, dtype, EVAL, device)
-                    x_BTD = torch.zeros(2, 5, self.d_model, device=device, dtype=dtype)
-                    mechanism(x_BTD)
-                    if mechanism.decodes:
-                        self.decode(mechanism, x_BTD, prompt=3)
-            except Exception:
-                continue
-            return torch.device(device), dtype
-        device, dtype = places[0]
-        return torch.device(device), dtype
+        return first_that_runs(self.config, self.d_model)
