@@ -10,15 +10,15 @@ from attnlab.device.selection import Slot, choose_device, one_worker, worker_slo
 
 def test_slots_share_the_cores_of_the_cpu():
     cores = len(os.sched_getaffinity(0))
-    assert worker_slots("cpu", 100) == [Slot("cpu", 1)] * cores
-    assert worker_slots("cpu", 1) == [Slot("cpu", cores)]
-    assert worker_slots("cpu", 100, workers=1) == [Slot("cpu", cores)]
+    assert worker_slots("cpu", 100) == [Slot(("cpu",), 1)] * cores
+    assert worker_slots("cpu", 1) == [Slot(("cpu",), cores)]
+    assert worker_slots("cpu", 100, workers=1) == [Slot(("cpu",), cores)]
 
 
 def test_there_is_a_slot_per_gpu_and_no_more_than_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    gpus = [Slot(f"cuda:{index}", 1) for index in range(3)]
+    gpus = [Slot((f"cuda:{index}",), 1) for index in range(3)]
     assert worker_slots("auto", 100) == worker_slots("cuda", 100) == gpus
     assert worker_slots("cuda", 2) == worker_slots("cuda", 100, workers=2) == gpus[:2]
     assert worker_slots("cuda:1", 100) == gpus[1:2]

@@ -81,7 +81,7 @@ def test_no_command_writes_to_the_published_results_by_default():
 def test_there_are_no_more_workers_than_runs():
     alone = replace(TUNED.only(["mha"]), seeds=1, tuning=None)
     (slot,) = Request(study=alone, device="cpu").slots(alone)
-    assert slot.device == "cpu"
+    assert slot.devices == ("cpu",)
     assert Request(study=TUNED, device="cpu", workers=1).slots(TUNED) == [slot]
     assert isinstance(slot, Slot)
 

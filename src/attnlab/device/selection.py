@@ -16,14 +16,16 @@ from attnlab.device.environment import usable_cores
 
 @dataclass(frozen=True)
 class Slot:
-    """The device and the number of CPU threads of one worker process."""
+    """The devices of one worker, which train one run at a time, and its number of CPU threads."""
 
-    device: str  # cpu or cuda:INDEX
-    threads: int
+    devices: tuple[str, ...]  # cpu or cuda:INDEX; a run on several has a process per device
+    threads: int  # of all its processes together
 
 
-def worker_slots(device: str, runs: int, workers: int | None = None) -> list[Slot]:
-    """Return one slot per worker process: one per GPU, or one per CPU core.
+def worker_slots(
+    device: str, runs: int, workers: int | None = None, gpus_per_run: int = 1
+) -> list[Slot]:
+    """Return one slot per worker: one per GPU (or group of GPUs), or one per CPU core.
 
     The slots depend on the size of the whole study, not on the runs that remain. A run that is
     resumed with another number of threads uses that of its checkpoint.
@@ -32,22 +34,31 @@ def worker_slots(device: str, runs: int, workers: int | None = None) -> list[Slo
         device: `auto`, `cpu`, `cuda` (every GPU) or `cuda:1`.
         runs: runs of the whole study; there are no more slots than runs.
         workers: number of slots; by default one per GPU or CPU core.
+        gpus_per_run: devices of each slot. On CPUs a run has this number of processes.
 
     Raises:
-        ValueError: the name is not a device, or there is no such device.
+        ValueError: the name is not a device, or there are not as many such devices.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:1")
     if workers is not None and workers < 1:
         raise ValueError(f"workers: must be at least 1, got {workers}")
+    if gpus_per_run < 1:
+        raise ValueError(f"gpus_per_run: must be at least 1, got {gpus_per_run}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
-        gpus = _gpus(device)[: max(1, min(runs, workers or runs))]
-        return [Slot(gpu, 1) for gpu in gpus]
+        gpus = _gpus(device)
+        if len(gpus) < gpus_per_run:
+            raise ValueError(
+                f"gpus_per_run: {gpus_per_run}, but {device!r} is {len(gpus)} here: use less"
+            )
+        groups = [tuple(gpus[i : i + gpus_per_run]) for i in range(0, len(gpus), gpus_per_run)]
+        whole = [group for group in groups if len(group) == gpus_per_run]
+        return [Slot(group, gpus_per_run) for group in whole[: max(1, min(runs, workers or runs))]]
     cores = usable_cores()
-    count = max(1, min(runs, workers or cores))
-    return [Slot(device, max(1, cores // count))] * count
+    count = max(1, min(runs, workers or cores // gpus_per_run))
+    return [Slot((device,) * gpus_per_run, max(1, cores // count))] * count
 
 
 @contextmanager
@@ -70,7 +81,7 @@ def choose_device(device: str) -> torch.device:
     Raises:
         ValueError: the name is not a device, or there is no such device.
     """
-    chosen = torch.device(worker_slots(device, 1)[0].device)
+    chosen = torch.device(worker_slots(device, 1)[0].devices[0])
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return chosen

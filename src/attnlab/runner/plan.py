@@ -240,7 +240,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         verdict_runs=schedule.verdict_count(),
         challenge_runs=schedule.challenge_count(),
         workers=len(slots),
-        devices=tuple(dict.fromkeys(slot.device for slot in slots)),
+        devices=tuple(dict.fromkeys(device for slot in slots for device in slot.devices)),
         seconds=forecast.seconds(),
         checkpoint_bytes=forecast.checkpoint_bytes(),
         record_bytes=forecast.record_bytes(),

@@ -98,7 +98,7 @@ class Trial:
             seconds: each variant gets an equal part of what is left of them.
         """
         torch.set_num_threads(self.slot.threads)
-        device, end = torch.device(self.slot.device), time.monotonic() + seconds
+        device, end = torch.device(self.slot.devices[0]), time.monotonic() + seconds
         left = {name: self.study.variants[name] for name in names}
         for name, config in left.items():
             yield Timed(name, from_flops(config, self._corpora[name], device))

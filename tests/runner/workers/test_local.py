@@ -54,7 +54,7 @@ def fingerprint(places):
 def ended(study, study_dir, fingerprint, places, slots=1):
     """Execute the runs that remain; return their ends by variant and seed."""
     schedule = open_schedule(study, study_dir, dict.fromkeys(study.variants, fingerprint))
-    workers = LocalWorkers([Slot("cpu", 1)] * slots, study_dir, places)
+    workers = LocalWorkers([Slot(("cpu",), 1)] * slots, study_dir, places)
     events = list(run_schedule(schedule, workers))
     assert schedule.unfinished_variants() == []
     assert schedule.next() is None

@@ -141,9 +141,9 @@ def _work(
     if fla_path is not None:
         fla.use_fla(fla_path)
     torch.set_num_threads(slot.threads)
-    device = torch.device(slot.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    devices = [torch.device(device) for device in slot.devices]
+    if devices[0].type == "cuda":
+        torch.cuda.set_device(devices[0])
     while True:
         try:
             variant, settings, recipe, identity = pipe.recv()
@@ -156,7 +156,7 @@ def _work(
             folder.fail(str(error))
             pipe.send(Ended("failed", str(error), None))
             continue
-        for event in execute(run, study_dir, identity, places, device):
+        for event in execute(run, study_dir, identity, places, *devices):
             pipe.send(event)
 
 
