@@ -37,19 +37,23 @@ Json = dict[str, Any]
 
 
 def execute(
-    run: Run, study_dir: Path, identity: str, places: Places, *devices: torch.device
+    run: Run,
+    study_dir: Path,
+    identity: str,
+    places: Places,
+    device: torch.device,
+    *others: torch.device,
 ) -> Iterator[Event]:
     """Execute a run, or the rest of an interrupted one; yield its events, the last one `Ended`.
-
 
     An exception is recorded in the folder as the reason of a failed run, and not raised.
     KeyboardInterrupt is raised; the folder then keeps the last checkpoint.
     """
-    if len(devices) > 1:
-        raise ValueError(f"one run uses one device, got {len(devices)}")
+    if others:
+        raise ValueError(f"one run uses one device, got {1 + len(others)}")
     folder, threads = run.folder(study_dir), torch.get_num_threads()
     try:
-        yield from _Execution(run, folder, identity, places, devices[0]).events()
+        yield from _Execution(run, folder, identity, places, device).events()
     except Exception as error:
         reason = str(error) if isinstance(error, WriteError) else f"{type(error).__name__}: {error}"
         yield failed(folder, reason, disk_refused=is_of_disk(error))
