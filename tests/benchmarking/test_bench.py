@@ -11,13 +11,14 @@ from support import tiny_study
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.benchmarking import bench, figure, memory_check, session
+from attnlab.benchmarking import bench, memory_check, session
 from attnlab.benchmarking.results_file import read
 from attnlab.benchmarking.table import BenchTable
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.cli.console import console, errors
 from attnlab.device.peak_rates import Ceilings
 from attnlab.mechanism import MechanismConfig
+from attnlab.reporting.figures import bench as figure
 from attnlab.reporting.figures.styles import matplotlib_style
 from attnlab.study.targets import named
 
@@ -62,7 +63,7 @@ def attnlab(tmp_path, monkeypatch):
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     Path("own.py").write_text(OWN)
     monkeypatch.setattr(bench, "measure_ceilings", lambda device, budget: CEILINGS)
-    monkeypatch.setattr(figure, "bench_png", lambda contents, batch: b"")
+    monkeypatch.setattr(figure, "bench_png", lambda contents, batch, device: b"")
     for printer in (console, errors):
         monkeypatch.setattr(printer, "width", 140)
 
@@ -92,9 +93,8 @@ def test_a_study_is_measured_into_json_figures_and_tables(attnlab):
     assert (folder / "bench-batch-1.png").is_file()
     for words in (
         "Decode: time per token, ms",
-        "Decode: state per sequence",
+        "Decode: state per sequence, KiB",
         "Training: time per step, ms",
-        "4.00 KiB",
     ):
         assert words in done.output
 
@@ -260,20 +260,38 @@ def test_a_figure_has_a_panel_for_what_was_measured_and_says_what_ran_out_of_mem
     ]
     points[-1]["status"] = "out_of_memory"
     contents = {"variants": {"mha": {}, "identity": {}}, "points": points}
-    contents |= {"ceilings": CEILINGS._asdict(), "device": {"name": "Z80"}}
     with matplotlib_style():
-        drawn = figure._figure(contents, 8)
+        drawn = figure.bench_figure(contents, 8, "Z80")
+        drawn.draw_without_rendering()
     titles = [axes.get_title(loc="left") for axes in drawn.axes if axes.axison]
     assert titles == [
-        "Decode: time per token",
-        "Decode: state per sequence",
-        "Training: time per step",
+        "Time to decode one token",
+        "Decode state per sequence",
+        "Time of a training step",
     ]
     assert [len(axes.lines) for axes in drawn.axes if axes.axison] == [2, 1, 2]
-    assert [text.get_text() for text in drawn.axes[2].texts] == ["out of memory: identity from 4K"]
+    assert drawn.axes[2].texts[0].get_text() == "out of memory: identity from 4K"
     for axes in drawn.axes[:3]:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert figure.bench_png(contents, 8) == figure.bench_png(contents, 8)
+    assert [axes.get_ylabel() for axes in drawn.axes[:3]] == ["ms", "B", "ms"]
+    for axes in drawn.axes[:3]:  # the label has the unit of every tick
+        assert all(label.get_text().isdigit() for label in axes.get_yticklabels())
+    assert figure.bench_png(contents, 8, "") == figure.bench_png(contents, 8, "")
+
+
+def test_a_column_has_one_unit():
+    points = [
+        {"variant": "mha", "what": "decode", "context": at, "batch": 2, "status": "ok"}
+        | {"seconds": 1e-5 * at, "state_bytes": 2048 * at}
+        for at in (1, 1024, 65536)
+    ]
+    contents = {"ceilings": CEILINGS._asdict(), "device": {"name": "Z80"}, "points": points}
+    with console.capture() as shown:
+        console.print(BenchTable(contents))
+    lines = [" ".join(line.split()) for line in shown.get().splitlines()]
+    assert lines[lines.index("Decode: time per token, ms") + 2] == "mha 2 0.0100 10.2 655"
+    state = lines.index("Decode: state per sequence, MiB")
+    assert lines[state + 2] == "mha 2 0.000977 1.00 64.0"
 
 
 def test_the_breakdown_adds_up():

@@ -8,6 +8,7 @@ from attnlab.benchmarking.conditions import Conditions
 from attnlab.benchmarking.point import Point, numbers, points, workloads
 from attnlab.benchmarking.results_file import FILE, ResultsFile
 from attnlab.benchmarking.session import measure_all
+from attnlab.benchmarking.table import device_sentence
 from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.device.environment import describe
@@ -156,10 +157,11 @@ def _add_breakdowns(
 
 def _write_figures(file: ResultsFile) -> list[str]:
     """Write one figure per batch size; return their names."""
-    from attnlab.benchmarking.figure import bench_png  # matplotlib takes a second to import
+    from attnlab.reporting.figures.bench import bench_png  # matplotlib takes a second to import
 
     written = list[str]()
     for batch in sorted({point["batch"] for point in file.points}):
         written.append(f"bench-batch-{batch}.png")
-        replace_file(file.folder / written[-1], bench_png(file.contents, batch))
+        picture = bench_png(file.contents, batch, device_sentence(file.contents))
+        replace_file(file.folder / written[-1], picture)
     return written

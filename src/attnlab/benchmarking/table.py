@@ -3,9 +3,9 @@
 Times are medians. bench.json has all measurements.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -25,9 +25,9 @@ class BenchTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         del console, options
         points: list[Json] = self.contents["points"]
-        for title, what, cell in _TABLES:
+        for title, what, units, value in _TABLES:
             if of_what := [point for point in points if point["what"] == what]:
-                yield _grid(title, of_what, cell)
+                yield from _table(title, of_what, units, value)
                 yield Text()
         for point in points:
             if point["status"] == "failed":
@@ -35,7 +35,7 @@ class BenchTable:
         yield Text(device_sentence(self.contents), style="dim")
         if breakdowns := [point for point in points if "time_breakdown" in point]:
             yield Text()
-            yield _breakdowns(breakdowns)
+            yield from _breakdowns(breakdowns)
             yield Text(
                 "bound: reading weights and state once; µs/empty: time of an empty kernel; "
                 "launches: kernels x that time",
@@ -71,9 +71,10 @@ def device_sentence(contents: Json) -> str:
     )
 
 
-def _breakdowns(points: Iterable[Json]) -> Grid:
-    """Return the time by cause of the decoded tokens that are farthest from their bounds."""
-    grid = _empty("Time of a decoded token by cause, for the points farthest from their bounds, ms")
+def _breakdowns(points: Iterable[Json]) -> Iterator[RenderableType]:
+    """Yield the time by cause of the decoded tokens that are farthest from their bounds."""
+    yield _title("Time of a decoded token by cause, for the points farthest from their bounds, ms")
+    grid = _empty()
     columns = ("x bound", "time", "bound", "kernels", "µs/empty", "launches", "rest")
     for column in columns:
         grid.add_column(column, justify="right")
@@ -90,56 +91,62 @@ def _breakdowns(points: Iterable[Json]) -> Grid:
             ms(breakdown["kernels"] * breakdown["empty_kernel_seconds"]),
             ms(breakdown["unexplained_seconds"]),
         )
-    return grid
+    yield grid
 
 
-def _empty(title: str) -> Grid:
-    grid = Grid(
-        box=None, padding=(0, 2, 0, 0), title=Text(title, "bold"), title_justify="left",
-        header_style="dim",
-    )  # fmt: skip
+def _title(text: str) -> Text:
+    return Text(text, "bold")  # a title of the grid would be wrapped at the width of its columns
+
+
+def _empty() -> Grid:
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
     grid.add_column("variant")
     return grid
 
 
-def _grid(title: str, points: Sequence[Json], cell: Callable[[Json], str]) -> Grid:
+def _table(
+    title: str, points: Sequence[Json], units: numbers.Units, value: Callable[[Json], float]
+) -> Iterator[RenderableType]:
     contexts = sorted({point["context"] for point in points})
+    measured = (value(point) for point in points if point["status"] == "ok")
+    factor, unit = numbers.common_unit([it for it in measured if it], units)
     cells = {
-        (p["variant"], p["batch"], p["context"]): cell(p)
+        (p["variant"], p["batch"], p["context"]): numbers.significant(value(p) / factor)
         if p["status"] == "ok"
         else _WORDS[p["status"]]
         for p in points
     }
-    grid = _empty(title)
+    yield _title(f"{title}, {unit}")
+    grid = _empty()
     grid.add_column("batch", justify="right")
     for context in contexts:
         grid.add_column(numbers.tokens(context), justify="right", no_wrap=True)
     for variant, batch in sorted({(p["variant"], p["batch"]): None for p in points}, key=_batch):
         row = [cells.get((variant, batch, context), "") for context in contexts]
         grid.add_row(Text(variant), str(batch), *row)
-    return grid
+    yield grid
 
 
 def _batch(row: tuple[str, int]) -> int:
     return row[1]
 
 
-def _time(point: Json) -> str:
-    return numbers.milliseconds(point["seconds"])
+def _time(point: Json) -> float:
+    return point["seconds"]
 
 
-def _peak_memory(point: Json) -> str:
-    return numbers.size(point["peak_memory_bytes"])
+def _peak_memory(point: Json) -> float:
+    return point["peak_memory_bytes"]
 
 
-def _state(point: Json) -> str:
-    return numbers.size(point["state_bytes"] / point["batch"])
+def _state(point: Json) -> float:
+    return point["state_bytes"] / point["batch"]
 
 
-_TABLES: tuple[tuple[str, Workload, Callable[[Json], str]], ...] = (
-    ("Decode: time per token, ms", "decode", _time),
-    ("Decode: state per sequence", "decode", _state),
-    ("Prefill: time to the first token, ms", "prefill", _time),
-    ("Training: time per step, ms", "train", _time),
-    ("Training: peak memory", "train", _peak_memory),
+_TABLES: tuple[tuple[str, Workload, numbers.Units, Callable[[Json], float]], ...] = (
+    ("Decode: time per token", "decode", numbers.MILLISECONDS, _time),
+    ("Decode: state per sequence", "decode", numbers.BYTES, _state),
+    ("Prefill: time to the first token", "prefill", numbers.MILLISECONDS, _time),
+    ("Training: time per step", "train", numbers.MILLISECONDS, _time),
+    ("Training: peak memory", "train", numbers.BYTES, _peak_memory),
 )

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import (
     EngFormatter,
+    FuncFormatter,
     LogLocator,
     MaxNLocator,
     NullFormatter,
     StrMethodFormatter,
 )
 
+from attnlab.analysis import numbers
 from attnlab.reporting.figures.styles import GREY, INK, Style, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
@@ -194,6 +196,22 @@ def _middle(block: Sequence[float], step: float) -> tuple[float, float]:
     total, count = block
     half = (count - 1) * step / 2
     return total / count - half, total / count + half
+
+
+def unit_of(values: Sequence[float], unit: str) -> tuple[float, str]:
+    """Return the factor and the name of the unit of a whole axis."""
+    units = {"bytes": numbers.BYTES, "seconds": numbers.MILLISECONDS}.get(unit, numbers.COUNTS)
+    factor, name = numbers.common_unit(list(values), units)
+    return factor, f"{name}{unit}" if unit == "FLOPs" else name
+
+
+def in_units(factor: float) -> FuncFormatter:
+    """Return a formatter of ticks in multiples of a unit."""
+
+    def text(value: float, _: int) -> str:
+        return f"{value / factor:,.4g}"
+
+    return FuncFormatter(text)
 
 
 def scaled(axes: Axes, scale: str, *, both: bool) -> None:

@@ -1,38 +1,29 @@
-"""Loss against a cost, with the Pareto front; and costs against the context length."""
+"""Loss against a cost, with the Pareto front."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Front
 from attnlab.reporting.figures.axes import (
     Extent,
     beyond,
-    name_ends,
+    in_units,
     shortened,
     show_message,
+    unit_of,
     window,
 )
 from attnlab.reporting.figures.styles import GREY, Styles, mark
 from attnlab.reporting.tables.rows import Row
 
-Point = Mapping[str, Any]  # a point of bench.json
-
 SPARE = 0.02  # of the largest cost, on either side of the points
 MOST_BARS = 40  # of more variants, only those on the front have bars
 WIDE = 8.0  # costs that differ by more than this factor get a logarithmic axis
-
-
-BENCH_CHARTS = (  # activity, key of its points, unit, title
-    ("decode", "seconds", "seconds", "Time to decode one token"),
-    ("decode", "state_bytes", "bytes", "Decode state"),
-    ("prefill", "seconds", "seconds", "Time to the first token"),
-    ("train", "seconds", "seconds", "Time of a training step"),
-)
 
 
 def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> None:
@@ -142,7 +133,7 @@ class _Box(NamedTuple):
 
 def _cost_axis(axes: Axes, costs: list[float], label: str, unit: str) -> None:
     positive = [cost for cost in costs if cost > 0]
-    factor, name = _unit(positive, unit)
+    factor, name = unit_of(positive, unit)
     axes.set_xlabel(f"{label} ({name})" if name else label)
     if positive and max(positive) > WIDE * min(positive):
         base = 2 if unit == "bytes" else 10
@@ -160,23 +151,9 @@ def _cost_axis(axes: Axes, costs: list[float], label: str, unit: str) -> None:
         axes.xaxis.set_major_locator(_InUnits(factor))
         spare = max(0.12 * (max(costs) - min(costs)), SPARE * max(costs)) or factor
         axes.set_xlim(min(costs) - spare, max(costs) + spare)
-    axes.xaxis.set_major_formatter(_in_units(factor))
+    axes.xaxis.set_major_formatter(in_units(factor))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
-
-
-def _unit(values: Sequence[float], unit: str) -> tuple[float, str]:
-    """Return the factor and the name of the unit of a whole axis."""
-    units = {"bytes": numbers.BYTES, "seconds": numbers.MILLISECONDS}.get(unit, numbers.COUNTS)
-    factor, name = numbers.common_unit(list(values), units)
-    return factor, f"{name}{unit}" if unit == "FLOPs" else name
-
-
-def _in_units(factor: float) -> FuncFormatter:
-    def text(value: float, _: int) -> str:
-        return f"{value / factor:,.4g}"
-
-    return FuncFormatter(text)
 
 
 def _powers(base: int, low: float, high: float) -> list[float]:
@@ -200,52 +177,3 @@ class _InUnits(MaxNLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks: Any = super().tick_values(vmin / self._unit, vmax / self._unit)
         return ticks * self._unit
-
-
-def of_activity(points: Sequence[Point], activity: str) -> tuple[int, list[Point]]:
-    """Return the smallest batch size of an activity, and its points at that size."""
-    found = [point for point in points if point["what"] == activity]
-    batch = min((point["batch"] for point in found), default=0)
-    return batch, [point for point in found if point["batch"] == batch]
-
-
-def against_context(
-    axes: Axes, points: Sequence[Point], styles: Styles, key: str, unit: str
-) -> None:
-    """Draw one line per variant, from points of one activity and batch size, on log axes.
-
-    A line ends where memory does.
-    """
-    contexts: set[int] = set()
-    ends: dict[str, tuple[float, float]] = {}
-    values: list[float] = []
-    for name, style in styles.items():
-        own = sorted((p for p in points if p["variant"] == name), key=lambda p: p["context"])
-        found: dict[int, float] = {p["context"]: p[key] for p in own if p.get(key)}
-        if not found:
-            continue
-        contexts |= found.keys()
-        ends[name] = [*found.items()][-1]
-        values += found.values()
-        (line,) = axes.plot(
-            list(found), list(found.values()), color=style.colour, ls=style.line,
-            marker=style.marker, ms=5, mec="white", mew=0.5, lw=1.6,
-            zorder=2 if style.line == "-" else 2.5,
-        )  # fmt: skip
-        tips = [f"{name}, context {c:,}: {numbers.quantity(y, unit)}" for c, y in found.items()]
-        mark(line, style.group, tips=tips)
-    if not contexts:
-        show_message(axes, "not measured")
-        return
-    factor, name = _unit(values, unit)
-    axes.set(xscale="log", xlabel="context (tokens)", ylabel=name)
-    if unit == "bytes":
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_locator(LogLocator(base=2, numticks=6))
-    else:
-        axes.set_yscale("log")
-    axes.set_xticks(sorted(contexts), [numbers.tokens(context) for context in sorted(contexts)])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(_in_units(factor))
-    axes.yaxis.set_minor_locator(NullLocator())
-    name_ends(axes, ends, styles)

@@ -17,14 +17,9 @@ from attnlab.analysis.costs import measured_points
 from attnlab.analysis.lengths import longest, read_at
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
+from attnlab.reporting.figures.bench import PANELS, Panel, Point, against_context, of_workload
 from attnlab.reporting.figures.by_row import MOST_ROWS, dots, forest, most
-from attnlab.reporting.figures.cost import (
-    BENCH_CHARTS,
-    Point,
-    against_context,
-    of_activity,
-    pareto,
-)
+from attnlab.reporting.figures.cost import pareto
 from attnlab.reporting.figures.curves import Against, curves, minus_reference
 from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.loss_against import against_length, mark_training, positions, rates
@@ -228,18 +223,16 @@ class Charts:
 
     def bench(self) -> tuple[Chart, ...]:
         points, charts = measured_points(self.analysis.table.path), list[Chart]()
-        for what, key, unit, title in BENCH_CHARTS:
-            batch, found = of_activity(points, what)
-            if not any(point.get(key) for point in found):
+        for panel in PANELS:
+            batch, found = of_workload(points, panel)
+            if not found:
                 continue
 
-            def draw(
-                axes: Axes, found: list[Point] = found, key: str = key, unit: str = unit
-            ) -> None:
-                against_context(axes, found, self.styles, key, unit)
+            def draw(axes: Axes, found: list[Point] = found, panel: Panel = panel) -> None:
+                against_context(axes, found, self.styles, panel)
 
-            text = f"Batch {batch}; a line ends where memory does."
-            charts.append(self.svg_charts.chart(draw, f"{title} against context", text))
+            text = f"Batch {batch}; lower is better. A line ends where memory does."
+            charts.append(self.svg_charts.chart(draw, f"{panel.title} against context", text))
         return tuple(charts)
 
     def _of_all(self, shown: Sequence[Row]) -> str:
