@@ -1,6 +1,5 @@
 """Reference of the command line, from the help texts of the commands themselves."""
 
-from pathlib import Path
 from typing import Any
 
 INTRO = """# Command line
@@ -64,14 +63,8 @@ def _row(parameter: Any) -> str:
     else:
         name = ", ".join(parameter.opts)
         if not parameter.is_flag:
-            name += f" {parameter.metavar or _value(parameter)}"
+            name += f" {parameter.metavar or 'TEXT'}"
     return f"| `{name}` | {_cell(parameter.help)} | {_default(parameter)} |"
-
-
-def _value(parameter: Any) -> str:
-    """Return the type of an option's value: TEXT, INTEGER, FLOAT or PATH."""
-    annotation = parameter.type_descriptor.annotation
-    return {int: "INTEGER", float: "FLOAT", Path: "PATH"}.get(annotation, "TEXT")
 
 
 def _default(parameter: Any) -> str:

@@ -1,16 +1,20 @@
 """Malformed options end at once: one line that says what to do, exit code 2, no traceback."""
 
+import inspect
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import typer.main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny_study
 
-from attnlab.cli.app import stored
+from attnlab.cli.app import app, stored
 from attnlab.cli.console import errors
+from attnlab.cli.numbers import decimal
 from attnlab.config import ConfigError, override
 from attnlab.study.load import load_study
 
@@ -24,16 +28,18 @@ MALFORMED = {
     "--workers|0": "workers: must be at least 1",
     "--workers|-1": "workers: must be at least 1",
     "--seeds|0": "seeds: must be at least 1, and at most 1000; got 0",
-    f"--seeds|{HUGE}": "seeds: must be at least 1, and at most 1000",
+    f"--seeds|{HUGE}": "--seeds: expected a whole number",
     "--steps|0": "train.steps: must be at least 1",
-    f"--steps|{HUGE}": "train.steps: expected a whole number",
+    f"--steps|{HUGE}": "--steps: expected a whole number",
     "--device|tpu": "unknown device 'tpu'",
     "--device|cuda:99": "no device 'cuda:99'",
     "--length|x": "no length 'x'",
     "--track|x": "no tracking tool 'x'",
-    "--plan|--residual-sd|nan": "residual_sd: must be positive",
-    "--plan|--residual-sd|inf": "residual_sd: must be positive",
-    "--plan|--trial-seconds|nan": "trial_seconds: must not be negative",
+    "--plan|--residual-sd|nan": "--residual-sd: expected a finite number",
+    "--plan|--residual-sd|0": "residual_sd: must be positive",
+    "--plan|--trial-seconds|inf": "--trial-seconds: expected a finite number",
+    "--plan|--trial-seconds|-1": "trial_seconds: must not be negative",
+    "--seeds|1k": "seeds: must be at least 1, and at most 1000; got 1024",
     "foo": "foo: write it as section.key=value",
     "train.steps": "train.steps: write it as section.key=value",
     "=3": "no field ''",
@@ -85,6 +91,60 @@ def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+USAGE = {
+    "run": "missing argument 'STUDY' (attnlab run --help lists what it takes)",
+    "run|x|--sedes|2": "no option --sedes; did you mean '--seeds'?",
+    "run|x|-z": "no option -z (attnlab run",
+    "run|x|--seeds": "option '--seeds' requires an argument (attnlab run",
+    "list|--json=3": "option '--json' does not take a value",
+    "list|a|b": "(b) (attnlab list --help",
+    "rnu": "no such command 'rnu'. Did you mean 'run'? (attnlab --help",
+    "--verison": "no option --verison; did you mean '--version'? (attnlab --help",
+    "generate|--prompt": "option '--prompt' requires an argument (attnlab generate",
+    "generate": "missing option '--prompt' (attnlab generate",
+    "generate|--prompt|x|--samples|2k": "--samples: must be at most 1,000, got 2,048",
+    "bench|mla|--seconds|0": "--seconds: must be at least 0.001, got 0.0 (attnlab bench",
+}
+
+
+@pytest.mark.parametrize("words", USAGE)
+def test_an_error_of_usage_is_a_line_without_a_box_and_exit_code_2(attnlab, words):
+    done = attnlab(*words.split("|"))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert USAGE[words] in done.stderr
+    assert done.stderr.isascii()
+    assert len(done.stderr.splitlines()) == 1
+
+
+def numeric_options():
+    for name, command in typer.main.get_command(app).commands.items():
+        hints = get_type_hints(inspect.unwrap(command.callback))
+        for parameter in command.params:
+            for kind in {int, float} & {hints[parameter.name], *get_args(hints[parameter.name])}:
+                yield name, parameter.opts[0], kind
+
+
+@pytest.mark.parametrize(("name", "option", "kind"), sorted(numeric_options(), key=str))
+def test_every_option_reads_numbers_as_settings_are_read(attnlab, name, option, kind):
+    required = [name, "x", *(["--prompt", "x"] * (name == "generate"))]
+    word = "whole number, such as 500 or 10k" if kind is int else "number, such as 0.5"
+    refused = attnlab(*required, option, "10x")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(
+        f"error: {option}: expected a {word}; got '10x' (attnlab {name}"
+    )
+    if kind is int:
+        accepted = attnlab(*required, option, "1k").stderr
+        assert "expected a whole number" not in accepted
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+def test_a_number_on_the_command_line_is_finite(text):
+    with pytest.raises(typer.BadParameter, match="expected a finite number"):
+        decimal()(text)
 
 
 @settings(max_examples=150, deadline=2000)

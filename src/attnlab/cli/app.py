@@ -16,15 +16,18 @@ import typer.core
 
 from attnlab.cli.console import error, errors, verbatim, write
 from attnlab.cli.signals import exit_code
-from attnlab.config import ConfigError, own_error
+from attnlab.config import ConfigError, own_error, suggestion
 from attnlab.version import __version__
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _InReadingOrder(typer.core.TyperGroup):
-    """Lists the commands in the order in which a user needs them."""
+_UsageError: Any = typer.BadParameter.__mro__[1]  # of the parser of arguments; also its base
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, in the order in which a user needs them; an error of usage is one line."""
 
     ORDER = (
         *("list", "doctor", "run", "extend", "report", "compare", "check", "bench"),
@@ -34,9 +37,31 @@ class _InReadingOrder(typer.core.TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=self.ORDER.index)
 
+    def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        try:
+            code = super().main(given, *rest, **{**options, "standalone_mode": False})
+        except _UsageError as problem:
+            if given:  # without arguments the help has been printed
+                command = ["attnlab", *[word for word in given if word in self.commands][:1]]
+                error(f"{_in_words(problem)} ({' '.join(command)} --help lists what it takes)")
+            code = 2
+        sys.exit(code)
+
+
+def _in_words(problem: Any) -> str:
+    """Return what is wrong with the arguments of a command, in one line."""
+    if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
+        return f"{problem.param.opts[0]}: {problem.message}"
+    if hasattr(problem, "possibilities"):
+        name, close = problem.option_name, problem.possibilities
+        return f"no option {name}{suggestion(name, close) if close else ''}"
+    message = " ".join(problem.format_message().split()).rstrip(".")
+    return message[:1].lower() + message[1:]
+
 
 app = typer.Typer(
-    cls=_InReadingOrder,
+    cls=_Commands,
     rich_markup_mode="markdown",
     help="Find out which attention mechanism your model should use.",
     no_args_is_help=True,

@@ -14,11 +14,13 @@ from attnlab.cli.app import (
     reports_user_errors,
 )
 from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.cli.numbers import decimal, whole
 
 
 def _size(what: str, default: str) -> Any:
     """Return an option for one size of the model that a mechanism is put into."""
-    return typer.Option(help=f"Set the {what} of a mechanism's model.", show_default=default, min=1)
+    text = f"Set the {what} of a mechanism's model."
+    return typer.Option(help=text, parser=whole(low=1), metavar="N", show_default=default)
 
 
 @app.command("bench")
@@ -57,7 +59,12 @@ def bench_(  # noqa: PLR0913  one parameter per option
     n_heads: Annotated[int | None, _size("number of heads", "12")] = None,
     vocab_size: Annotated[int | None, _size("vocabulary", "50257")] = None,
     seconds: Annotated[
-        float, typer.Option(help="Time each point for about this long.", min=0.001)
+        float,
+        typer.Option(
+            help="Time each point for about this long.",
+            parser=decimal(low=0.001),
+            metavar="SECONDS",
+        ),
     ] = 1.0,
     out: Annotated[
         str | None,

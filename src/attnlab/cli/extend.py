@@ -16,6 +16,7 @@ from attnlab.cli.app import (
     stored,
 )
 from attnlab.cli.console import console, verbatim
+from attnlab.cli.numbers import whole
 
 if TYPE_CHECKING:
     from attnlab.runner.events import Event
@@ -28,11 +29,17 @@ def extend_(  # noqa: PLR0913  one parameter per option
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Train up to this many steps, the finished ones included.", show_default=False
+            help="Train up to this many steps, the finished ones included.",
+            parser=whole(),
+            metavar="N",
+            show_default=False,
         ),
     ] = None,
     by: Annotated[
-        int | None, typer.Option(help="Train this many steps more.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Train this many steps more.", parser=whole(), metavar="N", show_default=False
+        ),
     ] = None,
     constant: Annotated[
         bool, typer.Option("--constant", help="Keep the learning rate of the last finished step.")

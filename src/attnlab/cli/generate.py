@@ -15,6 +15,7 @@ from attnlab.cli.app import (
     stored,
 )
 from attnlab.cli.console import console, errors, verbatim
+from attnlab.cli.numbers import decimal, whole
 
 
 @app.command("generate")
@@ -30,20 +31,33 @@ def generate_(  # noqa: PLR0913  one parameter per option
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Generate this many tokens.", min=1, max=1_000_000)
+        int,
+        typer.Option(help="Generate this many tokens.", parser=whole(1, 1_000_000), metavar="N"),
     ] = 200,
     temperature: Annotated[
-        float, typer.Option(help="Sample at this temperature; 0 takes the most likely token.")
+        float,
+        typer.Option(
+            help="Sample at this temperature; 0 takes the most likely token.",
+            parser=decimal(),
+            metavar="NUMBER",
+        ),
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(metavar="K", help="Sample from the K most likely tokens.")
+        int | None,
+        typer.Option(metavar="K", help="Sample from the K most likely tokens.", parser=whole()),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Sample from the fewest tokens with probability P."),
+        typer.Option(
+            metavar="P", help="Sample from the fewest tokens with probability P.", parser=decimal()
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed the random draws.")] = 0,
-    samples: Annotated[int, typer.Option(help="Generate this many texts.", min=1, max=1_000)] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Seed the random draws.", parser=whole(), metavar="N")
+    ] = 0,
+    samples: Annotated[
+        int, typer.Option(help="Generate this many texts.", parser=whole(1, 1_000), metavar="N")
+    ] = 1,
     best: BestOption = False,
     trust: TrustOption = False,
     device: DeviceOption = "auto",

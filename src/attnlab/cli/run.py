@@ -14,6 +14,7 @@ from attnlab.cli.app import (
     reports_user_errors,
 )
 from attnlab.cli.console import Output, console, error, errors, first_line, verbatim
+from attnlab.cli.numbers import decimal, whole
 from attnlab.cli.report import show
 
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ def run(  # noqa: PLR0913  one parameter per option
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Train this number of seeds per variant.")
+        int | None,
+        typer.Option(help="Train this number of seeds per variant.", parser=whole(), metavar="N"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Train for this number of steps.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Train for this number of steps.", parser=whole(), metavar="N"),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +76,8 @@ def run(  # noqa: PLR0913  one parameter per option
         int | None,
         typer.Option(
             help="Train this number of runs at the same time.",
+            parser=whole(),
+            metavar="N",
             show_default="one per GPU or CPU core",
         ),
     ] = None,
@@ -102,12 +109,15 @@ def run(  # noqa: PLR0913  one parameter per option
         typer.Option(
             metavar="SECONDS",
             help="Read data, time steps and check for so long, for --plan.",
+            parser=decimal(),
         ),
     ] = 4.0,
     residual_sd: Annotated[
         float | None,
         typer.Option(
-            metavar="SD", help="Assume this residual standard deviation per run, for --plan."
+            metavar="SD",
+            help="Assume this residual standard deviation per run, for --plan.",
+            parser=decimal(),
         ),
     ] = None,
     track: Annotated[
