@@ -1,6 +1,7 @@
 """Malformed options end at once: one line that says what to do, exit code 2, no traceback."""
 
 import inspect
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -117,6 +118,28 @@ def test_an_error_of_usage_is_a_line_without_a_box_and_exit_code_2(attnlab, word
     assert USAGE[words] in done.stderr
     assert done.stderr.isascii()
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"run|{tiny_study.__file__}|--out|published/old",
+        f"run|{tiny_study.__file__}|--plan|--out|./results/../published/new",
+        f"run|{tiny_study.__file__}|--out|link",
+        "bench|identity|--out|published/old",
+        "compare|published/old|--out|published",
+        "extend|results/tiny_study/mha/seed-0|--by|1|--out|published/old",
+    ],
+)
+def test_no_command_writes_into_published_results(attnlab, trained, tmp_path, words):
+    shutil.copytree(trained, "published/old")
+    Path("link").symlink_to("published/old")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    done = attnlab(*words.split("|"))
+    assert (done.exit_code, done.stdout) == (2, "")
+    out = words.rpartition("|")[2]
+    assert done.stderr.startswith(f"error: {Path(out)}: published results are only read; choose")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def numeric_options():

@@ -228,6 +228,26 @@ def test_an_invalid_extension_is_an_error_and_writes_nothing(parent, places, mon
     refused(parent, r"has not finished \(diverged\): it cannot be extended")
 
 
+def test_a_published_run_is_extended_beside_ones_own(parent, places):
+    shutil.copytree("results/tiny", "published/tiny")
+    before = {path: path.read_bytes() for path in Path("published").rglob("*") if path.is_file()}
+    extended = extend(Path("published/tiny/sparse/seed-0"), places, by=1)
+    assert extended.path == Path("results/tiny_to_13/sparse/seed-0")
+    assert before == {
+        path: path.read_bytes() for path in Path("published").rglob("*") if path.is_file()
+    }
+
+
+def test_runs_that_are_not_comparable_are_extended_on_demand(parent, places):
+    extend(parent, places, by=1, out="there")
+    trained(replace(tiny_study.base, seed=1), Path("results/tiny"), places, "mha")
+    other = Path("results/tiny/mha/seed-1")
+    with pytest.raises(ValueError, match=r"training steps: 13 in sparse.*\n.*use --anyway"):
+        extend(other, places, by=2, out="there")
+    extend(other, places, by=2, out="there", anyway=True)
+    assert attnlab.analyse("there").table.unfair == ("training steps: 13 in sparse; 14 in mha",)
+
+
 def test_the_command_prints_the_losses_before_and_after(parent, places, monkeypatch):
     monkeypatch.setenv("ATTNLAB_CACHE", str(places.cache))
     done = CliRunner().invoke(app, ["extend", str(parent), "--steps", "20", "--device", "cpu"])

@@ -17,6 +17,7 @@ import typer.core
 from attnlab.cli.console import error, errors, verbatim, write
 from attnlab.cli.signals import exit_code
 from attnlab.config import ConfigError, own_error, suggestion
+from attnlab.record import PUBLISHED
 from attnlab.version import __version__
 
 P = ParamSpec("P")
@@ -51,11 +52,11 @@ class _Commands(typer.core.TyperGroup):
 
 def _in_words(problem: Any) -> str:
     """Return what is wrong with the arguments of a command, in one line."""
-    if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
-        return f"{problem.param.opts[0]}: {problem.message}"
-    if hasattr(problem, "possibilities"):
+    if hasattr(problem, "possibilities"):  # of an unknown option, whose class is not public
         name, close = problem.option_name, problem.possibilities
         return f"no option {name}{suggestion(name, close) if close else ''}"
+    if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
+        return f"{problem.param.opts[0]}: {problem.message}"
     message = " ".join(problem.format_message().split()).rstrip(".")
     return message[:1].lower() + message[1:]
 
@@ -94,7 +95,7 @@ def stored(given: Path) -> Path:
     """Return a folder of results: the path, or one of this name in results/ or published/."""
     if given.is_absolute() or given.exists():
         return given
-    for home in (Path("results"), Path("published")):
+    for home in (Path("results"), Path(PUBLISHED)):
         if (home / given).exists():
             verbatim(f"{given}: {home / given}", errors)
             return home / given

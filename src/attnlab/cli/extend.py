@@ -52,6 +52,14 @@ def extend_(  # noqa: PLR0913  one parameter per option
             show_default="results/STUDY_to_STEPS",
         ),
     ] = None,
+    anyway: Annotated[
+        bool,
+        typer.Option(
+            "--anyway",
+            help="Extend even if the folder holds runs that the new one cannot be compared with; "
+            "the report carries a warning.",
+        ),
+    ] = False,
     trust: TrustOption = False,
     device: DeviceOption = "auto",
     fla_path: FlaPathOption = None,
@@ -101,6 +109,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
             steps=steps,
             by=by,
             trust=trust,
+            anyway=anyway,
             schedule="constant" if constant else "rederived",
             out=folder(out),
             device=device,

@@ -1,11 +1,14 @@
 """Records on disk: runs in their folders, the study they belong to, and atomic writes of files."""
 
 from attnlab.record.atomic_files import (
+    PUBLISHED,
     DamagedError,
     WriteError,
     is_of_disk,
+    is_published,
     leads_outside,
     replace_file,
+    require_unpublished,
     require_within,
     sweep,
 )
@@ -27,6 +30,7 @@ from attnlab.record.verified_folder import read_object, write_object
 
 __all__ = [
     "NO_INFLUENCE",
+    "PUBLISHED",
     "TUNING_SEED",
     "BenchForm",
     "DamagedError",
@@ -40,12 +44,14 @@ __all__ = [
     "digest_of",
     "folder_name",
     "is_of_disk",
+    "is_published",
     "leads_outside",
     "pack",
     "rate_of",
     "read_object",
     "read_tuning_choice",
     "replace_file",
+    "require_unpublished",
     "require_within",
     "runs_in",
     "sweep",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # names of what is being written
+PUBLISHED = "published"  # folder of results that the source ships
 MOST_BYTES = 2**30  # of a file that is read at once
 
 
@@ -195,6 +196,25 @@ def require_within(path: Path, folder: Path) -> None:
         raise WriteError(
             f"{path} leads to {path.resolve()}, outside {folder}, where nothing is written: "
             "replace the link by a folder, or choose another --out"
+        )
+
+
+def is_published(folder: Path) -> bool:
+    """True for `published/` and what lies in it, wherever links lead.
+
+    A folder of that name around the working directory is the user's own, and not meant.
+    """
+    here, path = Path.cwd().resolve(), folder.resolve()
+    named = [place for place in (path, *path.parents) if place.name == PUBLISHED]
+    return any(place not in here.parents for place in named)
+
+
+def require_unpublished(folder: Path) -> None:
+    """Raise ValueError for a folder of published results, which no run or measurement changes."""
+    if is_published(folder):
+        raise ValueError(
+            f"{folder}: published results are only read; choose another --out, such as "
+            f"results/{folder.name}"
         )
 
 

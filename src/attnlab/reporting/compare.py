@@ -5,6 +5,7 @@ from pathlib import Path
 from attnlab.analysis.analysis import Analysis, analysis_of
 from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.fairness import TOKENIZER
+from attnlab.record import require_unpublished
 from attnlab.reporting.files import write_comparison
 
 
@@ -26,10 +27,11 @@ def compare(
 
     Raises:
         ValueError: a folder has no run, two have the same run, no variant is called like the
-            baseline, or the runs are not comparable: they read other tokens, took other numbers of
-            steps or were evaluated on other splits; or, with `anyway` too, they have different
-            tokenizers.
+            baseline, `out` lies in published/, or the runs are not comparable: they read other
+            tokens, took other numbers of steps or were evaluated on other splits; or, with `anyway`
+            too, they have different tokenizers.
     """
+    require_unpublished(Path(out))
     given = [Path(folder) for folder in folders]
     table = read_folders(given, out=Path(out), command=command, baseline=baseline)
     if any(line.startswith(TOKENIZER) for line in table.unfair):

@@ -13,7 +13,15 @@ from attnlab.data import Places
 from attnlab.device.selection import choose_device, one_worker
 from attnlab.inference.recorded import Recorded, read_recorded
 from attnlab.inference.saved_model import checkpoint_of
-from attnlab.record import RunFolder, StudyRecord, WriteError, digest_of, sweep
+from attnlab.record import (
+    RunFolder,
+    StudyRecord,
+    WriteError,
+    digest_of,
+    is_published,
+    require_unpublished,
+    sweep,
+)
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import conflict, of_run, unlike_others
 from attnlab.runner.events import Ended, Event, Progress
@@ -33,6 +41,7 @@ def extend(  # noqa: PLR0913  one parameter per option
     schedule: Schedule = "rederived",
     out: Path | str | None = None,
     trust: bool = False,
+    anyway: bool = False,
     data: Path | str | None = None,
     cache: Path | str | None = None,
     device: str = "auto",
@@ -55,6 +64,8 @@ def extend(  # noqa: PLR0913  one parameter per option
         out: the study folder of the new run, results/NAME_to_STEPS by default. The variant keeps
             its name.
         trust: True to execute code that the run's folder carries; see `attnlab.load_run`.
+        anyway: extend even if `out` holds runs that the new one cannot be compared with; the report
+            then carries a warning.
         data, cache, device: as for `attnlab.run`.
         watch: a function that is called with each event of the run, `Progress` or `Ended`.
         command: the command that the record names, by default this call.
@@ -83,6 +94,7 @@ def extend(  # noqa: PLR0913  one parameter per option
             f"fingerprint {recorded.fingerprint} then, {fingerprint} now); restore the files"
         )
     study_dir = Path(out) if out is not None else _beside(parent, steps)
+    require_unpublished(study_dir)
     planned = Run(variant=parent.variant, config=longer)
     new, new_identity = planned.folder(study_dir), longer.identity(fingerprint)
     sweep(study_dir)
@@ -95,11 +107,15 @@ def extend(  # noqa: PLR0913  one parameter per option
         return new
     called = f"attnlab.extend({str(run)!r}, steps={steps}, schedule={schedule!r})"
     record = _record(parent, study_dir, steps, command or called)
-    if differ := unlike_others({parent.variant: of_run(longer, corpus)}, record, study_dir):
-        lines = "\n".join(f"  {line}" for line in differ)
+    others = (
+        () if anyway else unlike_others({parent.variant: of_run(longer, corpus)}, record, study_dir)
+    )
+    if others:
+        lines = "\n".join(f"  {line}" for line in others)
         raise ValueError(
             f"the extended run would not be comparable with those in {study_dir}:\n{lines}\n"
-            "choose another --out"
+            "choose another --out, or use --anyway to extend it regardless; the report then "
+            "carries this warning"
         )
     new.recover(new_identity)
     _begin(new, new_identity, state, parent)
@@ -158,7 +174,8 @@ def _finished(run: RunFolder, *, trust: bool) -> Recorded:
 
 def _beside(parent: RunFolder, steps: int) -> Path:
     study_dir = parent.ended.parent.parent
-    return study_dir.with_name(f"{study_dir.name}_to_{steps}")
+    home = Path("results") if is_published(study_dir) else study_dir.parent
+    return home / f"{study_dir.name}_to_{steps}"
 
 
 def _begin(new: RunFolder, identity: str, state: Checkpoint, parent: RunFolder) -> None:

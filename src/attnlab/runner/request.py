@@ -13,6 +13,7 @@ from attnlab.config import ConfigError, Problem, forget_names
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
+from attnlab.record import require_unpublished
 from attnlab.study.load import load_study
 from attnlab.study.study import Study
 from attnlab.study.targets import addition
@@ -85,9 +86,10 @@ class Request:
         """Return the folder of the results: `out`, or results/NAME.
 
         Raises:
-            ValueError: the study has no name, and `out` is not given.
+            ValueError: the study has no name, and `out` is not given; or `out` lies in published/.
         """
         if self.out is not None:
+            require_unpublished(Path(self.out))
             return Path(self.out)
         if not study.name:
             raise ValueError('the study has no name: use Study(name="...") or give out="FOLDER"')
