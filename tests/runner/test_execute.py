@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from support import tiny_study
 
 from attnlab.data import Places
-from attnlab.record import RunFolder, sweep
+from attnlab.record import RunFolder, lease, sweep
 from attnlab.record.atomic_files import TEMPORARY
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.execute import corpus_of, execute
@@ -64,7 +65,11 @@ def killed_at(n: int, study_dir: Path, places: Places, monkeypatch) -> tuple[boo
 
         return call
 
+    process = lease.Holder.of_this_process()
     with monkeypatch.context() as patch:
+        ended = process._replace(started=1)  # a process that has had the same id, and is gone
+        patch.setattr(lease.Holder, "of_this_process", lambda: ended)
+        patch.setattr(lease, "_renewer", SimpleNamespace(add=lambda _: None, remove=lambda _: None))
         for owner, name in CHANGES:
             patch.setattr(owner, name, counting(getattr(owner, name)))
         try:

@@ -94,7 +94,7 @@ class InProcess:
     def start(self, planned):
         self.planned = planned
 
-    def events(self):
+    def events(self, seconds):
         planned, self.planned = self.planned, None
         settings = pickle.loads(pickle.dumps(planned.run.config.to_dict()))
         run = replace(planned.run, config=RunConfig.from_dict(settings))

@@ -79,7 +79,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
     import attnlab
     from attnlab.record import RunFolder
     from attnlab.reporting.files import PAGE
-    from attnlab.runner.events import Ended
+    from attnlab.runner.events import Progress as Step
 
     attnlab.use_fla(fla_path)
     run = stored(run)
@@ -95,7 +95,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
     bar = bars.add_task("reading the data", total=None)
 
     def watch(event: "Event") -> None:
-        if isinstance(event, Ended):
+        if not isinstance(event, Step):
             return
         loss = "" if event.loss is None else f"loss {event.loss:.3f}"
         bars.update(bar, completed=event.step, total=event.steps, description=loss)

@@ -19,7 +19,8 @@ from rich.text import Text
 from attnlab.analysis import numbers
 from attnlab.cli.console import Output, first_line
 from attnlab.runner.decisions import RunCount
-from attnlab.runner.events import Ended, RunEvent
+from attnlab.runner.events import Ended, Held, RunEvent
+from attnlab.runner.events import Progress as Step
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
@@ -70,7 +71,7 @@ class StudyProgress:
     def show(self, happened: RunEvent) -> None:
         """Update the bars, and print what has ended."""
         run, event = happened.run, happened.event
-        if isinstance(event, Ended):
+        if not isinstance(event, Step):
             if ended := self.active.pop(_key(run), None):
                 self.bars.remove_task(ended.bar)
             self._line(run, event)
@@ -96,14 +97,18 @@ class StudyProgress:
             if not self.console.animated and time.monotonic() - self.printed > QUIET_SECONDS:
                 step = f"step {event.step} of {event.steps}"
                 self._print(INDENT, f"{_name(run)}: {step}{loss}  {rate}")
-        if not isinstance(event, Ended):
+        if isinstance(event, Step):
             for style, message in (("bold red", event.alarm), ("yellow", event.note)):
                 if message is not None:
                     self._print(INDENT, (f"{_name(run)}: {message}", style))
         left = self.schedule.steps_left() - sum(active.step for active in self.active.values())
         self.bars.update(self.study, completed=self.steps_done, total=self.steps_done + left)
 
-    def _line(self, run: Run, event: Ended) -> None:
+    def _line(self, run: Run, event: Ended | Held) -> None:
+        if isinstance(event, Held):
+            how = "was taken over by" if event.lost else "is trained by"
+            self._print(INDENT, f"{_name(run)} {how} {event.by}; waiting for its end")
+            return
         if event.status == "finished":
             outcome = Text(f"validation loss {event.final_loss:.4f}")
         else:

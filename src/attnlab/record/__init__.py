@@ -14,7 +14,8 @@ from attnlab.record.atomic_files import (
 )
 from attnlab.record.file_types import BenchForm
 from attnlab.record.json_text import Json, to_json, write_json
-from attnlab.record.packed_file import rate_of
+from attnlab.record.lease import HeldError, Holder, LostLeaseError, Observer
+from attnlab.record.packed_file import RunKey, rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
 from attnlab.record.recorded_run import Status, folder_name
 from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
@@ -34,9 +35,14 @@ __all__ = [
     "TUNING_SEED",
     "BenchForm",
     "DamagedError",
+    "HeldError",
+    "Holder",
     "Json",
+    "LostLeaseError",
+    "Observer",
     "Packed",
     "RunFolder",
+    "RunKey",
     "Status",
     "StudyRecord",
     "WriteError",

@@ -4,6 +4,7 @@
     results/<study>/runs.jsonl.gz              packed runs (`attnlab pack`)
     results/<study>/<variant>/seed-0.partial/  a run that is in progress, interrupted or failed
     results/<study>/<variant>/seed-0/          a run that has ended: finished or diverged
+    results/<study>/<variant>/seed-0.lease/    the process that writes the run now; see `lease`
     results/<study>/<variant>/tuning/          runs at other recipes (learning rate, warm-up, ...):
         choice.json        the chosen recipe, its allowance, and the loss at each recipe
         lr-0.0006,warmup_steps-100/seed-<k>/  a run like any other, with a tuning seed to choose
@@ -29,7 +30,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
@@ -47,6 +48,7 @@ from attnlab.record.atomic_files import (
     sweep,
 )
 from attnlab.record.json_text import Json, to_json, to_line
+from attnlab.record.lease import Lease, take
 from attnlab.record.packed_file import TOKENIZER, PackedRun
 from attnlab.record.recorded_run import (
     RecordedRun,
@@ -61,6 +63,33 @@ NO_INFLUENCE = ("keep",)  # settings of training without influence on results an
 
 class RunFolder(StoredRun):
     """One seed of one variant of a study, to be written. Making the object writes nothing."""
+
+    _lease: Lease | None = None
+
+    @property
+    def lease(self) -> Path:
+        """The folder of the run's lease."""
+        return self.ended.with_name(f"{self.ended.name}.lease")
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None]:
+        """Hold the run's lease, so that no other process writes the run.
+
+        Raises HeldError if another process holds it, and WriteError. Writing raises LostLeaseError
+        from the time on that another process has taken the lease over.
+        """
+        self._make_folders(self.ended.parent)
+        self._lease = take(self.lease)
+        try:
+            yield
+        finally:
+            self._lease.release()
+            self._lease = None
+
+    def require_lease(self) -> None:
+        """Raise LostLeaseError if this process has lost the lease that it held."""
+        if self._lease is not None:
+            self._lease.require()
 
     @classmethod
     def at(cls, path: Path) -> Self:
@@ -150,6 +179,7 @@ class RunFolder(StoredRun):
         """Append one line of metrics, such as `{"step": 100, "eval_loss": 5.1}`."""
         assert "step" in metrics, f"metrics without a step: {metrics}"
         path = self.partial / "metrics.jsonl"
+        self.require_lease()
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(to_line(metrics))
@@ -221,6 +251,7 @@ class RunFolder(StoredRun):
                 (aside / "checkpoints").rename(self.partial / "checkpoints")
 
     def _make_folders(self, *folders: Path) -> None:
+        self.require_lease()
         for folder in folders:
             require_within(folder, self.study_dir)
             try:
@@ -229,6 +260,7 @@ class RunFolder(StoredRun):
                 raise WriteError.of(folder, error) from error
 
     def _write(self, name: str, content: bytes) -> None:
+        self.require_lease()
         replace_file(self.partial / name, content, within=self.study_dir)
 
     def _restore(self) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from attnlab.analysis.statistics.comparisons import compare
-from attnlab.record import RunFolder, StudyRecord, read_tuning_choice, tuning_runs
+from attnlab.record import RunFolder, RunKey, StudyRecord, read_tuning_choice, tuning_runs
 from attnlab.study.study import Study
 from attnlab.training.recipe import (
     Challenge,
@@ -73,6 +73,7 @@ class Outcomes:
         default_factory=set[tuple[str, str | None, int]]
     )  # ^ variant, recipe and seed; an exception ended them, and a later command tries again
     warmup_level: int | None = None  # of recipes that were chosen; None: none was
+    failed_before: set[RunKey] = field(default_factory=set[RunKey])  # they are tried again
 
     @classmethod
     def read(cls, study: Study, study_dir: Path) -> "Outcomes":
@@ -88,6 +89,8 @@ class Outcomes:
             for folder in [*folders, *tuning_runs(study_dir, name)]:
                 if folder.seed < study.seeds:
                     found._add(folder)
+                if not folder.ended.is_dir() and folder.status() == "failed":
+                    found.failed_before.add(folder.key)
         others = (study_dir / "study.json").is_file() and StudyRecord.read(study_dir).variants
         chosen = [read_tuning_choice(study_dir, name) for name in {*names, *(others or ())}]
         levels = [choice.get("warmup_level") for choice in chosen if choice.get("recipe")]
@@ -115,6 +118,12 @@ class Outcomes:
         """Return True if a run for the verdict or of a challenge has ended, or failed just now."""
         done = self.verdict[variant] if recipe is None else self.challenge[variant].get(recipe, {})
         return seed in done or (variant, recipe, seed) in self.failed
+
+    def ended_in_the_meantime(self, folder: RunFolder) -> bool:
+        """Return True if another process has ended or failed a run that was to be run."""
+        status = folder.status()
+        failed = status == "failed" and folder.key not in self.failed_before
+        return failed or status in ("finished", "diverged")
 
     def _add(self, folder: RunFolder) -> None:
         if (summary := folder.ended_summary()) is not None:

@@ -33,7 +33,14 @@ class Ended(NamedTuple):
     disk_refused: bool = False  # the folder of results cannot be written: no run can be recorded
 
 
-Event = Progress | Ended  # of one run
+class Held(NamedTuple):
+    """Another process writes the run's folder. This command waits for the run's end."""
+
+    by: str  # the process and its machine
+    lost: bool = False  # it took the run over from this command, which had shown no sign of life
+
+
+Event = Progress | Ended | Held  # of one run
 
 
 class RunEvent(NamedTuple):

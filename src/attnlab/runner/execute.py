@@ -16,8 +16,15 @@ from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.environment import describe
 from attnlab.device.memory import PeakMemory
 from attnlab.inference.recorded import own_code_record, write_sources
-from attnlab.record import RunFolder, WriteError, digest_of, is_of_disk
-from attnlab.runner.events import Ended, Event, Progress
+from attnlab.record import (
+    HeldError,
+    LostLeaseError,
+    RunFolder,
+    WriteError,
+    digest_of,
+    is_of_disk,
+)
+from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.training import checkpoint
 from attnlab.training.assemble import step_of_run, warm_up
 from attnlab.training.checkpoint import Best
@@ -46,19 +53,59 @@ def execute(
 ) -> Iterator[Event]:
     """Execute a run, or the rest of an interrupted one; yield its events, the last one `Ended`.
 
-    An exception is recorded in the folder as the reason of a failed run, and not raised.
+    The last one is `Held` if another process holds the run's lease, or has taken it over. An
+    exception is recorded in the folder as the reason of a failed run, and not raised.
     KeyboardInterrupt is raised; the folder then keeps the last checkpoint.
     """
     if others:
         raise ValueError(f"one run uses one device, got {1 + len(others)}")
-    folder, threads = run.folder(study_dir), torch.get_num_threads()
+    folder = run.folder(study_dir)
+    try:
+        with folder.hold():
+            yield from execute_held(run, folder, identity, places, device)
+    except HeldError as error:
+        yield Held(str(error.holder))
+    except WriteError as error:  # of the lease
+        yield Ended("failed", str(error), None, True)
+
+
+def execute_held(
+    run: Run, folder: RunFolder, identity: str, places: Places, device: torch.device
+) -> Iterator[Event]:
+    """Execute a run whose lease this process holds; see `execute`."""
+    if folder.status() != "damaged" and folder.identity() not in (None, identity):
+        reason = f"{folder.path} holds a run with different settings; choose another --out"
+        yield Ended("failed", reason, None)
+    elif (known := ended(folder)) is not None:  # by another process, in the meantime
+        yield known
+    else:
+        try:
+            yield from _execute(run, folder, identity, places, device)
+        except LostLeaseError as error:
+            yield Held(str(error.holder or "another process"), lost=True)
+
+
+def _execute(
+    run: Run, folder: RunFolder, identity: str, places: Places, device: torch.device
+) -> Iterator[Event]:
+    threads = torch.get_num_threads()
     try:
         yield from _Execution(run, folder, identity, places, device).events()
+    except LostLeaseError:
+        raise
     except Exception as error:
         reason = str(error) if isinstance(error, WriteError) else f"{type(error).__name__}: {error}"
         yield failed(folder, reason, disk_refused=is_of_disk(error))
     finally:
         torch.set_num_threads(threads)
+
+
+def ended(folder: RunFolder) -> Ended | None:
+    """Return the end of a run that has finished or diverged; None if it has not."""
+    summary = folder.ended_summary()
+    if summary is None:
+        return None
+    return Ended(summary["status"], summary["reason"], summary.get("final_loss"))
 
 
 def failed(folder: RunFolder, reason: str, *, disk_refused: bool = False) -> Ended:
@@ -68,6 +115,17 @@ def failed(folder: RunFolder, reason: str, *, disk_refused: bool = False) -> End
     except OSError as error:
         return Ended("failed", reason if disk_refused else f"{reason}; {error}", None, True)
     return Ended("failed", reason, None, disk_refused)
+
+
+def record_death(folder: RunFolder, reason: str) -> Event:
+    """Record the failure of a run whose process is dead, and return the end of the run."""
+    try:
+        with folder.hold():  # the process may have died between the run's end and its message
+            return ended(folder) or failed(folder, reason)
+    except HeldError as error:
+        return Held(str(error.holder))
+    except WriteError as error:
+        return Ended("failed", f"{reason}; {error}", None, True)
 
 
 class _Execution:
@@ -196,6 +254,7 @@ class _Execution:
             self.best = Best(event.step, loss, on_host)
 
     def _save(self) -> None:
+        self.folder.require_lease()
         self.folder.flush_metrics()  # a run that continues from here relies on them
         model, optimizer = self.model.state_dict(), self.step.state()
         seconds = self.clock.seconds()

@@ -24,8 +24,8 @@ from attnlab.record import (
 )
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import conflict, of_run, unlike_others
-from attnlab.runner.events import Ended, Event, Progress
-from attnlab.runner.execute import corpus_of, execute
+from attnlab.runner.events import Ended, Event, Held, Progress
+from attnlab.runner.execute import corpus_of, execute_held
 from attnlab.study.events import ignore
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Schedule
@@ -77,8 +77,8 @@ def extend(  # noqa: PLR0913  one parameter per option
         ValueError: the run is not finished or kept no checkpoint; `steps` is not larger than its
             number of steps; both or neither of `steps` and `by` are given; its data or a file in
             its folder has changed; its code is not trusted, or its original was edited; or `out`
-            holds this run with different settings, or runs that it cannot be compared with. Nothing
-            was run.
+            holds this run with different settings, or runs that it cannot be compared with; or
+            another process trains the run now. Nothing was run.
     """
     parent = RunFolder.at(Path(run))
     recorded = _finished(parent, trust=trust)
@@ -117,14 +117,13 @@ def extend(  # noqa: PLR0913  one parameter per option
             "choose another --out, or use --anyway to extend it regardless; the report then "
             "carries this warning"
         )
-    new.recover(new_identity)
-    _begin(new, new_identity, state, parent)
-    if note is not None:
-        watch(Progress(state.step, steps, None, None, note=note))
-    record.joined(study_dir).write(study_dir)
-    with one_worker(device) as on_device:
-        events = execute(planned, study_dir, new_identity, where, on_device)
-        _train(events, study_dir, watch)
+    with new.hold(), one_worker(device) as on_device:
+        new.recover(new_identity)
+        _begin(new, new_identity, state, parent)
+        if note is not None:
+            watch(Progress(state.step, steps, None, None, note=note))
+        record.joined(study_dir).write(study_dir)
+        _train(execute_held(planned, new, new_identity, where, on_device), study_dir, watch)
     return new
 
 
@@ -135,6 +134,8 @@ def _train(events: Iterator[Event], study_dir: Path, watch: Callable[[Event], No
             watch(event)
             if isinstance(event, Ended) and event.disk_refused:
                 raise WriteError(f"{event.reason}; the same command continues the run")
+            if isinstance(event, Held):
+                raise ValueError(f"the run was taken over by {event.by}; wait until it has ended")
     except WriteError:
         raise
     except BaseException:  # an interrupted run has a report, too

@@ -17,7 +17,7 @@ from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, WriteError, sweep
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
-from attnlab.runner.events import Activity, Ended, Notice, Started, Watch
+from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Started, Watch
 from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
@@ -162,15 +162,10 @@ def run(  # noqa: PLR0913  one parameter per option
     record = chosen.record(command=command or request.call(), checked=check)
     _joined(record, study_dir, trains=bool(left)).write(study_dir)
     watch(Started(schedule))
-    results = ResultsSoFar()
     events = run_schedule(schedule, LocalWorkers(slots, study_dir, places))
     try:
         with closing(events), tracker:
-            for event in events:
-                watch(event)
-                tracker.update(event.run.folder(study_dir))
-                if isinstance(event.event, Ended) and not event.run.tunes:
-                    results.update(study_dir)
+            _follow(events, study_dir, tracker, watch)
         watch(Activity("writing the report"))
     except WriteError:
         with suppress(WriteError):  # a full disk may have no room for a report
@@ -180,6 +175,17 @@ def run(  # noqa: PLR0913  one parameter per option
         write_report(study_dir)
         raise
     return write_report(study_dir)
+
+
+def _follow(events: Iterable[RunEvent], study_dir: Path, tracker: Tracker, watch: Watch) -> None:
+    """Report the events of runs, and keep the files that follow from them up to date."""
+    results = ResultsSoFar()
+    for event in events:
+        watch(event)
+        if not isinstance(event.event, Held):
+            tracker.update(event.run.folder(study_dir))
+        if isinstance(event.event, Ended) and not event.run.tunes:
+            results.update(study_dir)
 
 
 def _require_processes() -> None:

@@ -7,13 +7,25 @@
 What is next follows from the runs that have ended, by functions of their losses alone
 (`training.search`). They are read from the run folders, so that the same command resumes an
 interrupted study. Workers of any kind take runs with `next` and report their ends with `finished`.
+
+Several commands may share a folder. A run whose lease another process holds is not handed out. Its
+outcome is read from its folder when it has ended there, and it is handed out if that process stops.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from attnlab.record import TUNING_SEED, RunFolder, tuning_runs, tuning_seed
+from attnlab.record import (
+    TUNING_SEED,
+    HeldError,
+    Holder,
+    Observer,
+    RunFolder,
+    tuning_runs,
+    tuning_seed,
+)
 from attnlab.runner.comparable import conflict
 from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
@@ -81,6 +93,9 @@ class StudySchedule:
         self._planned = dict[Wanted, PlannedRun]()
         self._running = list[PlannedRun]()
         self._waiting = list[Wanted]()
+        self._leases = Observer()
+        self._ended_elsewhere = list[tuple[PlannedRun, tuple[TuningResult, ...]]]()
+        self.held = list[tuple[PlannedRun, Holder]]()  # by other processes, as `next` has seen
         self._decide()
 
     def record_decisions(self) -> None:
@@ -91,21 +106,40 @@ class StudySchedule:
     def next(self) -> PlannedRun | None:
         """Return the run to start now; None if there is none, or none before another has ended.
 
+        Runs that other processes hold are skipped, and listed in `held`.
+
         Runs that the search needs come first, since the verdict waits for them; then lower seeds,
         then the order of the variants; then challenges. Where the search waits for other variants,
         runs that it will need unless those change the warm-up keep a device busy.
         """
-        if not self._waiting:
-            return None
         stages, order = list(get_args(Stage)), list(self.study.variants)
 
         def priority(wanted: Wanted) -> tuple[int, int, int]:
             return stages.index(wanted.stage), wanted.seed or 0, order.index(wanted.variant)
 
-        wanted = min(self._waiting, key=priority)
-        self._waiting.remove(wanted)
-        self._running.append(self._plan(wanted))
-        return self._running[-1]
+        self.held, skipped = [], set[Wanted]()
+        while left := [wanted for wanted in self._waiting if wanted not in skipped]:
+            wanted = min(left, key=priority)
+            planned = self._plan(wanted)
+            folder = planned.run.folder(self.study_dir)
+            if holder := self._leases.holder(folder.lease):
+                self.held.append((planned, holder))
+                skipped.add(wanted)
+            elif self._outcomes.ended_in_the_meantime(folder):
+                self._ended_elsewhere.append((planned, self._take_outcome(planned)))
+            else:
+                self._waiting.remove(wanted)
+                self._running.append(planned)
+                return planned
+        return None
+
+    def ended_elsewhere(self) -> Iterator[tuple[PlannedRun, tuple[TuningResult, ...]]]:
+        """Yield the runs that `next` found to have ended in other processes, each once.
+
+        With each come the results of the searches and challenges that it ended.
+        """
+        while self._ended_elsewhere:
+            yield self._ended_elsewhere.pop(0)
 
     def finished(self, planned: PlannedRun) -> tuple[TuningResult, ...]:
         """Take the end of a run that `next` returned, whatever its outcome; add what follows.
@@ -113,6 +147,20 @@ class StudySchedule:
         Returns the results of the searches and challenges that this run ended.
         """
         self._running.remove(planned)
+        return self._take_outcome(planned)
+
+    def give_back(self, planned: PlannedRun) -> None:
+        """Take back a run that `next` returned, since another process holds it."""
+        self._running.remove(planned)
+        self._decide()
+
+    def _take_outcome(self, planned: PlannedRun) -> tuple[TuningResult, ...]:
+        folder = planned.run.folder(self.study_dir)
+        if why := conflict(planned.run, folder, self.fingerprints[planned.run.variant]):
+            raise ValueError(
+                f"{folder.path} was made by another command with different settings: {why}; "
+                "choose another --out"
+            )
         self._outcomes.add(planned.run, self.study_dir)
         before = dict(self.tuned)
         self._decide()
@@ -210,8 +258,9 @@ class StudySchedule:
         if result.failure is not None:
             for seed in range(self.study.seeds):
                 folder = self.study.verdict_run(result.variant, seed).folder(self.study_dir)
-                if not folder.ended.is_dir():
-                    folder.fail(result.failure)
+                with suppress(HeldError), folder.hold():
+                    if not folder.ended.is_dir():
+                        folder.fail(result.failure)
 
     def _untuned(self) -> list[str]:
         """Return the variants whose recipe is still searched."""

@@ -5,12 +5,18 @@ Workers only move runs to devices and events back. `local.LocalWorkers` has a pr
 this machine. Another engine, on other machines, implements `Workers`.
 """
 
+import time
 from collections.abc import Generator, Iterator
 from typing import Protocol
 
 from attnlab.record import WriteError
-from attnlab.runner.events import Ended, Event, RunEvent
+from attnlab.runner.events import Ended, Event, Held, RunEvent
+from attnlab.runner.execute import ended
 from attnlab.runner.schedule import PlannedRun, StudySchedule
+from attnlab.training.run import Run
+
+LONGEST_WAIT_SECONDS = 60.0  # for events
+POLL_SECONDS = 1.0  # between looks at runs that other processes hold
 
 
 class Workers(Protocol):
@@ -32,10 +38,10 @@ class Workers(Protocol):
         """Start a run on an idle device, and return at once."""
         ...
 
-    def events(self) -> Iterator[tuple[PlannedRun, Event]]:
-        """Wait until there are events, and yield those that are there. `Ended` is a run's last.
+    def events(self, seconds: float) -> Iterator[tuple[PlannedRun, Event]]:
+        """Wait for events, at most some seconds, and yield those that are there.
 
-        The device of a run is idle as soon as its `Ended` has been yielded.
+        `Ended` or `Held` is a run's last event. The device is idle as soon as it has been yielded.
         """
         ...
 
@@ -47,26 +53,52 @@ class Workers(Protocol):
 def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEvent, None, None]:
     """Execute all runs of the schedule; yield events as they happen.
 
+    Runs that other processes hold are waited for, too: the schedule is empty when all have ended.
     Closing the generator, or an exception such as KeyboardInterrupt, stops the workers. Raises
-    WriteError after the end of a run that could not be recorded, since no other could be.
+    WriteError after the end of a run that could not be recorded, since no other could be, and
+    ValueError if another process makes a run with different settings.
     """
     schedule.record_decisions()
+    reported = set[tuple[Run, str]]()  # runs that others hold
     try:
-        _start_runs(schedule, workers)
-        while workers.busy():
-            for planned, event in workers.events():
+        while True:
+            _start_runs(schedule, workers)
+            yield from _events_elsewhere(schedule, reported)
+            if not workers.busy():
+                if not schedule.held:
+                    return
+                time.sleep(POLL_SECONDS)
+                continue
+            seconds = POLL_SECONDS if schedule.held and workers.idle() else LONGEST_WAIT_SECONDS
+            for planned, event in workers.events(seconds):
                 tuned = ()
                 if isinstance(event, Ended) and event.disk_refused:
                     yield RunEvent(planned.run, event)
                     raise WriteError(
                         f"{event.reason}; the study has stopped, and the same command continues it"
                     )
+                if isinstance(event, Held):
+                    schedule.give_back(planned)
                 if isinstance(event, Ended):
                     tuned = schedule.finished(planned)
                     _start_runs(schedule, workers)
                 yield RunEvent(planned.run, event, tuned)
     finally:
         workers.stop()
+
+
+def _events_elsewhere(
+    schedule: StudySchedule, reported: set[tuple[Run, str]]
+) -> Iterator[RunEvent]:
+    """Yield the runs that other processes have ended, and those that they hold, each once."""
+    for planned, tuned in schedule.ended_elsewhere():
+        folder = planned.run.folder(schedule.study_dir)
+        reason = (folder.summary() or {}).get("reason")
+        yield RunEvent(planned.run, ended(folder) or Ended("failed", reason, None), tuned)
+    for planned, holder in schedule.held:
+        if (planned.run, holder.id) not in reported:
+            reported.add((planned.run, holder.id))
+            yield RunEvent(planned.run, Held(str(holder)))
 
 
 def _start_runs(schedule: StudySchedule, workers: Workers) -> None:

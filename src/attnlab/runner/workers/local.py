@@ -23,8 +23,8 @@ from attnlab.config import differences
 from attnlab.data import Places
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.runner.events import Ended, Event
-from attnlab.runner.execute import execute, failed
+from attnlab.runner.events import Ended, Event, Held
+from attnlab.runner.execute import execute, record_death
 from attnlab.runner.schedule import PlannedRun
 from attnlab.training.run import Run, RunConfig
 
@@ -45,9 +45,9 @@ class LocalWorkers:
     def start(self, planned: PlannedRun) -> None:
         next(p for p in self._processes if p.planned is None).start(planned)
 
-    def events(self) -> Iterator[tuple[PlannedRun, Event]]:
+    def events(self, seconds: float) -> Iterator[tuple[PlannedRun, Event]]:
         by_pipe = {p.pipe: p for p in self._processes if p.planned is not None}
-        for pipe in wait(list(by_pipe), timeout=60):
+        for pipe in wait(list(by_pipe), timeout=seconds):
             process = by_pipe[pipe]  # pyright: ignore[reportArgumentType]
             planned = process.planned
             assert planned is not None
@@ -82,10 +82,8 @@ class _WorkerProcess:
         except (EOFError, OSError):
             self.process.join()
             reason, folder = _death(self.process.exitcode), self.planned.run.folder(self.study_dir)
-            event = Ended("failed", reason, None)
-            if not folder.ended.is_dir():  # it may have died between the run's end and its message
-                event = failed(folder, reason)
-        if isinstance(event, Ended):
+            event = record_death(folder, reason)
+        if isinstance(event, Ended | Held):
             self.planned = None
         return event
 

@@ -1,0 +1,302 @@
+"""Leases: of all processes that share a study's folder, at most one writes a run.
+
+    seed-0.lease/beat-12,pid-4242,started-88231,machine-5e1f0c77a2b4,id-9c1f22ab04d7,host-node1
+
+A lease is a folder beside that of the run, with one empty file, whose name says who holds the lease
+and grows by one beat every RENEW_SECONDS. Each change is one call of the file system that names the
+very beat it relies on, so that of several processes one succeeds, whatever their caches show:
+
+    take       rename a prepared folder to seed-0.lease, which fails if that holds a file
+    renew      rename the file to its next beat, which fails if the lease was lost
+    take over  delete the file of a holder that has ended, which fails if it was renewed; then take
+    release    delete the file
+
+A holder has ended if its process on this machine has, or if it shows the same beat for
+STALE_SECONDS by the clock of the observer: clocks of different machines are never compared.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple, Self
+from urllib.parse import quote, unquote
+
+from attnlab.record.atomic_files import WriteError
+
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0
+_ATTEMPTS = 100
+_PAUSE_SECONDS = 0.02
+_NAME = re.compile(
+    r"beat-(\d+),pid-(\d+),started-(\d+),machine-([0-9a-f]+),id-([0-9a-f]+),host-([^,/]+)"
+)
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts while a laptop sleeps
+
+
+class Holder(NamedTuple):
+    """The process that holds a lease, as the lease's file names it."""
+
+    beat: int
+    pid: int
+    started: int  # clock ticks between the start of the machine and that of the process; or 0
+    machine: str  # one start of one machine, or of a container with processes of its own
+    id: str  # of this lease alone
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Return the holder that a file's name describes; None for any other file."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        beat, pid, started, machine, identifier, host = match.groups()
+        return cls(int(beat), int(pid), int(started), machine, identifier, unquote(host))
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        """Return this process as the holder of a new lease."""
+        pid = os.getpid()
+        return cls(0, pid, _started(pid) or 0, _machine(), uuid.uuid4().hex[:12], _host())
+
+    def file_name(self) -> str:
+        """Return the name of the lease's file."""
+        return (
+            f"beat-{self.beat},pid-{self.pid},started-{self.started},machine-{self.machine},"
+            f"id-{self.id},host-{quote(self.host, safe='')}"
+        )
+
+    def has_ended(self) -> bool:
+        """True if the process is known to have ended; False on other machines."""
+        if self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it is another user's
+            pass
+        return _started(self.pid) not in (self.started, None)
+
+
+class HeldError(ValueError):
+    """Another process holds the lease. The message names the run and the process."""
+
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self.holder = holder
+        super().__init__(
+            f"{path.with_suffix('')} is being written by {holder}: wait until it has ended"
+        )
+
+
+class LostLeaseError(RuntimeError):
+    """Another process has taken the lease over, and this one writes nothing more."""
+
+    def __init__(self, path: Path, holder: Holder | None) -> None:
+        self.holder = holder
+        by = "its lease was removed" if holder is None else f"{holder} has taken it over"
+        super().__init__(
+            f"{path.with_suffix('')}: {by}, since this process showed no sign of life for "
+            f"{STALE_SECONDS:g} s; this process writes nothing more of it"
+        )
+
+
+class Observer:
+    """The beats that this process has seen, which tell whether holders are alive."""
+
+    def __init__(self) -> None:
+        self._seen = dict[Path, tuple[Holder, float]]()  # with the time at which it appeared
+
+    def holder(self, path: Path) -> Holder | None:
+        """Return the living holder of a lease; None if it can be taken.
+
+        The file of a holder that has ended is deleted.
+        """
+        now, holder = time.monotonic(), holder_of(path)
+        if holder is None:
+            self._seen.pop(path, None)
+            return None
+        if path not in self._seen or self._seen[path][0] != holder:
+            self._seen[path] = holder, now
+        if now - self._seen[path][1] < STALE_SECONDS and not holder.has_ended():
+            return holder
+        try:
+            (path / holder.file_name()).unlink()
+        except FileNotFoundError:  # it was renewed, or another process was faster
+            return holder_of(path)
+        return None
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Return the holder that the lease names, alive or not; None if nobody holds it."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(path):  # noqa: PTH208  names suffice
+            if holder := Holder.parse(name):
+                return holder
+    return None
+
+
+class Lease:
+    """A lease that this process holds. A thread renews it until it is released or lost."""
+
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self.path, self.holder = path, holder
+        self.lost = False
+        self._renewed, self._changing = _now(), threading.Lock()
+        _renewer.add(self)
+
+    def require(self) -> None:
+        """Raise LostLeaseError if another process has the lease. Call it before writing.
+
+        After a pause of this process, as on a suspended laptop, the file system is asked first.
+        """
+        if not self.lost and _now() - self._renewed > 2 * RENEW_SECONDS:
+            try:
+                self.renew()
+            except OSError as error:
+                raise WriteError.of(self.path, error) from error
+        if self.lost:
+            raise LostLeaseError(self.path, holder_of(self.path))
+
+    def renew(self) -> None:
+        """Show a sign of life. Raises OSError if the file system refuses it."""
+        with self._changing:
+            now, following = _now(), self.holder._replace(beat=self.holder.beat + 1)
+            target = self.path / following.file_name()
+            try:
+                (self.path / self.holder.file_name()).rename(target)
+            except FileNotFoundError:  # a network may repeat a request that has succeeded
+                self.lost = not target.exists()
+            self.holder, self._renewed = following, now
+
+    def release(self) -> None:
+        """Let others take the lease. It is not deleted if another process has it."""
+        _renewer.remove(self)
+        with self._changing, contextlib.suppress(OSError):
+            (self.path / self.holder.file_name()).unlink()
+            self.path.rmdir()
+
+
+def take(path: Path) -> Lease:
+    """Take a lease whose parent folder exists.
+
+    Raises:
+        HeldError: another process holds it.
+        WriteError: the file system refuses it.
+    """
+    observer, me = Observer(), Holder.of_this_process()
+    try:
+        for _ in range(_ATTEMPTS):
+            if _place(path, me):
+                return Lease(path, me)
+            if (holder := observer.holder(path)) is not None:
+                raise HeldError(path, holder)
+            time.sleep(_PAUSE_SECONDS)
+    except OSError as error:
+        raise WriteError.of(path, error) from error
+    raise WriteError(f"{path} holds files that are not of attnlab: remove them")
+
+
+def wait_for(path: Path) -> Lease:
+    """Take a lease as soon as nobody else holds it. Raises WriteError as `take`."""
+    observer = Observer()
+    while True:
+        if observer.holder(path) is None:
+            with contextlib.suppress(HeldError):
+                return take(path)
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _place(path: Path, me: Holder) -> bool:
+    """Return True if the lease could be taken."""
+    prepared = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    prepared.mkdir()
+    try:
+        (prepared / me.file_name()).touch()
+        prepared.rename(path)
+    except OSError as error:
+        shutil.rmtree(prepared, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+        return (path / me.file_name()).exists()
+    return True
+
+
+class _Renewer:
+    """The thread that renews all leases of this process; it ends when there are none."""
+
+    def __init__(self) -> None:
+        self._leases, self._lock = list[Lease](), threading.Lock()
+        self._running = False
+
+    def add(self, lease: Lease) -> None:
+        with self._lock:
+            self._leases.append(lease)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._renew, name="leases", daemon=True).start()
+
+    def remove(self, lease: Lease) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._leases.remove(lease)
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(RENEW_SECONDS)
+            with self._lock:
+                if not self._leases:
+                    self._running = False
+                    return
+                leases = list(self._leases)
+            for lease in leases:
+                with contextlib.suppress(OSError):  # it is tried again; writers find out by then
+                    if not lease.lost:
+                        lease.renew()
+
+
+def _forget_leases() -> None:
+    """Leave the leases of the parent alone, in a process that was forked."""
+    global _renewer
+    _renewer = _Renewer()
+
+
+_renewer = _Renewer()
+os.register_at_fork(after_in_child=_forget_leases)
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+def _host() -> str:
+    return socket.gethostname() or "unknown"
+
+
+@cache
+def _machine() -> str:
+    """Return a name of this start of this machine, as far as its process ids mean the same."""
+    parts = [_host(), hex(uuid.getnode())]
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        parts = [boot.strip(), str(Path("/proc/self/ns/pid").readlink())]
+    return sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def _started(pid: int) -> int | None:
+    """Return the start of a process in clock ticks; 0 if it has ended, None if it is unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return 0 if fields[0] in "ZX" else int(fields[19])
