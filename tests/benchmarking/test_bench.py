@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import weakref
 from pathlib import Path
 
@@ -30,6 +31,7 @@ OWN = """
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,19 @@ class Troubled(Identity):
         mixer = TroubledMixer(d_model)
         mixer.config = self
         return mixer
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardOnly(MechanismConfig):
+    def build(self, d_model, dropout=0.0):
+        return OnlyForward(d_model)
+
+class OnlyForward(Mechanism):
+    def __init__(self, d_model):
+        super().__init__()
+        self.mix = torch.nn.Linear(d_model, d_model)
+
+    def forward(self, x_BTD):
+        return self.mix(x_BTD)
 
 class TroubledMixer(TokenwiseLinear):
     def forward(self, x_BTD):
@@ -199,6 +214,23 @@ def test_a_mechanism_that_refuses_has_failed_and_is_tried_again(attnlab):
         assert done.exit_code == 1
         assert "failed: NotImplementedError: not so many tokens" in " ".join(done.output.split())
         assert [status for *_, status in statuses("results/bench")].count("ok") == 3
+
+
+def test_a_mechanism_without_step_has_empty_columns_and_no_failure(attnlab):
+    what = ("own.py:ForwardOnly", "identity", *SIZES, "--contexts", "16,32")
+    done = attnlab(*what)
+    assert done.exit_code == 0, done.output
+    of_mine = [status for *_, status in statuses("results/bench")[:6]]
+    assert of_mine == ["ok", "ok", "no_step", "no_step", "no_step", "no_step"]
+    assert {status for *_, status in statuses("results/bench")[6:]} == {"ok"}
+    table = done.stdout.partition("Decode: time per token")[2]
+    rows = re.findall(r"^own\.py:ForwardOnly +1( +[\d.]+)*\s*$", table, re.MULTILINE)
+    assert [bool(times) for times in rows] == [False, False, False, True, True]
+    said = "own.py:ForwardOnly: OnlyForward has no `step`: only training is measured"
+    assert table.count(said) == 1
+    assert done.output.count("has no `step`") == 1
+    alone = attnlab(*what[:1], *what[2:], "--what", "decode", "--out", "alone")
+    assert alone.exit_code == 0, alone.output
 
 
 def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):

@@ -4,8 +4,9 @@
      "command": "...", "variants": {name: setup}, "points": [{"variant", "what", "context", "batch",
      "status", "reason", "seconds", "spread_seconds", "tokens_per_second", ...}]}
 
-`status` is ok, out_of_memory, too_long or failed. The same command continues with the points that
-are missing and repeats those that failed or took too long, but not those that ran out of memory.
+`status` is ok, out_of_memory, too_long, no_step (a mechanism does not decode) or failed. The same
+command continues with the points that are missing and repeats the others, but not those that are ok
+or ran out of memory.
 """
 
 import os

@@ -26,6 +26,10 @@ from attnlab.record import Json
 from attnlab.training.step import EAGER_STEPS
 
 
+class NoStepError(ValueError):
+    """A mechanism of the model has no decode state, which prefill and decoding need."""
+
+
 def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
     """Measure reading a prompt of `context` tokens, up to the logits of the next token."""
     memory = PeakMemory(under.device)
@@ -76,12 +80,14 @@ def measure_decoding(setup: Setup, point: Point, under: Conditions) -> Json:
 def served(setup: Setup, under: Conditions) -> LanguageModel:
     """Return the model in eval mode, in the dtype of serving.
 
-    Raises ValueError if a mechanism has no decode state, as prefill and decoding need.
+    Raises NoStepError if a mechanism has no decode state.
     """
     model = bare_model(setup, under.device).to(under.serving_dtype).eval()
     for mechanism in model.mechanisms():
         if not mechanism.decodes:
-            raise ValueError(f"{type(mechanism).__name__} has no `step`: only training is measured")
+            raise NoStepError(
+                f"{type(mechanism).__name__} has no `step`: only training is measured"
+            )
     return model
 
 

@@ -3,6 +3,7 @@
 An exception at a point becomes that point's result. After a point that runs out of memory, larger
 ones are not measured: the same variant and workload with at least its context and its batch. The
 same holds after a point of which a single call takes over ten times the `seconds` per point.
+A variant without `step` has neither prefill nor decoding.
 """
 
 import gc
@@ -17,7 +18,7 @@ from attnlab.benchmarking.conditions import Conditions, release
 from attnlab.benchmarking.memory_check import check_memory
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.results_file import ResultsFile
-from attnlab.benchmarking.serving import measure_decoding, measure_prefill
+from attnlab.benchmarking.serving import NoStepError, measure_decoding, measure_prefill
 from attnlab.benchmarking.targets import Setup
 from attnlab.benchmarking.training import measure_training
 from attnlab.benchmarking.work import stated_flops
@@ -56,6 +57,8 @@ def measure(setup: Setup, point: Point, under: Conditions) -> Json:
         memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         memory |= any(words in str(error) for words in _NO_MEMORY)
         result = _result(point, "out_of_memory" if memory else "failed", _message(error))
+    except NoStepError as error:
+        result = _result(point, "no_step", str(error))
     except Exception as error:
         result = _result(point, "failed", _message(error))
     release(under)  # here the traceback, and what it refers to, no longer exists
@@ -65,6 +68,9 @@ def measure(setup: Setup, point: Point, under: Conditions) -> Json:
 def _skipped(point: Point, known: Mapping[Point, Json], under: Conditions) -> Json | None:
     """Return the result of a point that is not measured because of a smaller one, or None."""
     for smaller, result in known.items():
+        same = smaller.variant == point.variant and point.what != "train"
+        if same and result["status"] == "no_step":
+            return _result(point, "no_step", result["reason"])
         if not smaller.covers(point):
             continue
         if result["status"] == "out_of_memory":

@@ -13,7 +13,12 @@ from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Point, Workload
 from attnlab.record import Json
 
-_WORDS = {"out_of_memory": "out of memory", "too_long": "too long", "failed": "failed"}
+_WORDS = {
+    "out_of_memory": "out of memory",
+    "too_long": "too long",
+    "no_step": "",
+    "failed": "failed",
+}
 
 
 class BenchTable:
@@ -32,6 +37,9 @@ class BenchTable:
         for point in points:
             if point["status"] == "failed":
                 yield Text(f"{Point.of(point)}: {point['reason']}", style="red")
+        without = {p["variant"]: p["reason"] for p in points if p["status"] == "no_step"}
+        for variant, reason in without.items():
+            yield Text(f"{variant}: {reason}", style="yellow")
         yield Text(device_sentence(self.contents), style="dim")
         if breakdowns := [point for point in points if "time_breakdown" in point]:
             yield Text()

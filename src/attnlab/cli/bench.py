@@ -97,6 +97,8 @@ def bench_(  # noqa: PLR0913  one parameter per option
             match event:
                 case Activity(description):
                     shown.start(description)
+                case Measured(point={"status": "no_step"}):
+                    pass  # said once, below the tables
                 case Measured(point=point):
                     shown.note(line(point))
                 case Notice(text):

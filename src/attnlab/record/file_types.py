@@ -153,7 +153,7 @@ class PointForm(TypedDict, total=False):
     what: Required[str]
     context: Required[int]
     batch: Required[int]
-    status: Required[Literal["ok", "out_of_memory", "too_long", "failed"]]
+    status: Required[Literal["ok", "out_of_memory", "too_long", "no_step", "failed"]]
     reason: str | None
     seconds: Number
     spread_seconds: Number
