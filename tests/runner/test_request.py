@@ -1,5 +1,6 @@
 """A request applies its options to the study, once, and names its folders and devices."""
 
+import multiprocessing
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, fake_workers, tiny_study
 
+from attnlab.checks import suite
 from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.device.selection import Slot
@@ -15,6 +17,7 @@ from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.study.load import load_study, shipped_names
 from attnlab.training.config import Tuning
 
+FORK = multiprocessing.get_context("fork")
 TUNED = fake_workers.TUNED
 
 
@@ -181,3 +184,31 @@ def test_a_split_without_a_window_is_one_error_for_all_runs(tmp_path, texts, wor
     with pytest.raises(ConfigError, match=words) as error:
         read(tmp_path, texts)
     assert len(error.value.problems) == 1
+
+
+def in_a_pool(results):
+    """Send what a worker of `multiprocessing.Pool` can do: check, and start processes."""
+    results.send(
+        [result.name for result in suite.check_properties("identity", quick=True, isolated=True)]
+    )
+    running._require_processes()
+    child = FORK.Process(target=results.send, args=("from a child",), daemon=True)
+    child.start()
+    child.join()
+
+
+def test_a_worker_of_a_pool_checks_and_runs(monkeypatch):
+    monkeypatch.setattr(suite, "PROPERTIES", suite.PROPERTIES[:1])
+    received, results = FORK.Pipe(duplex=False)
+    worker = FORK.Process(target=in_a_pool, args=(results,), daemon=True)
+    worker.start()
+    results.close()
+    assert received.recv() == [suite.PROPERTIES[0].name]
+    assert received.recv() == "from a child"
+    worker.join()
+
+
+def test_a_script_that_a_process_imports_is_told_what_to_write(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match='under `if __name__ == "__main__":`'):
+        running.run("quickstart")

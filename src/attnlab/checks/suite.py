@@ -100,9 +100,11 @@ def results_of(subject: Subject) -> Iterator[Result]:
 def in_own_process(subject: Subject) -> list[Result]:
     """Return the results of a copy of this process, which a crash of the mechanism ends alone.
 
-    Where the process cannot be copied, since it uses CUDA already, the results are its own.
+    Where the process cannot be copied, since it uses CUDA already or is a worker of a pool, the
+    results are its own.
     """
-    if sys.platform != "linux" or torch.cuda.is_initialized():
+    alone = multiprocessing.current_process().daemon
+    if sys.platform != "linux" or alone or torch.cuda.is_initialized():
         return list(results_of(subject))
     receiver, sender = multiprocessing.Pipe(duplex=False)
     context, results = multiprocessing.get_context("fork"), list[Result]()

@@ -116,7 +116,7 @@ def run(  # noqa: PLR0913  one parameter per option
             measured on other splits. The three errors above are ValueErrors, too.
         WriteError: the disk is full, or refuses a file for another reason; the message names it.
             Runs in progress were stopped, and the same call continues them from their checkpoints.
-        RuntimeError: this process may not start others, as a worker of `multiprocessing.Pool`.
+        RuntimeError: it is called while a process of the caller imports the calling script.
     """
     _require_processes()
     request = Request(
@@ -189,13 +189,14 @@ def _follow(events: Iterable[RunEvent], study_dir: Path, tracker: Tracker, watch
 
 
 def _require_processes() -> None:
-    """Raise RuntimeError in a process that may not start others."""
+    """Let a worker of `multiprocessing.Pool` start processes; RuntimeError where none can start.
+
+    A pool forbids it so that no process outlives its workers. Those of attnlab end with the process
+    that started them, whatever ends it.
+    """
     process = multiprocessing.current_process()
     if process.daemon:
-        raise RuntimeError(
-            "attnlab.run starts processes, which a worker of multiprocessing.Pool may not: call it "
-            "from the main process, or from a concurrent.futures.ProcessPoolExecutor"
-        )
+        process.daemon = False
     if getattr(process, "_inheriting", False):
         raise RuntimeError(
             "attnlab.run is called while a process of yours imports this script: put the call "
