@@ -81,6 +81,14 @@ def run(  # noqa: PLR0913  one parameter per option
             show_default="one per GPU or CPU core",
         ),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=VALUES",
+            help="Give a setting several values, model.mechanisms.0.window=128,256; may be repeated"
+            " for all combinations.",
+        ),
+    ] = None,
     tune: Annotated[
         bool | None,
         typer.Option(
@@ -150,6 +158,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "seeds": seeds,
         "steps": steps,
         "overrides": overrides or [],
+        "sweep": sweep or [],
         "tune": tune,
         "out": folder(out),
         "device": device,

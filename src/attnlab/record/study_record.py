@@ -38,6 +38,7 @@ class StudyRecord:
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of variants, for papers
+    swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
 
     def joined(self, study_dir: Path) -> Self:
         """Return this record with the variants and seeds of the folder's record added."""
@@ -61,6 +62,7 @@ class StudyRecord:
             tuning=self.tuning or before.tuning,
             match=match,
             labels={**before.labels, **self.labels},
+            swept=self.swept or before.swept,
             families={
                 name: tuple(
                     dict.fromkeys([*first.families.get(name, ()), *then.families.get(name, ())])
@@ -110,7 +112,7 @@ class StudyRecord:
             raise DamagedError(
                 f"{error}; restore it from a copy, or delete it and run the study again"
             ) from None
-        for name in ("variants", "seeds", "hypotheses"):
+        for name in ("variants", "seeds", "hypotheses", "swept"):
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
         found["families"] = {name: tuple(variants) for name, variants in families.items()}

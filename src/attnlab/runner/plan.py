@@ -144,6 +144,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     seeds: int | None = None,
     steps: int | None = None,
     overrides: Iterable[str] = (),
+    sweep: Mapping[str, Iterable[object]] | Iterable[str] = (),
     tune: bool | None = None,
     check: bool = True,
     out: Path | str | None = None,
@@ -165,7 +166,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     times.
 
     Args:
-        study, length, add, only, seeds, steps, overrides, tune, check, out, data, cache, device,
+        study, length, add, only, seeds, steps, overrides, sweep, tune, check, out, data, cache, device,
             workers, fla_path: as for `attnlab.run`.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
@@ -190,6 +191,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         seeds=seeds,
         steps=steps,
         overrides=overrides,
+        sweep=sweep,
         tune=tune,
         check=check,
         out=out,

@@ -16,10 +16,11 @@ from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import require_unpublished
 from attnlab.study.load import load_study
 from attnlab.study.study import Study
+from attnlab.study.sweep import sweep, typed_sweep
 from attnlab.study.targets import addition
 from attnlab.training.config import EvalConfig, Tuning
 
-OPTIONS = ("length", "add", "only", "seeds", "steps", "overrides", "tune")  # they change the study
+OPTIONS = ("length", "add", "only", "seeds", "steps", "overrides", "sweep", "tune")  # they change the study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Request:
     seeds: int | None = None
     steps: int | None = None
     overrides: Iterable[str] = ()
+    sweep: Mapping[str, Iterable[object]] | Iterable[str] = ()
     tune: bool | None = None
     check: bool = True
     out: Path | str | None = None
@@ -48,6 +50,8 @@ class Request:
         names = None if only is None else [name.strip() for name in only]
         object.__setattr__(self, "only", names)
         object.__setattr__(self, "overrides", list(self.overrides))
+        swept = self.sweep if isinstance(self.sweep, Mapping) else typed_sweep(self.sweep)
+        object.__setattr__(self, "sweep", {path: list(of) for path, of in swept.items()})
         object.__setattr__(self, "add", [self.add] if isinstance(self.add, str) else list(self.add))
         object.__setattr__(self, "track", tuple(self.track))
 
@@ -80,6 +84,9 @@ class Request:
         steps = [] if self.steps is None else [f"train.steps={self.steps}"]
         assignments = [*steps, *self.overrides]
         changed = study.override(assignments) if assignments else study
+        if self.sweep:
+            assert isinstance(self.sweep, Mapping)
+            changed = sweep(changed, self.sweep)
         return changed.in_folder(Path.cwd())  # records hold paths that mean the same everywhere
 
     def study_dir(self, study: Study) -> Path:
@@ -110,7 +117,7 @@ class Request:
         given = [
             f"{option}={value!r}"
             for option in OPTIONS
-            if (value := getattr(self, option)) not in (defaults[option], [])
+            if (value := getattr(self, option)) not in (defaults[option], [], {})
         ]
         return f"attnlab.run({', '.join([repr(name), *given])})"
 

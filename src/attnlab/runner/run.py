@@ -6,7 +6,7 @@ data ─► schedule of the remaining runs ─► checks of their mechanisms ─
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def run(  # noqa: PLR0913  one parameter per option
     seeds: int | None = None,
     steps: int | None = None,
     overrides: Iterable[str] = (),
+    sweep: Mapping[str, Iterable[object]] | Iterable[str] = (),
     tune: bool | None = None,
     check: bool = True,
     out: Path | str | None = None,
@@ -84,6 +85,8 @@ def run(  # noqa: PLR0913  one parameter per option
         seeds: seeds per variant.
         steps: training steps.
         overrides: dotted settings of every variant, such as `train.learning_rate=1e-3`.
+        sweep: settings to give several values each, `{"model.mechanisms.0.window": [128, 256]}`:
+            the variants are those of the study, with every combination of the values.
         tune: False to train at the recipes that the variants have; True to search each variant's,
             as `Tuning()` does, also where the study does not. None: as the study says.
         check: False to train mechanisms without checking them.
@@ -127,6 +130,7 @@ def run(  # noqa: PLR0913  one parameter per option
         seeds=seeds,
         steps=steps,
         overrides=overrides,
+        sweep=sweep,
         tune=tune,
         check=check,
         out=out,

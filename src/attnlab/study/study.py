@@ -46,6 +46,7 @@ class Study:
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # by default that of the file that it is loaded from
     notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
+    swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
     whole: "Study | None" = None  # the study that `only` chose from; it may hold the baseline
 
     def __post_init__(self) -> None:
@@ -141,6 +142,7 @@ class Study:
             margin=self.margin,
             hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),
             families=self.families,
+            swept=self.swept,
             labels={name: of for name, of in self.labels.items() if name in self.variants},
         )
 

@@ -1,0 +1,129 @@
+"""A sweep: a study made of another by giving settings several values, in every combination.
+
+    attnlab run mechanisms --only sliding_256 --sweep model.mechanisms.0.window=128,256,512
+
+trains `window_128`, `window_256` and `window_512`. With several variants, their names come first,
+and each is a family of the sweep.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+
+from attnlab.config import ConfigError, Problem
+from attnlab.study.shorter_runs import override_run
+from attnlab.study.study import Study
+from attnlab.training.run import RunConfig
+
+Values = Sequence[str]  # as they are typed
+
+
+def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
+    """Return the study whose variants are those of `study`, with each combination of values.
+
+    The baseline is the combination that the study's baseline, or the only variant, has already,
+    else the first one.
+    Hypotheses and labels are about variants that are gone, so they are left out.
+
+    Args:
+        study: the study whose variants are swept; `only` chooses among them.
+        settings: values by dotted path, such as `{"model.mechanisms.0.window": [128, 256]}`. Text
+            is read as it is typed in a command line: "16k" is 16,384.
+
+    Raises:
+        ConfigError: a path has no value or one value twice, two combinations are one run, or a
+            variant does not have such a setting.
+    """
+    typed = {path: [_typed(value) for value in values] for path, values in settings.items()}
+    problems = [
+        Problem(f"sweep.{path}", f"give two values or more, each once; got {', '.join(values)}")
+        for path, values in typed.items()
+        if len(values) < 2 or len(set(values)) < len(values)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    names = _short_names(typed)
+    variants, families = dict[str, RunConfig](), dict[str, tuple[str, ...]]()
+    for name, config in study.variants.items():
+        of_name = dict[str, RunConfig]()
+        for values in product(*typed.values()):
+            changes = [f"{path}={value}" for path, value in zip(typed, values, strict=True)]
+            said = [f"{names[path]}_{value}" for path, value in zip(typed, values, strict=True)]
+            whose = [name] if len(study.variants) > 1 else []
+            try:
+                of_name["_".join([*whose, *said])] = override_run(config, changes)
+            except ConfigError as error:
+                problems += [problem.under(f"sweep.{name}") for problem in error.problems]
+        variants |= of_name
+        families[name] = tuple(of_name)
+    problems += _same_runs(variants)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    baseline = _whose(study) or [study.baseline or ""]
+    own = study.variants.get(baseline[0])
+    return dataclasses.replace(
+        study.only(study.variants),  # with the reference of `match`
+        variants=variants,
+        baseline=next((name for name, config in variants.items() if config == own), None),
+        hypotheses=(),
+        labels={},
+        lengths={},
+        families=families if len(families) > 1 else {},
+        name="_".join([study.name, *_whose(study), *names.values()]) if study.name else "",
+        swept=tuple(typed),
+        whole=None,
+    )
+
+
+def typed_sweep(assignments: Iterable[str]) -> dict[str, Values]:
+    """Return values by path from `PATH=VALUE,VALUE,...`. Raises ConfigError for another form."""
+    found, problems = dict[str, Values](), list[Problem]()
+    for assignment in assignments:
+        path, equals, values = (part.strip() for part in assignment.partition("="))
+        if not (path and equals and values):
+            problems.append(Problem("sweep", f"write PATH=VALUE,VALUE,...; got {assignment!r}"))
+        elif path in found:
+            problems.append(Problem("sweep", f"{path} is given twice"))
+        found[path] = [value.strip() for value in values.split(",")]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _typed(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Return the last part of each path; more of it where two end alike."""
+    parts: dict[str, list[str]] = {path: path.split(".") for path in paths}
+
+    def name(path: str, length: int) -> str:
+        return "_".join(parts[path][-length:])
+
+    lengths = dict.fromkeys(parts, 1)
+    for path in parts:
+        while lengths[path] < len(parts[path]) and any(
+            name(path, lengths[path]) == name(other, lengths[path])
+            for other in parts
+            if other != path
+        ):
+            lengths[path] += 1
+    return {path: name(path, length) for path, length in lengths.items()}
+
+
+def _whose(study: Study) -> list[str]:
+    """Return the variant that is swept, if it was chosen from several."""
+    chosen = study.whole is not None and len(study.variants) == 1
+    return list(study.variants) if chosen else []
+
+
+def _same_runs(variants: Mapping[str, RunConfig]) -> list[Problem]:
+    first = dict[str, str]()
+    problems = list[Problem]()
+    for name, config in variants.items():
+        other = first.setdefault(json.dumps(config.to_dict(), sort_keys=True), name)
+        if other != name:
+            problems.append(Problem("sweep", f"{other} and {name} are the same run"))
+    return problems
