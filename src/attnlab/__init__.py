@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from attnlab.study.load import load_study as load_study
     from attnlab.study.matching import Match as Match
     from attnlab.study.study import Study as Study
+    from attnlab.study.sweep import sweep as sweep
     from attnlab.training.config import EvalConfig as EvalConfig
     from attnlab.training.config import TrainConfig as TrainConfig
     from attnlab.training.config import Tuning as Tuning

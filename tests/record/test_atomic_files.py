@@ -16,10 +16,10 @@ from attnlab.record.atomic_files import (
     DamagedError,
     WriteError,
     open_regular,
+    remove_temporary,
     replace_file,
     replace_folder,
     require_within,
-    sweep,
     verified_file,
 )
 from attnlab.record.verified_folder import write_verified
@@ -48,11 +48,11 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"writing\n"
         (left,) = inside.iterdir()
-        sweep(tmp_path)
+        remove_temporary(tmp_path)
         assert left.exists()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    sweep(tmp_path)
+    remove_temporary(tmp_path)
     assert names(tmp_path) == ["mha", "seed-0.partial"]
 
 
@@ -61,7 +61,7 @@ def test_a_sweep_leaves_the_users_own_files(tmp_path):
     for name in own:
         (tmp_path / name).write_text("mine")
     (tmp_path / ".report.md.0a1b2c3d.tmp").write_text("left")
-    sweep(tmp_path)
+    remove_temporary(tmp_path)
     assert names(tmp_path) == sorted(own)
 
 

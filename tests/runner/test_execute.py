@@ -13,7 +13,7 @@ import torch
 from support import tiny_study
 
 from attnlab.data import Places
-from attnlab.record import RunFolder, lease, sweep
+from attnlab.record import RunFolder, lease, remove_temporary
 from attnlab.record.atomic_files import TEMPORARY
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.execute import corpus_of, execute
@@ -105,7 +105,7 @@ def test_a_kill_before_any_write_loses_the_steps_since_the_last_checkpoint_alone
         assert timeless(run) == timeless(whole), n
         ours, theirs = run.ended_summary(), whole.ended_summary()
         assert ours["test_loss"] == theirs["test_loss"], n
-        sweep(study_dir)
+        remove_temporary(study_dir)
         left = [path.name for path in study_dir.rglob("*") if TEMPORARY.fullmatch(path.name)]
         assert left == [], n
         shutil.rmtree(study_dir)

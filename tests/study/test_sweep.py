@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 from support.tiny_study import study as TINY
+from support.written_study import steady, write_study
 
+from attnlab.analysis.analysis import analyse
 from attnlab.config import ConfigError
 from attnlab.mechanisms.sliding_window import SlidingWindow
-from attnlab.record import StudyRecord
+from attnlab.record import RunFolder, StudyRecord
+from attnlab.reporting.pages import page
 from attnlab.runner.request import Request
 from attnlab.study.load import load_study
 from attnlab.study.sweep import sweep, typed_sweep
@@ -48,7 +51,7 @@ def test_names_are_told_apart_by_more_of_their_path():
     mixed = TINY.variants["mha"].with_mechanisms(near, layers={0: replace(near, window=8)})
     study = replace(TINY, variants={"mixed": mixed}, baseline="mixed", hypotheses=(), labels={})
     paths = [f"model.mechanisms.{place}.window" for place in ("default", "layers.0")]
-    assert list(sweep(study, dict.fromkeys(paths, ["2", "3"])).variants) == [
+    assert list(sweep(study, {path: ["2", "3"] for path in paths}).variants) == [
         "default_window_2_0_window_2",
         "default_window_2_0_window_3",
         "default_window_3_0_window_2",
@@ -77,3 +80,26 @@ def test_impossible_sweeps_say_why(typed, said):
 def test_a_path_is_given_once():
     with pytest.raises(ConfigError, match=r"sweep: a\.b is given twice"):
         typed_sweep(["a.b=1,2", "a.b=3,4"])
+
+
+def test_the_report_shows_the_loss_along_each_swept_setting(tmp_path):
+    chosen = replace(TINY.only(["mha"]), name="tiny", seeds=3, tuning=None)
+    swept = sweep(chosen, {"model.n_layers": [1, 2], "train.weight_decay": ["0", "0.1"]})
+    swept.record(command="c", checked=True).write(tmp_path)
+    gains = {name: 0.2 * name.startswith("n_layers_2") for name in swept.variants}
+    for place, run in enumerate(swept.runs()):
+        folder = RunFolder(tmp_path, run.variant, run.seed)
+        folder.open({**run.config.to_dict(), "identity": "x"}, {"device": "cpu"})
+        loss = 5.0 - gains[run.variant] + 0.001 * (7 * place % 5)
+        folder.finish({"status": "finished", "final_loss": loss, "alarms": []})
+    analysis = analyse(tmp_path)
+    depth, decay = analysis.swept
+    assert (depth.path, depth.values, depth.numeric) == ("model.n_layers", (1, 2), True)
+    assert (decay.values, decay.numeric) == ((0.0, 0.1), False)  # 0 has no place on a log axis
+    assert list(depth.lines) == ["weight_decay 0.0", "weight_decay 0.1"]
+    first, second = depth.lines["weight_decay 0.1"]
+    assert second.difference.mean - first.difference.mean == pytest.approx(-0.2, abs=0.01)
+    html = page(analysis)
+    assert "Along the swept settings" in html
+    assert html.count("against model.n_layers (nats/token)") >= 1
+    assert analyse(write_study(tmp_path / "plain", {"mha": steady(5.0)})).swept == ()

@@ -30,6 +30,7 @@ from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.paired import Difference
+from attnlab.analysis.sweeps import SweptSetting, swept_settings
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.verdict import Verdict, verdict_of
 
@@ -56,6 +57,7 @@ class Analysis(Verdict):
     parts: Mapping[str, AgainstBaseline]  # of the loss, minus the baseline; empty if unknown
     on_text: Mapping[str, Difference]  # minus the baseline, error of the text; empty if unknown
     lengths: Mapping[str, AtLengths]  # by variant; empty if no other length was measured
+    swept: tuple[SweptSetting, ...]  # by setting; empty if the study is no sweep
     fronts: tuple[Front, ...]  # one per cost
     picks: tuple[Pick, ...]  # one per use case
     judgements: tuple[Judgement, ...]  # one per hypothesis of the study
@@ -85,6 +87,7 @@ def analysis_of(table: Table) -> Analysis:
         parts=against_baseline(table, verdict.metric),
         on_text=on_text(verdict),
         lengths=at_lengths(table),
+        swept=swept_settings(verdict),
         fronts=tuple(front_of(cost, verdict) for cost in costs),
         picks=picks_of(verdict, costs, serving),
         judgements=judge_all(verdict, costs),

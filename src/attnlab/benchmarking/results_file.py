@@ -16,7 +16,14 @@ from typing import Any
 
 from attnlab.benchmarking.point import Point
 from attnlab.config import Config, differences
-from attnlab.record import BenchForm, DamagedError, Json, read_object, sweep, write_object
+from attnlab.record import (
+    BenchForm,
+    DamagedError,
+    Json,
+    read_object,
+    remove_temporary,
+    write_object,
+)
 
 FILE = "bench.json"
 
@@ -36,7 +43,7 @@ class ResultsFile:
         Raises ValueError if the folder has points of another device, of other packages, or of other
         settings of a variant with the same name.
         """
-        sweep(folder)
+        remove_temporary(folder)
         environment = dict(environment)
         fixed = {key: environment.pop(key) for key in ("device", "packages")}
         fixed["compiled"] = compiled

@@ -7,10 +7,10 @@ from attnlab.record.atomic_files import (
     is_of_disk,
     is_published,
     leads_outside,
+    remove_temporary,
     replace_file,
     require_unpublished,
     require_within,
-    sweep,
 )
 from attnlab.record.file_types import BenchForm
 from attnlab.record.json_text import Json, to_json, write_json
@@ -56,11 +56,11 @@ __all__ = [
     "rate_of",
     "read_object",
     "read_tuning_choice",
+    "remove_temporary",
     "replace_file",
     "require_unpublished",
     "require_within",
     "runs_in",
-    "sweep",
     "to_json",
     "tuning_runs",
     "tuning_seed",

@@ -2,8 +2,8 @@
 
 New content is written under a temporary name beside the target, flushed to disk and renamed, so a
 process that is killed at any instant, or a full disk, leaves the old content unchanged. What a
-killed process left under a temporary name is removed by `sweep`. A living process holds a lock on
-what it writes, which ends with the process.
+killed process left under a temporary name is removed by `remove_temporary`. A living process holds
+a lock on what it writes, which ends with the process.
 """
 
 import contextlib
@@ -131,7 +131,7 @@ def verified_file(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
     if not _matches(path, checksum):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
+            remove_temporary(path.parent)
             for made in (path, checksum):
                 if made.is_dir():
                     remove_folder(made)
@@ -218,7 +218,7 @@ def require_unpublished(folder: Path) -> None:
         )
 
 
-def sweep(folder: Path) -> None:
+def remove_temporary(folder: Path) -> None:
     """Remove, at any depth, what killed processes left under temporary names."""
     for parent, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -270,7 +270,9 @@ def _temporary_folder(folder: Path) -> Generator[Path, None, None]:
 
 def _lock(handle: int, path: Path) -> bool:
     """Lock what this process has just made; return False if another process has swept it."""
-    with contextlib.suppress(OSError):  # file systems without locks: `sweep` removes nothing there
+    with contextlib.suppress(
+        OSError
+    ):  # file systems without locks: `remove_temporary` removes nothing there
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))

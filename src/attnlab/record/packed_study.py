@@ -21,10 +21,10 @@ from attnlab.record.atomic_files import (
     TEMPORARY,
     DamagedError,
     remove_folder,
+    remove_temporary,
     replace_file,
     replace_folder,
     sha256,
-    sweep,
 )
 from attnlab.record.packed_file import (
     CHOICE,
@@ -75,7 +75,7 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
     study_dir = Path(study_dir)
     StudyRecord.read(study_dir)
     before = read_packed(study_dir)
-    sweep(study_dir)
+    remove_temporary(study_dir)
     folders = [run for run in _run_folders(study_dir) if run.in_folder()]
     _refuse_damaged(folders)
     for run in folders:
@@ -116,7 +116,7 @@ def unpack(study_dir: Path | str) -> int:
     if not path.is_file():
         raise ValueError(f"{study_dir} is not packed: there is no {path}")
     study = read_packed(study_dir)
-    sweep(study_dir)
+    remove_temporary(study_dir)
     left = {
         run: packed
         for key, packed in study.runs.items()

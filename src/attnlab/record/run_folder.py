@@ -42,10 +42,10 @@ from attnlab.record.atomic_files import (
     flush,
     leads_outside,
     remove_folder,
+    remove_temporary,
     replace_file,
     replace_folder,
     require_within,
-    sweep,
 )
 from attnlab.record.json_text import Json, to_json, to_line
 from attnlab.record.lease import Lease, take
@@ -166,7 +166,7 @@ class RunFolder(StoredRun):
         if before is not None:
             earlier = before.pop("earlier", [])
             environment = {**environment, "earlier": [*earlier, before]}
-        sweep(self.partial)
+        remove_temporary(self.partial)
         self._write("config.json", to_json(self._named(config)))
         self._write("environment.json", to_json(environment))
         self._keep_metrics(lambda _: True)

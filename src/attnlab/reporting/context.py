@@ -19,6 +19,7 @@ from attnlab.version import __version__
 
 SECTIONS = {
     "ranking": "Ranking",
+    "sweep": "Along the swept settings",
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
     "quality": "Loss",

@@ -24,7 +24,7 @@ from attnlab.analysis.analysis import Analysis, analyse
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
-from attnlab.record import StudyRecord, leads_outside, replace_file, sweep, to_json
+from attnlab.record import StudyRecord, leads_outside, remove_temporary, replace_file, to_json
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results
 from attnlab.reporting.tables.latex import latex
@@ -50,7 +50,7 @@ def write_comparison(analysis: Analysis) -> None:
 
     path = analysis.table.path
     path.mkdir(parents=True, exist_ok=True)
-    sweep(path)
+    remove_temporary(path)
     png, svg = comparison(analysis)
     _update(path / PICTURE, png)
     _update(path / "comparison.svg", svg)

@@ -32,6 +32,7 @@ def page(analysis: Analysis) -> str:
         "hypotheses": analysis.judgements,
         "families": context.families,
         "lengths": drawn["lengths"],
+        "sweep": drawn["sweep"],
         "rates": drawn["rates"],
         "bench": drawn["bench"],
     }

@@ -19,8 +19,8 @@ from attnlab.record import (
     WriteError,
     digest_of,
     is_published,
+    remove_temporary,
     require_unpublished,
-    sweep,
 )
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import conflict, of_run, unlike_others
@@ -97,7 +97,7 @@ def extend(  # noqa: PLR0913  one parameter per option
     require_unpublished(study_dir)
     planned = Run(variant=parent.variant, config=longer)
     new, new_identity = planned.folder(study_dir), longer.identity(fingerprint)
-    sweep(study_dir)
+    remove_temporary(study_dir)
     new.finalize()
     if different := conflict(planned, new, fingerprint):
         raise ValueError(

@@ -20,7 +20,16 @@ from attnlab.study.sweep import sweep, typed_sweep
 from attnlab.study.targets import addition
 from attnlab.training.config import EvalConfig, Tuning
 
-OPTIONS = ("length", "add", "only", "seeds", "steps", "overrides", "sweep", "tune")  # they change the study
+OPTIONS = (
+    "length",
+    "add",
+    "only",
+    "seeds",
+    "steps",
+    "overrides",
+    "sweep",
+    "tune",
+)  # they change the study
 
 
 @dataclass(frozen=True, kw_only=True)

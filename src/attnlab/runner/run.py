@@ -14,7 +14,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
 from attnlab.config import ConfigError, Problem, is_own, own_kind
 from attnlab.inference.recorded import remember_code
-from attnlab.record import StudyRecord, WriteError, sweep
+from attnlab.record import StudyRecord, WriteError, remove_temporary
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Started, Watch
@@ -145,7 +145,7 @@ def run(  # noqa: PLR0913  one parameter per option
     _require_importable(chosen)
     lacking = require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
-    sweep(study_dir)
+    remove_temporary(study_dir)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
     for note in (*chosen.notes, *lacking):
         watch(Notice(note))

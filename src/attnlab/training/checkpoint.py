@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder, sweep
+from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder, remove_temporary
 from attnlab.record.verified_folder import read_verified, write_verified
 
 KEPT = 2  # the newest checkpoint, and the one before in case the newest is damaged
@@ -154,7 +154,7 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
 
 def remove_old(folder: Path) -> None:
     """Remove unfinished checkpoints of a killed process, and all but the newest `KEPT`."""
-    sweep(folder)
+    remove_temporary(folder)
     for old in _folders(folder)[:-KEPT]:
         remove_folder(old)
 

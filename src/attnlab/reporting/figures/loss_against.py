@@ -1,5 +1,6 @@
-"""Loss against the position in the sequence, the length of the window, the learning rate."""
+"""Loss against the position in the window, the length of the window, a rate, a swept setting."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import RateCurve
 from attnlab.analysis.lengths import AtLengths
 from attnlab.analysis.statistics.paired import Estimate
+from attnlab.analysis.sweeps import SweptPoint, SweptSetting
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import Extent, name_ends, show_message, window
 from attnlab.reporting.figures.styles import GREY, Styles, mark
@@ -161,3 +163,59 @@ def rates(axes: Axes, curves: Mapping[str, RateCurve], styles: Styles) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
+
+
+def along_setting(axes: Axes, setting: SweptSetting, styles: Styles) -> None:
+    """Draw the difference to the baseline along a swept setting, with published intervals.
+
+    Numbers have a log axis; other values have equal distances. There is a line per combination of
+    the other settings.
+    """
+    place = float if setting.numeric else setting.values.index
+    found = {fixed: [_ends(point) for point in line] for fixed, line in setting.lines.items()}
+    finite = [
+        Extent(*(end if math.isfinite(end) else mean for end in (low, high)))
+        for line in found.values()
+        for low, mean, high in line
+    ]
+    bottom, top = window([Extent(0, 0), *finite])
+    axes.set_ylim(bottom, top)
+    axes.axhline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
+    for fixed, line in setting.lines.items():
+        style, ends = styles[line[0].variant], found[fixed]
+        means = [mean for _, mean, _ in ends]
+        out = 2 * (top - bottom)  # an unbounded interval leaves the panel
+        below = [mean - low if math.isfinite(low) else out for low, mean, _ in ends]
+        above = [high - mean if math.isfinite(high) else out for _, mean, high in ends]
+        bar = axes.errorbar(
+            [place(point.value) for point in line], means, yerr=[below, above],
+            color=style.colour, marker=style.marker, ms=6, mec="white", mew=0.5, lw=1.6,
+            elinewidth=1.2, capsize=2, label=fixed,
+        )  # fmt: skip
+        tips = [
+            f"{point.variant}: {numbers.comparison(point.difference)}"
+            if point.difference
+            else f"{point.variant}: the baseline"
+            for point in line
+        ]
+        for artist in bar.get_children():
+            mark(artist, style.group, tips=tips if artist is bar.lines[0] else [fixed])
+    if setting.numeric:
+        axes.set_xscale("log")
+    axes.set_xticks(
+        [place(value) for value in setting.values],
+        [f"{value:,}" if setting.numeric else str(value) for value in setting.values],
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(setting.lines) > 1:
+        axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
+
+
+def _ends(point: SweptPoint) -> tuple[float, float, float]:
+    """Return the lower end, the difference and the upper end; three zeros for the baseline."""
+    found = point.difference
+    if found is None:
+        return 0.0, 0.0, 0.0
+    if found.low is None or found.high is None:
+        return found.mean, found.mean, found.mean
+    return found.low, found.mean, found.high

@@ -15,6 +15,7 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Front
 from attnlab.analysis.costs import measured_points
 from attnlab.analysis.lengths import longest, read_at
+from attnlab.analysis.sweeps import SweptSetting
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
 from attnlab.reporting.figures.bench import PANELS, Panel, Point, against_context, of_workload
@@ -22,7 +23,13 @@ from attnlab.reporting.figures.by_row import MOST_ROWS, dots, forest, most
 from attnlab.reporting.figures.cost import pareto
 from attnlab.reporting.figures.curves import Against, curves, minus_reference
 from attnlab.reporting.figures.hues import families_of
-from attnlab.reporting.figures.loss_against import against_length, mark_training, positions, rates
+from attnlab.reporting.figures.loss_against import (
+    against_length,
+    along_setting,
+    mark_training,
+    positions,
+    rates,
+)
 from attnlab.reporting.figures.styles import Styles, styles_of
 from attnlab.reporting.figures.svg import WIDTH, Chart, Draw, SvgCharts, samples
 from attnlab.reporting.sentences import at_recipe, forest_caption
@@ -52,6 +59,7 @@ class Charts:
             "positions": self.positions(),
             "recall": self.recall(),
             "lengths": self.lengths(),
+            "sweep": self.sweep(),
             "pareto": self.pareto(),
             "rates": self.rates(),
             "bench": self.bench(),
@@ -219,6 +227,20 @@ class Charts:
                 f"Loss by position in windows of {numbers.tokens(length)} tokens (nats/token)",
                 "Dashed: the training length. Beyond it, a rising loss shows a limit.",
             ),
+        )
+
+    def sweep(self) -> tuple[Chart, ...]:
+        return tuple(map(self._along, self.analysis.swept))
+
+    def _along(self, setting: SweptSetting) -> Chart:
+        def draw(axes: Axes) -> None:
+            along_setting(axes, setting, self.styles)
+            axes.set_xlabel(setting.path)
+
+        return self.svg_charts.chart(
+            draw,
+            f"Difference to {self.analysis.baseline} against {setting.path} (nats/token)",
+            "Lower is better. Bars: simultaneous 95 % intervals, of seeds and tuning.",
         )
 
     def bench(self) -> tuple[Chart, ...]:

@@ -1,0 +1,97 @@
+"""A sweep read back: the difference to the baseline against each setting that was swept.
+
+    d(v) = mean loss at value v - mean loss of the baseline        nats/token
+
+with the published interval of a difference to the baseline, of seeds and tuning, simultaneous over
+all variants. Where several settings were swept, each line holds the others fixed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnlab.analysis.statistics.comparisons import Comparison
+from attnlab.analysis.table import Variant
+from attnlab.analysis.verdict import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptPoint:
+    """One variant of a sweep."""
+
+    variant: str
+    value: Any  # of the setting
+    difference: Comparison | None  # to the baseline, nats/token; None for the baseline itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptSetting:
+    """The variants of a sweep in lines along one setting."""
+
+    path: str
+    values: tuple[Any, ...]  # ascending if they are numbers, else in the order of the study
+    lines: Mapping[str, tuple[SweptPoint, ...]]  # by what each line holds fixed; "" if nothing
+
+    @property
+    def numeric(self) -> bool:
+        """True if all values are numbers above 0, which have a place on a log axis."""
+        return all(
+            isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+            for value in self.values
+        )
+
+
+def swept_settings(verdict: Verdict) -> tuple[SweptSetting, ...]:
+    """Return the sweep along each of its settings; empty for a study that is no sweep."""
+    paths = verdict.table.study.swept
+    variants = [
+        variant
+        for variant in verdict.table.variants
+        if variant.name in verdict.means and variant.config
+    ]
+    if not paths or verdict.baseline is None:
+        return ()
+    return tuple(_along(path, paths, variants, verdict) for path in paths)
+
+
+def _along(
+    path: str, paths: Sequence[str], variants: Sequence[Variant], verdict: Verdict
+) -> SweptSetting:
+    whose = {name: family for family, of in verdict.table.study.families.items() for name in of}
+    lines = dict[str, list[SweptPoint]]()
+    for variant in variants:
+        others = [
+            f"{other.rpartition('.')[2]} {_setting(variant.config, other)}"
+            for other in paths
+            if other != path
+        ]
+        fixed = ", ".join([*([whose[variant.name]] if variant.name in whose else []), *others])
+        point = SweptPoint(
+            variant=variant.name,
+            value=_setting(variant.config, path),
+            difference=verdict.to_baseline.get(variant.name),
+        )
+        lines.setdefault(fixed, []).append(point)
+    values = list(dict.fromkeys(point.value for line in lines.values() for point in line))
+    if all(isinstance(value, int | float) for value in values):
+        values.sort()
+    return SweptSetting(
+        path=path,
+        values=tuple(values),
+        lines={
+            fixed: tuple(sorted(line, key=lambda point: values.index(point.value)))
+            for fixed, line in lines.items()
+        },
+    )
+
+
+def _setting(config: Any, path: str) -> Any:
+    """Return the recorded setting at a dotted path, in which a number is a place in a list."""
+    for part in path.split("."):
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, Sequence) and not isinstance(config, str) and part.isdigit():
+            config = config[int(part)] if int(part) < len(config) else None
+        else:
+            return None
+    return config
