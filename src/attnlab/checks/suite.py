@@ -2,7 +2,7 @@
 
 import math
 import multiprocessing
-import signal
+import os
 import sys
 import warnings
 from collections.abc import Generator, Iterator
@@ -28,6 +28,7 @@ from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_
 from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
+from attnlab.device.child_process import begin_child, signals_blocked
 from attnlab.mechanism import Mechanism, MechanismConfig
 
 _CANNOT_BE_COPIED = "this process cannot be copied"
@@ -108,8 +109,12 @@ def in_own_process(subject: Subject) -> list[Result]:
         return list(results_of(subject))
     receiver, sender = multiprocessing.Pipe(duplex=False)
     context, results = multiprocessing.get_context("fork"), list[Result]()
-    process = context.Process(target=_send_results, args=(subject, sender, receiver), daemon=True)
-    with warnings.catch_warnings():  # the threads of the console hold nothing that a check needs
+    arguments = subject, sender, receiver, os.getpid()
+    process = context.Process(target=_send_results, args=arguments, daemon=True)
+    with (
+        signals_blocked(),
+        warnings.catch_warnings(),
+    ):  # the threads of the console hold nothing that a check needs
         warnings.simplefilter("ignore", DeprecationWarning)
         process.start()
     sender.close()
@@ -128,9 +133,9 @@ def in_own_process(subject: Subject) -> list[Result]:
     return results
 
 
-def _send_results(subject: Subject, sender: Connection, receiver: Connection) -> None:
+def _send_results(subject: Subject, sender: Connection, receiver: Connection, parent: int) -> None:
+    begin_child(parent)
     receiver.close()  # so that sending fails if the receiving process has ended
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the receiving process ends this one
     try:
         torch.ones(1, requires_grad=True).sum().backward()
         if torch.cuda.is_available():

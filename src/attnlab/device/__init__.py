@@ -1,1 +1,1 @@
-"""The device: peak memory, time of calls, peak rates, and the record of the environment."""
+"""The device: memory, time of calls, peak rates, child processes, and the environment of a run."""

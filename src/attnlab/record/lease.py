@@ -131,11 +131,9 @@ class Observer:
             self._seen[path] = holder, now
         if now - self._seen[path][1] < STALE_SECONDS and not holder.has_ended():
             return holder
-        try:
-            (path / holder.file_name()).unlink()
-        except FileNotFoundError:  # it was renewed, or another process was faster
-            return holder_of(path)
-        return None
+        if _remove(path, holder):
+            return None
+        return holder_of(path)  # it was renewed, or another process was faster
 
 
 def holder_of(path: Path) -> Holder | None:
@@ -145,6 +143,28 @@ def holder_of(path: Path) -> Holder | None:
             if holder := Holder.parse(name):
                 return holder
     return None
+
+
+def remove_if_ended(path: Path) -> None:
+    """Remove a lease whose holder, on this machine, has ended. Observers elsewhere need not wait.
+
+    The file system may refuse it: the lease is then stale later.
+    """
+    with contextlib.suppress(OSError):
+        holder = holder_of(path)
+        if holder is not None and holder.has_ended():
+            _remove(path, holder)
+
+
+def _remove(path: Path, holder: Holder) -> bool:
+    """Remove a lease if it still has this beat; return False if it has not."""
+    try:
+        (path / holder.file_name()).unlink()
+    except FileNotFoundError:
+        return False
+    with contextlib.suppress(OSError):  # it is taken already
+        path.rmdir()
+    return True
 
 
 class Lease:
@@ -184,8 +204,7 @@ class Lease:
         """Let others take the lease. It is not deleted if another process has it."""
         _renewer.remove(self)
         with self._changing, contextlib.suppress(OSError):
-            (self.path / self.holder.file_name()).unlink()
-            self.path.rmdir()
+            _remove(self.path, self.holder)
 
 
 def take(path: Path) -> Lease:

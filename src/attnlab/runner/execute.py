@@ -117,8 +117,8 @@ def failed(folder: RunFolder, reason: str, *, disk_refused: bool = False) -> End
     return Ended("failed", reason, None, disk_refused)
 
 
-def record_death(folder: RunFolder, reason: str) -> Event:
-    """Record the failure of a run whose process is dead, and return the end of the run."""
+def record_failure(folder: RunFolder, reason: str) -> Event:
+    """Record the failure of a run that nobody executes, and return the end of the run."""
     try:
         with folder.hold():  # the process may have died between the run's end and its message
             return ended(folder) or failed(folder, reason)

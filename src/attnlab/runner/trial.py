@@ -8,15 +8,11 @@ counts.
          ─► checks of the mechanisms
 """
 
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +22,7 @@ from attnlab.analysis.fairness import Conditions
 from attnlab.analysis.sentences import listed
 from attnlab.checks.targets import of_study
 from attnlab.data import Corpus, DataError, Places
+from attnlab.device.child_process import ChildProcess
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.comparable import of_run
@@ -36,7 +33,6 @@ from attnlab.study.events import Activity
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
-START = "from attnlab.runner.trial import main; main()"  # of the process, with a file descriptor
 START_SECONDS = 60.0  # at most, until the process has imported torch
 
 
@@ -129,17 +125,8 @@ class TrialProcess:
         self, study: Study, places: Places, slot: Slot, *, check: bool, seconds: float
     ) -> None:
         self._seconds, self._end = seconds, time.monotonic() + START_SECONDS
-        self._pipe, theirs = Pipe()
-        # not a multiprocessing.Process: that would import the caller's script
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", START, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
+        self._process = ChildProcess("attnlab.runner.trial:work", silent=True)
+        self._pipe = self._process.pipe
         variants = {name: config.to_dict() for name, config in study.variants.items()}
         with suppress(BrokenPipeError):
             self._pipe.send((variants, places, slot, check, fla.clone_path()))
@@ -153,9 +140,7 @@ class TrialProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._pipe.close()
+        self._process.end()
 
     def read(self) -> dict[str, Data]:
         """Return the data of each variant.
@@ -189,29 +174,21 @@ class TrialProcess:
         return message
 
 
-def main() -> None:
-    """Execute a trial for the process at the other end of the pipe that is named."""
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    with Connection(int(sys.argv[1])) as pipe:
-        variants, places, slot, check, fla_path = pipe.recv()
-        pipe.send("ready")
-        try:
-            fla.use_fla(fla_path)
-            configs = {name: RunConfig.from_dict(config) for name, config in variants.items()}
-            trial = Trial(Study(question="?", variants=configs), places, slot, check=check)
-            pipe.send(trial.read())
-            names, seconds = pipe.recv()
-            for found in trial.results(names, seconds):
-                pipe.send(found)
-        except ValueError as error:  # of the user: DataError, ConfigError
-            pipe.send(error)
-        pipe.send(None)
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def work(pipe: Connection) -> None:
+    """Execute a trial for the process at the other end of the pipe."""
+    variants, places, slot, check, fla_path = pipe.recv()
+    pipe.send("ready")
+    try:
+        fla.use_fla(fla_path)
+        configs = {name: RunConfig.from_dict(config) for name, config in variants.items()}
+        trial = Trial(Study(question="?", variants=configs), places, slot, check=check)
+        pipe.send(trial.read())
+        names, seconds = pipe.recv()
+        for found in trial.results(names, seconds):
+            pipe.send(found)
+    except ValueError as error:  # of the user: DataError, ConfigError
+        pipe.send(error)
+    pipe.send(None)
 
 
 class TrialOutcome:

@@ -15,7 +15,7 @@ from attnlab.runner.execute import ended
 from attnlab.runner.schedule import PlannedRun, StudySchedule
 from attnlab.training.run import Run
 
-LONGEST_WAIT_SECONDS = 60.0  # for events
+LONGEST_WAIT_SECONDS = 5.0  # for events
 POLL_SECONDS = 1.0  # between looks at runs that other processes hold
 
 
