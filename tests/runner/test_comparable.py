@@ -1,6 +1,7 @@
 """Nothing is trained into a folder whose other runs it cannot be compared with."""
 
 import functools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from attnlab.config import override
 from attnlab.data import Places
 from attnlab.data.stdlib import Stdlib
 from attnlab.record import RunFolder, pack
+from attnlab.reporting.pages import markdown
+from attnlab.reporting.sentences import facts, how_sure
 from attnlab.runner import plan
 from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Started
@@ -118,6 +121,61 @@ def test_what_the_variants_of_the_study_differ_in_is_its_subject(asks, cache):
     refused = asks(study, only="identity")
     assert "sequences/step" in refused
     assert "training steps" not in refused
+
+
+def differing(**overrides):
+    """A study whose variants short and twin differ from long by design."""
+    (setting, value), *_ = overrides.items()
+    other = override(tiny_study.base, [f"{setting.replace('__', '.')}={value}"])
+    variants = {"short": tiny_study.base, "twin": tiny_study.base, "long": other}
+    return replace(STUDY, variants=variants, baseline="short")
+
+
+def test_a_mix_by_accident_is_refused_although_the_study_has_one_by_design(asks, cache):
+    study = differing(train__steps=24)
+    ended(cache, study=study, variant="long")
+    ended(cache, study=study, variant="twin")
+    assert asks(study, only="short") is None
+    ended(cache, "train.steps=24", study=study, variant="twin", seed=1)
+    refused = asks(study, only="short")
+    assert re.search(r"training steps: .*24 in long and twin", refused), refused
+    other = replace(study, variants={**study.variants, "fourth": tiny_study.base}).only(["short"])
+    ended(cache, "train.steps=7", study=replace(STUDY, name="other"), variant="mqa")
+    assert "7 in mqa" in asks(other)
+
+
+def test_variants_on_two_texts_by_design_are_shown_and_not_compared(asks, cache):
+    study = differing(data__max_bytes=120_000)
+    for variant in study.variants:
+        for seed in range(2):
+            ended(cache, study=study, variant=variant, seed=seed)
+    assert asks(study, only="long", seeds=3) is None
+    analysis = analyse(FOLDER)
+    assert analysis.table.unfair == ()
+    assert analysis.table.by_design[0].startswith("data: stdlib ")
+    assert sorted(analysis.order) == ["short", "twin"]
+    assert "by design its data is not that of short" in analysis.left_out["long"]
+    for text in (markdown(analysis, None), how_sure(analysis)):
+        assert "By design the variants differ in data: stdlib" in text
+        assert "fair" not in text.lower()
+    assert "share batches" not in facts(analysis)["Seeds"]
+    ended(cache, "data.max_bytes=130000", study=study, variant="twin", seed=2)
+    assert "data: stdlib" in analyse(FOLDER).table.unfair[0]
+    refused = asks(study, only="short", seeds=4)
+    assert "data: stdlib" in refused
+
+
+def test_variants_with_other_steps_by_design_are_compared_and_it_is_said(asks, cache):
+    study = differing(train__steps=24)
+    for variant in study.variants:
+        for seed in range(2):
+            ended(cache, study=study, variant=variant, seed=seed)
+    analysis = analyse(FOLDER)
+    assert sorted(analysis.order) == sorted(study.variants)
+    text = markdown(analysis, None)
+    said = "By design the variants differ in training steps: 12 in short and twin; 24 in long."
+    assert said in text
+    assert "fair" not in text.lower()
 
 
 def test_the_plan_refuses_what_the_run_refuses(asks, cache, monkeypatch):

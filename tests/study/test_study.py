@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from support import ROOT, tiny_study
 
+from attnlab.analysis.fairness import tuned_batch
 from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.record import StudyRecord, tuning_runs, tuning_seed
-from attnlab.runner import comparable
 from attnlab.study.load import load_study, shipped, shipped_names
 from attnlab.study.study import Study
 from attnlab.training.config import EvalConfig, Tuning
@@ -278,8 +278,11 @@ def test_another_batch_size_reads_the_same_number_of_tokens():
     train = study.tuning_run("mha", Recipe(0.01, 6, (("batch_size", 4),))).config.train
     assert (train.batch_size, train.steps, train.warmup_steps) == (4, 6, 3)
     assert (train.log_every, train.eval_every, train.checkpoint_every) == (2, 3, 2)
-    assert {"training steps", "sequences/step"} <= comparable._subject(study)
-    assert comparable._subject(replace(study, tuning=None)) == frozenset()
+    assert tuned_batch(study.record(command="", checked=False)) == (
+        "training steps",
+        "sequences/step",
+    )
+    assert tuned_batch(replace(study, tuning=None).record(command="", checked=False)) == ()
 
 
 @pytest.mark.parametrize(

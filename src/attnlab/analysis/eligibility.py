@@ -3,12 +3,14 @@
 A variant that diverged with any seed is excluded, since its mean over the remaining seeds would be
 biased in its favour. So is one whose loss raised an alarm. A run that failed with an exception, or
 has not been run, carries no information about the mechanism: the other runs of its variant count,
-and so do all runs of the others. A variant needs two, the fewest that show an error.
+and so do all runs of the others. A variant needs two, the fewest that show an error. A variant that
+reads another text than the baseline by design is shown, and not compared.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from attnlab.analysis.fairness import on_other_text
 from attnlab.analysis.table import Table, Variant
 
 FEWEST = 2  # runs per variant
@@ -38,7 +40,8 @@ class Eligible:
 
 def eligible(table: Table) -> Eligible:
     """Return the losses of a study that can be compared."""
-    left_out = {variant.name: _reason(variant) for variant in table.variants}
+    other = on_other_text(table.study)
+    left_out = {v.name: _reason(v) or other.get(v.name, "") for v in table.variants}
     able = [variant for variant in table.variants if not left_out[variant.name]]
     tested = all(run.summary.get("test_loss") is not None for v in able for run in v.finished)
     metric = "test_loss" if able and tested else "final_loss"

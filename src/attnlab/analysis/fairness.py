@@ -1,24 +1,29 @@
 """Fairness: the conditions that runs must share for their losses to be comparable.
 
 All runs of a comparison read the same tokens in the same steps and are measured on the same splits;
-all other settings may be the subject of the comparison.
+all other settings may be the subject of the comparison. A study may differ in these conditions by
+design: its record says which variants share them, and a run that differs from its own group is an
+accident.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import describe
+from attnlab.record import StudyRecord
 
 if TYPE_CHECKING:
     from attnlab.analysis.table import Table
 
 UNKNOWN = "not recorded"
 OF_BATCH = ("training steps", "sequences/step")  # differ where a study tunes the batch size
-TOKENIZER = "tokenizer"
+DATA, TOKENIZER, MEASURED = "data", "tokenizer", "measured on"
 
 Conditions = Mapping[str, str]  # what must be equal: its value, in words
+Design = Mapping[str, tuple[tuple[str, ...], ...]]  # condition: groups of variants that share it
 
 
 def conditions(
@@ -33,14 +38,14 @@ def conditions(
     """
     train = config.get("train", {})
     said = {
-        "data": _joined(data.get("source"), data.get("fingerprint")),
+        DATA: _joined(data.get("source"), data.get("fingerprint")),
         TOKENIZER: _joined(describe(data.get("tokenizer", ""))),
         "training steps": _joined(train.get("steps")),
         "sequences/step": _joined(train.get("batch_size")),
         "tokens/sequence": _joined(train.get("seq_len")),
     }
     if measured is not None:
-        said["measured on"] = listed(list(measured)) or "no split"
+        said[MEASURED] = listed(list(measured)) or "no split"
     return said
 
 
@@ -57,8 +62,32 @@ def recorded(
     return conditions(config, environment.get("data") or {}, measured)
 
 
-def unequal(runs: Iterable[tuple[str, Conditions]]) -> dict[str, dict[str, list[str]]]:
-    """Return `{condition: {value: names}}` of the conditions that differ between named runs."""
+def designed(variants: Mapping[str, Mapping[str, Any]]) -> Design:
+    """Return the conditions in which the variants of a study differ by design.
+
+    Args:
+        variants: the settings of each variant, as JSON values.
+    """
+    found = dict[str, dict[str, list[str]]]()
+    for name, config in variants.items():
+        data = config.get("data", {})
+        said = {"fingerprint": json.dumps(data, sort_keys=True), "tokenizer": data.get("tokenizer")}
+        for what, value in conditions(config, said, None).items():
+            found.setdefault(what, {}).setdefault(value, []).append(name)
+    return {
+        what: tuple(tuple(names) for names in values.values())
+        for what, values in found.items()
+        if len(values) > 1
+    }
+
+
+def unequal(
+    runs: Iterable[tuple[str, Conditions]], design: Design | None = None
+) -> dict[str, dict[str, list[str]]]:
+    """Return `{condition: {value: names}}` of the conditions that differ between named runs.
+
+    A condition in which they differ as the design says, and only so, is left out.
+    """
     found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for name, of_run in runs:
         for what, value in of_run.items():
@@ -66,28 +95,79 @@ def unequal(runs: Iterable[tuple[str, Conditions]]) -> dict[str, dict[str, list[
     return {
         what: {value: list(names) for value, names in values.items()}
         for what, values in found.items()
-        if len(values) > 1
+        if len(values) > 1 and not _as_designed(values, _groups(what, design or {}))
     }
 
 
 def unlike(table: "Table") -> tuple[str, ...]:
-    """Return one line per condition that differs between runs, with the variants that have it.
+    """Return one line per condition that differs between runs, but not by design.
 
     Runs that were never started are ignored. A study that tunes the batch size compares runs of as
     many tokens.
     """
-    tuned = (table.study.tuning or {}).get("settings") or {}
-    subject = OF_BATCH if "train.batch_size" in tuned else ()
-    runs = (
+    return _lines(table, unequal(_recorded(table), table.study.by_design))
+
+
+def by_design(table: "Table") -> tuple[str, ...]:
+    """Return one line per condition in which the variants of a study differ by design."""
+    accidents = unequal(_recorded(table), table.study.by_design)
+    different = unequal(_recorded(table))
+    return _lines(table, {what: has for what, has in different.items() if what not in accidents})
+
+
+def on_other_text(record: StudyRecord) -> dict[str, str]:
+    """Return the variants whose losses per token are not comparable with the baseline's.
+
+    By design they read another text, or have another tokenizer. The reason stands beside each.
+    """
+    found = dict[str, str]()
+    for what in (DATA, TOKENIZER):
+        groups = record.by_design.get(what, ())
+        if groups:
+            home = next((group for group in groups if record.baseline in group), groups[0])
+            reason = (
+                f"by design its {what} is not that of {home[0]}, so that losses per token are not "
+                "comparable; see bits/byte"
+            )
+            found |= {name: reason for group in groups if group != home for name in group}
+    return found
+
+
+def tuned_batch(record: StudyRecord) -> tuple[str, ...]:
+    """Return the conditions that differ because the study tunes the batch size."""
+    tuned = (record.tuning or {}).get("settings") or {}
+    return OF_BATCH if "train.batch_size" in tuned else ()
+
+
+def _recorded(table: "Table") -> list[tuple[str, Conditions]]:
+    return [
         (variant.name, recorded(run.config, run.environment, run.summary))
         for variant in table.variants
         for run in variant.runs
-    )
+    ]
+
+
+def _lines(table: "Table", different: Mapping[str, Mapping[str, list[str]]]) -> tuple[str, ...]:
     return tuple(
         f"{what}: " + "; ".join(f"{value} in {table.where(names)}" for value, names in has.items())
-        for what, has in unequal(runs).items()
-        if what not in subject
+        for what, has in different.items()
+        if what not in tuned_batch(table.study)
     )
+
+
+def _groups(what: str, design: Design) -> tuple[tuple[str, ...], ...]:
+    return design.get(what) or (design.get(DATA, ()) if what == MEASURED else ())
+
+
+def _as_designed(values: Mapping[str, Iterable[str]], groups: Iterable[Iterable[str]]) -> bool:
+    """Return True if each group of variants has one value, and no variant has one of its own."""
+    place = {name: number for number, names in enumerate(groups) for name in names}
+    of_group, designed = defaultdict[int, set[str]](set), set[str]()
+    for value, names in values.items():
+        for name in set(names) & place.keys():
+            of_group[place[name]].add(value)
+            designed.add(value)
+    return designed == set(values) and all(len(of) == 1 for of in of_group.values())
 
 
 def _joined(*values: Any) -> str:

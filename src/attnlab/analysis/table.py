@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
-from attnlab.analysis.fairness import unlike
+from attnlab.analysis.fairness import by_design, unlike
 from attnlab.analysis.sentences import in_words, listed
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import (
@@ -144,6 +144,11 @@ class Table:
     def unfair(self) -> tuple[str, ...]:
         """One line per condition that differs between runs and on which losses depend."""
         return unlike(self)
+
+    @cached_property
+    def by_design(self) -> tuple[str, ...]:
+        """One line per condition in which variants differ by design and on which losses depend."""
+        return by_design(self)
 
     @property
     def ranked(self) -> tuple[Variant, ...]:

@@ -39,6 +39,9 @@ class StudyRecord:
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of variants, for papers
     swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
+    by_design: Mapping[str, tuple[tuple[str, ...], ...]] = field(
+        default_factory=dict[str, tuple[tuple[str, ...], ...]]
+    )  # ^ conditions in which variants differ, such as "data": the groups of variants that share it
 
     def joined(self, study_dir: Path) -> Self:
         """Return this record with the variants and seeds of the folder's record added."""
@@ -63,6 +66,7 @@ class StudyRecord:
             match=match,
             labels={**before.labels, **self.labels},
             swept=self.swept or before.swept,
+            by_design=self._designs(before),
             families={
                 name: tuple(
                     dict.fromkeys([*first.families.get(name, ()), *then.families.get(name, ())])
@@ -70,6 +74,21 @@ class StudyRecord:
                 for name in dict.fromkeys([*first.families, *then.families])
             },
         )
+
+    def _designs(self, before: Self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """Return the groups of this record, with the variants that only `before` has."""
+        found = dict[str, tuple[tuple[str, ...], ...]]()
+        for what in {**before.by_design, **self.by_design}:
+            groups = [list(group) for group in self.by_design.get(what, ())]
+            known = {*self.variants, *(name for group in groups for name in group)}
+            for group in before.by_design.get(what, ()):
+                home = next((it for it in groups if set(it) & set(group)), None)
+                if home is None:
+                    groups.append(home := [])
+                home.extend(name for name in group if name not in known)
+            if len(groups := [group for group in groups if group]) > 1:
+                found[what] = tuple(map(tuple, groups))
+        return found
 
     def write(self, study_dir: Path) -> None:
         """Write `study.json`. Raises ValueError if two variants would share a folder."""
@@ -116,6 +135,9 @@ class StudyRecord:
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
         found["families"] = {name: tuple(variants) for name, variants in families.items()}
+        found["by_design"] = {
+            what: tuple(map(tuple, groups)) for what, groups in found.get("by_design", {}).items()
+        }
         return cls(**found)
 
     def runs(self, study_dir: Path) -> dict[str, list[RunFolder]]:

@@ -22,7 +22,7 @@ def how_sure(analysis: Analysis) -> str:
     if not analysis.judged:
         one = len(analysis.table.study.seeds) < 2
         state = "One seed per variant: no intervals" if one else "No verdict yet"
-        return f"{state}. {_scale(analysis)}."
+        return f"{state}. {_scale(analysis)}.{_design(analysis.table)}"
     counts = sorted(set(analysis.runs.values()))
     seeds = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
     parts = [f"{seeds} seeds per variant", _tuned(analysis)]
@@ -30,7 +30,7 @@ def how_sure(analysis: Analysis) -> str:
         smallest = numbers.nats(analysis.detectable)
         parts.append(f"minimum detectable difference (80 % power): {smallest}")
     parts.append(f"margin of equivalence: ± {analysis.margin:g} nats/token")
-    return f"{'; '.join(parts)}. {_scale(analysis)}."
+    return f"{'; '.join(parts)}. {_scale(analysis)}.{_design(analysis.table)}"
 
 
 def at_recipe(analysis: Analysis) -> str:
@@ -185,6 +185,11 @@ def rest(question: str) -> list[Paragraph]:
     return found
 
 
+def _design(table: Table) -> str:
+    """Return a sentence per condition of the loss in which the variants differ by design."""
+    return "".join(f" By design the variants differ in {line}." for line in table.by_design)
+
+
 def _scale(analysis: Analysis) -> str:
     """Return model size, training tokens and data."""
     variants = [v for v in analysis.table.variants if v.name in analysis.order]
@@ -248,7 +253,7 @@ def _seeds(analysis: Analysis) -> str:
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         return f"{listed}: no error bars, and no verdict"
-    if analysis.table.unfair:
+    if analysis.table.unfair or analysis.table.by_design:
         return listed
     return f"{listed}; all variants of a seed share batches and initial weights"
 

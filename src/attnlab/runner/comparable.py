@@ -1,17 +1,16 @@
 """Comparable runs: nothing is trained into a folder whose other runs it cannot be compared with.
 
 The requested runs are compared with every other run of the folder, of whatever variant and seed:
-same data, tokenizer, steps, batch and splits. A condition in which the variants of the study itself
-differ is the study's subject, and is not compared. A run that exists already must be the same run
+same data, tokenizer, steps, batch and splits. Where the variants of the study itself differ, its
+design says which of them share a condition. A run that exists already must be the same run
 (`conflict`).
 """
 
-import json
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from attnlab.analysis.fairness import OF_BATCH, Conditions, conditions, recorded, unequal
+from attnlab.analysis.fairness import Conditions, conditions, recorded, tuned_batch, unequal
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
 from attnlab.config import differences
@@ -29,8 +28,7 @@ def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Co
         study_dir: the study's folder; its runs may be packed.
         requested: the conditions of each variant, as from `of_run`.
     """
-    record, subject = study.record(command="", checked=False), _subject(study.whole or study)
-    differ = unlike_others(requested, record, study_dir, subject=subject)
+    differ = unlike_others(requested, study.record(command="", checked=False), study_dir)
     if differ:
         lines = "\n".join(f"  {line}" for line in differ)
         raise ValueError(
@@ -48,11 +46,7 @@ def of_run(config: RunConfig, corpus: Corpus) -> Conditions:
 
 
 def unlike_others(
-    requested: Mapping[str, Conditions],
-    record: StudyRecord,
-    study_dir: Path,
-    *,
-    subject: Container[str] = (),
+    requested: Mapping[str, Conditions], record: StudyRecord, study_dir: Path
 ) -> tuple[str, ...]:
     """Return one line per condition in which requested runs differ from others in the folder.
 
@@ -60,13 +54,16 @@ def unlike_others(
         requested: the conditions of each variant.
         record: the record of the requested runs alone.
         study_dir: the folder, whose other runs are read.
-        subject: conditions that are not compared.
     """
     others = list(_others(record, study_dir))
     by_variant = [(f"{name} (requested)", found) for name, found in requested.items()]
+    design = {
+        what: tuple((*group, *(f"{name} (requested)" for name in group)) for group in groups)
+        for what, groups in record.by_design.items()
+    }
     lines = list[str]()
-    for what, values in unequal([*others, *by_variant]).items():
-        if what not in subject:
+    for what, values in unequal([*others, *by_variant], design).items():
+        if what not in tuned_batch(record):
             has = "; ".join(f"{value} in {listed(names)}" for value, names in values.items())
             lines.append(f"{what}: {has}")
     return tuple(lines)
@@ -79,25 +76,6 @@ def _others(record: StudyRecord, study_dir: Path) -> Iterator[tuple[str, Conditi
             if variant not in record.variants or run.seed not in record.seeds:
                 found = read_run(run)
                 yield variant, recorded(found.config, found.environment, found.summary)
-
-
-def _subject(study: Study) -> frozenset[str]:
-    """Return the conditions in which the variants of the study differ by design."""
-    settings = [
-        conditions(
-            config.to_dict(),
-            {
-                "fingerprint": json.dumps(config.data.to_dict()),
-                "tokenizer": config.data.tokenizer.to_dict(),
-            },
-            None,
-        )
-        for config in study.variants.values()
-    ]
-    tuned = study.tuning.settings if study.tuning else ()
-    return frozenset(unequal(("", found) for found in settings)).union(
-        OF_BATCH if "train.batch_size" in tuned else ()
-    )
 
 
 def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:

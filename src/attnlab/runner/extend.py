@@ -204,4 +204,5 @@ def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> Stu
         command="\n".join(dict.fromkeys(commands)),
         attnlab_version=__version__,
         checked=before is not None and before.checked,
+        by_design=before.by_design if before else {},
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attnlab.analysis.fairness import designed
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
@@ -144,6 +145,9 @@ class Study:
             families=self.families,
             swept=self.swept,
             labels={name: of for name, of in self.labels.items() if name in self.variants},
+            by_design=designed(
+                {name: config.to_dict() for name, config in (self.whole or self).variants.items()}
+            ),
         )
 
     def only(self, names: Iterable[str]) -> "Study":
