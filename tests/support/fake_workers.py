@@ -91,6 +91,9 @@ class InProcess:
     def busy(self):
         return self.planned is not None
 
+    def prepare(self, runs):
+        pass
+
     def start(self, planned):
         self.planned = planned
 

@@ -8,19 +8,18 @@ from typing import Self
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.text import Text
 
 from attnlab.analysis import numbers
 from attnlab.cli.console import Output, first_line
 from attnlab.runner.decisions import RunCount
-from attnlab.runner.events import Ended, Held, RunEvent
-from attnlab.runner.events import Progress as Step
+from attnlab.runner.events import Ended, Held, Lost, Progress, RunEvent
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
@@ -38,7 +37,7 @@ class StudyProgress:
 
     def __init__(self, schedule: StudySchedule, console: Output) -> None:
         self.schedule, self.console = schedule, console
-        self.bars = Progress(
+        self.bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -71,40 +70,55 @@ class StudyProgress:
     def show(self, happened: RunEvent) -> None:
         """Update the bars, and print what has ended."""
         run, event = happened.run, happened.event
-        if not isinstance(event, Step):
-            if ended := self.active.pop(_key(run), None):
+        if not isinstance(event, Progress):
+            ended = self.active.pop(_key(run), None)
+            if ended is not None:
                 self.bars.remove_task(ended.bar)
-            self._line(run, event)
+            self._line(run, event, ended and ended.node)
             for tuned in happened.tuned:
                 self._print(INDENT, _tuning_outcome(tuned))
         elif _key(run) not in self.active:
             bar = self.bars.add_task(
-                _name(run), total=event.steps, completed=event.step, rate="starting"
+                _name(run, event.node), total=event.steps, completed=event.step, rate="starting"
             )
-            self.active[_key(run)] = _Active(bar, event.step)
-            if event.step:
-                self._print(INDENT, f"{_name(run)}: resumes at step {event.step} of {event.steps}")
+            self.active[_key(run)] = _Active(bar, event.step, event.node)
+            self._resumes(run, event)
         else:
             active = self.active[_key(run)]
             self.steps_done += event.step - active.step
-            active.step = event.step
+            if event.step < active.step:  # on another node
+                self._resumes(run, event)
+            active.step, active.node = event.step, event.node
             loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
             speed = event.tokens_per_second
             rate = f"{numbers.count(speed)} tokens/s" if speed else "warming up"
             self.bars.update(
-                active.bar, completed=event.step, description=_name(run) + loss, rate=rate
+                active.bar,
+                completed=event.step,
+                description=_name(run, event.node) + loss,
+                rate=rate,
             )
             if not self.console.animated and time.monotonic() - self.printed > QUIET_SECONDS:
                 step = f"step {event.step} of {event.steps}"
-                self._print(INDENT, f"{_name(run)}: {step}{loss}  {rate}")
-        if isinstance(event, Step):
+                self._print(INDENT, f"{_name(run, event.node)}: {step}{loss}  {rate}")
+        if isinstance(event, Progress):
             for style, message in (("bold red", event.alarm), ("yellow", event.note)):
                 if message is not None:
                     self._print(INDENT, (f"{_name(run)}: {message}", style))
         left = self.schedule.steps_left() - sum(active.step for active in self.active.values())
         self.bars.update(self.study, completed=self.steps_done, total=self.steps_done + left)
 
-    def _line(self, run: Run, event: Ended | Held) -> None:
+    def _resumes(self, run: Run, event: Progress) -> None:
+        if event.step:
+            step = f"resumes at step {event.step} of {event.steps}"
+            self._print(INDENT, f"{_name(run, event.node)}: {step}")
+
+    def _line(self, run: Run, event: Ended | Held | Lost, node: str | None) -> None:
+        if isinstance(event, Lost):
+            lost = f"{_name(run)} lost its worker on {event.node}: {event.reason}; another one"
+            which = f"attempt {event.losses + 1} of {event.most}"
+            self._print(INDENT, (f"{lost} continues from its last checkpoint ({which})", "yellow"))
+            return
         if isinstance(event, Held):
             how = "was taken over by" if event.lost else "is trained by"
             self._print(INDENT, f"{_name(run)} {how} {event.by}; waiting for its end")
@@ -114,7 +128,7 @@ class StudyProgress:
         else:
             why = first_line(event.reason or "no reason was recorded")
             outcome = Text.assemble((event.status, "bold red"), f": {why}")
-        self._print((self._ended(), "dim"), f" {_name(run)}: ", outcome)
+        self._print((self._ended(), "dim"), f" {_name(run, node)}: ", outcome)
 
     def _print(self, *parts: str | tuple[str, str] | Text) -> None:
         self.console.print(Text.assemble(*parts))
@@ -135,13 +149,17 @@ class _Active:
 
     bar: TaskID
     step: int
+    node: str | None  # of a cluster
 
 
 def _key(run: Run) -> tuple[str, int, str | None]:
     return run.variant, run.seed, run.recipe
 
 
-def _name(run: Run) -> str:
+def _name(run: Run, node: str | None = None) -> str:
+    """Return the name of a run, with the node of the cluster that executes it."""
+    if node is not None:
+        return f"{_name(run)} on {node}"
     seed = f"{run.variant} seed {run.seed}"
     if run.recipe is None:
         return seed

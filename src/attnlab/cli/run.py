@@ -128,6 +128,25 @@ def run(  # noqa: PLR0913  one parameter per option
             parser=decimal(),
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINE",
+            help="Train in processes of this machine (local) or on a Ray cluster (ray).",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Connect to the Ray cluster at this address.",
+            show_default="RAY_ADDRESS, the cluster of this machine, or a new one",
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        int | None,
+        typer.Option(help="Give a run this number of CPUs, with Ray.", show_default="1"),
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,6 +183,9 @@ def run(  # noqa: PLR0913  one parameter per option
         "device": device,
         "workers": workers,
         "fla_path": fla_path,
+        "engine": engine,
+        "address": address,
+        "cpus_per_run": cpus_per_run,
         "anyway": anyway,
         "check": not no_check,
     }

@@ -98,7 +98,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_folder(folder) as unfinished:
+        with temporary_folder(folder) as unfinished:
             fill(unfinished)
             for path in unfinished.iterdir():
                 flush(path)
@@ -250,7 +250,7 @@ def _temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _temporary_folder(folder: Path) -> Generator[Path, None, None]:
+def temporary_folder(folder: Path) -> Generator[Path, None, None]:
     """Yield a new folder; remove what is left of it under this name at the end."""
     while True:
         unfinished = _temporary_name(folder)

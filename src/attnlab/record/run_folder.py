@@ -159,7 +159,7 @@ class RunFolder(StoredRun):
         """
         assert not self.ended.is_dir(), f"{self.ended} has ended; it is not run again"
         assert not self.conflict(config), f"{self.partial} holds another run"
-        self._restore()
+        self.restore()
         self._make_folders(self.partial, self.partial / "checkpoints")
         (self.partial / "summary.json").unlink(missing_ok=True)  # of a failure, with checksums
         before = self.environment()
@@ -210,7 +210,7 @@ class RunFolder(StoredRun):
         before = {} if self.status() == "damaged" else self.summary() or {}
         if (before.get("status"), before.get("reason")) == ("failed", reason):
             return
-        self._restore()
+        self.restore()
         self._make_folders(self.partial)
         self._write_summary({"status": "failed", "reason": reason})
 
@@ -263,7 +263,7 @@ class RunFolder(StoredRun):
         self.require_lease()
         replace_file(self.partial / name, content, within=self.study_dir)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """Write a packed run into its folder, before it is changed there."""
         packed = self.packed()
         if packed is not None and self.status() != "damaged":

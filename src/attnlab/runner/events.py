@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     tokens_per_second: float | None
     alarm: str | None = None  # raised since the last event
     note: str | None = None  # information that is no alarm
+    node: str | None = None  # of a cluster, where the run is executed; None: this machine
 
 
 class Ended(NamedTuple):
@@ -40,7 +41,16 @@ class Held(NamedTuple):
     lost: bool = False  # it took the run over from this command, which had shown no sign of life
 
 
-Event = Progress | Ended | Held  # of one run
+class Lost(NamedTuple):
+    """The loss of the worker of a run. The run is started again, from its last checkpoint."""
+
+    node: str  # of the cluster
+    reason: str
+    losses: int  # so far, without progress between them
+    most: int  # the last one ends the run as failed
+
+
+Event = Progress | Ended | Held | Lost  # of one run
 
 
 class RunEvent(NamedTuple):

@@ -50,9 +50,11 @@ def execute(
     places: Places,
     device: torch.device,
     *others: torch.device,
+    corpus: Corpus | None = None,
 ) -> Iterator[Event]:
     """Execute a run, or the rest of an interrupted one; yield its events, the last one `Ended`.
 
+    `corpus` is the data of the run if the caller has it; by default it is read from `places`.
     The last one is `Held` if another process holds the run's lease, or has taken it over. An
     exception is recorded in the folder as the reason of a failed run, and not raised.
     KeyboardInterrupt is raised; the folder then keeps the last checkpoint.
@@ -62,7 +64,7 @@ def execute(
     folder = run.folder(study_dir)
     try:
         with folder.hold():
-            yield from execute_held(run, folder, identity, places, device)
+            yield from execute_held(run, folder, identity, places, device, corpus)
     except HeldError as error:
         yield Held(str(error.holder))
     except WriteError as error:  # of the lease
@@ -70,7 +72,12 @@ def execute(
 
 
 def execute_held(
-    run: Run, folder: RunFolder, identity: str, places: Places, device: torch.device
+    run: Run,
+    folder: RunFolder,
+    identity: str,
+    places: Places,
+    device: torch.device,
+    corpus: Corpus | None = None,
 ) -> Iterator[Event]:
     """Execute a run whose lease this process holds; see `execute`."""
     if folder.status() != "damaged" and folder.identity() not in (None, identity):
@@ -80,17 +87,23 @@ def execute_held(
         yield known
     else:
         try:
-            yield from _execute(run, folder, identity, places, device)
+            yield from _execute(run, folder, identity, places, device, corpus)
         except LostLeaseError as error:
             yield Held(str(error.holder or "another process"), lost=True)
 
 
 def _execute(
-    run: Run, folder: RunFolder, identity: str, places: Places, device: torch.device
+    run: Run,
+    folder: RunFolder,
+    identity: str,
+    places: Places,
+    device: torch.device,
+    corpus: Corpus | None,
 ) -> Iterator[Event]:
     threads = torch.get_num_threads()
     try:
-        yield from _Execution(run, folder, identity, places, device).events()
+        corpus = corpus or corpus_of(run.config.data, places)
+        yield from _Execution(run, folder, identity, corpus, device).events()
     except LostLeaseError:
         raise
     except Exception as error:
@@ -134,7 +147,7 @@ class _Execution:
         run: Run,
         folder: RunFolder,
         identity: str,
-        places: Places,
+        corpus: Corpus,
         device: torch.device,
     ) -> None:
         config = run.config
@@ -143,7 +156,7 @@ class _Execution:
         self.clock = Clock()
         self.best: Best | None = None
         self.metrics = dict[int, Json]()  # by step
-        self.corpus = corpus_of(config.data, places)
+        self.corpus = corpus
         self.tokenizer = self.corpus.codec.to_json().encode()
         warm_up(config, self.corpus.vocab_size, device)
         self.memory = PeakMemory(device)

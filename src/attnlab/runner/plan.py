@@ -153,6 +153,9 @@ def plan(  # noqa: PLR0913  one parameter per option
     device: str = "auto",
     workers: int | None = None,
     fla_path: Path | str | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    cpus_per_run: int | None = None,
     residual_sd: float | None = None,
     anyway: bool = False,
     trial_seconds: float = TRIAL_SECONDS,
@@ -167,7 +170,8 @@ def plan(  # noqa: PLR0913  one parameter per option
 
     Args:
         study, length, add, only, seeds, steps, overrides, sweep, tune, check, out, data, cache,
-            device, workers, fla_path: as for `attnlab.run`.
+            device, workers, fla_path, engine, address, cpus_per_run: as for `attnlab.run`. No Ray is
+            started; what a running cluster has is in the notes.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
         anyway: plan even if the folder holds runs that the new ones cannot be compared with.
@@ -200,11 +204,14 @@ def plan(  # noqa: PLR0913  one parameter per option
         device=device,
         workers=workers,
         fla_path=fla_path,
+        engine=engine,
+        address=address,
+        cpus_per_run=cpus_per_run,
     )
     chosen = request.apply_options()
     require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
-    power = _power(chosen, study_dir, residual_sd)
+    offered, power = request.capacity(chosen), _power(chosen, study_dir, residual_sd)
     tried, read = TrialOutcome(), dict[str, Data]()
     with TrialProcess(
         chosen, request.places(), slots[0], check=check, seconds=trial_seconds
@@ -229,7 +236,7 @@ def plan(  # noqa: PLR0913  one parameter per option
             schedule = StudySchedule(chosen, study_dir, dict.fromkeys(chosen.variants, ""))
     forecast = Forecast(
         schedule=schedule,
-        workers=len(slots),
+        workers=offered.workers,
         run_times=tried.times,
         tokenizer_bytes={name: of_variant.tokenizer_bytes for name, of_variant in read.items()},
     )
@@ -241,8 +248,8 @@ def plan(  # noqa: PLR0913  one parameter per option
         tuning_runs=schedule.tuning_count(),
         verdict_runs=schedule.verdict_count(),
         challenge_runs=schedule.challenge_count(),
-        workers=len(slots),
-        devices=tuple(dict.fromkeys(device for slot in slots for device in slot.devices)),
+        workers=offered.workers,
+        devices=offered.devices,
         seconds=forecast.seconds(),
         checkpoint_bytes=forecast.checkpoint_bytes(),
         record_bytes=forecast.record_bytes(),
@@ -253,6 +260,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         problems=tuple(tried.problems),
         notes=(
             *chosen.notes,
+            *offered.notes,
             *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
             *tried.notes(trial_seconds),
         ),

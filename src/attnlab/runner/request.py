@@ -5,15 +5,17 @@ place, `Request.apply_options`.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.config import ConfigError, Problem, forget_names
+from attnlab.config import ConfigError, Problem, forget_names, is_own, own_kind
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import require_unpublished
+from attnlab.runner.workers.ray_cluster import Capacity, Cluster, capacity
 from attnlab.study.load import load_study
 from attnlab.study.study import Study
 from attnlab.study.sweep import sweep, typed_sweep
@@ -53,6 +55,9 @@ class Request:
     workers: int | None = None
     fla_path: Path | str | None = None
     track: Iterable[str] = ()
+    engine: str = "local"
+    address: str | None = None
+    cpus_per_run: int | None = None
 
     def __post_init__(self) -> None:
         only = self.only.split(",") if isinstance(self.only, str) else self.only
@@ -75,6 +80,7 @@ class Request:
             raise ValueError("only: no variant is named")
         if self.out == "":
             raise ValueError("out: no folder is named")
+        self._require_engine()
         forget_names()
         use_fla(self.fla_path)  # before a study file imports its layers
         study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
@@ -98,6 +104,23 @@ class Request:
             changed = sweep(changed, self.sweep)
         return changed.in_folder(Path.cwd())  # records hold paths that mean the same everywhere
 
+    def _require_engine(self) -> None:
+        """Raise ValueError for an unknown engine, and for options that the engine does not have."""
+        if self.engine not in ("local", "ray"):
+            raise ValueError(f"engine: unknown {self.engine!r}; use local or ray")
+        if self.engine == "local":
+            for option in ("address", "cpus_per_run"):
+                if getattr(self, option) is not None:
+                    raise ValueError(f"{option}: only with the engine ray")
+        elif self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"device: Ray chooses the GPUs; use auto, cpu or cuda, not {self.device!r}"
+            )
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: must be at least 1, got {self.workers}")
+        if self.cpus_per_run is not None and self.cpus_per_run < 1:
+            raise ValueError(f"cpus_per_run: must be at least 1, got {self.cpus_per_run}")
+
     def study_dir(self, study: Study) -> Path:
         """Return the folder of the results: `out`, or results/NAME.
 
@@ -116,8 +139,42 @@ class Request:
         return Places.from_environment(self.data, self.cache)
 
     def slots(self, study: Study) -> list[Slot]:
-        """Return one slot per worker process. Raises ValueError if there is no such device."""
+        """Return one slot per worker process; with Ray, one of this machine, to time steps on.
+
+        Raises ValueError if there is no such device.
+        """
+        if self.engine == "ray":
+            return worker_slots("cpu" if self.device == "cpu" else "auto", 1)
         return worker_slots(self.device, study.fewest_runs(), self.workers)
+
+    def capacity(self, study: Study) -> Capacity:
+        """Return the number of workers and their devices, as a plan says them.
+
+        Raises ValueError as `slots` and `cluster` do.
+        """
+        runs = study.fewest_runs()
+        if self.engine == "ray":
+            most = min(runs, self.workers or runs)
+            found = capacity(self.address, self.device, 1, self.cpus_per_run, most)
+            if found is not None:
+                return found
+        slots = worker_slots(self.device, runs, self.workers)
+        devices = dict.fromkeys(device for slot in slots for device in slot.devices)
+        note = "Ray: no cluster runs here; the command starts one of this machine alone"
+        return Capacity(len(slots), tuple(devices), (note,) if self.engine == "ray" else ())
+
+    @contextmanager
+    def cluster(self) -> Generator[Cluster | None]:
+        """Yield the connection to the Ray cluster, closed at the end; None without one.
+
+        Raises ValueError if Ray is not installed, or there is no cluster at the address.
+        """
+        found = Cluster(self.address) if self.engine == "ray" else None
+        try:
+            yield found
+        finally:
+            if found is not None:
+                found.close()
 
     def call(self) -> str:
         """Return the call of `attnlab.run` in Python, with the options that are not defaults."""
@@ -129,6 +186,22 @@ class Request:
             if (value := getattr(self, option)) not in (defaults[option], [], {})
         ]
         return f"attnlab.run({', '.join([repr(name), *given])})"
+
+
+def require_importable(study: Study) -> None:
+    """Raise ConfigError for classes that are defined in a notebook or in the script itself."""
+    problems = dict.fromkeys(
+        Problem(
+            type(config).__name__,
+            "is defined in a script or notebook, which workers cannot import: move it to a file of "
+            "its own and import it from there",
+        )
+        for run in study.variants.values()
+        for config in (run.data, run.model.feedforward, *run.model.per_layer())
+        if is_own(type(config)) and own_kind(type(config)) is None
+    )
+    if problems:
+        raise ConfigError(problems)
 
 
 def read_data(study: Study, places: Places) -> dict[str, Corpus]:

@@ -12,17 +12,20 @@ from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, of_study
-from attnlab.config import ConfigError, Problem, is_own, own_kind
+from attnlab.data import Corpus
+from attnlab.device.selection import Slot
 from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, WriteError, remove_temporary
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Started, Watch
-from attnlab.runner.request import Request, notes_on_data, read_data
+from attnlab.runner.request import Request, notes_on_data, read_data, require_importable
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
-from attnlab.runner.workers import run_schedule
+from attnlab.runner.workers import Workers, run_schedule
 from attnlab.runner.workers.local import LocalWorkers
+from attnlab.runner.workers.ray import RayWorkers
+from attnlab.runner.workers.ray_cluster import Cluster
 from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
@@ -60,6 +63,9 @@ def run(  # noqa: PLR0913  one parameter per option
     device: str = "auto",
     workers: int | None = None,
     fla_path: Path | str | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    cpus_per_run: int | None = None,
     track: Iterable[str] = (),
     anyway: bool = False,
     watch: Watch = ignore,
@@ -97,6 +103,10 @@ def run(  # noqa: PLR0913  one parameter per option
         workers: runs at the same time, by default one per GPU or CPU core.
         fla_path: a local clone of flash-linear-attention to use instead of the installed package,
             ATTNLAB_FLA_PATH by default.
+        engine: local for processes of this machine, ray for the nodes of a Ray cluster.
+        address: of the Ray cluster, host:port; by default RAY_ADDRESS or the cluster of this
+            machine, else a Ray is started on this machine alone.
+        cpus_per_run: CPUs that a run takes on a Ray cluster, 1 by default.
         track: tools that metrics are copied to: tensorboard, wandb.
         anyway: train even if the folder holds runs that the new ones cannot be compared with; the
             report then carries a warning.
@@ -139,12 +149,30 @@ def run(  # noqa: PLR0913  one parameter per option
         device=device,
         workers=workers,
         fla_path=fla_path,
+        engine=engine,
+        address=address,
+        cpus_per_run=cpus_per_run,
         track=track,
     )
-    chosen, places = request.apply_options(), request.places()
-    _require_importable(chosen)
-    lacking = require_buildable(chosen)
-    study_dir, slots = request.study_dir(chosen), request.slots(chosen)
+    chosen = request.apply_options()
+    require_importable(chosen)
+    with request.cluster() as cluster:
+        return _run(request, chosen, cluster, command or request.call(), watch, anyway=anyway)
+
+
+def _run(
+    request: Request,
+    chosen: Study,
+    cluster: Cluster | None,
+    command: str,
+    watch: Watch,
+    *,
+    anyway: bool,
+) -> Analysis:
+    """Train and compare the variants of the chosen study, on the cluster if there is one."""
+    lacking, check = require_buildable(chosen), request.check
+    study_dir, places = request.study_dir(chosen), request.places()
+    slots = request.slots(chosen)
     remove_temporary(study_dir)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
     for note in (*chosen.notes, *lacking):
@@ -163,10 +191,11 @@ def run(  # noqa: PLR0913  one parameter per option
         require_comparable(chosen, study_dir, requested)
     if left and check:
         _require_correct(chosen.only(left), watch)
-    record = chosen.record(command=command or request.call(), checked=check)
+    record = chosen.record(command=command, checked=check)
     _joined(record, study_dir, trains=bool(left)).write(study_dir)
     watch(Started(schedule))
-    events = run_schedule(schedule, LocalWorkers(slots, study_dir, places))
+    workers = _workers(request, cluster, slots, study_dir, read, watch)
+    events = run_schedule(schedule, workers)
     try:
         with closing(events), tracker:
             _follow(events, study_dir, tracker, watch)
@@ -190,6 +219,26 @@ def _follow(events: Iterable[RunEvent], study_dir: Path, tracker: Tracker, watch
             tracker.update(event.run.folder(study_dir))
         if isinstance(event.event, Ended) and not event.run.tunes:
             results.update(study_dir)
+
+
+def _workers(
+    request: Request,
+    cluster: Cluster | None,
+    slots: Sequence[Slot],
+    study_dir: Path,
+    corpora: Mapping[str, Corpus],
+    watch: Watch,
+) -> Workers:
+    if cluster is None:
+        return LocalWorkers(slots, study_dir, request.places())
+    return RayWorkers(
+        cluster,
+        study_dir,
+        corpora,
+        cluster.needs(request.device, 1, request.cpus_per_run),
+        most=request.workers,
+        notify=lambda text: watch(Notice(text)),
+    )
 
 
 def _require_processes() -> None:
@@ -223,22 +272,6 @@ class ResultsSoFar:
             write_results(study_dir)
             end = time.monotonic()
             self.next = end + (end - begin) * (1 / self.SHARE - 1)
-
-
-def _require_importable(study: Study) -> None:
-    """Raise ConfigError for classes that are defined in a notebook or in the script itself."""
-    problems = dict.fromkeys(
-        Problem(
-            type(config).__name__,
-            "is defined in a script or notebook, which workers cannot import: move it to a file of "
-            "its own and import it from there",
-        )
-        for run in study.variants.values()
-        for config in (run.data, run.model.feedforward, *run.model.per_layer())
-        if is_own(type(config)) and own_kind(type(config)) is None
-    )
-    if problems:
-        raise ConfigError(problems)
 
 
 def _require_correct(study: Study, watch: Watch) -> None:

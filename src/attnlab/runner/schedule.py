@@ -141,6 +141,10 @@ class StudySchedule:
         while self._ended_elsewhere:
             yield self._ended_elsewhere.pop(0)
 
+    def waiting(self) -> int:
+        """Return the number of runs that could start now, as far as `next` has seen."""
+        return len(self._waiting) - len(self.held)
+
     def finished(self, planned: PlannedRun) -> tuple[TuningResult, ...]:
         """Take the end of a run that `next` returned, whatever its outcome; add what follows.
 
@@ -150,7 +154,7 @@ class StudySchedule:
         return self._take_outcome(planned)
 
     def give_back(self, planned: PlannedRun) -> None:
-        """Take back a run that `next` returned, since another process holds it."""
+        """Take back a run that `next` returned: another process holds it, or its worker is lost."""
         self._running.remove(planned)
         self._decide()
 

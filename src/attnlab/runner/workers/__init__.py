@@ -2,7 +2,7 @@
 
 The schedule alone decides which run is next, and the run folders alone hold what was measured.
 Workers only move runs to devices and events back. `local.LocalWorkers` has a process per device on
-this machine. Another engine, on other machines, implements `Workers`.
+this machine, `ray.RayWorkers` an actor per device of a Ray cluster.
 """
 
 import time
@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from typing import Protocol
 
 from attnlab.record import WriteError
-from attnlab.runner.events import Ended, Event, Held, RunEvent
+from attnlab.runner.events import Ended, Event, Held, Lost, RunEvent
 from attnlab.runner.execute import ended
 from attnlab.runner.schedule import PlannedRun, StudySchedule
 from attnlab.training.run import Run
@@ -22,8 +22,9 @@ POLL_SECONDS = 1.0  # between looks at runs that other processes hold
 class Workers(Protocol):
     """Several devices, each of which executes one run at a time.
 
-    The death of a device or process is no exception: it is the event `Ended("failed", reason)` of
-    the run that was executed there, whose folder records the same reason.
+    The death of a device or process is no exception: it is the event `Lost` of the run that was
+    executed there, if it is worth another attempt, else `Ended("failed", reason)`, and the run's
+    folder records the same reason.
     """
 
     def idle(self) -> bool:
@@ -34,14 +35,18 @@ class Workers(Protocol):
         """Return True if a run is being executed."""
         ...
 
+    def prepare(self, runs: int) -> None:
+        """Prepare for this number of runs that could start now, if there were devices for them."""
+        ...
+
     def start(self, planned: PlannedRun) -> None:
         """Start a run on an idle device, and return at once."""
         ...
 
     def events(self, seconds: float) -> Iterator[tuple[PlannedRun, Event]]:
-        """Wait for events, at most some seconds, and yield those that are there.
+        """Wait for events or devices, at most some seconds, and yield the events that are there.
 
-        `Ended` or `Held` is a run's last event. The device is idle as soon as it has been yielded.
+        `Ended`, `Held` or `Lost` is a run's last event; then the device is idle, unless it is lost.
         """
         ...
 
@@ -64,7 +69,7 @@ def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEven
         while True:
             _start_runs(schedule, workers)
             yield from _events_elsewhere(schedule, reported)
-            if not workers.busy():
+            if not workers.busy() and not schedule.waiting():
                 if not schedule.held:
                     return
                 time.sleep(POLL_SECONDS)
@@ -77,7 +82,7 @@ def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEven
                     raise WriteError(
                         f"{event.reason}; the study has stopped, and the same command continues it"
                     )
-                if isinstance(event, Held):
+                if isinstance(event, Held | Lost):
                     schedule.give_back(planned)
                 if isinstance(event, Ended):
                     tuned = schedule.finished(planned)
@@ -104,3 +109,4 @@ def _events_elsewhere(
 def _start_runs(schedule: StudySchedule, workers: Workers) -> None:
     while workers.idle() and (planned := schedule.next()) is not None:
         workers.start(planned)
+    workers.prepare(schedule.waiting())

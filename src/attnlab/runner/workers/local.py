@@ -43,6 +43,9 @@ class LocalWorkers:
     def busy(self) -> bool:
         return any(process.planned is not None for process in self._processes)
 
+    def prepare(self, runs: int) -> None:
+        del runs  # the devices of this machine are what there is
+
     def start(self, planned: PlannedRun) -> None:
         next(p for p in self._processes if p.planned is None).start(planned)
 
@@ -133,7 +136,7 @@ def work(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            run = Run(variant=variant, config=_with_sources(settings, sources), recipe=recipe)
+            run = Run(variant=variant, config=with_sources(settings, sources), recipe=recipe)
         except ValueError as error:
             pipe.send(record_failure(folder, str(error)))
             continue
@@ -141,7 +144,7 @@ def work(pipe: Connection) -> None:
             pipe.send(event)
 
 
-def _with_sources(settings: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfig:
+def with_sources(settings: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfig:
     """Return the settings of a run. Raises ValueError if the user's code is not these sources."""
     config = RunConfig.from_dict(settings)
     changed = differences(sources, config.sources(executed=True))
