@@ -31,7 +31,7 @@ from attnlab.version import __version__
 MOST_LOSSES = 3  # of a run in a row, without a step of progress between them
 MOST_PENDING = 64  # actors that wait for resources; an autoscaler sees them
 WAIT_SECONDS = 1.0  # for events, until the cluster is looked at again
-QUIET_SECONDS = 10.0  # of waiting for resources, before the user is told
+QUIET_SECONDS = 30.0  # without a worker, before the user reads why
 IDLE_SECONDS = 60.0  # until an actor without a run releases its node
 BUFFERED_PIECES = 64  # that an actor sends ahead of the driver
 
@@ -182,7 +182,7 @@ class RayWorkers:
         return _Worker(actor=actor, ready=actor.introduce.remote())
 
     def _tell_waiting(self, now: float, *, waits: bool) -> None:
-        """Say once that no node has room for a run."""
+        """Say once that there is no worker yet, and what the cluster has."""
         if not waits:
             self._waiting_since = None
         elif self._waiting_since is None:
@@ -190,8 +190,8 @@ class RayWorkers:
         elif 0 < self._waiting_since < now - QUIET_SECONDS:
             self._waiting_since = 0.0
             self._notify(
-                f"waiting for a node with {self._needs} free; the cluster has "
-                f"{self._cluster.describe()}"
+                f"no worker has started yet: a run takes {self._needs}, and of "
+                f"{self._cluster.describe()} are free {self._cluster.free()}"
             )
 
     def _started(self, worker: _Worker) -> None:

@@ -6,6 +6,7 @@ Ray is an extra (`pip install 'attnlab[ray]'`), imported when a study is to run 
 import fcntl
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -88,10 +89,12 @@ class Cluster:
 
     def describe(self) -> str:
         """Return what the cluster has, as in "2 nodes with 16 CPUs and 8 GPUs"."""
-        nodes, found = len(self.nodes()), self.ray.cluster_resources()
-        cpus, gpus = (f"{found.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-        has = f"{cpus} and {gpus}" if found.get("GPU") else cpus
-        return f"{nodes} node{'s' * (nodes != 1)} with {has}"
+        nodes = len(self.nodes())
+        return f"{nodes} node{'s' * (nodes != 1)} with {_counted(self.ray.cluster_resources())}"
+
+    def free(self) -> str:
+        """Return what no actor has, as in "3 CPUs and 0 GPUs"."""
+        return _counted({"CPU": 0.0, **self.ray.available_resources()})
 
     def needs(self, device: str, gpus_per_run: int = 1, cpus_per_run: int | None = None) -> Needs:
         """Return the resources of a run on `cpu`, on `cuda`, or (`auto`) on GPUs if there are."""
@@ -107,6 +110,15 @@ class Cluster:
             by_cpu = int(has.get("CPU", 0) // needs.cpus)
             found += min(by_cpu, int(has.get("GPU", 0) // needs.gpus)) if needs.gpus else by_cpu
         return found
+
+
+def _counted(resources: Mapping[str, float]) -> str:
+    found = [
+        f"{resources[kind]:g} {kind}{'s' * (resources[kind] != 1)}"
+        for kind in ("CPU", "GPU")
+        if kind in resources
+    ]
+    return " and ".join(found) or "no CPUs"
 
 
 class Capacity(NamedTuple):
