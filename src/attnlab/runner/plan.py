@@ -170,8 +170,8 @@ def plan(  # noqa: PLR0913  one parameter per option
 
     Args:
         study, length, add, only, seeds, steps, overrides, sweep, tune, check, out, data, cache,
-            device, workers, fla_path, engine, address, cpus_per_run: as for `attnlab.run`. No Ray is
-            started; what a running cluster has is in the notes.
+            device, workers, fla_path, engine, address, cpus_per_run: as for `attnlab.run`. No
+            Ray is started; what a running cluster has is in the notes.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
         anyway: plan even if the folder holds runs that the new ones cannot be compared with.

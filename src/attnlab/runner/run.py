@@ -24,8 +24,7 @@ from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import Workers, run_schedule
 from attnlab.runner.workers.local import LocalWorkers
-from attnlab.runner.workers.ray import RayWorkers
-from attnlab.runner.workers.ray_cluster import Cluster
+from attnlab.runner.workers.ray import Cluster, RayWorkers
 from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
@@ -100,12 +99,12 @@ def run(  # noqa: PLR0913  one parameter per option
         data: the folder of your data, ATTNLAB_DATA by default.
         cache: a folder for derived files, ATTNLAB_CACHE or ~/.cache/attnlab by default.
         device: auto, cpu, cuda or cuda:1.
-        workers: runs at the same time, by default one per GPU or CPU core.
+        workers: runs at the same time, by default one per GPU or CPU core; on a cluster all.
         fla_path: a local clone of flash-linear-attention to use instead of the installed package,
             ATTNLAB_FLA_PATH by default.
         engine: local for processes of this machine, ray for the nodes of a Ray cluster.
-        address: of the Ray cluster, host:port; by default RAY_ADDRESS or the cluster of this
-            machine, else a Ray is started on this machine alone.
+        address: of the Ray cluster, HOST:PORT; by default RAY_ADDRESS, the cluster of this machine,
+            or a new one of this machine alone.
         cpus_per_run: CPUs that a run takes on a Ray cluster, 1 by default.
         track: tools that metrics are copied to: tensorboard, wandb.
         anyway: train even if the folder holds runs that the new ones cannot be compared with; the
@@ -170,15 +169,14 @@ def _run(
     anyway: bool,
 ) -> Analysis:
     """Train and compare the variants of the chosen study, on the cluster if there is one."""
-    lacking, check = require_buildable(chosen), request.check
-    study_dir, places = request.study_dir(chosen), request.places()
-    slots = request.slots(chosen)
+    lacking = require_buildable(chosen)
+    study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     remove_temporary(study_dir)
     tracker = Tracker(request.track, study_dir, lambda text: watch(Notice(text)))
     for note in (*chosen.notes, *lacking):
         watch(Notice(note))
     watch(Activity("reading the data"))
-    read = read_data(chosen, places)
+    read = read_data(chosen, request.places())
     for note in notes_on_data(chosen, read):
         watch(Notice(note))
     fingerprints = {name: corpus.fingerprint for name, corpus in read.items()}
@@ -189,9 +187,9 @@ def _run(
     if left and not anyway:
         requested = {name: of_run(chosen.variants[name], corpus) for name, corpus in read.items()}
         require_comparable(chosen, study_dir, requested)
-    if left and check:
+    if left and request.check:
         _require_correct(chosen.only(left), watch)
-    record = chosen.record(command=command, checked=check)
+    record = chosen.record(command=command, checked=request.check)
     _joined(record, study_dir, trains=bool(left)).write(study_dir)
     watch(Started(schedule))
     workers = _workers(request, cluster, slots, study_dir, read, watch)
