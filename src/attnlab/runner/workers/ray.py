@@ -22,7 +22,7 @@ from attnlab.data import Corpus
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.record.lease import HeldError, LostLeaseError
 from attnlab.runner.events import Event, Held, Lost, Progress
-from attnlab.runner.execute import ended, failed, record_death
+from attnlab.runner.execute import ended, failed, record_failure
 from attnlab.runner.schedule import PlannedRun
 from attnlab.runner.workers.ray_actor import Actor, Copy, Order, Piece, in_memory, parts_of
 from attnlab.runner.workers.ray_cluster import Cluster, Needs, Token, reason_of
@@ -205,7 +205,7 @@ class RayWorkers:
         run, identity = planned
         folder, event, sent = run.folder(self._study_dir), None, None
         if self._losses[folder.ended].in_a_row >= MOST_LOSSES:  # another process held it then
-            event = record_death(folder, _too_often(worker.node))
+            event = record_failure(folder, _too_often(worker.node))
         elif not worker.shared:
             try:
                 worker.lease.enter_context(folder.hold())
@@ -255,7 +255,7 @@ class RayWorkers:
             raise
         except self._ray.exceptions.RayError as error:  # in the actor, or of Ray's object store
             reason = str(error).strip().splitlines()[-1]
-            message = record_death(folder, reason) if worker.shared else failed(folder, reason)
+            message = record_failure(folder, reason) if worker.shared else failed(folder, reason)
         if isinstance(message, Progress):
             losses = self._losses[folder.ended]
             if message.step > losses.step:
@@ -285,7 +285,7 @@ class RayWorkers:
         if losses.in_a_row < MOST_LOSSES:
             yield planned, Lost(worker.node, reason, losses.in_a_row, MOST_LOSSES)
         else:
-            yield planned, record_death(folder, f"{_too_often(worker.node)}: {reason}")
+            yield planned, record_failure(folder, f"{_too_often(worker.node)}: {reason}")
 
     def _end(self, worker: _Worker) -> None:
         self._workers.remove(worker)
