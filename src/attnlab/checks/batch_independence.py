@@ -7,15 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from attnlab.checks.modes import (
-    BATCHES,
-    BFLOAT16_TRAIN,
-    EVAL,
-    FLOAT32_EVAL,
-    FLOAT32_TRAIN,
-    TRAIN,
-    NotJudgedError,
-)
+from attnlab.checks.causality import beside_others, half_changed
+from attnlab.checks.modes import EVAL, FLOAT32_TRAIN, TRAIN, NotJudgedError
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
 from attnlab.checks.subject import Subject
 
@@ -27,47 +20,34 @@ from attnlab.checks.subject import Subject
 )
 def independence(subject: Subject) -> Iterator[Finding]:
     """Compare sequences of a batch with the same alone or beside others, and their gradients."""
-    for mode in (EVAL, TRAIN) if subject.quick else (EVAL, TRAIN, FLOAT32_TRAIN):
-        mechanism, limit, tokens = subject.build(mode), subject.limit_in(mode), subject.past
-        for batch in (3, 8):
-            with subject.at(mode, batch, tokens) as place:
-                x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
-                y_BTD = subject.forward(mechanism, mode, x_BTD)
-                weighted_BTD = y_BTD * subject.tokens(batch, tokens, mode, seed=1)
-                (by_x_BTD,) = torch.autograd.grad(weighted_BTD[1].sum(), x_BTD)
-                with torch.no_grad():
-                    for row in range(0 if mode.training and subject.is_noisy else 3):
-                        alone_1TD = subject.forward(mechanism, mode, x_BTD[row : row + 1])
-                        off_1TD = relative(alone_1TD, y_BTD[row : row + 1])
-                        deviation, first = by_position(off_1TD, limit)
-                        where = f"sequence {row} alone differs at position {first}"
-                        yield Finding(where, deviation, limit, place=place)
-                    own_BTD = torch.zeros_like(by_x_BTD)
-                    own_BTD[1] = by_x_BTD[1]
-                    deviation, first = by_position(relative(own_BTD, by_x_BTD), limit)
-                    where = f"sequence 1 has a gradient by token {first} of another"
-                    yield Finding(where, deviation, limit, place=place)
-    yield from _beside_others(subject)
-
-
-@torch.no_grad()
-def _beside_others(subject: Subject) -> Iterator[Finding]:
-    """Replace every second sequence of a batch; the others must stay."""
-    trials = [(FLOAT32_TRAIN, batch, 7) for batch in BATCHES]
-    trials += [(mode, batch, 7) for mode in (EVAL, BFLOAT16_TRAIN) for batch in (4, 8, 16)]
-    trials += [(TRAIN, 2, subject.past)]
+    tokens, trials = subject.short, [(EVAL, 3), (TRAIN, 8)]
     if not subject.quick:
-        trials += [(mode, 16, subject.past) for mode in (FLOAT32_EVAL, BFLOAT16_TRAIN)]
-    if subject.of_study is not None:
-        trials.append((FLOAT32_TRAIN, *subject.of_study))
-    for mode, batch, tokens in trials:
+        trials = [(mode, batch) for mode in (EVAL, TRAIN, FLOAT32_TRAIN) for batch in (3, 8)]
+    for mode, batch in trials:
         mechanism, limit = subject.build(mode), subject.limit_in(mode)
         with subject.at(mode, batch, tokens) as place:
-            x_BTD, other_BTD = (subject.tokens(batch, tokens, mode, seed) for seed in (0, 1))
-            y_BTD = subject.forward(mechanism, mode, x_BTD)[::2]
-            other_BTD[::2] = x_BTD[::2]
-            again_BTD = subject.forward(mechanism, mode, other_BTD)[::2]
-            deviation, first = by_position(relative(again_BTD, y_BTD), limit)
+            x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
+            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            weighted_BTD = y_BTD * subject.tokens(batch, tokens, mode, seed=1)
+            (by_x_BTD,) = torch.autograd.grad(weighted_BTD[1].sum(), x_BTD)
+            with torch.no_grad():
+                for row in range(0 if mode.training and subject.is_noisy else 3):
+                    alone_1TD = subject.forward(mechanism, mode, x_BTD[row : row + 1])
+                    off_1TD = relative(alone_1TD, y_BTD[row : row + 1])
+                    deviation, first = by_position(off_1TD, limit)
+                    where = f"sequence {row} alone differs at position {first}"
+                    yield Finding(where, deviation, limit, place=place)
+                own_BTD = torch.zeros_like(by_x_BTD)
+                own_BTD[1] = by_x_BTD[1]
+                deviation, first = by_position(relative(own_BTD, by_x_BTD), limit)
+                where = f"sequence 1 has a gradient by token {first} of another"
+                yield Finding(where, deviation, limit, place=place)
+    for mode, batch, tokens in beside_others(subject):
+        with subject.at(mode, batch, tokens) as place:
+            calls, limit = half_changed(subject, mode, batch, tokens), subject.limit_in(mode)
+            is_kept_B = torch.tensor(calls.cut_B) == tokens
+            off_BTD = relative(calls.again_BTD, calls.y_BTD)[is_kept_B]
+            deviation, first = by_position(off_BTD, limit) if is_kept_B.any() else (0.0, 0)
             where = f"every second sequence differs at position {first} beside others"
             yield Finding(where, deviation, limit, place=place)
 
@@ -82,14 +62,12 @@ def decoding_independence(subject: Subject) -> Iterator[Finding]:
     if not subject.decodes:
         raise NotJudgedError("it has no init_state and step")
     mechanism, limit = subject.build(), subject.limit_in(EVAL)
-    tokens = min(subject.past, 37)
-    for batch, prompt in ((3, 0), (3, tokens // 2), (8, 5)):
+    for batch, tokens, prompt in ((3, subject.short, 0), (8, 19, 0), (3, 19, 9)):
         more = f", {prompt} of them in the prompt" if prompt else ""
         with subject.at(EVAL, batch, tokens, more) as place:
-            x_BTD = subject.tokens(batch, tokens)
             other_BTD = subject.tokens(batch, tokens, seed=1)
-            other_BTD[1] = x_BTD[1]
-            y_1TD = subject.decode(mechanism, x_BTD, prompt)[1:2]
+            other_BTD[1] = subject.tokens(batch, tokens)[1]
+            y_1TD = subject.decoded(batch, tokens, prompt)[1:2]
             again_1TD = subject.decode(mechanism, other_BTD, prompt)[1:2]
             deviation, first = by_position(relative(again_1TD, y_1TD), limit)
             yield Finding(f"sequence 1, position {first}", deviation, limit, place=place)

@@ -3,7 +3,8 @@
     y_t(x) = y_t(x')  for all x, x' that agree up to t        dy_t / dx_s = 0  for s > t
 
 Every row of a batch has a cut of its own, so that one forward pass tries as many cuts as the batch
-has rows: with one row per cut, all of them.
+has rows: with one row per cut, all of them. Where every other row changes, the same two passes show
+whether the rows are independent of each other.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -20,6 +21,7 @@ from attnlab.checks.modes import (
     BFLOAT16_TRAIN,
     DROPOUT,
     EVAL,
+    FEW,
     FIRST_STEP,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
@@ -27,12 +29,23 @@ from attnlab.checks.modes import (
     TRAIN,
     WITHIN_SCHEDULES,
     Mode,
+    Place,
 )
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
-from attnlab.checks.subject import Subject
+from attnlab.checks.subject import CHEAP, Subject
 
 WHOLE_CHUNKS = (16, 32, 64, 128, 256)  # tokens: lengths at which no chunk is incomplete
 HUGE = 30.0  # scale of inputs that are far larger than those of training
+
+
+class HalfChanged(NamedTuple):
+    """Two calls of a batch; in the second every other sequence is another one from a cut on."""
+
+    x_BTD: Tensor
+    changed_BTD: Tensor
+    y_BTD: Tensor
+    again_BTD: Tensor
+    cut_B: list[int]  # the length for sequences that stay
 
 
 class Trial(NamedTuple):
@@ -54,26 +67,71 @@ class Trial(NamedTuple):
 def values(subject: Subject) -> Iterator[Finding]:
     """Change the tokens after a cut; the outputs before it must stay."""
     for mode, batch, tokens, cuts, scale in _trials(subject):
-        mechanism, limit = subject.build(mode), _same_shape_limit(subject, mode)
         more = "" if scale == 1 else f", inputs times {scale:g}"
         with subject.at(mode, batch, tokens, more) as place:
             x_BTD = scale * subject.tokens(batch, tokens, mode)
             other_BTD = max(scale, 1.0) * subject.tokens(batch, tokens, mode, seed=1)
-            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            mechanism = subject.build(mode)
+            if scale == 1:
+                y_BTD = subject.output(mode, batch, tokens)
+            else:
+                y_BTD = subject.forward(mechanism, mode, x_BTD)
             for cut_B in _groups(cuts, batch):
                 kept_BT1 = _before(cut_B, tokens, x_BTD.device)
                 changed_BTD = torch.where(kept_BT1, x_BTD, other_BTD)
                 again_BTD = subject.forward(mechanism, mode, changed_BTD)
-                off_BTD = torch.where(kept_BT1, relative(again_BTD, y_BTD), 0.0)
-                row = _worst_row(off_BTD)
-                if batch > 1 and off_BTD.max() > limit:  # of its own future, not of other rows
-                    alone_BTD = x_BTD.clone()
-                    alone_BTD[row] = changed_BTD[row]
-                    again_BTD = subject.forward(mechanism, mode, alone_BTD)
-                    off_BTD = torch.where(kept_BT1, relative(again_BTD, y_BTD), 0.0)
-                deviation, first = by_position(off_BTD[row : row + 1], limit)
-                where = f"position {first} sees tokens from {cut_B[row]} on"
-                yield Finding(where, deviation, limit, place=place)
+                half = HalfChanged(x_BTD, changed_BTD, y_BTD, again_BTD, cut_B)
+                yield _seen(subject, mode, half, place)
+    for mode, batch, tokens in beside_others(subject):
+        with subject.at(mode, batch, tokens) as place:
+            yield _seen(subject, mode, half_changed(subject, mode, batch, tokens), place)
+
+
+def _seen(subject: Subject, mode: Mode, calls: HalfChanged, place: Place) -> Finding:
+    """Return the largest change of outputs before the cut of their own sequence."""
+    x_BTD, changed_BTD, y_BTD, again_BTD, cut_B = calls
+    limit, batch = _same_shape_limit(subject, mode), len(x_BTD)
+    kept_BT1 = _before(cut_B, x_BTD.shape[1], x_BTD.device)
+    is_cut_B11 = torch.tensor(cut_B, device=x_BTD.device)[:, None, None] < x_BTD.shape[1]
+    own_BT1 = kept_BT1 & is_cut_B11
+    off_BTD = torch.where(own_BT1, relative(again_BTD, y_BTD), 0.0)
+    row = int(off_BTD.amax((1, 2)).argmax())
+    if batch > 1 and off_BTD.max() > limit:  # of its own future, not of other sequences
+        alone_BTD = x_BTD.clone()
+        alone_BTD[row] = changed_BTD[row]
+        again_BTD = subject.forward(subject.build(mode), mode, alone_BTD)
+        off_BTD = torch.where(own_BT1, relative(again_BTD, y_BTD), 0.0)
+    deviation, first = by_position(off_BTD[row : row + 1], limit)
+    where = f"position {first} sees tokens from {cut_B[row]} on"
+    return Finding(where, deviation, limit, place=place)
+
+
+def beside_others(subject: Subject) -> list[tuple[Mode, int, int]]:
+    """Return modes, batch sizes and lengths in which every other sequence is changed."""
+    trials = [(FLOAT32_TRAIN, batch, FEW) for batch in BATCHES]
+    trials += [(mode, batch, FEW) for mode in (EVAL, BFLOAT16_TRAIN) for batch in (4, 8, 16)]
+    trials += [(TRAIN, 2, subject.past)]
+    if not subject.quick:
+        trials += [(mode, 16, subject.short) for mode in (FLOAT32_EVAL, BFLOAT16_TRAIN)]
+    if subject.of_study is not None:
+        trials += [(mode, *subject.of_study) for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)]
+    return trials
+
+
+@torch.no_grad()
+def half_changed(subject: Subject, mode: Mode, batch: int, tokens: int) -> HalfChanged:
+    """Return two calls that are made once: causality and independence both read them."""
+    key = "half changed", mode, batch, tokens
+    if key not in subject.memo:
+        x_BTD, other_BTD = (subject.tokens(batch, tokens, mode, seed) for seed in (0, 1))
+        cut_B, changed = [tokens] * batch, slice(min(1, batch - 1), None, 2)
+        cut_B[changed] = _spread(tokens, len(cut_B[changed]))
+        kept_BT1 = _before(cut_B, tokens, x_BTD.device)
+        changed_BTD = torch.where(kept_BT1, x_BTD, other_BTD)
+        y_BTD = subject.output(mode, batch, tokens)
+        again_BTD = subject.forward(subject.build(mode), mode, changed_BTD)
+        subject.memo[key] = HalfChanged(x_BTD, changed_BTD, y_BTD, again_BTD, cut_B)
+    return subject.memo[key]
 
 
 @mechanism_property(
@@ -83,14 +141,16 @@ def values(subject: Subject) -> Iterator[Finding]:
 )
 def gradients(subject: Subject) -> Iterator[Finding]:
     """Differentiate the outputs before a cut with respect to the inputs after it: must be 0."""
-    modes = (EVAL, TRAIN) if subject.quick else (EVAL, FIRST_STEP, TRAIN, FLOAT32_TRAIN)
-    short = [(mode, batch, subject.past) for mode in modes for batch in (1, 3)]
-    of_training = (FLOAT32_TRAIN, BFLOAT16_TRAIN)
-    every = [(mode, len(_every(subject)), subject.past) for mode in of_training]
-    long = [(FLOAT32_TRAIN, 2, max(LONG, subject.past))] * (not subject.quick)
-    for mode, batch, tokens in [*short, *every, *long]:
+    modes, short, past = (EVAL, FIRST_STEP, TRAIN, FLOAT32_TRAIN), subject.short, subject.past
+    trials = [(EVAL, 1, short), (TRAIN, 3, short)]
+    if not subject.quick:
+        trials = [(mode, batch, short) for mode in modes for batch in (1, 3)]
+        trials += [(FLOAT32_TRAIN, 2, max(LONG, past))]
+    trials += [(FLOAT32_TRAIN, 2, past)] * (past > short)
+    trials += [(mode, short - 1, short) for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)]
+    for mode, batch, tokens in trials:
         mechanism, limit = subject.build(mode), subject.limit_in(mode)
-        cut_B = _every(subject) if batch > 3 else _spread(tokens, batch)
+        cut_B = _spread(tokens, batch)
         with subject.at(mode, batch, tokens) as place:
             x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
             weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
@@ -101,7 +161,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
             weighted_BTD = y_BTD.to(x_BTD.dtype) * weight_BTD * kept_BT1
             (by_x_BTD,) = torch.autograd.grad(weighted_BTD.sum(), x_BTD)
             off_BTD = relative(torch.where(kept_BT1, by_x_BTD, 0.0), by_x_BTD)
-            row = _worst_row(off_BTD)
+            row = int(off_BTD.amax((1, 2)).argmax())
             if batch > 1 and off_BTD.max() > limit:  # into its own future, not into other rows
                 y_BTD = subject.forward(mechanism, mode, x_BTD).to(x_BTD.dtype)
                 weighted_TD = (y_BTD * weight_BTD * kept_BT1)[row]
@@ -134,7 +194,7 @@ def prefixes(subject: Subject) -> Iterator[Finding]:
         tokens, note = subject.exact(tokens)
         x_BTD = subject.tokens(batch, tokens, mode)
         with subject.at(mode, batch, tokens):
-            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            y_BTD = subject.output(mode, batch, tokens)
         yield Finding("", 0.0, note=note)
         for cut in (cut for cut in cuts if cut < tokens):
             with subject.at(mode, batch, cut, f" of {tokens}") as place:
@@ -144,8 +204,8 @@ def prefixes(subject: Subject) -> Iterator[Finding]:
 
 
 def _trials(subject: Subject) -> Iterator[Trial]:
-    """Yield every mode and shape, the cheap ones first."""
-    past, every = subject.past, _every(subject)
+    """Yield modes and shapes, the cheap ones first."""
+    past, short = subject.past, subject.short
     for batch, tokens in subject.shapes:
         if tokens > 1:
             yield Trial(EVAL, batch, tokens, _spread(tokens, 6))
@@ -153,42 +213,32 @@ def _trials(subject: Subject) -> Iterator[Trial]:
     modes += [DROPOUT] if subject.can_drop() else []
     if not subject.quick:
         modes += [FLOAT32_EVAL, BFLOAT16_EVAL, FIRST_STEP]
-        yield Trial(EVAL, 8, 139, _spread(139, 8))
+        yield Trial(EVAL, 8, CHEAP, _spread(CHEAP, 8))
     for mode in modes:
-        yield Trial(mode, 1, past, _spread(past, 3))
-        yield Trial(mode, 3, past, _spread(past, 3))
-        yield Trial(mode, 8, past, _spread(past, 8))
+        yield Trial(mode, 1, short, [short // 2] if subject.quick else _spread(short, 3))
+        yield Trial(mode, 8, short, _spread(short, 8))
+        if not subject.quick:
+            yield Trial(mode, 3, short, _spread(short, 3))
     for mode in (EVAL, FLOAT32_TRAIN, BFLOAT16_TRAIN):
-        yield Trial(mode, len(every), past, every)
+        yield Trial(mode, short - 1, short, _spread(short, short - 1))
     for tokens in WHOLE_CHUNKS:
         yield Trial(FLOAT32_TRAIN, 2, tokens, [tokens // 3, tokens - 1])
-    for batch in BATCHES:
-        yield Trial(FLOAT32_TRAIN, batch, 11, _spread(11, batch))
     for scale in (HUGE, 0.0):
-        yield Trial(EVAL, 8, past, _spread(past, 8), scale)
+        yield Trial(EVAL, 8, short, _spread(short, 8), scale)
+    for mode in modes if past > short else ():
+        yield Trial(mode, 2, past, [past // 2, past - 1])
     yield from _long_trials(subject)
 
 
 def _long_trials(subject: Subject) -> Iterator[Trial]:
-    """Yield trials within a schedule, past 1,000 tokens, and in the shape of the study."""
-    past = subject.past
+    """Yield trials within a schedule and past 1,000 tokens."""
+    short, longest = subject.short, max(LONG, subject.past)
     if subject.has_schedule:
         within = WITHIN_SCHEDULES[2:5] if subject.quick else WITHIN_SCHEDULES
         for mode in (TRAIN._replace(name=f"train at step {step}", step=step) for step in within):
-            yield Trial(mode, 8, past, _spread(past, 8))
-    longest = max(LONG, past)
+            yield Trial(mode, 8, short, _spread(short, 8))
     for mode in (FLOAT32_TRAIN,) if subject.quick else (FLOAT32_EVAL, FLOAT32_TRAIN):
         yield Trial(mode, 2, longest, [longest // 2, longest - 1])
-    if subject.of_study is not None:
-        batch, tokens = subject.of_study
-        for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN) if tokens > 1 else ():
-            yield Trial(mode, batch, tokens, _spread(tokens, batch))
-
-
-def _every(subject: Subject) -> Sequence[int]:
-    """Return all cuts of the sequence past the reach, or as many as a batch can take."""
-    tokens = subject.past
-    return _spread(tokens, min(tokens - 1, max(8, 4096 // tokens)))
 
 
 def _spread(tokens: int, number: int) -> list[int]:
@@ -213,10 +263,6 @@ def _before(cut_B: Sequence[int], tokens: int, device: torch.device) -> Tensor:
     """Return `kept_BT1`: True before the cut of each row."""
     position_T = torch.arange(tokens, device=device)
     return (position_T < torch.tensor(cut_B, device=device)[:, None])[..., None]
-
-
-def _worst_row(off_BTD: Tensor) -> int:
-    return int(off_BTD.amax((1, 2)).argmax())
 
 
 def _same_shape_limit(subject: Subject, mode: Mode) -> float:

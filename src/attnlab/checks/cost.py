@@ -8,7 +8,8 @@ Shapes: B batch, T tokens, D model width.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,9 +31,11 @@ FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are
 def params(subject: Subject) -> Iterator[Finding]:
     """Count the elements of the parameters, at two model widths."""
     _require_cost(subject)
-    for width in (subject.d_model, *subject.other_widths()):
+    double = 2 * subject.d_model
+    has_other = not subject.quick and not list(subject.config.problems_at(double))
+    for width in (subject.d_model, double) if has_other else (subject.d_model,):
         stated = subject.config.cost(width, 1).params
-        built = subject.at_width(width).build()
+        built = replace(subject, d_model=width).build()
         counted = sum(parameter.numel() for parameter in built.parameters())
         yield _counted(f"d_model {width}", stated, counted, "parameters")
 
@@ -48,7 +51,7 @@ def flops(subject: Subject) -> Iterator[Finding]:
     _require_cost(subject, decoding=True)
     for batch, context in _contexts(subject):
         stated = subject.config.cost(subject.d_model, context).flops
-        counted = _of_step(subject, EVAL, batch, context)[0] // batch
+        counted = _of_step(subject, EVAL, batch, context).flops // batch
         yield _counted(f"batch {batch}, context {context}", *_bound(subject, stated, counted))
 
 
@@ -89,7 +92,7 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
     for mode, dtype in dtypes.items():
         for batch, context in _contexts(subject) if mode == EVAL else ((4, CONTEXT),):
             stated = subject.config.cost(subject.d_model, context, itemsize=dtype.itemsize)
-            counted = _of_step(subject, mode, batch, context)[1] // batch
+            counted = _of_step(subject, mode, batch, context).state_bytes // batch
             name = str(dtype).removeprefix("torch.")
             where = f"{name}, batch {batch}, context {context}"
             yield _counted(where, stated.state_bytes, counted, "bytes")
@@ -100,11 +103,23 @@ def _contexts(subject: Subject) -> list[tuple[int, int]]:
     return [*((1, context) for context in sorted({1, 7, subject.past})), (4, CONTEXT)]
 
 
-def _of_step(subject: Subject, mode: Mode, batch: int, context: int) -> tuple[int, int]:
-    """Return the FLOPs of the step at the end of a context, and the bytes of the state after it.
+class Step(NamedTuple):
+    """The FLOPs of a decode step at the end of a context, and the bytes of the state after it."""
 
-    In bfloat16 the parameters have that dtype, too, as in an exported model.
-    """
+    flops: int
+    state_bytes: int
+
+
+def _of_step(subject: Subject, mode: Mode, batch: int, context: int) -> Step:
+    """Return what a step costs; it is made once for all properties."""
+    key = "step", mode, batch, context
+    if key not in subject.memo:
+        subject.memo[key] = _step_made(subject, mode, batch, context)
+    return subject.memo[key]
+
+
+def _step_made(subject: Subject, mode: Mode, batch: int, context: int) -> Step:
+    """Make the step. In bfloat16 the parameters have that dtype, too, as in an exported model."""
     mechanism = subject.build(mode)
     if mode.autocast:
         mechanism = subject.placed(mechanism, torch.bfloat16, mode)
@@ -116,7 +131,7 @@ def _of_step(subject: Subject, mode: Mode, batch: int, context: int) -> tuple[in
             _, state = mechanism.prefill(x_BTD[:, :-1], context)
         states = list[Any]()
         total = _counted_in(lambda: states.append(mechanism.step(x_BTD[:, -1], state)[1]))
-    return total, state_bytes(states[0])
+    return Step(total, state_bytes(states[0]))
 
 
 def _counted_in(call: Callable[[], object]) -> int:

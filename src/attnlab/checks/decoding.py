@@ -35,14 +35,15 @@ MOST_DISAGREE = 0.1  # fraction of positions, in bfloat16
 def steps(subject: Subject) -> Iterator[Finding]:
     """Decode a whole sequence from an empty state."""
     _require_decoding(subject)
-    mechanism, limit = subject.build(), subject.limit_in(EVAL)
-    trials = subject.shapes if subject.quick else [(1, 1), (1, 139), (3, subject.past)]
-    for batch, tokens in [*trials, (8, 19)]:
+    limit = subject.limit_in(EVAL)
+    trials = [(3, 1), (1, 7), (8, 19), (3, subject.short)]
+    if not subject.quick:
+        trials += [(1, 1), (1, 139), (3, subject.past)]
+    for batch, tokens in trials:
         tokens, note = subject.exact(tokens) if tokens > 1 else (tokens, "")
         with subject.at(EVAL, batch, tokens) as place:
-            x_BTD = subject.tokens(batch, tokens)
-            y_BTD = subject.forward(mechanism, EVAL, x_BTD)
-            off_BTD = relative(subject.decode(mechanism, x_BTD), y_BTD)
+            y_BTD = subject.output(EVAL, batch, tokens)
+            off_BTD = relative(subject.decoded(batch, tokens), y_BTD)
             deviation, first = by_position(off_BTD, limit)
             yield Finding(f"position {first}", deviation, limit, place=place, note=note)
 
@@ -61,7 +62,7 @@ def prompts(subject: Subject) -> Iterator[Finding]:
     for batch in (3,) if subject.quick else (1, 3):
         x_BTD = subject.tokens(batch, tokens)
         with subject.at(EVAL, batch, tokens):
-            y_BTD = subject.forward(mechanism, EVAL, x_BTD)
+            y_BTD = subject.output(EVAL, batch, tokens)
         for prompt in [*subject.cuts(tokens), tokens]:
             end = min(tokens, prompt + AFTER_PROMPT)
             with subject.at(EVAL, batch, end, f", {prompt} of them in the prompt") as place:
@@ -73,8 +74,7 @@ def prompts(subject: Subject) -> Iterator[Finding]:
         tokens, note = subject.exact(tokens)
         prompt = max(1, tokens - AFTER_LONG_PROMPT)
         with subject.at(EVAL, 2, tokens, f", {prompt} of them in the prompt") as place:
-            x_BTD = subject.tokens(2, tokens)
-            y_BTD = subject.forward(mechanism, EVAL, x_BTD)
+            x_BTD, y_BTD = subject.tokens(2, tokens), subject.output(EVAL, 2, tokens)
             decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=13)
             deviation, first = by_position(relative(decoded_BTD, y_BTD), limit)
             yield Finding(f"position {first}", deviation, limit, place=place, note=note)
@@ -90,7 +90,7 @@ def in_turns(subject: Subject) -> Iterator[Finding]:
     """Decode several prompts in turns, again after the weights changed, and built with dropout."""
     _require_decoding(subject)
     limit = subject.limit_in(EVAL)
-    tokens, note = subject.exact(29)
+    tokens, note = subject.exact(19)
     prompts = [min(prompt, tokens - 1) for prompt in (5, 11, 2)]
     mode = EVAL._replace(dropout=DROPOUT.dropout if subject.can_drop() else 0.0)
     for more, settings in (("", EVAL), (", built with dropout", mode)):
@@ -136,7 +136,7 @@ def in_bfloat16(subject: Subject) -> Iterator[Finding]:
     """Decode after a prompt under autocast, as generation does; past 256 tokens, too."""
     _require_decoding(subject)
     mechanism, limit = subject.build(BFLOAT16_EVAL), 2 * subject.limit_in(BFLOAT16_EVAL)
-    for tokens, prompt in ((19, 0), (37, 5), (330, 280)):
+    for tokens, prompt in ((12, 0), (330, 280)):
         tokens, note = subject.exact(tokens)
         prompt = min(prompt, tokens - 1)
         more = f", {prompt} of them in the prompt"

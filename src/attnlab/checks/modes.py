@@ -41,9 +41,10 @@ BFLOAT16_TRAIN = Mode("train in bfloat16", training=True, autocast=True)
 FLOAT32_EVAL = Mode("eval", training=False, float32=True)
 FLOAT32_TRAIN = Mode("train", training=True, float32=True)
 WITHIN_SCHEDULES = (1, 5, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)  # training steps
-BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 32, 64)  # sizes that a mechanism might treat apart
+BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64)  # sizes that a mechanism might treat apart
+FEW = 11  # tokens of a trial of many batch sizes, one of which is as large
 LONG = 1_100  # tokens: past 1,000, and no multiple of a chunk
-MOST_TOKENS = 16_384  # of a batch that has the shape of a study's; a larger one takes minutes
+MOST_TOKENS = 8_192  # of a batch that has the shape of a study's; a larger one takes minutes
 
 
 class Place(NamedTuple):

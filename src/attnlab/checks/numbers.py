@@ -15,6 +15,7 @@ from attnlab.checks.modes import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
     EVAL,
+    FEW,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
     LONG,
@@ -39,16 +40,15 @@ TRIES = 3  # a derivative is wrong only if it is so at each of several points: R
 def shapes(subject: Subject) -> Iterator[Finding]:
     """Run many lengths and batch sizes, in float32 as in training, too."""
     trials = [(EVAL, batch, tokens) for tokens in subject.lengths for batch in (1, 3)]
-    trials += [(FLOAT32_TRAIN, 8, subject.past), (FLOAT32_TRAIN, subject.past, subject.past)]
+    trials += [(FLOAT32_TRAIN, 8, subject.short), (FLOAT32_TRAIN, FEW, FEW)]
     if subject.of_study is not None:
         trials.append((FLOAT32_TRAIN, *subject.of_study))
     for mode, batch, tokens in trials:
-        mechanism = subject.build(mode)
         with subject.at(mode, batch, tokens) as place:
-            x_BTD = subject.tokens(batch, tokens, mode)
-            y_BTD = subject.forward(mechanism, mode, x_BTD)
+            y_BTD = subject.output(mode, batch, tokens)
             words = f"{tuple(y_BTD.shape)} of {y_BTD.dtype}"
-            is_alike = y_BTD.shape == x_BTD.shape and y_BTD.dtype == x_BTD.dtype
+            is_alike = y_BTD.shape == (batch, tokens, subject.d_model)
+            is_alike = is_alike and y_BTD.dtype == subject.dtype_in(mode)
             deviation = 0.0 if is_alike else math.inf
             yield Finding("", deviation, words="" if is_alike else words, place=place)
             yield _finite("", y_BTD)._replace(place=place)
@@ -83,24 +83,41 @@ def dtypes_inside(subject: Subject) -> Iterator[Finding]:
 )
 def finite(subject: Subject) -> Iterator[Finding]:
     """Train one step in float32 and under autocast, and decode after a prompt."""
-    trials = [(BFLOAT16_TRAIN, 1, 1.0)]
-    for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN):
-        trials += [(mode, subject.past, scale) for scale in SCALES]
-    for mode, tokens, scale in trials:
-        mechanism, more = subject.build(mode), "" if scale == 1 else f", inputs times {scale:g}"
-        with subject.at(mode, 3, tokens, more) as place:
-            x_BTD = (scale * subject.tokens(3, tokens, mode)).requires_grad_()
-            y_BTD = backward(subject, mode, x_BTD, mechanism)
-        found = {"output": y_BTD, "gradient of the input": x_BTD.grad}
-        found |= {f"gradient of {name}": p.grad for name, p in mechanism.named_parameters()}
-        for name, tensor in found.items():
-            yield _finite(name, tensor)._replace(place=place)
-        if subject.decodes and mode.autocast:
-            decoder, prompt = subject.build(BFLOAT16_EVAL), tokens // 2
-            more = f", {prompt} of them in the prompt{more}"
-            with torch.no_grad(), subject.at(BFLOAT16_EVAL, 3, tokens, more) as place:
-                y_BTD = subject.decode(decoder, x_BTD.detach(), prompt, BFLOAT16_EVAL)
-            yield _finite("decoding", y_BTD)._replace(place=place)
+    short = subject.short
+    for mode, tokens, scales in (
+        (BFLOAT16_TRAIN, 1, (1.0,)),
+        (FLOAT32_TRAIN, short, SCALES),
+        (BFLOAT16_TRAIN, short, SCALES),
+    ):
+        found = _not_finite(subject, mode, tokens, scales)
+        if len(scales) > 1 and not all(finding.within_limit for finding in found):
+            alone = [_not_finite(subject, mode, tokens, (scale,)) for scale in scales]
+            found = [finding for each in alone for finding in each] + found
+        yield from found
+
+
+def _not_finite(
+    subject: Subject, mode: Mode, tokens: int, scales: Sequence[float]
+) -> list[Finding]:
+    """Return a finding per tensor of one step, with a sequence or three per scale of the inputs."""
+    mechanism, batch = subject.build(mode), 3
+    scale_B11 = torch.tensor([scales[i % len(scales)] for i in range(batch)])[:, None, None]
+    x_BTD = subject.tokens(batch, tokens, mode)
+    x_BTD = (scale_B11.to(x_BTD) * x_BTD).requires_grad_()
+    said = " and ".join(f"{scale:g}" for scale in scales)
+    more = "" if said == "1" else f", inputs times {said}"
+    with subject.at(mode, batch, tokens, more) as place:
+        y_BTD = backward(subject, mode, x_BTD, mechanism)
+    found = {"output": y_BTD, "gradient of the input": x_BTD.grad}
+    found |= {f"gradient of {name}": p.grad for name, p in mechanism.named_parameters()}
+    findings = [_finite(name, tensor)._replace(place=place) for name, tensor in found.items()]
+    if subject.decodes and mode.autocast:
+        decoder, prompt = subject.build(BFLOAT16_EVAL), max(0, tokens - 9)
+        more = f", {prompt} of them in the prompt{more}"
+        with torch.no_grad(), subject.at(BFLOAT16_EVAL, batch, tokens, more) as place:
+            y_BTD = subject.decode(decoder, x_BTD.detach(), prompt, BFLOAT16_EVAL)
+        findings.append(_finite("decoding", y_BTD)._replace(place=place))
+    return findings
 
 
 @mechanism_property(
@@ -116,25 +133,36 @@ def derivatives(subject: Subject) -> Iterator[Finding]:
     eps = torch.finfo(subject.precision).eps
     if eps > torch.finfo(torch.float32).eps:
         raise NotJudgedError(f"it computes in {subject.precision}, too coarse for differences")
-    step, limit = eps ** (1 / 3), 20 * eps ** (1 / 3)
     mechanism = subject.build()
     names = ["the input", *(n for n, p in mechanism.named_parameters() if p.requires_grad)]
-    for tokens, groups in ((11, [[name] for name in names]), (300, [["the input"], names])):
+    for tokens in (11, 300):
         with subject.at(EVAL, 2, tokens) as place:
-            wrong = dict[str, list[float]]()
-            for point in range(TRIES):
-                deviations = _off_derivative(subject, mechanism, tokens, groups, step, point)
-                wrong = {
-                    name: [*wrong.get(name, []), deviation]
-                    for name, deviation in deviations.items()
-                    if (point == 0 or name in wrong) and deviation > limit
-                }
-                if not wrong:
-                    break
+            wrong = _wrong(subject, mechanism, tokens, [names])
+            if wrong:
+                wrong = _wrong(subject, mechanism, tokens, [[name] for name in names]) or wrong
         yield Finding("", 0.0, place=place)
-        for name, found in wrong.items():
-            words = f"off by {min(found):.2g} of the largest derivative"
-            yield Finding(f"along {name}", min(found), limit, words, place)
+        for along, (deviation, limit) in wrong.items():
+            words = f"off by {deviation:.2g} of the largest derivative"
+            yield Finding(f"along {along}", deviation, limit, words, place)
+
+
+def _wrong(
+    subject: Subject, mechanism: Mechanism[Any], tokens: int, groups: Sequence[Sequence[str]]
+) -> dict[str, tuple[float, float]]:
+    """Return the error and its limit for each group whose derivative is wrong at every point."""
+    eps = torch.finfo(subject.precision).eps
+    step, limit = min(eps ** (1 / 3), 1e3 * eps ** (2 / 3)), 20 * eps ** (1 / 3)
+    wrong = dict[str, tuple[float, float]]()
+    for point in range(TRIES):
+        deviations = _off_derivative(subject, mechanism, tokens, groups, step, point)
+        wrong = {
+            name: (min(deviation, wrong[name][0] if point else math.inf), limit)
+            for name, deviation in deviations.items()
+            if (point == 0 or name in wrong) and deviation > limit
+        }
+        if not wrong:
+            break
+    return wrong
 
 
 def _off_derivative(
@@ -147,7 +175,8 @@ def _off_derivative(
 ) -> dict[str, float]:
     """Return the error of the derivative along a random direction of each group of tensors.
 
-    It is relative to the largest derivative, so that roundings of the others do not count.
+    It is relative to the largest derivative by one tensor, so that roundings of the others do not
+    count.
     """
     x_BTD = subject.tokens(2, tokens, seed=2 * point).requires_grad_()
     weight_BTD = subject.tokens(2, tokens, seed=2 * point + 1)
@@ -158,21 +187,25 @@ def _off_derivative(
         return (subject.forward(mechanism, EVAL, x_BTD) * weight_BTD).sum()
 
     found: Any = torch.autograd.grad(output(), list(tensors.values()), allow_unused=True)
-    gradients = dict(zip(tensors, found, strict=True))
-    stated, measured = dict[str, float](), dict[str, float]()
     generator = torch.Generator().manual_seed(point)
-    for names in groups:
-        moves, label = dict[str, Tensor](), names[0] if len(names) == 1 else "all parameters"
-        stated[label] = 0.0
-        for name in names:
-            tensor, gradient = tensors[name], gradients[name]
-            direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            scale = tensor.detach().norm() / max(1, tensor.numel()) ** 0.5
-            moves[name] = (direction / direction.norm() * scale.clamp_min(0.1).cpu()).to(tensor)
-            stated[label] += 0.0 if gradient is None else float((gradient * moves[name]).sum())
-        measured[label] = _difference(tensors, moves, step, output)
-    scale = max(abs(value) for value in measured.values()) or 1.0
-    return {name: abs(stated[name] - measured[name]) / scale for name in stated}
+    moves, stated = dict[str, Tensor](), dict[str, float]()
+    for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        scale = tensor.detach().norm() / max(1, tensor.numel()) ** 0.5
+        moves[name] = (direction / direction.norm() * scale.clamp_min(0.1).cpu()).to(tensor)
+        stated[name] = 0.0 if gradient is None else float((gradient * moves[name]).sum())
+    measured = {
+        tuple(names): _difference(tensors, {name: moves[name] for name in names}, step, output)
+        for names in groups
+    }
+    largest = max(map(abs, (*stated.values(), *measured.values()))) or 1.0
+    return {
+        names[0] if len(names) == 1 else "input and parameters together": abs(
+            sum(stated[name] for name in names) - value
+        )
+        / largest
+        for names, value in measured.items()
+    }
 
 
 @torch.no_grad()

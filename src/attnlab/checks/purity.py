@@ -10,7 +10,7 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,101 +51,101 @@ def repeated(subject: Subject) -> Iterator[Finding]:
     if lazy:
         return
     modes = [EVAL, TRAIN, FLOAT32_TRAIN, BFLOAT16_TRAIN]
-    for mode in [*modes, DROPOUT] if subject.can_drop() else modes:
-        for batch, tokens in (
-            ((2, 5), (8, subject.past)) if mode in (EVAL, FLOAT32_TRAIN) else ((8, subject.past),)
-        ):
-            is_first = mode == EVAL and tokens == 5
-            try:
-                with subject.at(mode, batch, tokens) as place:
-                    yield from _forward_twice(subject, mode, place)
-                    if subject.decodes and mode == EVAL:
-                        yield from _decoded_twice(subject, place)
-            except Exception:
-                if is_first:
-                    raise
-                return  # one that only some shapes raise is reported by the other properties
+    modes += [DROPOUT] if subject.can_drop() else []
+    trials = [(EVAL, 2, 5), (FLOAT32_TRAIN, 2, 5), *((mode, 8, subject.short) for mode in modes)]
+    if subject.past > subject.short:
+        trials += [(mode, 2, subject.past) for mode in (EVAL, FLOAT32_TRAIN)]
+    for trial in trials:
+        try:
+            with subject.at(*trial) as place:
+                yield from _forward_twice(subject, trial[0], place)
+                if subject.decodes and trial[0] == EVAL:
+                    yield from _decoded_twice(subject, place)
+        except Exception:
+            if trial == trials[0]:
+                raise
+            return  # one that only some shapes raise is reported by the other properties
+
+
+class _Call(NamedTuple):
+    """A call of `forward`: its input, a copy of its output, and how it left torch's generator."""
+
+    x_BTD: Tensor
+    y_BTD: Tensor
+    copy_BTD: Tensor
+    drawn: bytes
+    draws: bool
+
+
+def _call(
+    subject: Subject, mode: Mode, mechanism: Mechanism[Any], given_BTD: Tensor, seed: int
+) -> _Call:
+    leaf_BTD = given_BTD.clone().requires_grad_(mode.training)
+    x_BTD = leaf_BTD.clone() if mode.training else leaf_BTD  # only a leaf forbids writing
+    with seeded(seed), torch.set_grad_enabled(mode.training):
+        before = _generator()
+        y_BTD, _ = subject.forward_with_loss(mechanism, mode, x_BTD, seed=None)
+        after = _generator()
+    return _Call(x_BTD, y_BTD, y_BTD.detach().clone(), after, after != before)
 
 
 def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Finding]:
-    mechanism = subject.build(mode)
+    """Call with one input, with another one, and with the first one again."""
+    mechanism, found = subject.build(mode), list[Finding]()
     given_BTD = subject.tokens(place.batch, place.tokens, mode)
-
-    def run() -> tuple[Tensor, Tensor]:
-        leaf_BTD = given_BTD.clone().requires_grad_(mode.training)
-        x_BTD = leaf_BTD.clone() if mode.training else leaf_BTD  # only a leaf forbids writing
-        with torch.set_grad_enabled(mode.training):
-            y_BTD, _ = subject.forward_with_loss(mechanism, mode, x_BTD)
-        return x_BTD, y_BTD
-
-    found = list[Finding]()
     with _Unchanged(mechanism, place, found):
-        x_BTD, y_BTD = run()
-        first_BTD = y_BTD.detach().clone()
+        first = _call(subject, mode, mechanism, given_BTD, seed=1)
     yield from found
-    x_BTD = subject.tokens(place.batch, place.tokens, mode)
-    words = _generator_use(
-        lambda: subject.forward_with_loss(mechanism, mode, x_BTD, seed=None), draws=mode.training
-    )
-    yield _finding("torch's random generator", words, place)
-    x_BTD = run()[0]
-    changed = not torch.equal(x_BTD, given_BTD)
+    changed = not torch.equal(first.x_BTD, given_BTD)
     yield _finding("the input", "forward changes it in place" if changed else "", place)
-    with _Unchanged(mechanism, place, found):
-        again_BTD = run()[1].detach()
-    yield _same("forward", again_BTD, first_BTD, place)
-    given_BTD = given_BTD.flip(1)
-    run()
-    overwritten = not torch.equal(y_BTD.detach().nan_to_num(), first_BTD.nan_to_num())
-    yield _finding("the output", "the next call writes it" if overwritten else "", place)
+    by_first = _gradients(mechanism, first) if mode.training else {}
+    other = _call(subject, mode, mechanism, given_BTD.flip(1), seed=2)
+    words = "a call draws from it outside of training, or seeds it"
     if mode.training:
-        given_BTD = given_BTD.flip(1)
-        gradients = [_gradients(mechanism, run) for _ in range(2)]
-        for name in gradients[0].keys() & gradients[1].keys():
-            yield _same(f"gradient of {name}", gradients[1][name], gradients[0][name], place)
+        words = "a call seeds it" if first.drawn == other.drawn else ""
+    yield _finding("torch's random generator", words if first.draws else "", place)
+    overwritten = not torch.equal(first.y_BTD.detach().nan_to_num(), first.copy_BTD.nan_to_num())
+    yield _finding("the output", "the next call writes it" if overwritten else "", place)
+    with _Unchanged(mechanism, place, found):
+        again = _call(subject, mode, mechanism, given_BTD, seed=1)
+    yield _same("forward", again.copy_BTD, first.copy_BTD, place)
+    by_again = _gradients(mechanism, again) if mode.training else {}
+    for name in by_again.keys() & by_first.keys():
+        yield _same(f"gradient of {name}", by_again[name], by_first[name], place)
 
 
-def _gradients(
-    mechanism: Mechanism[Any], run: Callable[[], tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
+def _gradients(mechanism: Mechanism[Any], call: _Call) -> dict[str, Tensor]:
     """Return the gradients of one backward pass by the names of the parameters."""
-    x_BTD, y_BTD = run()
-    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
+    tensors = {"the input": call.x_BTD, **dict(mechanism.named_parameters())}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     found: Any = torch.autograd.grad(
-        y_BTD.float().square().sum(), list(tensors.values()), allow_unused=True
+        call.y_BTD.float().square().sum(), list(tensors.values()), allow_unused=True
     )
     return {name: by for name, by in zip(tensors, found, strict=True) if by is not None}
 
 
 @torch.no_grad()
 def _decoded_twice(subject: Subject, place: Place) -> Iterator[Finding]:
+    """Decode the last tokens after a prompt, twice; a short sequence from an empty state, too."""
     mechanism, found = subject.build(), list[Finding]()
     x_BTD = subject.tokens(place.batch, place.tokens)
-    given_BTD = x_BTD.clone()
-    for prompt in (0, 3):
-        with _Unchanged(mechanism, place, found):
-            first_BTD = subject.decode(mechanism, x_BTD, prompt).clone()
+    given_BTD, draws = x_BTD.clone(), False
+    for prompt in (0, 3) if place.tokens <= 5 else (place.tokens - 19,):
+        with _Unchanged(mechanism, place, found), seeded(1):
+            before = _generator()
+            first_BTD = subject.decode(mechanism, x_BTD, prompt, seed=None).clone()
+            draws = draws or _generator() != before
             again_BTD = subject.decode(mechanism, x_BTD, prompt)
         changed = not torch.equal(x_BTD, given_BTD)
         yield _finding("the input", "decoding changes it in place" if changed else "", place)
         yield _same("decoding", again_BTD, first_BTD, place)
     yield from found
-    words = _generator_use(lambda: subject.decode(mechanism, x_BTD, 3, seed=None), draws=False)
-    yield _finding("torch's random generator", words and f"decoding: {words}", place)
+    words = "decoding: a call draws from it outside of training, or seeds it"
+    yield _finding("torch's random generator", words if draws else "", place)
 
 
-def _generator_use(call: Callable[[], object], *, draws: bool) -> str:
-    """Return how a call misuses torch's generator; in training it may draw from it."""
-    ends = list[bytes]()
-    for seed in (1, 2):
-        with seeded(seed):
-            before = torch.default_generator.get_state().numpy().tobytes()
-            call()
-            ends.append(torch.default_generator.get_state().numpy().tobytes())
-        if not draws and ends[-1] != before:
-            return "a call draws from it outside of training, or seeds it"
-    return "a call seeds it" if ends[0] == ends[1] else ""
+def _generator() -> bytes:
+    return torch.default_generator.get_state().numpy().tobytes()
 
 
 class _Unchanged:
@@ -212,20 +212,20 @@ def memory(subject: Subject) -> Iterator[Finding]:
         held = list[Held]()
         mechanism = subject.build(mode)
         with subject.at(mode, 2, 19) as place:
-            for batch_size, calls in ((2, 2), (2, 4), (8, 1)):
+            for batch_size, calls in ((2, 1), (2, 2), (8, 1)):
                 x_BTD = subject.tokens(batch_size, 19, mode)
                 for _ in range(calls):
                     subject.forward(mechanism, mode, x_BTD)
                     if mode == EVAL and subject.decodes:
                         with torch.no_grad():
-                            subject.decode(mechanism, x_BTD, 3)
+                            subject.decode(mechanism, x_BTD[:, :6], 3)
                 held.append(held_by(mechanism))
         few, many, large = held
         words = ""
         if many.bytes > few.bytes or many.items > few.items:
             more = max(many.bytes - few.bytes, many.items - few.items)
             unit = "bytes" if many.bytes > few.bytes else "items"
-            words = f"{more // 4:,} more {unit} after each call"
+            words = f"{more // 2:,} more {unit} after each call"
         elif large.bytes > many.bytes:
             words = f"{(large.bytes - many.bytes) // 6:,} bytes per sequence are kept after a call"
         yield Finding("", math.inf if words else 0.0, words=words, place=place)

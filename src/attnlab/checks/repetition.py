@@ -18,7 +18,7 @@ from attnlab.checks.modes import DROPOUT, EVAL, FLOAT32_EVAL, LATE, TRAIN, Place
 from attnlab.checks.purity import global_state
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
 from attnlab.checks.subject import Subject
-from attnlab.checks.training import batch, course, first_course
+from attnlab.checks.training import STEPS, batch, course, first_course
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.initialization import constructed
 from attnlab.model.language_model import ModelConfig
@@ -52,7 +52,8 @@ def seeds(subject: Subject) -> Iterator[Finding]:
 
     with subject.at(TRAIN, 4, 37, ", two layers from the real start") as place:
         first = first_course(subject).losses
-        _, again = (course(subject, seed).losses for seed in (1, 0))
+        course(subject, 1, STEPS[:1])
+        again = course(subject, 0).losses
     words = "the losses of one seed differ after a run with another"
     is_same = first == again or any(loss != loss for loss in first)
     yield Finding("", 0.0 if is_same else math.inf, words="" if is_same else words, place=place)
@@ -91,10 +92,10 @@ def layers(subject: Subject) -> Iterator[Finding]:
             alone_BTD = subject.forward(alone, FLOAT32_EVAL, x_BTD)
             yield _same(f"layer {i} differs from a module of its own", alone_BTD, y_BTD, place)
         if subject.decodes:
-            x_BTD = given[0][0][:, :9]
+            x_BTD = given[0][0][:, :5]
             one, two = model.mechanisms()
             alone_BTD = subject.decode(one, x_BTD, mode=FLOAT32_EVAL)
-            state, other = (mechanism.init_state(len(x_BTD), 9) for mechanism in (one, two))
+            state, other = (mechanism.init_state(len(x_BTD), 5) for mechanism in (one, two))
             outputs = list[Tensor]()
             for x_BD in x_BTD.unbind(1):
                 y_BD, state = one.step(x_BD, state)
@@ -126,7 +127,7 @@ def calls(subject: Subject) -> Iterator[Finding]:
         with subject.at(EVAL, 2, 5) as place:
             fresh_BTD = subject.decode(subject.build(), short)
             mechanism = subject.build()
-            subject.decode(mechanism, long[:, :37], prompt=3)
+            subject.decode(mechanism, long[:, :12], prompt=3)
             again_BTD = subject.decode(mechanism, short)
             yield _same("decoding again", again_BTD, fresh_BTD, place)
             with torch.enable_grad():
@@ -150,7 +151,7 @@ def evaluation(subject: Subject) -> Iterator[Finding]:
             subject.forward_with_loss(mechanism, EVAL, x_BTD, seed)[0] for seed in (0, 1)
         )
         yield _same("forward", second, first, place)
-        without_BTD = subject.forward(subject.build(EVAL), EVAL, x_BTD)
+        without_BTD = subject.output(EVAL, 2, subject.past)
         limit = subject.limit_in(EVAL)
         deviation, position = by_position(relative(first, without_BTD), limit)
         where = f"position {position} differs from one built without dropout"

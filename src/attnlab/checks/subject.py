@@ -15,7 +15,7 @@ Shapes: B batch, T tokens, D model width.
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,8 @@ from attnlab.checks.small_configs import bounds
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
 
+CHEAP = 139  # tokens: a trial of at most so many is cheap
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -66,6 +68,11 @@ class Subject:
         if not self.reach:
             return 37
         return max(37, 2 * self.reach + 3) if self.reach <= 32 else (self.reach + 3) | 1
+
+    @property
+    def short(self) -> int:
+        """The length of trials that are made in many modes: past the reach where that is cheap."""
+        return self.past if self.past <= CHEAP else 37
 
     @property
     def lengths(self) -> list[int]:
@@ -101,6 +108,26 @@ class Subject:
     def memo(self) -> dict[Any, Any]:
         """Results that several properties need and none changes."""
         return {}
+
+    @torch.no_grad()
+    def output(self, mode: Mode, batch: int, tokens: int) -> Tensor:
+        """Return `y_BTD` of `tokens(batch, tokens, mode)`, computed once for all properties.
+
+        That the same call gives the same bits is judged before any property asks for it.
+        """
+        key = "output", mode, batch, tokens
+        if key not in self.memo:
+            x_BTD = self.tokens(batch, tokens, mode)
+            self.memo[key] = self.forward(self.build(mode), mode, x_BTD)
+        return self.memo[key]
+
+    @torch.no_grad()
+    def decoded(self, batch: int, tokens: int, prompt: int = 0) -> Tensor:
+        """Return `y_BTD` of `tokens(batch, tokens)`, decoded once for all properties."""
+        key = "decoded", batch, tokens, prompt
+        if key not in self.memo:
+            self.memo[key] = self.decode(self.build(), self.tokens(batch, tokens), prompt)
+        return self.memo[key]
 
     @cached_property
     def violated(self) -> set[str]:
@@ -248,15 +275,6 @@ class Subject:
                 y_BD, state = mechanism.step(x_BD, state)
                 outputs.append(y_BD)
         return torch.stack(outputs, 1)
-
-    def at_width(self, d_model: int) -> "Subject":
-        """Return the same subject at another model width."""
-        return replace(self, d_model=d_model)
-
-    def other_widths(self) -> list[int]:
-        """Return another model width that the settings allow, if twice the width is one."""
-        double = 2 * self.d_model
-        return [] if self.quick or list(self.config.problems_at(double)) else [double]
 
     @contextmanager
     def at(self, mode: Mode, batch: int, tokens: int, more: str = "") -> Generator[Place]:

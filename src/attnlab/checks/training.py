@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ from attnlab.training.optimizer import adamw, set_learning_rate
 from attnlab.training.step import forward_and_backward
 
 VOCABULARY = 32
-STEPS = (0, 1, 2, LATE)  # training steps that are made
+STEPS = (0, 1, LATE)  # training steps that are made
 
 
 @mechanism_property(
@@ -92,7 +92,12 @@ def first_course(subject: Subject, *, autocast: bool = False) -> Course:
 
 @torch.enable_grad()
 def course(
-    subject: Subject, seed: int, *, autocast: bool = False, tokens: int | None = None
+    subject: Subject,
+    seed: int,
+    steps: Sequence[int] = STEPS,
+    *,
+    autocast: bool = False,
+    tokens: int | None = None,
 ) -> Course:
     """Train a model of two layers from its initial values for a few steps, as the trainer does."""
     autocast = autocast or not subject.serves_float32
@@ -109,7 +114,7 @@ def course(
     }
     losses, still = list[float](), set(parameters)
     context = TRAIN._replace(autocast=autocast).autocast_on(subject.device)
-    for step in STEPS:
+    for step in steps:
         model.at_step(step)
         optimizer.zero_grad(set_to_none=True)
         tokens_BT1 = batch(subject, step, seed, tokens)
