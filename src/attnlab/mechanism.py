@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attnlab.config import Choice, Problem
 
 State = TypeVar("State", bound=tuple[Any, ...])
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +192,20 @@ def _keeping_complex(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
 
 @cache
 def _counted_params(config: MechanismConfig, d_model: int) -> int:
-    try:
-        with torch.device("meta"):  # without memory
-            module = config.build(d_model)
-    except (NotImplementedError, RuntimeError):  # a constructor that computes with its values
-        module = config.build(d_model)
+    module = without_memory(lambda: config.build(d_model))
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def without_memory(build: Callable[[], Built]) -> Built:
+    """Return what `build` returns, with its tensors on the meta device.
+
+    On the CPU if the constructor computes with values, which the meta device does not have.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except (NotImplementedError, RuntimeError):
+        return build()
 
 
 def state_bytes(state: Iterable[object]) -> int:

@@ -19,6 +19,7 @@ from attnlab.checks import (
     describe,
     numbers,
     plugin,
+    processes,
 )
 from attnlab.checks.modes import _NarrowestDtype, narrowest_dtype
 from attnlab.checks.small_configs import small
@@ -97,11 +98,6 @@ SHIPPED = (
     *("gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
 )
 
-# faults that the quick check misses, and honest mechanisms that it takes for broken
-MISJUDGED = """
-    QuantisesTheStateInBfloat16
-"""
-
 
 @pytest.fixture(scope="module")
 def planted():
@@ -146,7 +142,7 @@ def test_the_whole_suite_finds_what_the_quick_one_finds(planted, quick, bug):
 def test_a_fault_is_caught_and_an_honest_mechanism_holds(name):
     subject = Subject(config=FAULTS[name].config(), d_model=32, quick=True)
     holds = all(each.check(subject).holds for each in PROPERTIES)  # up to the first violation
-    assert (holds == (FAULTS[name].kind == "honest")) == (name not in MISJUDGED.split())
+    assert holds == (FAULTS[name].kind == "honest")
 
 
 @pytest.mark.parametrize("name", CORRECT)
@@ -230,7 +226,7 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
 
 def test_a_result_says_where_by_how_much_and_why(quick):
     found = quick("MaskOffByOne")[FUTURE]
-    assert re.match(r"position 0 sees tokens from 1 on \(eval, float64, batch 1, 7 ", found.where)
+    assert re.match(r"position 0 sees tokens from 1 on \(eval in float64, batch 1, 7 ", found.where)
     assert 1e-3 < found.deviation < 100
     assert "mask that is off by one" in found.cause
     flops = quick("FlopsOffByThree")["FLOPs of a step are as stated"]
@@ -247,7 +243,7 @@ def test_an_exception_of_a_mechanism_is_a_violated_property_and_no_crash(planted
     assert {"parameters are as stated", "settings survive JSON"}.isdisjoint(found)
     how_much = found[FUTURE].how_much
     assert re.fullmatch(r"raised RuntimeError: .* \(at planted_bugs.py:\d+\)", how_much)
-    assert found[FUTURE].where == "eval, float64, batch 1, 7 tokens"
+    assert found[FUTURE].where == "eval in float64, batch 1, 7 tokens"
     assert found[FUTURE].deviation == float("inf")
 
 
@@ -421,6 +417,21 @@ def test_what_ends_or_spoils_a_check_is_said_alone(made, body, how):
     assert check_properties("identity", quick=True, isolated=True)[0].holds  # the next is clean
 
 
+def test_mechanisms_are_checked_one_per_core_and_a_crash_ends_one_alone(made, monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 2)
+    crash = made("os._exit(3) if x.shape[1] == 7 else None; return self.o_proj(x)")
+    subjects = [
+        Subject(config=config, d_model=32, quick=True)
+        for config in (small("identity"), crash(), small("identity"), small("identity"))
+    ]
+    begun = list[int]()
+    results = processes.results_in_copies(PROPERTIES[:3], subjects, begun.append)
+    assert begun == [0, 1, 2, 3]
+    verdicts = [[result.verdict for result in each] for each in results]
+    assert verdicts == [["pass"] * 3, ["pass", "FAIL"], ["pass"] * 3, ["pass"] * 3]
+    assert results[1][1].how_much == "crash: the process ended itself with exit code 3"
+
+
 def test_forward_alone_is_judged_and_the_rest_is_skipped_with_a_reason(made):
     class OnlyForward(Mechanism):
         def __init__(self, d_model):
@@ -458,7 +469,7 @@ def test_exact_length_does_not_empty_a_promise_without_a_word(planted):
 def test_where_a_property_holds_is_said_too(made):
     batches_of_four = made("return self.o_proj(x + (len(x) == 4) * x.mean(0))")
     found = violated(check_properties(batches_of_four, quick=True))
-    assert found[ROWS].holds_at == "batch 4 breaks it, batch 2, 3, 5, 6 or 7 others does not"
+    assert found[ROWS].holds_at == "batch 4 breaks it; batch 2, 3, 5, 6 and 7 others do not"
 
 
 @pytest.mark.parametrize(

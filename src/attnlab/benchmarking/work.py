@@ -9,13 +9,12 @@ pass is stated as twice its forward pass.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
+from attnlab.device.flop_counter import flop_counter
 
 
 def stated_flops(setup: Setup, point: Point) -> int | None:
@@ -65,30 +64,8 @@ def counted_flops(work: Callable[[], object], device: torch.device) -> int | Non
     # without compilation the compiler need not be loaded
     eager = torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
     try:
-        with eager, FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH) as counter:
+        with eager, flop_counter() as counter:
             work()
     except Exception:  # an error in the work itself will be raised again when it is timed
         return None
     return counter.get_total_flops()
-
-
-def _forward(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
-def _grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
-    """Count a grouped product: each row meets one matrix, whichever side has the groups."""
-    batch = a[0] if len(a) == len(b) == 3 else 1
-    return 2 * batch * a[-2] * a[-1] * b[-1]
-
-
-# torch's counter knows fused attention only on CUDA, and no grouped product
-_UNKNOWN_TO_TORCH: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
-    torch.ops.aten._grouped_mm: _grouped,
-}

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError
+from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError, placed
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
+from attnlab.device.flop_counter import flop_counter
 from attnlab.mechanism import state_bytes
 
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
@@ -122,7 +122,7 @@ def _step_made(subject: Subject, mode: Mode, batch: int, context: int) -> Step:
     """Make the step. In bfloat16 the parameters have that dtype, too, as in an exported model."""
     mechanism = subject.build(mode)
     if mode.autocast:
-        mechanism = subject.placed(mechanism, torch.bfloat16, mode)
+        mechanism = placed(mechanism, subject.device, torch.bfloat16, mode)
         mode = mode._replace(autocast=False)
     with subject.at(mode, batch, context):
         x_BTD = subject.tokens(batch, context, mode).to(next(mechanism.parameters()).dtype)
@@ -135,20 +135,10 @@ def _step_made(subject: Subject, mode: Mode, batch: int, context: int) -> Step:
 
 
 def _counted_in(call: Callable[[], object]) -> int:
-    """Return the FLOPs of a call, by torch's counter and the formula of torch's fused CPU kernel.
-
-    Attention whose kernel torch selects is computed, and counted, by matrix products.
-    """
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _of_attention}
-    counter = FlopCounterMode(display=False, custom_mapping=fused)
-    with sdpa_kernel(SDPBackend.MATH), counter:
+    """Return the FLOPs of a call; attention whose kernel torch selects is counted unfused."""
+    with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
         call()
     return counter.get_total_flops()
-
-
-def _of_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of attention between tensors of these shapes, masked pairs included."""
-    return sdpa_flop_count(q, k, v)
 
 
 def _bound(subject: Subject, stated: int, counted: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 Sequences are longer than the window or top-k, where a ring buffer overwrites its oldest token.
 Numbers are float64: in float32 a sparse mechanism may choose either of two tokens with nearly equal
-scores, and both would be right. In bfloat16 nine of ten positions must agree for the same reason. A
-mechanism that is exact up to a stated length only (`MechanismConfig.exact_length`) is checked up to
-that length.
+scores, and both would be right. In bfloat16 nine of ten positions must agree for the same reason,
+and the error of decoding must be about as small as that of the forward pass. A mechanism that is
+exact up to a stated length only (`MechanismConfig.exact_length`) is checked up to that length.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -24,6 +24,7 @@ from attnlab.mechanism import Mechanism
 AFTER_PROMPT = 12  # tokens decoded after each prompt
 AFTER_LONG_PROMPT = 50
 MOST_DISAGREE = 0.1  # fraction of positions, in bfloat16
+MOST_TIMES = 4  # the error of decoding over that of the forward pass, in bfloat16
 
 
 @mechanism_property(
@@ -128,8 +129,8 @@ def in_turns(subject: Subject) -> Iterator[Finding]:
 
 @mechanism_property(
     "decoding in bfloat16 equals the forward pass in bfloat16",
-    cause="a cache of another dtype, a position that bfloat16 cannot count, or a product that one "
-    "of the two computes in a narrower dtype",
+    cause="a cache or state of a narrower dtype, a position that bfloat16 cannot count, or a "
+    "product that one of the two computes in a narrower dtype",
 )
 @torch.no_grad()
 def in_bfloat16(subject: Subject) -> Iterator[Finding]:
@@ -147,6 +148,16 @@ def in_bfloat16(subject: Subject) -> Iterator[Finding]:
             yield _mostly(relative(decoded_BTD, y_BTD)[:, prompt:], limit, prompt)._replace(
                 place=place, note=note
             )
+            narrow = torch.finfo(torch.bfloat16).eps
+            if torch.finfo(subject.precision).eps < narrow:
+                exact_BTD = subject.forward(subject.build(), EVAL, x_BTD.to(subject.dtype))
+                of_decoding, of_forward = (
+                    _error(found_BTD[:, prompt:], exact_BTD[:, prompt:])
+                    for found_BTD in (decoded_BTD, y_BTD)
+                )
+                most = MOST_TIMES * of_forward + narrow
+                where = "distance from the same in a wider dtype"
+                yield Finding(where, of_decoding, most, place=place)
 
 
 def _decoded_in_turns(
@@ -164,6 +175,13 @@ def _decoded_in_turns(
                 y_BD, states[i] = mechanism.step(each_BTD[:, t], states[i])
                 outputs[i].append(y_BD)
     return [torch.stack(each, 1) for each in outputs]
+
+
+def _error(found_BTD: Tensor, exact_BTD: Tensor) -> float:
+    """Return the relative root mean square error of a typical position."""
+    off_T = (found_BTD.double() - exact_BTD.double()).square().mean((0, 2)).sqrt()
+    size_T = exact_BTD.double().square().mean((0, 2)).sqrt()
+    return float((off_T / size_T.clamp_min(torch.finfo(torch.float32).tiny)).median())
 
 
 def _mostly(off_BTD: Tensor, limit: float, first: int) -> Finding:

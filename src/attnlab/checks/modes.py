@@ -189,17 +189,29 @@ def first_that_runs(config: MechanismConfig, d_model: int) -> tuple[torch.device
     places = [*cpu[:2], *on_cuda * cuda, *cpu[2:]]
     if config.computes_in is not None:
         places = [("cuda" if cuda else "cpu", config.computes_in)]
-    for device, dtype in places:
-        try:
-            with torch.no_grad(), seeded(0):
-                mechanism = placed(config.build(d_model), device, dtype, EVAL)
-                x_BTD = torch.zeros(2, 5, d_model, device=device, dtype=dtype)
-                mechanism(x_BTD)
-                if mechanism.decodes:
-                    _, state = mechanism.prefill(x_BTD[:, :3], 5)
-                    mechanism.step(x_BTD[:, 3], state)
-        except Exception:
-            continue
-        return torch.device(device), dtype
-    device, dtype = places[0]
+    found = (place for place in places if _runs(config, d_model, *place))
+    device, dtype = next(found, places[0])
     return torch.device(device), dtype
+
+
+def needs_cuda(config: MechanismConfig, d_model: int) -> bool:
+    """Return whether there is a CUDA device, and the CPU does not run the mechanism."""
+    if not torch.cuda.is_available():
+        return False
+    dtypes = (torch.float64, torch.float32) if config.computes_in is None else ()
+    return not any(_runs(config, d_model, "cpu", dtype) for dtype in dtypes)
+
+
+def _runs(config: MechanismConfig, d_model: int, device: str, dtype: torch.dtype) -> bool:
+    """Return whether the mechanism builds, reads a sequence and decodes there without an error."""
+    try:
+        with torch.no_grad(), seeded(0):
+            mechanism = placed(config.build(d_model), device, dtype, EVAL)
+            x_BTD = torch.zeros(2, 5, d_model, device=device, dtype=dtype)
+            mechanism(x_BTD)
+            if mechanism.decodes:
+                _, state = mechanism.prefill(x_BTD[:, :3], 5)
+                mechanism.step(x_BTD[:, 3], state)
+    except Exception:
+        return False
+    return True

@@ -162,7 +162,7 @@ def contrast(found: Iterable[Finding]) -> str:
     >>> def at(batch: int, deviation: float) -> Finding:
     ...     return Finding("", deviation, place=Place("eval", batch, 7))
     >>> contrast([at(1, 0.0), at(3, 0.5), at(8, 0.5)])
-    'batch 3 and more break it, batch 1 does not'
+    'batch 3 and more break it; batch 1 does not'
     """
     judged = [finding for finding in found if finding.place is not None]
     broken = {finding.place for finding in judged if not finding.within_limit}
@@ -175,25 +175,30 @@ def contrast(found: Iterable[Finding]) -> str:
         if not bad & good:
             said.append(_difference(name, bad, good))
     if said:
-        return "; ".join(said)
+        return ". ".join(each[0].upper() + each[1:] if i else each for i, each in enumerate(said))
     return f"{len(broken)} of {len(broken | held)} modes and shapes break it"
 
 
 def _difference(name: str, bad: set[Any], good: set[Any]) -> str:
+    """Return one sentence: the values that break a property, and those that do not.
+
+    >>> _difference("mode", {"eval in float64", "train in float64"}, {"train in bfloat16"})
+    'eval in float64 and train in float64 break it; train in bfloat16 does not'
+    """
     one = "{}" if name == "mode" else "batch {}" if name == "batch" else "{} tokens"
-    held = one.format(_or(good))
+    held = f"{one.format(_listed(good))} {'does' if len(good) == 1 else 'do'} not"
     if name != "mode" and len(bad) > 1 and min(bad) > max(good):
-        return f"{one.format(min(bad))} and more break it, {held} does not"
+        return f"{one.format(min(bad))} and more break it; {held}"
     if name != "mode" and len(bad) > 1 and max(bad) < min(good):
-        return f"{one.format(max(bad))} and less break it, {held} does not"
-    return f"{one.format(_or(bad))} breaks it, {held} does not"
+        return f"{one.format(max(bad))} and less break it; {held}"
+    return f"{one.format(_listed(bad))} {'breaks' if len(bad) == 1 else 'break'} it; {held}"
 
 
-def _or(values: Iterable[Any]) -> str:
+def _listed(values: Iterable[Any]) -> str:
     *rest, last = map(str, sorted(values))
     if len(rest) > MOST_LISTED:
         rest, last = rest[:MOST_LISTED], f"{len(rest) + 1 - MOST_LISTED} others"
-    return f"{', '.join(rest)} or {last}" if rest else last
+    return f"{', '.join(rest)} and {last}" if rest else last
 
 
 def mechanism_property(

@@ -144,9 +144,7 @@ class Subject:
         """True if training adds noise: two calls under different seeds differ."""
         mechanism, x_BTD = self.build(TRAIN), self.tokens(2, 19)
         with torch.no_grad():
-            first, second = (
-                self.forward_with_loss(mechanism, TRAIN, x_BTD, seed)[0] for seed in (0, 1)
-            )
+            first, second = (self.forward_with_loss(mechanism, TRAIN, x_BTD, s)[0] for s in (0, 1))
         return not torch.equal(first, second)
 
     @cached_property
@@ -208,10 +206,6 @@ class Subject:
             mechanism = self.config.build(self.d_model, mode.dropout)
         enliven(mechanism, self.seed)
         dtype = torch.float32 if mode.autocast or mode.float32 else self.dtype
-        return self.placed(mechanism, dtype, mode)
-
-    def placed(self, mechanism: Mechanism[Any], dtype: torch.dtype, mode: Mode) -> Mechanism[Any]:
-        """Return the module on the device, in this mode, its numbers in this precision."""
         return placed(mechanism, self.device, dtype, mode)
 
     def can_drop(self) -> bool:
@@ -281,7 +275,7 @@ class Subject:
         """Yield mode and shape, and add them as a note to exceptions raised inside."""
         mode = self.served(mode)
         dtype = str(self.dtype_in(mode)).removeprefix("torch.")
-        name = mode.name if mode.autocast else f"{mode.name}, {dtype}"
+        name = mode.name if mode.autocast else f"{mode.name} in {dtype}"
         place = Place(name, batch, tokens, more)
         try:
             yield place

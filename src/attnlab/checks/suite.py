@@ -1,17 +1,9 @@
 """The suite: all properties of one mechanism, as results or as an assertion."""
 
 import math
-import multiprocessing
-import os
-import sys
-import warnings
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from multiprocessing.connection import Connection
 from typing import Any
-
-import torch
 
 from attnlab.checks import (
     batch_independence,
@@ -24,14 +16,13 @@ from attnlab.checks import (
     training,
 )
 from attnlab.checks.modes import seeded
+from attnlab.checks.processes import results_in_copies, results_of
 from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_property, raised
 from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
-from attnlab.device.child_process import begin_child, signals_blocked
 from attnlab.mechanism import Mechanism, MechanismConfig
 
-_CANNOT_BE_COPIED = "this process cannot be copied"
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
@@ -85,67 +76,11 @@ def check_properties(  # noqa: PLR0913  one parameter per option
         seq_len=seq_len,
         varies=not isinstance(mechanism, MechanismConfig) if varies is None else varies,
     )
-    return in_own_process(subject) if isolated else list(results_of(subject))
-
-
-def results_of(subject: Subject) -> Iterator[Result]:
-    """Yield the result of each property; only the first one if that is violated."""
-    with _one_thread():
-        for each in PROPERTIES:
-            result = each.check(subject)
-            yield result
-            if each is PROPERTIES[0] and not result.holds:
-                return
-
-
-def in_own_process(subject: Subject) -> list[Result]:
-    """Return the results of a copy of this process, which a crash of the mechanism ends alone.
-
-    Where the process cannot be copied, since it uses CUDA already or is a worker of a pool, the
-    results are its own.
-    """
-    alone = multiprocessing.current_process().daemon
-    if sys.platform != "linux" or alone or torch.cuda.is_initialized():
-        return list(results_of(subject))
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    context, results = multiprocessing.get_context("fork"), list[Result]()
-    arguments = subject, sender, receiver, os.getpid()
-    process = context.Process(target=_send_results, args=arguments, daemon=True)
-    with (
-        signals_blocked(),
-        warnings.catch_warnings(),
-    ):  # the threads of the console hold nothing that a check needs
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process.start()
-    sender.close()
-    try:
-        while (received := receiver.recv()) is not None:
-            if received == _CANNOT_BE_COPIED:
-                return list(results_of(subject))
-            results.append(received)
-    except EOFError:
-        process.join()
-        results.append(PROPERTIES[len(results)].crashed(process.exitcode or 0))
-    finally:
-        process.kill()
-        process.join()
-        receiver.close()
-    return results
-
-
-def _send_results(subject: Subject, sender: Connection, receiver: Connection, parent: int) -> None:
-    begin_child(parent)
-    receiver.close()  # so that sending fails if the receiving process has ended
-    try:
-        torch.ones(1, requires_grad=True).sum().backward()
-        if torch.cuda.is_available():
-            torch.cuda.init()
-    except RuntimeError:
-        sender.send(_CANNOT_BE_COPIED)
-        return
-    for result in results_of(subject):
-        sender.send(result)
-    sender.send(None)
+    return (
+        results_in_copies(PROPERTIES, [subject])[0]
+        if isolated
+        else [*results_of(PROPERTIES, subject)]
+    )
 
 
 def require_buildable(config: MechanismConfig, d_model: int) -> None:
@@ -293,14 +228,3 @@ def fitting_width(config: MechanismConfig) -> int:
     listed = ", ".join(str(width) for width in _WIDTHS)
     none = Problem("", f"allows none of the model widths {listed}: give d_model")
     raise ConfigError([none, *problems])
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Use one thread: checks are many small operations, which several threads would slow down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,11 +1,13 @@
 """Check mechanisms by name: kinds at small sizes, the variants of studies at their own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from attnlab.checks.processes import results_in_copies
 from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
-from attnlab.checks.suite import check_properties, fitting_width, require_buildable
+from attnlab.checks.subject import Subject
+from attnlab.checks.suite import PROPERTIES, fitting_width, require_buildable
 from attnlab.config import override, settings
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.study import Study
@@ -24,18 +26,17 @@ class Target(NamedTuple):
     seq_len: int | None = None  # tokens per sequence in training
     varies: bool = False  # a kind by its name, whose settings may be varied
 
-    def check(self, *, quick: bool = False) -> "Checked":
-        """Check every property of the mechanism."""
-        results = check_properties(
-            self.config,
+    def subject(self, *, quick: bool = False) -> Subject:
+        """Return what is checked. Raises ValueError if the settings build no mechanism."""
+        require_buildable(self.config, self.d_model)
+        return Subject(
+            config=self.config,
             d_model=self.d_model,
             quick=quick,
             batch_size=self.batch_size,
             seq_len=self.seq_len,
-            isolated=True,
             varies=self.varies,
         )
-        return Checked(self, results)
 
 
 class Checked(NamedTuple):
@@ -79,14 +80,28 @@ def check(
     >>> one.holds, one.target.config.window
     (True, 5)
     """
-    checked, found = list[Checked](), targets(what, overrides)
-    for target in found:
-        require_buildable(target.config, target.d_model)
-    for target in found:
+    return check_targets(targets(what, overrides), quick=quick, watch=watch)
+
+
+def check_targets(
+    found: Sequence[Target],
+    *,
+    quick: bool = False,
+    watch: Callable[[Target], None] | None = None,
+) -> list[Checked]:
+    """Return the results of each target, as many at a time as there are cores.
+
+    `watch` is called with each target before it is checked. Raises ValueError if the settings of
+    one build no mechanism.
+    """
+    subjects = [target.subject(quick=quick) for target in found]
+
+    def begins(number: int) -> None:
         if watch is not None:
-            watch(target)
-        checked.append(target.check(quick=quick))
-    return checked
+            watch(found[number])
+
+    results = results_in_copies(PROPERTIES, subjects, begins)
+    return [Checked(target, each) for target, each in zip(found, results, strict=True)]
 
 
 def targets(what: Iterable[Nameable], overrides: Iterable[str] = ()) -> list[Target]:

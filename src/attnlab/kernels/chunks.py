@@ -17,8 +17,11 @@ Shapes: B batch, T tokens, H heads, K key width, V value width, G decays per hea
 N chunks, C tokens per chunk, Z = B H, X any width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 
@@ -96,3 +99,31 @@ def _by_halves(a_ANZCK: Tensor, b_NZCK: Tensor, total_NZCK: Tensor) -> Tensor:
         blocks = torch.cat([torch.cat(row, -1) for row in rows], -2)
         size *= 2
     return blocks.squeeze(-3)
+
+
+class LinearScan(torch.autograd.Function):
+    """Compute S_{n+1} = M_n S_n + R_n. M (N, Z, K, K), R (N, Z, K, V), S_0 (Z, K, V).
+
+    Returns S_0 to S_{N-1} in one tensor, and S_N. One product per chunk, forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, M: Tensor, R: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = len(M)
+        states = S.new_empty(chunks + 1, *S.shape)
+        states[0] = S
+        for n in range(chunks):
+            torch.baddbmm(R[n], M[n], states[n], out=states[n + 1])
+        ctx.save_for_backward(M, states)
+        return states[:-1], states[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        M, states = ctx.saved_tensors
+        read, last = grads
+        grad = torch.empty_like(states)
+        grad[-1] = last
+        for n in reversed(range(len(M))):
+            torch.baddbmm(read[n], M[n].mT, grad[n + 1], out=grad[n])
+        return grad[1:] @ states[:-1].mT, grad[1:], grad[0]

@@ -35,6 +35,7 @@ from torch.nn.functional import rms_norm
 
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.chunks import (
+    LinearScan,
     begin,
     chunk_length,
     decayed_scores,
@@ -162,7 +163,7 @@ def chunked(
         RU_NZKV, RW_NZKK = (carried_NZKC @ UW_NZCF).split([v.shape[-1], width], -1)
         eye_KK = torch.eye(width, device=k.device, dtype=k.dtype)
         keep_NZKK = eye_KK * decay_NZCG[..., -1:, :] - RW_NZKK
-        memory_NZKV, last_ZKV = _LinearScan.apply(keep_NZKK, RU_NZKV, memory_ZKV)  # pyright: ignore[reportGeneralTypeIssues]
+        memory_NZKV, last_ZKV = LinearScan.apply(keep_NZKK, RU_NZKV, memory_ZKV)  # pyright: ignore[reportGeneralTypeIssues]
 
         U_NZCV, W_NZCK = UW_NZCF.split([v.shape[-1], width], -1)
         fresh_NZCV = U_NZCV - W_NZCK @ memory_NZKV
@@ -273,34 +274,6 @@ def _diagonal_blocks(x: Tensor, size: int) -> Tensor:
     """Return a view (..., C / size, size, size) of the diagonal blocks of x (..., C, C)."""
     tiles = x.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
     return tiles.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-
-class _LinearScan(torch.autograd.Function):
-    """Compute S_{n+1} = M_n S_n + R_n. M (N, Z, K, K), R (N, Z, K, V), S_0 (Z, K, V).
-
-    Returns S_0 to S_{N-1} in one tensor, and S_N. One product per chunk, forward and backward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, M: Tensor, R: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-        chunks = len(M)
-        states = S.new_empty(chunks + 1, *S.shape)
-        states[0] = S
-        for n in range(chunks):
-            torch.baddbmm(R[n], M[n], states[n], out=states[n + 1])
-        ctx.save_for_backward(M, states)
-        return states[:-1], states[-1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        M, states = ctx.saved_tensors
-        read, last = grads
-        grad = torch.empty_like(states)
-        grad[-1] = last
-        for n in reversed(range(len(M))):
-            torch.baddbmm(read[n], M[n].mT, grad[n + 1], out=grad[n])
-        return grad[1:] @ states[:-1].mT, grad[1:], grad[0]
 
 
 def _decays(g_H: Tensor | None, k_HK: Tensor) -> Tensor:

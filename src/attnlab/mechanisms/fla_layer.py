@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from attnlab.config import Problem
 from attnlab.config.signature import settings_of
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig, state_bytes
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig, state_bytes, without_memory
 from attnlab.modules.kv_cache import none_seen
 
 _DEVICE = "cuda"
@@ -208,12 +208,7 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
 
 @lru_cache(maxsize=256)
 def _on_meta(config: FlaLayer, d_model: int) -> nn.Module:
-    """Return the layer on the meta device, or on the CPU if its constructor reads values."""
-    try:
-        with torch.device("meta"):
-            return config.new_layer(d_model)
-    except (NotImplementedError, RuntimeError):
-        return config.new_layer(d_model)
+    return without_memory(lambda: config.new_layer(d_model))
 
 
 @lru_cache(maxsize=256)

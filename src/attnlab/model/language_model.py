@@ -9,7 +9,6 @@ Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.model.feedforward import Dense, FeedForward, FeedForwardLayer
 from attnlab.model.initialization import constructed, initialise, linear_default
-from attnlab.model.layer_pattern import ByLayer, shortest_tile
+from attnlab.model.layer_pattern import ByLayer, layers_of, problems_in, shortest_tile
 
 
 class Parts(NamedTuple):
@@ -77,27 +76,13 @@ class ModelConfig(Config):
             yield Problem(
                 "d_model", f"must be at least 1, and at most {MOST_WIDTH}; got {self.d_model}"
             )
-        elif isinstance(self.mechanisms, ByLayer):
-            found = self.mechanisms.problems_in(self.n_layers, self.d_model)
-            yield from (problem.under("mechanisms") for problem in found)
         else:
-            yield from self._problems_of_tile(self.mechanisms)
-
-    def _problems_of_tile(self, tile: tuple[MechanismConfig, ...]) -> Iterator[Problem]:
-        if not tile:
-            yield Problem("mechanisms", "give at least one")
-        elif len(tile) > self.n_layers >= 1:
-            unused = f"{len(tile)} for n_layers {self.n_layers}: some are in no layer"
-            yield Problem("mechanisms", unused)
-        for i, mechanism in enumerate(tile):
-            for problem in mechanism.problems_at(self.d_model):
-                yield problem.under(f"mechanisms.{i}")
+            found = problems_in(self.mechanisms, self.n_layers, self.d_model)
+            yield from (problem.under("mechanisms") for problem in found)
 
     def per_layer(self) -> list[MechanismConfig]:
         """Return the mechanism of every layer, in order."""
-        if isinstance(self.mechanisms, ByLayer):
-            return self.mechanisms.per_layer(self.n_layers)
-        return list(islice(cycle(self.mechanisms), self.n_layers))
+        return layers_of(self.mechanisms, self.n_layers)
 
     def identity_fields(self) -> dict[str, Any]:
         """Return `to_dict`, equal for all ways to write the same layers."""

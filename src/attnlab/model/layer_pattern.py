@@ -12,6 +12,7 @@ Layers are numbered from 0.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from attnlab.config import Config, Problem
 from attnlab.mechanism import MechanismConfig
@@ -49,6 +50,31 @@ class ByLayer(Config):
         for path, mechanism in {"default": self.default, **named}.items():
             for problem in mechanism.problems_at(d_model) if mechanism else ():
                 yield problem.under(path)
+
+
+def layers_of(
+    mechanisms: tuple[MechanismConfig, ...] | ByLayer, n_layers: int
+) -> list[MechanismConfig]:
+    """Return the mechanism of every layer, in order; a tuple is repeated."""
+    if isinstance(mechanisms, ByLayer):
+        return mechanisms.per_layer(n_layers)
+    return list(islice(cycle(mechanisms), n_layers))
+
+
+def problems_in(
+    mechanisms: tuple[MechanismConfig, ...] | ByLayer, n_layers: int, d_model: int
+) -> Iterator[Problem]:
+    """Yield what a model of `n_layers` layers and this width cannot have."""
+    if isinstance(mechanisms, ByLayer):
+        yield from mechanisms.problems_in(n_layers, d_model)
+        return
+    if not mechanisms:
+        yield Problem("", "give at least one")
+    elif len(mechanisms) > n_layers >= 1:
+        yield Problem("", f"{len(mechanisms)} for n_layers {n_layers}: some are in no layer")
+    for i, mechanism in enumerate(mechanisms):
+        for problem in mechanism.problems_at(d_model):
+            yield problem.under(str(i))
 
 
 def shortest_tile(layers: Sequence[MechanismConfig]) -> tuple[MechanismConfig, ...]:

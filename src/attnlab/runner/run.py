@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis
-from attnlab.checks.targets import Checked, of_study
+from attnlab.checks.targets import Checked, check_targets, of_study
 from attnlab.data import Corpus
 from attnlab.device.selection import Slot
 from attnlab.inference.recorded import remember_code
@@ -274,10 +274,11 @@ class ResultsSoFar:
 
 def _require_correct(study: Study, watch: Watch) -> None:
     """Raise ViolatedPropertyError if a mechanism of the study violates a property."""
-    checked = list[Checked]()
-    for target in of_study(study):
-        watch(Activity(f"checking {target.name}"))
-        checked.append(target.check(quick=True))
+    checked = check_targets(
+        of_study(study),
+        quick=True,
+        watch=lambda target: watch(Activity(f"checking {target.name}")),
+    )
     violated = [one for one in checked if not one.holds]
     if violated:
         raise ViolatedPropertyError(violated)

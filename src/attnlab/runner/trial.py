@@ -20,7 +20,7 @@ import torch
 
 from attnlab.analysis.fairness import Conditions
 from attnlab.analysis.sentences import listed
-from attnlab.checks.targets import of_study
+from attnlab.checks.targets import check_targets, of_study
 from attnlab.data import Corpus, DataError, Places
 from attnlab.device.child_process import ChildProcess
 from attnlab.device.selection import Slot
@@ -107,7 +107,8 @@ class Trial:
             yield known[config]._replace(variant=name)
         for target in of_study(self.study) if self.check else ():
             yield Activity(f"checking {target.name}")
-            violated = [r.name for r in target.check(quick=True).results if not r.holds]
+            [checked] = check_targets([target], quick=True)
+            violated = [result.name for result in checked.results if not result.holds]
             yield CheckedMechanism(target.name, tuple(violated))
 
     @staticmethod

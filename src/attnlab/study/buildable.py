@@ -4,10 +4,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
 from attnlab.config import OwnCodeError, is_own, own_error
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig, without_memory
 from attnlab.study.study import Study
 
 
@@ -42,11 +40,7 @@ def _lacks(config: MechanismConfig, mechanism: Mechanism[Any]) -> Iterator[str]:
 
 def _built(mechanism: MechanismConfig, d_model: int, dropout: float) -> Mechanism[Any]:
     def build() -> object:
-        try:
-            with torch.device("meta"):  # without memory
-                return mechanism.build(d_model, dropout)
-        except (NotImplementedError, RuntimeError):  # it computes with values
-            return mechanism.build(d_model, dropout)
+        return without_memory(lambda: mechanism.build(d_model, dropout))
 
     built = _returned(mechanism.build, build, Mechanism)
     if mechanism.states_cost:

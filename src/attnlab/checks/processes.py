@@ -1,0 +1,143 @@
+"""The results of checks, from copies of this process: a crash ends one mechanism's check alone, and
+one per core runs at a time.
+"""
+
+import multiprocessing
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+import torch
+
+from attnlab.checks.modes import needs_cuda
+from attnlab.checks.result import Property, Result
+from attnlab.checks.subject import Subject
+from attnlab.device.child_process import begin_child, signals_blocked
+from attnlab.device.environment import usable_cores
+
+_END, _CANNOT_BE_COPIED = "end", "this process cannot be copied"
+
+
+def results_of(properties: Sequence[Property], subject: Subject) -> Iterator[Result]:
+    """Yield the result of each property; only the first one if that is violated."""
+    with _one_thread():
+        for each in properties:
+            result = each.check(subject)
+            yield result
+            if each is properties[0] and not result.holds:
+                return
+
+
+def results_in_copies(
+    properties: Sequence[Property],
+    subjects: Sequence[Subject],
+    watch: Callable[[int], None] | None = None,
+) -> list[list[Result]]:
+    """Return the results of each subject, in order; `watch` gets its number when its check begins.
+
+    Where the process cannot be copied, since it uses CUDA already or is a worker of a pool, the
+    results are its own.
+    """
+    watch = watch or (lambda _: None)
+    alone = multiprocessing.current_process().daemon
+    if sys.platform != "linux" or alone or torch.cuda.is_initialized():
+        return [(watch(i), [*results_of(properties, each)])[1] for i, each in enumerate(subjects)]
+    results = [list[Result]() for _ in subjects]
+    waiting, running = deque(range(len(subjects))), dict[Connection, tuple[int, Any]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < usable_cores():
+                watch(number := waiting.popleft())
+                receiver, process = _copy(properties, subjects[number], tuple(running))
+                running[receiver] = number, process
+            for receiver in wait(list(running)):
+                assert isinstance(receiver, Connection)
+                number, process = running[receiver]
+                received, found = _received(receiver), results[number]
+                if isinstance(received, Result):
+                    found.append(received)
+                    continue
+                del running[receiver]
+                if received is None:
+                    process.join()
+                    found.append(properties[len(found)].crashed(process.exitcode or 0))
+                _stop(receiver, process)
+                if received == _CANNOT_BE_COPIED:
+                    found.extend(results_of(properties, subjects[number]))
+    finally:
+        for receiver, (_, process) in running.items():
+            _stop(receiver, process)
+    return results
+
+
+def _copy(
+    properties: Sequence[Property], subject: Subject, others: Sequence[Connection]
+) -> tuple[Connection, Any]:
+    """Start a copy of this process that checks the subject; return the end that receives, and it.
+
+    `others` receive from other copies.
+    """
+    receiver, sender = cast(tuple[Connection, Connection], multiprocessing.Pipe(duplex=False))
+    process = multiprocessing.get_context("fork").Process(
+        target=_send_results,
+        args=(properties, subject, sender, (*others, receiver), os.getpid()),
+        daemon=True,
+    )
+    with signals_blocked(), warnings.catch_warnings():
+        # the threads of the console hold nothing that a check needs
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    sender.close()
+    return receiver, process
+
+
+def _received(receiver: Connection) -> Result | str | None:
+    """Return what a copy sent; None if it has ended without a word."""
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+
+
+def _stop(receiver: Connection, process: Any) -> None:
+    process.kill()
+    process.join()
+    receiver.close()
+
+
+def _send_results(
+    properties: Sequence[Property],
+    subject: Subject,
+    sender: Connection,
+    receivers: Sequence[Connection],
+    parent: int,
+) -> None:
+    begin_child(parent)
+    for receiver in receivers:  # so that sending fails if the receiving process has ended
+        receiver.close()
+    try:
+        torch.ones(1, requires_grad=True).sum().backward()
+        if needs_cuda(subject.config, subject.d_model):  # to begin with it takes seconds
+            torch.cuda.init()
+    except RuntimeError:
+        sender.send(_CANNOT_BE_COPIED)
+        return
+    for result in results_of(properties, subject):
+        sender.send(result)
+    sender.send(_END)
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """Use one thread: checks are many small operations, which several threads would slow down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
