@@ -81,12 +81,12 @@ class Actor:
         self._devices, self._study_dir = devices, study_dir
         if devices[0] != "cpu":
             torch.cuda.set_device(torch.device(devices[0]))
-        self._shared = _holds(study_dir / token[0], token[1])
+        self.shared = _holds(study_dir / token[0], token[1])
         self._corpus: Corpus | None = None
 
     def introduce(self) -> tuple[str, bool]:
         """Return the id of the node, and True if it shares the study's folder with the driver."""
-        return import_module("ray").get_runtime_context().get_node_id(), self._shared
+        return import_module("ray").get_runtime_context().get_node_id(), self.shared
 
     def execute(
         self, order: Order, corpus: list[Any], sent: list[tuple[str, list[Any]]] | None
@@ -104,7 +104,7 @@ class Actor:
             self._corpus = None  # frees the memory first
             self._corpus = fetch(corpus[0])
         with _scratch("code") as code, _scratch("runs") as scratch:
-            config = _config(order, code)
+            config = config_of(order, code)
             run = Run(variant=order.variant, config=config, recipe=order.recipe)
             if sent is None:
                 yield from self._events(run, self._study_dir, order.identity)
@@ -268,7 +268,7 @@ def _scratch(purpose: str) -> Generator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _config(order: Order, code: Path) -> RunConfig:
+def config_of(order: Order, code: Path) -> RunConfig:
     """Return the settings of a run, with the user's code of this node if it is the driver's."""
     try:
         return with_sources(order.settings, order.sources)
