@@ -89,6 +89,14 @@ def run(  # noqa: PLR0913  one parameter per option
             " for all combinations.",
         ),
     ] = None,
+    gpus_per_run: Annotated[
+        int,
+        typer.Option(
+            help="Train each run on this number of GPUs, or of processes on CPUs.",
+            parser=whole(1),
+            metavar="N",
+        ),
+    ] = 1,
     tune: Annotated[
         bool | None,
         typer.Option(
@@ -182,6 +190,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "out": folder(out),
         "device": device,
         "workers": workers,
+        "gpus_per_run": gpus_per_run,
         "fla_path": fla_path,
         "engine": engine,
         "address": address,

@@ -58,7 +58,8 @@ from attnlab.record.recorded_run import (
     summary_with_checksums,
 )
 
-NO_INFLUENCE = ("keep",)  # settings of training without influence on results and identity
+# settings of training without influence on the identity, nor on results but by rounding
+NO_INFLUENCE = ("keep", "micro_batch_size", "activation_checkpointing")
 
 
 class RunFolder(StoredRun):

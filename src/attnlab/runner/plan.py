@@ -152,6 +152,7 @@ def plan(  # noqa: PLR0913  one parameter per option
     cache: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    gpus_per_run: int = 1,
     fla_path: Path | str | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -170,8 +171,8 @@ def plan(  # noqa: PLR0913  one parameter per option
 
     Args:
         study, length, add, only, seeds, steps, overrides, sweep, tune, check, out, data, cache,
-            device, workers, fla_path, engine, address, cpus_per_run: as for `attnlab.run`. No
-            Ray is started; what a running cluster has is in the notes.
+            device, workers, gpus_per_run, fla_path, engine, address, cpus_per_run: as for
+            `attnlab.run`. No Ray is started; what a running cluster has is in the notes.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
         anyway: plan even if the folder holds runs that the new ones cannot be compared with.
@@ -203,6 +204,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         cache=cache,
         device=device,
         workers=workers,
+        gpus_per_run=gpus_per_run,
         fla_path=fla_path,
         engine=engine,
         address=address,

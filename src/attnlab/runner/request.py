@@ -12,6 +12,7 @@ from pathlib import Path
 
 from attnlab.config import ConfigError, Problem, forget_names, is_own, own_kind
 from attnlab.data import Corpus, DataConfig, Places
+from attnlab.device.ranks import uneven
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import require_unpublished
@@ -53,6 +54,7 @@ class Request:
     cache: Path | str | None = None
     device: str = "auto"
     workers: int | None = None
+    gpus_per_run: int = 1
     fla_path: Path | str | None = None
     track: Iterable[str] = ()
     engine: str = "local"
@@ -139,13 +141,21 @@ class Request:
         return Places.from_environment(self.data, self.cache)
 
     def slots(self, study: Study) -> list[Slot]:
-        """Return one slot per worker process; with Ray, one of this machine, to time steps on.
+        """Return one slot per worker; with Ray, one of this machine, to time steps on.
 
-        Raises ValueError if there is no such device.
+        Raises ConfigError if the GPUs of a run cannot share its batch evenly, and ValueError if
+        there are no such devices.
         """
+        problems = dict.fromkeys(
+            Problem("train.batch_size", problem)
+            for config in study.variants.values()
+            if (problem := uneven(config.train.batch_size, self.gpus_per_run))
+        )
+        if problems:
+            raise ConfigError(problems)
         if self.engine == "ray":
             return worker_slots("cpu" if self.device == "cpu" else "auto", 1)
-        return worker_slots(self.device, study.fewest_runs(), self.workers)
+        return worker_slots(self.device, study.fewest_runs(), self.workers, self.gpus_per_run)
 
     def capacity(self, study: Study) -> Capacity:
         """Return the number of workers and their devices, as a plan says them.
@@ -155,10 +165,10 @@ class Request:
         runs = study.fewest_runs()
         if self.engine == "ray":
             most = min(runs, self.workers or runs)
-            found = capacity(self.address, self.device, 1, self.cpus_per_run, most)
+            found = capacity(self.address, self.device, self.gpus_per_run, self.cpus_per_run, most)
             if found is not None:
                 return found
-        slots = worker_slots(self.device, runs, self.workers)
+        slots = worker_slots(self.device, runs, self.workers, self.gpus_per_run)
         devices = dict.fromkeys(device for slot in slots for device in slot.devices)
         note = "Ray: no cluster runs here; the command starts one of this machine alone"
         return Capacity(len(slots), tuple(devices), (note,) if self.engine == "ray" else ())

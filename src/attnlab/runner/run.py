@@ -61,6 +61,7 @@ def run(  # noqa: PLR0913  one parameter per option
     cache: Path | str | None = None,
     device: str = "auto",
     workers: int | None = None,
+    gpus_per_run: int = 1,
     fla_path: Path | str | None = None,
     engine: str = "local",
     address: str | None = None,
@@ -100,6 +101,7 @@ def run(  # noqa: PLR0913  one parameter per option
         cache: a folder for derived files, ATTNLAB_CACHE or ~/.cache/attnlab by default.
         device: auto, cpu, cuda or cuda:1.
         workers: runs at the same time, by default one per GPU or CPU core; on a cluster all.
+        gpus_per_run: GPUs of one run, or processes on CPUs; results depend on it by rounding alone.
         fla_path: a local clone of flash-linear-attention to use instead of the installed package,
             ATTNLAB_FLA_PATH by default.
         engine: local for processes of this machine, ray for the nodes of a Ray cluster.
@@ -147,6 +149,7 @@ def run(  # noqa: PLR0913  one parameter per option
         cache=cache,
         device=device,
         workers=workers,
+        gpus_per_run=gpus_per_run,
         fla_path=fla_path,
         engine=engine,
         address=address,
@@ -233,7 +236,7 @@ def _workers(
         cluster,
         study_dir,
         corpora,
-        cluster.needs(request.device, 1, request.cpus_per_run),
+        cluster.needs(request.device, request.gpus_per_run, request.cpus_per_run),
         most=request.workers,
         notify=lambda text: watch(Notice(text)),
     )

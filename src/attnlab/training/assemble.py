@@ -12,24 +12,29 @@ from torch import Tensor
 
 from attnlab.data import Corpus
 from attnlab.data.batches import window_starts
+from attnlab.device.ranks import Ranks
 from attnlab.model.language_model import LanguageModel, ModelConfig
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
 
 
-def step_of_run(config: RunConfig, corpus: Corpus, device: torch.device) -> TrainingStep:
+def step_of_run(
+    config: RunConfig, corpus: Corpus, device: torch.device, ranks: Ranks | None = None
+) -> TrainingStep:
     """Return the training step of a run, at step 0, on the device.
+
+    `ranks` are the processes of the run; None: this one alone.
 
     The model has the initial values of the run's seed. It is compiled if the settings say so, or
     leave the choice to the arithmetic of the run.
 
     Raises ValueError if the training split is shorter than one window.
     """
-    train = config.train
+    train, model = config.train, config.model.build(corpus.vocab_size, config.seed)
     return TrainingStep(
         train,
-        config.model.build(corpus.vocab_size, config.seed).to(device),
+        model if ranks is not None and ranks.count > 1 else model.to(device),
         torch.from_numpy(corpus.train.astype("int32")).to(device),
         window_starts(
             len(corpus.train),
@@ -40,7 +45,19 @@ def step_of_run(config: RunConfig, corpus: Corpus, device: torch.device) -> Trai
         ),
         seed=config.seed,
         compiled=train.compiles_on(device.type, config.petaflops(corpus.vocab_size)),
+        ranks=ranks,
     )
+
+
+def memory_advice(train: TrainConfig, gpus_per_run: int) -> str:
+    """Return which settings reduce the memory of a training step, for one that had too little."""
+    rows = train.batch_size // gpus_per_run
+    part = min(train.micro_batch_size or rows, rows)
+    settings = [f"train.micro_batch_size={part // 2}"] if part > 1 else []
+    if not train.activation_checkpointing:
+        settings.append("train.activation_checkpointing=true")
+    settings.append(f"--gpus-per-run {2 * gpus_per_run}")
+    return f"The results stay the same with less memory: set {' or '.join(settings)}."
 
 
 def warm_up(config: RunConfig, vocab_size: int, device: torch.device) -> None:
@@ -58,6 +75,7 @@ def _step_once(model: ModelConfig, train: TrainConfig, vocab_size: int) -> None:
     distinct = tuple(dict.fromkeys(model.per_layer()))
     small = dataclasses.replace(model, mechanisms=distinct, n_layers=len(distinct))
     one = dataclasses.replace(train, batch_size=1, extends=None, compile="off")
+    one = dataclasses.replace(one, micro_batch_size=None, activation_checkpointing=False)
     tokens_BT1 = torch.zeros(1, train.seq_len + 1, dtype=torch.int64)
     with suppress(Exception):  # training raises it again, and then it is reported
         step_of_one_batch(one, small.build(vocab_size), tokens_BT1, compiled=False).advance()

@@ -24,8 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from attnlab.record import RunFolder, digest_of
 from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder, remove_temporary
 from attnlab.record.verified_folder import read_verified, write_verified
+from attnlab.training.config import TrainConfig
+from attnlab.training.loop import measured_steps
 
 KEPT = 2  # the newest checkpoint, and the one before in case the newest is damaged
 
@@ -168,6 +171,26 @@ def load_newest(folder: Path, identity: str) -> Loaded:
         except DamagedError as error:
             skipped.append(f"{candidate.name}: {error}")
     return Loaded(None, tuple(skipped))
+
+
+def with_metrics(
+    found: Loaded, folder: RunFolder, config: TrainConfig
+) -> tuple[Loaded, dict[int, dict[str, Any]]]:
+    """Return the checkpoint and the metrics up to it, by step; neither if a metric is missing."""
+    if found.checkpoint is None:
+        return found, {}
+    last = found.checkpoint.step
+    try:
+        lines = {m["step"]: m for m in folder.metrics() if m["step"] <= last}
+    except ValueError as error:
+        reason = str(error)
+    else:
+        missing = [step for step in measured_steps(config, last) if step not in lines]
+        altered = found.checkpoint.metrics_digest not in (None, digest_of(lines.values()))
+        if not missing and not altered:
+            return found, dict(sorted(lines.items()))
+        reason = f"metrics.jsonl lacks step {missing[0]}" if missing else "metrics.jsonl altered"
+    return Loaded(None, (*found.skipped, f"step-{last:06d}: {reason}")), {}
 
 
 def _load(folder: Path, identity: str) -> Checkpoint:

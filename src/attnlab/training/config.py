@@ -47,6 +47,8 @@ class TrainConfig(Config):
     log_every: int = 50  # steps between two records of the training loss
     eval_every: int = 100  # steps between two evaluations on the validation split
     eval_batch_size: int = 16  # sequences per batch of an evaluation; does not change the result
+    micro_batch_size: int | None = None  # sequences per forward pass and GPU; none: all of a step
+    activation_checkpointing: bool = False  # True: less memory, a third more arithmetic
     checkpoint_every: int = 500  # steps between two checkpoints
     extends: Extension | None = None  # the shorter run that this one continues; None: no run
     keep: Literal["best_and_last", "last", "weights", "none"] = "best_and_last"  # after the run
@@ -57,9 +59,10 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[Problem]:
         counts = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batch_size")
-        for name in (*counts, "checkpoint_every"):
-            if getattr(self, name) < 1:
-                yield Problem(name, f"must be at least 1, got {getattr(self, name)}")
+        for name in (*counts, "checkpoint_every", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield Problem(name, f"must be at least 1, got {value}")
         for name in ("learning_rate", "eps", "clip_norm"):
             if getattr(self, name) <= 0:
                 yield Problem(name, f"must be positive, got {getattr(self, name)}")

@@ -12,7 +12,9 @@ position bins, V vocabulary, D model width.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +24,9 @@ from torch.nn.functional import cross_entropy, linear
 
 from attnlab.data import Corpus
 from attnlab.data.batches import evaluation_starts
+from attnlab.device.ranks import Ranks
 from attnlab.model.language_model import LanguageModel
+from attnlab.training.config import EvalConfig, TrainConfig
 
 _BLOCKS = 256  # of a split, in a summary
 _LOGITS = 1 << 26  # largest number of logits in memory: 256 MiB in float32
@@ -94,6 +98,8 @@ class _Batch(NamedTuple):
 class HeldOut:
     """One split in windows of `seq_len` tokens, on a device.
 
+    Several processes (`ranks`) share the batches, and each has the whole result.
+
     With `one_shape`, the default on CUDA, all batches have the same number of rows; too short ones
     repeat their last row. Kernels are compiled for each shape, which takes longer than extra rows.
     """
@@ -107,7 +113,9 @@ class HeldOut:
         batch_size: int,
         device: torch.device,
         one_shape: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks.alone(device)
         self.corpus, self.split, self.device = corpus, split, device
         tokens = torch.from_numpy(corpus.splits()[split].astype("int32")).to(device)
         windows = evaluation_starts(len(tokens), seq_len)
@@ -147,9 +155,8 @@ class HeldOut:
         recall_nats, right = nats_T.new_zeros(1), nats_T.new_zeros(1)
         nats_W, targets_W = list[Tensor](), list[int]()  # by window
         with context:
-            for tokens_BT1, recall_BC in self.batches:
+            for recall_BC, scored in self._scored(model):
                 rows, counted = recall_BC.shape
-                scored = score(model, tokens_BT1[:, :-1], tokens_BT1[:, -counted:])
                 nats_BC, right_BC = (each_BC[:rows] for each_BC in scored)
                 nats_T[-counted:] += nats_BC.double().sum(0)
                 nats_W.append(nats_BC.double().sum(1))
@@ -161,6 +168,16 @@ class HeldOut:
         nats_T, nats_W = np.split(totals[2:], [len(nats_T)])
         by_block = _by_block(nats_W, np.array(targets_W))
         return self._quality(nats_T, by_block, float(totals[0]), float(totals[1]))
+
+    def _scored(self, model: LanguageModel) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+        """Yield for each batch its recall tokens, and the `score` of all its rows."""
+        targets = [batch.tokens_BT1[:, -batch.recall_BC.shape[1] :] for batch in self.batches]
+        calls = [
+            partial(score, model, batch.tokens_BT1[:, :-1], target_BC)
+            for batch, target_BC in zip(self.batches, targets, strict=True)
+        ]
+        scored = self.ranks.shared_out(calls, [target_BC.shape for target_BC in targets])
+        return zip((batch.recall_BC for batch in self.batches), scored, strict=True)
 
     def _quality(
         self, nats_T: NDArray[np.float64], by_block: ByBlock, recall_nats: float, right: float
@@ -179,6 +196,54 @@ class HeldOut:
             other_loss=(nats - recall_nats) / others if others else None,
             recall_fraction=self.recalls / targets,
         )
+
+
+class Splits:
+    """The held-out splits of a run, in windows of the length of training and of other lengths."""
+
+    def __init__(
+        self, train: TrainConfig, measured: EvalConfig, corpus: Corpus, ranks: Ranks
+    ) -> None:
+        self.train, self.lengths = train, measured.lengths or ()
+        self.corpus, self.ranks = corpus, ranks
+
+    def held_out(self, split: Literal["valid", "test"], length: int | None = None) -> HeldOut:
+        """Return a split in windows of `length` tokens, by default that of training.
+
+        A batch has no more tokens than in training's evaluation.
+        """
+        length = length or self.train.seq_len
+        tokens = self.train.eval_batch_size * self.train.seq_len
+        return HeldOut(
+            self.corpus,
+            split,
+            seq_len=length,
+            batch_size=max(1, tokens // length),
+            device=self.ranks.device,
+            ranks=self.ranks,
+        )
+
+    def try_longest_window(self, model: LanguageModel, context: Any) -> None:
+        """Raise RuntimeError before training if `eval.lengths` cannot be measured."""
+        if not self.lengths:
+            return
+        longest = self.lengths[-1]
+        try:
+            self.held_out("valid", longest).try_one_batch(model, context)
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeError(f"eval.lengths: at {longest} tokens: {error}") from error
+
+    def by_length(self, model: LanguageModel, context: Any, quality: Quality) -> dict[str, Any]:
+        """Return the losses at `eval.lengths`; `quality` is that at the length of training."""
+        if not self.lengths:
+            return {}
+        found = dict[str, Any]()
+        for length in self.lengths:
+            at_length = quality
+            if length != self.train.seq_len:
+                at_length = self.held_out("valid", length).quality(model, context)
+            found[str(length)] = at_length.without_prefix()
+        return {"final_by_length": found}
 
 
 def _by_block(nats_W: NDArray[np.float64], targets_W: NDArray[np.int64]) -> ByBlock:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.device.memory import beside, side_stream
+from attnlab.device.ranks import Ranks
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
 from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
+from attnlab.training.parallel import DividedStep, apply
 
 EAGER_STEPS = 3  # training steps that warm up kernels and allocator before the recording
 COLUMNS = ("train_loss", "auxiliary_loss", "gradient_norm")
@@ -38,25 +40,31 @@ class TrainingStep:
         *,
         seed: int,
         compiled: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         """Start at step 0.
 
         Args:
             config: the settings of training.
-            model: the model, on the device of `tokens`.
+            model: the model, on the device of `tokens`; with several `ranks`, on any.
             tokens: the training split, 1-D, of any integer dtype.
             starts_SB: for each step, the position of the first token of each window of its batch.
             seed: the seed of dropout.
             compiled: True to compile the blocks of the model.
+            ranks: the processes of the run; None: this one alone.
         """
         self.model, self.seed, self.clip_norm = model, seed, config.clip_norm
         self.device = device = tokens.device
+        self.divided = _divided(config, model, ranks or Ranks.alone(device), compiled=compiled)
+        if self.divided is not None:
+            starts_SB = starts_SB[:, self.divided.rows]
         self.tokens, self.starts_SB = tokens, torch.from_numpy(starts_SB).to(device)
         self.offset_T1 = torch.arange(config.seq_len + 1, device=device)
         self.rates_S = torch.tensor(_rates(config), device=device)
         self.measured_SC = torch.full((config.steps, len(COLUMNS)), math.nan, device=device)
+        self.shards = self.divided and self.divided.shards
         self.optimizer = adamw(
-            model,
+            model if self.shards is None else nn.ParameterList(self.shards.own.values()),
             weight_decay=config.weight_decay,
             betas=config.betas,
             eps=config.eps,
@@ -67,6 +75,7 @@ class TrainingStep:
         self.autocast = autocast(config, device)
         self.compiled = compiled
         self._records = device.type == "cuda" and config.cuda_graph == "auto"
+        self._records &= self.divided is None or self.divided.records
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps_left = EAGER_STEPS if self._records else 1
 
@@ -94,6 +103,9 @@ class TrainingStep:
     def require_known_parameters(self) -> None:
         """Raise ValueError for a parameter that was made, or replaced, after the constructor."""
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if self.shards is not None:
+            self.model.reshard()  # pyright: ignore
+            known = {id(parameter) for parameter in self.shards.sharded.values()}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in known:
                 raise ValueError(
@@ -122,20 +134,47 @@ class TrainingStep:
                     return step, name, value
         return None
 
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the parameters that the optimizer updates, by name: this process's shards."""
+        return dict(self.model.named_parameters()) if self.shards is None else {**self.shards.own}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the model's state dict; of several processes, each has its shards."""
+        return self.model.state_dict() if self.shards is None else self.shards.state_dict()
+
+    def whole(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole tensors of those that each process has a shard of, where they are written.
+
+        They are on the host then. One process has whole tensors, and gets them as they are.
+        """
+        return own if self.shards is None else self.shards.whole(own)
+
+    def own(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return this process's shards of whole tensors, the inverse of `whole`."""
+        return whole if self.shards is None else self.shards.shard(whole)
+
     def state(self) -> dict[str, Tensor]:
-        """Return all tensors beside the model that a later process needs to continue, by name."""
+        """Return all tensors beside the model that a later process needs to continue, by name.
+
+        Of several processes, each has those of its shards.
+        """
         tensors = {"measured": self.measured_SC[: self.step].contiguous()}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters().items():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
         return tensors
 
-    def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Restore the tensors that `state` returned at `step`, which exclude the model's own."""
+    def restore(self, step: int, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Restore the whole tensors of the model, and those that `state` returned at `step`."""
+        if self.shards is None:
+            self.model.load_state_dict(weights)
+        else:
+            self.shards.load(weights)
+        state = self.own(state)
         self.step = step
         self._step_1.fill_(step)
         self.measured_SC[:step] = state["measured"].to(self.device)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters().items():
             if f"exp_avg.{name}" in state:
                 self.optimizer.state[parameter] = {
                     key: state[f"{key}.{name}"].to(self.device).clone() for key in _MOMENTS
@@ -146,8 +185,12 @@ class TrainingStep:
         batch_BT1 = self.tokens[starts_B[:, None] + self.offset_T1].long()
         set_learning_rate(self.optimizer, self.rates_S.index_select(0, self._step_1)[0])
         self.optimizer.zero_grad(set_to_none=True)
-        losses = forward_and_backward(self.model, batch_BT1, self.autocast, compiled=self.compiled)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if self.divided is not None:
+            losses, norm = self.divided.gradients(batch_BT1, self.autocast, self.clip_norm)
+        else:
+            compiled = self.compiled
+            losses = forward_and_backward(self.model, batch_BT1, self.autocast, compiled=compiled)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         row_C = torch.stack([losses.language_model, losses.auxiliary, norm]).detach()
         self.measured_SC.index_copy_(0, self._step_1, row_C[None].float())
@@ -166,6 +209,16 @@ class TrainingStep:
                 f"Usual cause: {advice}. Set train.cuda_graph=off to train without a graph."
             ) from error
         self._graph = graph
+
+
+def _divided(
+    config: TrainConfig, model: LanguageModel, ranks: Ranks, *, compiled: bool
+) -> DividedStep | None:
+    """Return the division of every batch; None if one process computes it in one pass."""
+    if ranks.count == 1 and not config.micro_batch_size and not config.activation_checkpointing:
+        return None
+    apply(model, config, ranks, compiled=compiled)
+    return DividedStep(config, model, ranks)
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter that ever had a gradient

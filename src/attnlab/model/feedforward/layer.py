@@ -4,6 +4,7 @@ Shapes: ... any, D model width.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,24 @@ class FeedForward(Choice, ABC):
         """Return the module. `dropout` is the probability for the hidden layer."""
 
 
+@dataclass(kw_only=True)
+class Division:
+    """A training step whose batch is divided among processes, and in each into micro-batches."""
+
+    total: Callable[[Tensor], Tensor]  # a new tensor: the sum over all processes
+    parts: int  # micro-batches of this process
+    part: int = 0  # the current one
+
+
 class FeedForwardLayer(nn.Module, ABC):
-    """A function of each token alone: the same for a whole sequence and for a decode step."""
+    """A function of each token alone: the same for a whole sequence and for a decode step.
+
+    A layer whose auxiliary loss or statistics are no means over tokens finds in `division` that the
+    batch of a step is divided: `forward_with_loss` then sees a part of it, and may see it twice.
+    """
+
+    division: Division | None = None  # None: `forward_with_loss` is called once with the batch
+    loss_needs_whole_batch: bool = False  # True: no part has its loss before all are seen
 
     @abstractmethod
     def forward(self, x_D: Tensor) -> Tensor:
@@ -43,6 +60,12 @@ class FeedForwardLayer(nn.Module, ABC):
         It is called once per training step, so that the layer may update statistics in its buffers.
         """
         return self(x_D), None
+
+    def end_pass(self) -> None:
+        """Take note that every part of the batch has been seen, while `loss_needs_whole_batch`."""
+
+    def end_step(self) -> None:
+        """Update statistics after a step that was divided, before `division` is removed."""
 
     def drain_statistics(self) -> dict[str, object]:
         """Return and reset the statistics of training as JSON values. Waits for the device."""

@@ -23,6 +23,7 @@ from torch.nn.functional import dropout, linear, silu
 
 from attnlab.config import Problem
 from attnlab.kernels import grouped_matmul
+from attnlab.kernels.compiled import opaque
 from attnlab.mechanism import Cost
 from attnlab.model.feedforward.dense import Dense
 from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
@@ -83,6 +84,9 @@ class _MixtureOfExperts(FeedForwardLayer):
     def __init__(self, config: MixtureOfExperts, d_model: int, dropout: float) -> None:
         super().__init__()
         self.config, self.dropout = config, dropout
+        self.loss_needs_whole_batch = config.balance_loss > 0
+        self._counted = dict[int, tuple[Tensor, int, Tensor]]()  # by part of a divided batch
+        self._load_E: Tensor | None = None  # f_e over the whole batch, while it is divided
         experts, d_ff = config.n_experts, config.d_ff
 
         def stacked(out_width: int, in_width: int) -> nn.Parameter:
@@ -107,8 +111,12 @@ class _MixtureOfExperts(FeedForwardLayer):
     def forward_with_loss(self, x_D: Tensor) -> tuple[Tensor, Tensor | None]:
         x_ND = x_D.flatten(0, -2)
         routing = self._route(x_ND)
-        self._count(routing)
-        loss = self.config.balance_loss * routing.balance if self.config.balance_loss else None
+        if self.division is None:
+            balance, tokens = routing.balance, len(routing.weight_NK)
+            self._count(_choices(routing), tokens, routing.entropy * tokens)
+        else:
+            balance = self._balance_of_part(routing)
+        loss = self.config.balance_loss * balance if self.config.balance_loss else None
         return self._experts(x_ND, routing).view_as(x_D), loss
 
     def drain_statistics(self) -> dict[str, object]:
@@ -147,7 +155,9 @@ class _MixtureOfExperts(FeedForwardLayer):
             hidden_MF = silu(hidden_MF)
         else:
             hidden_MF = silu(self._product(x_MD, self.gate_proj, routing)) * hidden_MF
-        hidden_MF = dropout(hidden_MF, self.dropout, self.training)
+        if self.dropout and self.training:  # by token and choice, wherever their row is
+            kept_MF = dropout(torch.ones_like(hidden_MF), self.dropout)
+            hidden_MF = hidden_MF * kept_MF[routing.row_NK.flatten().argsort()]
         y_ND = combine(self._product(hidden_MF, self.down_proj, routing), routing)
         return y_ND if self.shared is None else y_ND + self.shared(x_ND)
 
@@ -155,13 +165,55 @@ class _MixtureOfExperts(FeedForwardLayer):
         weight_E, kernel = weight_E.to(x_M.dtype), self.config.kernel
         return grouped_matmul.grouped_matmul(x_M, weight_E, routing.ends_E, kernel)
 
-    @torch.no_grad()
-    def _count(self, routing: Routing) -> None:
-        choices_E = routing.ends_E.diff(prepend=routing.ends_E.new_zeros(1))
+    @opaque
+    def _balance_of_part(self, routing: Routing) -> Tensor:
+        """Return the share of a part of the batch in E sum_e f_e P_e, f_e of the whole batch.
+
+        A part counts once, however often it is seen. The mean over the parts is the loss.
+        """
+        assert self.division is not None
         tokens = len(routing.weight_NK)
+        with torch.no_grad():
+            counted = (_choices(routing), tokens, routing.entropy.detach() * tokens)
+            self._counted[self.division.part] = counted
+            if self._load_E is None and self.division.parts == 1:
+                self.end_pass()
+        if self._load_E is None:
+            return routing.balance
+        return self.config.n_experts * (self._load_E * routing.mean_p_E).sum()
+
+    @torch.no_grad()
+    def end_pass(self) -> None:
+        choices_E, _, _ = self._whole()
+        self._load_E = (choices_E / choices_E.sum()).to(self.entropy.dtype)
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        choices_E, tokens, entropy = self._whole()
+        self._count(choices_E.long(), tokens, entropy)
+        self._counted.clear()
+        self._load_E = None
+
+    def _whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return choices per expert, tokens and entropy, summed over the whole batch, float64."""
+        assert self.division is not None
+        choices, tokens, entropies = zip(*self._counted.values(), strict=True)
+        n_tokens = torch.full_like(entropies[0], sum(tokens))
+        scalars = torch.stack([n_tokens, torch.stack(entropies).sum()])
+        own = torch.cat([torch.stack(choices).sum(0).double(), scalars.double()])
+        total = self.division.total(own)
+        return total[:-2], total[-2], total[-1]
+
+    @torch.no_grad()
+    def _count(self, choices_E: Tensor, tokens: int | Tensor, entropy: Tensor) -> None:
         self.choices_E += choices_E
-        self.tokens += tokens
-        self.entropy += routing.entropy * tokens
+        self.tokens += tokens if isinstance(tokens, int) else tokens.long()
+        self.entropy += entropy
         if self.config.bias_rate:
             mean = tokens * self.config.top_k / self.config.n_experts
             self.bias_E += self.config.bias_rate * torch.sign(mean - choices_E)
+
+
+def _choices(routing: Routing) -> Tensor:
+    """Return the number of tokens that chose each expert."""
+    return routing.ends_E.diff(prepend=routing.ends_E.new_zeros(1))

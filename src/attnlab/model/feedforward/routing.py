@@ -31,6 +31,7 @@ class Routing(NamedTuple):
     ends_E: Tensor  # one past the last row of each expert, int32
     balance: Tensor  # E sum_e f_e P_e of Switch, a scalar: 1 if the load is even
     entropy: Tensor  # of p, in nats, mean over the tokens
+    mean_p_E: Tensor  # P_e: probability of each expert, mean over the tokens
 
 
 @fused
@@ -54,9 +55,11 @@ def route(logits_NE: Tensor, bias_E: Tensor, top_k: int) -> Routing:
     token_M = torch.empty_like(row_M).scatter_(0, row_M, index_M // top_k)
 
     load_E = ends_E.diff(prepend=ends_E.new_zeros(1)) / len(row_M)
-    balance = experts * (load_E * p_NE.mean(0)).sum()
+    mean_p_E = p_NE.mean(0)
+    balance = experts * (load_E * mean_p_E).sum()
     entropy = -(p_NE * log_p_NE).detach().sum(-1).mean()
-    return Routing(weight_NK, row_M.view(tokens, top_k), token_M, ends_E, balance, entropy)
+    row_NK = row_M.view(tokens, top_k)
+    return Routing(weight_NK, row_NK, token_M, ends_E, balance, entropy, mean_p_E)
 
 
 def _best(score_NE: Tensor, top_k: int) -> Tensor:

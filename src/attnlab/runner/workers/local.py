@@ -5,17 +5,14 @@ is recorded as failed, and a new process takes the slot.
 """
 
 import os
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from attnlab.config import differences
 from attnlab.data import Places
 from attnlab.device.child_process import SIGNALS, ChildProcess
 from attnlab.device.selection import Slot
@@ -23,8 +20,9 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.record.lease import remove_if_ended
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execute import execute, record_failure
+from attnlab.runner.processes import death, with_sources
 from attnlab.runner.schedule import PlannedRun
-from attnlab.training.run import Run, RunConfig
+from attnlab.training.run import Run
 
 IDLE_SECONDS = 3.0  # in which an idle process ends by itself
 GROUP_SECONDS = 0.5  # between the arrivals of one signal at the processes of a group
@@ -92,7 +90,7 @@ class _WorkerProcess:
             code = self.process.wait()
             if -code in SIGNALS:
                 time.sleep(GROUP_SECONDS)  # then it ends this process, and the run has not failed
-            event = record_failure(self.planned.run.folder(self.study_dir), _death(code))
+            event = record_failure(self.planned.run.folder(self.study_dir), death(code))
         if isinstance(event, Ended | Held):
             self.planned = None
         return event
@@ -142,22 +140,3 @@ def work(pipe: Connection) -> None:
             continue
         for event in execute(run, study_dir, identity, places, *devices):
             pipe.send(event)
-
-
-def with_sources(settings: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfig:
-    """Return the settings of a run. Raises ValueError if the user's code is not these sources."""
-    config = RunConfig.from_dict(settings)
-    changed = differences(sources, config.sources(executed=True))
-    if changed:
-        raise ValueError(
-            f"{', '.join(changed)} was edited after the command began; give the command again"
-        )
-    return config
-
-
-def _death(exit_code: int) -> str:
-    if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        hint = "; the system may be out of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with exit code {exit_code}"

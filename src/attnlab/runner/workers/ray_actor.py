@@ -26,7 +26,7 @@ from attnlab.record import RunFolder, remove_temporary, replace_file
 from attnlab.record.atomic_files import flush, replace_folder, require_within, temporary_folder
 from attnlab.runner.events import Event
 from attnlab.runner.execute import execute
-from attnlab.runner.workers.local import with_sources
+from attnlab.runner.processes import with_sources
 from attnlab.training import checkpoint
 from attnlab.training.run import Run, RunConfig
 from attnlab.version import __version__
