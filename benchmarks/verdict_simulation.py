@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.analysis.statistics.comparisons import compare
+from attnlab.analysis.statistics.comparisons import SEARCH_NOISE, compare, missed_by_search
 from attnlab.training.config import Tuning
 from attnlab.training.recipe import BESIDE, allowance_ratio, cross_fit, to_challenge
 from attnlab.training.search import Recipe, Start, decide
@@ -130,6 +130,7 @@ class Recipes(NamedTuple):
     level_RV: Array
     allowance_RV: Array
     runs_RV: Array
+    search_noise: float = 0.0  # standard deviations of a run
 
 
 class KnownLosses(Mapping[Recipe, float | None]):
@@ -181,7 +182,7 @@ def search(curves: Curves) -> Recipes:
             one = searched[name]
             assert one.recipe is not None
             found[r, v] = (*place(one.recipe), one.allowance, len(one.tried))
-    return Recipes(*np.moveaxis(found, -1, 0))
+    return Recipes(*np.moveaxis(found, -1, 0), SEARCH_NOISE)
 
 
 def octave_grid(curves: Curves) -> Recipes:
@@ -218,7 +219,9 @@ class Verdicts:
         self.curves, self.recipes = curves, recipes
         self.shared_RVS = curves.seeds_RVS(curves.world.seeds)
         self.loss_RVS = self._train(0.0)
-        self.difference_RVV, self.half_RVV = intervals(self.loss_RVS)
+        self.difference_RVV, self.half_RVV, deviation_RV = intervals(self.loss_RVS)
+        noise_RV = np.full(curves.size, recipes.search_noise)
+        self.missed_RV = missed_by_search(recipes.allowance_RV, noise_RV, deviation_RV)
 
     def outcome(self, truth_V: Array, *, challenges: bool) -> Outcome:
         """Compare what is published with the truth: the loss of each variant at its best recipe."""
@@ -226,21 +229,21 @@ class Verdicts:
         true_VV = truth_V[:, None] - truth_V
         d_RVV, half_RVV = self.difference_RVV + true_VV, self.half_RVV
         x_RVS = np.repeat(recipes.x_RV[..., None], seeds, -1)
-        allowance_RV, runs_RV = recipes.allowance_RV, recipes.runs_RV + seeds
+        missed_RV, runs_RV = self.missed_RV, recipes.runs_RV + seeds
         if challenges:
-            chosen_RV = to_challenge(d_RVV, half_RVV, allowance_RV)
+            chosen_RV = to_challenge(d_RVV, half_RVV, missed_RV)
             index_RVS = cross_fit(self.beside_RVBS)
             fitted = np.take_along_axis(self.beside_RVBS, index_RVS[..., None, :], -2)[..., 0, :]
             loss_RVS = np.where(chosen_RV[..., None], fitted, self.loss_RVS)
             moved = x_RVS + np.array(BESIDE)[index_RVS]
             x_RVS = np.where(chosen_RV[..., None], moved, x_RVS)
             ratio_RV = np.where(chosen_RV, allowance_ratio(self.beside_RVBS), 1.0)
-            allowance_RV = ratio_RV * allowance_RV
+            missed_RV = ratio_RV * missed_RV
             runs_RV = runs_RV + (len(BESIDE) - 1) * seeds * chosen_RV
-            d_RVV, half_RVV = intervals(loss_RVS)
+            d_RVV, half_RVV, _ = intervals(loss_RVS)
             d_RVV = d_RVV + true_VV
-        low = d_RVV - half_RVV - allowance_RV[..., :, None]
-        high = d_RVV + half_RVV + allowance_RV[..., None, :]
+        low = d_RVV - np.hypot(half_RVV, missed_RV[..., :, None])
+        high = d_RVV + np.hypot(half_RVV, missed_RV[..., None, :])
         apart = ~np.eye(len(truth_V), dtype=bool)
         published = (low > 0) & apart  # the row is worse than the column
         covers = (low <= true_VV + 1e-12) & (true_VV <= high + 1e-12) | ~apart
@@ -266,17 +269,16 @@ class Verdicts:
         return self.curves.loss(x_RVS, self.recipes.level_RV[..., None], self.shared_RVS)
 
 
-def intervals(loss_RVS: Array) -> tuple[Array, Array]:
-    """Return differences and half-widths of the intervals of all pairs, by study."""
-    found = [_compared(loss_VS) for loss_VS in loss_RVS]
-    difference, half = zip(*found, strict=True)
-    return np.stack(difference), np.stack(half)
+def intervals(loss_RVS: Array) -> tuple[Array, Array, Array]:
+    """Return differences and half-widths of all pairs, and the deviation of a run, by study."""
+    difference, half, deviation = zip(*map(_compared, loss_RVS), strict=True)
+    return np.stack(difference), np.stack(half), np.stack(deviation)
 
 
-def _compared(loss_VS: Array) -> tuple[Array, Array]:
+def _compared(loss_VS: Array) -> tuple[Array, Array, Array]:
     losses = {str(v): dict(enumerate(loss_S)) for v, loss_S in enumerate(loss_VS.tolist())}
     compared = compare(losses)
-    return compared.noise.difference_VV, compared.half_VV
+    return compared.noise.difference_VV, compared.half_VV, compared.noise.deviation_V
 
 
 def simulate(world: World, studies: int, seed: int = 0) -> dict[str, tuple[Outcome, Outcome]]:

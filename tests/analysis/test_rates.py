@@ -71,10 +71,11 @@ def test_the_allowance_of_a_grid_is_half_a_step_off_its_minimum(tmp_path):
     for rate, loss in losses.items():
         write_run(RunFolder(tmp_path, "mha", TUNING_SEED, recipe=f"lr-{rate:g}"), loss, rate=rate)
     found = analyse(tmp_path)
-    assert found.tuning.allowance == {"mha": pytest.approx(0.3 / 4)}
+    missed = pytest.approx(0.3 / 4, rel=1e-4)  # the noise of the runs hardly adds to it
+    assert found.tuning.allowance == {"mha": missed}
     assert (found.tuning.derived, found.tuning.untuned) == (("mha",), ("free",))
     pair = found.pairs["free", "mha"]
-    assert pair.high - pair.mean == pytest.approx(pair.half_width + 0.3 / 4)
+    assert pair.high - pair.mean == pytest.approx(math.hypot(pair.half_width, 0.3 / 4), rel=1e-4)
     assert pair.low == pytest.approx(pair.mean - pair.half_width)
 
 

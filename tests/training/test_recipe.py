@@ -64,12 +64,12 @@ def test_the_best_rate_is_found_between_those_that_were_tried(best):
     found = alone(convex(best))
     assert found.bracketed
     assert found.recipe.learning_rate == pytest.approx(best, rel=1e-3)
-    # twice what the parabola rises by a quarter of an octave from its lowest point
-    assert found.allowance == pytest.approx(2 * 0.3 / 16, rel=1e-3)
+    # what the parabola rises by a quarter of an octave from its lowest point
+    assert found.allowance == pytest.approx(0.3 / 16, rel=1e-3)
     assert min(rates(found)) < best < max(rates(found))
 
 
-@pytest.mark.parametrize("best", [OWN / 100, OWN * 10**4])
+@pytest.mark.parametrize("best", [OWN / 10**4, OWN * 10**4])
 def test_a_best_rate_out_of_reach_has_no_allowance_that_bounds_it(best):
     found = alone(convex(best))
     assert not found.bracketed
@@ -123,8 +123,7 @@ def test_a_longer_warm_up_is_taken_by_all_or_none(gain, warmup_steps, at_a_time)
     found = search(longer(gain), starts=both, at_a_time=at_a_time)
     assert {one.recipe.warmup_steps for one in found.values()} == {warmup_steps}
     assert {one.recipe.learning_rate for one in found.values()} == {4 * OWN}
-    not_taken = gain if warmup_steps == 100 and gain > 0 else 0.0
-    assert found["b"].allowance == pytest.approx(found["a"].allowance + not_taken)
+    assert found["b"].allowance == pytest.approx(found["a"].allowance, rel=1e-4)
 
 
 def test_a_warm_up_is_tried_up_to_half_of_the_steps():
@@ -150,7 +149,7 @@ def test_runs_of_the_verdict_keep_their_warm_up(level):
     found = search(longer(0.05), starts=both, warmup_level=level)
     assert {one.recipe.warmup_steps for one in found.values()} == {100 * 3**level}
     gained = 0.05 if level == 0 else 0.0  # not taken, and so allowed for
-    assert found["b"].allowance == pytest.approx(found["a"].allowance + gained)
+    assert found["b"].allowance == pytest.approx(found["a"].allowance + gained, rel=1e-4)
 
 
 def test_declared_settings_are_tuned_one_after_the_other_and_the_rate_follows():
@@ -199,26 +198,33 @@ def test_any_losses_end_in_a_choice_within_the_bounds(losses, count, most, warmu
 @pytest.mark.parametrize(
     ("losses", "t", "missed"),
     [
-        ((5.04, 5.0, 5.04), 0.0, 0.02),
-        ((5.04, 5.0, 5.0), 0.5, 0.01),
-        ((5.0, 5.0, 5.04), -0.5, 0.01),
+        ((5.04, 5.0, 5.04), 0.0, 0.01),
+        ((5.04, 5.0, 5.0), 0.5, 0.005),
+        ((5.0, 5.0, 5.04), -0.5, 0.005),
         ((5.0, 5.0, 5.0), 0.0, 0.0),
         ((5.04, 5.0, math.inf), 0.0, 0.04),
         ((math.inf, 5.0, 5.04), 0.0, 0.04),
         ((math.inf, 5.0, math.inf), 0.0, math.inf),
+        ((5.08, 5.02, 5.0, 5.02, 5.08), 0.0, 0.005),
+        ((math.inf, 5.02, 5.0, 5.02, 5.08), 0.0, 0.005),
+        ((8.0, 5.02, 5.0, 5.02, 5.08), 0.0, 0.005),  # far above the best: it hardly counts
+        ((5.0, 5.0, 5.0, 5.0, 4.9), 0.0, 0.0),  # no minimum
+        ((5.3, 5.2, 5.1, 5.0, 5.0, 5.0, 5.0), 1.0, 0.0033),
     ],
 )
-def test_the_vertex_lies_within_a_quarter_octave_and_has_a_bound(losses, t, missed):
-    assert vertex(*losses) == pytest.approx((t, missed))
+def test_the_vertex_lies_within_half_an_octave_and_has_a_bound(losses, t, missed):
+    first = -(len(losses) // 2)
+    found = vertex({first + place: loss for place, loss in enumerate(losses)})
+    assert found == pytest.approx((t, missed), abs=0.05 if losses[0] == 8.0 else 2e-3)
 
 
 def test_only_what_a_challenge_can_decide_is_challenged():
-    mean_V = np.array([0.0, 0.015, 0.025, 0.042, 0.042])
+    mean_V = np.array([0.0, 0.013, 0.018, 0.042, 0.042])
     allowance_V = np.array([0.02, 0.02, 0.02, 0.02, math.inf])
     found = to_challenge(mean_V[:, None] - mean_V, np.full((5, 5), 0.01), allowance_V)
-    # beyond the interval, the second loses by a quarter of its allowance, the third by more than
-    # half; the fourth is separated from the first whatever it missed, but not from the second
-    assert found.tolist() == [False, False, True, True, False]
+    # with half of its allowance, the second is still not separated from the best, the third is; the
+    # fourth is separated from it whatever it missed, and the fifth has no bound
+    assert found.tolist() == [False, False, True, False, False]
 
 
 def test_no_seed_has_a_part_in_the_choice_of_its_own_rate():
@@ -248,7 +254,7 @@ def test_what_is_published_holds_at_the_best_recipes(simulation, place):
     assert max(mixed.error, equal.error) <= 7 / 70
     assert min(mixed.coverage, equal.coverage) >= 63 / 70
     assert mixed.power >= 0.8 * found["oracle"][0].power
-    assert mixed.runs <= 1.8 * found["octave grid"][0].runs
+    assert mixed.runs <= 1.6 * found["octave grid"][0].runs
     assert grid.error > 2 * equal.error  # without an allowance
 
 

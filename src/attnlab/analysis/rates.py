@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.analysis.table import Table, Variant
 from attnlab.record import TUNING_SEED, rate_of, read_tuning_choice, tuning_runs
 
@@ -112,6 +113,7 @@ class Tuning:
     """The tuning of the variants that are compared, and the losses that it may have missed."""
 
     allowance: Mapping[str, float]  # nats/token by variant; infinite: the search found no bound
+    search_noise: Mapping[str, float]  # standard deviations of a run by variant, to be added
     derived: tuple[str, ...]  # allowances derived from a grid of rates, by `_half_step`
     unknown: tuple[str, ...]  # tuned, but without an estimate of what tuning may have missed
     untuned: tuple[str, ...]  # compared at the recipe of the study
@@ -121,14 +123,20 @@ class Tuning:
         """True if no variant was tuned: a comparison then holds at this recipe."""
         return not (self.allowance or self.unknown)
 
-    def allowance_of(self, names: Sequence[str]) -> float:
-        """Return the largest allowance of the names of one function; 0 without any."""
-        return max((self.allowance.get(name, 0.0) for name in names), default=0.0)
+    @staticmethod
+    def of_functions(
+        values: Mapping[str, float], functions: Sequence[Sequence[str]]
+    ) -> dict[str, float]:
+        """Return the largest value among the names of each function, by its first name.
+
+        0 for a name without any.
+        """
+        return {names[0]: max(values.get(name, 0.0) for name in names) for names in functions}
 
 
 def tuning_of(table: Table, names: Sequence[str]) -> Tuning:
     """Return how the named variants were tuned."""
-    allowance = dict[str, float]()
+    allowance, noise = dict[str, float](), dict[str, float]()
     derived, unknown, untuned = list[str](), list[str](), list[str]()
     for variant in table.variants:
         name = variant.name
@@ -138,15 +146,20 @@ def tuning_of(table: Table, names: Sequence[str]) -> Tuning:
         if "allowance" in choice:
             bound = choice["allowance"]
             allowance[name] = math.inf if bound is None else float(bound)
+            noise[name] = float(choice.get("search_noise", SEARCH_NOISE))
         elif (curve := _curve(variant)) is None:
             untuned.append(name)
         elif (missed := _half_step(curve)) is None:
             unknown.append(name)
         else:
-            allowance[name] = missed
+            allowance[name], noise[name] = missed, SEARCH_NOISE
             derived.append(name)
     return Tuning(
-        allowance=allowance, derived=tuple(derived), unknown=tuple(unknown), untuned=tuple(untuned)
+        allowance=allowance,
+        search_noise=noise,
+        derived=tuple(derived),
+        unknown=tuple(unknown),
+        untuned=tuple(untuned),
     )
 
 

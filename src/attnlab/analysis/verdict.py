@@ -6,7 +6,7 @@ All finished runs of the eligible variants count (`eligibility`). A function und
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
 from typing import Literal
@@ -161,6 +161,9 @@ def verdict_of(table: Table) -> Verdict:
     tuning, margin = tuning_of(table, tuple(entered.losses)), table.study.margin
     found, first = _compare(functions, table, tuning), functions.first()
     if found is not None:
+        missed = dict(zip(found.names, found.allowance_V.tolist(), strict=True))
+        missed = {name: missed[first[name]] for name in tuning.allowance}
+        tuning = replace(tuning, allowance=missed, search_noise={})
         means = {name: found.means[first[name]] for name in entered.losses}
     else:
         means = {name: math.fsum(of.values()) / len(of) for name, of in entered.losses.items()}
@@ -207,7 +210,8 @@ def _compare(functions: _Functions, table: Table, tuning: Tuning) -> Comparisons
     return compare(
         functions.columns,
         baseline=functions.first().get(table.study.baseline or ""),
-        allowance={names[0]: tuning.allowance_of(names) for names in functions.names},
+        allowance=tuning.of_functions(tuning.allowance, functions.names),
+        search_noise=tuning.of_functions(tuning.search_noise, functions.names),
         margin=table.study.margin,
     )
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from attnlab.analysis.statistics.comparisons import compare
+from attnlab.analysis.statistics.comparisons import SEARCH_NOISE, compare
 from attnlab.record import RunFolder, RunKey, StudyRecord, read_tuning_choice, tuning_runs
 from attnlab.study.study import Study
 from attnlab.training.recipe import (
@@ -211,9 +209,13 @@ def _challenged(
     losses = {name: by_seed for name, by_seed in losses.items() if len(by_seed) > 1}
     if len(losses) < 2:
         return before
-    compared = compare(losses, margin=study.margin)
-    allowance_V = np.array([results[name].search.allowance for name in losses])
-    may_lose = to_challenge(compared.noise.difference_VV, compared.half_VV, allowance_V)
+    compared = compare(
+        losses,
+        allowance={name: results[name].search.allowance for name in losses},
+        search_noise=dict.fromkeys(losses, SEARCH_NOISE),
+        margin=study.margin,
+    )
+    may_lose = to_challenge(compared.noise.difference_VV, compared.half_VV, compared.allowance_V)
     now = [name for name, chosen in zip(losses, may_lose, strict=True) if chosen]
     return list(dict.fromkeys([*before, *now]))
 

@@ -14,6 +14,7 @@ outcome is read from its folder when it has ended there, and it is handed out if
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -208,7 +209,8 @@ class StudySchedule:
             done = len(self._outcomes.tuning[name]) + failed
             known = done + self._open(name, "tuning")
             if self.study.tuning is not None and name not in self.tuned:
-                counts.append(RunCount(done, *(max(known, n) for n in self.study.tuning.bounds())))
+                bounds = self.study.tuning.bounds(self._longer_warmups)
+                counts.append(RunCount(done, *(max(known, n) for n in bounds)))
             else:
                 counts.append(RunCount.exactly(done, known))
         return RunCount.total(counts)
@@ -231,6 +233,14 @@ class StudySchedule:
             return RunCount.exactly(done, known)
         expected = each * round(EXPECTED_CHALLENGES * len(chosen))
         return RunCount(done, known, max(known, expected), max(known, each * len(chosen)))
+
+    @cached_property
+    def _longer_warmups(self) -> int:
+        """The number of longer warm-ups that the search may try, for all variants alike."""
+        tuning = self.study.tuning
+        assert tuning is not None
+        starts = [start_of(config, tuning) for config in self.study.variants.values()]
+        return min(start.longer_warmups for start in starts)
 
     def _decide(self) -> None:
         """Find what follows from the outcomes."""

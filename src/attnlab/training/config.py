@@ -179,14 +179,15 @@ class Tuning(Config):
             if len(values) < 2 or len(set(values)) < len(values):
                 yield Problem(f"settings.{path}", f"give two values or more, got {list(values)}")
 
-    def bounds(self) -> tuple[int, int, int]:
+    def bounds(self, longer_warmups: int = 1) -> tuple[int, int, int]:
         """Return the smallest, the expected and the largest number of tuning runs per variant.
 
-        Expected is the smallest and one rate beyond the first ones.
+        Expected is the smallest and one further run. `longer_warmups` can be tried.
         """
+        warmups = longer_warmups if self.warmup else 0
         values = sum(len(values) - 1 for values in self.settings.values())
-        least = len(self.multiples) + 2 * self.warmup + values + 2
-        return least, least + 1, self.most * (2 + self.warmup) + values
+        least = len(self.multiples) + 2 + min(warmups, 1) + values
+        return least, least + 1, self.most * (2 + warmups + bool(self.settings)) + values
 
 
 def _not_shorter(extends: Extension | None, steps: int) -> Iterator[Problem]:

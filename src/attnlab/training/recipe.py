@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.config import ConfigError, Problem, override
 from attnlab.record import tuning_runs, tuning_seed, write_tuning_choice
 from attnlab.training.config import Tuning
@@ -27,7 +28,7 @@ from attnlab.training.search import (
 
 BESIDE = (0.0, -0.5, 0.5)  # rates of a challenge, in half octaves from the chosen one
 CHALLENGED = 0.5  # allowance after a challenge that confirms the rate, relative to the search's
-EXPECTED_CHALLENGES = 0.2  # of the variants, in simulations
+EXPECTED_CHALLENGES = 0.02  # of the variants, in simulations
 Array = NDArray[np.float64]
 
 BATCH = "train.batch_size"
@@ -111,19 +112,21 @@ class Challenge:
 def to_challenge(difference_VV: Array, half_VV: Array, allowance_V: Array) -> NDArray[np.bool_]:
     """Return which variants are trained again at rates beside their own.
 
-    These are the variants that lose to another by more than the error of the seeds but not by more
-    than that of the search, too, if the smaller allowance after a challenge can decide it.
+    These are the variants that are not separated from the best one, but would be with the smaller
+    allowance after a challenge.
 
     Args:
         difference_VV: mean of one variant (row) minus that of another (column), nats/token.
         half_VV: half widths of their intervals.
-        allowance_V: of each variant's search. Leading axes are separate studies.
+        allowance_V: what each variant's search may have missed, by shape and by noise. Leading axes
+            are separate studies.
     """
-    excess_VV = difference_VV - half_VV
-    np.einsum("...ii->...i", excess_VV)[...] = -math.inf
-    allowance_V1 = allowance_V[..., None]
-    open_VV = (excess_VV > CHALLENGED * allowance_V1) & (excess_VV <= allowance_V1)
-    return open_VV.any(-1) & np.isfinite(allowance_V)
+    best_1 = difference_VV.mean(-1).argmin(-1)[..., None, None]
+    behind_V = np.take_along_axis(difference_VV, best_1, -1)[..., 0]
+    half_V = np.take_along_axis(half_VV, best_1, -1)[..., 0]
+    after_V = np.hypot(half_V, CHALLENGED * allowance_V)
+    open_V = (behind_V > after_V) & (behind_V <= np.hypot(half_V, allowance_V))
+    return open_V & np.isfinite(allowance_V)
 
 
 def cross_fit(losses_RS: Array) -> NDArray[np.intp]:
@@ -172,10 +175,18 @@ class TuningResult:
 
     @property
     def allowance(self) -> float | None:
-        """The loss (nats/token) that the search can have missed; None if that has no bound."""
-        ratio = 1.0 if self.challenge is None else self.challenge.allowance_ratio
-        found = self.search.allowance * ratio
+        """The loss (nats/token) that the curve's shape can hide; None if that has no bound."""
+        found = self.search.allowance * self._ratio
         return found if math.isfinite(found) else None
+
+    @property
+    def search_noise(self) -> float:
+        """Standard deviations of a run by which noise misleads the search."""
+        return SEARCH_NOISE * self._ratio
+
+    @property
+    def _ratio(self) -> float:
+        return 1.0 if self.challenge is None else self.challenge.allowance_ratio
 
     def rates(self) -> list[float]:
         """Return the learning rates that were tried, ascending."""
@@ -193,6 +204,7 @@ class TuningResult:
             "warmup_level": self.search.warmup_level,
             "bracketed": self.search.bracketed,
             "allowance": self.allowance if self.failure is None else None,
+            "search_noise": self.search_noise,
             "losses": {tried.name: _or_none(loss) for tried, loss in tried},
             "seed": tuning_seed(self.variant),
             "challenge": challenge

@@ -1,14 +1,17 @@
 """The search for each variant's recipe: peak learning rate, warm-up, and what a study declares.
 
     coarse      own rate x multiples, then further out by octaves while the best is at an edge
-    warm-up     three times the warm-up at the best rate r and at 2 r; where a variant gains more
-                than the margin, ALL variants take it, from the better of the two; and once more
-    settings    the values of each declared setting, one setting after the other
     refine      best x 2^(+-1/2), then further out while the best is at an edge
-    rate        best x 2^(t/2), the vertex of the parabola through the best and its neighbours:
-                c = l - 2 m + r,   t = clip((l - r) / (2 c), -1/2, 1/2)
-    allowance   what the search can miss: c / 4, twice the rise of that parabola a quarter of an
-                octave from its vertex, and any gain from a longer warm-up that was not taken
+    warm-up     three times the warm-up half an octave above the best rate r; where that gains more
+                than the margin, another half octave up, or else at r; where it gains twice the
+                margin over the shorter one at its rate, at r; where a second run gains more than
+                the margin, too, ALL variants take it and refine with it; and once more
+    settings    the values of each declared setting, one setting after the other; refine again
+    rate        best x 2^(t/2), t the vertex of the parabola fitted to the losses y within two
+                octaves of the best one m, with weights 1 / (1 + ((y - m) / 0.05)^2); |t| <= 1
+    allowance   what the shape of the curve can hide: c / 8 with the parabola's second difference c,
+                its rise a quarter of an octave from the vertex, and any gain from a longer warm-up
+                that was not taken; the noise of the search's runs is added by the comparison
 
 A recipe is judged by the validation loss at the end of one run of full length, with a seed that no
 run of the verdict has. Everything here is a function of the losses alone. `decide` replays the
@@ -20,10 +23,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from attnlab.training.config import Tuning
 
 LONGER = 3  # ratio of the next warm-up that is tried
 MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
+NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
+OFFSETS = range(-NEAR, NEAR + 1)
+FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
 
 
 class Recipe(NamedTuple):
@@ -68,6 +76,18 @@ class Start(NamedTuple):
     recipe: Recipe
     longest_warmup: float  # steps; a longer one is not tried
 
+    @property
+    def longer_warmups(self) -> int:
+        """The number of longer warm-ups that the search may try.
+
+        >>> Start(Recipe(6e-4, 100), 500).longer_warmups
+        1
+        """
+        level = 0
+        while 0 < self.recipe.warmup_steps * LONGER ** (level + 1) <= self.longest_warmup:
+            level += 1
+        return level
+
 
 @dataclass(kw_only=True)
 class Search:
@@ -102,12 +122,12 @@ def decide(
         warmup_level: the warm-up is 3^level times that of `starts`, because runs for the verdict
             have it already. None: it is searched.
     """
-    replays = {name: _Replay(tuning, starts[name], losses[name]) for name in starts}
+    replays = {name: _Replay(tuning, starts[name], losses[name], margin) for name in starts}
     level = 0
     while True:
         fits = tuning.warmup and all(replay.fits(level + 1) for replay in replays.values())
         for replay in replays.values():
-            replay.go_on(replay.coarse, level)
+            replay.go_on(replay.find_rate, level)
             if fits:
                 replay.go_on(replay.probe, level + 1)
         gained = any(replay.gain > margin for replay in replays.values())
@@ -133,10 +153,11 @@ class _MissingLosses(Exception):  # noqa: N818  no error: the search goes on whe
 class _Replay:
     """The search of one variant. A position counts half octaves from the first rate of the grid."""
 
-    def __init__(self, tuning: Tuning, start: Start, losses: Losses) -> None:
-        self.tuning, self.start, self.losses = tuning, start, losses
+    def __init__(self, tuning: Tuning, start: Start, losses: Losses, margin: float) -> None:
+        self.tuning, self.start, self.losses, self.margin = tuning, start, losses, margin
         self.search = Search()
-        self.best = dict[int, int | None]()  # position by warm-up level; None if all diverged
+        self.best = dict[int, tuple[int, bool] | None]()  # by warm-up level; None: all diverged
+        # ^ position, and whether it is bracketed
         self.gain = 0.0  # nats/token, of the next longer warm-up
 
     def go_on(self, stage: Callable[[int], None], level: int) -> None:
@@ -149,32 +170,32 @@ class _Replay:
 
     def fits(self, level: int) -> bool:
         """Return True if the warm-up of this level is longer than the one before, and allowed."""
-        return 0 < self._warmup_steps(level) <= self.start.longest_warmup
+        return level <= self.start.longer_warmups
 
-    def coarse(self, level: int) -> None:
-        """Find the best rate in steps of an octave, with a lower and a higher one no better.
-
-        With a longer warm-up, the better of the two rates that were tried with it is enough.
-        """
+    def find_rate(self, level: int) -> None:
+        """Find the best rate with the warm-up of this level, in half octaves."""
         self.gain = 0.0
         if level in self.best:
             return
         if level > 0:
-            self.coarse(level - 1)
-        before = self.best.get(level - 1)
-        grid = range(0, 2 * len(self.tuning.multiples), 2)
-        positions = list(grid) if before is None else [before, before + 2]
+            self.find_rate(level - 1)
+        tried = self._longer(level)[0] if level > 0 else {}
+        position = min(tried, key=lambda each: tried[each]) if tried else self._coarse(level)
+        own = self.start.recipe.settings
+        self.best[level] = None if position is None else self._refine(position, level, own)
+
+    def _coarse(self, level: int) -> int | None:
+        """Return the best rate in steps of an octave, with a lower and a higher one no better."""
+        positions = list(range(0, 2 * len(self.tuning.multiples), 2))
         while True:
             losses = self._ask([self._recipe(position, level) for position in positions])
             lowest = min(losses)
             best = [p for p, loss in zip(positions, losses, strict=True) if loss == lowest]
             inside = [position for position in best if positions[0] < position < positions[-1]]
-            if math.isfinite(lowest) and (inside or before is not None):
-                self.best[level] = [*inside, *best][0]
-                return
+            if math.isfinite(lowest) and inside:
+                return inside[0]
             if len(positions) >= self.tuning.most:
-                self.best[level] = best[0] if math.isfinite(lowest) else None
-                return
+                return best[0] if math.isfinite(lowest) else None
             outward = [positions[0] - 2] if best[0] == positions[0] else []
             if best[-1] == positions[-1] and math.isfinite(lowest):
                 outward.append(positions[-1] + 2)
@@ -182,23 +203,52 @@ class _Replay:
 
     def probe(self, level: int) -> None:
         """Measure what the warm-up of this level gains over the level below."""
-        position = self.best[level - 1]
-        if position is None:
-            return
-        longer = self._ask([self._recipe(position + up, level) for up in (0, 2)])
-        self.gain = max(0.0, self.search.tried[self._recipe(position, level - 1)] - min(longer))
+        self.gain = max(0.0, self._longer(level)[1])
+
+    def _longer(self, level: int) -> tuple[dict[int, float], float]:
+        """Return the losses with the warm-up of this level by position, and what they gain.
+
+        The gain is the smaller one of two runs, since one may be better by chance.
+        """
+        if (below := self.best[level - 1]) is None:
+            return {}, 0.0
+        position, _ = below
+        before = self.search.tried[self._recipe(position, level - 1)]
+        shorter = self.search.tried.get(self._recipe(position + 1, level - 1), before)
+        (loss,) = self._ask([self._recipe(position + 1, level)])
+        tried, gain = {position + 1: loss}, before - loss
+        seconds = tuple[int, ...]()
+        if gain > self.margin:
+            seconds = (position + 2, position)
+        elif math.isfinite(loss) and shorter - loss > 2 * self.margin:
+            seconds, gain = (position,), shorter - loss
+        confirmed = gain
+        for second in seconds:
+            (tried[second],) = self._ask([self._recipe(second, level)])
+            confirmed = min(gain, before - tried[second])
+            if confirmed > self.margin:
+                break
+        return tried, confirmed
 
     def finish(self, level: int) -> None:
         """Choose the declared settings, then the rate, and bound what the search can miss."""
-        search, position = self.search, self.best[level]
+        search, best = self.search, self.best[level]
         search.warmup_level = level
-        if position is not None:
-            settings = self._settings(position, level)
-            position, losses = self._refine(position, level, settings)
-            t, missed = vertex(*losses)
-            search.recipe = self._recipe(position + t, level, settings)
-            search.bracketed = math.isfinite(missed)
-            search.allowance = missed + self.gain
+        if best is not None:
+            settings = self._settings(best[0], level)
+            if settings != self.start.recipe.settings:
+                best = self._refine(best[0], level, settings)
+            position, search.bracketed = best
+            t, missed = 0.0, math.inf
+            if search.bracketed:
+                near = {p: self._recipe(position + p, level, settings) for p in OFFSETS}
+                t, missed = vertex(
+                    {p: search.tried[r] for p, r in near.items() if r in search.tried}
+                )
+                search.bracketed = math.isfinite(missed)
+            if math.isfinite(search.tried[self._recipe(position, level, settings)]):
+                search.recipe = self._recipe(position + t, level, settings)
+                search.allowance = missed + self.gain
         search.ended = True
 
     def _settings(self, position: int, level: int) -> tuple[tuple[str, float], ...]:
@@ -215,19 +265,18 @@ class _Replay:
 
     def _refine(
         self, position: int, level: int, settings: tuple[tuple[str, float], ...]
-    ) -> tuple[int, tuple[float, float, float]]:
-        """Return the best position, and the losses half an octave below it, there, and above."""
+    ) -> tuple[int, bool]:
+        """Return the best position, and whether those half an octave beside it are no better."""
         seen = dict[int, float]()
         while True:
             around = (position - 1, position, position + 1)
             losses = self._ask([self._recipe(each, level, settings) for each in around])
             seen |= zip(around, losses, strict=True)
-            lower, here, higher = losses
-            if here <= min(lower, higher):
-                return position, (lower, here, higher)
+            if losses[1] <= min(losses[0], losses[2]):
+                return position, math.isfinite(losses[1])
             position = min(seen, key=lambda each: seen[each])
             if len(seen) >= self.tuning.most:
-                return position, (math.inf, seen[position], math.inf)  # not bracketed
+                return position, False
 
     def _recipe(
         self, position: float, level: int, settings: tuple[tuple[str, float], ...] | None = None
@@ -253,27 +302,29 @@ class _Replay:
         return [self.search.tried[recipe] for recipe in recipes]
 
 
-def vertex(lower: float, here: float, higher: float) -> tuple[float, float]:
-    """Return the vertex of the parabola through the best rate and its neighbours, and a bound.
+def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
+    """Return the vertex of the parabola near the best rate, and a bound.
 
     Args:
-        lower, here, higher: losses (nats/token) half an octave below the best rate, there, and half
-            an octave above. Infinite: it diverged.
+        losses: nats/token by half octaves from the best rate; those at -1, 0 and 1 are among them.
+            Infinite: it diverged.
 
     Returns:
-        The vertex in half octaves from the best rate, in [-1/2, 1/2]; and the loss (nats/token)
-        that the search can miss: as much as a curve with a kink in place of a vertex, through the
-        same losses, rises a quarter of an octave away. Where one neighbour diverged, the best rate
-        itself, and the other neighbour's loss above it, since a curve that bends upwards falls no
-        faster beyond the best rate than before it.
+        The vertex in half octaves from the best rate, in [-1, 1]; and the loss (nats/token) that
+        the shape of the curve can hide: the rise of the parabola a quarter of an octave from its
+        vertex. Where a neighbour diverged, the best rate itself, and the other neighbour's loss
+        above it, since a curve that bends upwards falls no faster beyond the best rate than before.
 
-    >>> vertex(5.75, 5.0, 5.25)
-    (0.25, 0.25)
+    >>> vertex({-1: 5.0625, 0: 5.0, 1: 5.0625})
+    (0.0, 0.015625)
     """
-    low, high = lower - here, higher - here
+    low, high = losses[-1] - losses[0], losses[1] - losses[0]
     if math.isinf(low) or math.isinf(high):
         return 0.0, min(low, high)
-    curvature = low + high
-    if curvature <= 0:  # all equal
+    points = {p: loss - losses[0] for p, loss in losses.items() if math.isfinite(loss)}
+    rise = np.array(list(points.values()))
+    weight = 1 / np.hypot(1, rise / FAR)  # of the residual
+    a, b, _ = np.polyfit(list(points), rise, 2, w=weight).tolist()
+    if a <= 1e-12:  # all equal, or noise
         return 0.0, 0.0
-    return min(0.5, max(-0.5, (low - high) / (2 * curvature))), curvature / 4
+    return min(1.0, max(-1.0, -b / (2 * a))), a / 4

@@ -1,5 +1,7 @@
 """Simultaneous comparisons of variants, from all of their runs."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -48,8 +50,17 @@ def test_a_comparison_holds_the_errors_of_seeds_and_of_tuning_apart():
     seeds = compare(losses_of(table), baseline="v0").pairs["v1", "v0"]
     both = compare(losses_of(table), baseline="v0", allowance={"v1": 0.02}).pairs["v1", "v0"]
     assert both.half_width == seeds.half_width
-    assert both.low == pytest.approx(seeds.low - 0.02)
+    assert both.low == pytest.approx(both.mean - math.hypot(seeds.half_width, 0.02))
     assert both.high == seeds.high
+
+
+def test_the_noise_of_the_search_adds_to_what_its_curve_can_hide():
+    losses = losses_of(np.random.default_rng(1).standard_normal((3, 5)) * 0.01)
+    found = compare(losses, allowance={"v1": 0.02}, search_noise={"v1": 0.5, "v2": 0.5})
+    deviation = found.noise.deviation_V
+    assert found.noise.error_VV[0, 1] == pytest.approx(math.hypot(*deviation[:2]) / math.sqrt(5))
+    noise = 0.5 * 3.31 / math.sqrt(2) * deviation  # studentised range of three means
+    assert found.allowance_V == pytest.approx([0, math.hypot(0.02, noise[1]), noise[2]], rel=5e-3)
 
 
 @pytest.mark.parametrize(("variants", "runs"), [(2, 2), (2, 501), (3, 501), (12, 5)])

@@ -9,13 +9,16 @@ family of intervals holds for all of its members at once with 95 % confidence:
                     control, constrained to contain 0 (Hsu 1981, Edwards and Hsu 1983)
     this pair alone d +- t(f) e
 
-Tuning adds its own error. A variant whose search may have missed its best settings by up to A nats
-is at its best up to A better than it was seen, so that the published interval of i - j is
+Tuning adds its own error. A variant whose search may have missed its best settings by up to A is
+at its best up to A better than it was seen. The runs of the search are others than those of the
+verdict, so that the two errors are independent, and the published interval of i - j is
 
-    [d - h - A_i, d + h + A_j]
+    [d - sqrt(h^2 + A_i^2), d + sqrt(h^2 + A_j^2)]        A^2 = allowance^2 + (n q s)^2
 
-with the half-width h of the seeds. A comparison holds both parts. Without tuning every A is 0, and
-a statement holds for the recipe as it was.
+with the half-width h of the seeds. The allowance is what the shape of the curve can hide from the
+search, s the standard deviation of a run, q the all-pairs quantile of normal noise, and n the
+`search_noise`: by how many standard deviations the noise of its runs misleads it. A comparison
+holds both parts. Without tuning every A is 0, and a statement holds for the recipe as it was.
 
 **Letters** (a compact letter display, Piepho 2004): two variants share a letter exactly if the
 interval of their difference contains 0.
@@ -23,6 +26,7 @@ interval of their difference contains 0.
 Shapes: V variants.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +42,7 @@ from attnlab.analysis.statistics.quantiles import Maximum, all_pairs, one_sided,
 
 Array = NDArray[np.float64]
 ERROR = 0.05  # family-wise
+SEARCH_NOISE = 0.5  # standard deviations of a run, by simulation; a search compares single runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +93,10 @@ class Comparison:
         return self.high is not None and self.high < self.margin
 
     def _low(self, half: float) -> float:
-        return self.mean - half - self.first_allowance
+        return self.mean - math.hypot(half, self.first_allowance)
 
     def _high(self, half: float) -> float:
-        return self.mean + half + self.second_allowance
+        return self.mean + math.hypot(half, self.second_allowance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +136,12 @@ class Comparisons:
     @cached_property
     def low_VV(self) -> Array:
         """Lower ends of the published intervals, row minus column."""
-        return self.noise.difference_VV - self.half_VV - self.allowance_V[:, None]
+        return self.noise.difference_VV - np.hypot(self.half_VV, self.allowance_V[:, None])
 
     @cached_property
     def high_VV(self) -> Array:
         """Upper ends of the published intervals, row minus column."""
-        return self.noise.difference_VV + self.half_VV + self.allowance_V[None, :]
+        return self.noise.difference_VV + np.hypot(self.half_VV, self.allowance_V[None, :])
 
     @cached_property
     def separable_VV(self) -> NDArray[np.bool_]:
@@ -167,8 +172,8 @@ class Comparisons:
         # the wider quantile of all pairs covers the baseline's comparisons, too
         half_V = np.clip(half_V, self._alone_VV[:, b], self.half_VV[:, b])
         difference_V = self.noise.difference_VV[:, b]
-        separable_V = difference_V - half_V - self.allowance_V > 0
-        separable_V |= difference_V + half_V + self.allowance_V[b] < 0
+        separable_V = difference_V - np.hypot(half_V, self.allowance_V) > 0
+        separable_V |= difference_V + np.hypot(half_V, self.allowance_V[b]) < 0
         separable_VV = np.zeros_like(self.noise.error_VV, dtype=bool)
         separable_VV[:, b] = separable_V
         p_VV = self._p(distribution, separable_VV)
@@ -186,11 +191,10 @@ class Comparisons:
         difference_VV = self.noise.difference_VV
         apart = ~np.eye(count, dtype=bool)
         # i may be better than the best of the others by as much as this
-        best_V = np.where(apart, difference_VV - half_VV - self.allowance_V[:, None], -np.inf).max(
-            1
-        )
+        lost_VV = difference_VV - np.hypot(half_VV, self.allowance_V[:, None])
+        best_V = np.where(apart, lost_VV, -np.inf).max(1)
         candidate_V = best_V < 0
-        worst_VV = difference_VV + half_VV.T + self.allowance_V[None, :]
+        worst_VV = difference_VV + np.hypot(half_VV.T, self.allowance_V[None, :])
         ends = np.where(apart & candidate_V[None, :], worst_VV, -np.inf).max(1)
         only = candidate_V.sum() == 1
         high_V = np.where(candidate_V & only, 0.0, np.maximum(ends, 0.0))
@@ -248,7 +252,7 @@ class Comparisons:
         """Return the largest error rate at which each interval excludes 0."""
         difference_VV, error_VV = self.noise.difference_VV, self.noise.error_VV
         allowance_VV = np.where(difference_VV > 0, self.allowance_V[:, None], self.allowance_V)
-        beyond_VV = np.maximum(np.abs(difference_VV) - allowance_VV, 0)
+        beyond_VV = np.sqrt(np.maximum(difference_VV**2 - allowance_VV**2, 0))
         t_VV = np.divide(
             beyond_VV, error_VV, out=np.where(beyond_VV > 0, 1e9, 0.0), where=error_VV > 0
         )
@@ -276,6 +280,7 @@ def compare(
     *,
     baseline: str | None = None,
     allowance: Mapping[str, float] | None = None,
+    search_noise: Mapping[str, float] | None = None,
     margin: float = 0.01,
     level: float = ERROR,
 ) -> Comparisons:
@@ -285,13 +290,33 @@ def compare(
         losses: nats/token by variant and seed; at least two variants, each with at least two runs.
             Names of one function are one variant: give it once.
         baseline: the variant to which Dunnett's intervals compare.
-        allowance: nats/token by which the search may have missed the best settings of a variant;
+        allowance: nats/token that the shape of its curve may have hidden from the search of a
+            variant; 0 for a variant that is not named.
+        search_noise: standard deviations of a run by which noise misleads the search of a variant;
             0 for a variant that is not named.
         margin: nats/token; differences within it count as equivalent.
         level: error rate of each family of intervals.
     """
     noise = fit(losses)
-    given = allowance or {}
-    allowance_V = np.array([given.get(name, 0.0) for name in noise.names])
-    assert (allowance_V >= 0).all(), "an allowance is a loss that tuning may have missed"
+    shape_V, noise_V = (
+        np.array([(given or {}).get(name, 0.0) for name in noise.names])
+        for given in (allowance, search_noise)
+    )
+    assert (shape_V >= 0).all(), "an allowance is a loss that tuning may have missed"
+    allowance_V = missed_by_search(shape_V, noise_V, noise.deviation_V, level)
     return Comparisons(noise, allowance_V, baseline, margin, level)
+
+
+def missed_by_search(
+    allowance_V: Array, search_noise_V: Array, deviation_V: Array, level: float = ERROR
+) -> Array:
+    """Return the loss (nats/token) that each search may have missed, by shape and by noise.
+
+    Args:
+        allowance_V: nats/token that the shape of the curve can hide.
+        search_noise_V: standard deviations of a run by which noise misleads the search.
+        deviation_V: standard deviation of a run, nats/token. Leading axes are separate studies.
+        level: error rate of the comparisons.
+    """
+    quantile = all_pairs(deviation_V.shape[-1]).quantile(level, np.inf)
+    return np.hypot(allowance_V, search_noise_V * quantile * deviation_V)

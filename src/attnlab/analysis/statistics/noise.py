@@ -65,6 +65,11 @@ class Noise:
         return self.mean_V[:, None] - self.mean_V[None, :]
 
     @cached_property
+    def deviation_V(self) -> Array:
+        """Standard deviation of a run of each variant."""
+        return np.sqrt(self.part_V * np.array(self.runs))
+
+    @cached_property
     def error_VV(self) -> Array:
         """Standard error of each difference."""
         weighted_VN = self.weight_VN * np.sqrt(self.variance_N)

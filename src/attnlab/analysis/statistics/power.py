@@ -2,7 +2,7 @@
 
 For a difference of size d between two variants, with standard deviation s per run and S runs each,
 
-    power(d) = E[ Phi((d - h - A) / (s sqrt(2 / S))) ]
+    power(d) = E[ Phi((d - sqrt(h^2 + A^2)) / (s sqrt(2 / S))) ]
 
 where h is the half-width of the pair's simultaneous interval and A the allowance for tuning of the
 worse one. Means and the variances that h is computed from are independent, so the expectation is
@@ -41,7 +41,20 @@ def detectable(
     """
     if seeds < 2 or variants < 2:
         return None
-    return allowance + spread * _of_unit_spread(variants, seeds, level)
+    if not spread > 0:
+        return allowance
+    half_R = np.hypot(spread * _half_of_unit_spread(variants, seeds, level), allowance)
+    error = spread * math.sqrt(2 / seeds)
+    low, high = 0.0, float(half_R.max()) + 10 * error
+    if not math.isfinite(high):
+        return math.inf
+    for _ in range(40):
+        middle = (low + high) / 2
+        if float(np.mean(ndtr((middle - half_R) / error))) < POWER:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def seeds_to_decide(
@@ -69,19 +82,11 @@ def seeds_to_decide(
 
 
 @cache
-def _of_unit_spread(variants: int, seeds: int, level: float) -> float:
+def _half_of_unit_spread(variants: int, seeds: int, level: float) -> Array:
+    """Return half-widths in simulated studies whose runs have standard deviation 1."""
     shown = min(variants, 20)  # of more, the prior degrees of freedom hardly depend on it
     studies = max(_NUMBERS // shown, 200)
     df = seeds - 1
     own_RV = np.random.default_rng(0).chisquare(df, (studies, shown)) / df
     error_R, df_R = pair_noise(own_RV, float(df))
-    half_R = all_pairs(variants).quantile(level, df_R) * error_R * math.sqrt(1 / seeds)
-    error = math.sqrt(2 / seeds)
-    low, high = 0.0, float(half_R.max()) + 10 * error
-    for _ in range(50):
-        middle = (low + high) / 2
-        if float(np.mean(ndtr((middle - half_R) / error))) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high
+    return all_pairs(variants).quantile(level, df_R) * error_R * math.sqrt(1 / seeds)

@@ -47,6 +47,7 @@ def next_seeds(
     most: int,
     baseline: str | None = None,
     allowance: Mapping[str, float] | None = None,
+    search_noise: Mapping[str, float] | None = None,
     margin: float = 0.01,
 ) -> dict[str, int]:
     """Return the number of seeds that each open variant needs next; empty if all is decided.
@@ -56,7 +57,7 @@ def next_seeds(
         first: seeds at the first look, which every variant has.
         most: seeds at the last look.
         baseline: the variant whose comparisons must be decided, beside those with the best.
-        allowance: nats/token by which tuning may have missed the best of a variant.
+        allowance, search_noise: what tuning may have missed, as for `compare`.
         margin: nats/token; differences within it count as equivalent.
     """
     sizes = looks(first, most)
@@ -64,6 +65,7 @@ def next_seeds(
         losses,
         baseline=baseline,
         allowance=allowance,
+        search_noise=search_noise,
         margin=margin,
         level=ERROR / len(sizes),
     )

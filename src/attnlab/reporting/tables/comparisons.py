@@ -60,7 +60,7 @@ def rates(analysis: Analysis) -> list[Column]:
         return analysis.rates[row.name].chosen
 
     def missed(row: Row) -> float | None:
-        return analysis.rates[row.name].allowance
+        return analysis.tuning.allowance.get(row.name)
 
     def increase(row: Row) -> float | None:
         return analysis.rates[row.name].within_factor_2
