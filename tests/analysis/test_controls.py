@@ -26,6 +26,14 @@ def test_variants_that_differ_in_name_alone_are_recognised(tmp_path):
     assert "equal to the last bit" in control.note
 
 
+def test_many_names_of_one_function_are_a_sentence_of_a_few(tmp_path):
+    names = [f"copy_{number}" for number in range(30)]
+    losses = {name: steady(5.0, 1, seeds=2) for name in names}
+    (control,) = controls(tmp_path, losses, **dict.fromkeys(names, SAME))
+    assert control.names == tuple(names)
+    assert control.note.startswith("copy_0, copy_1, copy_2 and 27 others are the same function")
+
+
 def test_different_settings_are_no_control_even_with_equal_losses(tmp_path):
     losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 2)}
     assert controls(tmp_path, losses) == ()

@@ -111,8 +111,8 @@ def half_a_run(run: RunFolder, tools: list[str]) -> None:
         for step in (1, 2, 3):
             run.append({"step": step, "train_loss": 9.0 / step})
             tracker.update(run)
+    run.inherit([line for line in run.metrics() if line["step"] <= 1])
     run.open(CONFIG, {})
-    run.truncate_after(1)
 
 
 def rest_of_it(run: RunFolder, tools: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from attnlab.analysis.costs import COUNTED, TIMED
 from attnlab.analysis.numbers import quantity
-from attnlab.analysis.sentences import listed
+from attnlab.analysis.sentences import several
 from attnlab.analysis.settings import as_computed, covering_windows, kernels_in, same_settings
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
@@ -86,12 +86,12 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
     judged = verdict.judged and all(pair is not None for pair in pairs)
     ties = not any(pair and pair.separable for pair in pairs) if judged else None
     largest = max(differences, default=None)
-    who = f"{', '.join(names[:-1])} and {names[-1]} are the same function"
+    who = f"{several(names)} are the same function"
     windows = [n for n in names if covering_windows(configs[n])]
     if kernels:
-        who += f" on different kernels ({', '.join(kernels)})"
+        who += f" on different kernels ({', '.join(dict.fromkeys(kernels))})"
     elif windows and not same_kernel:
-        who += f" (the window of {listed(windows)} covers the whole sequence)"
+        who += f" (the window of {several(windows)} covers the whole sequence)"
     return Control(
         names=tuple(names),
         same_rate=same_rate,

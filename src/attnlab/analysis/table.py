@@ -16,7 +16,7 @@ from typing import Any
 
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.fairness import by_design, unlike
-from attnlab.analysis.sentences import in_words, listed
+from attnlab.analysis.sentences import in_words, several
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.record import (
     DamagedError,
@@ -193,14 +193,14 @@ class Table:
         return {device: tuple(names) for device, names in found.items()}
 
     def where(self, names: Iterable[str]) -> str:
-        """Return variants in words: the folder if all of its variants are named, else the names."""
+        """Return variants in words: a folder if all of its variants are named, else names."""
         started, left, whole = {v.name for v in self.variants if v.config}, list(names), list[str]()
         for folder, held in self.sources.items():
             here = started.intersection(held)
             if here and here.issubset(left):
                 whole.append(folder)
                 left = [name for name in left if name not in held]
-        return listed([*whole, *left])
+        return several([*whole, *left])
 
     @property
     def most_seeds(self) -> int:

@@ -30,7 +30,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
@@ -124,7 +124,7 @@ class RunFolder(StoredRun):
         return settings or found
 
     def inherit(self, metrics: Iterable[Mapping[str, Any]]) -> None:
-        """Start with the metrics of another run. Call it before `open`."""
+        """Start with metrics of another run, or up to a checkpoint. Call it before `open`."""
         self._make_folders(self.partial)
         (self.partial / "summary.json").unlink(missing_ok=True)  # of a failure, with checksums
         self.write_metrics(metrics)
@@ -156,7 +156,7 @@ class RunFolder(StoredRun):
         """Begin the run, or continue one that was interrupted or failed.
 
         `config` is the run's settings as JSON values with its "identity". Its metrics are kept,
-        except for an incomplete last line; `truncate_after` removes those after a checkpoint.
+        except for an incomplete last line.
         """
         assert not self.ended.is_dir(), f"{self.ended} has ended; it is not run again"
         assert not self.conflict(config), f"{self.partial} holds another run"
@@ -170,7 +170,7 @@ class RunFolder(StoredRun):
         remove_temporary(self.partial)
         self._write("config.json", to_json(self._named(config)))
         self._write("environment.json", to_json(environment))
-        self._keep_metrics(lambda _: True)
+        self.write_metrics(self.metrics())
 
     def write_tokenizer(self, content: bytes) -> None:
         """Write the tokenizer of the run's text, which its weights need."""
@@ -192,10 +192,6 @@ class RunFolder(StoredRun):
         path = self.partial / "metrics.jsonl"
         if os.path.lexists(path):
             flush(path)
-
-    def truncate_after(self, step: int) -> None:
-        """Remove the metrics after a checkpoint's step; -1 removes all."""
-        self._keep_metrics(lambda metrics: metrics["step"] <= step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Record the end of the run, with "status" finished or diverged, and rename its folder."""
@@ -280,9 +276,6 @@ class RunFolder(StoredRun):
         self.flush_metrics()
         whole = summary_with_checksums({"reason": None, **summary, **run}, self.partial)
         self._write("summary.json", to_json(whole))
-
-    def _keep_metrics(self, wanted: Callable[[Json], bool]) -> None:
-        self.write_metrics(metrics for metrics in self.metrics() if wanted(metrics))
 
     def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """Replace all lines of metrics, and flush them to disk."""
