@@ -1,7 +1,8 @@
 """A hypothesis is supported, refuted, undecided or not judged, by the intervals of the study."""
 
 import pytest
-from support.written_study import steady, write_study
+from support import fake_workers
+from support.written_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses import Hypothesis
@@ -12,6 +13,9 @@ from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
 from attnlab.analysis.hypotheses.ordered import Ordered
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.config import ConfigError
+from attnlab.config.own_code import load_file
+from attnlab.record import RunFolder
+from attnlab.reporting.files import write_report
 from attnlab.reporting.pages import markdown
 from attnlab.study.load import load_study
 
@@ -356,7 +360,8 @@ def test_a_hypothesis_that_cannot_be_judged_is_refused(make, problem):
         make()
 
 
-def test_a_new_kind_is_one_class_with_its_sentence_and_its_judge(tmp_path):
+def test_a_new_kind_is_one_class_with_its_sentence_and_its_judge(tmp_path, monkeypatch):
+    fake_workers.draw_nothing(monkeypatch)
     kind = tmp_path / "my_kind.py"
     kind.write_text(
         "from dataclasses import dataclass\n"
@@ -385,6 +390,41 @@ def test_a_new_kind_is_one_class_with_its_sentence_and_its_judge(tmp_path):
     )
     study = load_study(str(tmp_path / "asks.py"))
     assert [each.to_dict()["kind"] for each in study.hypotheses] == [recorded["kind"]]
-    (found,) = analyse(study_dir).judgements
+    (found,) = write_report(study_dir).judgements
     assert (found.ruling, found.found) == ("supported", ("Its loss is 5.1.",))
     assert found.statement == "mha has a loss below 6."
+
+    import_nothing(monkeypatch)
+    for _ in range(2):
+        (kept,) = write_report(study_dir).judgements
+        assert kept == found
+    joined = study.record(command="again", checked=False).joined(study_dir)
+    assert len(joined.judgements) == 1
+    edit(RunFolder(study_dir, "mha", 0).path / "summary.json", test_loss=5.4)
+    (changed,) = write_report(study_dir).judgements
+    assert (changed.ruling, changed.found[1]) == (
+        "not judged",
+        "It was supported by other numbers than these.",
+    )
+
+
+def import_nothing(monkeypatch):
+    """Let no class of a user's file be in use, as in a process that only reads a record."""
+    monkeypatch.setattr("attnlab.analysis.hypotheses.hypothesis.is_own", lambda cls: False)
+
+
+def test_an_error_in_a_kind_of_ones_own_is_said_in_its_row(tmp_path):
+    (tmp_path / "broken_kind.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from attnlab.analysis.hypotheses import Hypothesis\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Broken(Hypothesis):\n"
+        "    statement = 'It works.'\n"
+        "    def judge(self, evidence):\n"
+        "        return evidence.verdict.means['nobody']\n"
+    )
+    load_file(tmp_path / "broken_kind.py")
+    recorded = {"kind": "broken_kind.py:Broken"}
+    (found,) = analyse(write_study(tmp_path / "s", LOSSES, hypotheses=[recorded])).judgements
+    assert found.ruling == "not judged"
+    assert "broken_kind.py:7: KeyError: 'nobody'" in found.found[0]

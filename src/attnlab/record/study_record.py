@@ -36,6 +36,7 @@ class StudyRecord:
     match: Json | None = None  # what all variants share, and the remaining relative "mismatch"
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
+    judgements: tuple[Json, ...] = ()  # by the user's own code, each with its "hypothesis"
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of variants, for papers
     swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
@@ -67,6 +68,7 @@ class StudyRecord:
             labels={**before.labels, **self.labels},
             swept=self.swept or before.swept,
             by_design=self._designs(before),
+            judgements=before.judgements,
             families={
                 name: tuple(
                     dict.fromkeys([*first.families.get(name, ()), *then.families.get(name, ())])
@@ -131,7 +133,7 @@ class StudyRecord:
             raise DamagedError(
                 f"{error}; restore it from a copy, or delete it and run the study again"
             ) from None
-        for name in ("variants", "seeds", "hypotheses", "swept"):
+        for name in ("variants", "seeds", "hypotheses", "judgements", "swept"):
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
         found["families"] = {name: tuple(variants) for name, variants in families.items()}

@@ -18,9 +18,11 @@ have those whose folder is a link to elsewhere: nothing outside the study's fold
 Each file is replaced atomically, so that several processes may write and read at the same time.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis, analyse
+from attnlab.analysis.hypotheses.hypothesis import to_record
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
@@ -37,6 +39,7 @@ def write_report(study_dir: Path) -> Analysis:
     """Write every derived file. Raises ValueError where there is no study."""
     _finalize(study_dir)
     analysis = analyse(study_dir)
+    _record_judgements(analysis)
     _write_variants(analysis.table)
     _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
     write_comparison(analysis)
@@ -67,6 +70,15 @@ def write_results(study_dir: Path) -> Analysis:
     _write_variants(analysis.table)
     _write_results(analysis)
     return analysis
+
+
+def _record_judgements(analysis: Analysis) -> None:
+    """Record what the user's own code has judged, for reports in which it is not executed."""
+    path = analysis.table.path
+    study = StudyRecord.read(path)
+    judged = to_record(study, analysis.judgements) if study.hypotheses else ()
+    if to_json(list(judged)) != to_json(list(study.judgements)):
+        replace(study, judgements=judged).write(path)
 
 
 def _finalize(study_dir: Path) -> None:

@@ -11,6 +11,8 @@ two are equivalent within the study's margin without a distinguishable differenc
 the size below which the study counts a difference as none.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +39,18 @@ class Evidence:
 
     verdict: Verdict
     costs: Sequence[Cost]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all numbers that can be judged, in hexadecimal."""
+        table = self.verdict.table
+        runs = [
+            [variant.name, run.seed, run.status, *map(run.summary.get, ("final_loss", "test_loss"))]
+            for variant in table.variants
+            for run in variant.runs
+        ]
+        costs = [[cost.key, dict(cost.of)] for cost in self.costs]
+        numbers = [table.study.margin, table.study.baseline, runs, costs]
+        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
     def better(self, first: str, second: str) -> Fact:
         """True if the first variant is better than the second; None if the data do not decide."""

@@ -4,15 +4,25 @@ A kind writes its sentence from its own fields, so that the sentence shown is th
 somebody else made the claim, `source` and `wording` are quoted beside it.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
 from attnlab.analysis.verdict import Verdict
-from attnlab.config import Choice, ConfigError, Problem, is_own, own_kind, read_from_record
+from attnlab.config import (
+    Choice,
+    ConfigError,
+    Problem,
+    is_own,
+    own_error,
+    own_kind,
+    read_from_record,
+)
+from attnlab.record import Json, StudyRecord
 
 LOSS = "loss, nats/token"
 
@@ -59,40 +69,74 @@ class Judgement:
     wording: str = ""
     measure: str = LOSS  # of the published numbers
     published: Mapping[str, float]  # by variant, the best first
+    basis: str = ""  # SHA-256 of the numbers that the user's own code judged; else empty
 
 
 def judge_all(verdict: Verdict, costs: Sequence[Cost]) -> tuple[Judgement, ...]:
-    """Return one judgement per hypothesis of the study, in the study's order."""
+    """Return one judgement per hypothesis of the study, in the study's order.
+
+    One of the user's own kind, whose class this process has not imported, is that of the record if
+    the numbers are those that it judged.
+    """
     evidence = Evidence(verdict=verdict, costs=costs)
     return tuple(_judged(recorded, evidence) for recorded in verdict.table.study.hypotheses)
 
 
+def to_record(study: StudyRecord, judgements: Sequence[Judgement]) -> tuple[Json, ...]:
+    """Return the judgements by the user's own code, for the study's record."""
+    earlier = {json.dumps(entry["hypothesis"]): entry for entry in study.judgements}
+    found = list[Json]()
+    for hypothesis, judged in zip(study.hypotheses, judgements, strict=True):
+        if judged.basis:
+            found.append({"hypothesis": hypothesis, **asdict(judged)})
+        elif entry := earlier.get(json.dumps(hypothesis)):
+            found.append(entry)
+    return tuple(found)
+
+
 def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
+    entries = evidence.verdict.table.study.judgements
+    earlier = next((entry for entry in entries if entry["hypothesis"] == recorded), None)
     try:
         with read_from_record(None, ": it is judged by `attnlab run`, which loads the study"):
             hypothesis = Hypothesis.from_dict({**recorded, "kind": _in_use(recorded.get("kind"))})
     except ConfigError as error:  # a kind of a newer version, or of a user's file that is gone
+        if earlier is not None and earlier["basis"] == evidence.digest():
+            known = {field.name: earlier[field.name] for field in fields(Judgement)}
+            return Judgement(**{**known, "found": tuple(known["found"])})
+        found = [f"{error}."]
+        if earlier is not None:
+            found.append(f"It was {earlier['ruling']} by other numbers than these.")
         kind = recorded.get("kind")
         return Judgement(
             statement=f"A hypothesis of the kind {kind!r}.",
             ruling="not judged",
-            found=(f"{error}.",),
+            found=tuple(found),
             source=recorded.get("source") or "",
             wording=recorded.get("wording") or "",
             published={},
         )
-    if hypothesis.needs_verdict and not evidence.verdict.judged:
-        finding = Finding(ruling="not judged", found=(evidence.verdict.why,))
-    else:
-        finding = hypothesis.judge(evidence)
+    own = is_own(type(hypothesis))
+    try:
+        statement = hypothesis.statement
+        if hypothesis.needs_verdict and not evidence.verdict.judged:
+            finding = Finding(ruling="not judged", found=(evidence.verdict.why,))
+        else:
+            finding = hypothesis.judge(evidence)
+    except Exception as error:
+        if not own:
+            raise
+        statement = f"A hypothesis of the kind {recorded.get('kind')!r}."
+        finding = Finding(ruling="not judged", found=(own_error(error) or repr(error),))
     return Judgement(
-        statement=hypothesis.statement,
+        statement=statement,
         ruling=finding.ruling,
         found=finding.found,
         source=hypothesis.source,
         wording=hypothesis.wording,
         measure=hypothesis.measure,
         published=dict(hypothesis.published),
+        basis=evidence.digest() if own else "",
     )
 
 
