@@ -12,7 +12,7 @@ from attnlab.record.atomic_files import (
     require_unpublished,
     require_within,
 )
-from attnlab.record.file_types import BenchForm
+from attnlab.record.file_types import BenchForm, JudgementForm
 from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.lease import HeldError, Holder, LostLeaseError, Observer
 from attnlab.record.packed_file import RunKey, rate_of
@@ -38,6 +38,7 @@ __all__ = [
     "HeldError",
     "Holder",
     "Json",
+    "JudgementForm",
     "LostLeaseError",
     "Observer",
     "Packed",

@@ -173,3 +173,17 @@ class BenchForm(TypedDict, total=False):
     ceilings: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     points: Required[list[PointForm]]
+
+
+class JudgementForm(TypedDict):
+    """A hypothesis of study.json that the user's own code judged."""
+
+    hypothesis: dict[str, Any]
+    statement: str
+    ruling: Literal["supported", "refuted", "undecided", "not judged"]
+    found: list[str]
+    source: str
+    wording: str
+    measure: str
+    published: Mapping[str, float]
+    basis: str  # SHA-256 of the numbers that it judged

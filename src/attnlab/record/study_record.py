@@ -10,7 +10,7 @@ from typing import Self, get_type_hints
 from urllib.parse import unquote
 
 from attnlab.record.atomic_files import DamagedError
-from attnlab.record.file_types import BenchForm
+from attnlab.record.file_types import BenchForm, JudgementForm
 from attnlab.record.json_text import Json, mismatch
 from attnlab.record.packed_file import read_packed
 from attnlab.record.recorded_run import folder_name
@@ -36,7 +36,7 @@ class StudyRecord:
     match: Json | None = None  # what all variants share, and the remaining relative "mismatch"
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
-    judgements: tuple[Json, ...] = ()  # by the user's own code, each with its "hypothesis"
+    judgements: tuple[JudgementForm, ...] = ()  # by the user's own code, each with its "hypothesis"
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of variants, for papers
     swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path

@@ -76,9 +76,9 @@ def _record_judgements(analysis: Analysis) -> None:
     """Record what the user's own code has judged, for reports in which it is not executed."""
     path = analysis.table.path
     study = StudyRecord.read(path)
-    judged = to_record(study, analysis.judgements) if study.hypotheses else ()
-    if to_json(list(judged)) != to_json(list(study.judgements)):
-        replace(study, judgements=judged).write(path)
+    judged = to_record(study, analysis.judgements)
+    if judged != list(study.judgements):
+        replace(study, judgements=tuple(judged)).write(path)
 
 
 def _finalize(study_dir: Path) -> None:

@@ -7,8 +7,8 @@ somebody else made the claim, `source` and `wording` are quoted beside it.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, cast
 
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
@@ -22,7 +22,7 @@ from attnlab.config import (
     own_kind,
     read_from_record,
 )
-from attnlab.record import Json, StudyRecord
+from attnlab.record import Json, JudgementForm, StudyRecord
 
 LOSS = "loss, nats/token"
 
@@ -82,16 +82,17 @@ def judge_all(verdict: Verdict, costs: Sequence[Cost]) -> tuple[Judgement, ...]:
     return tuple(_judged(recorded, evidence) for recorded in verdict.table.study.hypotheses)
 
 
-def to_record(study: StudyRecord, judgements: Sequence[Judgement]) -> tuple[Json, ...]:
+def to_record(study: StudyRecord, judgements: Sequence[Judgement]) -> list[JudgementForm]:
     """Return the judgements by the user's own code, for the study's record."""
     earlier = {json.dumps(entry["hypothesis"]): entry for entry in study.judgements}
-    found = list[Json]()
+    found = list[JudgementForm]()
     for hypothesis, judged in zip(study.hypotheses, judgements, strict=True):
         if judged.basis:
-            found.append({"hypothesis": hypothesis, **asdict(judged)})
+            entry = {**asdict(judged), "found": list(judged.found), "hypothesis": hypothesis}
+            found.append(cast("JudgementForm", entry))
         elif entry := earlier.get(json.dumps(hypothesis)):
             found.append(entry)
-    return tuple(found)
+    return found
 
 
 def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
@@ -102,8 +103,9 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
             hypothesis = Hypothesis.from_dict({**recorded, "kind": _in_use(recorded.get("kind"))})
     except ConfigError as error:  # a kind of a newer version, or of a user's file that is gone
         if earlier is not None and earlier["basis"] == evidence.digest():
-            known = {field.name: earlier[field.name] for field in fields(Judgement)}
-            return Judgement(**{**known, "found": tuple(known["found"])})
+            known: Json = {**earlier, "found": tuple(earlier["found"])}
+            del known["hypothesis"]
+            return Judgement(**known)
         found = [f"{error}."]
         if earlier is not None:
             found.append(f"It was {earlier['ruling']} by other numbers than these.")
