@@ -8,6 +8,8 @@ import pytest
 import torch
 from support import SOURCE, TESTS
 
+from attnlab.data import Places
+
 
 def gpu_of_worker(worker: str, gpus: list[str]) -> str:
     """Return the GPU that a worker of pytest-xdist (`gw0`, `gw1`, ...) uses: they take turns.
@@ -44,6 +46,12 @@ collect_ignore = ["support/planted_bugs.py"]
 def one_thread_per_worker() -> None:
     """The suite runs in as many processes as there are cores; more threads would only compete."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    """The data cache that tests share, so that the text is read once per process."""
+    return Places(None, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True, scope="module")

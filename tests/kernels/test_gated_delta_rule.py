@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernel_agreement import CUDA, assert_recordable, assert_same, on_cuda, relative_errors
+from support.agreement import CUDA, assert_recordable, assert_same, on_cuda, relative_errors
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny_study
+from support import SOURCE, TESTS, killed_trainer, tiny_study
 
 from attnlab.data import Places
 from attnlab.record import RunFolder, lease, remove_temporary
@@ -36,13 +38,6 @@ STRIDE = 9  # with 1, every write is tried, in some minutes
 
 class KilledError(BaseException):
     """Stands for SIGKILL: from then on, nothing of the process changes the disk."""
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory) -> Places:
-    places = Places(None, tmp_path_factory.mktemp("cache"))
-    corpus_of(RUN.config.data, places)
-    return places
 
 
 def trained(study_dir: Path, places: Places) -> Iterator[Event]:
@@ -110,3 +105,17 @@ def test_a_kill_before_any_write_loses_the_steps_since_the_last_checkpoint_alone
         assert left == [], n
         shutil.rmtree(study_dir)
     assert n > 60
+
+
+def test_twenty_kills_at_random_instants_change_nothing(tmp_path):
+    """Half of them at a time, and half while something is being written."""
+    script = Path(killed_trainer.__file__)
+    path = os.pathsep.join([str(SOURCE), str(TESTS)])
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "20", "0"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "20 kills" in done.stdout

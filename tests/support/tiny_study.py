@@ -1,4 +1,6 @@
-"""A study that trains in seconds: four variants of a very small model."""
+"""Studies that train in seconds: four variants of a very small model, and twins that are tuned."""
+
+from dataclasses import replace
 
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.tokenizer import Bytes
@@ -8,7 +10,7 @@ from attnlab.mechanisms.identity import Identity
 from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
 from attnlab.study.study import Study
-from attnlab.training.config import TrainConfig
+from attnlab.training.config import TrainConfig, Tuning
 from attnlab.training.run import RunConfig
 
 base = RunConfig(
@@ -52,4 +54,12 @@ study = Study(
         ),
         "identity": base.with_mechanisms(Identity()),
     },
+)
+
+_longer = replace(base.train, steps=60, eval_every=60, checkpoint_every=20)
+twins = replace(
+    study,
+    seeds=1,
+    variants=dict.fromkeys(("mha", "twin"), replace(base, train=_longer)),
+    tuning=Tuning(multiples=(1, 2), most=3, warmup=False),
 )

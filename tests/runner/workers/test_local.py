@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import fake_workers, tiny_study, twin_study
+from support import fake_workers, tiny_study
 
 import attnlab
 from attnlab.data import Places
@@ -147,7 +147,7 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
 ):
     """The command is killed with SIGKILL while it tunes; its workers end by themselves."""
     fake_workers.draw_nothing(monkeypatch)
-    (tmp_path / "tuned.py").write_text("from support.twin_study import study")
+    (tmp_path / "tuned.py").write_text("from support.tiny_study import twins as study")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     command = [
         *(sys.executable, "-m", "attnlab", "run", "tuned.py", "--no-check"),
@@ -165,7 +165,7 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
     assert found.checkpoint is not None
     assert 2 <= len(losses(cut)) < 10
     times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
-    study = twin_study.study
+    study = tiny_study.twins
     attnlab.run(study, out=cut, check=False, device="cpu", workers=1, cache=places.cache)
     ended(study, whole, fingerprint, places)
 
