@@ -40,6 +40,13 @@ class KilledError(BaseException):
     """Stands for SIGKILL: from then on, nothing of the process changes the disk."""
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Places:
+    places = Places(None, tmp_path_factory.mktemp("cache"))
+    corpus_of(RUN.config.data, places)
+    return places
+
+
 def trained(study_dir: Path, places: Places) -> Iterator[Event]:
     RUN.folder(study_dir).finalize()
     if not RUN.folder(study_dir).ended.is_dir():
