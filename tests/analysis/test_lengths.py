@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import ROOT
 from support.tiny_study import base, study
-from support.written_study import edit, steady, write_run, write_study
+from support.written_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses import Evidence, Hypothesis
@@ -257,27 +257,3 @@ def test_a_report_shows_lengths_only_where_they_were_measured(tmp_path):
     assert 'id="lengths"' not in page(plain)
     assert "Beyond the training length" not in markdown(plain, None)
     assert "_tokens_minus" not in csv_table(plain)
-
-
-def test_parts_of_the_loss_have_intervals_against_the_baseline(tmp_path):
-    losses = {"mha": steady(5.0, 1), "delta": steady(5.1, 2)}
-    write_study(tmp_path, {name: [None] * 5 for name in losses})
-    for name, by_seed in losses.items():
-        for seed, loss in enumerate(by_seed):
-            recall = 2.0 + (0.3 if name == "delta" else 0.0) + loss - by_seed[0]
-            write_run(
-                RunFolder(tmp_path, name, seed),
-                loss,
-                final_recall_loss=recall,
-                final_other_loss=6.0 + loss - by_seed[0],
-                final_loss_by_position={"first": [0, 1], "loss": [6.0, loss]},
-            )
-    (parts,) = analyse(tmp_path).parts.values()
-    assert parts.recall.mean == pytest.approx(0.3, abs=0.005)
-    assert parts.recall.interval[0] > 0.29
-    assert parts.other.interval[0] < 0.01
-    assert parts.recall_more.mean == pytest.approx(0.3)
-    assert parts.first == (0, 1)
-    at_start, later = parts.position
-    assert (at_start.mean, at_start.half_width) == (0, 0)
-    assert later.interval[0] > 0.09

@@ -19,6 +19,7 @@ from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
 from attnlab.training.config import TrainConfig
+from attnlab.training.loop import measured_steps
 from attnlab.training.run import Run, RunConfig
 from attnlab.training.step import TrainingStep
 
@@ -256,6 +257,21 @@ def test_an_exception_is_recorded_and_the_run_can_be_tried_again(tmp_path, place
     assert ended == Ended("failed", "RuntimeError: no luck today", None)
     assert RunFolder(tmp_path, "mha", 0).status() == "failed"
     assert list(run(tiny_study.base, tmp_path, places))[-1].status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("steps", "periods"),
+    [(1, (1, 1)), (50, (5, 2)), (300, (30, 15)), (1000, (100, 50)), (9999, (100, 50))],
+)
+def test_a_short_run_has_ten_evaluations_unless_its_settings_say_otherwise(steps, periods):
+    config = TrainConfig(steps=steps, warmup_steps=0)
+    assert (config.eval_period, config.log_period) == periods
+    assert len([n for n in measured_steps(config, steps) if n % config.eval_period == 0]) >= min(
+        steps, 10
+    )
+    longer = config.extended(2 * steps, "constant")  # the record of the first part stays
+    assert (longer.eval_period, longer.log_period) == periods
+    assert replace(config, eval_every=7).eval_period == 7
 
 
 def test_the_record_has_every_measurement(whole_run):

@@ -19,13 +19,8 @@ from attnlab.analysis.families import (
 )
 from attnlab.analysis.headline import headline
 from attnlab.analysis.hypotheses import Judgement, judge_all
-from attnlab.analysis.lengths import (
-    AgainstBaseline,
-    AtLengths,
-    against_baseline,
-    at_lengths,
-    on_text,
-)
+from attnlab.analysis.lengths import AtLengths, at_lengths
+from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.statistics.comparisons import Comparison
@@ -84,7 +79,7 @@ def analysis_of(table: Table) -> Analysis:
         controls=controls,
         diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
         rates=rate_curves(table),
-        parts=against_baseline(table, verdict.metric),
+        parts=against_baseline(verdict),
         on_text=on_text(verdict),
         lengths=at_lengths(table),
         swept=swept_settings(verdict),

@@ -1,4 +1,4 @@
-"""Parts of the loss: at other window lengths, by position in the window, by recall.
+"""The loss at other window lengths than that of training.
 
 **Length extrapolation**, the validation loss at window lengths other than that of training:
 
@@ -9,24 +9,16 @@ that cannot gets worse (c > 0). Intervals are 95 % for all variants of a length 
 (Bonferroni), so that a sentence may name several. The verdict does not use these losses. The
 differences of two variants at a length have the intervals of the verdict, over all pairs at that
 length at once; their allowance is that of the recipe, which was chosen at the length of training.
-
-**Against the baseline**, the difference on the split of the verdict, paired by seed: in each bin of
-positions, on recall tokens (which follow the same token earlier in the window), on the others, and
-the first of these two minus the second. Intervals of one kind hold for all variants, and bins, at
-once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics.paired import (
     Difference,
     Estimate,
-    differences_on_text,
     paired_difference,
 )
 from attnlab.analysis.table import Run, Table, Variant
@@ -69,96 +61,6 @@ def pairs_at(verdict: Verdict, length: int) -> Pairs:
 
 def _loss_at(run: Run, length: int, trained: int) -> float | None:
     return run.summary["final_loss"] if length == trained else read_at(run, length, "loss")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgainstBaseline:
-    """Parts of the loss of one variant minus those of the baseline, nats/token; None: unknown."""
-
-    recall: Difference | None  # on recall tokens
-    other: Difference | None  # on all other tokens
-    recall_more: Difference | None  # the difference on recall tokens minus that on the others
-    first: tuple[int, ...]  # first position of each bin
-    position: tuple[Difference | None, ...]  # in each bin
-
-
-def against_baseline(table: Table, metric: str) -> dict[str, AgainstBaseline]:
-    """Return the parts of the loss of each other variant minus those of the baseline.
-
-    Empty without a finished baseline, or where no part was recorded.
-    """
-    split = metric.removesuffix("_loss")
-    variants = {variant.name: variant for variant in table.variants if variant.finished}
-    baseline = variants.pop(table.study.baseline or "", None)
-    if baseline is None:
-        return {}
-    there = _parts(baseline, split)
-    found = dict[str, AgainstBaseline]()
-    for name, variant in variants.items():
-        here = _parts(variant, split)
-        among = len(variants)
-        bins = there.first if here.first == there.first else ()
-        found[name] = AgainstBaseline(
-            recall=paired_difference(here.recall, there.recall, among=among),
-            other=paired_difference(here.other, there.other, among=among),
-            recall_more=paired_difference(
-                _minus(here.recall, here.other), _minus(there.recall, there.other), among=among
-            ),
-            first=bins,
-            position=tuple(
-                paired_difference(
-                    {seed: losses[i] for seed, losses in here.position.items()},
-                    {seed: losses[i] for seed, losses in there.position.items()},
-                    among=among * len(bins),
-                )
-                for i in range(len(bins))
-            ),
-        )
-    known = any(of.recall or of.position for of in found.values())
-    return found if known else {}
-
-
-def on_text(verdict: Verdict) -> dict[str, Difference]:
-    """Return each variant minus the baseline, with the error of the text instead of the seeds.
-
-    Empty where the losses by block of the text were not recorded; one interval per difference.
-    """
-    split = verdict.metric.removesuffix("_loss")
-    found = {v.name: v.by_block(split) for v in verdict.table.variants if v.name in verdict.means}
-    baseline = found.get(verdict.baseline or "")
-    if baseline is None:
-        return {}
-    known = {name: of[1] for name, of in found.items() if of is not None and of[0] == baseline[0]}
-    names, tokens = list(known), np.array(baseline[0], float)
-    differences = differences_on_text(
-        np.array(list(known.values())), tokens, names.index(verdict.baseline or "")
-    )
-    pairs = zip(names, differences, strict=True)
-    return {name: difference for name, difference in pairs if name != verdict.baseline}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    recall: Mapping[int, float]  # by seed
-    other: Mapping[int, float]
-    first: tuple[int, ...]
-    position: Mapping[int, Sequence[float]]
-
-
-def _parts(variant: Variant, split: str) -> _Parts:
-    bins = {run.seed: run.summary.get(f"{split}_loss_by_position") for run in variant.finished}
-    position = {seed: of["loss"] for seed, of in bins.items() if of}
-    firsts = {tuple(of["first"]) for of in bins.values() if of}
-    return _Parts(
-        recall=variant.by_seed(f"{split}_recall_loss"),
-        other=variant.by_seed(f"{split}_other_loss"),
-        first=firsts.pop() if len(firsts) == 1 else (),
-        position=position,
-    )
-
-
-def _minus(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
-    return {seed: value - second[seed] for seed, value in first.items() if seed in second}
 
 
 def read_at(run: Run, length: int, key: str) -> Any:

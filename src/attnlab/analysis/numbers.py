@@ -53,7 +53,7 @@ def estimate(value: Estimate | None, digits: int = 4) -> str:
     return f"{number(value.mean, digits)}{spread}"
 
 
-def comparison(value: Comparison | None) -> str:
+def comparison(value: Comparison | None, digits: int = 4) -> str:
     """Return mean ± half-width of the interval, or both ends if tuning adds to them.
 
     The mean alone for one seed.
@@ -61,10 +61,11 @@ def comparison(value: Comparison | None) -> str:
     if value is None:
         return UNKNOWN
     if value.half_width is None:
-        return f"{value.mean:+.4f}"
+        return f"{value.mean:+.{digits}f}"
     if value.first_allowance or value.second_allowance:
-        return f"{value.mean:+.4f} [{interval(value.low, value.high).replace(' to ', ', ')}]"
-    return f"{value.mean:+.4f} ± {value.half_width:.4f}"
+        ends = interval(value.low, value.high, digits).replace(" to ", ", ")
+        return f"{value.mean:+.{digits}f} [{ends}]"
+    return f"{value.mean:+.{digits}f} ± {value.half_width:.{digits}f}"
 
 
 def change(value: Difference | None) -> str:
@@ -75,7 +76,7 @@ def change(value: Difference | None) -> str:
     return f"{value.mean:+.4f}{half}"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     """Return both ends, signed.
 
     >>> interval(-0.1, 0.02), interval(-math.inf, 0.02)
@@ -84,7 +85,7 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return UNKNOWN
     return " to ".join(
-        f"{end:+.4f}" if math.isfinite(end) else f"{'-' if end < 0 else '+'}∞"
+        f"{end:+.{digits}f}" if math.isfinite(end) else f"{'-' if end < 0 else '+'}∞"
         for end in (low, high)
     )
 

@@ -23,6 +23,7 @@ SECTIONS = {
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
     "quality": "Loss",
+    "loss_parts": "Parts of the loss",
     "lengths": "Beyond the training length",
     "rates": "Learning rates",
     "cost": "Loss and cost",
@@ -55,6 +56,9 @@ class ReportContext:
     matrix: Matrix | None  # the differences of all pairs; None for too many variants
     costs: Sequence[Column]
     parts: Sequence[Column]
+    loss_parts: Sequence[Column]
+    loss_parts_rows: Sequence[Row]
+    loss_parts_note: str
     length_columns: Sequence[Column]
     length_rows: Sequence[Row]
     length_sentences: Sequence[str]
@@ -94,6 +98,9 @@ class ReportContext:
             matrix=matrix_of(analysis),
             costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
+            loss_parts=comparisons.parts_of_loss(analysis),
+            loss_parts_rows=[row for row in shown if row.name in analysis.parts],
+            loss_parts_note=f"{sentences.RECALL} {sentences.parts_intervals(analysis)}",
             length_columns=comparisons.lengths(analysis),
             length_rows=[row for row in shown if row.name in analysis.lengths],
             length_sentences=lengths.sentences(analysis.lengths),

@@ -27,6 +27,7 @@ def page(analysis: Analysis) -> str:
         "quality": drawn["loss"] or drawn["curves"],
         "cost": context.rows,
         "missing": context.missing or context.alarms or context.left_out,
+        "loss_parts": False,  # within the loss
         "settings": False,  # within the method
         "again": False,
         "hypotheses": analysis.judgements,

@@ -16,6 +16,8 @@ LEGEND = (
     "simultaneous: 95 % for all pairs (letters), or for all differences to the baseline."
 )
 
+RECALL = "Recall tokens repeat a bigram of their context and can be looked up there."
+
 
 def how_sure(analysis: Analysis) -> str:
     """Return seeds, method, minimum detectable difference, margin and scale in one line."""
@@ -70,6 +72,21 @@ def forest_caption(analysis: Analysis, reference: str) -> str:
         f"margin of equivalence, ± {analysis.margin:g}. Variants that share a letter are not "
         "distinguishable."
     )
+
+
+def parts_caption(analysis: Analysis) -> str:
+    """Return the description of the intervals in figures of parts of the loss."""
+    if not analysis.judged:
+        return parts_intervals(analysis)
+    filled = f"Filled: distinguishable from {analysis.baseline}; hollow: not."
+    return f"Bars: {parts_intervals(analysis).lower()} {filled}"
+
+
+def parts_intervals(analysis: Analysis) -> str:
+    """Return which errors the intervals of parts of the loss hold."""
+    if not analysis.judged:
+        return "One seed: no intervals." if len(analysis.seeds) < 2 else "No intervals."
+    return "Simultaneous 95 % intervals of the seeds, without the error of tuning."
 
 
 def facts(analysis: Analysis) -> dict[str, str]:

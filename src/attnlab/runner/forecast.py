@@ -59,7 +59,7 @@ class RunTime(NamedTuple):
     def seconds(self, config: RunConfig) -> float:
         """Return the seconds of a whole run that is not its process's first."""
         train = config.train
-        evaluations = math.ceil(train.steps / train.eval_every)
+        evaluations = math.ceil(train.steps / train.eval_period)
         return (
             self.start
             + train.steps * self.step
@@ -132,8 +132,8 @@ class Forecast:
         total = 0
         for variant in self.schedule.unfinished_variants():
             train = self.schedule.study.variants[variant].train
-            lines = math.ceil(train.steps / train.log_every)
-            lines += math.ceil(train.steps / train.eval_every)
+            lines = math.ceil(train.steps / train.log_period)
+            lines += math.ceil(train.steps / train.eval_period)
             tokenizer_bytes = self.tokenizer_bytes.get(variant, 0)
             counts = (self.schedule.verdict_count, self.schedule.tuning_count)
             runs = sum(count([variant]).left()[-1] for count in counts)

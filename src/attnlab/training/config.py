@@ -44,8 +44,10 @@ class TrainConfig(Config):
     betas: tuple[float, float] = (0.9, 0.95)  # decay rates of AdamW's two moment estimates
     eps: float = 1e-8  # AdamW's epsilon, added to the denominator
     clip_norm: float = 1.0  # largest norm of the whole gradient; a larger one is scaled down to it
-    log_every: int = 50  # steps between two records of the training loss
-    eval_every: int = 100  # steps between two evaluations on the validation split
+    log_every: int | None = None  # steps between two records of the training loss
+    # ^ None: a twentieth of the run, at most 50 steps
+    eval_every: int | None = None  # steps between two evaluations on the validation split
+    # ^ None: a tenth of the run, at most 100 steps
     eval_batch_size: int = 16  # sequences per batch of an evaluation; does not change the result
     micro_batch_size: int | None = None  # sequences per forward pass and GPU; none: all of a step
     activation_checkpointing: bool = False  # True: less memory, a third more arithmetic
@@ -112,6 +114,22 @@ class TrainConfig(Config):
         """Number of checkpoints that a whole run writes."""
         before_the_last = math.ceil(self.steps / self.checkpoint_every) - 1
         return before_the_last + self.checkpoint_due(self.steps)
+
+    @property
+    def log_period(self) -> int:
+        """Steps between two records of the training loss."""
+        return self.log_every or self._part_of_the_run(20, at_most=50)
+
+    @property
+    def eval_period(self) -> int:
+        """Steps between two evaluations: a short run has ten of them, too."""
+        return self.eval_every or self._part_of_the_run(10, at_most=100)
+
+    def _part_of_the_run(self, count: int, at_most: int) -> int:
+        steps, extends = self.steps, self.extends
+        while extends is not None:  # a continuation keeps the period of the run that it continues
+            steps, extends = extends.steps, extends.extends
+        return min(max(steps // count, 1), at_most)
 
     def precision_on(self, device_type: str) -> str:
         """Return `bfloat16` (autocast, with float32 weights) or `float32`."""

@@ -105,10 +105,10 @@ def train(
         if bad is not None:
             raise DivergedError(f"{bad[1].replace('_', ' ')} is {bad[2]} at step {bad[0] + 1}")
         values = dict[str, float | None]()
-        if _is_due(end, config.log_every, config):
-            since = (end - 1) // config.log_every * config.log_every
+        if _is_due(end, config.log_period, config):
+            since = (end - 1) // config.log_period * config.log_period
             values |= step.means(since, end) | {"learning_rate": step.learning_rate(end - 1)}
-        if _is_due(end, config.eval_every, config):
+        if _is_due(end, config.eval_period, config):
             started = time.perf_counter()
             values |= evaluate()
             clock.eval_seconds += time.perf_counter() - started
@@ -132,12 +132,12 @@ def _run_interval(step: TrainingStep, end: int, clock: Clock) -> None:
 
 def measured_steps(config: TrainConfig, last: int) -> Iterator[int]:
     """Return the steps up to `last` after which `train` yields a measurement in every run."""
-    periods = (config.log_every, config.eval_every)
+    periods = (config.log_period, config.eval_period)
     return (n for n in range(1, last + 1) if any(n % every == 0 for every in periods))
 
 
 def _next_due(step: int, config: TrainConfig) -> int:
-    periods = (config.log_every, config.eval_every, config.checkpoint_every)
+    periods = (config.log_period, config.eval_period, config.checkpoint_every)
     return min(config.steps, *(step // every * every + every for every in periods))
 
 

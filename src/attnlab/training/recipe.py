@@ -54,7 +54,8 @@ def at_recipe(config: RunConfig, recipe: Recipe, tuning: Tuning) -> RunConfig:
     changes += [f"train.warmup_steps={recipe.warmup_steps}"]
     if BATCH in paths.values() and (batch := values[_short(BATCH)]) != config.train.batch_size:
         ratio = config.train.batch_size / batch
-        steps = {name: getattr(config.train, name) for name in IN_STEPS}
+        given = {name: getattr(config.train, name) for name in IN_STEPS}
+        steps = {name: value for name, value in given.items() if value is not None}
         steps["warmup_steps"] = recipe.warmup_steps
         changes += [f"train.{name}={max(1, round(n * ratio))}" for name, n in steps.items()]
     return override(config, changes)

@@ -20,6 +20,7 @@ from matplotlib.ticker import (
 )
 
 from attnlab.analysis import numbers
+from attnlab.analysis.analysis import Comparison
 from attnlab.reporting.figures.styles import GREY, INK, Style, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
@@ -110,6 +111,17 @@ def off_scale(axes: Axes, row: int, text: str, style: Style, tip: str, *, right:
     )  # fmt: skip
     for artist in (arrow.arrow_patch, label):
         mark(artist, style.group, tips=[tip])
+
+
+def filled(style: Style, pair: Comparison) -> dict[str, Any]:
+    """Return the colours of a marker: filled where the interval of a difference excludes 0."""
+    inside, edge = (style.colour, "white") if pair.separable else ("white", style.colour)
+    return {
+        "color": style.colour,
+        "mfc": inside,
+        "mec": edge,
+        "mew": 0.6 if pair.separable else 1.6,
+    }
 
 
 def show_message(axes: Axes, text: str) -> None:

@@ -1,15 +1,15 @@
 """Panels with a row per variant: loss of each seed, difference to the baseline, time per step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Comparison
 from attnlab.analysis.statistics.paired import Estimate
-from attnlab.reporting.figures.axes import Extent, off_scale, show_message, window
-from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
+from attnlab.reporting.figures.axes import Extent, filled, off_scale, show_message, window
+from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
 MOST_ROWS = 30  # of a panel
@@ -58,58 +58,67 @@ def dots(axes: Axes, rows: Sequence[Row], styles: Styles, key: str, digits: int 
             axes.axvline(mean, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
 
 
-def forest(axes: Axes, rows: Sequence[Row], styles: Styles, reference: str) -> None:
-    """Draw differences to a variant, with letters at the right.
+def forest(
+    axes: Axes,
+    rows: Sequence[Row],
+    styles: Styles,
+    reference: str,
+    pairs: Mapping[str, Comparison] | None = None,
+) -> None:
+    """Draw differences to a variant: those given, or else those of the verdict with its letters.
 
     The thick inner bar is the error of the seeds, the thin outer bar that of seeds and tuning; both
     hold for all differences at once. A filled marker is a difference whose outer interval excludes
     0; the band is the margin of equivalence.
     """
-    pairs = {row.name: difference(row, reference) for row in rows}
-    found = {name: pair for name, pair in pairs.items() if pair is not None}
+    if pairs is None:
+        shown = {row.name: difference(row, reference) for row in rows}
+        found = {name: pair for name, pair in shown.items() if pair is not None}
+        for y, row in enumerate(rows):
+            if row.letters:
+                axes.text(1.02, y, row.letters, transform=axes.get_yaxis_transform(), va="center")
+    else:
+        found = {row.name: pairs[row.name] for row in rows if row.name in pairs}
     if not found:
         show_message(axes, "nothing to compare yet")
         return
-    margin = rows[0].analysis.margin
-    ends = [_ends(pair) for pair in found.values()]
-    low, high = window([*ends, Extent(-margin, margin)])
+    margin = max(pair.margin for pair in found.values())
+    low, high = window([*map(_ends, found.values()), Extent(-margin, margin)])
     axes.set_xlim(low, high)
     axes.locator_params(axis="x", nbins=5)
-    axes.axvspan(-margin, margin, color=GREY, alpha=0.16, lw=0, zorder=0.5)
+    if margin:
+        axes.axvspan(-margin, margin, color=GREY, alpha=0.16, lw=0, zorder=0.5)
     axes.axvline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
     for y, row in enumerate(rows):
-        pair, style = pairs[row.name], styles[row.name]
-        if row.letters:
-            axes.text(1.02, y, row.letters, transform=axes.get_yaxis_transform(), va="center")
+        style = styles[row.name]
         if row.name == reference:
             (point,) = axes.plot(
                 0, y, style.marker, color=style.colour, ms=7.5 * scale(), mec="white", mew=0.6
             )
             mark(point, style.group, tips=[f"{row.name}: differences are to it"])
-            continue
-        if pair is None:
-            continue
-        tip = f"{row.name} minus {reference}: {numbers.comparison(pair)}"
-        if not low <= pair.mean <= high:
-            off_scale(axes, y, f"{pair.mean:+.3f}", style, tip, right=pair.mean > high)
-            continue
-        half = pair.half_width
-        inner = (None, None) if half is None else (pair.mean - half, pair.mean + half)
-        for (start, end), width in (((pair.low, pair.high), 1.3 * scale()), (inner, 4.2 * scale())):
-            if start is not None and end is not None:
-                capped = width < 2 and math.isfinite(end - start)
-                (line,) = axes.plot(
-                    (max(start, low), min(end, high)), (y, y), "-", color=style.colour, lw=width,
-                    marker="|" if capped else "", solid_capstyle="butt",
-                )  # fmt: skip
-                mark(line, style.group, tips=[tip])
-        (point,) = axes.plot(
-            pair.mean, y, style.marker, ms=7.5 * scale(),
-            mec="white" if pair.separable else style.colour,
-            mfc=style.colour if pair.separable else "white", mew=0.6 if pair.separable else 1.6,
-            color=style.colour,
-        )  # fmt: skip
-        mark(point, style.group, tips=[tip])
+        elif row.name in found:
+            tip = f"{row.name} minus {reference}: {numbers.comparison(found[row.name])}"
+            _interval(axes, y, found[row.name], style, tip)
+
+
+def _interval(axes: Axes, y: int, pair: Comparison, style: Style, tip: str) -> None:
+    """Draw a difference with its bars, or an arrow to where it is."""
+    low, high = axes.get_xlim()
+    if not low <= pair.mean <= high:
+        off_scale(axes, y, f"{pair.mean:+.3f}", style, tip, right=pair.mean > high)
+        return
+    half = pair.half_width
+    inner = (None, None) if half is None else (pair.mean - half, pair.mean + half)
+    for (start, end), width in (((pair.low, pair.high), 1.3 * scale()), (inner, 4.2 * scale())):
+        if start is not None and end is not None:
+            capped = width < 2 and math.isfinite(end - start)
+            (line,) = axes.plot(
+                (max(start, low), min(end, high)), (y, y), "-", color=style.colour, lw=width,
+                marker="|" if capped else "", solid_capstyle="butt",
+            )  # fmt: skip
+            mark(line, style.group, tips=[tip])
+    (point,) = axes.plot(pair.mean, y, style.marker, ms=7.5 * scale(), **filled(style, pair))
+    mark(point, style.group, tips=[tip])
 
 
 def difference(row: Row, reference: str) -> Comparison | None:

@@ -1,14 +1,14 @@
-"""comparison.png and .svg: differences, losses, time per step, learning curves; and each as a PDF.
+"""comparison.png and .svg: differences, losses, times, learning curves; and each as a PDF.
 
-Rows are in order of mean loss. A variant far from the others is not drawn to scale in the upper
-row: an arrow at the edge gives its value, so that the differences among the rest stay visible. The
-picture has its caption in it; the PDFs, one column of a paper wide, are for papers, which have
-captions of their own.
+Where they were recorded, parts of the loss follow: on recall tokens, on the others, by position.
+Rows are in order of mean loss. A variant far from the others is not drawn to scale: an arrow at the
+edge gives its value, so that the differences among the rest stay visible. The picture has its
+caption in it, and so has each PDF, one column of a paper wide.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,14 +19,15 @@ from attnlab.reporting.figures.axes import name_rows, shortened
 from attnlab.reporting.figures.by_row import dots, forest, most, times
 from attnlab.reporting.figures.curves import curves, minus_reference
 from attnlab.reporting.figures.hues import families_of
+from attnlab.reporting.figures.loss_against import positions_minus
 from attnlab.reporting.figures.styles import GREY, Styles, matplotlib_style, pdf, png, styles_of
 from attnlab.reporting.figures.svg import whole_svg
-from attnlab.reporting.sentences import at_recipe, forest_caption
+from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, parts_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name
 
 COLUMN_WIDTH = 3.4  # inches
 CAPTION_LETTERS = 165  # of a line
-PLAIN = ("loss", "time", "curves")  # panels without a reference
+COLUMN_LETTERS = 70  # of a line in that width
 
 
 def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
@@ -39,28 +40,33 @@ def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
 
 
 def panel_pdfs(analysis: Analysis) -> Mapping[str, bytes]:
-    """Return a PDF file per panel that has something to show, by the name of the panel."""
+    """Return a PDF file per panel that has something to show, by the name of the panel.
+
+    Each is one column of a paper wide, and has its caption below it.
+    """
     panels, found = _Panels(analysis), dict[str, bytes]()
-    by_row = 0.16 * max(len(panels.shown), 4) + 0.6
-    for name, (draw, height) in {
-        "differences": (panels.differences, by_row),
-        "loss": (panels.losses, by_row),
-        "time": (panels.times, by_row),
-        "curves": (panels.curves, 2.4),
-        "curves_minus_reference": (panels.curves_minus_reference, 2.4),
-    }.items():
-        if not panels.shown or (panels.reference is None and name not in PLAIN):
-            continue
+    for name, panel in panels.every().items():
         with matplotlib_style(paper=True):
-            figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
+            lines = wrap(panel.caption, COLUMN_LETTERS)
+            height = (0.16 * max(len(panels.shown), 4) + 0.6) if panel.by_row else 2.4
+            figure = Figure(
+                figsize=(COLUMN_WIDTH, height + 0.12 * len(lines)), layout="constrained"
+            )
+            figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color=GREY)
             axes = figure.subplots()
-            draw(axes)
+            panel.draw(axes)
             axes.set_title("")
-            if height == by_row:
+            if panel.by_row:
                 name_rows(axes, panels.shown, panels.styles, 18)
                 _few_ticks(axes)
             found[name] = pdf(figure)
     return found
+
+
+class _Panel(NamedTuple):
+    draw: Callable[[Axes], None]
+    caption: str
+    by_row: bool = False  # a row per variant
 
 
 class _Panels:
@@ -75,37 +81,71 @@ class _Panels:
         best = next(iter(compared.values()), None)
         self.reference: Variant | None = compared.get(analysis.table.study.baseline or "", best)
 
+    def every(self) -> dict[str, _Panel]:
+        """Return the panels that have something to show, by name."""
+        if not self.shown:
+            return {}
+        analysis, reference = self.analysis, self.reference
+        more = _more(analysis)
+        spread = (
+            "Small dots are seeds, marker and bar mean ± standard deviation. "
+            if len(analysis.seeds) > 1
+            else ""
+        )
+        found = {
+            "loss": _Panel(self.losses, f"Lower is better. {spread}{more}", True),
+            "time": _Panel(self.times, f"Lower is better. Median of a run. {more}", True),
+            "curves": _Panel(self.curves, f"Lower is better. Mean over seeds. {more}"),
+        }
+        if any(row.variant.curve("train_loss").steps for row in self.shown):
+            batches = "Mean over seeds, of the batches since the point before."
+            found["training"] = _Panel(self.training, f"Lower is better. {batches} {more}")
+        if reference is not None:
+            than = self.styles[reference.name].label
+            said = f"{forest_caption(analysis, than)} {more}"
+            found["differences"] = _Panel(self.differences, said, True)
+            said = f"Below 0 is better than {than}. Paired by seed. {more}"
+            found["curves_minus_reference"] = _Panel(self.curves_minus_reference, said)
+        said = f"is better than {analysis.baseline}. {parts_caption(analysis)} {more}"
+        if any(of.position for of in analysis.parts.values()):
+            found["positions"] = _Panel(self.positions, f"Below 0 {said}")
+        for kind, draw in (("recall", self.recall), ("other", self.other)):
+            if any(getattr(of, kind) for of in analysis.parts.values()):
+                found[kind] = _Panel(draw, f"Left of 0 {said} {RECALL}", True)
+        return found
+
     def together(self) -> Figure:
         """Draw every panel and the caption."""
+        panels = self.every()
         height = 0.27 * max(len(self.shown), 4) + 0.9
-        caption = _caption(self.analysis, self.reference)
-        lines = wrap(caption, CAPTION_LETTERS)
-        figure = Figure(figsize=(12, height + 4.3 + 0.17 * len(lines)), layout="constrained")
+        rows = [("differences", "loss", "time"), ("training", "curves", "curves_minus_reference")]
+        heights = [height, 4.0]
+        if "recall" in panels and "positions" in panels:
+            rows.append(("recall", "other", "positions"))
+            heights.append(max(height, 3.2))
+        lines = wrap(_caption(self.analysis, self.reference), CAPTION_LETTERS)
+        size = (12, sum(heights) + 0.3 + 0.17 * len(lines))
+        figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(_title(self.analysis), x=0.01, ha="left", fontsize=11)
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5, color=GREY)
-        parts: Any = figure.subfigures(2, 1, height_ratios=(height, 4.0))
-        above, below = parts
-        difference, loss, time = above.subplots(1, 3, sharey=True, width_ratios=(1.25, 1.1, 0.9))
-        whole, paired = below.subplots(1, 2)
-        for axes, draw in (
-            (difference, self.differences),
-            (loss, self.losses),
-            (time, self.times),
-            (whole, self.curves),
-            (paired, self.curves_minus_reference),
-        ):
-            draw(axes)
-        name_rows(difference, self.shown, self.styles)
-        for axes in (difference, loss, time):
-            axes.tick_params(axis="y", length=0)
-            _few_ticks(axes)
+        parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
+        for names, part in zip(rows, parts[:, 0], strict=True):
+            by_row = [name for name in names if name in panels and panels[name].by_row]
+            grid = part.subplots(1, 3, width_ratios=(1.25, 1.1, 0.9) if len(by_row) == 3 else None)
+            for name, axes in zip(names, grid, strict=True):
+                if name not in panels:
+                    axes.set_axis_off()
+                    continue
+                panels[name].draw(axes)
+                if name in by_row:
+                    name_rows(axes, self.shown, self.styles)
+                    axes.tick_params(axis="y", length=0, labelleft=name == by_row[0])
+                    _few_ticks(axes)
         return figure
 
     def differences(self, axes: Axes) -> None:
         """Draw the differences to the baseline, or to the best variant."""
-        if self.reference is None:
-            axes.set_axis_off()
-            return
+        assert self.reference is not None, "no panel without a reference"
         forest(axes, self.shown, self.styles, self.reference.name)
         than = shortened(self.styles[self.reference.name].label, 18)
         axes.set(title=f"Difference to {than}", xlabel=f"loss minus that of {than} (nats/token)")
@@ -126,13 +166,43 @@ class _Panels:
         """Draw the validation loss in training."""
         curves(axes, self.shown, self.styles)
         label = "validation loss (nats/token)"
-        axes.set(title="Validation loss in training", xlabel="training step", ylabel=label)
+        axes.set(title="Validation loss", xlabel="training step", ylabel=label)
+
+    def training(self, axes: Axes) -> None:
+        """Draw the training loss."""
+        curves(axes, self.shown, self.styles, key="train_loss")
+        label = "training loss (nats/token)"
+        axes.set(title="Training loss", xlabel="training step", ylabel=label)
+
+    def positions(self, axes: Axes) -> None:
+        """Draw the differences to the baseline by position."""
+        positions_minus(axes, self.shown, self.styles, self.analysis.parts)
+        than = shortened(self._baseline, 18)
+        label = f"loss minus {than} (nats/token)"
+        axes.set(title="Difference by position", xlabel="position (from 1)", ylabel=label)
+
+    def recall(self, axes: Axes) -> None:
+        """Draw the differences to the baseline on recall tokens."""
+        self._on_tokens(axes, "recall", "recall tokens")
+
+    def other(self, axes: Axes) -> None:
+        """Draw the differences to the baseline on all other tokens."""
+        self._on_tokens(axes, "other", "other tokens")
+
+    def _on_tokens(self, axes: Axes, kind: str, tokens: str) -> None:
+        found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
+        pairs = {name: pair for name, pair in found.items() if pair is not None}
+        forest(axes, self.shown, self.styles, self.analysis.baseline or "", pairs)
+        label = f"loss minus that of {shortened(self._baseline, 18)} (nats/token)"
+        axes.set(title=f"Difference on {tokens}", xlabel=label)
+
+    @property
+    def _baseline(self) -> str:
+        return self.styles[self.analysis.baseline or ""].label
 
     def curves_minus_reference(self, axes: Axes) -> None:
         """Draw the same minus the reference, paired by seed."""
-        if self.reference is None:
-            axes.set_axis_off()
-            return
+        assert self.reference is not None, "no panel without a reference"
         minus_reference(axes, self.shown, self.styles, self.reference)
         than = shortened(self.styles[self.reference.name].label, 18)
         label = f"loss minus {than} (nats/token)"
@@ -163,8 +233,14 @@ def _caption(analysis: Analysis, reference: Variant | None) -> str:
     if len(analysis.seeds) > 1:
         said.append("Loss: small dots are seeds, marker and bar mean ± standard deviation.")
     said.append("Time: median of a run.")
+    if any(of.recall or of.position for of in analysis.parts.values()):
+        said.append(f"By position and on tokens: bars of the seeds alone. {RECALL}")
     said.append("A hue is a family of variants; dark grey is the baseline, light grey a model")
     said.append("without attention. An arrow gives a value beyond the axis.")
-    if (every := len(rows(analysis))) > (few := len(most(rows(analysis)))):
-        said.append(f"The best {few} of {every} variants are shown.")
-    return " ".join(said)
+    return " ".join([*said, _more(analysis)]).strip()
+
+
+def _more(analysis: Analysis) -> str:
+    """Return a sentence on variants that are not drawn; empty where all are."""
+    every, few = len(rows(analysis)), len(most(rows(analysis)))
+    return f"The best {few} of {every} variants are shown." if every > few else ""

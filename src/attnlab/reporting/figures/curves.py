@@ -1,10 +1,12 @@
-"""Learning curves: validation loss against steps, tokens or time, and minus a reference."""
+"""Learning curves: a loss against steps, tokens or time, and minus a reference."""
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Literal
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from attnlab.analysis.curves import Curve
 from attnlab.analysis.statistics.paired import Estimate
@@ -12,14 +14,22 @@ from attnlab.analysis.table import Variant
 from attnlab.reporting.figures.axes import (
     Extent,
     name_ends,
+    scaled,
     show_message,
+    tokens_on_top,
     tokens_per_step,
     window,
 )
 from attnlab.reporting.figures.styles import Style, Styles, mark, scale
+from attnlab.reporting.figures.svg import Chart, SvgCharts
 from attnlab.reporting.tables.rows import Row
 
 Against = Literal["step", "tokens", "train_seconds"]
+Key = Literal["eval_loss", "train_loss"]
+TITLES: Mapping[Key, str] = {
+    "eval_loss": "Validation loss in training",
+    "train_loss": "Training loss",
+}
 MOST_BANDS = 6  # of standard deviations; more hide each other
 MOST_POINTS = 40  # of a line; more are thinned, the last always stays
 
@@ -30,27 +40,28 @@ def curves(
     styles: Styles,
     against: Against = "step",
     *,
+    key: Key = "eval_loss",
     seeds: bool = False,
 ) -> None:
-    """Draw means over seeds. The first fifth may lie outside the panel.
+    """Draw means over seeds of a loss. The first fifth may lie outside the panel.
 
     With `seeds`, a line per seed and, for few variants, a band of one standard deviation are added,
     in the classes "seed" and "mean".
     """
-    found = {row.name: row.variant.curve("eval_loss") for row in rows}
+    found = {row.name: row.variant.curve(key) for row in rows}
     last = _last(found)
     if not last:
-        show_message(axes, "no validation yet")
+        show_message(axes, "not measured yet")
         return
     seen: list[float] = []
     for row in rows:
-        curve, x = found[row.name], _x(row, against)
+        curve, x = found[row.name], _x(row, against, key)
         _line(axes, curve, row.name, styles[row.name], x)
         if seeds:
             _each_seed(axes, curve, row.name, styles[row.name], x, band_too=len(rows) <= MOST_BANDS)
         seen += _from_step(curve, last / 5)
     axes.set_ylim(*window([Extent(min(seen), max(seen))]))
-    name_ends(axes, _ends(found, {row.name: _x(row, against) for row in rows}), styles)
+    name_ends(axes, _ends(found, {row.name: _x(row, against, key) for row in rows}), styles)
 
 
 def minus_reference(
@@ -76,6 +87,56 @@ def minus_reference(
         axes.set_ylim(*window(late))
         steps = {name: {step: float(step) for step in curve.steps} for name, curve in found.items()}
         name_ends(axes, _ends(found, steps), styles)
+
+
+def curve_chart(
+    charts: SvgCharts, rows: Sequence[Row], styles: Styles, key: Key, text: str, *, seeds: bool
+) -> Chart | None:
+    """Return a chart of a loss with a form per axis and, with `seeds`, per scale; None: unknown."""
+    shown = [row for row in rows if row.variant.curve(key).steps]
+    if not shown:
+        return None
+    title = f"{TITLES[key]} (nats/token)"
+    if key == "train_loss":
+        text = f"{text} Of the batches between two points, with the dropout of training."
+    unlike = len(set(tokens_per_step(shown).values())) > 1  # tokens are no second scale of steps
+    axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
+    axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
+    if any(row.variant.curve("train_seconds").steps for row in shown):
+        axis["time"] = "train_seconds", "training time (s)"
+    forms = dict[str, str]()
+    for against, kind in product(axis, ("linear", "log") if seeds else ("linear",)):
+
+        def draw(axes: Axes, against: str = against, kind: str = kind) -> None:
+            of, label = axis[against]
+            curves(axes, shown, styles, of, key=key, seeds=seeds)
+            scaled(axes, kind, both=True)
+            axes.set_xlabel(label)
+            if against == "step":
+                tokens_on_top(axes, shown)
+            elif against == "tokens":
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+        forms[f"{against} {kind}"] = charts.svg(draw, title, text)
+    return Chart(title=title, text=text, forms=forms)
+
+
+def minus_chart(
+    charts: SvgCharts, rows: Sequence[Row], styles: Styles, reference: Variant, seeds: bool
+) -> Chart:
+    """Return a chart of the validation loss minus that of a reference."""
+    title = f"Validation loss in training minus {reference.name} (nats/token)"
+    text = "Paired by seed, which removes the noise that variants share. Below 0 is better."
+    forms = dict[str, str]()
+    for kind in ("linear", "log") if seeds else ("linear",):
+
+        def draw(axes: Axes, kind: str = kind) -> None:
+            minus_reference(axes, rows, styles, reference, seeds=seeds)
+            scaled(axes, kind, both=False)
+            axes.set_xlabel("training step")
+
+        forms[kind] = charts.svg(draw, title, text)
+    return Chart(title=title, text=text, forms=forms)
 
 
 def _line(
@@ -139,12 +200,12 @@ def _spread(curve: Curve, step: int) -> str:
     return "" if e is None or e.spread is None else f" ± {e.spread:.4f}"
 
 
-def _x(row: Row, against: Against) -> dict[int, float]:
+def _x(row: Row, against: Against, key: Key) -> dict[int, float]:
     """Return the position of each step on the axis."""
     if against == "train_seconds":
         times = row.variant.curve("train_seconds")
         return dict(zip(times.steps, times.mean, strict=True))
-    curve = row.variant.curve("eval_loss")
+    curve = row.variant.curve(key)
     per_step = 1.0 if against == "step" else tokens_per_step([row]).get(row.name, math.nan)
     return {step: step * per_step for points in curve.by_seed.values() for step in points[0]}
 

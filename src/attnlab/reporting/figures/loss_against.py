@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
@@ -10,46 +9,32 @@ from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import RateCurve
 from attnlab.analysis.lengths import AtLengths
+from attnlab.analysis.parts import AgainstBaseline
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.sweeps import SweptPoint, SweptSetting
 from attnlab.analysis.table import Run, Variant
-from attnlab.reporting.figures.axes import Extent, name_ends, show_message, window
-from attnlab.reporting.figures.styles import GREY, Styles, mark
+from attnlab.reporting.figures.axes import Extent, filled, name_ends, show_message, window
+from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
-
-def by_position(
-    variant: Variant, read: Callable[[Run], Any], minus: Variant | None = None
-) -> dict[int, Estimate]:
-    """Return `{first position of the bin: loss}` over finished seeds, or minus another by seed.
-
-    `read` returns {"first": [0, 1, ...], "loss": [...]} of a run, or None.
-    """
-    lines = {run.seed: _line(read(run)) for run in variant.finished}
-    if minus is not None:
-        others = {run.seed: _line(read(run)) for run in minus.finished}
-        lines = {
-            seed: {at: loss - others[seed][at] for at, loss in line.items() if at in others[seed]}
-            for seed, line in lines.items()
-            if seed in others
-        }
-    found: dict[int, Estimate] = {}
-    for at in sorted({at for line in lines.values() for at in line}):
-        estimate = Estimate.of([line[at] for line in lines.values() if at in line])
-        if estimate is not None:
-            found[at] = estimate
-    return found
+FIRST = 4  # position from which differences set the axis
+MOST_BARS = 12  # variants with an interval in each range of positions; more hide each other
 
 
-def positions(
-    axes: Axes,
-    rows: Sequence[Row],
-    styles: Styles,
-    read: Callable[[Run], Any],
-    minus: Variant | None = None,
-) -> None:
-    """Draw the loss against the position, counted from 1, on a log axis; or minus a reference."""
-    found = {row.name: by_position(row.variant, read, minus) for row in rows}
+Read = Callable[[Run], Mapping[int, float]]  # loss by first position of an octave, of a run
+
+
+def by_position(variant: Variant, read: Read) -> dict[int, Estimate]:
+    """Return the loss by first position of an octave, over finished seeds."""
+    lines = [read(run) for run in variant.finished]
+    every = sorted({at for line in lines for at in line})
+    found = {at: Estimate.of([line[at] for line in lines if at in line]) for at in every}
+    return {at: estimate for at, estimate in found.items() if estimate is not None}
+
+
+def positions(axes: Axes, rows: Sequence[Row], styles: Styles, read: Read) -> None:
+    """Draw the loss against the position, counted from 1, on a log axis."""
+    found = {row.name: by_position(row.variant, read) for row in rows}
     found = {name: line for name, line in found.items() if line}
     if not found:
         show_message(axes, "not measured")
@@ -62,8 +47,7 @@ def positions(
             [at + 1 for at in line], means, color=style.colour, ls=style.line, marker=style.marker,
             ms=5, mec="white", mew=0.5, lw=1.6, zorder=2 if style.line == "-" else 2.5,
         )  # fmt: skip
-        sign = "+" if minus else ""
-        tips = [f"{name}, from position {at + 1}: {e.mean:{sign}.4f}" for at, e in line.items()]
+        tips = [f"{name}, from position {at + 1}: {e.mean:.4f}" for at, e in line.items()]
         mark(drawn, style.group, tips=tips)
         ends.append(Extent(min(means), max(means)))
     axes.set_ylim(*window(ends))
@@ -72,10 +56,55 @@ def positions(
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _line(value: Any) -> dict[int, float]:
-    if not value:
-        return {}
-    return {at: loss for at, loss in zip(value["first"], value["loss"], strict=True) if loss}
+def positions_minus(
+    axes: Axes, rows: Sequence[Row], styles: Styles, parts: Mapping[str, AgainstBaseline]
+) -> None:
+    """Draw differences to the baseline in octaves of the position, with simultaneous intervals.
+
+    A filled marker is a difference whose interval excludes 0. More than `MOST_BARS` variants have
+    no bars. The first positions, of few tokens per window, do not set the axis.
+    """
+    shown = {row.name: parts[row.name].position for row in rows if row.name in parts}
+    shown = {name: at for name, at in shown.items() if at}
+    if not shown:
+        show_message(axes, "not measured")
+        return
+    axes.set_xscale("log", base=2)
+    axes.axhline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
+    bars, ends = len(shown) <= MOST_BARS, dict[str, tuple[float, float]]()
+    late = {
+        name: [pair for start, pair in at.items() if start >= FIRST] or [*at.values()]
+        for name, at in shown.items()
+    }
+    halves = sorted(p.half_width or 0.0 for of in late.values() for p in of)
+    most = 2 * halves[len(halves) // 2] if bars else 0.0
+    extents = list[Extent]()
+    for of in late.values():
+        around = [(pair.mean, min(pair.half_width or 0.0, most)) for pair in of]
+        extents.append(Extent(min(m - h for m, h in around), max(m + h for m, h in around)))
+    low, high = window(extents)
+    axes.set_ylim(low, high)
+    for i, (name, at) in enumerate(shown.items()):
+        style, aside = styles[name], 2 ** (0.6 * ((i + 0.5) / len(shown) - 0.5))
+        line = [((start + 1) * aside, start, pair) for start, pair in at.items()]
+        (joined,) = axes.plot(
+            [x for x, _, _ in line], [pair.mean for _, _, pair in line],
+            color=style.colour, ls=style.line, lw=1.2 * scale(), alpha=0.8,
+        )  # fmt: skip
+        mark(joined, style.group, tips=[name])
+        for x, start, pair in line:
+            tip = f"{name}, from position {start + 1}: {numbers.comparison(pair)}"
+            if bars and pair.low is not None and pair.high is not None:
+                (bar,) = axes.plot(
+                    (x, x), (max(pair.low, low), min(pair.high, high)),
+                    color=style.colour, lw=1.1 * scale(), alpha=0.55,
+                )  # fmt: skip
+                mark(bar, style.group, tips=[tip])
+            (point,) = axes.plot(x, pair.mean, style.marker, ms=5 * scale(), **filled(style, pair))
+            mark(point, style.group, tips=[tip])
+        ends[name] = line[-1][0], line[-1][2].mean
+    name_ends(axes, ends, styles)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def against_length(

@@ -4,35 +4,35 @@ All have one width that fits a phone. What a switch on the page chooses between 
 time; linear or logarithmic axes) is drawn in each form, and the page's CSS shows one.
 """
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
 
 from attnlab.analysis import numbers
-from attnlab.analysis.analysis import Analysis, Front
+from attnlab.analysis.analysis import Analysis, Comparison, Front
 from attnlab.analysis.costs import measured_points
 from attnlab.analysis.lengths import longest, read_at
+from attnlab.analysis.parts import octaves, of_run
 from attnlab.analysis.sweeps import SweptSetting
 from attnlab.analysis.table import Run, Variant
-from attnlab.reporting.figures.axes import name_rows, scaled, tokens_on_top, tokens_per_step
+from attnlab.reporting.figures.axes import name_rows
 from attnlab.reporting.figures.bench import PANELS, Panel, Point, against_context, of_workload
 from attnlab.reporting.figures.by_row import MOST_ROWS, dots, forest, most
 from attnlab.reporting.figures.cost import pareto
-from attnlab.reporting.figures.curves import Against, curves, minus_reference
+from attnlab.reporting.figures.curves import TITLES, curve_chart, minus_chart
 from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.loss_against import (
     against_length,
     along_setting,
     mark_training,
     positions,
+    positions_minus,
     rates,
 )
 from attnlab.reporting.figures.styles import Styles, styles_of
-from attnlab.reporting.figures.svg import WIDTH, Chart, Draw, SvgCharts, samples
-from attnlab.reporting.sentences import at_recipe, forest_caption
+from attnlab.reporting.figures.svg import WIDTH, Chart, SvgCharts, samples
+from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, parts_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
 
 LONGEST_NAME = 18
@@ -76,19 +76,30 @@ class Charts:
         )
 
     def recall(self) -> tuple[Chart, ...]:
-        found = (
-            self._rows_of(
-                f"{self.split}_recall_loss",
-                "Loss on tokens that repeat a bigram of their context",
-                "Recall: the next token can be looked up earlier in the context.",
-            ),
-            self._rows_of(
-                f"{self.split}_other_loss",
-                "Loss on all other tokens",
-                "Tokens that cannot be looked up in the context.",
-            ),
-        )
-        return tuple(chart for chart in found if chart is not None)
+        charts = list[Chart | None]()
+        for kind, tokens in (("recall", "recall tokens"), ("other", "all other tokens")):
+            found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
+            pairs = {name: pair for name, pair in found.items() if pair}
+            if pairs:
+                title = f"Difference to {self.analysis.baseline} on {tokens} (nats/token)"
+                charts.append(self._differences(title, RECALL, pairs))
+            else:
+                key, title = f"{self.split}_{kind}_loss", f"Loss on {tokens} (nats/token)"
+                charts.append(self._rows_of(key, title, RECALL))
+        return tuple(chart for chart in charts if chart is not None)
+
+    def _differences(self, title: str, text: str, pairs: Mapping[str, Comparison]) -> Chart:
+        baseline = self.analysis.baseline or ""
+        shown = most([row for row in self.rows if row.name in pairs or row.baseline], baseline)
+        text = f"{text} {parts_caption(self.analysis)}{self._of_all(shown)}"
+
+        def draw(axes: Axes) -> None:
+            forest(axes, shown, self.styles, baseline, pairs)
+            name_rows(axes, shown, self.styles, LONGEST_NAME)
+            axes.set_xlabel("nats/token")
+
+        svg = self.svg_charts.svg(draw, title, text, (WIDTH, 70 + 25 * max(len(shown), 3)))
+        return Chart(title=title, text=text, forms={"": svg})
 
     def forest(self) -> Chart | None:
         reference = self.reference
@@ -113,36 +124,18 @@ class Charts:
         shown = most([row for row in self.rows if row.variant.curve("eval_loss").steps])
         if not shown:
             return ()
-        timed = any(row.variant.curve("train_seconds").steps for row in shown)
-        title = "Validation loss in training (nats/token)"
         text = f"Mean over seeds, or a line per seed.{self._of_all(shown)}"
-        if timed and len(self.analysis.table.devices) > 1:
+        times = any(row.variant.curve("train_seconds").steps for row in shown)
+        if times and len(self.analysis.table.devices) > 1:
             text += " Times were measured on different devices and are not comparable."
-        forms: dict[str, str] = {}
-        unlike = (
-            len(set(tokens_per_step(shown).values())) > 1
-        )  # tokens are no second scale of steps
-        axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
-        axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
-        axis |= {"time": ("train_seconds", "training time (s)")} if timed else {}
         each = len(self.rows) <= MOST_WITH_SEEDS
-        for against, scale in product(axis, ("linear", "log") if each else ("linear",)):
-
-            def draw(axes: Axes, against: str = against, scale: str = scale) -> None:
-                key, label = axis[against]
-                curves(axes, shown, self.styles, key, seeds=each)
-                scaled(axes, scale, both=True)
-                axes.set_xlabel(label)
-                if against == "step":
-                    tokens_on_top(axes, shown)
-                elif against == "tokens":
-                    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-            forms[f"{against} {scale}"] = self.svg_charts.svg(draw, title, text)
-        charts = [Chart(title=title, text=text, forms=forms)]
+        charts = [
+            curve_chart(self.svg_charts, shown, self.styles, key, text, seeds=each)
+            for key in TITLES
+        ]
         if self.reference is not None and len(shown) > 1:
-            charts.append(self._minus(shown, self.reference))
-        return tuple(charts)
+            charts.append(minus_chart(self.svg_charts, shown, self.styles, self.reference, each))
+        return tuple(chart for chart in charts if chart is not None)
 
     def pareto(self) -> tuple[Chart, ...]:
         charts: list[Chart] = []
@@ -171,29 +164,33 @@ class Charts:
         return self.svg_charts.chart(lambda axes: rates(axes, tuned, self.styles), title, text)
 
     def positions(self) -> tuple[Chart, ...]:
-        key = f"{self.split}_loss_by_position"
-
-        def read(run: Run) -> Any:
-            return run.summary.get(key)
+        def read(run: Run) -> dict[int, float]:
+            return of_run(run, self.split)
 
         shown = most([row for row in self.rows if any(map(read, row.variant.finished))])
         if not shown:
             return ()
         title = "Loss by position in the sequence (nats/token)"
-        text = f"Where the loss falls with the position, more context helps.{self._of_all(shown)}"
+        text = (
+            "Means over ranges of positions, each twice as long as the one before. Where the loss "
+            f"falls, more context helps.{self._of_all(shown)}"
+        )
 
-        def against_position(minus: Variant | None) -> Draw:
-            def draw(axes: Axes) -> None:
-                positions(axes, shown, self.styles, read, minus)
+        def draw(axes: Axes) -> None:
+            positions(axes, shown, self.styles, read)
+            axes.set_xlabel("position (from 1)")
+
+        charts = [self.svg_charts.chart(draw, title, text)]
+        parts = self.analysis.parts
+        if any(of.position for of in parts.values()):
+
+            def minus(axes: Axes) -> None:
+                positions_minus(axes, shown, self.styles, parts)
                 axes.set_xlabel("position (from 1)")
 
-            return draw
-
-        charts = [self.svg_charts.chart(against_position(None), title, text)]
-        if self.reference is not None and len(shown) > 1:
-            title = f"Loss by position minus {self.reference.name} (nats/token)"
-            text = "Below 0 is better."
-            charts.append(self.svg_charts.chart(against_position(self.reference), title, text))
+            title = f"Loss by position minus {self.analysis.baseline} (nats/token)"
+            text = f"Below 0 is better. {parts_caption(self.analysis)}{self._of_all(shown)}"
+            charts.append(self.svg_charts.chart(minus, title, text))
         return tuple(charts)
 
     def lengths(self) -> tuple[Chart, ...]:
@@ -208,8 +205,8 @@ class Charts:
             axes.set_xlabel("window length (tokens)")
 
         def at_longest(axes: Axes) -> None:
-            def read(run: Run) -> Any:
-                return read_at(run, length, "loss_by_position")
+            def read(run: Run) -> dict[int, float]:
+                return octaves(read_at(run, length, "loss_by_position"), length)
 
             positions(axes, shown, self.styles, read)
             mark_training(axes, found)
@@ -270,21 +267,6 @@ class Charts:
         return by_name.get(
             self.analysis.table.study.baseline or "", next(iter(by_name.values()), None)
         )
-
-    def _minus(self, shown: list[Row], reference: Variant) -> Chart:
-        title = f"Validation loss in training minus {reference.name} (nats/token)"
-        text = "Paired by seed, which removes the noise that variants share. Below 0 is better."
-        forms: dict[str, str] = {}
-        each = len(self.rows) <= MOST_WITH_SEEDS
-        for scale in ("linear", "log") if each else ("linear",):
-
-            def draw(axes: Axes, scale: str = scale) -> None:
-                minus_reference(axes, shown, self.styles, reference, seeds=each)
-                scaled(axes, scale, both=False)
-                axes.set_xlabel("training step")
-
-            forms[scale] = self.svg_charts.svg(draw, title, text)
-        return Chart(title=title, text=text, forms=forms)
 
     def _rows_of(self, key: str, title: str, text: str) -> Chart | None:
         shown = most([row for row in self.rows if row.variant.by_seed(key)])

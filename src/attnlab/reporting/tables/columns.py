@@ -35,8 +35,11 @@ class Column:
 VARIANT = Column(title="variant", text=lambda row: row.name)
 
 
-def ranking(analysis: Analysis) -> list[Column]:
-    """Return rank, letters, the verdict's loss, its difference to the baseline, other quality."""
+def ranking(analysis: Analysis, digits: int = 4) -> list[Column]:
+    """Return rank, letters, the verdict's loss, its difference to the baseline, other quality.
+
+    `digits` are those after the point, of the loss and of its difference.
+    """
     split, name = split_of(analysis), split_name(analysis)
     spread = ", mean ± standard deviation over seeds" if len(analysis.seeds) > 1 else ""
     columns = [Column(title="#", text=_rank, value=lambda r: r.place, about="rank by mean loss")]
@@ -53,12 +56,12 @@ def ranking(analysis: Analysis) -> list[Column]:
         Column(
             title=f"{name} loss",
             unit=LOSS,
-            text=lambda r: numbers.estimate(r.numbers.get(analysis.metric)),
+            text=lambda r: numbers.estimate(r.numbers.get(analysis.metric), digits),
             value=lambda r: r.mean(analysis.metric),
             about=f"lower is better{spread}",
         ),
     ]
-    columns += _to_baseline(analysis)
+    columns += _to_baseline(analysis, digits)
     columns += [
         Column(title="mechanism", text=mechanism_of, priority=8),
         Column(
@@ -87,7 +90,7 @@ def for_page(shown: Sequence[Column]) -> list[Column]:
     return [*first, *(c for c in shown if c not in first and c.title != "#")]
 
 
-def _to_baseline(analysis: Analysis) -> list[Column]:
+def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
     """Return the difference to the baseline, the parts of its error, and what it amounts to."""
     baseline = analysis.table.study.baseline
     if baseline is None:
@@ -97,7 +100,9 @@ def _to_baseline(analysis: Analysis) -> list[Column]:
         Column(
             title=f"Δ {baseline}",
             unit=LOSS,
-            text=lambda row: "baseline" if row.baseline else numbers.comparison(row.to_baseline),
+            text=lambda row: (
+                "baseline" if row.baseline else numbers.comparison(row.to_baseline, digits)
+            ),
             value=lambda row: 0.0 if row.baseline else _mean_difference(row),
             about=f"loss minus that of {baseline}{interval}",
         )

@@ -1,9 +1,11 @@
-"""Columns of changes between window lengths, and of the learning rates that tuning chose."""
+"""Columns of changes between window lengths, of parts of the loss, and of what tuning chose."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from attnlab.analysis import numbers
-from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.statistics.paired import Difference, Estimate
 from attnlab.reporting.tables.columns import LOSS, VARIANT, Column
 from attnlab.reporting.tables.rows import Row
@@ -16,41 +18,57 @@ def lengths(analysis: Analysis) -> list[Column]:
         found = analysis.lengths.get(row.name)
         return found and found.loss.get(found.trained)
 
-    def loss(row: Row) -> float | None:
-        found = trained(row)
-        return found and found.mean
-
     def change(length: int, row: Row) -> Difference | None:
         found = analysis.lengths.get(row.name)
         return found and found.change.get(length)
 
-    def column(length: int) -> Column:
-        def value(row: Row) -> float | None:
-            found = change(length, row)
-            return found and found.mean
-
-        return Column(
-            title=f"Δ {numbers.tokens(length)}",
-            unit=LOSS,
-            text=lambda row: numbers.change(change(length, row)),
-            value=value,
-            about=f"loss in windows of {length:,} tokens minus that at the training length",
-        )
-
     others = sorted({at for found in analysis.lengths.values() for at in found.change})
     if not others:
         return []
+    about = "loss in windows of {:,} tokens minus that at the training length"
+    title = "loss at the training length"
     return [
         VARIANT,
-        Column(
-            title="loss at the training length",
-            unit=LOSS,
-            text=lambda row: numbers.estimate(trained(row)),
-            value=loss,
-            about="validation split",
+        _of_means(title, trained, numbers.estimate, "validation split"),
+        *(
+            _of_means(
+                f"Δ {numbers.tokens(at)}", partial(change, at), numbers.change, about.format(at)
+            )
+            for at in others
         ),
-        *map(column, others),
     ]
+
+
+def parts_of_loss(analysis: Analysis) -> list[Column]:
+    """Return differences to the baseline on recall tokens, on the others, and between these."""
+
+    def pair(kind: str, row: Row) -> Comparison | None:
+        return getattr(analysis.parts.get(row.name), kind, None)
+
+    than = f"minus that of {analysis.baseline}"
+    return [
+        VARIANT,
+        *(
+            _of_means(title, partial(pair, kind), numbers.comparison, about)
+            for title, kind, about in (
+                ("Δ recall tokens", "recall", f"loss on tokens that repeat a bigram, {than}"),
+                ("Δ other tokens", "other", f"loss on all other tokens, {than}"),
+                ("recall minus other", "recall_more", "the first of these minus the second"),
+            )
+        ),
+    ]
+
+
+def _of_means(
+    title: str, read: Callable[[Row], Any], text: Callable[[Any], str], about: str
+) -> Column:
+    """Return a column of what has a mean, by which it is sorted."""
+
+    def mean(row: Row) -> float | None:
+        found = read(row)
+        return found and found.mean
+
+    return Column(title=title, unit=LOSS, text=lambda row: text(read(row)), value=mean, about=about)
 
 
 def rates(analysis: Analysis) -> list[Column]:

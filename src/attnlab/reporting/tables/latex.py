@@ -1,9 +1,11 @@
 r"""table.tex: the ranking for a paper: `\usepackage{booktabs}`, then `\input{table}`.
 
-Variants have the labels of the study, in which `\cite{key}` cites the source of a mechanism.
+Variants have the labels of the study, in which `\cite{key}` cites the source of a mechanism. Names
+in scripts other than Latin need LuaLaTeX or XeLaTeX.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.sentences import at_recipe, intervals, unfair
@@ -11,13 +13,17 @@ from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.columns import Column
 from attnlab.reporting.tables.rows import CITATION, Row, plain, rows, split_name
 
-QUALITY = {"letters", "variant", "perplexity", "accuracy"}
+QUALITY = {"letters", "variant"}  # beside the loss, which perplexity repeats, and its difference
+DIGITS = 3  # after the point, so that the table fits one column of a page
+SPLIT = {"active parameters", "peak memory", "decode state"}  # titles of one word per line
+SHORT = {"parameters": "params", "active parameters": "active params"}
 COST = {"parameters", "active parameters", "time/step", "peak memory", "decode state"}
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "µ": r"$\mu$", "∞": r"$\infty$"},
+    **{"±": r"$\pm$", "Δ": r"$\Delta$", "–": r"\textendash{}", "µ": r"$\mu$", "∞": r"$\infty$"},
+    **{"≤": r"$\leq$", "≥": r"$\geq$", "`": r"\textasciigrave{}"},
 }
 
 
@@ -27,7 +33,7 @@ def latex(analysis: Analysis) -> str:
     chosen = [
         *(
             c
-            for c in columns.ranking(analysis)
+            for c in columns.ranking(analysis, DIGITS)
             if c.title in QUALITY or _of_the_verdict(c, analysis)
         ),
         *(c for c in columns.costs(shown) if c.title in COST),
@@ -38,11 +44,14 @@ def latex(analysis: Analysis) -> str:
         *(f"% {' '.join(line.split())}" for line in unfair(analysis.table)),
         r"\begin{table}",
         r"\centering",
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{2.8pt}",
         f"\\caption{{{escaped(_caption(analysis))}}}",
+        r"\vspace{4pt}",
         f"\\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}}}",
-        f"\\begin{{tabular}}{{{''.join('r' if c.value else 'l' for c in chosen)}}}",
+        f"\\begin{{tabular}}{{@{{}}{''.join('r' if c.value else 'l' for c in chosen)}@{{}}}}",
         r"\toprule",
-        _line([escaped(c.heading) for c in chosen]),
+        *_header(chosen),
         r"\midrule",
         *(_line([_cell(column, row) for column in chosen]) for row in shown),
         r"\bottomrule",
@@ -76,6 +85,17 @@ def _of(analysis: Analysis, name: str) -> str:
     return next((plain(row.label) for row in rows(analysis) if row.name == name), name)
 
 
+def _header(chosen: Sequence[Column]) -> Iterator[str]:
+    """Yield lines of titles, a word of the longer ones in each, and a line of units."""
+    words = [
+        SHORT.get(c.title, c.title).split() if c.title in SPLIT else [SHORT.get(c.title, c.title)]
+        for c in chosen
+    ]
+    for line in range(max(map(len, words))):
+        yield _line([escaped(of[line]) if line < len(of) else "" for of in words])
+    yield _line([f"({escaped(column.unit)})" if column.unit else "" for column in chosen])
+
+
 def _cell(column: Column, row: Row) -> str:
     if column.title == "variant":
         return _labelled(row.label)
@@ -96,10 +116,12 @@ def _labelled(label: str) -> str:
 def escaped(text: str) -> str:
     r"""Return text with LaTeX's special characters escaped.
 
-    >>> escaped("gqa_1 5 % ± 0.1")
-    'gqa\\_1 5 \\% $\\pm$ 0.1'
+    >>> escaped("gqa_1 5 % ± 0.1 --out")
+    'gqa\\_1 5 \\% $\\pm$ 0.1 -{}-out'
     """
-    text = "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))
+    visible = (character for character in " ".join(text.split()) if character.isprintable())
+    text = "".join(SPECIAL.get(character, character) for character in visible)
+    text = text.replace("--", "-{}-")  # of an option, which would be read as one dash
     return re.sub(r"(^|[ \[])-(?=\d)", r"\1$-$", text)
 
 

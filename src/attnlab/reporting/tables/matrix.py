@@ -16,6 +16,7 @@ class Cell(NamedTuple):
     """The difference of one pair."""
 
     text: str
+    interval: str
     tip: str  # names, difference and interval
     separable: bool
 
@@ -43,12 +44,12 @@ def matrix_of(analysis: Analysis) -> Matrix | None:
             for i, name in enumerate(order)
             if i
         },
-        note="Bold: distinguishable, by intervals that hold for all pairs at once; hover a number "
-        "for its interval. These intervals are wider than those of the differences to the baseline "
-        "alone.",
+        note="Bold: distinguishable, by the intervals in small print, which hold for all pairs at "
+        "once. They are wider than those of the differences to the baseline alone.",
     )
 
 
 def _cell(name: str, other: str, pair: Comparison) -> Cell:
     tip = f"{name} minus {other}: {numbers.comparison(pair)}"
-    return Cell(f"{pair.mean:+.3f}", tip, pair.separable)
+    ends = numbers.interval(pair.low, pair.high, 3).replace(" to ", ", ")
+    return Cell(f"{pair.mean:+.3f}", f"[{ends}]", tip, pair.separable)

@@ -1,0 +1,66 @@
+"""Parts of the loss are compared with the baseline, each with an interval, and are drawn."""
+
+import pytest
+from support.written_study import steady, write_run, write_study
+
+from attnlab.analysis.analysis import analyse
+from attnlab.record import RunFolder
+from attnlab.reporting.figures.comparison import panel_pdfs
+from attnlab.reporting.pages import markdown, page
+
+
+def study_of_parts(folder, seeds=5, variants=("mha", "delta", "twin")):
+    """Return an analysis: delta is 0.3 worse on recall tokens, twin is delta again."""
+    write_study(folder, {name: [None] * seeds for name in variants})
+    for name in variants:
+        own = 0.0 if name == "mha" else 0.3
+        for seed, noise in enumerate(steady(0.0, 1 + (name != "mha"), seeds=seeds)):
+            write_run(
+                RunFolder(folder, name, seed),
+                5.0 + own / 2 + noise,
+                function="mha" if name == "mha" else "delta",
+                final_recall_loss=2.0 + own + noise,
+                final_other_loss=6.0 + noise,
+                final_loss_by_position={
+                    "first": [0, 1, 2, 3, 4],
+                    "loss": [6.0 + noise] * 4 + [5 + own + noise],
+                },
+            )
+    return analyse(folder)
+
+
+def test_parts_of_the_loss_have_intervals_against_the_baseline(tmp_path):
+    analysis = study_of_parts(tmp_path / "s")
+    assert analysis.parts.keys() == {"delta", "twin"}
+    delta, twin = analysis.parts["delta"], analysis.parts["twin"]
+    assert delta == twin  # one function, which counts once
+    assert delta.recall.mean == pytest.approx(0.3, abs=0.01)
+    assert delta.recall.separable
+    assert not delta.other.separable
+    assert delta.recall_more.mean == pytest.approx(0.3)
+    assert list(delta.position) == [0, 1, 2, 4]  # octaves: the third and fourth position are one
+    assert [of.separable for of in delta.position.values()] == [False, False, False, True]
+    # ranges of positions hold at once: wider than one interval of the same noise
+    assert delta.position[0].half_width > 1.2 * delta.other.half_width
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(3, "Bars: simultaneous 95 %"), (1, "One seed: no")])
+def test_they_are_drawn_on_the_page_and_for_papers(tmp_path, seeds, said):
+    analysis = study_of_parts(tmp_path / "s", seeds)
+    for of in analysis.parts.values():
+        assert (of.recall.half_width is None) == (seeds == 1)
+    html, text = page(analysis), markdown(analysis, None)
+    for title in ("on recall tokens", "on all other tokens"):
+        assert f"Difference to mha {title} (nats/token)" in html
+    assert "Loss by position minus mha" in html
+    assert said in html
+    assert "delta, from position 5: +0.3" in html
+    assert "| Δ recall tokens (nats/token) |" in text
+    assert {"recall", "other", "positions"} <= panel_pdfs(analysis).keys()
+
+
+def test_nothing_is_claimed_of_what_was_not_recorded(tmp_path):
+    analysis = analyse(write_study(tmp_path / "s", {"mha": steady(5.0), "delta": steady(5.1, 2)}))
+    assert analysis.parts == {}
+    assert "Difference by position" not in page(analysis)
+    assert not {"recall", "other", "positions"} & panel_pdfs(analysis).keys()
