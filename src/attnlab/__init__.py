@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from attnlab.record.packed_study import pack as pack
     from attnlab.record.packed_study import unpack as unpack
     from attnlab.reporting.compare import compare as compare
-    from attnlab.reporting.report import report as report
+    from attnlab.reporting.files import report as report
     from attnlab.runner.doctor import doctor as doctor
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan

@@ -11,7 +11,7 @@ from support.written_study import write_run, write_study
 from attnlab.analysis.runs_table import load_results
 from attnlab.record import TUNING_SEED, RunFolder, pack
 from attnlab.reporting.files import write_report
-from attnlab.reporting.tables.runs_csv import runs_csv
+from attnlab.reporting.tables.data_files import runs_csv
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from attnlab.analysis.table import read_table
 from attnlab.reporting import write_report
 from attnlab.reporting.figures.axes import LINE_HEIGHT, Extent, name_ends, window
 from attnlab.reporting.figures.comparison import comparison
-from attnlab.reporting.figures.hues import families_of
-from attnlab.reporting.figures.styles import matplotlib_style, styles_of
+from attnlab.reporting.figures.styles import families_of, matplotlib_style, styles_of
 
 
 @pytest.fixture

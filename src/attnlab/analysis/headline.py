@@ -20,7 +20,10 @@ SPLIT = {"test_loss": "test", "final_loss": "validation"}
 def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     """Return the winner and its lead, and then the other variants or why there is no winner."""
     if not verdict.order:
-        return "No run that can be compared has finished yet.", _left_out(verdict) or verdict.why
+        return (
+            "No run that can be compared has finished yet.",
+            _left_out(verdict).strip() or verdict.why,
+        )
     best = verdict.order[0]
     loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
     if not verdict.judged:

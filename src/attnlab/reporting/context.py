@@ -12,7 +12,7 @@ from attnlab.record import StudyRecord
 from attnlab.reporting import sentences
 from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
-from attnlab.reporting.tables.matrix import Matrix, matrix_of
+from attnlab.reporting.tables.comparisons import Matrix, matrix_of
 from attnlab.reporting.tables.rows import Row, rows
 from attnlab.reporting.tables.text_tables import JUDGED, TextTable, family_tables, published_tables
 from attnlab.version import __version__
@@ -50,7 +50,7 @@ class ReportContext:
     at_recipe: str  # empty where settings were tuned
     facts: Mapping[str, str]
     legend: str  # of the ranking
-    picks: Sequence[Pick]
+    picked: Sequence[Pick]  # empty without a verdict, where none has a winner
     rows: Sequence[Row]  # variants with a finished run, in order of rank
     ranking: Sequence[Column]
     matrix: Matrix | None  # the differences of all pairs; None for too many variants
@@ -92,7 +92,7 @@ class ReportContext:
             how_sure=sentences.how_sure(analysis),
             facts=sentences.facts(analysis),
             legend=sentences.legend(analysis),
-            picks=analysis.picks,
+            picked=analysis.picks if analysis.judged else (),
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),
             matrix=matrix_of(analysis),

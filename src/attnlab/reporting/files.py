@@ -28,11 +28,25 @@ from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
 from attnlab.record import StudyRecord, leads_outside, remove_temporary, replace_file, to_json
 from attnlab.reporting.pages import markdown, page
-from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results
+from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results, runs_csv
 from attnlab.reporting.tables.latex import latex
-from attnlab.reporting.tables.runs_csv import runs_csv
 
 PICTURE, PAGE = "comparison.png", "report.html"
+
+
+def report(study_dir: Path | str) -> Analysis:
+    """Rebuild the page, tables and figures of a study from its runs.
+
+    Args:
+        study_dir: a study's folder, such as results/quickstart.
+
+    Returns:
+        The analysis that the files are made from.
+
+    Raises:
+        ValueError: the folder has no study.
+    """
+    return write_report(Path(study_dir))
 
 
 def write_report(study_dir: Path) -> Analysis:

@@ -60,17 +60,18 @@ def intervals(analysis: Analysis) -> str:
 def forest_caption(analysis: Analysis, reference: str) -> str:
     """Return the description of a figure of differences."""
     better = f"Left of 0 is better than {reference}"
+    band = f"Band: the margin of equivalence, ± {analysis.margin:g}."
     if not analysis.judged:
-        return f"{better}. One seed: no intervals." if len(analysis.seeds) < 2 else f"{better}."
+        one = "One seed: no intervals. " if len(analysis.seeds) < 2 else ""
+        return f"{better}. {one}{band}"
     bars = (
         "Bars: simultaneous 95 % intervals of the seeds"
         if not any(analysis.tuning.allowance.values())
         else "Bars: simultaneous 95 % intervals, thick of the seeds, thin of seeds and tuning"
     )
     return (
-        f"{better}. {bars}. Filled: distinguishable from {reference}; hollow: not. Band: the "
-        f"margin of equivalence, ± {analysis.margin:g}. Variants that share a letter are not "
-        "distinguishable."
+        f"{better}. {bars}. Filled: distinguishable from {reference}; hollow: not. "
+        f"{band} Variants that share a letter are not distinguishable."
     )
 
 

@@ -14,10 +14,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from attnlab.analysis import numbers
 from attnlab.reporting.figures.axes import in_units, name_ends, show_message, unit_of
-from attnlab.reporting.figures.hues import family_of
 from attnlab.reporting.figures.styles import (
     GREY,
     Styles,
+    family_of,
     mark,
     matplotlib_style,
     png,

@@ -15,9 +15,9 @@ from attnlab.reporting.tables.rows import Row
 MOST_ROWS = 30  # of a panel
 
 
-def most(rows: Sequence[Row], reference: str | None = None) -> list[Row]:
+def most(rows: Sequence[Row], reference: str | None = None, at_most: int = MOST_ROWS) -> list[Row]:
     """Return the first rows, as many as a panel shows; the reference is always one of them."""
-    first = list(rows[:MOST_ROWS])
+    first = list(rows[:at_most])
     named = [row for row in rows if row.name == reference or (reference is None and row.baseline)]
     return first if not named or named[0] in first else [*first[:-1], named[0]]
 

@@ -18,9 +18,16 @@ from attnlab.analysis.table import Variant
 from attnlab.reporting.figures.axes import name_rows, shortened
 from attnlab.reporting.figures.by_row import dots, forest, most, times
 from attnlab.reporting.figures.curves import curves, minus_reference
-from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.loss_against import positions_minus
-from attnlab.reporting.figures.styles import GREY, Styles, matplotlib_style, pdf, png, styles_of
+from attnlab.reporting.figures.styles import (
+    GREY,
+    Styles,
+    families_of,
+    matplotlib_style,
+    pdf,
+    png,
+    styles_of,
+)
 from attnlab.reporting.figures.svg import whole_svg
 from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, parts_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name

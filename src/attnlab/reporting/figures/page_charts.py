@@ -18,10 +18,9 @@ from attnlab.analysis.sweeps import SweptSetting
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import name_rows
 from attnlab.reporting.figures.bench import PANELS, Panel, Point, against_context, of_workload
-from attnlab.reporting.figures.by_row import MOST_ROWS, dots, forest, most
+from attnlab.reporting.figures.by_row import dots, forest, most
 from attnlab.reporting.figures.cost import pareto
 from attnlab.reporting.figures.curves import TITLES, curve_chart, minus_chart
-from attnlab.reporting.figures.hues import families_of
 from attnlab.reporting.figures.loss_against import (
     against_length,
     along_setting,
@@ -30,12 +29,13 @@ from attnlab.reporting.figures.loss_against import (
     positions_minus,
     rates,
 )
-from attnlab.reporting.figures.styles import Styles, styles_of
+from attnlab.reporting.figures.styles import Styles, families_of, styles_of
 from attnlab.reporting.figures.svg import WIDTH, Chart, SvgCharts, samples
 from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, parts_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
 
 LONGEST_NAME = 18
+MOST_AT_FIRST = 22  # rows of the picture on the first screen
 FOREST_WIDTH = 640  # SVG units
 MOST_WITH_SEEDS = 30  # variants with a line per seed and logarithmic forms
 
@@ -106,7 +106,7 @@ class Charts:
         if reference is None or len(self.analysis.order) < 2:
             return None
         compared = [row for row in self.rows if row.compared]
-        shown = most(compared, reference.name)
+        shown = most(compared, reference.name, MOST_AT_FIRST)
         title = f"Difference to {reference.name}{at_recipe(self.analysis)} (nats/token)"
         text = forest_caption(self.analysis, reference.name) + self._of_all(shown)
 
@@ -256,7 +256,7 @@ class Charts:
 
     def _of_all(self, shown: Sequence[Row]) -> str:
         """Return a sentence on the variants that are not drawn; empty where all are."""
-        if len(shown) < MOST_ROWS:
+        if len(shown) == len(self.rows) or len(shown) < MOST_AT_FIRST:
             return ""
         return f" The best {len(shown)} of {len(self.rows)} variants; the tables have all."
 

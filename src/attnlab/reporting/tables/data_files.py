@@ -1,4 +1,4 @@
-"""Files that scripts read: comprehensive_results.json, failures.json, metrics.json and table.csv.
+"""Files for scripts: comprehensive_results.json, failures.json, metrics.json, table.csv, runs.csv.
 
 table.csv has one row per variant, in order of rank, with units in the column names. What is not
 known is empty there and null in JSON.
@@ -7,16 +7,17 @@ known is empty there and null in JSON.
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.table import PARTS, Run, Table, Variant
 from attnlab.reporting.tables.rows import Row, rows
-from attnlab.reporting.tables.runs_csv import csv_cell
 
 TIMES = ("train_time", "eval_time", "compile_time", "total_time")
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would execute a text that begins so
 
 
 def results(analysis: Analysis) -> dict[str, dict[str, Any]]:
@@ -214,3 +215,22 @@ def _difference_columns(other: str, pair: Comparison | None) -> dict[str, Any]:
         f"{start}_alone_high_95": pair and _finite(pair.alone_high),
         f"{start}_p_adjusted": pair and pair.p,
     }
+
+
+def runs_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of `load_results` as CSV, with a header.
+
+    >>> runs_csv([{"variant": "=mha", "loss": 4.5}, {"variant": "-", "loss": None}])
+    "variant,loss\\n'=mha,4.5\\n'-,\\n"
+    """
+    text = io.StringIO()
+    if rows:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([csv_cell(name) for name in rows[0]])
+        writer.writerows([csv_cell(value) for value in row.values()] for row in rows)
+    return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value that a spreadsheet does not execute: text gets a quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
