@@ -77,7 +77,9 @@ def positions_minus(
         for name, at in shown.items()
     }
     halves = sorted(p.half_width or 0.0 for of in late.values() for p in of)
-    most = 2 * halves[len(halves) // 2] if bars else 0.0
+    means = [0.0, *(pair.mean for of in late.values() for pair in of)]
+    # wide intervals leave the panel rather than flatten the differences
+    most = min(2 * halves[len(halves) // 2], max(means) - min(means)) if bars else 0.0
     extents = list[Extent]()
     for of in late.values():
         around = [(pair.mean, min(pair.half_width or 0.0, most)) for pair in of]
