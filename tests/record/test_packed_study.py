@@ -1,11 +1,13 @@
 """A study is packed and unpacked byte for byte, read the same either way, and survives any kill."""
 
 import gzip
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -20,13 +22,14 @@ from attnlab.record import (
     RunFolder,
     StudyRecord,
     pack,
+    packed_file,
     runs_in,
     to_json,
     tuning_runs,
     unpack,
     write_tuning_choice,
 )
-from attnlab.record.packed_file import PACKED
+from attnlab.record.packed_file import PACKED, read_packed
 
 DERIVED = ("config.json", "metrics.json")
 
@@ -306,6 +309,27 @@ def test_a_kill_at_any_change_of_the_disk_loses_nothing(study, tmp_path, monkeyp
         assert not any(path.name.endswith(".tmp") and path.is_dir() for path in copy.rglob("*"))
         shutil.rmtree(copy)
     assert n > 20
+
+
+TEXT = "x" * 2**20
+BOMBS = {
+    "one line": b" " * 2**20,
+    "many lines": packed_file._line(
+        {"tokenizer": hashlib.sha256(TEXT.encode()).hexdigest(), "text": TEXT}
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_gzip_bomb_in_a_packed_study_is_a_line_and_no_memory(study, monkeypatch, bomb):
+    monkeypatch.setattr(packed_file, "FREE_BYTES", 2**20)
+    monkeypatch.setattr(packed_file, "MOST_LINE_BYTES", 2**23)
+    (study / PACKED).write_bytes(60 * gzip.compress(BOMBS[bomb]))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{PACKED} is damaged .*unpacks to far more than runs"):
+        read_packed(study)
+    assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "no seed", "empty"])

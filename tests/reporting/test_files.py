@@ -295,3 +295,15 @@ def test_a_hundred_runs_are_reported_in_time(study_dir):
     write_report(study_dir)
     assert time.process_time() - start < 20  # on a busy machine; 4 s alone
     assert (study_dir / "report.html").stat().st_size < 3e6
+
+
+def test_a_report_writes_nothing_through_a_linked_variant(study_dir, tmp_path):
+    complete(study_dir)
+    elsewhere = tmp_path / "elsewhere"
+    (study_dir / "mqa").rename(elsewhere)
+    (study_dir / "mqa").symlink_to(elsewhere)
+    (elsewhere / "metrics.json").write_text("mine")
+    before = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    write_results(study_dir)
+    assert {p: p.read_bytes() for p in elsewhere.rglob("*") if p.is_file()} == before
+    assert (study_dir / "mha" / "metrics.json").is_file()

@@ -18,10 +18,10 @@ from support.reported_study import (
     partial,
     plan,
 )
-from support.written_study import steady, write_study
+from support.written_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.reporting.pages import page
+from attnlab.reporting.pages import markdown, page
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -189,6 +189,38 @@ def test_what_a_user_named_is_text_and_not_markup(study_dir):
     assert not [key for _, attributes in outline.tags for key in attributes if key == "onerror"]
     assert NASTY in outline.said("th")
     assert NASTY in outline.said("li")  # the reason of a failure
+
+
+STRUCTURE = {"status", "kind", "identity", "sha256", "variant", "variants", "baseline", "started"}
+
+
+def with_markup(value, key=""):
+    """Return a JSON value in which every text that is free has markup."""
+    if isinstance(value, dict):
+        return {
+            name: with_markup(of, name) if name not in STRUCTURE else of
+            for name, of in value.items()
+        }
+    if isinstance(value, list):
+        return [with_markup(of) for of in value]
+    return f"{value}{NASTY}" if isinstance(value, str) else value
+
+
+def test_no_text_of_any_file_of_a_strangers_folder_is_markup(study_dir):
+    complete(study_dir)
+    begin(study_dir, "mqa", 7).fail(NASTY)
+    for name in ("study.json", "config.json", "environment.json", "summary.json"):
+        for path in study_dir.rglob(name):
+            edit(path, **with_markup(json.loads(path.read_text())))
+    analysis = analyse(study_dir)
+    html = page(analysis)
+    outline = Outline(html)
+    assert html.count("onerror") > 10
+    assert not outline.all("img")
+    assert len(outline.all("script")) == 1
+    assert not [key for _, attributes in outline.tags for key in attributes if key == "onerror"]
+    text = re.sub(r"```.*?```", "", markdown(analysis, None), flags=re.DOTALL)
+    assert "<img" not in text
 
 
 @pytest.mark.parametrize("make", [plan, partial], ids=["planned", "partial"])

@@ -6,12 +6,15 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from support import fake_workers
 from support.fake_workers import BASE, BEST, TUNED, TUNING_RUNS, finish, key, loss_of, make, work
 
 from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.analysis.table import read_table
-from attnlab.record import RunFolder, pack, tuning_runs, tuning_seed, write_json
+from attnlab.record import RunFolder, WriteError, pack, tuning_runs, tuning_seed, write_json
+from attnlab.runner.events import Ended
 from attnlab.runner.schedule import StudySchedule
+from attnlab.runner.workers import run_schedule
 from attnlab.training.config import Tuning
 from attnlab.training.search import Recipe
 
@@ -378,3 +381,41 @@ def test_making_a_schedule_writes_nothing(tmp_path):
     StudySchedule(TUNED, tmp_path, dict.fromkeys(TUNED.variants, "data"))
     make(TUNED, tmp_path)
     assert tree(tmp_path) == before
+
+
+class FullDisk:
+    """Workers whose disk refuses every file: a run ends, and nothing of it is written."""
+
+    def __init__(self):
+        self.planned, self.started, self.stopped = None, 0, False
+
+    def idle(self):
+        return self.planned is None
+
+    def busy(self):
+        return self.planned is not None
+
+    def prepare(self, runs):
+        pass
+
+    def start(self, planned):
+        self.planned, self.started = planned, self.started + 1
+        assert self.started < 5, "a failure is retried without bound"
+
+    def events(self, seconds):
+        planned, self.planned = self.planned, None
+        yield (
+            planned,
+            Ended("failed", "a.json could not be written", None, disk_refused=True),
+        )
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.mark.parametrize("study", [fake_workers.TUNED, replace(fake_workers.TUNED, tuning=None)])
+def test_a_study_stops_at_once_where_the_disk_refuses_its_files(tmp_path, study):
+    workers, seen = FullDisk(), []
+    with pytest.raises(WriteError, match="could not be written; the study has stopped"):
+        seen.extend(run_schedule(fake_workers.make(study, tmp_path), workers))
+    assert (workers.started, workers.stopped) == (1, True)

@@ -245,3 +245,26 @@ def test_wandb_keeps_the_id_of_a_run_that_goes_on_and_gets_no_step_again(stand_i
     assert {entry[3] for entry in stand_in.LOG if entry[0] == "init"} == ids
     assert [entry[1] for entry in stand_in.LOG if entry[0] != "init"] == [2, 3, 4, "exit"]
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "link"),
+    [("tensorboard", "tensorboard"), ("tensorboard", "tensorboard/mha"), ("wandb", "wandb")],
+)
+def test_a_link_out_of_the_study_is_not_followed(stand_in, run, tmp_path, tool, link):
+    if tool == "tensorboard":
+        pytest.importorskip("tensorboard")
+    stand_in.Settings.mode = "offline"
+    mine = tmp_path / "mine" / "seed-0"
+    mine.mkdir(parents=True)
+    (mine / "offline-run-1-note.txt").write_text("mine")
+    path = run.ended.parents[1] / link
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(tmp_path / "mine")
+    said = list[str]()
+    with Tracker([tool], run.ended.parents[1], said.append) as tracker:
+        run.append({"step": 1, "train_loss": 9.0})
+        tracker.update(run)
+    assert "outside" in said[0]
+    assert [p.name for p in mine.parent.rglob("*")] == ["seed-0", "offline-run-1-note.txt"]
+    assert not any(entry[0] == "init" for entry in stand_in.LOG)

@@ -9,15 +9,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attnlab.record import RunFolder
+from attnlab.record import RunFolder, require_within
 
 
 def copies(study_dir: Path) -> Callable[[RunFolder], "TensorBoard"]:
     """Return a function that starts the copy of a run. Raise ValueError without TensorBoard."""
     if find_spec("tensorboard") is None:
         raise ValueError("TensorBoard is not installed: pip install tensorboard")
-    top = study_dir / "tensorboard"
-    return lambda run: TensorBoard(top / run.ended.relative_to(study_dir))
+
+    def copy(run: RunFolder) -> TensorBoard:
+        folder = study_dir / "tensorboard" / run.ended.relative_to(study_dir)
+        require_within(folder, study_dir)
+        return TensorBoard(folder)
+
+    return copy
 
 
 class TensorBoard:

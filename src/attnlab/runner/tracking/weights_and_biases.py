@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attnlab.record import RunFolder
+from attnlab.record import RunFolder, require_within
 
 
 def copies(study_dir: Path) -> Callable[[RunFolder], "WeightsAndBiases"]:
@@ -40,6 +40,7 @@ class WeightsAndBiases:
 
     def __init__(self, wandb: Any, study_dir: Path, run: RunFolder) -> None:
         name = run.ended.relative_to(study_dir).as_posix()
+        require_within(study_dir / "wandb", study_dir)
         identifier = hashlib.sha256(f"{name}/{run.identity()}".encode()).hexdigest()[:16]
         for earlier in (study_dir / "wandb").glob(f"offline-run-*-{identifier}*"):
             shutil.rmtree(earlier)
