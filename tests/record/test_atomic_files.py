@@ -7,21 +7,22 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from attnlab.record import atomic_files
+from attnlab.record import temporary_files
 from attnlab.record.atomic_files import (
     DamagedError,
     WriteError,
     open_regular,
-    remove_temporary,
     replace_file,
     replace_folder,
     require_within,
     verified_file,
 )
+from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.verified_folder import write_verified
 
 REFUSALS = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EMFILE", "EIO"]
@@ -56,6 +57,17 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     assert names(tmp_path) == ["mha", "seed-0.partial"]
 
 
+def test_what_another_machine_writes_is_left_for_a_day_where_its_locks_are_not_seen(tmp_path):
+    old, new = (tmp_path / f".{name}.{'0' * 8}0a1b2c3d.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_text("written by another machine")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    remove_temporary(tmp_path)
+    assert names(tmp_path) == [new.name]
+    remove_temporary(tmp_path, held=True)
+    assert names(tmp_path) == []
+
+
 def test_a_sweep_leaves_the_users_own_files(tmp_path):
     own = [".vimrc.tmp", "a.tmp", ".x.1234567.tmp", ".x.12345678.tmp.txt", "x.0a1b2c3d.tmp"]
     for name in own:
@@ -68,14 +80,14 @@ def test_a_sweep_leaves_the_users_own_files(tmp_path):
 def test_a_writer_that_was_swept_between_making_its_file_and_locking_it_makes_another(
     tmp_path, monkeypatch
 ):
-    lock, swept = atomic_files.fcntl.flock, []
+    lock, swept = temporary_files.fcntl.flock, []
 
     def flock(handle, kind):
         if not swept:
             swept.extend(path.unlink() for path in tmp_path.iterdir())
         lock(handle, kind)
 
-    monkeypatch.setattr(atomic_files.fcntl, "flock", flock)
+    monkeypatch.setattr(temporary_files.fcntl, "flock", flock)
     replace_file(tmp_path / "x", b"whole")
     assert names(tmp_path) == ["x"]
 
@@ -119,7 +131,7 @@ def test_a_file_and_then_its_name_are_flushed(tmp_path, monkeypatch):
     )
     replace_file(tmp_path / "a", b"")
     replace_folder(tmp_path / "b", lambda folder: (folder / "c").write_bytes(b""))
-    shown = [re.sub(r"\.(\w)\.[0-9a-f]{8}\.tmp", r"\1", path) for path in flushed]
+    shown = [re.sub(r"\.(\w)\.[0-9a-f]{16}\.tmp", r"\1", path) for path in flushed]
     inside = ["a", "", "b/c", "b", ""]
     assert shown == [str(tmp_path / name) for name in inside]
 

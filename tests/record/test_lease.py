@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from attnlab.record import HeldError, LostLeaseError, RunFolder, WriteError, lease
-from attnlab.record.lease import STALE_SECONDS, Holder, Observer, holder_of, take, wait_for
+from attnlab.record.lease import STALE_SECONDS, Holder, Observer, holder_of, take, waiting_for
 
 HERE = Holder.of_this_process()
 ENDED = HERE._replace(started=1, id="a0")  # a process that had this id before this one
@@ -189,7 +189,6 @@ def test_a_request_that_a_network_repeats_has_succeeded(path):
 
 def test_the_lease_is_renewed_in_the_background_until_it_is_released(path, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
-    monkeypatch.setattr(lease, "_renewer", lease._Renewer())
     one, seen = take(path), set()
     while len(seen) < 3:
         seen.add(holder_of(path))
@@ -198,20 +197,11 @@ def test_the_lease_is_renewed_in_the_background_until_it_is_released(path, monke
     assert not path.exists()
 
 
-def test_a_forked_process_leaves_the_leases_of_its_parent_alone(path):
-    one = take(path)
-    child = os.fork()
-    if child == 0:
-        os._exit(len(lease._renewer._leases))
-    assert os.waitpid(child, 0)[1] == 0
-    assert lease._renewer._leases == [one]
-    one.release()
-
-
 def test_waiting_ends_when_the_holder_releases_the_lease(path):
     one = take(path)
     threading.Timer(0.1, one.release).start()
-    wait_for(path).release()
+    with waiting_for(path):
+        assert holder_of(path).id != one.holder.id
 
 
 @pytest.mark.parametrize("there", ["file", "folder"])

@@ -21,6 +21,7 @@ from attnlab.record import (
     TUNING_SEED,
     RunFolder,
     StudyRecord,
+    lease,
     pack,
     packed_file,
     runs_in,
@@ -276,7 +277,10 @@ def killed_at(n: int, work, monkeypatch) -> bool:
 
         return call
 
+    ended = lease.Holder.of_this_process()._replace(started=1)  # a process that is gone
     with monkeypatch.context() as patch:
+        patch.setattr(lease.Holder, "of_this_process", lambda: ended)
+        patch.setattr(lease.Lease, "_keep", lambda _: None)
         for owner, name in CHANGES:
             patch.setattr(owner, name, counting(getattr(owner, name)))
         try:
@@ -330,6 +334,19 @@ def test_a_gzip_bomb_in_a_packed_study_is_a_line_and_no_memory(study, monkeypatc
         read_packed(study)
     assert tracemalloc.get_traced_memory()[1] < 30 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("work", [pack, unpack])
+def test_a_run_that_another_process_writes_is_named_and_nothing_is_changed(study, work):
+    if work is unpack:
+        pack(study)
+    with RunFolder(study, "mha", 2).hold():
+        before = files(study)
+        with pytest.raises(ValueError, match=r"mha/seed-2 is being written by process \d+ on "):
+            work(study)
+        assert files(study) == before
+    work(study)
+    assert (study / PACKED).exists() == (work is pack)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "no seed", "empty"])

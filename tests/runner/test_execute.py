@@ -2,21 +2,18 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support import SOURCE, TESTS, killed_trainer, tiny_study
+from support import tiny_study
 
 from attnlab.data import Places
 from attnlab.record import RunFolder, lease, remove_temporary
-from attnlab.record.atomic_files import TEMPORARY
+from attnlab.record.temporary_files import TEMPORARY
 from attnlab.runner.events import Ended, Event, Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.training import checkpoint
@@ -71,7 +68,7 @@ def killed_at(n: int, study_dir: Path, places: Places, monkeypatch) -> tuple[boo
     with monkeypatch.context() as patch:
         ended = process._replace(started=1)  # a process that has had the same id, and is gone
         patch.setattr(lease.Holder, "of_this_process", lambda: ended)
-        patch.setattr(lease, "_renewer", SimpleNamespace(add=lambda _: None, remove=lambda _: None))
+        patch.setattr(lease.Lease, "_keep", lambda _: None)
         for owner, name in CHANGES:
             patch.setattr(owner, name, counting(getattr(owner, name)))
         try:
@@ -112,17 +109,3 @@ def test_a_kill_before_any_write_loses_the_steps_since_the_last_checkpoint_alone
         assert left == [], n
         shutil.rmtree(study_dir)
     assert n > 60
-
-
-def test_twenty_kills_at_random_instants_change_nothing(tmp_path):
-    """Half of them at a time, and half while something is being written."""
-    script = Path(killed_trainer.__file__)
-    path = os.pathsep.join([str(SOURCE), str(TESTS)])
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "20", "0"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "20 kills" in done.stdout

@@ -1,12 +1,21 @@
-"""Workers without training, whose runs end at once with made-up losses; runs in this process."""
+"""Workers that cost little: without training, in this process, or forked from it."""
 
 import math
+import os
 import pickle
-from contextlib import contextmanager
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
+from multiprocessing.connection import Pipe
+from pathlib import Path
 
 import torch
 
+from attnlab.device import child_process
 from attnlab.runner.execute import execute
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Trial
@@ -15,6 +24,7 @@ from attnlab.training.config import Tuning
 from attnlab.training.run import RunConfig
 from support import tiny_study
 
+MOST_SECONDS = 120.0  # of a forked process, on a busy machine
 BASE = tiny_study.base  # its own rate is 0.01
 TUNED = Study(
     question="?",
@@ -115,3 +125,63 @@ def draw_nothing(patch):
     module = "attnlab.reporting.figures.comparison"
     patch.setattr(f"{module}.comparison", lambda _: (b"PNG", b"<svg/>"))
     patch.setattr(f"{module}.panel_pdfs", lambda _: {})
+
+
+class Forked:
+    """A forked process with the methods of `subprocess.Popen` that are used."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.returncode: int | None = None
+        with child_process.signals_blocked():
+            self.pid = os.fork()
+            if self.pid == 0:
+                with suppress(BaseException):
+                    work()
+                os._exit(1)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(found[1])
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = time.monotonic() + (MOST_SECONDS if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a forked process", timeout or MOST_SECONDS)
+            time.sleep(0.002)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class ForkedChild(child_process.ChildProcess):
+    """A `ChildProcess` that is forked, and so has imported everything when it starts."""
+
+    started = staticmethod(lambda: None)  # called in each
+
+    def __init__(self, target: str, *, silent: bool = False) -> None:
+        self.pipe, theirs = Pipe()
+        parent, (module, _, name) = os.getpid(), target.partition(":")
+
+        def work() -> None:
+            child_process.begin_child(parent)
+            self.pipe.close()
+            ForkedChild.started()
+            with suppress(EOFError, BrokenPipeError):
+                getattr(import_module(module), name)(theirs)
+            os._exit(0)
+
+        self._process = Forked(work)
+        theirs.close()
+
+
+def children(parent: int) -> list[int]:
+    found = list[int]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return sorted(found)

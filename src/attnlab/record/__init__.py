@@ -7,7 +7,6 @@ from attnlab.record.atomic_files import (
     is_of_disk,
     is_published,
     leads_outside,
-    remove_temporary,
     replace_file,
     require_unpublished,
     require_within,
@@ -20,6 +19,7 @@ from attnlab.record.packed_study import Packed, pack, unpack
 from attnlab.record.recorded_run import Status, folder_name
 from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
 from attnlab.record.study_record import StudyRecord, bench_points, runs_in
+from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.tuning_record import (
     TUNING_SEED,
     read_tuning_choice,

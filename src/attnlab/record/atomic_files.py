@@ -1,26 +1,27 @@
 """Write files and folders atomically: a reader finds the old content or the new one, never a part.
 
 New content is written under a temporary name beside the target, flushed to disk and renamed, so a
-process that is killed at any instant, or a full disk, leaves the old content unchanged. What a
-killed process left under a temporary name is removed by `remove_temporary`. A living process holds
-a lock on what it writes, which ends with the process.
+process that is killed at any instant, or a full disk, leaves the old content unchanged.
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import re
 import shutil
 import stat
-import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # names of what is being written
+from attnlab.record.temporary_files import (
+    remove_temporary,
+    temporary_file,
+    temporary_folder,
+    temporary_name,
+)
+
 PUBLISHED = "published"  # folder of results that the source ships
 MOST_BYTES = 2**30  # of a file that is read at once
 
@@ -67,7 +68,7 @@ def replace_file(
         require_within(path.parent, within)
     temporary: Path | None = None
     try:
-        temporary, file = _temporary_file(path)
+        temporary, file = temporary_file(path)
         with file:
             if isinstance(content, bytes):
                 file.write(content)
@@ -113,7 +114,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder, a file or a link. No part of a folder ever has its name."""
-    unfinished = _temporary_name(folder)
+    unfinished = temporary_name(folder)
     folder.rename(unfinished)
     if unfinished.is_dir() and not unfinished.is_symlink():
         shutil.rmtree(unfinished)
@@ -218,15 +219,6 @@ def require_unpublished(folder: Path) -> None:
         )
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove, at any depth, what killed processes left under temporary names."""
-    for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            if TEMPORARY.fullmatch(name):
-                _remove_unless_locked(Path(parent, name))
-        folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
-
-
 def flush(path: Path) -> None:
     """Flush a file, or the names in a folder, from memory to disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -234,63 +226,6 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _temporary_file(path: Path) -> tuple[Path, IO[bytes]]:
-    while True:
-        temporary = _temporary_name(path)
-        file = temporary.open("xb")
-        if _lock(file.fileno(), temporary):
-            return temporary, file
-        file.close()
-
-
-@contextlib.contextmanager
-def temporary_folder(folder: Path) -> Generator[Path, None, None]:
-    """Yield a new folder; remove what is left of it under this name at the end."""
-    while True:
-        unfinished = _temporary_name(folder)
-        unfinished.mkdir()
-        handle = os.open(unfinished, os.O_RDONLY)
-        if _lock(handle, unfinished):
-            break
-        os.close(handle)
-    try:
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)  # frees the space on a full disk
-        raise
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, path: Path) -> bool:
-    """Lock what this process has just made; return False if another process has swept it."""
-    with contextlib.suppress(
-        OSError
-    ):  # file systems without locks: `remove_temporary` removes nothing there
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(os.fstat(handle), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_unless_locked(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if stat.S_ISDIR(os.fstat(handle).st_mode):
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        finally:
-            os.close(handle)
 
 
 def _matches(path: Path, checksum: Path) -> bool:

@@ -24,13 +24,13 @@ import socket
 import threading
 import time
 import uuid
-from functools import cache
-from hashlib import sha256
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.parse import quote, unquote
 
 from attnlab.record.atomic_files import WriteError
+from attnlab.record.temporary_files import machine, temporary_name
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -68,7 +68,14 @@ class Holder(NamedTuple):
     def of_this_process(cls) -> Self:
         """Return this process as the holder of a new lease."""
         pid = os.getpid()
-        return cls(0, pid, _started(pid) or 0, _machine(), uuid.uuid4().hex[:12], _host())
+        return cls(
+            0,
+            pid,
+            _started(pid) or 0,
+            machine(),
+            uuid.uuid4().hex[:12],
+            socket.gethostname() or "unknown",
+        )
 
     def file_name(self) -> str:
         """Return the name of the lease's file."""
@@ -79,7 +86,7 @@ class Holder(NamedTuple):
 
     def has_ended(self) -> bool:
         """True if the process is known to have ended; False on other machines."""
-        if self.machine != _machine():
+        if self.machine != machine():
             return False
         try:
             os.kill(self.pid, 0)
@@ -174,7 +181,8 @@ class Lease:
         self.path, self.holder = path, holder
         self.lost = False
         self._renewed, self._changing = _now(), threading.Lock()
-        _renewer.add(self)
+        self._released = threading.Event()
+        threading.Thread(target=self._keep, name=f"lease {path}", daemon=True).start()
 
     def require(self) -> None:
         """Raise LostLeaseError if another process has the lease. Call it before writing.
@@ -200,9 +208,14 @@ class Lease:
                 self.lost = not target.exists()
             self.holder, self._renewed = following, now
 
+    def _keep(self) -> None:
+        while not self._released.wait(RENEW_SECONDS) and not self.lost:
+            with contextlib.suppress(OSError):  # it is tried again; writers find out by then
+                self.renew()
+
     def release(self) -> None:
         """Let others take the lease. It is not deleted if another process has it."""
-        _renewer.remove(self)
+        self._released.set()
         with self._changing, contextlib.suppress(OSError):
             _remove(self.path, self.holder)
 
@@ -227,19 +240,25 @@ def take(path: Path) -> Lease:
     raise WriteError(f"{path} holds files that are not of attnlab: remove them")
 
 
-def wait_for(path: Path) -> Lease:
-    """Take a lease as soon as nobody else holds it. Raises WriteError as `take`."""
-    observer = Observer()
-    while True:
+@contextlib.contextmanager
+def waiting_for(path: Path) -> Generator[None]:
+    """Hold a lease as soon as nobody else does. Raises WriteError as `take`."""
+    observer, lease = Observer(), None
+    while lease is None:
         if observer.holder(path) is None:
             with contextlib.suppress(HeldError):
-                return take(path)
-        time.sleep(_PAUSE_SECONDS)
+                lease = take(path)
+        else:
+            time.sleep(_PAUSE_SECONDS)
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 def _place(path: Path, me: Holder) -> bool:
     """Return True if the lease could be taken."""
-    prepared = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    prepared = temporary_name(path)
     prepared.mkdir()
     try:
         (prepared / me.file_name()).touch()
@@ -252,64 +271,8 @@ def _place(path: Path, me: Holder) -> bool:
     return True
 
 
-class _Renewer:
-    """The thread that renews all leases of this process; it ends when there are none."""
-
-    def __init__(self) -> None:
-        self._leases, self._lock = list[Lease](), threading.Lock()
-        self._running = False
-
-    def add(self, lease: Lease) -> None:
-        with self._lock:
-            self._leases.append(lease)
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._renew, name="leases", daemon=True).start()
-
-    def remove(self, lease: Lease) -> None:
-        with self._lock, contextlib.suppress(ValueError):
-            self._leases.remove(lease)
-
-    def _renew(self) -> None:
-        while True:
-            time.sleep(RENEW_SECONDS)
-            with self._lock:
-                if not self._leases:
-                    self._running = False
-                    return
-                leases = list(self._leases)
-            for lease in leases:
-                with contextlib.suppress(OSError):  # it is tried again; writers find out by then
-                    if not lease.lost:
-                        lease.renew()
-
-
-def _forget_leases() -> None:
-    """Leave the leases of the parent alone, in a process that was forked."""
-    global _renewer
-    _renewer = _Renewer()
-
-
-_renewer = _Renewer()
-os.register_at_fork(after_in_child=_forget_leases)
-
-
 def _now() -> float:
     return time.clock_gettime(_CLOCK)
-
-
-def _host() -> str:
-    return socket.gethostname() or "unknown"
-
-
-@cache
-def _machine() -> str:
-    """Return a name of this start of this machine, as far as its process ids mean the same."""
-    parts = [_host(), hex(uuid.getnode())]
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        parts = [boot.strip(), str(Path("/proc/self/ns/pid").readlink())]
-    return sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
 def _started(pid: int) -> int | None:

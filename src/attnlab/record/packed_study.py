@@ -12,16 +12,14 @@ packed, nor the sources, which only serve to load them.
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from attnlab.record.atomic_files import (
-    TEMPORARY,
     DamagedError,
     remove_folder,
-    remove_temporary,
     replace_file,
     replace_folder,
     sha256,
@@ -41,6 +39,7 @@ from attnlab.record.packed_file import (
 from attnlab.record.recorded_run import folder_name
 from attnlab.record.run_folder import RunFolder
 from attnlab.record.study_record import StudyRecord
+from attnlab.record.temporary_files import TEMPORARY, remove_temporary
 
 OF_VARIANT = ("config.json", "metrics.json")  # of a variant's folder; a report writes them again
 MOST_NAMED = 3  # folders in a message
@@ -69,28 +68,29 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
 
     Raises:
         ValueError: the folder holds no study or no run, a run has weights and `drop_checkpoints` is
-            False, a run folder holds other files, or a run or the packed file is damaged. Nothing
-            is changed.
+            False, a run folder holds other files, a run or the packed file is damaged, or another
+            process is writing a run. Nothing is changed.
     """
     study_dir = Path(study_dir)
     StudyRecord.read(study_dir)
     before = read_packed(study_dir)
     remove_temporary(study_dir)
     folders = [run for run in _run_folders(study_dir) if run.in_folder()]
-    _refuse_damaged(folders)
-    for run in folders:
-        run.finalize()
-        _refuse_other_files(run)
-    if not drop_checkpoints:
-        _refuse_weights(folders)
-    choices = {unquote(_variant(path)): path.read_bytes() for path in _choices(study_dir)}
-    runs = {run.key: _read(run) for run in folders}
-    study = PackedStudy({**before.runs, **runs}, {**before.choices, **choices})
-    if not study.runs:
-        raise ValueError(f"{study_dir} holds no run: there is nothing to pack")
-    if study != before:
-        write_packed(study_dir, study)
-    changed = [run for run in folders if not _remove(run, study.runs[run.key])]
+    with _holding(folders):
+        _refuse_damaged(folders)
+        for run in folders:
+            run.finalize()
+            _refuse_other_files(run)
+        if not drop_checkpoints:
+            _refuse_weights(folders)
+        choices = {unquote(_variant(path)): path.read_bytes() for path in _choices(study_dir)}
+        runs = {run.key: _read(run) for run in folders}
+        study = PackedStudy({**before.runs, **runs}, {**before.choices, **choices})
+        if not study.runs:
+            raise ValueError(f"{study_dir} holds no run: there is nothing to pack")
+        if study != before:
+            write_packed(study_dir, study)
+        changed = [run for run in folders if not _remove(run, study.runs[run.key])]
     _remove_rest(study_dir, study)
     path = study_dir / PACKED
     return Packed(path, len(study.runs), path.stat().st_size, tuple(run.path for run in changed))
@@ -108,8 +108,8 @@ def unpack(study_dir: Path | str) -> int:
         The number of runs that were restored.
 
     Raises:
-        ValueError: the study is not packed, the packed file is damaged, or a folder that has to be
-            made exists with other files. Nothing is changed.
+        ValueError: the study is not packed, the packed file is damaged, a folder that has to be
+            made exists with other files, or another process is writing a run. Nothing is changed.
     """
     study_dir = Path(study_dir)
     path = study_dir / PACKED
@@ -122,14 +122,14 @@ def unpack(study_dir: Path | str) -> int:
         for key, packed in study.runs.items()
         if not (run := _run(study_dir, key)).in_folder()
     }
-    for run in left:
-        for folder in (run.ended, run.partial):
-            if _has_files(folder):
-                raise ValueError(f"{folder} holds other files: move them elsewhere, then unpack")
-    for run, packed in left.items():
-        for folder in (run.ended, run.partial):
-            shutil.rmtree(folder, ignore_errors=True)  # it holds empty folders at most
-        replace_folder(run.ended if packed.ended else run.partial, packed.write_into)
+    for folder in (folder for run in left for folder in (run.ended, run.partial)):
+        if _has_files(folder):
+            raise ValueError(f"{folder} holds other files: move them elsewhere, then unpack")
+    with _holding(left):
+        for run, packed in left.items():
+            for folder in (run.ended, run.partial):
+                shutil.rmtree(folder, ignore_errors=True)  # it holds empty folders at most
+            replace_folder(run.ended if packed.ended else run.partial, packed.write_into)
     for variant, content in study.choices.items():
         choice = study_dir / folder_name(variant) / "tuning" / CHOICE
         if not choice.is_file():
@@ -142,6 +142,15 @@ def unpack(study_dir: Path | str) -> int:
         )
     path.unlink()
     return len(left)
+
+
+@contextlib.contextmanager
+def _holding(runs: Iterable[RunFolder]) -> Generator[None]:
+    """Hold the leases of all these runs. Raises HeldError if another process holds one."""
+    with contextlib.ExitStack() as leases:
+        for run in runs:
+            leases.enter_context(run.hold())
+        yield
 
 
 def _run_folders(study_dir: Path) -> Iterator[RunFolder]:
@@ -249,7 +258,7 @@ def _remove_rest(study_dir: Path, study: PackedStudy) -> None:
             for name in OF_VARIANT:
                 (folder / name).unlink(missing_ok=True)
         for empty in [*folder.glob("seed-*"), *folder.glob("tuning/lr-*/seed-*")]:
-            if not _has_files(empty):
+            if empty.suffix != ".lease" and not _has_files(empty):
                 shutil.rmtree(empty)
         for empty in [*folder.glob("tuning/lr-*"), folder / "tuning", folder]:
             with contextlib.suppress(OSError):  # not empty, or not there

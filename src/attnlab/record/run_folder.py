@@ -42,7 +42,6 @@ from attnlab.record.atomic_files import (
     flush,
     leads_outside,
     remove_folder,
-    remove_temporary,
     replace_file,
     replace_folder,
     require_within,
@@ -57,6 +56,7 @@ from attnlab.record.recorded_run import (
     read_run_files,
     summary_with_checksums,
 )
+from attnlab.record.temporary_files import remove_temporary
 
 # settings of training without influence on the identity, nor on results but by rounding
 NO_INFLUENCE = ("keep", "micro_batch_size", "activation_checkpointing")
@@ -167,7 +167,7 @@ class RunFolder(StoredRun):
         if before is not None:
             earlier = before.pop("earlier", [])
             environment = {**environment, "earlier": [*earlier, before]}
-        remove_temporary(self.partial)
+        remove_temporary(self.partial, held=self._lease is not None)
         self._write("config.json", to_json(self._named(config)))
         self._write("environment.json", to_json(environment))
         self.write_metrics(self.metrics())

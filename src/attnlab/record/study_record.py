@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 from attnlab.record.atomic_files import DamagedError
 from attnlab.record.file_types import BenchForm, JudgementForm
 from attnlab.record.json_text import Json, mismatch
+from attnlab.record.lease import waiting_for
 from attnlab.record.packed_file import read_packed
 from attnlab.record.recorded_run import folder_name
 from attnlab.record.run_folder import RunFolder
@@ -91,6 +93,17 @@ class StudyRecord:
             if len(groups := [group for group in groups if group]) > 1:
                 found[what] = tuple(map(tuple, groups))
         return found
+
+    @staticmethod
+    @contextmanager
+    def held(study_dir: Path) -> Generator[None]:
+        """Hold the record of a folder: no other process changes it while the context lasts.
+
+        Waits for another process that holds it. Raises WriteError.
+        """
+        study_dir.mkdir(parents=True, exist_ok=True)
+        with waiting_for(study_dir / "study.lease"):
+            yield
 
     def write(self, study_dir: Path) -> None:
         """Write `study.json`. Raises ValueError if two variants would share a folder."""

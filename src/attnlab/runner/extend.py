@@ -122,7 +122,8 @@ def extend(  # noqa: PLR0913  one parameter per option
         _begin(new, new_identity, state, parent)
         if note is not None:
             watch(Progress(state.step, steps, None, None, note=note))
-        record.joined(study_dir).write(study_dir)
+        with StudyRecord.held(study_dir):
+            record.joined(study_dir).write(study_dir)
         _train(execute_held(planned, new, new_identity, where, on_device), study_dir, watch)
     return new
 

@@ -193,7 +193,8 @@ def _run(
     if left and request.check:
         _require_correct(chosen.only(left), watch)
     record = chosen.record(command=command, checked=request.check)
-    _joined(record, study_dir, trains=bool(left)).write(study_dir)
+    with StudyRecord.held(study_dir):
+        _joined(record, study_dir, trains=bool(left)).write(study_dir)
     watch(Started(schedule))
     workers = _workers(request, cluster, slots, study_dir, read, watch)
     events = run_schedule(schedule, workers)

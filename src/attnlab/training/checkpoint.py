@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attnlab.record import RunFolder, digest_of
-from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder, remove_temporary
+from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder
+from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.verified_folder import read_verified, write_verified
 from attnlab.training.config import TrainConfig
 from attnlab.training.loop import measured_steps
@@ -156,8 +157,11 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
 
 
 def remove_old(folder: Path) -> None:
-    """Remove unfinished checkpoints of a killed process, and all but the newest `KEPT`."""
-    remove_temporary(folder)
+    """Remove unfinished checkpoints of a killed process, and all but the newest `KEPT`.
+
+    Only the process that holds the run may do this.
+    """
+    remove_temporary(folder, held=True)
     for old in _folders(folder)[:-KEPT]:
         remove_folder(old)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import fake_workers, tiny_study
+from support import SOURCE, fake_workers, killed_study, tiny_study
 
 import attnlab
 from attnlab.data import Places
@@ -100,6 +100,61 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(
     assert ends["raises", 0].reason == "RuntimeError: it never worked"
     assert ends["mha", 0].status == "finished"
     assert RunFolder(tmp_path / "out", "deadly", 0).status() == "failed"
+
+
+def test_every_kill_of_the_table_changes_nothing_and_leaves_no_process(tmp_path):
+    """Each row once for one command, and some for two commands that share the folder."""
+    script = [sys.executable, killed_study.__file__, str(tmp_path), "0", "12", "2"]
+    path = os.pathsep.join([str(SOURCE), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "12 kills of 1" in done.stdout
+    assert "2 kills of 2" in done.stdout
+
+
+PARENT = """
+import os, sys, time
+from attnlab.device.child_process import ChildProcess, begin_child, signals_blocked
+parent = os.getpid()
+if sys.argv[1] == "fork":
+    with signals_blocked():
+        child = os.fork()
+    if child == 0:
+        begin_child(parent)
+        import busy
+else:
+    child = ChildProcess(sys.argv[1]).pid
+print(child, flush=True)
+time.sleep(60)
+"""
+BUSY = """
+import ctypes, sys, time
+def call(pipe=None):
+    ctypes.PyDLL(None).sleep(60)  # no thread of Python runs meanwhile
+if not sys.argv[-1].endswith(":call"):
+    call()
+"""
+
+
+@pytest.mark.parametrize("doing", ["busy:call", "busy:", "fork", "at once"])
+def test_a_child_ends_with_its_killed_parent_whatever_it_is_doing(tmp_path, doing):
+    """A long call that holds the interpreter, an import, a copy of the parent, and its start."""
+    (tmp_path / "busy.py").write_text(BUSY)
+    target = "busy:call" if doing == "at once" else doing
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, target],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), str(tmp_path)])},
+        stdout=subprocess.PIPE,
+    ) as process:
+        child = int(process.stdout.readline())
+        if doing != "at once":
+            time.sleep(0.5)
+        process.kill()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < deadline, "the child outlives its parent"
+        time.sleep(0.01)
 
 
 def killed(command, environment, cwd, marker):

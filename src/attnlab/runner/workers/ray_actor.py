@@ -23,7 +23,8 @@ from attnlab.config import read_from_record
 from attnlab.data import Corpus, Places
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.record import RunFolder, remove_temporary, replace_file
-from attnlab.record.atomic_files import flush, replace_folder, require_within, temporary_folder
+from attnlab.record.atomic_files import flush, replace_folder, require_within
+from attnlab.record.temporary_files import temporary_folder
 from attnlab.runner.events import Event
 from attnlab.runner.execute import execute
 from attnlab.runner.processes import with_sources
