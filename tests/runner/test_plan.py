@@ -13,6 +13,7 @@ from attnlab.analysis.statistics.power import detectable
 from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.device.environment import usable_cores
+from attnlab.device.selection import Slot
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner import forecast, plan, trial
 from attnlab.runner.events import Activity
@@ -161,6 +162,32 @@ def test_a_plan_ends_in_time_whatever_its_trial_does(tmp_path, monkeypatch, cach
     if found.variants["slow"].step_seconds is not None:  # the data was read in time
         assert not found.variants["slow"].measured
     assert found.notes or "the data was not read in the 4 s" in found.not_timed["slow"]
+
+
+def test_data_that_takes_too_long_leaves_runs_and_a_lower_bound_of_time(quick, monkeypatch):
+    def late(self):
+        raise TimeoutError("the data was not read in the 4 s of a plan")
+
+    monkeypatch.setattr(trial.Trial, "read", late)
+    found = attnlab.plan(STUDY.only(["mha", "mqa"]), **quick)
+    assert found.verdict_runs.at_least == 4
+    assert found.seconds[0] > WORKER_START
+    assert not found.measured
+    assert (found.problems, found.not_timed) == ((), {})
+    said = "the data was not read in the 4 s of a plan; --trial-seconds gives it more time"
+    assert found.notes[0] == said
+    assert found.notes[1].startswith("the time of mha and mqa is a lower bound from FLOPs")
+
+
+def test_a_process_that_starts_late_has_no_more_time(monkeypatch, tmp_path):
+    monkeypatch.setattr(trial, "START_SECONDS", 0.05)
+    began = time.monotonic()
+    slot, places = Slot(("cpu",), 1), Places(None, tmp_path)
+    late = trial.TrialProcess(STUDY, places, slot, check=False, seconds=0.05)
+    with late, pytest.raises(TimeoutError, match=r"was not read in the 0\.05 s"):
+        late.read()
+    assert late.bounds().keys() == STUDY.variants.keys()
+    assert time.monotonic() - began < 2
 
 
 def test_a_variant_that_the_trial_did_not_reach_is_said(quick, monkeypatch):

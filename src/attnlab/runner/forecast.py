@@ -170,19 +170,24 @@ def time_run(
     )
 
 
-def from_flops(config: RunConfig, corpus: Corpus, device: torch.device) -> RunTime:
-    """Return a lower bound: the matrix products at the rate of a large one, nothing else."""
+def from_flops(config: RunConfig, corpus: Corpus | None, device: torch.device) -> RunTime:
+    """Return a lower bound: the matrix products at the rate of a large one, nothing else.
+
+    Without a corpus, that of training alone.
+    """
     train = config.train
-    step_flops = config.petaflops(corpus.vocab_size) * 1e15 / train.steps
+    vocab_size = config.data.tokenizer.vocab_size if corpus is None else corpus.vocab_size
+    step_flops = config.petaflops(vocab_size) * 1e15 / train.steps
     forward_flops = step_flops / (3 * train.batch_size * train.seq_len)  # of one token
     size, precision = (4096 if device.type == "cuda" else 512), train.precision_on(device.type)
     flops_per_second = matrix_rate(size, getattr(torch, precision), device, budget=0.1)
-    tokens = {split: len(tokens) for split, tokens in corpus.splits().items()}
+    splits = {} if corpus is None else corpus.splits()
+    tokens = {split: len(tokens) for split, tokens in splits.items()}
     return RunTime(
         first_run=0.0,
         start=0.0,
         step=step_flops / flops_per_second,
-        validation=tokens["valid"] * forward_flops / flops_per_second,
+        validation=tokens.get("valid", 0) * forward_flops / flops_per_second,
         test=tokens.get("test", 0) * forward_flops / flops_per_second,
         save=0.0,
         measured=False,

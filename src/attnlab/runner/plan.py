@@ -222,7 +222,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         try:
             read = trial.read()
         except (DataError, TimeoutError) as error:
-            tried.without_data(chosen, error)
+            tried.without_data(chosen, error, trial.bounds())
         if read:
             fingerprints = {name: of_variant.fingerprint for name, of_variant in read.items()}
             schedule = open_schedule(chosen, study_dir, fingerprints)

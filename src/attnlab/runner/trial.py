@@ -4,13 +4,13 @@ It runs in a process of its own, which is ended when its time is over, whatever 
 reading a large corpus, compiling a kernel, a step of a large model. What it has found by then
 counts.
 
-    data ─► FLOPs as a lower bound, of all variants ─► timed steps, one variant after another
-         ─► checks of the mechanisms
+    FLOPs as a lower bound, of all variants ─► data ─► the same with the held-out splits
+         ─► timed steps, one variant after another ─► checks of the mechanisms
 """
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from attnlab.analysis.fairness import Conditions
-from attnlab.analysis.sentences import listed
+from attnlab.analysis.sentences import several
 from attnlab.checks.targets import check_targets, of_study
 from attnlab.data import Corpus, DataError, Places
 from attnlab.device.child_process import ChildProcess
@@ -33,7 +33,7 @@ from attnlab.study.events import Activity
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
-START_SECONDS = 60.0  # at most, until the process has imported torch
+START_SECONDS = 3.0  # of importing torch; a process that takes longer has less time for the rest
 
 
 class Data(NamedTuple):
@@ -69,6 +69,11 @@ class Trial:
     def __init__(self, study: Study, places: Places, slot: Slot, *, check: bool) -> None:
         self.study, self.places, self.slot, self.check = study, places, slot, check
         self._corpora = dict[str, Corpus]()
+
+    def bounds(self) -> dict[str, RunTime]:
+        """Return lower bounds of the variants' times, for which no data is needed."""
+        device = torch.device(self.slot.devices[0])
+        return {name: from_flops(of, None, device) for name, of in self.study.variants.items()}
 
     def read(self) -> dict[str, Data]:
         """Return the data of each variant. Raises DataError and ConfigError as `read_data`."""
@@ -125,7 +130,8 @@ class TrialProcess:
     def __init__(
         self, study: Study, places: Places, slot: Slot, *, check: bool, seconds: float
     ) -> None:
-        self._seconds, self._end = seconds, time.monotonic() + START_SECONDS
+        self._seconds, self._end = seconds, time.monotonic() + START_SECONDS + seconds
+        self._here, self._bounds = Trial(study, places, slot, check=check), dict[str, RunTime]()
         self._process = ChildProcess("attnlab.runner.trial:work", silent=True)
         self._pipe = self._process.pipe
         variants = {name: config.to_dict() for name, config in study.variants.items()}
@@ -149,8 +155,14 @@ class TrialProcess:
         Raises DataError and ConfigError as `read_data`, and TimeoutError if it takes longer.
         """
         self._receive()  # the process has started
-        self._end = time.monotonic() + self._seconds
+        self._end = min(self._end, time.monotonic() + self._seconds)
+        self._bounds = self._receive()
         return self._receive()
+
+    def bounds(self) -> dict[str, RunTime]:
+        """Return what `Trial.bounds` returns; none of a GPU if the process starts late."""
+        on_cpu = self._here.slot.devices[0] == "cpu"
+        return self._bounds or (self._here.bounds() if on_cpu else {})
 
     def results(self, names: Iterable[str]) -> Iterator[Found]:
         """Yield what `Trial.results` yields, until the time is over."""
@@ -183,6 +195,7 @@ def work(pipe: Connection) -> None:
         fla.use_fla(fla_path)
         configs = {name: RunConfig.from_dict(config) for name, config in variants.items()}
         trial = Trial(Study(question="?", variants=configs), places, slot, check=check)
+        pipe.send(trial.bounds())
         pipe.send(trial.read())
         names, seconds = pipe.recv()
         for found in trial.results(names, seconds):
@@ -200,12 +213,20 @@ class TrialOutcome:
         self.errors = dict[str, str]()  # why a variant has no time
         self.problems = list[str]()
         self.checked, self.checks_left = 0, 0
+        self.late = ""  # why there is no data yet; else empty
 
-    def without_data(self, study: Study, error: DataError | TimeoutError) -> None:
-        """Take the reason for which no data was read, in the time of the trial or at all."""
-        self.errors = dict.fromkeys(study.variants, str(error))
+    def without_data(
+        self, study: Study, error: DataError | TimeoutError, bounds: Mapping[str, RunTime]
+    ) -> None:
+        """Take the reason for which no data was read, in the time of the trial or at all.
+
+        Data that takes longer leaves lower bounds of the variants' times.
+        """
         if isinstance(error, DataError):
             self.problems.append(str(error))
+        else:
+            self.late, self.times = f"{error}; --trial-seconds gives it more time", dict(bounds)
+        self.errors = {name: str(error) for name in study.variants if name not in self.times}
 
     def add(self, found: Found, watch: Watch) -> None:
         """Take one result."""
@@ -235,8 +256,10 @@ class TrialOutcome:
         """Yield a sentence per thing that was not measured in the time of the trial."""
         bounds = [name for name, time in self.times.items() if not time.measured]
         more = f"in the {seconds:g} s of a plan; --trial-seconds gives it more time"
+        if self.late:
+            yield self.late
         if bounds:
-            yield f"the time of {listed(bounds)} is a lower bound from FLOPs, not measured {more}"
+            yield f"the time of {several(bounds)} is a lower bound from FLOPs, not measured {more}"
         if self.checks_left:
             which = f"{self.checks_left} of {self.checks_left + self.checked} mechanisms"
             yield f"{which} were not checked {more}"
