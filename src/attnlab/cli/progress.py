@@ -117,7 +117,7 @@ class StudyProgress:
         if isinstance(event, Lost):
             lost = f"{_name(run)} lost its worker on {event.node}: {event.reason}; another one"
             which = f"attempt {event.losses + 1} of {event.most}"
-            self._print(INDENT, (f"{lost} continues from its last checkpoint ({which})", "yellow"))
+            self._print(INDENT, (f"{lost} takes the run, {which}", "yellow"))
             return
         if isinstance(event, Held):
             how = "was taken over by" if event.lost else "is trained by"

@@ -137,7 +137,7 @@ class RayWorkers:
                     self._started(worker)
                 else:
                     yield from self._received(worker)
-            except self._ray.exceptions.RayActorError as error:
+            except self._ray.exceptions.RayError as error:
                 yield from self._died(worker, error)
 
     def stop(self) -> None:
@@ -251,9 +251,7 @@ class RayWorkers:
                 return
         except LostLeaseError as error:
             message = Held(str(error.holder or "another process"), lost=True)
-        except self._ray.exceptions.RayActorError:
-            raise
-        except self._ray.exceptions.RayError as error:  # in the actor, or of Ray's object store
+        except self._ray.exceptions.RayTaskError as error:  # an exception in the actor
             reason = str(error).strip().splitlines()[-1]
             message = record_failure(folder, reason) if worker.shared else failed(folder, reason)
         if isinstance(message, Progress):

@@ -182,12 +182,14 @@ class Token:
 
 
 def reason_of(error: Any) -> str:
-    """Return in a few words why an actor died."""
+    """Return in a few words why an actor died, from Ray's error."""
     text = str(error)
-    if error.actor_init_failed:
+    if getattr(error, "actor_init_failed", False):
         return text.strip().splitlines()[-1]
-    if error.preempted:
+    if getattr(error, "preempted", False):
         return "its node was preempted"
+    if type(error).__name__ == "OutOfMemoryError" or "low on memory" in text:
+        return "its node has run out of memory"
     if "unavailable" in text:
         return "its node does not answer"
     return "its node died" if "node has died" in text else "its process died"
