@@ -48,6 +48,8 @@ class Cluster:
         if find_spec("ray") is None:
             raise ValueError("Ray is not installed: pip install 'attnlab[ray]'")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that starts sends no reports
+        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray/auth_token").is_file():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # for clusters that ask for it
         self.ray = import_module("ray")
         # Ray prints the deaths of its processes to stdout, which is that of --json
         vars(import_module("ray._private.worker"))["print_to_stdstream"] = _print_nothing
