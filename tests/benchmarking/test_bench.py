@@ -17,7 +17,7 @@ from attnlab.benchmarking.results_file import read
 from attnlab.benchmarking.table import BenchTable
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.cli.console import console, errors
-from attnlab.device.peak_rates import Ceilings
+from attnlab.device.flops import Ceilings
 from attnlab.mechanism import MechanismConfig
 from attnlab.reporting.figures import bench as figure
 from attnlab.reporting.figures.styles import matplotlib_style

@@ -13,7 +13,7 @@ from attnlab.benchmarking.session import measure
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.benchmarking.work import stated_flops
-from attnlab.device.peak_rates import Ceilings, measure_ceilings
+from attnlab.device.flops import Ceilings, measure_ceilings
 from attnlab.device.timer import LEAST, MOST, PATIENCE, time_calls
 from attnlab.mechanism import Mechanism
 from attnlab.study.targets import named

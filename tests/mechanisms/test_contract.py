@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig, state_bytes
+from attnlab.mechanisms.identity import Identity
 
 D_MODEL, TOKENS, BATCH = 64, 75, 2  # an odd length, no multiple of any block or chunk
 SHORTENED = {"window": 16, "top_k": 16}  # shorter than the sequence
@@ -135,3 +136,16 @@ def test_settings_survive_json_and_reject_misspelling(config):
         misspelt = name[:-1]
         with pytest.raises(ConfigError, match=f"no field '{misspelt}'; did you mean"):
             MechanismConfig.from_dict({"kind": config.kind(), misspelt: 3})
+
+
+def test_identity_is_one_linear_map_of_each_token():
+    mechanism, x_BTD = Identity().build(8, dropout=0.5), torch.randn(2, 5, 8)
+    torch.testing.assert_close(mechanism(x_BTD), x_BTD @ mechanism.o_proj.weight.T)
+
+
+def test_identity_remembers_nothing():
+    mechanism, x_BTD = Identity().build(8), torch.randn(1, 5, 8)
+    _, state = mechanism.prefill(x_BTD, capacity=9)
+    y_BD, _ = mechanism.step(x_BTD[:, 2], state)
+    torch.testing.assert_close(y_BD, mechanism(x_BTD)[:, 2])
+    assert tuple(state) == ()

@@ -12,7 +12,7 @@ from attnlab.benchmarking.table import device_sentence
 from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.device.environment import describe
-from attnlab.device.peak_rates import measure_ceilings
+from attnlab.device.flops import measure_ceilings
 from attnlab.device.selection import one_worker
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import Json, replace_file, require_unpublished

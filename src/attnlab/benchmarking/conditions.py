@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlab.benchmarking.targets import Setup
-from attnlab.device.peak_rates import Ceilings
+from attnlab.device.flops import Ceilings
 from attnlab.model.language_model import LanguageModel
 
 

@@ -14,7 +14,7 @@ import torch
 
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
-from attnlab.device.flop_counter import flop_counter
+from attnlab.device.flops import flop_counter
 
 
 def stated_flops(setup: Setup, point: Point) -> int | None:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError, placed
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
-from attnlab.device.flop_counter import flop_counter
+from attnlab.device.flops import flop_counter
 from attnlab.mechanism import state_bytes
 
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk

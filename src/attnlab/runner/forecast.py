@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 
 from attnlab.data import Corpus
+from attnlab.device.flops import matrix_rate
 from attnlab.device.memory import PeakMemory
-from attnlab.device.peak_rates import matrix_rate
 from attnlab.device.timer import wait_for_device
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training import checkpoint
