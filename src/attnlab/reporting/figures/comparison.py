@@ -200,8 +200,7 @@ class _Panels:
         found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
         pairs = {name: pair for name, pair in found.items() if pair is not None}
         forest(axes, self.shown, self.styles, self.analysis.baseline or "", pairs)
-        label = f"loss minus that of {shortened(self._baseline, 18)} (nats/token)"
-        axes.set(title=f"Difference on {tokens}", xlabel=label)
+        axes.set(title=f"Difference on {tokens}", xlabel="difference (nats/token)")
 
     @property
     def _baseline(self) -> str:
