@@ -9,6 +9,7 @@ import pytest
 from support import fake_workers
 from support.fake_workers import BASE, BEST, TUNED, TUNING_RUNS, finish, key, loss_of, make, work
 
+from attnlab.analysis.analysis import analyse
 from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.analysis.table import read_table
 from attnlab.record import RunFolder, WriteError, pack, tuning_runs, tuning_seed, write_json
@@ -274,6 +275,60 @@ def test_a_challenge_that_is_not_complete_changes_nothing(tmp_path):
     again = work(make(CHALLENGED, tmp_path), near)
     assert [key(run)[:3] for run in again] == [("mha", False, 3)] * 2
     assert choice(tmp_path, "mha")["challenge"] is not None
+
+
+UNDECIDED = replace(TUNED, seeds=4, most_seeds=10)
+
+
+def close(run):
+    """mqa is hardly worse than mha; identity is far behind."""
+    if run.tunes:
+        return loss_of(run)
+    noise = 0.07 * math.sin(7 * run.seed + ord(run.variant[1]) ** 2)
+    return 5 + {"mha": 0.0, "mqa": 0.08, "identity": 1.0}[run.variant] + noise
+
+
+@pytest.mark.parametrize("tuning", [None, TUNED.tuning], ids=["own recipes", "searched"])
+@pytest.mark.parametrize("cut", [3, 14, 36])
+def test_seeds_are_added_where_the_verdict_is_open_and_nowhere_else(tmp_path, cut, tuning):
+    study, whole, pieces = (
+        replace(UNDECIDED, tuning=tuning),
+        tmp_path / "whole",
+        tmp_path / "pieces",
+    )
+    schedule = make(study, whole)
+    assert schedule.verdict_count() == (0, 12, 12, 30)
+    assert schedule.verdict_count(["mha"]) == (0, 4, 4, 10)
+    runs = work(schedule, close)
+    seeds = {name: {run.seed for run in runs if run.variant == name} for name in BEST}
+    seeds = {name: len(of - {tuning_seed(name)}) for name, of in seeds.items()}
+    assert seeds == {"mha": 7, "mqa": 7, "identity": 4}
+    assert schedule.verdict_count() == (18,) * 4
+    first = work(make(study, pieces), close, runs=cut, at_a_time=3)[:cut]
+    second = work(make(study, pieces), close, at_a_time=3)
+    assert tree(whole) == tree(pieces)
+    assert len(second) == len(runs) - len(first)
+    study.record(command="attnlab run tuned", checked=False).write(whole)
+    assert work(make(study, whole), close) == []
+    found = analyse(whole)
+    assert found.runs == seeds
+    assert "looks at 4, 7, 10 seeds, 2 of 3 taken, each with error rate 0.0167" in found.why
+
+
+def test_seeds_are_not_added_where_all_is_decided(tmp_path):
+    runs = work(make(UNDECIDED, tmp_path), lambda run: close(run) + (run.variant == "mqa"))
+    assert {run.seed for run in runs if not run.tunes} == set(range(4))
+
+
+def test_a_variant_that_fails_does_not_hold_up_the_looks(tmp_path):
+    def loss(run):
+        if run.variant == "identity":
+            return None if run.seed % 2 else "out of memory"
+        return close(run) - 0.13 * (run.variant == "mqa")
+
+    runs = work(make(replace(UNDECIDED, tuning=None), tmp_path), loss)
+    assert {run.seed for run in runs if run.variant == "mha"} == set(range(10))
+    assert {run.seed for run in runs if run.variant == "identity"} == set(range(4))
 
 
 def test_without_tuning_the_variants_train_at_their_own_rates(tmp_path):

@@ -21,9 +21,15 @@ from attnlab.analysis.settings import (
     kernels_in,
     same_settings,
 )
-from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
+from attnlab.analysis.statistics.comparisons import (
+    Comparison,
+    Comparisons,
+    ToBest,
+    compare,
+)
 from attnlab.analysis.statistics.layout import Spike
 from attnlab.analysis.statistics.power import detectable
+from attnlab.analysis.statistics.sequential import level_of, looked_at
 from attnlab.analysis.table import Table
 
 Method = Literal["unpaired", "paired", "none"]
@@ -180,7 +186,7 @@ def verdict_of(table: Table) -> Verdict:
         runs={name: len(of) for name, of in entered.losses.items()},
         spikes=found.noise.spikes if found else (),
         method="none" if found is None else "paired" if found.noise.paired else "unpaired",
-        why=_why(entered, functions, found),
+        why=_why(table, entered, functions, found),
         letters={name: found.letters[first[name]] for name in order} if found else {},
         pairs=pairs,
         to_baseline=to_baseline,
@@ -213,6 +219,7 @@ def _compare(functions: _Functions, table: Table, tuning: Tuning) -> Comparisons
         allowance=tuning.of_functions(tuning.allowance, functions.names),
         search_noise=tuning.of_functions(tuning.search_noise, functions.names),
         margin=table.study.margin,
+        level=level_of(*table.study.numbers_of_seeds),
     )
 
 
@@ -253,10 +260,11 @@ def _detectable(found: Comparisons) -> float | None:
         variants=len(found.names),
         seeds=int(np.median(found.noise.runs)),
         allowance=float(np.median(found.allowance_V)),
+        level=found.level,
     )
 
 
-def _why(entered: Eligible, functions: _Functions, found: Comparisons | None) -> str:
+def _why(table: Table, entered: Eligible, functions: _Functions, found: Comparisons | None) -> str:
     if found is None:
         return _why_not(entered, functions)
     noise = found.noise
@@ -271,7 +279,9 @@ def _why(entered: Eligible, functions: _Functions, found: Comparisons | None) ->
         said.append("Seed effects are removed: runs of one seed vary together.")
     else:
         said.append("Seed effects are not removed: that would not make the intervals narrower.")
-    if entered.incomplete:
+    if table.study.most_seeds is not None:
+        said.append(looked_at(*table.study.numbers_of_seeds, each[-1]))
+    elif entered.incomplete:
         fewer = [f"{name} {n} of {len(entered.seeds)}" for name, n in entered.incomplete.items()]
         said.append(f"Finished seeds: {', '.join(fewer)}; all finished runs count.")
     said += [spiked(spike) for spike in noise.spikes]

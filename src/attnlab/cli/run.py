@@ -61,6 +61,23 @@ def run(  # noqa: PLR0913  one parameter per option
         int | None,
         typer.Option(help="Train this number of seeds per variant.", parser=whole(), metavar="N"),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="decided",
+            help="Add seeds to variants while their comparison with the best or with the baseline "
+            "is open.",
+        ),
+    ] = None,
+    most_seeds: Annotated[
+        int | None,
+        typer.Option(
+            help="With --until decided, train at most this number of seeds per variant.",
+            parser=whole(),
+            metavar="N",
+            show_default="10",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(help="Train for this number of steps.", parser=whole(), metavar="N"),
@@ -183,6 +200,8 @@ def run(  # noqa: PLR0913  one parameter per option
         "add": add or [],
         "only": only,
         "seeds": seeds,
+        "until": until,
+        "most_seeds": most_seeds,
         "steps": steps,
         "overrides": overrides or [],
         "sweep": sweep or [],
@@ -253,10 +272,11 @@ def _announce(schedule: "StudySchedule", output: Output) -> None:
     """Print the question and the number of runs."""
     study, verdict, tuning = schedule.study, schedule.verdict_count(), schedule.tuning_count()
     done = f", {verdict.done} of them done" if verdict.done else ""
+    more = f" (until decided, at most {verdict.at_most})" if study.most_seeds else ""
     verbatim(first_line(study.question), output, style="bold")
     verbatim(
         f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
-        f"{_count(verdict.at_least, 'run')}{done}; results in {schedule.study_dir}",
+        f"{_count(verdict.at_least, 'run')}{more}{done}; results in {schedule.study_dir}",
         output,
     )
     if tuning.at_most:

@@ -30,10 +30,11 @@ class StudyRecord:
     question: str
     baseline: str | None
     variants: tuple[str, ...]  # in the study's order
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # that every variant has
     command: str
     attnlab_version: str
     checked: bool = False  # every mechanism passed the checks before its runs were trained
+    most_seeds: int | None = None  # of variants whose comparisons are open; None: `seeds` for all
     tuning: Json | None = None  # how recipes were searched; None: those in the variants' settings
     match: Json | None = None  # what all variants share, and the remaining relative "mismatch"
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
@@ -45,6 +46,12 @@ class StudyRecord:
     by_design: Mapping[str, tuple[tuple[str, ...], ...]] = field(
         default_factory=dict[str, tuple[tuple[str, ...], ...]]
     )  # ^ conditions in which variants differ, such as "data": the groups of variants that share it
+
+    @property
+    def numbers_of_seeds(self) -> tuple[int, int]:
+        """The number of seeds that every variant has, and the largest of any."""
+        first = len(self.seeds)
+        return first, max(first, self.most_seeds or first)
 
     def joined(self, study_dir: Path) -> Self:
         """Return this record with the variants and seeds of the folder's record added."""
@@ -64,6 +71,7 @@ class StudyRecord:
             baseline=before.baseline if keeps else self.baseline,
             variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
             seeds=tuple(sorted({*before.seeds, *self.seeds})),
+            most_seeds=max((m for m in (before.most_seeds, self.most_seeds) if m), default=None),
             checked=self.checked and before.checked,
             tuning=self.tuning or before.tuning,
             match=match,

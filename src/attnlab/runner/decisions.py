@@ -7,10 +7,12 @@ them from the run folders; `decisions` is the one place that says which runs fol
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from attnlab.analysis.statistics.comparisons import SEARCH_NOISE, compare
+from attnlab.analysis.statistics.sequential import seeds_needed
 from attnlab.record import RunFolder, RunKey, StudyRecord, read_tuning_choice, tuning_runs
 from attnlab.study.study import Study
 from attnlab.training.recipe import (
@@ -83,9 +85,9 @@ class Outcomes:
             challenge={name: {} for name in names},
         )
         for name in names:
-            folders = [RunFolder(study_dir, name, seed) for seed in range(study.seeds)]
+            folders = [RunFolder(study_dir, name, seed) for seed in range(study.all_seeds)]
             for folder in [*folders, *tuning_runs(study_dir, name)]:
-                if folder.seed < study.seeds:
+                if folder.seed < study.all_seeds:
                     found._add(folder)
                 if not folder.ended.is_dir() and folder.status() == "failed":
                     found.failed_before.add(folder.key)
@@ -136,12 +138,15 @@ class Decisions(NamedTuple):
 
     results: Mapping[str, TuningResult]  # of the searches that have ended
     wanted: list[Wanted]  # runs that have not ended, each once
+    seeds: Mapping[str, int]  # of each variant, as far as the verdict's runs tell
 
 
 def decisions(study: Study, outcomes: Outcomes) -> Decisions:
     """Return the recipes that are chosen, and the runs that remain as far as they are known."""
     if study.tuning is None:
-        return Decisions({}, _verdict(study, outcomes, dict.fromkeys(study.variants)))
+        seeds = _seeds(study, outcomes, {}, study.variants)
+        wanted = _verdict(outcomes, dict.fromkeys(study.variants), seeds)
+        return Decisions({}, wanted, seeds)
     tuned = {name: config for name, config in study.variants.items() if name not in outcomes.errors}
     searches = decide(
         study.tuning,
@@ -164,14 +169,17 @@ def decisions(study: Study, outcomes: Outcomes) -> Decisions:
             results[name] = TuningResult(variant=name, search=search)
             if search.recipe is not None:
                 recipes[name] = search.recipe
-    wanted += _verdict(study, outcomes, recipes)
-    for name in _challenged(study, outcomes, results, recipes):
-        challenge = _challenge(study, outcomes, name, recipes[name])
+    seeds = _seeds(study, outcomes, results, recipes)
+    verdict = _verdict(outcomes, recipes, seeds)
+    wanted += verdict
+    for name in _challenged(study, outcomes, results, recipes, decided=not verdict):
+        challenge = _challenge(outcomes, name, recipes[name], seeds[name])
         if isinstance(challenge, Challenge):
             results[name] = _with(results[name], challenge)
         else:
             wanted += challenge
-    return Decisions({name: results[name] for name in study.variants if name in results}, wanted)
+    ended = {name: results[name] for name in study.variants if name in results}
+    return Decisions(ended, wanted, seeds)
 
 
 def _with(result: TuningResult, challenge: Challenge) -> TuningResult:
@@ -179,14 +187,44 @@ def _with(result: TuningResult, challenge: Challenge) -> TuningResult:
 
 
 def _verdict(
-    study: Study, outcomes: Outcomes, recipes: Mapping[str, Recipe | None]
+    outcomes: Outcomes, recipes: Mapping[str, Recipe | None], seeds: Mapping[str, int]
 ) -> list[Wanted]:
     return [
         Wanted("verdict", name, seed, recipe)
-        for seed in range(study.seeds)
+        for seed in range(max(seeds.values()))
         for name, recipe in recipes.items()
-        if not outcomes.ended(name, None, seed)
+        if seed < seeds[name] and not outcomes.ended(name, None, seed)
     ]
+
+
+def _seeds(
+    study: Study,
+    outcomes: Outcomes,
+    results: Mapping[str, TuningResult],
+    trained: Iterable[str],
+) -> dict[str, int]:
+    """Return the number of seeds of each variant: more than `seeds` where its verdict is open.
+
+    Validation losses decide it, when all searches have ended.
+    """
+    seeds = dict.fromkeys(study.variants, study.seeds)
+    searched = study.tuning is None or len(results) == len(study.variants)
+    if study.most_seeds is None or not searched:
+        return seeds
+    ended = {
+        name: next(s for s in count() if not outcomes.ended(name, None, s)) for name in trained
+    }
+    tuned = {name: results[name].search.allowance for name in ended if name in results}
+    return seeds | seeds_needed(
+        {name: _finite(outcomes.verdict[name]) for name in ended},
+        ended,
+        first=study.seeds,
+        most=study.most_seeds,
+        baseline=study.baseline,
+        allowance=tuned,
+        search_noise=dict.fromkeys(tuned, SEARCH_NOISE),
+        margin=study.margin,
+    )
 
 
 def _challenged(
@@ -194,16 +232,18 @@ def _challenged(
     outcomes: Outcomes,
     results: Mapping[str, TuningResult],
     recipes: Mapping[str, Recipe | None],
+    *,
+    decided: bool,
 ) -> list[str]:
     """Return the variants that are challenged: those that were before, and those that may lose.
 
-    Whether a variant may lose is decided by validation losses, when all runs have ended.
+    Whether a variant may lose is `decided` by validation losses, when all runs have ended.
     """
     assert study.tuning is not None
     if not study.tuning.challenge or study.seeds < 2:
         return []
     before = [name for name in recipes if outcomes.challenge[name]]
-    if len(results) < len(study.variants) or _verdict(study, outcomes, recipes):
+    if len(results) < len(study.variants) or not decided:
         return before
     losses = {name: _finite(outcomes.verdict[name]) for name in recipes}
     losses = {name: by_seed for name, by_seed in losses.items() if len(by_seed) > 1}
@@ -221,14 +261,14 @@ def _challenged(
 
 
 def _challenge(
-    study: Study, outcomes: Outcomes, name: str, chosen: Recipe | None
+    outcomes: Outcomes, name: str, chosen: Recipe | None, n_seeds: int
 ) -> Challenge | list[Wanted]:
     """Return the challenge of one variant if all of its runs have ended, else those that remain."""
     assert chosen is not None
     own, *others = recipes = Challenge.of(chosen)
     left = [
         Wanted("challenge", name, seed, recipe)
-        for seed in range(study.seeds)
+        for seed in range(n_seeds)
         for recipe in others
         if not outcomes.ended(name, recipe.name, seed)
     ]

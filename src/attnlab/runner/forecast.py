@@ -121,7 +121,7 @@ class Forecast:
             written = config.train.n_checkpoints
             kept = min(KEPT, written) if keep in ("best_and_last", "last") else 0
             stays = 2 * params if keep == "weights" else kept * one  # weights are bfloat16
-            kept_bytes += self.schedule.verdict_count([variant]).left()[0] * stays
+            kept_bytes += self.schedule.verdict_count([variant]).left()[-1] * stays
             # the next checkpoint is written before an old one is removed
             passing = max(passing, (min(KEPT + 1, written) - kept) * one)
         left = self.schedule.unfinished_variants()

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.statistics.power import detectable
+from attnlab.analysis.statistics.sequential import level_of
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
 from attnlab.runner.comparable import require_comparable
@@ -142,6 +143,8 @@ def plan(  # noqa: PLR0913  one parameter per option
     add: Iterable[str] | str = (),
     only: Iterable[str] | str | None = None,
     seeds: int | None = None,
+    until: Literal["decided"] | None = None,
+    most_seeds: int | None = None,
     steps: int | None = None,
     overrides: Iterable[str] = (),
     sweep: Mapping[str, Iterable[object]] | Iterable[str] = (),
@@ -170,9 +173,10 @@ def plan(  # noqa: PLR0913  one parameter per option
     times.
 
     Args:
-        study, length, add, only, seeds, steps, overrides, sweep, tune, check, out, data, cache,
-            device, workers, gpus_per_run, fla_path, engine, address, cpus_per_run: as for
-            `attnlab.run`. No Ray is started; what a running cluster has is in the notes.
+        study, length, add, only, seeds, until, most_seeds, steps, overrides, sweep, tune, check,
+            out, data, cache, device, workers, gpus_per_run, fla_path, engine, address,
+            cpus_per_run: as for `attnlab.run`. No Ray is started; what a running cluster has is in
+            the notes.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
         anyway: plan even if the folder holds runs that the new ones cannot be compared with.
@@ -194,6 +198,8 @@ def plan(  # noqa: PLR0913  one parameter per option
         add=add,
         only=only,
         seeds=seeds,
+        until=until,
+        most_seeds=most_seeds,
         steps=steps,
         overrides=overrides,
         sweep=sweep,
@@ -289,7 +295,12 @@ def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
         residual_sd = analyse(study_dir).residual_sd
         source = None if residual_sd is None else f"of the runs in {study_dir}"
     return Power(
-        standard_deviations=detectable(1.0, variants=len(study.variants), seeds=study.seeds),
+        standard_deviations=detectable(
+            1.0,
+            variants=len(study.variants),
+            seeds=study.all_seeds,
+            level=level_of(study.seeds, study.all_seeds),
+        ),
         residual_sd=residual_sd,
         residual_sd_source=source,
     )

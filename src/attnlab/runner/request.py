@@ -23,11 +23,14 @@ from attnlab.study.sweep import sweep, typed_sweep
 from attnlab.study.targets import addition
 from attnlab.training.config import EvalConfig, Tuning
 
+MOST_SEEDS = 10  # until decided, unless another number is asked for
 OPTIONS = (
     "length",
     "add",
     "only",
     "seeds",
+    "until",
+    "most_seeds",
     "steps",
     "overrides",
     "sweep",
@@ -44,6 +47,8 @@ class Request:
     add: Iterable[str] = ()
     only: Iterable[str] | str | None = None
     seeds: int | None = None
+    until: str | None = None
+    most_seeds: int | None = None
     steps: int | None = None
     overrides: Iterable[str] = ()
     sweep: Mapping[str, Iterable[object]] | Iterable[str] = ()
@@ -93,8 +98,7 @@ class Request:
             study = study.add(added)
         if self.only is not None:
             study = study.only([*self.only, *(name for name in added if name not in self.only)])
-        if self.seeds is not None:
-            study = dataclasses.replace(study, seeds=self.seeds)
+        study = self._with_seeds(study)
         if self.tune is not None:
             tuning = study.tuning or Tuning() if self.tune else None
             study = dataclasses.replace(study, tuning=tuning)
@@ -105,6 +109,20 @@ class Request:
             assert isinstance(self.sweep, Mapping)
             changed = sweep(changed, self.sweep)
         return changed.in_folder(Path.cwd())  # records hold paths that mean the same everywhere
+
+    def _with_seeds(self, study: Study) -> Study:
+        """Return the study with the numbers of seeds asked for."""
+        if self.until not in (None, "decided"):
+            raise ValueError(f"until: unknown {self.until!r}; use decided")
+        if self.most_seeds is not None and self.until is None:
+            raise ValueError("most_seeds: only with until decided")
+        seeds = study.seeds if self.seeds is None else self.seeds
+        most = study.most_seeds
+        if self.until is not None:
+            most = self.most_seeds or most or max(MOST_SEEDS, seeds)
+        if (seeds, most) == (study.seeds, study.most_seeds):
+            return study
+        return dataclasses.replace(study, seeds=seeds, most_seeds=most)
 
     def _require_engine(self) -> None:
         """Raise ValueError for an unknown engine, and for options that the engine does not have."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Literal
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, check_targets, of_study
@@ -51,6 +52,8 @@ def run(  # noqa: PLR0913  one parameter per option
     add: Iterable[str] | str = (),
     only: Iterable[str] | str | None = None,
     seeds: int | None = None,
+    until: Literal["decided"] | None = None,
+    most_seeds: int | None = None,
     steps: int | None = None,
     overrides: Iterable[str] = (),
     sweep: Mapping[str, Iterable[object]] | Iterable[str] = (),
@@ -89,6 +92,9 @@ def run(  # noqa: PLR0913  one parameter per option
             is the baseline with this mechanism in every layer.
         only: variants, as a list or separated by commas; those of `add` are included.
         seeds: seeds per variant.
+        until: "decided" to add seeds to variants while their comparison with the best or with the
+            baseline is open; `seeds` is then the number at the start. The report says so.
+        most_seeds: the largest number of seeds of a variant, until decided: 10 by default.
         steps: training steps.
         overrides: dotted settings of every variant, such as `train.learning_rate=1e-3`.
         sweep: settings to give several values each, `{"model.mechanisms.0.window": [128, 256]}`:
@@ -139,6 +145,8 @@ def run(  # noqa: PLR0913  one parameter per option
         add=add,
         only=only,
         seeds=seeds,
+        until=until,
+        most_seeds=most_seeds,
         steps=steps,
         overrides=overrides,
         sweep=sweep,

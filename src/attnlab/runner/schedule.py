@@ -58,7 +58,7 @@ def open_schedule(
         ValueError: the folder holds runs that were made with different settings.
     """
     for variant in study.variants:
-        for seed in range(study.seeds):
+        for seed in range(study.all_seeds):
             study.verdict_run(variant, seed).folder(study_dir).finalize()
         for folder in tuning_runs(study_dir, variant):
             folder.finalize()
@@ -91,6 +91,7 @@ class StudySchedule:
         self.study, self.study_dir, self.fingerprints = study, study_dir, fingerprints
         self.tuned = dict[str, TuningResult]()
         self._outcomes = Outcomes.read(study, study_dir)
+        self._seeds: Mapping[str, int] = {}
         self._planned = dict[Wanted, PlannedRun]()
         self._running = list[PlannedRun]()
         self._waiting = list[Wanted]()
@@ -190,14 +191,22 @@ class StudySchedule:
     def verdict_count(self, variants: Iterable[str] | None = None) -> RunCount:
         """Count the runs for the verdict, of some variants or of all, without challenges."""
         chosen = list(self.study.variants if variants is None else variants)
-        seeds = range(self.study.seeds)
         failed = [name for name in chosen if name in self.tuned and self.tuned[name].failure]
         done = sum(
             name in failed or self._outcomes.ended(name, None, seed)
             for name in chosen
-            for seed in seeds
+            for seed in range(self._seeds[name])
         )
-        return RunCount.exactly(done, len(chosen) * len(seeds))
+        known = sum(self._seeds[name] for name in chosen)
+        if not self._verdict_left():
+            return RunCount.exactly(done, known)
+        return RunCount(done, known, known, max(known, len(chosen) * self.study.all_seeds))
+
+    def _verdict_left(self) -> bool:
+        """True if runs for the verdict remain, or runs of searches before them."""
+        return bool(self._untuned()) or any(
+            self._open(name, "verdict") for name in self.study.variants
+        )
 
     def tuning_count(self, variants: Iterable[str] | None = None) -> RunCount:
         """Count the runs that search recipes, of some variants or of all."""
@@ -221,17 +230,16 @@ class StudySchedule:
         Expected is the part of variants that are challenged in simulations.
         """
         chosen = list(self.study.variants if variants is None else variants)
-        tuning, each = self.study.tuning, (len(BESIDE) - 1) * self.study.seeds
+        tuning, each = self.study.tuning, (len(BESIDE) - 1) * self.study.all_seeds
         done, known = 0, 0
         for name in chosen:
             of_variant = sum(map(len, self._outcomes.challenge[name].values()))
             done, known = done + of_variant, known + of_variant + self._open(name, "challenge")
         if tuning is None or not tuning.challenge or self.study.seeds < 2:
             return RunCount.exactly(done, known)
-        everything = self.verdict_count()
-        if everything.done == everything.at_least:
+        if not self._verdict_left():
             return RunCount.exactly(done, known)
-        expected = each * round(EXPECTED_CHALLENGES * len(chosen))
+        expected = (len(BESIDE) - 1) * self.study.seeds * round(EXPECTED_CHALLENGES * len(chosen))
         return RunCount(done, known, max(known, expected), max(known, each * len(chosen)))
 
     @cached_property
@@ -246,7 +254,7 @@ class StudySchedule:
         """Find what follows from the outcomes."""
         decided = decisions(self.study, self._outcomes)
         running = {planned.run.folder(self.study_dir).key for planned in self._running}
-        self.tuned = dict(decided.results)
+        self.tuned, self._seeds = dict(decided.results), decided.seeds
         self._waiting = [
             wanted
             for wanted in decided.wanted
@@ -315,7 +323,7 @@ def _conflicts(schedule: StudySchedule, variant: str) -> Iterator[tuple[RunFolde
                 continue
             if why := conflict(run, folder, fingerprint):
                 yield folder, why
-    for seed in range(study.seeds):
+    for seed in range(study.all_seeds):
         run = study.verdict_run(variant, seed, chosen)
         folder = run.folder(study_dir)
         if tuning is not None and chosen is None and _before_search(folder):

@@ -24,6 +24,8 @@ from attnlab.version import __version__
 class Study:
     """A question and the variants that are compared, each trained with seeds 0 to `seeds` - 1.
 
+    With `most_seeds`, variants whose comparison with the best or with the baseline is still open
+    get more, up to that number (`analysis.statistics.sequential`).
     With `tuning`, each variant's recipe is searched first. With `match`, the constructor makes
     every variant as large as the baseline: `variants` are those that are trained.
 
@@ -35,6 +37,7 @@ class Study:
     variants: Mapping[str, RunConfig]
     baseline: str | None = None  # a variant's name; the first by default
     seeds: int = 3
+    most_seeds: int | None = None  # of variants whose comparisons are open; None: `seeds` for all
     tuning: Tuning | None = None  # the search for each variant's recipe; None: as in its settings
     match: Match | None = None
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
@@ -58,6 +61,8 @@ class Study:
         if not 1 <= self.seeds <= TUNING_SEED:
             message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
             problems.append(Problem("seeds", message))
+        if self.most_seeds is not None:
+            problems.extend(self._most_seeds_problems(self.most_seeds))
         if self.margin < 0:
             problems.append(Problem("margin", f"must not be negative, got {self.margin}"))
         if self.baseline is None and self.variants:
@@ -135,6 +140,7 @@ class Study:
             baseline=self.baseline,
             variants=tuple(self.variants),
             seeds=tuple(range(self.seeds)),
+            most_seeds=self.most_seeds,
             command=command,
             attnlab_version=__version__,
             checked=checked,
@@ -237,6 +243,19 @@ class Study:
         if not changes:
             return self
         return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
+
+    @property
+    def all_seeds(self) -> int:
+        """The largest number of seeds that a variant can have."""
+        return self.most_seeds or self.seeds
+
+    def _most_seeds_problems(self, most: int) -> Iterator[Problem]:
+        if self.seeds < 2:
+            message = f"an open verdict needs 2 seeds or more at the start, got {self.seeds}"
+            yield Problem("seeds", message)
+        if not self.seeds <= most <= TUNING_SEED:
+            message = f"must be at least the {self.seeds} seeds at the start, and at most"
+            yield Problem("most_seeds", f"{message} {TUNING_SEED}; got {most}")
 
     def _group_problems(self) -> Iterator[Problem]:
         """Yield variants of labels and families that are unknown, and those in several families."""

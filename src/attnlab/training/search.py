@@ -3,9 +3,9 @@
     coarse      own rate x multiples, then further out by octaves while the best is at an edge
     refine      best x 2^(+-1/2), then further out while the best is at an edge
     warm-up     three times the warm-up half an octave above the best rate r; where that gains more
-                than the margin, another half octave up, or else at r; where it gains twice the
-                margin over the shorter one at its rate, at r; where a second run gains more than
-                the margin, too, ALL variants take it and refine with it; and once more
+                than the margin, another half octave up, or else at r; where it gains three margins
+                over the shorter one at its rate, at r; where a second run gains, too (at r, three
+                margins), ALL variants take it and refine with it; and once more
     settings    the values of each declared setting, one setting after the other; refine again
     rate        best x 2^(t/2), t the vertex of the parabola fitted to the losses y within two
                 octaves of the best one m, with weights 1 / (1 + ((y - m) / 0.05)^2); |t| <= 1
@@ -28,6 +28,7 @@ import numpy as np
 from attnlab.training.config import Tuning
 
 LONGER = 3  # ratio of the next warm-up that is tried
+AT_ONE_RATE = 3  # margins that a longer warm-up must gain if it does not allow a higher rate
 MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
 NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
 OFFSETS = range(-NEAR, NEAR + 1)
@@ -220,12 +221,14 @@ class _Replay:
         seconds = tuple[int, ...]()
         if gain > self.margin:
             seconds = (position + 2, position)
-        elif math.isfinite(loss) and shorter - loss > 2 * self.margin:
+        elif math.isfinite(loss) and shorter - loss > AT_ONE_RATE * self.margin:
             seconds, gain = (position,), shorter - loss
         confirmed = gain
         for second in seconds:
             (tried[second],) = self._ask([self._recipe(second, level)])
             confirmed = min(gain, before - tried[second])
+            if second == position and confirmed <= AT_ONE_RATE * self.margin:
+                confirmed = min(confirmed, self.margin)
             if confirmed > self.margin:
                 break
         return tried, confirmed

@@ -8,7 +8,7 @@ import pytest
 
 from attnlab.analysis.statistics.comparisons import compare
 from attnlab.analysis.statistics.noise import fit
-from attnlab.analysis.statistics.sequential import looks, next_seeds
+from attnlab.analysis.statistics.sequential import level_of, seeds_needed
 
 STUDIES = 200  # a standard error of 1.5 % at 5 %
 
@@ -118,24 +118,25 @@ def test_three_looks_together_keep_the_error_of_one():
     rng, false = np.random.default_rng(5), 0
     for _ in range(100):
         whole = losses_of(one_noisy(rng, 5, 10))
-        size = dict.fromkeys(whole, 4)
-        claimed = False
-        while True:
-            losses = {name: dict(list(of.items())[: size[name]]) for name, of in whole.items()}
-            found = compare(losses, baseline="v0", level=0.05 / len(looks(4, 10)))
+        ended, claimed, more = dict.fromkeys(whole, 4), False, True
+        while more:
+            losses = {name: dict(list(of.items())[: ended[name]]) for name, of in whole.items()}
+            found = compare(losses, baseline="v0", level=level_of(4, 10))
             claimed |= bool(found.separable_VV.any())
-            wanted = next_seeds(losses, first=4, most=10, baseline="v0")
-            if not wanted:
-                break
-            size |= wanted
+            sizes = seeds_needed(losses, ended, first=4, most=10, baseline="v0")
+            assert sizes == seeds_needed(whole, ended, first=4, most=10, baseline="v0")
+            more, ended = sizes != ended, sizes
         false += claimed
     assert false / 100 <= 0.05 + 0.04
 
 
 def test_seeds_are_added_to_what_is_open_alone():
     table = 0.01 * gaussian(np.random.default_rng(6), 4, 4) + np.array([[0], [0.012], [1], [2]])
-    losses = losses_of(table)
-    wanted = next_seeds(losses, first=4, most=10, baseline="v0")
-    assert wanted == {"v0": 7, "v1": 7}
-    assert next_seeds(losses, first=4, most=10, baseline="v0", allowance={"v1": 0.1}) == {}
-    assert next_seeds(losses, first=4, most=4, baseline="v0") == {}
+    losses, ended = losses_of(table), dict.fromkeys(losses_of(table), 4)
+
+    def needed(ended=ended, most=10, **options):
+        return seeds_needed(losses, ended, first=4, most=most, baseline="v0", **options)
+
+    assert needed() == {"v0": 7, "v1": 7, "v2": 4, "v3": 4}
+    assert needed(allowance={"v1": 0.1}) == needed(most=4) == ended
+    assert needed(ended | {"v3": 3}) == ended  # nothing is decided before all have ended

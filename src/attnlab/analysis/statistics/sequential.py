@@ -1,6 +1,7 @@
 """A study that adds seeds while its verdict is open, with the error of one that does not.
 
-The verdict is looked at with S_1 < S_2 < ... < S_K seeds, which are known before the first run.
+The verdict is looked at with S_1 < S_2 < ... < S_K seeds, which are known before the first run;
+only variants whose comparisons are open get the seeds of the next look.
 Each look uses the error rate 0.05 / K (Bonferroni over the looks, which holds for any noise and for
 variants with different numbers of seeds), so that all looks together make a false claim in at most
 5 % of studies. Intervals of such a study have that level at every look, whenever it stops.
@@ -26,8 +27,8 @@ def looks(first: int, most: int) -> tuple[int, ...]:
     >>> looks(4, 10), looks(4, 5), looks(4, 4)
     ((4, 7, 10), (4, 5), (4,))
     """
-    assert 2 <= first <= most, "at least two seeds, and no fewer later"
-    steps = np.linspace(first, most, LOOKS).round().astype(int).tolist()
+    assert 1 <= first <= most, "no fewer seeds later"
+    steps = np.linspace(first, most, LOOKS if most > first else 1).round().astype(int).tolist()
     return tuple(dict.fromkeys(steps))
 
 
@@ -40,8 +41,20 @@ def level_of(first: int, most: int) -> float:
     return ERROR / len(looks(first, most))
 
 
-def next_seeds(
+def looked_at(first: int, most: int, runs: int) -> str:
+    """Return a sentence on the rule, for a report; `runs` is the largest number of a variant."""
+    planned = looks(first, most)
+    taken = sum(size <= runs for size in planned)
+    return (
+        f"Seeds were added while the verdict was open (group-sequential): looks at "
+        f"{', '.join(map(str, planned))} seeds, {taken} of {len(planned)} taken, each with error "
+        f"rate {level_of(first, most):.4f}, so that all together have {ERROR:g}."
+    )
+
+
+def seeds_needed(  # noqa: PLR0913  the arguments of `compare`, and two numbers of seeds
     losses: Losses,
+    ended: Mapping[str, int],
     *,
     first: int,
     most: int,
@@ -50,31 +63,44 @@ def next_seeds(
     search_noise: Mapping[str, float] | None = None,
     margin: float = 0.01,
 ) -> dict[str, int]:
-    """Return the number of seeds that each open variant needs next; empty if all is decided.
+    """Return the number of seeds that each variant has at the end, as far as the losses tell.
+
+    At each look, variants whose comparisons are open get the seeds of the next one. The looks are
+    replayed from the first, so that the same losses make the same decisions whenever they are read.
 
     Args:
-        losses: nats/token by variant and seed, as for `compare`.
+        losses: nats/token by variant and seed; a run that failed or diverged has none.
+        ended: how many of a variant's first seeds have ended, whatever their outcome.
         first: seeds at the first look, which every variant has.
         most: seeds at the last look.
         baseline: the variant whose comparisons must be decided, beside those with the best.
         allowance, search_noise: what tuning may have missed, as for `compare`.
         margin: nats/token; differences within it count as equivalent.
     """
-    sizes = looks(first, most)
-    found = compare(
-        losses,
-        baseline=baseline,
-        allowance=allowance,
-        search_noise=search_noise,
-        margin=margin,
-        level=ERROR / len(sizes),
-    )
-    wanted = dict[str, int]()
-    for name in open_variants(found):
-        larger = [size for size in sizes if size > len(losses[name])]
-        if larger:
-            wanted[name] = larger[0]
-    return wanted
+    sizes = dict.fromkeys(ended, first)
+    for size in looks(first, most)[1:]:
+        if any(ended[name] < sizes[name] for name in sizes):
+            break
+        seen = {
+            name: {seed: loss for seed, loss in of.items() if seed < sizes[name]}
+            for name, of in losses.items()
+        }
+        seen = {name: of for name, of in seen.items() if len(of) > 1}
+        if len(seen) < 2:
+            break
+        found = compare(
+            seen,
+            baseline=baseline,
+            allowance=allowance,
+            search_noise=search_noise,
+            margin=margin,
+            level=level_of(first, most),
+        )
+        named = open_variants(found)
+        if not named:
+            break
+        sizes |= dict.fromkeys(named, size)
+    return sizes
 
 
 def open_variants(found: Comparisons) -> tuple[str, ...]:
