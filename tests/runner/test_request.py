@@ -149,6 +149,28 @@ def read(folder, texts, *settings, ending="txt"):
     return notes_on_data(study, found)
 
 
+@pytest.mark.parametrize(
+    ("options", "seeds"),
+    [
+        ({"seeds": 4}, (4, None)),
+        ({"seeds": 4, "until": "decided"}, (4, 10)),
+        ({"seeds": 12, "until": "decided"}, (12, 12)),
+        ({"seeds": 2, "until": "decided", "most_seeds": 5}, (2, 5)),
+        ({"until": "found"}, "until: unknown 'found'; use decided"),
+        ({"most_seeds": 5}, "most_seeds: only with until decided"),
+        ({"seeds": 4, "until": "decided", "most_seeds": 3}, "most_seeds: must be at least the 4"),
+    ],
+)
+def test_seeds_are_fixed_or_added_until_decided(options, seeds):
+    request = Request(study=TUNED, **options)
+    if isinstance(seeds, str):
+        with pytest.raises(ValueError, match=seeds):
+            request.apply_options()
+    else:
+        study = request.apply_options()
+        assert (study.seeds, study.most_seeds) == seeds
+
+
 @pytest.mark.parametrize(("texts", "note"), SAID, ids=range(len(SAID)))
 def test_what_a_user_should_know_of_the_data_is_said_once(tmp_path, texts, note):
     (said,) = read(tmp_path, texts)

@@ -244,6 +244,8 @@ def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
         ({"variants": {}}, "variants: give at least one"),
         ({"seeds": 0}, "seeds: must be at least 1"),
         ({"seeds": 1001}, "seeds: must be at least 1, and at most 1000; got 1001"),
+        ({"seeds": 4, "most_seeds": 3}, "most_seeds: must be at least the 4 seeds at the start"),
+        ({"seeds": 1, "most_seeds": 9}, "seeds: an open verdict needs 2 seeds or more"),
         ({"margin": -0.1}, "margin: must not be negative"),
         ({"baseline": "x"}, "baseline: no variant 'x'"),
     ],
