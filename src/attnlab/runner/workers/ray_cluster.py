@@ -48,8 +48,6 @@ class Cluster:
         if find_spec("ray") is None:
             raise ValueError("Ray is not installed: pip install 'attnlab[ray]'")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that starts sends no reports
-        if "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray/auth_token").is_file():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # for clusters that ask for it
         self.ray = import_module("ray")
         # Ray prints the deaths of its processes to stdout, which is that of --json
         vars(import_module("ray._private.worker"))["print_to_stdstream"] = _print_nothing
@@ -66,7 +64,10 @@ class Cluster:
             )
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"no Ray cluster at {address or 'this machine'}: {reason}") from None
+            raise ValueError(
+                f"no Ray cluster at {address or 'this machine'}: {reason}; if the cluster asks for "
+                "a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN as it is there"
+            ) from None
         finally:
             with suppress(ValueError):  # not the main thread
                 for number, handler in before.items():
