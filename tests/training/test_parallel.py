@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,17 @@ from support import tiny_study
 
 from attnlab.checks.small_configs import small
 from attnlab.checks.suite import fitting_width
+from attnlab.data import Places
 from attnlab.device.ranks import Ranks
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense, MixtureOfExperts
 from attnlab.model.language_model import ModelConfig
+from attnlab.record import RunFolder
+from attnlab.runner.events import Ended, Progress
+from attnlab.runner.execute import execute
+from attnlab.training.checkpoint import load_newest
 from attnlab.training.config import TrainConfig
+from attnlab.training.run import Run
 from attnlab.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -39,7 +46,7 @@ def model(mechanism: MechanismConfig | None = None, **settings) -> ModelConfig:
 # by name: the model, and settings of training that do not change the result
 CASES = {
     **{
-        name: (model(small(kind), d_model=fitting_width(small(kind))), {})
+        name: (model(small(kind), d_model=fitting_width(small(kind)), n_layers=1), {})
         for name, kind in sorted(MechanismConfig.kinds.items())
         if name != "fla_layer"  # needs a GPU
     },
@@ -51,7 +58,9 @@ CASES = {
 }
 
 
-def trained(model: ModelConfig, ranks: Ranks | None = None, **settings) -> list[list[float]]:
+def trained(
+    model: ModelConfig, ranks: Ranks | None = None, steps: int = STEPS, **settings
+) -> list[list[float]]:
     """Return losses, auxiliary losses and gradient norms of each step."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCAB, (500,), generator=generator)
@@ -68,9 +77,9 @@ def trained(model: ModelConfig, ranks: Ranks | None = None, **settings) -> list[
         compiled=False,
         ranks=ranks,
     )
-    for _ in range(STEPS):
+    for _ in range(steps):
         step.advance()
-    return step.measured_SC.tolist()
+    return step.measured_SC[:steps].tolist()
 
 
 def main(out: Path) -> None:
@@ -113,8 +122,8 @@ def test_two_processes_train_as_one(name, of_two_processes):
 )
 def test_micro_batches_and_checkpointed_activations_change_nothing(settings):
     config = model(feedforward=EXPERTS, dropout=0.2)
-    one = torch.tensor(trained(config))
-    torch.testing.assert_close(torch.tensor(trained(config, **settings)), one, rtol=0, atol=1e-5)
+    one, divided = (torch.tensor(trained(config, steps=5, **each)) for each in ({}, settings))
+    torch.testing.assert_close(divided, one, rtol=0, atol=1e-5)
 
 
 def test_settings_without_influence_leave_the_identity_as_it_is():
@@ -127,6 +136,39 @@ def test_a_batch_that_cannot_be_shared_evenly_is_an_error():
     assert ranks.rows(6) == slice(2, 4)
     with pytest.raises(ValueError, match="4 sequences per step cannot be shared evenly by 3 GPUs"):
         ranks.rows(4)
+
+
+def write_run(study_dir: Path, processes: int, until: int | None = None) -> None:
+    """Train a run on this number of processes, from its last checkpoint up to a step, or all."""
+    config = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
+    places, run = Places(None, study_dir / "cache"), Run(variant="x", config=config)
+    with closing(execute(run, study_dir, "same", places, *[CPU] * processes)) as events:
+        for event in events:
+            assert not (isinstance(event, Ended) and event.status == "failed"), event
+            if until is not None and isinstance(event, Progress) and event.step >= until:
+                return
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    write_run(tmp_path / "moved", 2, until=6)  # its last checkpoint is that of step 4
+    write_run(tmp_path / "moved", 1, until=9)  # 8
+    write_run(tmp_path / "moved", 2)
+    write_run(tmp_path / "whole", 1)
+    moved, whole = (RunFolder(tmp_path / name, "x", 0) for name in ("moved", "whole"))
+    for one, other in zip(moved.metrics(), whole.metrics(), strict=True):
+        for name in ("train_loss", "auxiliary_loss", "eval_loss", "router_load"):
+            assert one.get(name) == pytest.approx(other.get(name), abs=1e-5), (one["step"], name)
+    environment = moved.environment()
+    assert environment is not None
+    parts = [*environment["earlier"], environment]
+    assert [(part["processes"], part["begins"]["step"]) for part in parts] == [
+        (2, 0),
+        (1, 4),
+        (2, 8),
+    ]
+    found = [load_newest(run.checkpoints, "same").checkpoint for run in (moved, whole)]
+    for name, tensor in found[0].model.items():
+        torch.testing.assert_close(tensor, found[1].model[name], rtol=0, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from attnlab.cli import (
     pack,
     report,
     run,
+    train,
 )
 from attnlab.cli.app import app
 from attnlab.cli.console import print_any_character
@@ -39,6 +40,7 @@ __all__ = [
     "pack",
     "report",
     "run",
+    "train",
 ]
 
 

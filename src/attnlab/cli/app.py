@@ -31,7 +31,7 @@ class _Commands(typer.core.TyperGroup):
     """The commands, in the order in which a user needs them; an error of usage is one line."""
 
     ORDER = (
-        *("list", "doctor", "run", "extend", "report", "compare", "check", "bench"),
+        *("list", "doctor", "run", "train", "extend", "report", "compare", "check", "bench"),
         *("generate", "export", "pack", "unpack"),
     )
 

@@ -3,27 +3,35 @@
 A run on one device is executed in the process that calls it, one on several in a process for each.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
-from attnlab.device.ranks import Ranks
+from attnlab.device.ranks import Ranks, uneven
+from attnlab.device.selection import worker_slots
 from attnlab.record import (
     HeldError,
     LostLeaseError,
     RunFolder,
+    StudyRecord,
     WriteError,
     is_of_disk,
 )
+from attnlab.reporting.files import write_report
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execution import Execution
 from attnlab.runner.processes import Job, execute_in_processes
 from attnlab.training.assemble import memory_advice
 from attnlab.training.run import Run
+
+if TYPE_CHECKING:
+    from attnlab.runner.request import Request
 
 
 def execute(
@@ -161,3 +169,67 @@ def record_failure(folder: RunFolder, reason: str) -> Event:
 def corpus_of(data: DataConfig, places: Places) -> Corpus:
     """Return the corpus; it is read once for consecutive runs of a process that share it."""
     return data.load(places)
+
+
+def train_run(
+    request: "Request",
+    variant: str | None,
+    seed: int,
+    watch: Callable[[Event], None],
+    *,
+    command: str,
+) -> Event:
+    """Train one run of a study in this process, which may be one of torchrun's; return its end.
+
+    Args:
+        request: the study, its options, folders and device.
+        variant: the variant's name; None: the baseline.
+        seed: the run's seed.
+        watch: a function that is called with every event, in the process that writes the run.
+        command: the command that the study's record names.
+
+    Raises the errors of `attnlab.run`, and HeldError if another process writes the run.
+    """
+    study = request.apply_options()
+    name = variant or study.baseline or next(iter(study.variants))
+    study.only([name])  # ConfigError for a variant that does not exist
+    run, study_dir = study.verdict_run(name, seed), request.study_dir(study)
+    local_rank, count = Ranks.of_torchrun() or (0, 1)
+    if problem := uneven(run.config.train.batch_size, count):
+        raise ConfigError([Problem("train.batch_size", problem)])
+    device = _device_of(request.device, local_rank)
+    ranks = Ranks.join(device) if count > 1 else Ranks.alone(device)
+    if not ranks.writes:
+        ranks.wait()  # the first one has cached the data
+    corpus = run.config.data.load(request.places())
+    folder, identity = run.folder(study_dir), run.config.identity(corpus.fingerprint)
+    if ranks.writes:
+        if folder.conflict(run.config.to_dict() | {"identity": identity}):
+            raise ValueError(
+                f"{folder.path} was made with different settings; choose another --out"
+            )
+        with StudyRecord.held(study_dir):
+            study.record(command=command, checked=False).joined(study_dir).write(study_dir)
+        ranks.wait()
+    end: Event | None = ended(folder)
+    ranks.wait()  # all have looked before the first one writes
+    if end is None:
+        with folder.hold() if ranks.writes else nullcontext():
+            for end in execute_as(run, folder, identity, request.places(), ranks, corpus=corpus):
+                if ranks.writes:
+                    watch(end)
+    assert end is not None
+    if ranks.writes:
+        write_report(study_dir)
+    if isinstance(end, Ended) and end.status != "failed":
+        ranks.leave()
+    return end
+
+
+def _device_of(device: str, local_rank: int) -> torch.device:
+    """Return the device of one process of torchrun: the GPU of its rank, or the CPU."""
+    slots = worker_slots(device, local_rank + 1)
+    chosen = torch.device(slots[min(local_rank, len(slots) - 1)].devices[0])
+    if chosen.type == "cuda" and local_rank >= len(slots):
+        raise ValueError(f"process {local_rank} has no GPU: {device!r} is {len(slots)} here")
+    return chosen
