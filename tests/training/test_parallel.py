@@ -5,6 +5,7 @@ The module is also what the two processes of a run execute: `main`, started by t
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -25,6 +26,7 @@ from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import execute
+from attnlab.runner.processes import death
 from attnlab.training.checkpoint import load_newest
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import Run
@@ -126,6 +128,30 @@ def test_micro_batches_and_checkpointed_activations_change_nothing(settings):
     torch.testing.assert_close(divided, one, rtol=0, atol=1e-5)
 
 
+def test_a_process_that_dies_is_named_and_all_end(tmp_path):
+    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=5000))
+    run, places = Run(variant="x", config=config), Places(None, tmp_path / "cache")
+    started = list[int]()
+    for event in execute(run, tmp_path, "same", places, CPU, CPU):
+        if isinstance(event, Progress) and not started:
+            started = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_rank(path)]
+            for pid in started:
+                if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    os.kill(pid, signal.SIGKILL)
+    assert len(started) == 2
+    assert event == Ended("failed", f"process 1 of 2, cpu: {death(-signal.SIGKILL)}", None)
+    assert not any(_is_rank(Path(f"/proc/{pid}")) for pid in started)
+
+
+def _is_rank(process: Path) -> bool:
+    """True for a living process that this test has started, as one of a run's."""
+    try:
+        command = (process / "cmdline").read_bytes()
+        return b"attnlab.runner.processes" in command and b"socket" in command
+    except OSError:
+        return False
+
+
 def test_settings_without_influence_leave_the_identity_as_it_is():
     train = replace(tiny_study.base.train, micro_batch_size=1, **CHECKPOINTED)
     assert replace(tiny_study.base, train=train).identity("x") == tiny_study.base.identity("x")
@@ -156,16 +182,14 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     write_run(tmp_path / "whole", 1)
     moved, whole = (RunFolder(tmp_path / name, "x", 0) for name in ("moved", "whole"))
     for one, other in zip(moved.metrics(), whole.metrics(), strict=True):
-        for name in ("train_loss", "auxiliary_loss", "eval_loss", "router_load"):
+        for name in ("train_loss", "auxiliary_loss", "eval_loss"):
             assert one.get(name) == pytest.approx(other.get(name), abs=1e-5), (one["step"], name)
+        assert one["router_load"] == other["router_load"]
     environment = moved.environment()
     assert environment is not None
     parts = [*environment["earlier"], environment]
-    assert [(part["processes"], part["begins"]["step"]) for part in parts] == [
-        (2, 0),
-        (1, 4),
-        (2, 8),
-    ]
+    began = [(part["processes"], part["begins"]["step"]) for part in parts]
+    assert began == [(2, 0), (1, 4), (2, 8)]
     found = [load_newest(run.checkpoints, "same").checkpoint for run in (moved, whole)]
     for name, tensor in found[0].model.items():
         torch.testing.assert_close(tensor, found[1].model[name], rtol=0, atol=1e-5)
