@@ -27,6 +27,7 @@ from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import execute
 from attnlab.runner.processes import death
+from attnlab.training.assemble import memory_advice, memory_per_gpu
 from attnlab.training.checkpoint import load_newest
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import Run
@@ -150,6 +151,35 @@ def _is_rank(process: Path) -> bool:
         return b"attnlab.runner.processes" in command and b"socket" in command
     except OSError:
         return False
+
+
+def test_the_estimate_of_memory_counts_the_state_of_real_parameters():
+    config = replace(tiny_study.base, model=model(n_layers=3))
+    built = config.model.build(VOCAB)
+    state = 16 * sum(parameter.numel() for parameter in built.parameters())
+    assert memory_per_gpu(config, VOCAB, 1, None) == state
+    assert memory_per_gpu(config, VOCAB, 1, state + 1000) == state + 1000
+    block = sum(parameter.numel() for parameter in built.blocks[0].parameters())
+    whole = 8 * (built.embed.weight.numel() + block)
+    on_two = memory_per_gpu(config, VOCAB, 2, state + 1000)
+    assert on_two == pytest.approx(state // 2 + 500 + whole, abs=8 * 32)  # the final norm
+    micro = replace(config, train=replace(config.train, micro_batch_size=1))
+    assert memory_per_gpu(micro, VOCAB, 2, state + 1000) == on_two + 500
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "advice"),
+    [
+        (
+            {},
+            1,
+            "train.micro_batch_size=1 or train.activation_checkpointing=true or --gpus-per-run 2",
+        ),
+        ({"micro_batch_size": 1, **CHECKPOINTED}, 2, "set --gpus-per-run 4"),
+    ],
+)
+def test_too_little_memory_names_the_settings_that_are_left(settings, gpus, advice):
+    assert advice in memory_advice(replace(tiny_study.base.train, **settings), gpus)
 
 
 def test_settings_without_influence_leave_the_identity_as_it_is():

@@ -8,7 +8,7 @@ set. On other systems it is unknown.
 
 import ctypes
 import gc
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,12 @@ class PeakMemory:
 
     def _note(self, peak: int) -> None:
         self.peak_bytes = max(0, peak - self.baseline, self.peak_bytes or 0)
+
+
+def gpu_bytes(devices: Sequence[str]) -> int | None:
+    """Return the memory of the smallest of some GPUs of this machine; None without one."""
+    here = [name for name in devices if name.startswith("cuda") and torch.cuda.is_available()]
+    return min((torch.cuda.get_device_properties(n).total_memory for n in here), default=None)
 
 
 @cache

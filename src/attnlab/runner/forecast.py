@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import torch
 
+from attnlab.analysis.numbers import size
 from attnlab.data import Corpus
 from attnlab.device.flops import matrix_rate
 from attnlab.device.memory import PeakMemory
 from attnlab.device.timer import wait_for_device
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training import checkpoint
-from attnlab.training.assemble import step_of_run
+from attnlab.training.assemble import memory_per_gpu, step_of_run
 from attnlab.training.checkpoint import KEPT
 from attnlab.training.evaluate import HeldOut
 from attnlab.training.recipe import start_of
@@ -111,6 +112,32 @@ class Forecast:
         least, expected, most = (seconds / self.workers for seconds in bounds)
         lower = WORKER_START + least + first_runs / self.workers
         return lower, expected + (lower - least), WORKER_START + most + first_runs
+
+    def memory_note(self, gpus_per_run: int, capacity_bytes: int | None) -> str | None:
+        """Return the estimated memory per GPU of the largest variant, and the fewest that fit.
+
+        None if a run has one device whose memory is not known, as a CPU's.
+        """
+        if capacity_bytes is None and gpus_per_run == 1:
+            return None
+        by_gpus = dict[int, tuple[int, str]]()
+        for gpus in sorted({1, 2, 4, 8, gpus_per_run}):
+            for name, config in self.schedule.study.variants.items():
+                if config.train.batch_size % gpus == 0:
+                    known = self.run_times.get(name)
+                    peak = known.peak_memory_bytes if known is not None else None
+                    vocab_size = config.data.tokenizer.vocab_size
+                    bound = "" if peak is not None else " and activations"
+                    found = memory_per_gpu(config, vocab_size, gpus, peak), bound
+                    by_gpus[gpus] = max(found, by_gpus.get(gpus, found))
+        listed = ", ".join(f"{size(n)}{bound} on {gpus}" for gpus, (n, bound) in by_gpus.items())
+        note = f"memory per GPU, estimated, of the largest variant: {listed}"
+        if capacity_bytes is None:
+            return note
+        fits = [gpus for gpus, (n, _) in by_gpus.items() if n < capacity_bytes]
+        if not fits:
+            return f"{note}; a GPU has {size(capacity_bytes)}, and none of these fit"
+        return f"{note}; a GPU has {size(capacity_bytes)}: the fewest are --gpus-per-run {fits[0]}"
 
     def checkpoint_bytes(self) -> int:
         """Return an upper bound: the checkpoints that stay, and those of the runs in progress."""

@@ -15,6 +15,7 @@ from attnlab.analysis.statistics.power import detectable
 from attnlab.analysis.statistics.sequential import level_of
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
+from attnlab.device.memory import gpu_bytes
 from attnlab.runner.comparable import require_comparable
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
@@ -271,6 +272,7 @@ def plan(  # noqa: PLR0913  one parameter per option
             *offered.notes,
             *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
             *tried.notes(trial_seconds),
+            *filter(None, [forecast.memory_note(gpus_per_run, gpu_bytes(offered.devices))]),
         ),
     )
 

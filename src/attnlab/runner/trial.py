@@ -31,6 +31,7 @@ from attnlab.runner.forecast import RunTime, from_flops, time_run
 from attnlab.runner.request import notes_on_data, read_data
 from attnlab.study.events import Activity
 from attnlab.study.study import Study
+from attnlab.training.assemble import memory_advice
 from attnlab.training.run import RunConfig
 
 START_SECONDS = 3.0  # of importing torch; a process that takes longer has less time for the rest
@@ -121,7 +122,10 @@ class Trial:
         try:
             return Timed("", time_run(config, corpus, device, seconds))
         except Exception as error:  # of any kind: the plan reports it and continues
-            return Timed("", None, f"{type(error).__name__}: {error}")
+            advice = ""
+            if isinstance(error, torch.OutOfMemoryError):
+                advice = f" {memory_advice(config.train, 1)}"
+            return Timed("", None, f"{type(error).__name__}: {error}{advice}")
 
 
 class TrialProcess:

@@ -49,6 +49,23 @@ def step_of_run(
     )
 
 
+def memory_per_gpu(config: RunConfig, vocab_size: int, gpus: int, peak_bytes: int | None) -> int:
+    """Return an estimate of the peak memory of a training step per GPU, in bytes.
+
+    Weights, gradients and two moments in float32 are shared by the GPUs. On several, the embedding
+    and the block that is computed are whole, with their gradients. `peak_bytes` are those measured
+    on one GPU, which tell the activations; None: there are none in the estimate, a lower bound.
+    """
+    train, parts = config.train, config.model.parts(vocab_size)
+    state = 16 * parts.total
+    activations = max(0, (peak_bytes or 0) - state)
+    part = min(train.micro_batch_size or train.batch_size, train.batch_size)
+    rows = max(1, min(part, train.batch_size // gpus))
+    block = (parts.total - parts.embedding) // config.model.n_layers
+    whole = 8 * (parts.embedding + block) if gpus > 1 else 0
+    return state // gpus + activations * rows // part + whole
+
+
 def memory_advice(train: TrainConfig, gpus_per_run: int) -> str:
     """Return which settings reduce the memory of a training step, for one that had too little."""
     rows = train.batch_size // gpus_per_run
