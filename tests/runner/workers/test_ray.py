@@ -147,10 +147,11 @@ def test_after_a_killed_driver_and_node_a_study_has_the_bits_of_an_undisturbed_o
         events.append(event.event)
         if isinstance(event.event, Progress):
             if event.event.step >= 8 and first is not None:
-                nodes.add_node(num_cpus=1, node_name="late")
+                late = nodes.add_node(num_cpus=1, node_name="late")
                 nodes.remove_node(first, allow_graceful=False)
                 first = None
             where.add(event.event.node)
+    nodes.remove_node(late, allow_graceful=False)
     started = next(event for event in events if isinstance(event, Progress))
     assert started.step >= 4
     assert [event.node for event in events if isinstance(event, Lost)] == ["first"]
