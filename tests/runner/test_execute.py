@@ -14,7 +14,7 @@ from support import tiny_study
 from attnlab.data import Places
 from attnlab.record import RunFolder, lease, remove_temporary
 from attnlab.record.temporary_files import TEMPORARY
-from attnlab.runner.events import Ended, Event, Progress
+from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.training import checkpoint
 from attnlab.training.run import Run
@@ -109,3 +109,20 @@ def test_a_kill_before_any_write_loses_the_steps_since_the_last_checkpoint_alone
         assert left == [], n
         shutil.rmtree(study_dir)
     assert n > 60
+
+
+def test_a_run_that_was_taken_over_during_a_pause_ends_without_another_write(
+    tmp_path, places, monkeypatch
+):
+    """As on a laptop that slept while another machine went on with the study."""
+    events, run = trained(tmp_path, places), RUN.folder(tmp_path)
+    assert [next(events).step for _ in range(3)] == [0, 1, 2]
+    (file,) = run.lease.iterdir()
+    other = lease.Holder.parse(file.name)._replace(machine="0" * 12, id="b0", host="node-2")
+    file.rename(run.lease / other.file_name())
+    now = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: now() + 3600)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert list(events) == [Held(f"process {os.getpid()} on node-2", lost=True)]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert list(trained(tmp_path, places)) == [Held(f"process {os.getpid()} on node-2")]

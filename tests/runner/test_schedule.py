@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from attnlab.analysis.analysis import analyse
 from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.analysis.table import read_table
 from attnlab.record import RunFolder, WriteError, pack, tuning_runs, tuning_seed, write_json
-from attnlab.runner.events import Ended
+from attnlab.runner import workers
+from attnlab.runner.events import Ended, Held
 from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.workers import run_schedule
 from attnlab.training.config import Tuning
@@ -466,6 +468,73 @@ class FullDisk:
 
     def stop(self):
         self.stopped = True
+
+
+def test_two_schedules_of_one_folder_share_the_runs_and_decide_alike(tmp_path):
+    whole = make(TUNED, tmp_path / "whole")
+    alone = [key(run) for run in work(whole)]
+    schedules, shared = [make(TUNED, tmp_path / "shared") for _ in range(2)], []
+    under_way = [None]
+    while under_way:
+        under_way = []
+        for schedule in schedules:
+            if (planned := schedule.next()) is not None:
+                held = planned.run.folder(schedule.study_dir).hold()
+                held.__enter__()
+                under_way.append((schedule, planned, held))
+        for schedule, planned, held in under_way:
+            shared.append(key(planned.run))
+            finish(planned, schedule.study_dir)
+            held.__exit__(None, None, None)
+            schedule.finished(planned)
+    assert sorted(map(str, shared)) == sorted(map(str, alone))
+    assert schedules[0].tuned == schedules[1].tuned == whole.tuned
+
+
+def test_a_run_that_another_process_holds_is_skipped_and_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.01)
+    study = replace(TUNED, tuning=None, seeds=1)
+    schedule, other = make(study, tmp_path), make(study, tmp_path)
+    held, events = other.next(), []
+    with held.run.folder(tmp_path).hold():
+        happening = run_schedule(schedule, fake_workers.AtOnce(tmp_path))
+        for event in happening:
+            events.append(event)
+            if len(events) == 3:
+                break
+        by = f"process {os.getpid()} on "
+        assert [(e.run.variant, type(e.event)) for e in events] == [
+            ("mha", Held),
+            ("mqa", Ended),
+            ("identity", Ended),
+        ]
+        assert events[0].event.by.startswith(by)
+        finish(held, tmp_path)
+    (last,) = happening
+    assert (last.run, last.event.status) == (held.run, "finished")
+
+
+def test_a_failure_in_another_process_counts_unless_it_was_there_before(tmp_path):
+    study = replace(TUNED, tuning=None, seeds=1)
+    first = make(study, tmp_path)
+    before = first.next()
+    finish(before, tmp_path, lambda _: "failed in an earlier command")
+    schedule, other = make(study, tmp_path), make(study, tmp_path)
+    assert schedule.next() == before
+    now = other.next()
+    now = other.next() if now == before else now
+    finish(now, tmp_path, lambda _: "failed now")
+    assert schedule.next() not in (before, now)
+    assert [planned for planned, _ in schedule.ended_elsewhere()] == [now]
+    assert (now.run.variant, None, 0) in schedule._outcomes.failed
+
+
+def test_a_run_that_another_command_makes_with_other_settings_is_an_error(tmp_path):
+    study = replace(TUNED, tuning=None, seeds=1)
+    schedule = make(study, tmp_path)
+    finish(make(study.override(["train.steps=20"]), tmp_path).next(), tmp_path)
+    with pytest.raises(ValueError, match=r"by another command with different settings: train\.st"):
+        schedule.next()
 
 
 @pytest.mark.parametrize("study", [fake_workers.TUNED, replace(fake_workers.TUNED, tuning=None)])

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from attnlab.device import child_process
-from attnlab.runner.execute import execute
+from attnlab.runner.execute import ended, execute
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Trial
 from attnlab.study.study import Study
@@ -118,6 +118,18 @@ class InProcess:
 
     def stop(self):
         pass
+
+
+class AtOnce(InProcess):
+    """Workers whose runs end at once."""
+
+    def __init__(self, study_dir):
+        super().__init__((), study_dir, None)
+
+    def events(self, seconds):
+        planned, self.planned = self.planned, None
+        finish(planned, self.study_dir)
+        yield planned, ended(planned.run.folder(self.study_dir))
 
 
 def draw_nothing(patch):

@@ -24,7 +24,7 @@ from attnlab.cli import (
 )
 from attnlab.cli.app import app
 from attnlab.cli.console import print_any_character
-from attnlab.cli.signals import raise_on_signals
+from attnlab.cli.signals import end_on_signals, raise_on_signals
 
 __all__ = [
     "app",
@@ -50,4 +50,7 @@ def main() -> None:
     print_any_character()
     # before torch is imported: threads that spin while they wait slow a busy machine down
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    try:
+        app()
+    finally:
+        end_on_signals()

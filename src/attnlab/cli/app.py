@@ -7,6 +7,7 @@ that only read files do without torch.
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -132,9 +133,10 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             error(own)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt as interrupt:
-            verbatim("interrupted; run the same command again to continue", errors)
-            raise typer.Exit(exit_code(interrupt)) from None
+        except KeyboardInterrupt:
+            with suppress(OSError):  # a terminal that has hung up
+                verbatim("interrupted; run the same command again to continue", errors)
+            raise typer.Exit(exit_code()) from None
 
     return wrapper
 

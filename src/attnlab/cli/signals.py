@@ -10,6 +10,7 @@ from types import FrameType
 
 from attnlab.cli.console import console, errors
 
+_received = list[int]()  # a library may turn `Interrupted` into a plain KeyboardInterrupt
 ENDING = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
@@ -28,14 +29,21 @@ def raise_on_signals() -> None:
             signal.signal(number, _first)
 
 
-def exit_code(interrupt: KeyboardInterrupt) -> int:
+def exit_code() -> int:
     """Return the exit code of a command that was interrupted."""
-    number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
-    return 128 + number
+    return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def end_on_signals() -> None:
+    """Let a signal end the process at once, without a word: the command has ended."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _first(number: int, frame: FrameType | None) -> None:
     del frame
+    _received.append(number)
     for again in ENDING:
         if signal.getsignal(again) is not signal.SIG_IGN:
             signal.signal(again, _second)

@@ -15,9 +15,11 @@ from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
 from attnlab.config import differences
 from attnlab.data import Corpus
-from attnlab.record import RunFolder, StudyRecord
+from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, tuning_runs, tuning_seed
 from attnlab.study.study import Study
+from attnlab.training.recipe import start_of
 from attnlab.training.run import Run, RunConfig
+from attnlab.training.search import Recipe
 
 
 def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Conditions]) -> None:
@@ -114,3 +116,41 @@ def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
         f"identity is {there!r} there, {requested!r} requested: its data has changed, or another "
         "version of attnlab made it; its record does not say which"
     )
+
+
+def conflicts(
+    study: Study, study_dir: Path, variant: str, fingerprint: str, chosen: Recipe | None
+) -> Iterator[tuple[RunFolder, str]]:
+    """Yield the existing runs of a variant that were made with different settings, and which.
+
+    `chosen` is the recipe of the variant's runs for the verdict; None if it is not known yet.
+    """
+    tuning = study.tuning
+    if tuning is not None:
+        own = start_of(study.variants[variant], tuning).recipe
+        for folder in tuning_runs(study_dir, variant):
+            recipe = Recipe.parse(folder.recipe or "")
+            if recipe is None or dict(recipe.settings).keys() != dict(own.settings).keys():
+                continue  # of another search
+            if folder.seed == tuning_seed(variant):
+                run = study.tuning_run(variant, recipe)
+            elif folder.seed < TUNING_SEED:
+                run = study.challenge_run(variant, folder.seed, recipe)
+            else:
+                continue
+            if why := conflict(run, folder, fingerprint):
+                yield folder, why
+    for seed in range(study.all_seeds):
+        run = study.verdict_run(variant, seed, chosen)
+        folder = run.folder(study_dir)
+        if tuning is not None and chosen is None and _before_search(folder):
+            yield folder, "it was trained before its recipe was searched"
+        elif why := conflict(run, folder, fingerprint):
+            yield folder, why
+
+
+def _before_search(folder: RunFolder) -> bool:
+    """True if the run is recorded, and no damaged run of the search could be its cause."""
+    searched = tuning_runs(folder.study_dir, folder.variant)
+    unknown = any(run.status() == "damaged" for run in [folder, *searched])
+    return not unknown and folder.identity() is not None

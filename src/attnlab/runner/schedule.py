@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from attnlab.record import (
-    TUNING_SEED,
     HeldError,
     Holder,
     Observer,
-    RunFolder,
     tuning_runs,
     tuning_seed,
 )
-from attnlab.runner.comparable import conflict
+from attnlab.runner.comparable import conflict, conflicts
 from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
 from attnlab.training.recipe import BESIDE, EXPECTED_CHALLENGES, TuningResult, start_of
@@ -63,16 +61,18 @@ def open_schedule(
         for folder in tuning_runs(study_dir, variant):
             folder.finalize()
     schedule = StudySchedule(study, study_dir, fingerprints)
-    conflicts = [
+    found = [
         f"{folder.path}: {why}"
         for variant in study.variants
-        for folder, why in _conflicts(schedule, variant)
+        for folder, why in conflicts(
+            study, study_dir, variant, fingerprints[variant], schedule.chosen(variant)
+        )
     ]
-    if conflicts:
-        more = len(conflicts) - MOST_CONFLICTS_NAMED
+    if found:
+        more = len(found) - MOST_CONFLICTS_NAMED
         raise ValueError(
             "existing runs were made with different settings; nothing was run:\n"
-            + "\n".join(conflicts[:MOST_CONFLICTS_NAMED])
+            + "\n".join(found[:MOST_CONFLICTS_NAMED])
             + (f"\nand {more} more" if more > 0 else "")
             + f"\nchoose another --out, or remove these runs from {study_dir}"
         )
@@ -99,6 +99,11 @@ class StudySchedule:
         self._ended_elsewhere = list[tuple[PlannedRun, tuple[TuningResult, ...]]]()
         self.held = list[tuple[PlannedRun, Holder]]()  # by other processes, as `next` has seen
         self._decide()
+
+    def chosen(self, variant: str) -> Recipe | None:
+        """Return the recipe that is chosen for a variant; None if there is none yet."""
+        result = self.tuned.get(variant)
+        return result and result.search.recipe
 
     def record_decisions(self) -> None:
         """Write the recipes that earlier runs decided."""
@@ -301,39 +306,3 @@ def _stage(run: Run) -> Stage:
     if run.recipe is None:
         return "verdict"
     return "tuning" if run.tunes else "challenge"
-
-
-def _conflicts(schedule: StudySchedule, variant: str) -> Iterator[tuple[RunFolder, str]]:
-    """Yield the existing runs of a variant that were made with different settings, and which."""
-    study, study_dir = schedule.study, schedule.study_dir
-    fingerprint, tuning = schedule.fingerprints[variant], schedule.study.tuning
-    result = schedule.tuned.get(variant)
-    chosen = result and result.search.recipe
-    if tuning is not None:
-        own = start_of(study.variants[variant], tuning).recipe
-        for folder in tuning_runs(study_dir, variant):
-            recipe = Recipe.parse(folder.recipe or "")
-            if recipe is None or dict(recipe.settings).keys() != dict(own.settings).keys():
-                continue  # of another search
-            if folder.seed == tuning_seed(variant):
-                run = study.tuning_run(variant, recipe)
-            elif folder.seed < TUNING_SEED:
-                run = study.challenge_run(variant, folder.seed, recipe)
-            else:
-                continue
-            if why := conflict(run, folder, fingerprint):
-                yield folder, why
-    for seed in range(study.all_seeds):
-        run = study.verdict_run(variant, seed, chosen)
-        folder = run.folder(study_dir)
-        if tuning is not None and chosen is None and _before_search(folder):
-            yield folder, "it was trained before its recipe was searched"
-        elif why := conflict(run, folder, fingerprint):
-            yield folder, why
-
-
-def _before_search(folder: RunFolder) -> bool:
-    """True if the run is recorded, and no damaged run of the search could be its cause."""
-    searched = tuning_runs(folder.study_dir, folder.variant)
-    unknown = any(run.status() == "damaged" for run in [folder, *searched])
-    return not unknown and folder.identity() is not None
