@@ -169,6 +169,30 @@ def test_a_holder_that_slept_writes_nothing_more_and_says_who_has_the_run(tmp_pa
     assert other.exists()
 
 
+def test_a_command_that_needs_a_run_now_observes_a_holder_on_another_machine(
+    path, clock, monkeypatch
+):
+    file = held_by(path, ELSEWHERE)
+    monkeypatch.setattr(lease.time, "sleep", lambda _: clock.__setitem__(0, clock[0] + 1))
+    take(path, observing=True).release()  # it had crashed
+    assert STALE_SECONDS <= clock[0] < STALE_SECONDS + 2
+
+    file = held_by(path, ELSEWHERE)
+    following = path / ELSEWHERE._replace(beat=1).file_name()
+    monkeypatch.setattr(lease.time, "sleep", lambda _: file.rename(following))
+    with pytest.raises(HeldError, match="on node-2"):
+        take(path, observing=True)
+
+
+def test_an_ended_run_keeps_no_lease_of_a_killed_process(tmp_path):
+    run = RunFolder(tmp_path, "mha", 0)
+    run.open({"identity": "same"}, {})
+    run.finish({"status": "finished"})
+    held_by(run.lease, ENDED)
+    run.finalize()
+    assert not run.lease.exists()
+
+
 def test_a_removed_lease_is_lost(path, clock):
     one = take(path)
     (path / one.holder.file_name()).unlink()

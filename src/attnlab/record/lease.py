@@ -220,8 +220,13 @@ class Lease:
             _remove(self.path, self.holder)
 
 
-def take(path: Path) -> Lease:
+def take(path: Path, *, observing: bool = False) -> Lease:
     """Take a lease whose parent folder exists.
+
+    Args:
+        path: the lease.
+        observing: True to wait, where the holder is on another machine, until it shows whether it
+            is alive: at most STALE_SECONDS.
 
     Raises:
         HeldError: another process holds it.
@@ -232,7 +237,11 @@ def take(path: Path) -> Lease:
         for _ in range(_ATTEMPTS):
             if _place(path, me):
                 return Lease(path, me)
-            if (holder := observer.holder(path)) is not None:
+            first = holder = observer.holder(path)
+            while observing and holder and holder == first and holder.machine != machine():
+                time.sleep(_PAUSE_SECONDS)
+                holder = observer.holder(path)
+            if holder is not None:
                 raise HeldError(path, holder)
             time.sleep(_PAUSE_SECONDS)
     except OSError as error:

@@ -149,7 +149,7 @@ def _holding(runs: Iterable[RunFolder]) -> Generator[None]:
     """Hold the leases of all these runs. Raises HeldError if another process holds one."""
     with contextlib.ExitStack() as leases:
         for run in runs:
-            leases.enter_context(run.hold())
+            leases.enter_context(run.hold(observing=True))
         yield
 
 

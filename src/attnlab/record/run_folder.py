@@ -47,7 +47,7 @@ from attnlab.record.atomic_files import (
     require_within,
 )
 from attnlab.record.json_text import Json, to_json, to_line
-from attnlab.record.lease import Lease, take
+from attnlab.record.lease import Lease, remove_if_ended, take
 from attnlab.record.packed_file import TOKENIZER, PackedRun
 from attnlab.record.recorded_run import (
     RecordedRun,
@@ -73,14 +73,14 @@ class RunFolder(StoredRun):
         return self.ended.with_name(f"{self.ended.name}.lease")
 
     @contextlib.contextmanager
-    def hold(self) -> Generator[None]:
+    def hold(self, *, observing: bool = False) -> Generator[None]:
         """Hold the run's lease, so that no other process writes the run.
 
         Raises HeldError if another process holds it, and WriteError. Writing raises LostLeaseError
         from the time on that another process has taken the lease over.
         """
         self._make_folders(self.ended.parent)
-        self._lease = take(self.lease)
+        self._lease = take(self.lease, observing=observing)
         try:
             yield
         finally:
@@ -218,6 +218,7 @@ class RunFolder(StoredRun):
         """
         if self.status() not in ("finished", "diverged") or self.packed() is not None:
             return
+        remove_if_ended(self.lease)  # of a process that was killed before it released it
         if leads_outside(self.path, self.study_dir):
             return
         keep = (self.config() or {}).get("train", {}).get("keep")

@@ -117,7 +117,7 @@ def extend(  # noqa: PLR0913  one parameter per option
             "choose another --out, or use --anyway to extend it regardless; the report then "
             "carries this warning"
         )
-    with new.hold(), one_worker(device) as on_device:
+    with new.hold(observing=True), one_worker(device) as on_device:
         new.recover(new_identity)
         _begin(new, new_identity, state, parent)
         if note is not None:
