@@ -303,7 +303,7 @@ def test_the_record_of_a_finished_study_stays_as_it_is(attnlab, trained):
 def test_commands_are_listed_in_reading_order(attnlab):
     shown = attnlab("--help").output
     names = re.findall(r"^│ (\w+) {2,}", shown, re.MULTILINE)
-    assert names[:5] == ["list", "doctor", "run", "extend", "report"]
+    assert names[:5] == ["list", "doctor", "run", "train", "extend"]
     assert sorted(names) == sorted(typer.main.get_command(app).commands)
 
 

@@ -211,7 +211,7 @@ def main(address: str) -> None:
     """Execute the run that the worker at this socket sends, as one of its processes."""
     from attnlab.runner.execute import execute_as
 
-    for number in (signal.SIGINT, signal.SIGHUP):  # the worker is told, and closes the socket
+    for number in (signal.SIGINT, signal.SIGHUP):  # the worker ends the processes
         signal.signal(number, signal.SIG_IGN)
     with Client(address) as worker:
         rank = int(os.environ["LOCAL_RANK"])
