@@ -5,6 +5,7 @@ that only read files do without torch.
 """
 
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,6 +44,8 @@ class _Commands(typer.core.TyperGroup):
         given = sys.argv[1:] if args is None else list(args)
         try:
             code = super().main(given, *rest, **{**options, "standalone_mode": False})
+            if code == 128 + signal.SIGINT:  # typer takes any signal for Ctrl-C
+                code = exit_code()
         except _UsageError as problem:
             if given:  # without arguments the help has been printed
                 command = ["attnlab", *[word for word in given if word in self.commands][:1]]
