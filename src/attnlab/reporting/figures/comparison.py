@@ -41,9 +41,19 @@ def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
     """Return a PNG file, 1,800 pixels wide, and an SVG file; the same analysis, the same bytes."""
     with matplotlib_style():
         figure = _Panels(analysis).together()
-        picture = png(figure)
-        figure.set_layout_engine("none")  # that of the PNG holds
-        return picture, whole_svg(figure)
+        _lay_out(figure)
+        return png(figure), whole_svg(figure)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place everything once, without the solver's last digits, which differ between calls."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    parts: Any = figure.subfigs
+    for part in parts:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+        for axes in part.axes:
+            axes.set_position([round(end, 6) for end in axes.get_position().bounds])
 
 
 def panel_pdfs(analysis: Analysis) -> Mapping[str, bytes]:
