@@ -97,6 +97,7 @@ def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
 USAGE = {
     "run": "missing argument 'STUDY' (attnlab run --help lists what it takes)",
     "run|x|--sedes|2": "no option --sedes; did you mean '--seeds'?",
+    "run|x|--\x1b[31mx\x07": "no option --\\x1b[31mx\\x07 (attnlab run",
     "run|x|-z": "no option -z (attnlab run",
     "run|x|--seeds": "option '--seeds' requires an argument (attnlab run",
     "list|--json=3": "option '--json' does not take a value",

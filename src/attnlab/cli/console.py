@@ -7,6 +7,7 @@ in `attnlab list | head`, swallows the rest: it ends neither a study nor a comma
 
 import codecs
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Generator
@@ -17,6 +18,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.text import Text
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 SIMILAR = {
     **{"–": "-", "—": "-", "−": "-", "‐": "-", "─": "-", "…": "...", "·": "."},
     **{"±": "+-", "×": "x", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "Δ": "delta"},
@@ -70,8 +72,9 @@ def write(text: str) -> None:
 
 
 def error(message: str, *details: str) -> None:
-    """Print an error, and lines that belong to it."""
-    errors.print(Text.assemble(("error", "bold red"), f": {message}"), soft_wrap=True)
+    """Print an error, and lines that belong to it. Control characters of its words are shown."""
+    shown = CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
+    errors.print(Text.assemble(("error", "bold red"), f": {shown}"), soft_wrap=True)
     for line in details:
         verbatim(f"  {line}", errors)
 
