@@ -114,6 +114,7 @@ def command(study_dir: Path, folder: Path, kill: Kill | None = None) -> Forked:
         log = os.open(study_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for output in (1, 2):
             os.dup2(log, output)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it in the background
         signals.raise_on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
         count_changes("driver")
