@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.analysis.statistics.comparisons import SEARCH_NOISE, compare, missed_by_search
+from attnlab.analysis.statistics.comparisons import compare, missed_by_search
+from attnlab.record import SEARCH_NOISE
 from attnlab.training.config import Tuning
 from attnlab.training.recipe import BESIDE, allowance_ratio, cross_fit, to_challenge
 from attnlab.training.search import Recipe, Start, decide

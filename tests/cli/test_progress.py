@@ -49,15 +49,15 @@ def test_the_bar_counts_the_steps_that_are_made_here(shown):
 
 def test_a_search_that_goes_on_makes_the_study_longer(shown):
     schedule, progress, out = shown
-    for _ in range(6):  # mha's grid and warm-up, and the first rate of mqa
+    for _ in range(6):  # mha's grid, its half octaves and a longer warm-up
         end(schedule, progress, schedule.next())
-    left = 2 + 3 + 2 + 6  # the grids of mqa and identity, mha ahead, the verdict
+    left = 3 + 3 + 6  # the grids of mqa and identity, the verdict
     assert study_bar(progress) == (0, 12 * left)
     while "learning rate" not in out.getvalue():
         end(schedule, progress, schedule.next())
     said = " ".join(out.getvalue().split())
-    assert "6/27+ mqa at 0.01, warm-up 2: validation loss 14.0000" in said
-    assert "mha: learning rate 0.02, warm-up 2 steps; 7 runs from 0.01 to 0.04" in said
+    assert "7/24+ mqa at 0.01, warm-up 2: validation loss 14.0000" in said
+    assert "mha: learning rate 0.02, warm-up 2 steps; 6 runs from 0.01 to 0.04" in said
 
 
 def test_what_was_not_found_is_said(shown):
@@ -73,7 +73,7 @@ def test_a_choice_at_the_edge_is_said_to_be_one(shown):
     while "the optimum is not bracketed" not in out.getvalue():
         end(schedule, progress, schedule.next(), lambda run: 5 - run.config.train.learning_rate)
     said = " ".join(out.getvalue().split())
-    assert "mha: learning rate 2.56, warm-up 6 steps: the optimum is not bracketed by" in said
+    assert "mha: learning rate 10.24, warm-up 6 steps: the optimum is not bracketed by" in said
 
 
 def test_a_resumed_run_says_from_which_step(shown):

@@ -11,9 +11,16 @@ from support import fake_workers
 from support.fake_workers import BASE, BEST, TUNED, TUNING_RUNS, finish, key, loss_of, make, work
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.analysis.table import read_table
-from attnlab.record import RunFolder, WriteError, pack, tuning_runs, tuning_seed, write_json
+from attnlab.record import (
+    SEARCH_NOISE,
+    RunFolder,
+    WriteError,
+    pack,
+    tuning_runs,
+    tuning_seed,
+    write_json,
+)
 from attnlab.runner import workers
 from attnlab.runner.events import Ended, Held
 from attnlab.runner.schedule import StudySchedule

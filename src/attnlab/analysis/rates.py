@@ -15,9 +15,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.analysis.table import Table, Variant
-from attnlab.record import TUNING_SEED, rate_of, read_tuning_choice, tuning_runs
+from attnlab.record import SEARCH_NOISE, TUNING_SEED, rate_of, read_tuning_choice, tuning_runs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
 from attnlab.record.study_record import StudyRecord, bench_points, runs_in
 from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.tuning_record import (
+    SEARCH_NOISE,
     TUNING_SEED,
     read_tuning_choice,
     tuning_runs,
@@ -32,6 +33,7 @@ from attnlab.record.verified_folder import read_object, write_object
 __all__ = [
     "NO_INFLUENCE",
     "PUBLISHED",
+    "SEARCH_NOISE",
     "TUNING_SEED",
     "BenchForm",
     "DamagedError",

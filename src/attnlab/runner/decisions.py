@@ -11,9 +11,16 @@ from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from attnlab.analysis.statistics.comparisons import SEARCH_NOISE, compare
+from attnlab.analysis.statistics.comparisons import compare
 from attnlab.analysis.statistics.sequential import seeds_needed
-from attnlab.record import RunFolder, RunKey, StudyRecord, read_tuning_choice, tuning_runs
+from attnlab.record import (
+    SEARCH_NOISE,
+    RunFolder,
+    RunKey,
+    StudyRecord,
+    read_tuning_choice,
+    tuning_runs,
+)
 from attnlab.study.study import Study
 from attnlab.training.recipe import (
     Challenge,

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.analysis.statistics.comparisons import SEARCH_NOISE
 from attnlab.config import ConfigError, Problem, override
-from attnlab.record import tuning_runs, tuning_seed, write_tuning_choice
+from attnlab.record import SEARCH_NOISE, tuning_runs, tuning_seed, write_tuning_choice
 from attnlab.training.config import Tuning
 from attnlab.training.run import RunConfig
 from attnlab.training.search import (

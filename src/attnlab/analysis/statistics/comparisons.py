@@ -42,7 +42,6 @@ from attnlab.analysis.statistics.quantiles import Maximum, all_pairs, one_sided,
 
 Array = NDArray[np.float64]
 ERROR = 0.05  # family-wise
-SEARCH_NOISE = 0.48  # standard deviations of a run, by simulation; a search compares single runs
 
 
 @dataclass(frozen=True, kw_only=True)
