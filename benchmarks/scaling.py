@@ -4,10 +4,11 @@
 
 First table: the Transformer and the Gated DeltaNet of `hybrids`, 12 layers of 768, on text of the
 standard library in bytes. `loss` is that of training over the last 10 of 100 steps with one global
-batch; `micro` is one GPU whose batch is divided into two micro-batches, which changes the order of
-additions alone, as more GPUs do. `tokens/s` is with a global batch that grows with the GPUs,
-compiled, as a long run is. Second table: a model of over a billion parameters, with its memory per
-GPU, and its MFU: 3 forward passes of matrix products over the peak rate of an H100's datasheet.
+batch. "1 by 24" is one GPU in micro-batches of 24, which changes the order of additions alone, as
+more GPUs do: the spread of these rows is what rounding becomes in 100 steps. `tokens/s` is with a
+global batch that grows with the GPUs, compiled, as a long run is. Second table: a model of over a
+billion parameters, with its memory per GPU, and its MFU: 3 forward passes of matrix products over
+the peak rate of an H100's datasheet.
 
 `--small` is a rehearsal on two CPU processes. The results so far are in the file of `--out`.
 """
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--eager", action="store_true", help="time steps without torch.compile")
     parser.add_argument("--parts", default="loss,speed,large")
+    parser.add_argument("--precision", default="auto", help="auto, or float32 for the losses")
     options = parser.parse_args()
     if Ranks.of_torchrun() is not None:
         measure(options)
@@ -89,8 +91,11 @@ def measure(options: argparse.Namespace) -> None:
         if "loss" in parts:
             note(part="loss", variant=name, **losses(config, ranks))
         if "loss" in parts and count == 1:
-            train = replace(config.train, micro_batch_size=config.train.batch_size // 2)
-            note(part="micro", variant=name, **losses(replace(config, train=train), ranks))
+            for parts_of_batch in (2, 4) if options.small else (2, 3, 4):
+                size = config.train.batch_size // parts_of_batch
+                train = replace(config.train, micro_batch_size=size)
+                found = losses(replace(config, train=train), ranks)
+                note(part="micro", variant=name, micro_batch_size=size, **found)
         if "speed" in parts:
             grown = replace(config.train, batch_size=config.train.batch_size * count)
             found = speed(config, grown, ranks, compiled=cuda_compiled)
@@ -107,6 +112,7 @@ def measure(options: argparse.Namespace) -> None:
 def sized(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """Return the settings of the first table, or those of a rehearsal."""
     rate = {"learning_rate": options.learning_rate, "warmup_steps": LOSS_STEPS // 2}
+    rate["precision"] = options.precision
     train, model = replace(config.train, steps=LOSS_STEPS, **rate), config.model
     if options.small:
         train = replace(train, batch_size=4, seq_len=16)
@@ -203,7 +209,8 @@ def show(rows: list[dict]) -> None:
             continue
         fast = next((r for r in rows if r["part"] == "speed" and same(r, row)), None)
         base = one.get(row["variant"], {}).get("loss", float("nan"))
-        label = str(row["gpus"]) if row["part"] == "loss" else "micro"
+        size = row.get("micro_batch_size")
+        label = str(row["gpus"]) if row["part"] == "loss" else f"1 by {size}"
         line = f"{row['variant']:14}{label:>6}{row['loss']:10.4f}{row['loss'] - base:+11.4f}"
         if fast is not None and row["part"] == "loss":
             base_rate = slow.get(row["variant"], fast)["tokens_per_second"]
