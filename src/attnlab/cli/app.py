@@ -51,7 +51,7 @@ class _Commands(typer.core.TyperGroup):
                 command = ["attnlab", *[word for word in given if word in self.commands][:1]]
                 error(f"{_in_words(problem)} ({' '.join(command)} --help lists what it takes)")
             code = 2
-        sys.exit(code)
+        sys.exit(code or 0)  # commands return None
 
 
 def _in_words(problem: Any) -> str:

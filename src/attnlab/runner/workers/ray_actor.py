@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 
 
 class Actor:
-    """What a Ray actor does. One run at a time, in the actor's own process."""
+    """A Ray actor. It executes one run at a time, in its own process."""
 
     def __init__(
         self,
