@@ -318,7 +318,7 @@ WORLDS = (
 )
 
 
-def table(studies: int, only: str = "") -> Iterator[str]:
+def table(studies: int, only: str = "", seed: int = 0) -> Iterator[str]:
     """Yield the lines of a table in Markdown, as they are computed."""
     yield (
         "| world | procedure | error | error, all equal | coverage | power | regret | runs per "
@@ -327,7 +327,7 @@ def table(studies: int, only: str = "") -> Iterator[str]:
     yield "| -- | -- | -: | -: | -: | -: | -: | -: |"
     for world in WORLDS:
         if only in world.name:
-            for name, (mixed, equal) in simulate(world, studies).items():
+            for name, (mixed, equal) in simulate(world, studies, seed).items():
                 coverage = min(mixed.coverage, equal.coverage)
                 yield (
                     f"| {world.name} | {name} | {mixed.error:.3f} | {equal.error:.3f} | "
@@ -340,8 +340,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--only", default="", help="a part of the name of a world")
+    parser.add_argument("--seed", type=int, default=0, help="of the curves and of their noise")
     arguments = parser.parse_args()
-    for line in table(arguments.studies, arguments.only):
+    for line in table(arguments.studies, arguments.only, arguments.seed):
         print(line, flush=True)
 
 

@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 
 
 class Actor:
-    """A Ray actor. It executes one run at a time, in its own process."""
+    """An actor of Ray. It executes one run at a time, in its own process."""
 
     def __init__(
         self,
