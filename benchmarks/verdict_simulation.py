@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from attnlab.analysis.statistics.comparisons import compare, missed_by_search
 from attnlab.record import SEARCH_NOISE
-from attnlab.training.config import Tuning
+from attnlab.training.config import Recipe, Tuning
 from attnlab.training.recipe import BESIDE, allowance_ratio, cross_fit, to_challenge
-from attnlab.training.search import Recipe, Start, decide
+from attnlab.training.search import Start, decide
 
 Array = NDArray[np.float64]
 MARGIN = 0.01

@@ -73,6 +73,15 @@ def test_families_within_the_noise_are_not_told_apart(tmp_path):
     assert cells(table, "plain")["vs reference"] == "reference"
 
 
+def test_families_have_the_error_rate_of_a_look_where_seeds_are_added(tmp_path):
+    fixed = {family.name: family for family in analysed(tmp_path).families.families}
+    replace(StudyRecord.read(tmp_path), most_seeds=10).write(tmp_path)
+    for family in analyse(tmp_path).families.families:
+        if family.name != "plain":
+            before = fixed[family.name].to_reference
+            assert family.to_reference.half_width > 1.1 * before.half_width
+
+
 def test_a_variant_that_is_not_compared_is_named_and_its_family_goes_on_without(tmp_path):
     analysis = analysed(tmp_path, LOSSES | {"low_b": ["loss is nan"] * 5})
     low = next(f for f in analysis.families.families if f.name == "low")

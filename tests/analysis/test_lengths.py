@@ -24,10 +24,9 @@ from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
 from attnlab.runner.request import read_data
 from attnlab.study.load import load_study
-from attnlab.training.config import EvalConfig, Tuning
+from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig
-from attnlab.training.search import Recipe
 
 PUBLISHED = ROOT / "published"
 CPU = torch.device("cpu")

@@ -1,12 +1,14 @@
 """Parts of the loss, and of the text: differences to the baseline, each with an interval."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.written_study import steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.statistics.paired import differences_on_text
-from attnlab.record import RunFolder
+from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting.figures.comparison import panel_pdfs
 from attnlab.reporting.pages import markdown, page
 
@@ -44,6 +46,14 @@ def test_parts_of_the_loss_have_intervals_against_the_baseline(tmp_path):
     assert [of.separable for of in delta.position.values()] == [False, False, False, True]
     # ranges of positions hold at once: wider than one interval of the same noise
     assert delta.position[0].half_width > 1.2 * delta.other.half_width
+
+
+def test_parts_have_the_error_rate_of_a_look_where_seeds_are_added(tmp_path):
+    fixed = study_of_parts(tmp_path / "s").parts["delta"]
+    replace(StudyRecord.read(tmp_path / "s"), most_seeds=10).write(tmp_path / "s")
+    found = analyse(tmp_path / "s").parts["delta"]
+    assert found.recall.half_width > 1.1 * fixed.recall.half_width
+    assert found.position[4].half_width > 1.1 * fixed.position[4].half_width
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(3, "Bars: simultaneous 95 %"), (1, "One seed: no")])

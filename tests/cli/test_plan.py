@@ -7,12 +7,13 @@ import pytest
 from support import fake_workers, tiny_study
 from typer.testing import CliRunner
 
+from attnlab.analysis.statistics.power import Power
 from attnlab.cli import app
 from attnlab.cli.console import console
 from attnlab.cli.plan import show_plan
 from attnlab.runner import plan as planning
 from attnlab.runner.decisions import RunCount
-from attnlab.runner.plan import Plan, Power, VariantPlan
+from attnlab.runner.plan import Plan, VariantPlan
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from attnlab.config import ConfigError
 from attnlab.data import Places
 from attnlab.device.selection import Slot
 from attnlab.runner import run as running
+from attnlab.runner.processes import require_processes
 from attnlab.runner.request import Request, notes_on_data, read_data
 from attnlab.study.load import load_study, shipped_names
 from attnlab.training.config import Tuning
@@ -213,7 +214,7 @@ def in_a_pool(results):
     results.send(
         [result.name for result in suite.check_properties("identity", quick=True, isolated=True)]
     )
-    running._require_processes()
+    require_processes()
     child = FORK.Process(target=results.send, args=("from a child",), daemon=True)
     child.start()
     child.join()

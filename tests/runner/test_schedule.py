@@ -25,8 +25,7 @@ from attnlab.runner import workers
 from attnlab.runner.events import Ended, Held
 from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.workers import run_schedule
-from attnlab.training.config import Tuning
-from attnlab.training.search import Recipe
+from attnlab.training.config import Recipe, Tuning
 
 FIRST = "lr-0.01,warmup_steps-2"
 

@@ -15,7 +15,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.runner import plan
 from attnlab.study.load import load_study
-from attnlab.training.search import Recipe
+from attnlab.training.config import Recipe
 
 ATTENTION_LAYERS = {
     "deltanet": [],

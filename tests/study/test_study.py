@@ -15,8 +15,7 @@ from attnlab.mechanisms.identity import Identity
 from attnlab.record import StudyRecord, tuning_runs, tuning_seed
 from attnlab.study.load import load_study, shipped, shipped_names
 from attnlab.study.study import Study
-from attnlab.training.config import EvalConfig, Tuning
-from attnlab.training.search import Recipe
+from attnlab.training.config import EvalConfig, Recipe, Tuning
 
 
 def test_the_mechanisms_study_is_as_specified():

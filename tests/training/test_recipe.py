@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from support import ROOT
 
 from attnlab.config import ConfigError
-from attnlab.training.config import Tuning
+from attnlab.training.config import Recipe, Tuning
 from attnlab.training.recipe import allowance_ratio, cross_fit, to_challenge
-from attnlab.training.search import Recipe, Start, decide, vertex
+from attnlab.training.search import Start, decide, vertex
 
 OWN = 3e-4
 START = Start(Recipe(OWN, 100), 500)

@@ -23,7 +23,7 @@ from scipy.special import ndtr
 
 from attnlab.analysis.eligibility import eligible
 from attnlab.analysis.sentences import listed
-from attnlab.analysis.statistics.comparisons import ERROR, Comparison, Comparisons
+from attnlab.analysis.statistics.comparisons import Comparison, Comparisons
 from attnlab.analysis.statistics.noise import fit
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.verdict import Verdict
@@ -134,7 +134,7 @@ def _compared(
             for names in kept.values()
         ]
     )
-    return Comparisons(noise, allowance_F, reference, verdict.margin, ERROR)
+    return Comparisons(noise, allowance_F, reference, verdict.margin, verdict.level)
 
 
 def spreads_of(verdict: Verdict) -> tuple[Spread, ...]:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.numbers import nats
-from attnlab.analysis.sentences import listed, several
+from attnlab.analysis.sentences import listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.power import MOST_SEEDS, seeds_to_decide
-from attnlab.analysis.verdict import Verdict, spiked
+from attnlab.analysis.verdict import Verdict
 
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from attnlab.analysis.eligibility import FEWEST
-from attnlab.analysis.statistics.comparisons import ERROR, Comparison, compare
+from attnlab.analysis.statistics.comparisons import Comparison, compare
 from attnlab.analysis.statistics.paired import Difference, differences_on_text
 from attnlab.analysis.table import Run
 from attnlab.analysis.verdict import Losses, Verdict
@@ -102,7 +102,7 @@ def _to_baseline(losses: Losses, verdict: Verdict, among: int = 1) -> dict[str, 
     enough = {name: values for name, values in columns.items() if len(values) >= FEWEST}
     compared: Mapping[str, Comparison] = {}
     if verdict.judged and of[baseline] in enough and len(enough) > 1:
-        found = compare(enough, baseline=of[baseline], margin=0.0, level=ERROR / among)
+        found = compare(enough, baseline=of[baseline], margin=0.0, level=verdict.level / among)
         compared = found.to_baseline
     means = {name: math.fsum(values.values()) / len(values) for name, values in columns.items()}
     return {

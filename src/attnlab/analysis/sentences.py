@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attnlab.analysis.numbers import nats
 from attnlab.analysis.statistics.comparisons import Comparison
+from attnlab.analysis.statistics.layout import Spike
 
 MOST_NAMED = 6  # names in a sentence; of more, the first three and a count
 _IN_FULL = 2  # pairs with a sentence each; more are grouped
@@ -157,3 +158,11 @@ def _spans(layers: Sequence[int]) -> Iterable[str]:
             row = layers[start : i + 1]
             yield from [f"{row[0]} to {row[-1]}"] if len(row) > 2 else map(str, row)
             start = i + 1
+
+
+def spiked(spike: Spike) -> str:
+    """Return a sentence on a run that is set aside."""
+    return (
+        f"Seed {spike.seed} of {spike.variant} is set aside as an outlier: {spike.loss:.3f}, where "
+        f"its other seeds have a mean of {spike.others:.3f} nats/token."
+    )

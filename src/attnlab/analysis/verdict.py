@@ -15,18 +15,14 @@ import numpy as np
 
 from attnlab.analysis.eligibility import FEWEST, Eligible, eligible
 from attnlab.analysis.rates import Tuning, tuning_of
+from attnlab.analysis.sentences import spiked
 from attnlab.analysis.settings import (
     as_computed,
     covering_windows,
     kernels_in,
     same_settings,
 )
-from attnlab.analysis.statistics.comparisons import (
-    Comparison,
-    Comparisons,
-    ToBest,
-    compare,
-)
+from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
 from attnlab.analysis.statistics.layout import Spike
 from attnlab.analysis.statistics.power import detectable
 from attnlab.analysis.statistics.sequential import level_of, looked_at
@@ -75,6 +71,11 @@ class Verdict:
     def judged(self) -> bool:
         """True if there is a verdict: intervals for every pair."""
         return self.method != "none"
+
+    @property
+    def level(self) -> float:
+        """The error rate of each family of intervals: smaller where seeds are added."""
+        return level_of(*self.table.study.numbers_of_seeds)
 
     @cached_property
     def to_best(self) -> Mapping[str, Comparison]:
@@ -286,14 +287,6 @@ def _why(table: Table, entered: Eligible, functions: _Functions, found: Comparis
         said.append(f"Finished seeds: {', '.join(fewer)}; all finished runs count.")
     said += [spiked(spike) for spike in noise.spikes]
     return " ".join(said)
-
-
-def spiked(spike: Spike) -> str:
-    """Return a sentence on a run that is set aside."""
-    return (
-        f"Seed {spike.seed} of {spike.variant} is set aside as an outlier: {spike.loss:.3f}, where "
-        f"its other seeds have a mean of {spike.others:.3f} nats/token."
-    )
 
 
 def _why_not(entered: Eligible, functions: _Functions) -> str:

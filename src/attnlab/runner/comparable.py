@@ -17,9 +17,9 @@ from attnlab.config import differences
 from attnlab.data import Corpus
 from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, tuning_runs, tuning_seed
 from attnlab.study.study import Study
+from attnlab.training.config import Recipe
 from attnlab.training.recipe import start_of
 from attnlab.training.run import Run, RunConfig
-from attnlab.training.search import Recipe
 
 
 def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Conditions]) -> None:

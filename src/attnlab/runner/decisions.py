@@ -22,6 +22,7 @@ from attnlab.record import (
     tuning_runs,
 )
 from attnlab.study.study import Study
+from attnlab.training.config import Recipe
 from attnlab.training.recipe import (
     Challenge,
     TuningResult,
@@ -30,7 +31,7 @@ from attnlab.training.recipe import (
     tuning_losses,
 )
 from attnlab.training.run import Run
-from attnlab.training.search import Recipe, Search, decide
+from attnlab.training.search import Search, decide
 
 Stage = Literal["tuning", "verdict", "challenge", "ahead"]  # "ahead": it may turn out not needed
 BySeed = dict[int, float | None]  # validation loss, nats/token; None: diverged

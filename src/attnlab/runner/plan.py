@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.statistics.power import detectable
+from attnlab.analysis.statistics.power import Power, detectable
 from attnlab.analysis.statistics.sequential import level_of
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
@@ -42,22 +42,6 @@ class VariantPlan:
     peak_memory_bytes: int | None  # of training; None if it is unknown
     measured: bool  # False: the seconds are computed from FLOPs, a lower bound
     not_timed: str | None  # the error that prevented timing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Power:
-    """The smallest difference between two variants that is found with a probability of 80 %."""
-
-    standard_deviations: float | None  # in residual SDs; None for one seed or one variant
-    residual_sd: float | None  # of one run, seed effects removed, nats/token; None if unknown
-    residual_sd_source: str | None  # where `residual_sd` comes from
-
-    @property
-    def nats(self) -> float | None:
-        """The minimum detectable difference in nats/token; None if it is unknown."""
-        if self.standard_deviations is None or self.residual_sd is None:
-            return None
-        return self.standard_deviations * self.residual_sd
 
 
 @dataclass(frozen=True, kw_only=True)

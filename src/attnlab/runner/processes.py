@@ -8,6 +8,7 @@ with a reason that names it. The processes end with the worker: the system close
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -251,3 +252,19 @@ def death(exit_code: int | None) -> str:
         hint = "; the system may be out of memory" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{hint}"
     return f"its process ended with exit code {exit_code}"
+
+
+def require_processes() -> None:
+    """Let a worker of `multiprocessing.Pool` start processes; RuntimeError where none can start.
+
+    A pool forbids it so that no process outlives its workers. Those of attnlab end with the process
+    that started them, whatever ends it.
+    """
+    process = multiprocessing.current_process()
+    if process.daemon:
+        process.daemon = False
+    if getattr(process, "_inheriting", False):
+        raise RuntimeError(
+            "attnlab.run is called while a process of yours imports this script: put the call "
+            'under `if __name__ == "__main__":`'
+        )

@@ -4,7 +4,6 @@ data ─► schedule of the remaining runs ─► checks of their mechanisms ─
 """
 
 import dataclasses
-import multiprocessing
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -20,6 +19,7 @@ from attnlab.record import StudyRecord, WriteError, remove_temporary
 from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Started, Watch
+from attnlab.runner.processes import require_processes
 from attnlab.runner.request import Request, notes_on_data, read_data, require_importable
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
@@ -138,7 +138,7 @@ def run(  # noqa: PLR0913  one parameter per option
             Runs in progress were stopped, and the same call continues them from their checkpoints.
         RuntimeError: it is called while a process of the caller imports the calling script.
     """
-    _require_processes()
+    require_processes()
     request = Request(
         study=study,
         length=length,
@@ -249,22 +249,6 @@ def _workers(
         most=request.workers,
         notify=lambda text: watch(Notice(text)),
     )
-
-
-def _require_processes() -> None:
-    """Let a worker of `multiprocessing.Pool` start processes; RuntimeError where none can start.
-
-    A pool forbids it so that no process outlives its workers. Those of attnlab end with the process
-    that started them, whatever ends it.
-    """
-    process = multiprocessing.current_process()
-    if process.daemon:
-        process.daemon = False
-    if getattr(process, "_inheriting", False):
-        raise RuntimeError(
-            "attnlab.run is called while a process of yours imports this script: put the call "
-            'under `if __name__ == "__main__":`'
-        )
 
 
 class ResultsSoFar:

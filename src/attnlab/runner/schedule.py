@@ -18,19 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from attnlab.record import (
-    HeldError,
-    Holder,
-    Observer,
-    tuning_runs,
-    tuning_seed,
-)
+from attnlab.record import HeldError, Holder, Observer, tuning_runs, tuning_seed
 from attnlab.runner.comparable import conflict, conflicts
 from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
+from attnlab.training.config import Recipe
 from attnlab.training.recipe import BESIDE, EXPECTED_CHALLENGES, TuningResult, start_of
 from attnlab.training.run import Run
-from attnlab.training.search import Recipe
 
 MOST_CONFLICTS_NAMED = 3
 
@@ -240,9 +234,8 @@ class StudySchedule:
         for name in chosen:
             of_variant = sum(map(len, self._outcomes.challenge[name].values()))
             done, known = done + of_variant, known + of_variant + self._open(name, "challenge")
-        if tuning is None or not tuning.challenge or self.study.seeds < 2:
-            return RunCount.exactly(done, known)
-        if not self._verdict_left():
+        challenges = tuning is not None and tuning.challenge and self.study.seeds > 1
+        if not challenges or not self._verdict_left():
             return RunCount.exactly(done, known)
         expected = (len(BESIDE) - 1) * self.study.seeds * round(EXPECTED_CHALLENGES * len(chosen))
         return RunCount(done, known, max(known, expected), max(known, each * len(chosen)))
@@ -252,8 +245,8 @@ class StudySchedule:
         """The number of longer warm-ups that the search may try, for all variants alike."""
         tuning = self.study.tuning
         assert tuning is not None
-        starts = [start_of(config, tuning) for config in self.study.variants.values()]
-        return min(start.longer_warmups for start in starts)
+        configs = self.study.variants.values()
+        return min(start_of(config, tuning).longer_warmups for config in configs)
 
     def _decide(self) -> None:
         """Find what follows from the outcomes."""
@@ -276,8 +269,7 @@ class StudySchedule:
                 run = self.study.tuning_run(name, recipe)
                 if seed is not None:
                     run = self.study.challenge_run(name, seed, recipe)
-            identity = run.config.identity(self.fingerprints[name])
-            self._planned[wanted] = PlannedRun(run, identity)
+            self._planned[wanted] = PlannedRun(run, run.config.identity(self.fingerprints[name]))
         return self._planned[wanted]
 
     def _record(self, result: TuningResult) -> None:

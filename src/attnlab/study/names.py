@@ -1,9 +1,9 @@
 """Names of studies and variants, which are also names of folders."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from attnlab.config import Problem
+from attnlab.config import Problem, suggestion
 from attnlab.record import folder_name
 
 MOST_BYTES = 100  # of a name, in UTF-8; file systems allow 255 for the name of a folder
@@ -24,6 +24,34 @@ def name_problems(study: str, variants: Iterable[str]) -> Iterator[Problem]:
             reason = f"{variant!r} is the name of a folder that attnlab writes"
         if reason is not None:
             yield Problem("variants", f"{reason}; rename the variant")
+
+
+def group_problems(
+    families: Mapping[str, Iterable[str]],
+    variants: Collection[str],
+    labels: Iterable[str],
+    labelled: Collection[str],
+) -> Iterator[Problem]:
+    """Yield unknown variants of families and labels, and those in several families.
+
+    Args:
+        families: the variants of each family.
+        variants: those that a family may have.
+        labels: the variants that have a label.
+        labelled: those that may have one.
+    """
+    for name in labels:
+        if name not in labelled:
+            yield Problem(f"labels.{name}", f"no variant {name!r}{suggestion(name, labelled)}")
+    seen = dict[str, str]()
+    for family, names in families.items():
+        for name in names:
+            if name not in variants:
+                message = f"no variant {name!r}{suggestion(name, variants)}"
+                yield Problem(f"families.{family}", message)
+            elif name in seen:
+                yield Problem(f"families.{family}", f"{name} is also in {seen[name]}")
+            seen[name] = family
 
 
 def _reason(name: object) -> str | None:

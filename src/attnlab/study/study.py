@@ -11,12 +11,11 @@ from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import TUNING_SEED, StudyRecord, tuning_seed
 from attnlab.study.matching import Match
-from attnlab.study.names import name_problems
+from attnlab.study.names import group_problems, name_problems
 from attnlab.study.shorter_runs import override_run, warmup_notes
-from attnlab.training.config import EvalConfig, Tuning
+from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.recipe import at_recipe, tuning_problems
 from attnlab.training.run import Run, RunConfig
-from attnlab.training.search import Recipe
 from attnlab.version import __version__
 
 
@@ -70,7 +69,8 @@ class Study:
         elif self.baseline not in (known := (self.whole or self).variants):
             known = ", ".join(known)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
-        problems.extend(self._group_problems())
+        of_all = (self.whole or self).variants
+        problems.extend(group_problems(self.families, self.variants, self.labels, of_all))
         if self.tuning is not None:
             problems.extend(tuning_problems(self.variants, self.tuning))
         if problems:
@@ -256,22 +256,6 @@ class Study:
         if not self.seeds <= most <= TUNING_SEED:
             message = f"must be at least the {self.seeds} seeds at the start, and at most"
             yield Problem("most_seeds", f"{message} {TUNING_SEED}; got {most}")
-
-    def _group_problems(self) -> Iterator[Problem]:
-        """Yield variants of labels and families that are unknown, and those in several families."""
-        for name in self.labels:
-            if name not in (known := (self.whole or self).variants):
-                message = f"no variant {name!r}{suggestion(name, known)}"
-                yield Problem(f"labels.{name}", message)
-        seen = dict[str, str]()
-        for family, names in self.families.items():
-            for name in names:
-                if name not in self.variants:
-                    message = f"no variant {name!r}{suggestion(name, self.variants)}"
-                    yield Problem(f"families.{family}", message)
-                elif name in seen:
-                    yield Problem(f"families.{family}", f"{name} is also in {seen[name]}")
-                seen[name] = family
 
     def _changed(self, change: Callable[[RunConfig], RunConfig]) -> dict[str, RunConfig]:
         """Return all variants changed. Raise ConfigError with the problems of all of them."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from attnlab.config import Config, Problem
 from attnlab.record import NO_INFLUENCE
@@ -206,6 +206,39 @@ class Tuning(Config):
         values = sum(len(values) - 1 for values in self.settings.values())
         least = len(self.multiples) + 2 + min(warmups, 1) + values
         return least, least + 1, self.most * (2 + warmups + bool(self.settings)) + values
+
+
+class Recipe(NamedTuple):
+    """The tuned settings of a run."""
+
+    learning_rate: float  # peak, to six digits
+    warmup_steps: int
+    settings: tuple[tuple[str, float], ...] = ()  # declared ones, by the last part of their path
+
+    @property
+    def name(self) -> str:
+        """The name of its folder.
+
+        >>> Recipe(6e-4, 300, (("weight_decay", 0.1),)).name
+        'lr-0.0006,warmup_steps-300,weight_decay-0.1'
+        """
+        others = [("warmup_steps", self.warmup_steps), *self.settings]
+        return ",".join([f"lr-{self.learning_rate:g}", *(f"{name}-{x:g}" for name, x in others)])
+
+    @classmethod
+    def parse(cls, name: str) -> "Recipe | None":
+        """Return the recipe with this name; None for other names, as of searches of a rate alone.
+
+        >>> Recipe.parse("lr-0.0006,warmup_steps-300")
+        Recipe(learning_rate=0.0006, warmup_steps=300, settings=())
+        """
+        parts = (part.partition("-") for part in name.split(","))
+        try:
+            values = {key: float(value) for key, _, value in parts}
+            rate, warmup_steps = values.pop("lr"), values.pop("warmup_steps")
+        except (KeyError, ValueError):
+            return None
+        return cls(rate, int(warmup_steps), tuple(values.items()))
 
 
 def _not_shorter(extends: Extension | None, steps: int) -> Iterator[Problem]:

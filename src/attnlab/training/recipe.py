@@ -16,14 +16,9 @@ from numpy.typing import NDArray
 
 from attnlab.config import ConfigError, Problem, override
 from attnlab.record import SEARCH_NOISE, tuning_runs, tuning_seed, write_tuning_choice
-from attnlab.training.config import Tuning
+from attnlab.training.config import Recipe, Tuning
 from attnlab.training.run import RunConfig
-from attnlab.training.search import (
-    MOST_WARMUP,
-    Recipe,
-    Search,
-    Start,
-)
+from attnlab.training.search import MOST_WARMUP, Search, Start
 
 BESIDE = (0.0, -0.5, 0.5)  # rates of a challenge, in half octaves from the chosen one
 CHALLENGED = 0.5  # allowance after a challenge that confirms the rate, relative to the search's

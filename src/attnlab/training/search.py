@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attnlab.training.config import Tuning
+from attnlab.training.config import Recipe, Tuning
 
 LONGER = 3  # ratio of the next warm-up that is tried
 AT_ONE_RATE = 3  # margins that a longer warm-up must gain if it does not allow a higher rate
@@ -33,39 +33,6 @@ MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
 NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
 OFFSETS = range(-NEAR, NEAR + 1)
 FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
-
-
-class Recipe(NamedTuple):
-    """The tuned settings of a run."""
-
-    learning_rate: float  # peak, to six digits
-    warmup_steps: int
-    settings: tuple[tuple[str, float], ...] = ()  # declared ones, by the last part of their path
-
-    @property
-    def name(self) -> str:
-        """The name of its folder.
-
-        >>> Recipe(6e-4, 300, (("weight_decay", 0.1),)).name
-        'lr-0.0006,warmup_steps-300,weight_decay-0.1'
-        """
-        others = [("warmup_steps", self.warmup_steps), *self.settings]
-        return ",".join([f"lr-{self.learning_rate:g}", *(f"{name}-{x:g}" for name, x in others)])
-
-    @classmethod
-    def parse(cls, name: str) -> "Recipe | None":
-        """Return the recipe with this name; None for other names, as of searches of a rate alone.
-
-        >>> Recipe.parse("lr-0.0006,warmup_steps-300")
-        Recipe(learning_rate=0.0006, warmup_steps=300, settings=())
-        """
-        parts = (part.partition("-") for part in name.split(","))
-        try:
-            values = {key: float(value) for key, _, value in parts}
-            rate, warmup_steps = values.pop("lr"), values.pop("warmup_steps")
-        except (KeyError, ValueError):
-            return None
-        return cls(rate, int(warmup_steps), tuple(values.items()))
 
 
 Losses = Mapping[Recipe, float | None]  # nats/token by recipe; None, or not finite: it diverged

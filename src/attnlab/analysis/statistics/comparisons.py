@@ -37,7 +37,7 @@ from scipy.special import stdtr, stdtrit
 
 from attnlab.analysis.statistics.layout import Losses
 from attnlab.analysis.statistics.letters import letter_display
-from attnlab.analysis.statistics.noise import Noise, fit
+from attnlab.analysis.statistics.noise import Noise, fit, missed_by_search
 from attnlab.analysis.statistics.quantiles import Maximum, all_pairs, one_sided, to_one
 
 Array = NDArray[np.float64]
@@ -165,7 +165,7 @@ class Comparisons:
             return {}
         b = self.names.index(self.baseline)
         others = [i for i in range(len(self.names)) if i != b]
-        distribution = to_one(len(others), self._correlation(b))
+        distribution = to_one(len(others), self.noise.correlation_to(b))
         df_V = self.noise.df_to(b)
         half_V = distribution.quantile(self.level, df_V) * self.noise.error_VV[:, b]
         # the wider quantile of all pairs covers the baseline's comparisons, too
@@ -184,7 +184,7 @@ class Comparisons:
         count = len(self.names)
         half_VV = np.zeros((count, count))  # row: the control
         for i in range(count):
-            quantile = one_sided(count - 1, self._correlation(i))
+            quantile = one_sided(count - 1, self.noise.correlation_to(i))
             half_VV[i] = quantile.quantile(self.level, self.noise.df_VV[i])
         half_VV *= self.noise.error_VV
         difference_VV = self.noise.difference_VV
@@ -262,17 +262,6 @@ class Comparisons:
         below = np.nextafter(self.level, 0)
         return np.where(separable_VV, np.minimum(p_VV, below), np.maximum(p_VV, self.level))
 
-    def _correlation(self, control: int) -> float:
-        """Return a correlation that no two differences to the control fall below.
-
-        Lower correlations make wider intervals (Slepian 1962), and steps of 0.05 few tables.
-        """
-        part_V = self.noise.part_V
-        own = part_V[control]
-        most = np.delete(part_V, control).max()
-        correlation = own / (own + most) if own + most > 0 else 0.5
-        return float(np.clip(np.floor(correlation * 20) / 20, 0.0, 0.95))
-
 
 def compare(
     losses: Losses,
@@ -304,18 +293,3 @@ def compare(
     assert (shape_V >= 0).all(), "an allowance is a loss that tuning may have missed"
     allowance_V = missed_by_search(shape_V, noise_V, noise.deviation_V, level)
     return Comparisons(noise, allowance_V, baseline, margin, level)
-
-
-def missed_by_search(
-    allowance_V: Array, search_noise_V: Array, deviation_V: Array, level: float = ERROR
-) -> Array:
-    """Return the loss (nats/token) that each search may have missed, by shape and by noise.
-
-    Args:
-        allowance_V: nats/token that the shape of the curve can hide.
-        search_noise_V: standard deviations of a run by which noise misleads the search.
-        deviation_V: standard deviation of a run, nats/token. Leading axes are separate studies.
-        level: error rate of the comparisons.
-    """
-    quantile = all_pairs(deviation_V.shape[-1]).quantile(level, np.inf)
-    return np.hypot(allowance_V, search_noise_V * quantile * deviation_V)

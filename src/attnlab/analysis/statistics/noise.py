@@ -37,6 +37,7 @@ from attnlab.analysis.statistics.layout import (
     spikes_in,
     typical_variance,
 )
+from attnlab.analysis.statistics.quantiles import all_pairs
 
 Array = NDArray[np.float64]
 PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -0.5, 3.0
@@ -91,6 +92,16 @@ class Noise:
         df_V = self.df_V.copy()
         df_V[control] = min(df_V[control], self.runs[control] - 1)
         return self._welch(df_V)[:, control]
+
+    def correlation_to(self, control: int) -> float:
+        """Return a correlation that no two differences to the control fall below.
+
+        Lower correlations make wider intervals (Slepian 1962), and steps of 0.05 few tables.
+        """
+        own = self.part_V[control]
+        most = np.delete(self.part_V, control).max()
+        correlation = own / (own + most) if own + most > 0 else 0.5
+        return float(np.clip(np.floor(correlation * 20) / 20, 0.0, 0.95))
 
     def _welch(self, df_V: Array) -> Array:
         sum_VV = self.part_V[:, None] + self.part_V[None, :]
@@ -153,6 +164,21 @@ def fit(losses: Losses) -> Noise:
         paired=paired,
         spikes=spikes,
     )
+
+
+def missed_by_search(
+    allowance_V: Array, search_noise_V: Array, deviation_V: Array, level: float
+) -> Array:
+    """Return the loss (nats/token) that each search may have missed, by shape and by noise.
+
+    Args:
+        allowance_V: nats/token that the shape of the curve can hide.
+        search_noise_V: standard deviations of a run by which noise misleads the search.
+        deviation_V: standard deviation of a run, nats/token. Leading axes are separate studies.
+        level: error rate of the comparisons.
+    """
+    quantile = all_pairs(deviation_V.shape[-1]).quantile(level, np.inf)
+    return np.hypot(allowance_V, search_noise_V * quantile * deviation_V)
 
 
 def pair_noise(own_RV: Array, df: float) -> tuple[Array, Array]:

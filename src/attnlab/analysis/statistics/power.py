@@ -12,6 +12,7 @@ Shapes: R simulated studies, V variants.
 """
 
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -26,6 +27,22 @@ POWER = 0.8
 LEVEL = 0.05
 MOST_SEEDS = 100
 _NUMBERS = 20_000  # variances that are simulated; enough for two digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """The smallest difference between two variants that is found with a probability of 80 %."""
+
+    standard_deviations: float | None  # in residual SDs; None for one seed or one variant
+    residual_sd: float | None  # of one run, seed effects removed, nats/token; None if unknown
+    residual_sd_source: str | None  # where `residual_sd` comes from
+
+    @property
+    def nats(self) -> float | None:
+        """The minimum detectable difference in nats/token; None if it is unknown."""
+        if self.standard_deviations is None or self.residual_sd is None:
+            return None
+        return self.standard_deviations * self.residual_sd
 
 
 def detectable(
