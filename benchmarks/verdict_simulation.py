@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from attnlab.analysis.statistics.comparisons import compare, missed_by_search
+from attnlab.analysis.statistics.comparisons import ERROR, compare
+from attnlab.analysis.statistics.noise import missed_by_search
 from attnlab.record import SEARCH_NOISE
 from attnlab.training.config import Recipe, Tuning
 from attnlab.training.recipe import BESIDE, allowance_ratio, cross_fit, to_challenge
@@ -222,7 +223,7 @@ class Verdicts:
         self.loss_RVS = self._train(0.0)
         self.difference_RVV, self.half_RVV, deviation_RV = intervals(self.loss_RVS)
         noise_RV = np.full(curves.size, recipes.search_noise)
-        self.missed_RV = missed_by_search(recipes.allowance_RV, noise_RV, deviation_RV)
+        self.missed_RV = missed_by_search(recipes.allowance_RV, noise_RV, deviation_RV, ERROR)
 
     def outcome(self, truth_V: Array, *, challenges: bool) -> Outcome:
         """Compare what is published with the truth: the loss of each variant at its best recipe."""
