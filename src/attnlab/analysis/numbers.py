@@ -54,7 +54,7 @@ def estimate(value: Estimate | None, digits: int = 4) -> str:
 
 
 def comparison(value: Comparison | None, digits: int = 4) -> str:
-    """Return mean ± half-width of the interval, or both ends if tuning adds to them.
+    """Return mean ± half-width of the interval, or both ends if tuning widens it.
 
     The mean alone for one seed.
     """

@@ -136,7 +136,7 @@ def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
                         f"-{_bound(pair.first_allowance)}, +{_bound(pair.second_allowance)}"
                     ),
                 ),
-                about="what tuning may have missed; below and above, with ± seeds in quadrature",
+                about="what tuning may have missed, below and above; adds in quadrature to ± seeds",
                 priority=14,
             ),
         ]
