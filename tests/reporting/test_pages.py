@@ -177,7 +177,7 @@ def test_two_hundred_variants_make_a_page_that_a_browser_opens_in_time(tmp_path)
     assert time.process_time() - start < 20  # on a busy machine; 5 s alone
     assert len(html.encode()) < 3e6
     assert "No table of all pairs for so many variants" in html
-    assert "The best 30 of 200 variants; the tables have all." in html
+    assert "The best 22 of 200 variants; the tables have all." in html
 
 
 def test_what_a_user_named_is_text_and_not_markup(study_dir):
