@@ -4,6 +4,7 @@ Every command of the command line is a function:
 
     run        train the variants of a study and compare them
     plan       estimate time, disk space and power of a study (attnlab run --plan)
+    train      train one run of a study, also as one of torchrun's processes
     extend     continue a finished run for more steps
     check      check mechanisms for every property of the contract
     bench      measure time, memory and decode state of mechanisms
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from attnlab.reporting.compare import compare as compare
     from attnlab.reporting.files import report as report
     from attnlab.runner.doctor import doctor as doctor
+    from attnlab.runner.execute import train as train
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
     from attnlab.runner.run import ViolatedPropertyError as ViolatedPropertyError

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import tiny_study
@@ -240,7 +241,9 @@ def test_a_record_names_files_of_its_own_folder_only(tmp_path, path):
 def test_a_hypothesis_in_a_record_executes_no_file(tmp_path):
     write(tmp_path / "mine", bad="raise SystemExit(7)")
     recorded = {"kind": f"{tmp_path}/mine/bad.py:Mine"}
-    judged = _judged(recorded, None)
+    study = SimpleNamespace(judgements=())
+    evidence = SimpleNamespace(verdict=SimpleNamespace(table=SimpleNamespace(study=study)))
+    judged = _judged(recorded, evidence)
     assert judged.ruling == "not judged"
     assert "code of its own" in judged.found[0]
 

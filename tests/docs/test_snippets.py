@@ -77,7 +77,7 @@ def test_the_results_snippet_prints_the_ranking(tmp_path, monkeypatch, capsys):
     exec(python_block("comprehensive_results.json"), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11
-    assert lines[0].startswith("1. linear: Loss 4.6098")
+    assert lines[0].startswith("1. linear: Loss 4.6142")
 
 
 def test_the_mechanism_keeps_the_contract(tmp_path, monkeypatch):

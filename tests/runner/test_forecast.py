@@ -36,7 +36,7 @@ def test_the_time_is_that_of_the_runs_that_remain(tmp_path):
     assert TIME.seconds(tiny_study.base) == one_run
     least, expected, most = forecast(tmp_path).seconds()
     tuning_run = one_run - 0.25  # its last checkpoint is not written
-    assert least == pytest.approx(WORKER_START + 21 * tuning_run + 6 * one_run + 3 * 3)
+    assert least == pytest.approx(WORKER_START + 18 * tuning_run + 6 * one_run + 3 * 3)
     assert expected == pytest.approx(least + 3 * tuning_run)
     assert most == pytest.approx(WORKER_START + 54 * tuning_run + 6 * one_run + 3 * 3)
     assert forecast(tmp_path, workers=3).seconds()[0] == pytest.approx(

@@ -14,7 +14,7 @@ from torch import nn
 from attnlab.data.batches import window_starts
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.record import RunFolder
-from attnlab.runner import execute as execute_module
+from attnlab.runner import execution
 from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
@@ -226,9 +226,9 @@ def test_libraries_are_loaded_before_memory_and_time_are_measured(tmp_path, plac
         "advance",
         lambda step: (steps_before.append(len(step.starts_SB[0])), advance(step)),
     )
-    measured = execute_module.PeakMemory
+    measured = execution.PeakMemory
     monkeypatch.setattr(
-        execute_module,
+        execution,
         "PeakMemory",
         lambda device: (steps_before.append("peak"), measured(device))[1],
     )

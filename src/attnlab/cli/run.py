@@ -170,7 +170,12 @@ def run(  # noqa: PLR0913  one parameter per option
     ] = None,
     cpus_per_run: Annotated[
         int | None,
-        typer.Option(help="Give a run this number of CPUs, with Ray.", show_default="1"),
+        typer.Option(
+            help="Give a run this number of CPUs, with Ray.",
+            show_default="1",
+            parser=whole(1),
+            metavar="N",
+        ),
     ] = None,
     track: Annotated[
         list[str] | None,

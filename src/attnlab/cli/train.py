@@ -65,19 +65,8 @@ def train(  # noqa: PLR0913  one parameter per option
     Under torchrun the run is shared by its processes, one per GPU:
     `torchrun --standalone --nproc-per-node 4 -m attnlab train STUDY`.
     """
+    import attnlab
     from attnlab.runner.events import Ended, Progress
-    from attnlab.runner.execute import train_run
-    from attnlab.runner.request import Request
-
-    request = Request(
-        study=study,
-        overrides=overrides or [],
-        length=length,
-        steps=steps,
-        out=folder(out),
-        device=device,
-        fla_path=fla_path,
-    )
 
     def watch(event: "Event") -> None:
         match event:
@@ -89,5 +78,17 @@ def train(  # noqa: PLR0913  one parameter per option
             case _:
                 verbatim(str(event), console)
 
-    end = train_run(request, variant, seed, watch, command=command_line())
+    end = attnlab.train(
+        study,
+        variant=variant,
+        seed=seed,
+        overrides=overrides or [],
+        length=length,
+        steps=steps,
+        out=folder(out),
+        device=device,
+        fla_path=fla_path,
+        watch=watch,
+        command=command_line(),
+    )
     raise typer.Exit(0 if isinstance(end, Ended) and end.status == "finished" else 1)

@@ -3,11 +3,10 @@
 A run on one device is executed in the process that calls it, one on several in a process for each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,11 +26,10 @@ from attnlab.reporting.files import write_report
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execution import Execution
 from attnlab.runner.processes import Job, execute_in_processes
+from attnlab.study.events import ignore
+from attnlab.study.study import Study
 from attnlab.training.assemble import memory_advice
 from attnlab.training.run import Run
-
-if TYPE_CHECKING:
-    from attnlab.runner.request import Request
 
 
 def execute(
@@ -171,29 +169,52 @@ def corpus_of(data: DataConfig, places: Places) -> Corpus:
     return data.load(places)
 
 
-def train_run(
-    request: "Request",
-    variant: str | None,
-    seed: int,
-    watch: Callable[[Event], None],
+def train(  # noqa: PLR0913  one parameter per option
+    study: Study | Path | str,
     *,
-    command: str,
+    variant: str | None = None,
+    seed: int = 0,
+    length: str | None = None,
+    steps: int | None = None,
+    overrides: Iterable[str] = (),
+    out: Path | str | None = None,
+    data: Path | str | None = None,
+    cache: Path | str | None = None,
+    device: str = "auto",
+    fla_path: Path | str | None = None,
+    watch: Callable[[Event], None] = ignore,
+    command: str | None = None,
 ) -> Event:
     """Train one run of a study in this process, which may be one of torchrun's; return its end.
 
+    The run has its variant's own recipe, and `attnlab.run` takes it for done afterwards.
+
     Args:
-        request: the study, its options, folders and device.
+        study, length, steps, overrides, out, data, cache, device, fla_path: as for `attnlab.run`.
         variant: the variant's name; None: the baseline.
         seed: the run's seed.
         watch: a function that is called with every event, in the process that writes the run.
-        command: the command that the study's record names.
+        command: the command that the study's record names, by default a call of `attnlab.run`.
 
     Raises the errors of `attnlab.run`, and HeldError if another process writes the run.
     """
-    study = request.apply_options()
-    name = variant or study.baseline or next(iter(study.variants))
-    study.only([name])  # ConfigError for a variant that does not exist
-    run, study_dir = study.verdict_run(name, seed), request.study_dir(study)
+    from attnlab.runner.request import Request  # it imports this module
+
+    request = Request(
+        study=study,
+        length=length,
+        steps=steps,
+        overrides=overrides,
+        out=out,
+        data=data,
+        cache=cache,
+        device=device,
+        fla_path=fla_path,
+    )
+    asked = request.apply_options()
+    name = variant or asked.baseline or next(iter(asked.variants))
+    asked.only([name])  # ConfigError for a variant that does not exist
+    run, study_dir = asked.verdict_run(name, seed), request.study_dir(asked)
     local_rank, count = Ranks.of_torchrun() or (0, 1)
     if problem := uneven(run.config.train.batch_size, count):
         raise ConfigError([Problem("train.batch_size", problem)])
@@ -209,7 +230,8 @@ def train_run(
                 f"{folder.path} was made with different settings; choose another --out"
             )
         with StudyRecord.held(study_dir):
-            study.record(command=command, checked=False).joined(study_dir).write(study_dir)
+            record = asked.record(command=command or request.call(), checked=False)
+            record.joined(study_dir).write(study_dir)
         ranks.wait()
     end: Event | None = ended(folder)
     ranks.wait()  # all have looked before the first one writes

@@ -285,8 +285,9 @@ def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
         vertex. Where a neighbour diverged, the best rate itself, and the other neighbour's loss
         above it, since a curve that bends upwards falls no faster beyond the best rate than before.
 
-    >>> vertex({-1: 5.0625, 0: 5.0, 1: 5.0625})
-    (0.0, 0.015625)
+    >>> place, missed = vertex({-1: 5.0, 0: 4.9, 1: 5.1})
+    >>> round(place, 3), round(missed, 4)
+    (-0.167, 0.0375)
     """
     low, high = losses[-1] - losses[0], losses[1] - losses[0]
     if math.isinf(low) or math.isinf(high):
