@@ -218,8 +218,8 @@ def train(  # noqa: PLR0913  one parameter per option
     local_rank, count = Ranks.of_torchrun() or (0, 1)
     if problem := uneven(run.config.train.batch_size, count):
         raise ConfigError([Problem("train.batch_size", problem)])
-    device = _device_of(request.device, local_rank)
-    ranks = Ranks.join(device) if count > 1 else Ranks.alone(device)
+    own_device = _device_of(request.device, local_rank)
+    ranks = Ranks.join(own_device) if count > 1 else Ranks.alone(own_device)
     if not ranks.writes:
         ranks.wait()  # the first one has cached the data
     corpus = run.config.data.load(request.places())
