@@ -34,7 +34,6 @@ NEAR = 4  # half octaves from the best rate: runs beyond say little about its pa
 OFFSETS = range(-NEAR, NEAR + 1)
 FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
 
-
 Losses = Mapping[Recipe, float | None]  # nats/token by recipe; None, or not finite: it diverged
 
 
