@@ -282,7 +282,8 @@ def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_pa
     assert sorted(path.name for path in out.iterdir()) == [
         *("comparison.png", "comparison.svg"),
         *(f"comparison_{panel}.pdf" for panel in ("curves", "curves_minus_reference")),
-        *(f"comparison_{panel}.pdf" for panel in ("differences", "loss", "time")),
+        *(f"comparison_{panel}.pdf" for panel in ("differences", "loss", "other")),
+        *(f"comparison_{panel}.pdf" for panel in ("positions", "recall", "time", "training")),
         *("comprehensive_results.json", "failures.json"),
         *("report.html", "report.md", "table.csv", "table.tex"),
     ]

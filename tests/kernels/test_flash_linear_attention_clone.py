@@ -37,7 +37,7 @@ def clone(tmp_path):
     (folder / "fla" / "layers").mkdir(parents=True)
     (folder / "fla" / "__init__.py").write_text(START)
     (folder / "fla" / "layers" / "__init__.py").write_text("WHERE = 'the clone'\n__all__ = []\n")
-    (folder / "beside.py").write_text("")
+    (folder / "beside_the_clone.py").write_text("")
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "all")
@@ -63,7 +63,7 @@ def test_what_is_imported_is_the_clone_and_nothing_else_of_it(clone, fresh):
     fla.use_fla(clone)
     assert fla_clone.imported("fla.layers").WHERE == "the clone"
     assert Path(sys.modules["fla"].__file__) == clone / "fla" / "__init__.py"
-    assert importlib.util.find_spec("beside") is None
+    assert importlib.util.find_spec("beside_the_clone") is None
     fla.use_fla(clone / ".." / clone.name)  # the same clone again is accepted
 
 
