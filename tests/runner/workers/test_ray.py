@@ -69,7 +69,7 @@ def corpus(cache):
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster whose head executes no runs."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'attnlab[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     from ray.cluster_utils import Cluster as Nodes
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -1,6 +1,6 @@
 """The connection to a Ray cluster: what it has, and what one run takes of it.
 
-Ray is an extra (`pip install 'attnlab[ray]'`), imported when a study is to run on it.
+Ray is the extra `ray`, imported when a study is to run on it.
 """
 
 import fcntl
@@ -46,7 +46,7 @@ class Cluster:
             ValueError: Ray is not installed, or there is no cluster at the address.
         """
         if find_spec("ray") is None:
-            raise ValueError("Ray is not installed: pip install 'attnlab[ray]'")
+            raise ValueError("Ray is not installed: pip install ray")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that starts sends no reports
         self.ray = import_module("ray")
         # Ray prints the deaths of its processes to stdout, which is that of --json
