@@ -2,6 +2,8 @@
 
 import gc
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,12 @@ def use_own_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of_worker(worker, gpus)
 
 
+def receive_interrupts() -> None:
+    """Undo what a shell does to a command in the background: SIGINT would be ignored, inherited."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def make_source_importable() -> None:
     """Let subprocesses import this source tree, whatever their working directory."""
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -36,6 +44,7 @@ def make_source_importable() -> None:
 
 
 use_own_gpu()
+receive_interrupts()
 make_source_importable()
 
 # importing a planted bug adds its kind to the zoo: only the tests that want them do
