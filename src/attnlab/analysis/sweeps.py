@@ -13,6 +13,7 @@ from typing import Any
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.table import Variant
 from attnlab.analysis.verdict import Verdict
+from attnlab.config import setting_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,14 @@ def _along(
     lines = dict[str, list[SweptPoint]]()
     for variant in variants:
         others = [
-            f"{other.rpartition('.')[2]} {_setting(variant.config, other)}"
+            f"{other.rpartition('.')[2]} {setting_at(variant.config, other)}"
             for other in paths
             if other != path
         ]
         fixed = ", ".join([*([whose[variant.name]] if variant.name in whose else []), *others])
         point = SweptPoint(
             variant=variant.name,
-            value=_setting(variant.config, path),
+            value=setting_at(variant.config, path),
             difference=verdict.to_baseline.get(variant.name),
         )
         lines.setdefault(fixed, []).append(point)
@@ -83,15 +84,3 @@ def _along(
             for fixed, line in lines.items()
         },
     )
-
-
-def _setting(config: Any, path: str) -> Any:
-    """Return the recorded setting at a dotted path, in which a number is a place in a list."""
-    for part in path.split("."):
-        if isinstance(config, Mapping):
-            config = config.get(part)
-        elif isinstance(config, Sequence) and not isinstance(config, str) and part.isdigit():
-            config = config[int(part)] if int(part) < len(config) else None
-        else:
-            return None
-    return config

@@ -1,7 +1,7 @@
 """Settings: frozen and strict, converted to JSON and back, hashed into a run's identity."""
 
 from attnlab.config.differences import differences, drop_unset
-from attnlab.config.override import override, settings
+from attnlab.config.override import override, setting_at, settings
 from attnlab.config.own_code import (
     OwnCodeError,
     is_own,
@@ -42,6 +42,7 @@ __all__ = [
     "own_error",
     "own_kind",
     "read_from_record",
+    "setting_at",
     "settings",
     "suggestion",
     "whole_number",

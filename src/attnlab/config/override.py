@@ -80,6 +80,19 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
         found.append(Problem(join(*path[:-1]), message))
 
 
+def setting_at(tree: Any, path: str) -> Any:
+    """Return what stands at a dotted path of a tree of JSON values; None if there is no such path.
+
+    >>> setting_at({"model": {"mechanisms": [{"window": 128}]}}, "model.mechanisms.0.window")
+    128
+    """
+    for part in path.split("."):
+        if not isinstance(tree, dict | list):
+            return None
+        tree = _item(tree, part)
+    return tree
+
+
 def _item(tree: Any, part: str) -> Any:
     if isinstance(tree, dict):
         return tree.get(part)
