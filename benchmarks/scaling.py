@@ -2,20 +2,21 @@
 
     NCCL_NVLS_ENABLE=0 python benchmarks/scaling.py --gpus 1,2,4 --out scaling.json
 
-First table: the Transformer and the Gated DeltaNet of `hybrids`, 12 layers of 768, on text of the
-standard library in bytes. `loss` is that of training over the last 10 of 100 steps with one global
-batch. "1 by 24" is one GPU in micro-batches of 24, which changes the order of additions alone, as
-more GPUs do: the spread of these rows is what rounding becomes in 100 steps. `tokens/s` is with a
-global batch that grows with the GPUs, compiled, as a long run is. Second table: a model of over a
-billion parameters, with its memory per GPU, and its MFU: 3 forward passes of matrix products over
-the peak rate of an H100's datasheet.
+First table: the Transformer and the Gated DeltaNet of `hybrids`, 12 layers of 768, on its books
+(`--text bytes`: the standard library's text in bytes). `loss` is that of training over the last 10
+of 100 steps with one global batch. Two kinds of rows say what rounding alone becomes in 100 steps:
+"1 by 24" is one GPU in micro-batches of 24, which changes the order of additions, as more GPUs do;
+"1 nudged" is one GPU from initial weights that are larger by a factor of 1 + 2^-23. `from 1e-3` is
+the first of ten windows of ten steps whose mean loss differs from one GPU's by more than 0.001.
+`tokens/s` is with a global batch that grows with the GPUs, compiled, as a long run is. Second
+table: a model of over a billion parameters, with its memory per GPU, and its MFU: 3 forward passes
+of matrix products over the peak rate of an H100's datasheet.
 
 `--small` is a rehearsal on two CPU processes. The results so far are in the file of `--out`.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ from attnlab.training.step import TrainingStep
 
 PEAK_FLOPS = 989e12  # of an H100 SXM, bfloat16, dense
 VOCAB, SMALL_VOCAB = 50_257, 256
+BYTES = Stdlib(tokenizer=Bytes(), max_bytes=4_000_000)
 LOSS_STEPS, LAST, WARM, TIMED = 100, 10, 12, 24
 
 
@@ -55,6 +57,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="time steps without torch.compile")
     parser.add_argument("--parts", default="loss,speed,large")
     parser.add_argument("--precision", default="auto", help="auto, or float32 for the losses")
+    parser.add_argument("--text", default="study", choices=("study", "bytes"))
+    parser.add_argument("--no-controls", action="store_true", help="no micro-batches, no nudge")
     options = parser.parse_args()
     if Ranks.of_torchrun() is not None:
         measure(options)
@@ -90,7 +94,8 @@ def measure(options: argparse.Namespace) -> None:
         config = sized(study.variants[name], options)
         if "loss" in parts:
             note(part="loss", variant=name, **losses(config, ranks))
-        if "loss" in parts and count == 1:
+        if "loss" in parts and count == 1 and not options.no_controls:
+            note(part="nudged", variant=name, **losses(config, ranks, factor=1 + 2**-23))
             for parts_of_batch in (2, 4) if options.small else (2, 3, 4):
                 size = config.train.batch_size // parts_of_batch
                 train = replace(config.train, micro_batch_size=size)
@@ -114,19 +119,22 @@ def sized(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     rate = {"learning_rate": options.learning_rate, "warmup_steps": LOSS_STEPS // 2}
     rate["precision"] = options.precision
     train, model = replace(config.train, steps=LOSS_STEPS, **rate), config.model
+    if options.small or options.text == "bytes":
+        config = replace(config, data=BYTES)
     if options.small:
         train = replace(train, batch_size=4, seq_len=16)
         model = replace(model, d_model=48, n_layers=2, feedforward=SwiGLU(d_ff=64))
     return replace(config, train=train, model=model)
 
 
-def losses(config: RunConfig, ranks: Ranks) -> dict:
-    """Return the training loss over the first and over the last steps."""
-    step = built(config, ranks, compiled=False)
+def losses(config: RunConfig, ranks: Ranks, factor: float = 1.0) -> dict:
+    """Return the mean training loss of every 10 steps, from initial weights times `factor`."""
+    step = built(config, ranks, compiled=False, factor=factor)
     for _ in range(LOSS_STEPS):
         step.advance()
-    first, last = step.means(0, LAST), step.means(LOSS_STEPS - LAST, LOSS_STEPS)
-    return {"first_loss": first["train_loss"], "loss": last["train_loss"]}
+    windows = [step.means(first, first + LAST) for first in range(0, LOSS_STEPS, LAST)]
+    by_window = [window["train_loss"] for window in windows]
+    return {"losses": by_window, "loss": by_window[-1]}
 
 
 def large(count: int, *, small: bool) -> RunConfig:
@@ -140,7 +148,7 @@ def large(count: int, *, small: bool) -> RunConfig:
         feedforward=SwiGLU(d_ff=11 * width // 4),
     )
     train = TrainConfig(batch_size=16 * count, seq_len=1024 if not small else 32)
-    return RunConfig(data=Stdlib(tokenizer=Bytes()), model=model, train=train)
+    return RunConfig(data=BYTES, model=model, train=train)
 
 
 def speed(config: RunConfig, train: TrainConfig, ranks: Ranks, *, compiled: bool) -> dict:
@@ -177,16 +185,18 @@ def vocabulary(config: RunConfig) -> int:
     return VOCAB if config.model.d_model >= 768 else SMALL_VOCAB
 
 
-def built(config: RunConfig, ranks: Ranks, *, compiled: bool) -> TrainingStep:
-    """Return a training step on the text of the standard library, in bytes."""
+def built(config: RunConfig, ranks: Ranks, *, compiled: bool, factor: float = 1.0) -> TrainingStep:
+    """Return a training step at step 0."""
     train = config.train
-    text = Stdlib(tokenizer=Bytes(), max_bytes=4_000_000)
-    corpus = text.load(Places(None, Path(os.environ.get("TMPDIR", "/tmp")) / "attnlab-scaling"))
+    corpus = config.data.load(Places.from_environment())
     starts = window_starts(
         len(corpus.train), seq_len=train.seq_len, batch_size=train.batch_size,
         steps=train.steps, seed=0,
     )  # fmt: skip
     model = config.model.build(vocabulary(config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= factor
     return TrainingStep(
         train,
         model if ranks.count > 1 else model.to(ranks.device),
@@ -202,16 +212,19 @@ def show(rows: list[dict]) -> None:
     """Print both tables."""
     one = {row["variant"]: row for row in rows if row["part"] == "loss" and row["gpus"] == 1}
     slow = {row["variant"]: row for row in rows if row["part"] == "speed" and row["gpus"] == 1}
-    print(f"\n{'variant':14}{'GPUs':>6}{'loss':>10}{'vs 1 GPU':>11}{'tokens/s':>12}{'x':>7}"
-          f"{'ms/step':>9}{'GiB/GPU':>9}")  # fmt: skip
+    print(f"\n{'variant':14}{'GPUs':>10}{'loss':>10}{'vs 1 GPU':>11}{'from 1e-3':>11}"
+          f"{'tokens/s':>12}{'x':>7}{'ms/step':>9}{'GiB/GPU':>9}")  # fmt: skip
     for row in rows:
-        if row["part"] not in ("loss", "micro"):
+        if row["part"] not in ("loss", "micro", "nudged"):
             continue
         fast = next((r for r in rows if r["part"] == "speed" and same(r, row)), None)
-        base = one.get(row["variant"], {}).get("loss", float("nan"))
-        size = row.get("micro_batch_size")
-        label = str(row["gpus"]) if row["part"] == "loss" else f"1 by {size}"
-        line = f"{row['variant']:14}{label:>6}{row['loss']:10.4f}{row['loss'] - base:+11.4f}"
+        base = one.get(row["variant"], row)
+        label = {"loss": str(row["gpus"]), "nudged": "1 nudged"}.get(row["part"])
+        label = label or f"1 by {row['micro_batch_size']}"
+        apart = [abs(a - b) > 1e-3 for a, b in zip(row["losses"], base["losses"], strict=True)]
+        since = str(LAST * apart.index(True)) if any(apart) else "-"
+        difference = row["loss"] - base["loss"]
+        line = f"{row['variant']:14}{label:>10}{row['loss']:10.4f}{difference:+11.4f}{since:>11}"
         if fast is not None and row["part"] == "loss":
             base_rate = slow.get(row["variant"], fast)["tokens_per_second"]
             line += (
