@@ -6,7 +6,7 @@ import time
 
 import pytest
 from scipy import stats
-from support.written_study import edit, steady, write_study
+from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse, analysis_of
 from attnlab.analysis.curves import Curve

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from support import tiny_study
-from support.written_study import steady, write_study
+from support.reported_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.families import dominating, range_by_chance

@@ -1,9 +1,11 @@
-"""The verdict in two sentences that a newcomer understands."""
+"""The statistics of a study folder, and the verdict in sentences that a newcomer understands."""
 
 import pytest
-from support.written_study import steady, write_study
+from support.reported_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.table import read_table
+from attnlab.analysis.verdict import verdict_of
 
 
 def headline(folder, losses, **more):
@@ -93,3 +95,101 @@ def test_a_control_that_does_not_tie_is_the_headline(tmp_path):
 @pytest.mark.parametrize("losses", [{"mha": [5.0]}, {"mha": [5.0, 5.1]}])
 def test_a_single_variant_stands_alone(tmp_path, losses):
     assert headline(tmp_path, losses)[0].startswith("mha is the only variant compared (5.0")
+
+
+def verdict(folder, losses, **more):
+    return verdict_of(read_table(write_study(folder, losses, **more)))
+
+
+def test_one_variant_minus_another_is_the_other_minus_it_turned_round(tmp_path):
+    losses = {"mha": steady(5.0, 1), "mla": steady(5.01, 2), "gqa": steady(5.02, 3)}
+    found = verdict(tmp_path, losses)
+    there, back = found.pairs["mha", "gqa"], found.pairs["gqa", "mha"]
+    assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
+    assert (back.p, back.separable) == (there.p, there.separable)
+    assert found.to_baseline["gqa"].mean == back.mean
+    assert found.to_best["mla"] == found.pairs["mla", found.order[0]]
+    assert set(found.to_baseline) == {"mla", "gqa"}
+
+
+def test_intervals_of_fewer_comparisons_are_narrower_and_all_hold_one_difference(tmp_path):
+    losses = {name: steady(5.0, place) for place, name in enumerate(("mha", "mla", "gqa", "x"))}
+    found = verdict(tmp_path, losses)
+    for name, to_baseline in found.to_baseline.items():
+        every = found.pairs[name, "mha"]
+        assert every.mean == to_baseline.mean
+        assert every.alone == to_baseline.alone < to_baseline.half_width < every.half_width
+
+
+def test_two_functions_under_three_names_get_the_verdict_of_two(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.004, 2)}
+    alone = verdict(tmp_path / "two", losses)
+    same = {"function": "gqa_1"}
+    named = verdict(tmp_path / "three", losses | {"mqa": losses["gqa_1"]}, mqa=same)
+    assert named.pairs["mqa", "mha"] == named.pairs["gqa_1", "mha"] == alone.pairs["gqa_1", "mha"]
+    assert named.residual_sd == alone.residual_sd
+    assert named.letters["mqa"] == named.letters["gqa_1"]
+    assert named.functions == (("mha",), ("gqa_1", "mqa"))
+    control = named.pairs["gqa_1", "mqa"]
+    assert (control.low, control.mean, control.high, control.separable) == (0, 0, 0, False)
+
+
+def test_columns_of_equal_numbers_count_once_whatever_their_settings(tmp_path):
+    losses = {"mha": steady(5.0, 1), "math": steady(5.004, 2), "flash": steady(5.004, 2)}
+    found = verdict(tmp_path, losses)
+    assert found.functions == (("mha",), ("math", "flash"))
+    assert found.pairs["math", "flash"].equivalent
+
+
+def test_practically_equal_is_said_where_the_interval_lies_within_the_margin(tmp_path):
+    losses = {"mha": steady(5.0, 1), "mla": steady(5.0005, 2), "far": steady(5.5, 3)}
+    found = verdict(tmp_path, losses)
+    near, far = found.pairs["mla", "mha"], found.pairs["far", "mha"]
+    assert (near.equivalent, near.separable) == (True, False)
+    assert -found.margin < near.low < near.high < found.margin
+    assert (far.equivalent, far.separable) == (False, True)
+
+
+def test_one_seed_gives_no_verdict_and_says_so(tmp_path):
+    found = verdict(tmp_path, {"mha": [5.0], "mla": [5.1]})
+    assert (found.method, found.letters, found.detectable) == ("none", {}, None)
+    assert "one seed" in found.why
+    assert found.order == ("mha", "mla")
+    pair = found.pairs["mla", "mha"]
+    assert pair.mean == pytest.approx(0.1)
+    assert (pair.low, pair.p, pair.separable, pair.equivalent) == (None, None, False, False)
+
+
+def test_one_function_gives_no_verdict(tmp_path):
+    losses = steady(5.0, 1)
+    found = verdict(tmp_path, {"mha": losses, "again": losses})
+    assert found.method == "none"
+    assert "mha, again gave the same losses" in found.why
+
+
+def test_a_variant_far_noisier_than_the_rest_hides_nothing_of_the_others(tmp_path):
+    losses = {f"v{place}": steady(5 + place / 50, place) for place in range(6)}
+    losses["wild"] = [4.0, 6.5, 5.0, 7.0, 4.5]
+    found = verdict(tmp_path, losses, baseline="v0")
+    assert found.pairs["v5", "v0"].separable
+    assert not found.pairs["wild", "v0"].separable
+
+
+def test_one_spiked_seed_hides_no_difference_and_is_named(tmp_path):
+    losses = {f"v{place}": steady(5 + place / 50, place) for place in range(5)}
+    whole = verdict(tmp_path / "whole", losses, baseline="v0")
+    losses["v2"][1] += 0.8
+    spiked = verdict(tmp_path / "spiked", losses, baseline="v0")
+    assert all(pair.separable for pair in whole.pairs.values())
+    assert all(pair.separable for pair in spiked.pairs.values())
+    assert "Seed 1 of v2 is set aside as an outlier: 5.84" in spiked.why
+    (spike,) = spiked.spikes
+    assert (spike.variant, spike.seed) == ("v2", 1)
+
+
+def test_what_is_separable_has_an_interval_that_does_not_cross_0(tmp_path):
+    losses = {f"v{place}": steady(5 + place / 500, place) for place in range(8)}
+    losses["wild"] = [4.0, 6.5, 5.0, 7.0, 4.5]
+    for pair in verdict(tmp_path, losses, baseline="v0").pairs.values():
+        assert not (pair.separable and pair.low < 0 < pair.high)
+        assert pair.low <= pair.mean <= pair.high

@@ -2,7 +2,7 @@
 
 import pytest
 from support import fake_workers
-from support.written_study import edit, steady, write_study
+from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses import Hypothesis

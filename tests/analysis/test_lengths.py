@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from support import ROOT
+from support.reported_study import edit, steady, write_study
 from support.tiny_study import base, study
-from support.written_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses import Evidence, Hypothesis

@@ -1,7 +1,7 @@
 """The Pareto front of each cost, and the variant to pick for each use case."""
 
 import pytest
-from support.written_study import steady, write_study
+from support.reported_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost

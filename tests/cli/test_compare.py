@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.reported_study import begin, complete
-from support.written_study import edit, steady, write_run, write_study
+from support.reported_study import begin, complete, edit, steady, write_run, write_study
 from typer.testing import CliRunner
 
 from attnlab.analysis.analysis import Analysis, analysis_of

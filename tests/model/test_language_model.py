@@ -1,4 +1,4 @@
-"""The model is the same for all mechanisms: its sizes, its costs, its first weights."""
+"""The model is the same for all mechanisms: sizes, costs, first weights, feed-forward layers."""
 
 import math
 
@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, silu
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnlab.mechanisms  # noqa: F401  registers the kinds
+from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
-from attnlab.model.feedforward import Dense, MixtureOfExperts, SwiGLU
+from attnlab.model.feedforward import Dense, FeedForward, MixtureOfExperts, SwiGLU
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import ModelConfig
 
@@ -211,3 +212,51 @@ def test_a_block_may_have_two_losses_of_its_own():
     torch.testing.assert_close(together - index, torch.tensor(balance), rtol=0.3, atol=0)
     assert index > 0
     assert auxiliary(GroupedQuery(), 0.0) == 0
+
+
+D_MODEL, D_FF = 16, 24
+
+
+def filled(config: FeedForward):
+    layer, generator = config.build(D_MODEL).double(), torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.data.normal_(generator=generator)
+    return layer
+
+
+def test_the_formulas():
+    x_ND = torch.randn(5, D_MODEL, dtype=torch.float64)
+    dense, gated = filled(Dense(d_ff=D_FF)), filled(SwiGLU(d_ff=D_FF))
+    expected = silu(x_ND @ dense.up_proj.weight.mT) @ dense.down_proj.weight.mT
+    torch.testing.assert_close(dense(x_ND), expected)
+    hidden_NF = silu(x_ND @ gated.gate_proj.weight.mT) * (x_ND @ gated.up_proj.weight.mT)
+    torch.testing.assert_close(gated(x_ND), hidden_NF @ gated.down_proj.weight.mT)
+
+
+@pytest.mark.parametrize("kind", sorted(FeedForward.kinds))
+def test_cost_is_what_a_token_costs(kind):
+    config = FeedForward.kinds[kind](d_ff=D_FF)
+    layer, stated = config.build(D_MODEL), config.cost(D_MODEL)
+    assert stated.params == sum(p.numel() for p in layer.parameters())
+    assert stated.state_bytes == 0
+    if kind != "mixture_of_experts":  # its own tests count what the counter does not know
+        with FlopCounterMode(display=False) as counter:
+            layer(torch.randn(1, D_MODEL))
+        assert stated.flops == counter.get_total_flops()
+        assert config.active_params(D_MODEL) == stated.params
+
+
+@pytest.mark.parametrize("kind", sorted(FeedForward.kinds))
+def test_a_width_of_nothing_is_refused(kind):
+    with pytest.raises(ConfigError, match="d_ff: must be at least 1, got 0"):
+        FeedForward.kinds[kind](d_ff=0)
+
+
+@pytest.mark.parametrize("kind", sorted(FeedForward.kinds))
+def test_dropout_applies_to_the_hidden_layer_in_training_alone(kind):
+    layer = FeedForward.kinds[kind](d_ff=D_FF).build(D_MODEL, dropout=0.5)
+    for parameter in layer.parameters():
+        parameter.data.fill_(0.1)
+    x_ND = torch.ones(4, D_MODEL)
+    assert torch.equal(layer.eval()(x_ND), layer(x_ND))
+    assert not torch.equal(layer.train()(x_ND), layer(x_ND))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.written_study import NOISE
+from support.reported_study import NOISE
 from typer.testing import CliRunner
 
 from attnlab.analysis.runs_table import load_results

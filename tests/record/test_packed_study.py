@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.written_study import steady, write_run, write_study
+from support.reported_study import steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.compare_folders import read_folders

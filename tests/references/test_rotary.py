@@ -8,7 +8,7 @@ most t * 2^-51.
 Scalings equal those of transformers in frequencies, amplitude, and Llama's attention. Settings have
 the same names, with two exceptions. The original length of the dynamic scaling is
 `max_position_embeddings` in transformers; and DeepSeek's factor on the scale of the softmax is part
-of its attention, so `test_deepseek_v3` compares it. When a length grows and then shrinks again,
+of its attention, so `test_softmax_attention` compares it. When a length grows and then shrinks,
 transformers keeps the frequencies of the longest one; attnlab uses those of the current length.
 """
 

@@ -10,8 +10,7 @@ import matplotlib.font_manager
 import pytest
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
-from support.reported_study import complete, in_full, partial, plan
-from support.written_study import write_study
+from support.reported_study import complete, in_full, partial, plan, write_study
 
 from attnlab.analysis.table import read_table
 from attnlab.reporting import write_report

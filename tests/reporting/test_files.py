@@ -10,8 +10,16 @@ from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
-from support.reported_study import LOSSES, begin, complete, finish, in_full, partial, plan
-from support.written_study import write_study
+from support.reported_study import (
+    LOSSES,
+    begin,
+    complete,
+    finish,
+    in_full,
+    partial,
+    plan,
+    write_study,
+)
 
 from attnlab.analysis.analysis import analyse
 from attnlab.record import StudyRecord, write_json

@@ -13,12 +13,14 @@ from support.reported_study import (
     NASTY,
     begin,
     complete,
+    edit,
     in_full,
     nasty,
     partial,
     plan,
+    steady,
+    write_study,
 )
-from support.written_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.reporting.pages import markdown, page

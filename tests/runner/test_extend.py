@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_study
-from support.written_study import edit
+from support.reported_study import edit
 from typer.testing import CliRunner
 
 import attnlab

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from support.reported_study import steady, write_study
 from support.tiny_study import study as TINY
-from support.written_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.config import ConfigError
