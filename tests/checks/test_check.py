@@ -3,6 +3,7 @@
 import inspect
 import random
 import re
+import sys
 from functools import lru_cache, partial
 
 import pytest
@@ -293,6 +294,11 @@ def test_checks_leave_the_random_stream_and_the_threads_as_they_were():
     check_properties("grouped_query", quick=True)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
+
+
+def test_a_check_does_not_load_the_compiler_which_takes_a_second(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import of it fails
+    assert_correct("identity", quick=True)
 
 
 def test_sequences_are_longer_than_the_window_and_odd():

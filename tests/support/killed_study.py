@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo  # an optimizer imports it, which takes seconds per process
 
 from attnlab.cli import app, signals
 from attnlab.cli.console import console, errors

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -53,6 +54,16 @@ def a_step(config: RunConfig, tokens, seed=0) -> TrainingStep:
     )
     model = config.model.build(256, seed)
     return TrainingStep(train, model, tokens, starts, seed=seed, compiled=False)
+
+
+def test_training_does_not_load_the_compiler_which_takes_a_second(tmp_path, places, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import of it fails
+    cut = run(tiny_study.base, tmp_path, places)
+    while next(cut).step < 4:
+        pass
+    cut.close()  # the next call goes on from the checkpoint
+    *_, end = run(tiny_study.base, tmp_path, places)
+    assert end.status == "finished", end.reason
 
 
 def test_two_variants_see_the_same_batches(places, monkeypatch):

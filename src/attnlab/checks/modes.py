@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D model width.
 
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnlab.kernels.compiled import compiler_is_loaded, without_compiler
 from attnlab.mechanism import Mechanism, MechanismConfig
 
 LATE = 1_000_000  # a training step after the end of every schedule
@@ -69,19 +70,18 @@ def narrowest_dtype(call: Callable[[], object], dtype: torch.dtype) -> torch.dty
 
     Compiled code runs as Python, so that its operations are seen. None if the call fails.
     """
-    with (
-        torch.no_grad(),
-        torch.compiler.set_stance("force_eager"),
-        warnings.catch_warnings(action="ignore"),  # that what is compiled is not
-    ):
-        try:
-            with _NarrowestDtype(dtype) as seen:
-                call()
-        except Exception:
-            return None
-    return seen.dtype
+    loaded, ended = compiler_is_loaded(), False
+    as_python = torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+    ignored = warnings.catch_warnings(action="ignore")  # that what is compiled is not
+    with torch.no_grad(), as_python, ignored, _NarrowestDtype(dtype) as seen, suppress(Exception):
+        call()
+        ended = True
+    if compiler_is_loaded() and not loaded:
+        return narrowest_dtype(call, dtype)
+    return seen.dtype if ended else None
 
 
+@without_compiler
 class _NarrowestDtype(TorchDispatchMode):
     """Records the narrowest dtype of real or complex tensors that operations return."""
 

@@ -8,9 +8,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils import flop_counter as of_torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from attnlab.device.timer import time_calls
+from attnlab.kernels.compiled import without_compiler
+
+if (_mode := getattr(of_torch, "_FlopCounterMode", None)) is not None:
+    without_compiler(_mode)
 
 
 class Ceilings(NamedTuple):

@@ -4,14 +4,18 @@ Torch compiles a function again for each kind of input: shapes, dtypes, classes 
 eight kinds it silently runs the function as written; a study has more, so the limit is raised.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache, wraps
+from inspect import unwrap
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+DispatchMode = TypeVar("DispatchMode", bound=TorchDispatchMode)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -59,3 +63,24 @@ def constant(function: Function) -> Function:
     # as torch.compiler.assume_constant_result, which would load the compiler here
     function._dynamo_marked_constant = True  # pyright: ignore
     return function
+
+
+def compiler_is_loaded() -> bool:
+    """Return whether this process has loaded the compiler; without it nothing is compiled."""
+    return sys.modules.get("torch._dynamo") is not None
+
+
+def without_compiler(mode: type[DispatchMode]) -> type[DispatchMode]:
+    """Return the class of a dispatch mode, which no longer loads the compiler: a second per process.
+
+    torch wraps `__torch_dispatch__` so that compiled code runs it as written.
+    """
+    wrapped: Any = mode.__torch_dispatch__
+    written: Any = unwrap(wrapped)
+
+    @wraps(written)
+    def dispatch(*args: Any, **kwargs: Any) -> Any:
+        return (wrapped if compiler_is_loaded() else written)(*args, **kwargs)
+
+    mode.__torch_dispatch__ = dispatch
+    return mode

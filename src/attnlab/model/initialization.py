@@ -21,6 +21,7 @@ from torch.nn.modules import module as hooks
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnlab.kernels.compiled import without_compiler
 from attnlab.mechanism import Mechanism
 
 INITIAL_STD = 0.02
@@ -130,6 +131,7 @@ def _constructed(
         return build(), draws
 
 
+@without_compiler
 class _Draws(TorchDispatchMode):
     """A context in which the k-th draw is seeded by `seeds[k]`, and `torch.empty` is not a number.
 

@@ -22,7 +22,6 @@ from attnlab.record import (
     WriteError,
     is_of_disk,
 )
-from attnlab.reporting.files import write_report
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execution import Execution
 from attnlab.runner.processes import Job, execute_in_processes
@@ -242,6 +241,8 @@ def train(  # noqa: PLR0913  one parameter per option
                     watch(end)
     assert end is not None
     if ranks.writes:
+        from attnlab.reporting.files import write_report  # not for workers: scipy, templates
+
         write_report(study_dir)
     if isinstance(end, Ended) and end.status != "failed":
         ranks.leave()

@@ -5,9 +5,24 @@ Loshchilov & Hutter 2019 (arXiv:1711.05101).
 
 import math
 from collections.abc import Sequence
+from inspect import unwrap
 
 import torch
 from torch import Tensor, nn
+
+
+class _AdamW(torch.optim.AdamW):
+    """torch's AdamW, which is called outside of compiled functions alone.
+
+    torch wraps these methods for calls inside of one. The wrappers import its compiler, which takes
+    a second in every process that trains.
+    """
+
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def adamw(
@@ -25,7 +40,7 @@ def adamw(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     cuda = device.type == "cuda"
-    return torch.optim.AdamW(
+    return _AdamW(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
