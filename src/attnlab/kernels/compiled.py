@@ -71,7 +71,7 @@ def compiler_is_loaded() -> bool:
 
 
 def without_compiler(mode: type[DispatchMode]) -> type[DispatchMode]:
-    """Return the class of a dispatch mode, which no longer loads the compiler: a second per process.
+    """Return the class of a dispatch mode that does not load the compiler: a second per process.
 
     torch wraps `__torch_dispatch__` so that compiled code runs it as written.
     """
