@@ -38,7 +38,8 @@ class Layer(TokenwiseLinear):
     steps = 0
 
     def forward(self, x_BTD):
-        time.sleep(0.03)
+        if self.training and MARK.with_name("slow").exists():
+            time.sleep(0.03)
         self.steps += self.training
         if self.steps == 10 and MARK.with_name("deadly").exists() and not MARK.exists():
             MARK.touch()
@@ -80,8 +81,9 @@ def nodes():
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A study with a mechanism of the user's, in a file; its steps take a while."""
+    """A study with a mechanism of the user's, in a file; its steps may take a while."""
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "slow").touch()
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     return load_file(tmp_path / "own.py").study
 
@@ -150,6 +152,7 @@ def test_after_a_killed_driver_and_node_a_study_has_the_bits_of_an_undisturbed_o
                 late = nodes.add_node(num_cpus=1, node_name="late")
                 nodes.remove_node(first, allow_graceful=False)
                 first = None
+                (tmp_path / "slow").unlink()
             where.add(event.event.node)
     nodes.remove_node(late, allow_graceful=False)
     started = next(event for event in events if isinstance(event, Progress))
@@ -167,7 +170,7 @@ def test_without_a_shared_folder_a_run_continues_from_the_checkpoint_that_was_se
     """The process dies in the middle of the first run. The user's code is sent, too."""
     nodes.add_node(num_cpus=1, node_name="alone")
     study, out = replace(study, seeds=1), tmp_path / "out"
-    (tmp_path / "deadly").touch()
+    (tmp_path / "slow").rename(tmp_path / "deadly")
     notices = []
     events = [
         event.event
