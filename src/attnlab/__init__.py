@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.sliding_window import SlidingWindow as SlidingWindow
     from attnlab.model.feedforward import Dense as Dense
     from attnlab.model.feedforward import MixtureOfExperts as MixtureOfExperts
+    from attnlab.model.feedforward import NoFeedForward as NoFeedForward
     from attnlab.model.feedforward import SwiGLU as SwiGLU
     from attnlab.model.language_model import ModelConfig as ModelConfig
     from attnlab.model.layer_pattern import ByLayer as ByLayer

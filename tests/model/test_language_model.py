@@ -15,11 +15,18 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
-from attnlab.model.feedforward import Dense, FeedForward, MixtureOfExperts, SwiGLU
+from attnlab.model.feedforward import (
+    Dense,
+    FeedForward,
+    MixtureOfExperts,
+    NoFeedForward,
+    SwiGLU,
+)
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import ModelConfig
 
 VOCAB = 97
+WITH_WIDTH = sorted(set(FeedForward.kinds) - {NoFeedForward.kind()})
 
 
 def tiny(*mechanisms: MechanismConfig, **fields: object) -> ModelConfig:
@@ -233,7 +240,7 @@ def test_the_formulas():
     torch.testing.assert_close(gated(x_ND), hidden_NF @ gated.down_proj.weight.mT)
 
 
-@pytest.mark.parametrize("kind", sorted(FeedForward.kinds))
+@pytest.mark.parametrize("kind", WITH_WIDTH)
 def test_cost_is_what_a_token_costs(kind):
     config = FeedForward.kinds[kind](d_ff=D_FF)
     layer, stated = config.build(D_MODEL), config.cost(D_MODEL)
@@ -246,13 +253,13 @@ def test_cost_is_what_a_token_costs(kind):
         assert config.active_params(D_MODEL) == stated.params
 
 
-@pytest.mark.parametrize("kind", sorted(FeedForward.kinds))
+@pytest.mark.parametrize("kind", WITH_WIDTH)
 def test_a_width_of_nothing_is_refused(kind):
     with pytest.raises(ConfigError, match="d_ff: must be at least 1, got 0"):
         FeedForward.kinds[kind](d_ff=0)
 
 
-@pytest.mark.parametrize("kind", sorted(FeedForward.kinds))
+@pytest.mark.parametrize("kind", WITH_WIDTH)
 def test_dropout_applies_to_the_hidden_layer_in_training_alone(kind):
     layer = FeedForward.kinds[kind](d_ff=D_FF).build(D_MODEL, dropout=0.5)
     for parameter in layer.parameters():
@@ -260,3 +267,15 @@ def test_dropout_applies_to_the_hidden_layer_in_training_alone(kind):
     x_ND = torch.ones(4, D_MODEL)
     assert torch.equal(layer.eval()(x_ND), layer(x_ND))
     assert not torch.equal(layer.train()(x_ND), layer(x_ND))
+
+
+def test_without_a_feed_forward_layer_a_block_is_its_mechanism_and_one_norm():
+    config = tiny(Identity(), feedforward=NoFeedForward())
+    model = config.build(VOCAB)
+    names = {name for name, _ in model.named_parameters() if name.startswith("blocks.0")}
+    assert names == {"blocks.0.mix_norm.weight", "blocks.0.mix.o_proj.weight"}
+    parameters = list(model.parameters())
+    assert config.parts(VOCAB).total == sum(p.numel() for p in parameters)
+    model.losses(torch.arange(6)[None]).language_model.backward()
+    assert all(p.grad is not None and p.grad.any() for p in parameters)
+    assert NoFeedForward().cost(D_MODEL).flops == 0

@@ -1,4 +1,4 @@
-"""The shipped studies are as specified: `hybrids`, `fair_search` and `deepseek`."""
+"""The shipped studies are as specified: `hybrids`, `fair_search`, `deepseek` and the sweeps."""
 
 import gzip
 import json
@@ -9,9 +9,10 @@ from support import fake_workers
 from typer.testing import CliRunner
 
 from attnlab.cli import app
-from attnlab.config import ConfigError
+from attnlab.config import ConfigError, setting_at
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.runner import plan
 from attnlab.study.load import load_study
@@ -261,3 +262,71 @@ def test_lora_and_flash_are_one_function_on_two_kernels():
     torch.testing.assert_close(flash(x_BTD), lora(x_BTD))
     cpu = torch.device("cpu")
     assert lora.kernel_on(cpu, torch.float32) != flash.kernel_on(cpu, torch.float32)
+
+
+N_KV, WINDOW, TOP_K, N_HEADS = (
+    f"model.mechanisms.0.{name}" for name in ("n_kv_heads", "window", "top_k", "n_heads")
+)
+SWEEPS = {  # the setting and its values by variant; None: the variant has no such setting
+    "kv_heads": (N_KV, {"kv_heads_4": 4, "kv_heads_2": 2, "kv_heads_1": 1}),
+    "windows": (WINDOW, {f"window_{n}": n for n in (1024, 512, 256, 128)}),
+    "top_k": (TOP_K, {"mha": None, **{f"top_k_{n}": n for n in (512, 256, 128)}}),
+    "attention_share": (
+        N_HEADS,
+        {
+            "no_attention": None,
+            **{f"heads_{n}": n for n in (1, 2, 4, 8)},
+            "no_feed_forward": 12,
+        },
+    ),
+}
+BY_DEPTH = {
+    "mha": ["grouped_query 4"] * 4,
+    "mla": ["mla"] * 4,
+    "gqa_2": ["grouped_query 2"] * 4,
+    "sliding_256": ["sliding_window 4"] * 4,
+    "local_gqa_mha": ["sliding_window 4", *["grouped_query 2"] * 2, "grouped_query 4"],
+    "local_gqa_mla": ["sliding_window 4", *["grouped_query 2"] * 2, "mla"],
+    "mha_gqa_local": ["grouped_query 4", *["grouped_query 2"] * 2, "sliding_window 4"],
+    "mla_gqa_local": ["mla", *["grouped_query 2"] * 2, "sliding_window 4"],
+}
+
+
+@pytest.mark.parametrize("name", [*SWEEPS, "early_middle_late"])
+def test_the_sweeps_are_at_the_size_and_on_the_data_of_study_1(name):
+    study, first = load_study(name), load_study("mechanisms")
+    mha = first.variants["mha"]
+    assert all((c.train, c.data) == (mha.train, mha.data) for c in study.variants.values())
+    sizes = [config.model.parts(32_000).total for config in study.variants.values()]
+    assert max(sizes) / min(sizes) < 1.06
+    assert (study.seeds, study.tuning, study.margin) == (5, first.tuning, first.margin)
+    recorded = [hypothesis.to_dict() for hypothesis in study.hypotheses]
+    named = [name for h in recorded for name in [*h.get("variants", ()), *h.get("than", ())]]
+    assert named
+    assert set(named) <= set(study.variants)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_sweeps_have_the_values_of_their_setting(name):
+    study, (path, values) = load_study(name), SWEEPS[name]
+    found = {n: setting_at(c.to_dict(), path) for n, c in study.variants.items()}
+    assert (study.swept, found) == ((path,), values)
+
+
+def test_attention_and_feed_forward_share_one_number_of_parameters():
+    variants = load_study("attention_share").variants
+    shares = {n: c.model.parts(32_000) for n, c in variants.items()}
+    assert {part.attention + part.feed_forward for part in shares.values()} == {4 * 196_608}
+    assert variants["heads_4"].model.parts(32_000) == load_study("mechanisms").variants[
+        "mha"
+    ].model.parts(32_000)
+    assert shares["no_feed_forward"].feed_forward == 0
+    assert variants["no_attention"].model.per_layer() == [Identity()] * 4
+
+
+def test_early_middle_and_late_layers_and_each_alone():
+    found = {
+        name: [f"{m.kind()} {getattr(m, 'n_kv_heads', '')}".strip() for m in c.model.per_layer()]
+        for name, c in load_study("early_middle_late").variants.items()
+    }
+    assert found == BY_DEPTH

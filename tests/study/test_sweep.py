@@ -103,3 +103,19 @@ def test_the_report_shows_the_loss_along_each_swept_setting(tmp_path):
     assert "Along the swept settings" in html
     assert html.count("against model.n_layers (nats/token)") >= 1
     assert analyse(write_study(tmp_path / "plain", {"mha": steady(5.0)})).swept == ()
+
+
+def test_a_study_declares_what_it_sweeps_and_a_variant_without_the_setting_has_no_place(tmp_path):
+    study = replace(load_study("top_k"), name="top_k", hypotheses=())
+    study.record(command="c", checked=True).write(tmp_path)
+    for run in study.runs():
+        folder = RunFolder(tmp_path, run.variant, run.seed)
+        folder.open({**run.config.to_dict(), "identity": "x"}, {"device": "cpu"})
+        loss = 5.0 + 0.1 * (run.variant == "top_k_128") + 0.001 * (7 * run.seed % 5)
+        folder.finish({"status": "finished", "final_loss": loss, "alarms": []})
+    (setting,) = analyse(tmp_path).swept
+    (line,) = setting.lines.values()
+    assert [point.value for point in line] == [128, 256, 512]
+    assert line[0].difference.mean == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match=r"swept: no variant has a setting 'model\.top_k'"):
+        replace(study, swept=("model.top_k",))

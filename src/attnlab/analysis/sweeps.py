@@ -3,7 +3,8 @@
     d(v) = mean loss at value v - mean loss of the baseline        nats/token
 
 with the published interval of a difference to the baseline, of seeds and tuning, simultaneous over
-all variants. Where several settings were swept, each line holds the others fixed.
+all variants. Where several settings were swept, each line holds the others fixed. A variant whose
+settings have no such path, such as full attention beside windows, has no place along it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.table import Variant
 from attnlab.analysis.verdict import Verdict
 from attnlab.config import setting_at
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,9 @@ def _along(
     whose = {name: family for family, of in verdict.table.study.families.items() for name in of}
     lines = dict[str, list[SweptPoint]]()
     for variant in variants:
+        value = setting_at(variant.config, path, _ABSENT)
+        if value is _ABSENT:
+            continue
         others = [
             f"{other.rpartition('.')[2]} {setting_at(variant.config, other)}"
             for other in paths
@@ -69,7 +75,7 @@ def _along(
         fixed = ", ".join([*([whose[variant.name]] if variant.name in whose else []), *others])
         point = SweptPoint(
             variant=variant.name,
-            value=setting_at(variant.config, path),
+            value=value,
             difference=verdict.to_baseline.get(variant.name),
         )
         lines.setdefault(fixed, []).append(point)

@@ -80,20 +80,20 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
         found.append(Problem(join(*path[:-1]), message))
 
 
-def setting_at(tree: Any, path: str) -> Any:
-    """Return what stands at a dotted path of a tree of JSON values; None if there is no such path.
+def setting_at(tree: Any, path: str, absent: Any = None) -> Any:
+    """Return what stands at a dotted path of a tree of JSON values; `absent` if there is no path.
 
     >>> setting_at({"model": {"mechanisms": [{"window": 128}]}}, "model.mechanisms.0.window")
     128
     """
     for part in path.split("."):
         if not isinstance(tree, dict | list):
-            return None
-        tree = _item(tree, part)
+            return absent
+        tree = _item(tree, part, absent)
     return tree
 
 
-def _item(tree: Any, part: str) -> Any:
+def _item(tree: Any, part: str, absent: Any = None) -> Any:
     if isinstance(tree, dict):
-        return tree.get(part)
-    return tree[int(part)] if part.isdigit() and int(part) < len(tree) else None
+        return tree.get(part, absent)
+    return tree[int(part)] if part.isdigit() and int(part) < len(tree) else absent

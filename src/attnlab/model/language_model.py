@@ -97,7 +97,7 @@ class ModelConfig(Config):
             embedding=vocab_size * self.d_model,
             attention=sum(m.cost(self.d_model, 1).params for m in self.per_layer()),
             feed_forward=self.n_layers * feed_forward,
-            other=(2 * self.n_layers + 1) * self.d_model,
+            other=((1 + self.feedforward.present) * self.n_layers + 1) * self.d_model,
             idle=self.n_layers * idle,
         )
 
@@ -260,7 +260,8 @@ class Block(nn.Module):
         self.dropout = config.dropout
         self.mix_norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.mix = mechanism
-        self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        fed = config.feedforward.present
+        self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6) if fed else nn.Identity()
         self.feedforward = config.feedforward.build(config.d_model, config.dropout)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -1,9 +1,10 @@
-"""Names of studies and variants, which are also names of folders."""
+"""Names of studies and variants, which are also names of folders, and of what they swept."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
-from attnlab.config import Problem, suggestion
+from attnlab.config import Problem, setting_at, suggestion
 from attnlab.record import folder_name
 
 MOST_BYTES = 100  # of a name, in UTF-8; file systems allow 255 for the name of a folder
@@ -52,6 +53,14 @@ def group_problems(
             elif name in seen:
                 yield Problem(f"families.{family}", f"{name} is also in {seen[name]}")
             seen[name] = family
+
+
+def swept_problems(paths: Iterable[str], settings: Collection[Any]) -> Iterator[Problem]:
+    """Yield the paths of swept settings that none of the variants has, given as JSON values."""
+    nothing = object()
+    for path in paths:
+        if all(setting_at(tree, path, nothing) is nothing for tree in settings):
+            yield Problem("swept", f"no variant has a setting {path!r}")
 
 
 def _reason(name: object) -> str | None:

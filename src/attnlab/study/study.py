@@ -11,7 +11,7 @@ from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import TUNING_SEED, StudyRecord, tuning_seed
 from attnlab.study.matching import Match
-from attnlab.study.names import group_problems, name_problems
+from attnlab.study.names import group_problems, name_problems, swept_problems
 from attnlab.study.shorter_runs import override_run, warmup_notes
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.recipe import at_recipe, tuning_problems
@@ -49,7 +49,7 @@ class Study:
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # by default that of the file that it is loaded from
     notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
-    swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
+    swept: tuple[str, ...] = ()  # settings along which the report shows the loss, by path
     whole: "Study | None" = None  # the study that `only` chose from; it may hold the baseline
 
     def __post_init__(self) -> None:
@@ -70,6 +70,7 @@ class Study:
             known = ", ".join(known)
             problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
         of_all = (self.whole or self).variants
+        problems.extend(swept_problems(self.swept, [of.to_dict() for of in of_all.values()]))
         problems.extend(group_problems(self.families, self.variants, self.labels, of_all))
         if self.tuning is not None:
             problems.extend(tuning_problems(self.variants, self.tuning))

@@ -24,6 +24,7 @@ from attnlab.config import (
 )
 from attnlab.data import DataConfig
 from attnlab.mechanism import Cost, MechanismConfig
+from attnlab.model.feedforward import FeedForward
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import ByLayer
 from attnlab.record import TUNING_SEED, RunFolder
@@ -62,6 +63,12 @@ class RunConfig(Config):
                 raise ConfigError([Problem("mechanisms", message)])
             pattern = ByLayer(default=next(iter(mechanisms), None), layers=layers)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, mechanisms=pattern))
+
+    def with_feedforward(self, feedforward: FeedForward) -> "RunConfig":
+        """Return the same run with another feed-forward layer in every block."""
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, feedforward=feedforward)
+        )
 
     def with_learning_rate(self, rate: float) -> "RunConfig":
         """Return the same run with another peak learning rate."""

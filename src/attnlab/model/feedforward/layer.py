@@ -6,6 +6,7 @@ Shapes: ... any, D model width.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from attnlab.mechanism import Cost
 @dataclass(frozen=True, kw_only=True)
 class FeedForward(Choice, ABC):
     """The settings of a feed-forward layer, with its cost before any tensor exists."""
+
+    present: ClassVar[bool] = True  # False: the block has no norm before it, either
 
     @abstractmethod
     def cost(self, d_model: int) -> Cost:
