@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.fsdp  # two processes share what was imported
-from support import tiny_study
+from support import fake_workers, tiny_study
 
 from attnlab.checks.small_configs import small
 from attnlab.checks.suite import fitting_width
@@ -144,19 +144,19 @@ def test_a_process_that_dies_is_named_and_all_end(tmp_path):
     started = list[int]()
     for event in execute(run, tmp_path, "same", places, CPU, CPU):
         if isinstance(event, Progress) and not started:
-            started = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_rank(path)]
+            started = [pid for pid in fake_workers.children(os.getpid()) if _is_rank(pid)]
             for pid in started:
                 if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     os.kill(pid, signal.SIGKILL)
     assert len(started) == 2
     assert event == Ended("failed", f"process 1 of 2, cpu: {death(-signal.SIGKILL)}", None)
-    assert not any(_is_rank(Path(f"/proc/{pid}")) for pid in started)
+    assert not any(map(_is_rank, started))
 
 
-def _is_rank(process: Path) -> bool:
-    """True for a living process that this test has started, as one of a run's."""
+def _is_rank(process: int) -> bool:
+    """True for a living process of a run."""
     try:
-        command = (process / "cmdline").read_bytes()
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
         return b"attnlab.runner.processes" in command and b"socket" in command
     except OSError:
         return False
