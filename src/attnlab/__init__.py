@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         NeededInEveryLayer as NeededInEveryLayer,
     )
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
+    from attnlab.analysis.hypotheses.ordered_by_cost import OrderedByCost as OrderedByCost
     from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
     from attnlab.analysis.runs_table import load_results as load_results
     from attnlab.benchmarking.bench import Bench as Bench

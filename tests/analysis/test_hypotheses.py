@@ -11,6 +11,7 @@ from attnlab.analysis.hypotheses.cost_in_range import CostInRange
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
 from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.ordered_by_cost import OrderedByCost
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.config import ConfigError
 from attnlab.config.own_code import load_file
@@ -51,6 +52,10 @@ def pair(first, second):
         (Better(variants=("a",), than=("b", "c")), "a is better than each of b and c."),
         (Better(variants=("a", "b"), than=("c",)), "Each of a and b is better than c."),
         (Ordered(variants=("a", "b", "c")), "The order is a, b and c, the best first."),
+        (
+            OrderedByCost(cost="step_time", variants=("a", "b")),
+            "By time of a training step, the order is a and b, the lowest first.",
+        ),
         (Ranked(variant="a"), "a is better than every other variant."),
         (
             Ranked(variant="a", among="worst", places=3),
@@ -286,6 +291,43 @@ def test_a_cost_is_compared_with_the_range_to_the_digits_published(tmp_path):
     ruling, words = judged(tmp_path / "f", rounded, **more)
     assert ruling == "not judged"
     assert words.endswith("Not measured yet: delta.")
+
+
+@pytest.mark.parametrize(
+    ("order", "times", "ruling", "words"),
+    [
+        (("a", "b", "c"), {}, "supported", "3 of 3 pairs are in this order."),
+        (
+            ("b", "a", "c"),
+            {},
+            "refuted",
+            "Shown to be false: b before a.",
+        ),
+        (("a", "b", "c"), {"b": 1.01}, "refuted", "Shown to be false: a before b."),  # equal
+        (("a", "b", "c"), {"b": 1.01, "noise": 0.1}, "undecided", "2 of 3 pairs"),
+        (("a", "b", "gone"), {}, "not judged", "Not measured: gone."),
+    ],
+)
+def test_an_order_by_cost_is_judged_by_the_intervals_of_the_times(
+    tmp_path, order, times, ruling, words
+):
+    noise = times.get("noise", 0.001)
+    means = {"a": 1.0, "b": 2.0, "c": 4.0} | {n: t for n, t in times.items() if n in order}
+    losses = {name: steady(5.0, place) for place, name in enumerate(means)}
+    study = write_study(
+        tmp_path / "s",
+        losses,
+        baseline="a",
+        hypotheses=[OrderedByCost(cost="step_time", variants=order).to_dict()],
+    )
+    for place, (name, mean) in enumerate(means.items()):
+        for seed in range(5):
+            time = mean * (1 + noise * ((2 * seed + place) % 5 - 2))
+            edit(RunFolder(study, name, seed).path / "summary.json", step_time=time)
+    (found,) = analyse(study).judgements
+    assert found.ruling == ruling
+    assert words in " ".join(found.found)
+    assert "Measured: a 1000 ms" in " ".join(found.found)
 
 
 def test_every_layer_is_judged_from_the_study_beside(tmp_path):

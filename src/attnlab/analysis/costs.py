@@ -57,20 +57,26 @@ class Cost:
         default_factory=dict[str, tuple[float, float]]
     )  # of the times of the steps in a run, where they were recorded
 
-    def cheaper(self, first: str, second: str) -> bool:
+    def cheaper(self, first: str, second: str, among: int | None = None) -> bool:
         """True if the first variant costs less, by more than the resolution and the noise.
 
-        The noise of a time is that over runs: the 95 % interval of the difference, for as many
-        differences at once as there are other variants, must exclude 0; and the middle halves of
-        the steps' times must not overlap.
+        The noise of a time is that over runs: the 95 % interval of the difference, one of `among`
+        that hold at once, by default as many as there are other variants, must exclude 0; and the
+        middle halves of the steps' times must not overlap.
         """
         saved = self.of[second] - self.of[first]
         both = first in self.quartiles and second in self.quartiles
         if both and self.quartiles[first][1] >= self.quartiles[second][0]:
             return False
-        return saved > self.resolution * self.of[second] and saved > self._noise(first, second)
+        noise = self._noise(first, second, among)
+        return saved > self.resolution * self.of[second] and saved > noise
 
-    def _noise(self, first: str, second: str) -> float:
+    def equal(self, first: str, second: str, among: int | None = None) -> bool:
+        """True if the interval of the difference, as in `cheaper`, is within the resolution."""
+        apart = abs(self.of[second] - self.of[first]) + self._noise(first, second, among)
+        return apart <= self.resolution * max(self.of[first], self.of[second])
+
+    def _noise(self, first: str, second: str, among: int | None) -> float:
         """Return the half-width of the interval of a difference, by Welch 1947."""
         if not self.over_runs:
             return 0.0
@@ -82,7 +88,7 @@ class Cost:
         if not variance:
             return 0.0
         df = variance**2 / sum(part**2 / n for part, n in parts)
-        level = 0.05 / (2 * max(len(self.of) - 1, 1))
+        level = 0.05 / (2 * max(among or len(self.of) - 1, 1))
         return float(stdtrit(df, 1 - level)) * math.sqrt(variance)
 
 

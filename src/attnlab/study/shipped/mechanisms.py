@@ -3,12 +3,18 @@
 Is multi-head attention still the best, or are efficient variants as good? Which has the best
 quality for its cost? How much do sparse and linear attention give up? Is attention needed at all?
 `gqa_1` and `mqa` are the same function: a verdict that separates them is wrong.
+
+The rankings that one would expect, of quality and of speed, are among the hypotheses. In quality,
+the more of the past a layer sees, and the less is shared or compressed, the better: full attention,
+then fewer key-value heads, then chosen tokens, then the nearest, then a memory of fixed size, then
+nothing. In speed, the less a layer computes with the past, the faster.
 """
 
 from attnlab.analysis.hypotheses.better import Better
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
 from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.ordered_by_cost import OrderedByCost
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
@@ -47,6 +53,16 @@ base = RunConfig(
 # 3e-4 is low for so small a model and so short a run: the grid lies above it
 tuning = Tuning(multiples=(4, 8, 16, 32))
 
+EXPECTED = "The ranking expected before the study: by what each mechanism computes"
+QUALITY = (
+    *("mha", "mla", "gqa_2", "mqa", "sparse_512", "sparse_256", "sliding_512", "sliding_256"),
+    *("linear", "identity"),
+)
+SPEED = (
+    *("identity", "linear", "sliding_256", "sliding_512", "sparse_256", "sparse_512"),
+    *("mqa", "gqa_2", "mha", "mla"),
+)
+
 study = Study(
     question=__doc__ or "",
     baseline="mha",
@@ -65,6 +81,8 @@ study = Study(
             published=(("mha", 45.2), ("gqa_2", 41.2), ("mqa", 37.9)),
             measure="MMLU, %",
         ),
+        Ordered(variants=QUALITY, source=EXPECTED),
+        OrderedByCost(cost="step_time", variants=SPEED, source=EXPECTED),
         Equivalent(
             variants=("gqa_1", "mqa"),
             source="The definition of the study: one key-value head under two names",
