@@ -23,11 +23,14 @@ from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
 SCRIPT = """
 from pathlib import Path
 import attnlab
+import pytest
 from attnlab import Identity
+from support.fake_workers import draw_nothing
 from support.tiny_study import study
 
 with Path("executed").open("a") as file:
     print(__name__, file=file)
+draw_nothing(pytest.MonkeyPatch())
 analysis = attnlab.run(study, only=["identity"], seeds=1, device="cpu", out="out", check=False)
 print(*(variant.name for variant in analysis.table.variants))
 """
@@ -65,17 +68,20 @@ def python(*arguments, cwd, cache):
 def done(tmp_path_factory, cache):
     """A study that ran: its analysis, and what its watcher was told."""
     said = []
-    analysis = attnlab.run(
-        tiny_study.__file__,
-        only=["mha", "identity"],
-        seeds=1,
-        steps=6,
-        out=tmp_path_factory.mktemp("results") / "tiny",
-        device="cpu",
-        workers=1,
-        cache=cache,
-        watch=said.append,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
+        fake_workers.draw_nothing(patch)
+        analysis = attnlab.run(
+            tiny_study.__file__,
+            only=["mha", "identity"],
+            seeds=1,
+            steps=6,
+            out=tmp_path_factory.mktemp("results") / "tiny",
+            device="cpu",
+            workers=1,
+            cache=cache,
+            watch=said.append,
+        )
     return analysis, said
 
 
@@ -127,7 +133,8 @@ def test_text_is_generated_from_a_run_or_a_loaded_model(done):
         attnlab.generate(trained, "")
 
 
-def test_a_report_is_rebuilt_and_runs_are_compared(done, tmp_path):
+def test_a_report_is_rebuilt_and_runs_are_compared(done, tmp_path, monkeypatch):
+    fake_workers.draw_nothing(monkeypatch)
     folder = done[0].table.path
     before = (folder / "table.csv").read_text()
     (folder / "table.csv").unlink()
@@ -155,7 +162,11 @@ def test_a_bench_is_a_result_and_files(tmp_path, monkeypatch):
     assert [event.point for event in events if isinstance(event, Measured)] == result.points
 
 
-def test_an_interrupt_goes_through_and_leaves_a_report_and_the_same_call_goes_on(quick):
+def test_an_interrupt_goes_through_and_leaves_a_report_and_the_same_call_goes_on(
+    quick, monkeypatch
+):
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
+
     def interrupt(said):
         if isinstance(said, RunEvent) and isinstance(said.event, Ended):
             raise KeyboardInterrupt

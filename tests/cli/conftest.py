@@ -48,7 +48,7 @@ def first_run(tmp_path_factory, cache):
         patch.setenv("ATTNLAB_CACHE", cache)
         for printer in (console, errors):
             patch.setattr(printer, "width", 140)
-        arguments = ("--seeds", "1", "--only", "mha,identity", "--device", "cpu")
+        arguments = ("--seeds", "1", "--only", "mha,identity", "--device", "cpu", "--workers", "1")
         done = CliRunner().invoke(app, ["run", tiny_study.__file__, *arguments])
     return folder, done
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support import fake_workers
 from support.reported_study import begin, complete, edit, steady, write_run, write_study
 from typer.testing import CliRunner
 
@@ -268,7 +269,8 @@ def attnlab(tmp_path, monkeypatch):
     return call
 
 
-def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_path):
+def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_path, monkeypatch):
+    fake_workers.draw_nothing(monkeypatch)
     complete(tmp_path / "a")
     complete(tmp_path / "b")
     begin(tmp_path / "b", "late", 7)
@@ -279,10 +281,7 @@ def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_pa
     assert "Report: results/compare/report.html" in done.output
     out = Path("results/compare")
     assert sorted(path.name for path in out.iterdir()) == [
-        *("comparison.png", "comparison.svg"),
-        *(f"comparison_{panel}.pdf" for panel in ("curves", "curves_minus_reference")),
-        *(f"comparison_{panel}.pdf" for panel in ("differences", "loss", "other")),
-        *(f"comparison_{panel}.pdf" for panel in ("positions", "recall", "time", "training")),
+        *("comparison.png", "comparison.svg", "comparison_loss.pdf"),
         *("comprehensive_results.json", "failures.json"),
         *("report.html", "report.md", "table.csv", "table.tex"),
     ]
@@ -293,7 +292,7 @@ def test_the_command_writes_a_report_of_its_own_and_nothing_else(attnlab, tmp_pa
     assert results["a/mha"]["folder"] == str(tmp_path / "a" / "mha")
 
 
-def test_unfair_is_refused_unless_asked_for(attnlab, first, second):
+def test_unfair_is_refused_unless_asked_for(attnlab, first, second, monkeypatch):
     alike(second, train={"steps": 300})
     refused = attnlab("first", "second", "--out", "out")
     assert refused.exit_code == 2
@@ -301,6 +300,7 @@ def test_unfair_is_refused_unless_asked_for(attnlab, first, second):
     assert "--anyway" in refused.stderr
     assert not Path("out").exists()
 
+    fake_workers.draw_nothing(monkeypatch, page=True)
     made = attnlab("first", "second", "--out", "out", "--anyway", "--json")
     assert made.exit_code == 0
     assert "training steps: 1000 in first; 300 in second" in made.stderr
@@ -343,7 +343,8 @@ def test_what_cannot_be_compared_is_said_and_nothing_written(
     assert contents(Path()) == before
 
 
-def test_a_report_made_again_is_the_same(first, second, tmp_path):
+def test_a_report_made_again_is_the_same(first, second, tmp_path, monkeypatch):
+    fake_workers.draw_nothing(monkeypatch, page=True)
     found = side_by_side(first, second)
     write_comparison(found)
     before = contents(tmp_path / "out")

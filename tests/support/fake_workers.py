@@ -132,11 +132,16 @@ class AtOnce(InProcess):
         yield planned, ended(planned.run.folder(self.study_dir))
 
 
-def draw_nothing(patch):
-    """Write empty figures, which take seconds to draw, while `patch` holds."""
+def draw_nothing(patch, *, page=False):
+    """Write empty figures, which take seconds to draw, while `patch` holds; with `page` its charts.
+
+    There is a figure of one panel.
+    """
+    if not page:
+        patch.setattr("attnlab.reporting.files.page", lambda _: "<html></html>")
     module = "attnlab.reporting.figures.comparison"
     patch.setattr(f"{module}.comparison", lambda _: (b"PNG", b"<svg/>"))
-    patch.setattr(f"{module}.panel_pdfs", lambda _: {})
+    patch.setattr(f"{module}.panel_pdfs", lambda _: {"loss": b"%PDF"})
 
 
 class Forked:

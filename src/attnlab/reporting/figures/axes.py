@@ -169,8 +169,9 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], styles: Style
             (x, min(max(value, low), high)), (1.05, end),
             textcoords="axes fraction", va="center", fontsize=9 * scale(),
             color=styles[name].colour, annotation_clip=False,
+            # neither end is cut off by a shape, which takes a search along the line
             arrowprops={"arrowstyle": "-", "color": styles[name].colour, "lw": 0.6, "alpha": 0.6,
-                        "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)},
+                        "shrinkA": 0, "shrinkB": 0, "patchA": None, "relpos": (-0.04, 0.5)},
         )  # fmt: skip
         for artist in (label, label.arrow_patch):
             mark(artist, styles[name].group)

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -205,8 +207,19 @@ def matplotlib_style(*, page: bool = False, paper: bool = False) -> Generator[No
         yield
 
 
+def lay_out(figure: Figure, canvas: type[FigureCanvasBase]) -> None:
+    """Place everything as it will be saved: `savefig` would draw the figure once more for that."""
+    canvas(figure)  # the sizes of letters depend on it
+    figure.dpi = 72  # of these canvases
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def pdf(figure: Figure) -> bytes:
     """Return the bytes of a PDF file, with letters as text."""
+    lay_out(figure, FigureCanvasPdf)
     file = io.BytesIO()
     figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Producer": None})
     return file.getvalue()

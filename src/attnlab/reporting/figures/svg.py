@@ -15,6 +15,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
@@ -26,6 +27,7 @@ from attnlab.reporting.figures.styles import (
     SHADE,
     Style,
     Styles,
+    lay_out,
     matplotlib_style,
 )
 
@@ -49,6 +51,7 @@ def inline_svg(
 
     `variables` gives the CSS of colours. Call it within `styles.matplotlib_style`.
     """
+    lay_out(figure, FigureCanvasSVG)
     root = _clean(figure, name)
     for element in root.iter():
         if "style" in element.attrib:
