@@ -81,7 +81,9 @@ def report(tmp_path_factory):
     """The folder of a study with a report in every form."""
     folder = tmp_path_factory.mktemp("reported")
     reported_study.complete(folder)
-    write_report(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attnlab.reporting.figures.comparison.panel_pdfs", lambda _: {})
+        write_report(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import tiny_study
+from support import fake_workers, tiny_study
 from typer.testing import CliRunner
 
 from attnlab.cli import app
@@ -156,7 +156,7 @@ def test_every_command_that_may_import_it_refuses_a_wrong_clone(tmp_path, fresh,
 
 
 def attnlab(folder, *arguments, **environment):
-    command = [sys.executable, "-m", "attnlab", *arguments]
+    command = [sys.executable, "-c", fake_workers.UNDRAWN, *arguments]
     places = {"ATTNLAB_CACHE": str(folder / "cache"), **environment}
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True

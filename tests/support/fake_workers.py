@@ -25,6 +25,14 @@ from attnlab.training.run import RunConfig
 from support import tiny_study
 
 MOST_SECONDS = 120.0  # of a forked process, on a busy machine
+# `attnlab` without the seconds that figures take, in a process
+UNDRAWN = """
+import pytest
+from support.fake_workers import draw_nothing
+draw_nothing(pytest.MonkeyPatch())
+from attnlab.cli import main
+main()
+"""
 BASE = tiny_study.base  # its own rate is 0.01
 TUNED = Study(
     question="?",

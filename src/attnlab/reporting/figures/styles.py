@@ -207,10 +207,10 @@ def matplotlib_style(*, page: bool = False, paper: bool = False) -> Generator[No
         yield
 
 
-def lay_out(figure: Figure, canvas: type[FigureCanvasBase]) -> None:
+def lay_out(figure: Figure, backend: type[FigureCanvasBase]) -> None:
     """Place everything as it will be saved: `savefig` would draw the figure once more for that."""
-    canvas(figure)  # the sizes of letters depend on it
-    figure.dpi = 72  # of these canvases
+    backend(figure)  # the sizes of letters depend on it
+    figure.dpi = 72  # of vector graphics
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
