@@ -1,5 +1,6 @@
 """What a study folder says, and how sure one may be of it."""
 
+import json
 import math
 import random
 import time
@@ -10,10 +11,12 @@ from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse, analysis_of
 from attnlab.analysis.curves import Curve
+from attnlab.analysis.efficiency import Span, first_reached
 from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, StudyRecord
+from attnlab.reporting import files
 from attnlab.reporting.pages import markdown
 
 
@@ -288,3 +291,91 @@ def test_two_hundred_variants_are_analysed_in_seconds(tmp_path):
     assert len(found.pairs) == 200 * 199
     assert found.pairs["v199", "v0"].separable
     assert found.fronts[0].front
+
+
+def falling(*by_seed):
+    """A curve of evaluations every 100 steps, from step 100; one list of losses per seed."""
+    runs = {
+        seed: [{"step": 100 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+        for seed, losses in enumerate(by_seed)
+    }
+    return Curve.of(runs, "loss")
+
+
+@pytest.mark.parametrize(
+    ("curve", "target", "expected"),
+    [
+        # a line from 5 at step 100 to 3 at step 300 is at 4 at step 200, at 3.5 at step 250
+        (falling([5, 4, 3]), [4], (200, None, None)),
+        (falling([5, 4, 3]), [3.5], (250, None, None)),
+        (falling([5, 4, 3]), [2.9], (None, None, None)),  # not reached; one seed has no interval
+        (falling([5, 4, 3]), [6], (100, None, None)),  # reached at the first evaluation or before
+        (falling([5, 3, 4, 2]), [3.5], (175, None, None)),  # the first time
+        # equal curves leave no doubt
+        (falling([5, 4, 3], [5, 4, 3]), [3.5, 3.5], (250, 250, 250)),
+        # each seed against its own target: what the seeds share cancels
+        (falling([5, 4, 3], [6, 5, 4]), [3.5, 4.5], (250, 250, 250)),
+        # differences to the target of 1.5, 0.5, -0.5 with ± t(0.975, 2) 0.1 / sqrt(3) = 0.2484:
+        # the ends cross 0 at 250 -+ 24.84
+        (falling([5, 4, 3], [4.9, 3.9, 2.9], [5.1, 4.1, 3.1]), [3.5] * 3, (250, 225.16, 274.84)),
+        # the mean is reached, the upper end is not
+        (falling([5, 4, 3], [4.9, 3.9, 2.9], [5.1, 4.1, 3.1]), [3.1] * 3, (290, 265.16, None)),
+        # the lower end alone
+        (falling([5, 4, 3], [4.9, 3.9, 2.9], [5.1, 4.1, 3.1]), [2.8] * 3, (None, 295.16, None)),
+    ],
+)
+def test_when_a_known_curve_reaches_a_target(curve, target, expected):
+    found = first_reached(curve, dict(enumerate(target)))
+    assert (found.value, found.low, found.high) == pytest.approx(expected, abs=0.01)
+
+
+def test_more_comparisons_at_once_widen_the_interval():
+    curve = falling([5, 4, 3], [4.9, 3.9, 2.9], [5.1, 4.1, 3.1])
+    alone, of_three = (first_reached(curve, dict.fromkeys(range(3), 3.5), n) for n in (1, 3))
+    assert of_three.low < alone.low < alone.high < of_three.high
+    assert Span(value=2.0, low=1.0).times(3) == Span(value=6.0, low=3.0)
+
+
+@pytest.fixture
+def three_curves(tmp_path):
+    """A baseline, a variant that is twice as fast, and one that does not get there."""
+    slopes = {"mha": 1.0, "fast": 2.0, "slow": 0.5}
+    write_study(tmp_path, {name: [0.0] * 3 for name in slopes})
+    for name, slope in slopes.items():
+        for seed in range(3):
+            run, own = RunFolder(tmp_path, name, seed), 0.01 * seed
+            lines = [
+                {"step": s, "eval_loss": 9 + own - slope * s / 100, "train_seconds": s * (1 + own)}
+                for s in (100, 200, 300, 400)
+            ]
+            (run.path / "metrics.jsonl").write_text("".join(json.dumps(it) + "\n" for it in lines))
+            edit(run.path / "summary.json", final_loss=5 + own, steps=400, tokens=4000)
+    return tmp_path
+
+
+def test_steps_tokens_and_seconds_to_the_loss_of_the_baseline_are_in_the_report(three_curves):
+    found = analyse(three_curves).efficiency
+    assert (found.of, found.target, found.last) == ("mha", pytest.approx(5.01), 400)
+    fast, slow, own = (found.variants[name] for name in ("fast", "slow", "mha"))
+    assert (fast.steps.value, fast.tokens.value) == pytest.approx((200, 2000))
+    assert fast.seconds.value == pytest.approx(202)
+    # t(1 - 0.05 / 8, 2) 2 / sqrt(3): the spread of the times over the seeds, for two variants
+    assert fast.seconds.high - 202 == pytest.approx(stats.t.ppf(1 - 0.05 / 8, 2) * 2 / 3**0.5)
+    assert (fast.speedup, own.speedup, own.steps) == (2, 1, Span(value=400, low=400, high=400))
+    assert slow.steps == Span(value=None)
+    text = markdown(analyse(three_curves), "comparison.png")
+    assert "Until 5.0100 nats/token, the validation loss with which mha ends" in text
+    assert "| fast | 200 | 2.00 K | 202 \\[" in text
+    assert "| slow | not reached in 400 | not reached | not reached | – |" in text
+
+
+def test_a_target_of_ones_own_is_kept(three_curves, monkeypatch):
+    monkeypatch.setattr(files, "write_comparison", lambda analysis: None)  # draws, for seconds
+    found = files.report(three_curves, target_loss=8.01).efficiency
+    assert (found.of, found.target) == (None, 8.01)
+    assert found.variants["mha"].steps.value == pytest.approx(100)
+    assert found.variants["slow"].steps.value == pytest.approx(200)
+    assert analyse(three_curves).efficiency == found
+    assert "≤ 100" in markdown(analyse(three_curves), "comparison.png")
+    with pytest.raises(ValueError, match="target loss: must not be negative or infinite, got nan"):
+        files.report(three_curves, target_loss=math.nan)

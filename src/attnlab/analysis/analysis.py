@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import Serving, costs_of
+from attnlab.analysis.efficiency import Efficiency, efficiency_of
 from attnlab.analysis.families import (
     Families,
     SizeAndLoss,
@@ -52,6 +53,7 @@ class Analysis(Verdict):
     parts: Mapping[str, AgainstBaseline]  # of the loss, minus the baseline; empty if unknown
     on_text: Mapping[str, Difference]  # minus the baseline, error of the text; empty if unknown
     lengths: Mapping[str, AtLengths]  # by variant; empty if no other length was measured
+    efficiency: Efficiency | None  # None without curves, or without a target
     swept: tuple[SweptSetting, ...]  # by setting; empty if the study is no sweep
     fronts: tuple[Front, ...]  # one per cost
     picks: tuple[Pick, ...]  # one per use case
@@ -82,6 +84,7 @@ def analysis_of(table: Table) -> Analysis:
         parts=against_baseline(verdict),
         on_text=on_text(verdict),
         lengths=at_lengths(table),
+        efficiency=efficiency_of(verdict),
         swept=swept_settings(verdict),
         fronts=tuple(front_of(cost, verdict) for cost in costs),
         picks=picks_of(verdict, costs, serving),

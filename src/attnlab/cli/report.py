@@ -8,6 +8,7 @@ import typer
 
 from attnlab.cli.app import JsonOption, app, reports_user_errors, stored
 from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.cli.numbers import decimal
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis
@@ -24,12 +25,22 @@ def report(
             show_default=False,
         ),
     ],
+    target_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Loss in nats/token: when did each variant reach it? Kept for later reports. By "
+            "default that with which the baseline ends.",
+            parser=decimal(0.0),
+            metavar="NATS",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rebuild the page, tables and figures of a study from its runs."""
     import attnlab
 
-    show(attnlab.report(stored(study_dir)), as_json)
+    show(attnlab.report(stored(study_dir), target_loss), as_json)
 
 
 def show(analysis: "Analysis", as_json: bool) -> None:

@@ -38,6 +38,7 @@ class StudyRecord:
     tuning: Json | None = None  # how recipes were searched; None: those in the variants' settings
     match: Json | None = None  # what all variants share, and the remaining relative "mismatch"
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
+    target_loss: float | None = None  # nats/token, for sample efficiency; None: the baseline's
     hypotheses: tuple[Json, ...] = ()  # each with its "kind" and fields
     judgements: tuple[JudgementForm, ...] = ()  # by the user's own code, each with its "hypothesis"
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -77,6 +78,7 @@ class StudyRecord:
             match=match,
             labels={**before.labels, **self.labels},
             swept=self.swept or before.swept,
+            target_loss=before.target_loss if self.target_loss is None else self.target_loss,
             by_design=self._designs(before),
             judgements=before.judgements,
             families={

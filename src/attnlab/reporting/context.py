@@ -14,7 +14,13 @@ from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
 from attnlab.reporting.tables.comparisons import Matrix, matrix_of
 from attnlab.reporting.tables.rows import Row, rows
-from attnlab.reporting.tables.text_tables import JUDGED, TextTable, family_tables, published_tables
+from attnlab.reporting.tables.text_tables import (
+    JUDGED,
+    TextTable,
+    efficiency_tables,
+    family_tables,
+    published_tables,
+)
 from attnlab.version import __version__
 
 SECTIONS = {
@@ -24,6 +30,7 @@ SECTIONS = {
     "families": "All variants and families",
     "quality": "Loss",
     "loss_parts": "Parts of the loss",
+    "efficiency": "Steps, tokens and time to a target loss",
     "lengths": "Beyond the training length",
     "rates": "Learning rates",
     "cost": "Loss and cost",
@@ -59,6 +66,7 @@ class ReportContext:
     loss_parts: Sequence[Column]
     loss_parts_rows: Sequence[Row]
     loss_parts_note: str
+    efficiency: Sequence[TextTable]  # one; empty without a target
     length_columns: Sequence[Column]
     length_rows: Sequence[Row]
     length_sentences: Sequence[str]
@@ -101,6 +109,7 @@ class ReportContext:
             loss_parts=comparisons.parts_of_loss(analysis),
             loss_parts_rows=[row for row in shown if row.name in analysis.parts],
             loss_parts_note=f"{sentences.RECALL} {sentences.parts_intervals(analysis)}",
+            efficiency=efficiency_tables(analysis),
             length_columns=comparisons.lengths(analysis),
             length_rows=[row for row in shown if row.name in analysis.lengths],
             length_sentences=lengths.sentences(analysis.lengths),

@@ -18,6 +18,7 @@ have those whose folder is a link to elsewhere: nothing outside the study's fold
 Each file is replaced atomically, so that several processes may write and read at the same time.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,18 +35,25 @@ from attnlab.reporting.tables.latex import latex
 PICTURE, PAGE = "comparison.png", "report.html"
 
 
-def report(study_dir: Path | str) -> Analysis:
+def report(study_dir: Path | str, target_loss: float | None = None) -> Analysis:
     """Rebuild the page, tables and figures of a study from its runs.
 
     Args:
         study_dir: a study's folder, such as results/quickstart.
+        target_loss: nats/token; the report says when each variant reached it, this one and all
+            later ones of the folder. None: that of the study, by default the baseline's last loss.
 
     Returns:
         The analysis that the files are made from.
 
     Raises:
-        ValueError: the folder has no study.
+        ValueError: the folder has no study, or the target is no loss.
     """
+    if target_loss is not None:
+        if not 0 <= target_loss < math.inf:
+            raise ValueError(f"target loss: must not be negative or infinite, got {target_loss}")
+        record = StudyRecord.read(Path(study_dir))
+        replace(record, target_loss=target_loss).write(Path(study_dir))
     return write_report(Path(study_dir))
 
 

@@ -1,6 +1,7 @@
 """A study: a question, the variants that are compared to answer it, and their runs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class Study:
     match: Match | None = None
     reference: RunConfig | None = None  # what `match` compares with; None: the baseline
     margin: float = 0.01  # nats/token; smaller differences count as equivalent
+    target_loss: float | None = None  # nats/token; when it was reached; None: the baseline's last
     hypotheses: tuple[Hypothesis, ...] = ()  # each judged in the report
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     # ^ groups of variants, whose means the report compares, too
@@ -57,13 +59,10 @@ class Study:
         if not self.variants:
             problems.append(Problem("variants", "give at least one"))
         problems.extend(name_problems(self.name, self.variants))
-        if not 1 <= self.seeds <= TUNING_SEED:
-            message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
-            problems.append(Problem("seeds", message))
-        if self.most_seeds is not None:
-            problems.extend(self._most_seeds_problems(self.most_seeds))
-        if self.margin < 0:
-            problems.append(Problem("margin", f"must not be negative, got {self.margin}"))
+        problems.extend(self._seeds_problems())
+        for name in ("margin", "target_loss"):
+            if not 0 <= ((got := getattr(self, name)) or 0) < math.inf:
+                problems.append(Problem(name, f"must not be negative or infinite, got {got}"))
         if self.baseline is None and self.variants:
             object.__setattr__(self, "baseline", next(iter(self.variants)))
         elif self.baseline not in (known := (self.whole or self).variants):
@@ -148,6 +147,7 @@ class Study:
             tuning=tuning and tuning.to_dict(),
             match=match and {**match.to_dict(), "mismatch": self.mismatch()},
             margin=self.margin,
+            target_loss=self.target_loss,
             hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),
             families=self.families,
             swept=self.swept,
@@ -250,11 +250,15 @@ class Study:
         """The largest number of seeds that a variant can have."""
         return self.most_seeds or self.seeds
 
-    def _most_seeds_problems(self, most: int) -> Iterator[Problem]:
-        if self.seeds < 2:
+    def _seeds_problems(self) -> Iterator[Problem]:
+        if not 1 <= self.seeds <= TUNING_SEED:
+            message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
+            yield Problem("seeds", message)
+        most = self.most_seeds
+        if most is not None and self.seeds < 2:
             message = f"an open verdict needs 2 seeds or more at the start, got {self.seeds}"
             yield Problem("seeds", message)
-        if not self.seeds <= most <= TUNING_SEED:
+        if most is not None and not self.seeds <= most <= TUNING_SEED:
             message = f"must be at least the {self.seeds} seeds at the start, and at most"
             yield Problem("most_seeds", f"{message} {TUNING_SEED}; got {most}")
 
@@ -269,7 +273,9 @@ class Study:
                     found.setdefault(problem, []).append(name)
         if found:
             raise ConfigError(
-                problem if len(names) == len(self.variants) else _only_in(problem, names)
+                problem
+                if len(names) == len(self.variants)
+                else problem._replace(message=f"{problem.message} (in {', '.join(names)})")
                 for problem, names in found.items()
             )
         return changed
@@ -292,7 +298,3 @@ class Study:
     def _reference(self) -> RunConfig:
         assert self.baseline is not None
         return self.reference or self.variants[self.baseline]
-
-
-def _only_in(problem: Problem, variants: list[str]) -> Problem:
-    return problem._replace(message=f"{problem.message} (in {', '.join(variants)})")

@@ -20,7 +20,7 @@ from attnlab.reporting.figures.axes import (
     tokens_per_step,
     window,
 )
-from attnlab.reporting.figures.styles import Style, Styles, mark, scale
+from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, scale
 from attnlab.reporting.figures.svg import Chart, SvgCharts
 from attnlab.reporting.tables.rows import Row
 
@@ -90,15 +90,27 @@ def minus_reference(
 
 
 def curve_chart(
-    charts: SvgCharts, rows: Sequence[Row], styles: Styles, key: Key, text: str, *, seeds: bool
+    charts: SvgCharts,
+    rows: Sequence[Row],
+    styles: Styles,
+    key: Key,
+    text: str,
+    *,
+    seeds: bool,
+    target: float | None = None,
 ) -> Chart | None:
-    """Return a chart of a loss with a form per axis and, with `seeds`, per scale; None: unknown."""
+    """Return a chart of a loss with a form per axis and, with `seeds`, per scale; None: unknown.
+
+    `target` is a loss to which a dashed line is drawn.
+    """
     shown = [row for row in rows if row.variant.curve(key).steps]
     if not shown:
         return None
     title = f"{TITLES[key]} (nats/token)"
     if key == "train_loss":
         text = f"{text} Of the batches between two points, with the dropout of training."
+    if target is not None:
+        text = f"{text} Dashed: the target loss of the table below."
     unlike = len(set(tokens_per_step(shown).values())) > 1  # tokens are no second scale of steps
     axis: dict[str, tuple[Against, str]] = {"step": ("step", "training step")}
     axis |= {"tokens": ("tokens", "tokens")} if unlike else {}
@@ -111,6 +123,8 @@ def curve_chart(
             of, label = axis[against]
             curves(axes, shown, styles, of, key=key, seeds=seeds)
             scaled(axes, kind, both=True)
+            if target is not None:
+                axes.axhline(target, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
             axes.set_xlabel(label)
             if against == "step":
                 tokens_on_top(axes, shown)

@@ -129,8 +129,12 @@ class Charts:
         if times and len(self.analysis.table.devices) > 1:
             text += " Times were measured on different devices and are not comparable."
         each = len(self.rows) <= MOST_WITH_SEEDS
+        efficiency = self.analysis.efficiency
+        target = {"eval_loss": efficiency.target} if efficiency else {}
         charts = [
-            curve_chart(self.svg_charts, shown, self.styles, key, text, seeds=each)
+            curve_chart(
+                self.svg_charts, shown, self.styles, key, text, seeds=each, target=target.get(key)
+            )
             for key in TITLES
         ]
         if self.reference is not None and len(shown) > 1:

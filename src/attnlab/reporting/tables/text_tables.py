@@ -1,10 +1,11 @@
 """Tables whose rows are not one variant each: all variants, families, published results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.efficiency import Reached, Span
 from attnlab.analysis.families import Families, Family, dominating, range_by_chance
 from attnlab.analysis.hypotheses.hypothesis import LOSS
 from attnlab.analysis.sentences import apart, listed
@@ -135,6 +136,51 @@ def _quantity(value: float, unit: str) -> str:
     if unit == "seconds":
         return numbers.duration(value) if value >= 1 else numbers.quantity(value, unit)
     return numbers.size(value) if unit == "bytes" else numbers.millions(value)
+
+
+def efficiency_tables(analysis: Analysis) -> tuple[TextTable, ...]:
+    """Return the table of steps, tokens and seconds to the target loss; empty without a target."""
+    found = analysis.efficiency
+    if found is None:
+        return ()
+    kind = "the validation loss with which" if found.of else "the study's target"
+    target = f"{found.target:.4f} nats/token, {kind}{f' {found.of} ends' if found.of else ''}"
+    names = [name for name in analysis.order if name in found.variants]
+    lines = [_until(name, found.variants[name], found.last) for name in names]
+    note = (
+        "Validation loss in training, mean over seeds, linear between evaluations. "
+        "Intervals: the steps at which the interval of the difference to the target contains 0, "
+        f"simultaneous 95 %, {'paired by seed' if found.of else 'over seeds'}, without the error "
+        "of tuning; -: open. Seconds: of training steps, without compilation and evaluation. "
+        "The learning rate of a run falls over all of its steps: a run made for fewer may reach "
+        "the target earlier."
+    )
+    heading = ["variant", "steps", "tokens", "seconds", "speed-up in tokens"]
+    return (TextTable(caption=f"Until {target}", heading=heading, lines=lines, note=note),)
+
+
+def _until(name: str, reached: Reached, last: int) -> tuple[str, ...]:
+    def shown(span: Span | None, text: Callable[[float], str]) -> str:
+        if span is None:
+            return numbers.UNKNOWN
+        value = "not reached" if span.value is None else text(span.value)
+        if span.value is not None and reached.steps.value == reached.first:
+            value = f"≤ {value}"
+        if span.low is None or span.low == span.high:
+            return value
+        return f"{value} [{text(span.low)}, {'-' if span.high is None else text(span.high)}]"
+
+    steps = shown(reached.steps, lambda value: f"{value:,.0f}")
+    if reached.steps.value is None:
+        steps = steps.replace("not reached", f"not reached in {last:,}")
+    ratio = numbers.UNKNOWN if reached.speedup is None else f"{reached.speedup:.2f}x"
+    return (
+        name,
+        steps,
+        shown(reached.tokens, numbers.count),
+        shown(reached.seconds, numbers.significant),
+        ratio,
+    )
 
 
 JUDGED = (
