@@ -6,13 +6,14 @@ module has more than a sixteenth of the bytes, so that tables of encodings do no
 files of a module are in the same split; validation and test have a twentieth of the bytes each.
 """
 
+import os
 import platform
 import sysconfig
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from attnlab.config import Problem
 from attnlab.data.hold_out import hold_out, rank
@@ -23,6 +24,7 @@ from attnlab.data.tokenizer import BPE, Tokenizer
 
 HELD_OUT = 0.1  # half for validation, half for test
 LARGEST_MODULE = 1 / 16
+MOST_TIMES = 4  # that a file is longer than its text in UTF-8, whatever its encoding
 NOT_THE_LIBRARY = {
     *("test", "tests", "idle_test"),
     *("site-packages", "dist-packages", "__pycache__"),
@@ -66,10 +68,13 @@ class Stdlib(DataConfig):
         left_of_module = Counter[str]()
         for name in sorted(_library_files(folder), key=rank):
             module = _module(name)
+            left_of_module.setdefault(module, int(self.max_bytes * LARGEST_MODULE))
+            most = min(left, left_of_module[module])
+            if (folder / name).stat().st_size > MOST_TIMES * most:
+                continue
             text = _source(folder / name)
             size = len(text.encode())
-            left_of_module.setdefault(module, int(self.max_bytes * LARGEST_MODULE))
-            if 0 < size <= min(left, left_of_module[module]):
+            if 0 < size <= most:
                 chosen[name] = text
                 left -= size
                 left_of_module[module] -= size
@@ -77,18 +82,19 @@ class Stdlib(DataConfig):
 
 
 def _library_files(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*.py"):
-        name = path.relative_to(folder)
-        of_this_machine = name.name.startswith("_sysconfigdata") or name.parts[0].startswith(
-            "config-"
-        )
-        if not (of_this_machine or NOT_THE_LIBRARY.intersection(name.parts)):
-            yield name.as_posix()
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in NOT_THE_LIBRARY]
+        above = Path(place).relative_to(folder).as_posix()
+        for name in files:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                path = name if above == "." else f"{above}/{name}"
+                if not path.startswith("config-"):  # of this machine
+                    yield path
 
 
 def _module(name: str) -> str:
     """Return the top-level module of a file: `asyncio` for asyncio/tasks.py, `ast` for ast.py."""
-    return PurePosixPath(name).parts[0].removesuffix(".py")
+    return name.partition("/")[0].removesuffix(".py")
 
 
 def _source(path: Path) -> str:

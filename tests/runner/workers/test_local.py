@@ -205,7 +205,7 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
     (tmp_path / "tuned.py").write_text("from support.tiny_study import twins as study")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     command = [
-        *(sys.executable, "-m", "attnlab", "run", "tuned.py", "--no-check"),
+        *(sys.executable, "-c", fake_workers.UNDRAWN, "run", "tuned.py", "--no-check"),
         *("--device", "cpu", "--workers", "1", "--out", str(cut)),
     ]
     environment = {
