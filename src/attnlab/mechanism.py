@@ -45,6 +45,10 @@ class MechanismConfig(Choice, ABC):
 
     computes_in: ClassVar[torch.dtype | None] = None  # dtype inside; None: that of the input
     flops_are_exact: ClassVar[bool] = True  # False: `flops` of the cost is a lower bound
+    grows_with_width: ClassVar[tuple[str, ...]] = (
+        *("n_heads", "n_kv_heads", "num_heads", "num_kv_heads"),
+        *("q_lora_rank", "kv_lora_rank", "index_n_heads"),
+    )  # ^ fields that a model of another size multiplies as its width, where it has them
 
     @property
     def exact_length(self) -> int | None:

@@ -1,4 +1,4 @@
-"""A hybrid is said layer by layer, or as a tuple that is tiled; the same layers are one run."""
+"""Layers have a pattern, by name or tiled; a model of another size keeps it, and what it is."""
 
 import pickle
 from dataclasses import replace
@@ -11,10 +11,12 @@ from support import tiny_study
 from attnlab.analysis.settings import same_settings
 from attnlab.checks.targets import of_study
 from attnlab.config import ConfigError, override
+from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import (
     ByLayer,
@@ -24,7 +26,11 @@ from attnlab.model.layer_pattern import (
     last_n,
     spread_evenly,
 )
+from attnlab.model.scale import scaled
+from attnlab.study.load import load_study
+from attnlab.study.shorter_runs import override_run
 from attnlab.study.study import Study
+from attnlab.study.sweep import sweep
 from attnlab.training.run import RunConfig
 
 attention, delta = GroupedQuery(n_heads=2, n_kv_heads=2), GatedDeltaNet(n_heads=2, head_dim=8)
@@ -256,3 +262,111 @@ def test_more_layers_than_there_are_is_an_error(place, n):
 def test_every_zeroth_layer_is_an_error():
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         every_nth(12, 0)
+
+
+SIZES = {"8x256": 2 * 4, "12x512": 3 * 16, "24x1024": 6 * 64}  # layers x width^2, of 4 x 128
+KEPT = (
+    "window",
+    "top_k",
+    "head_dim",
+    "conv_size",
+    "qk_rope_head_dim",
+    "index_head_dim",
+    "expand_v",
+)
+
+
+def outside(config):
+    parts = config.model.parts(1)
+    return parts.attention + parts.feed_forward
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
+def test_a_mechanism_stays_what_it_is_at_every_size(kind, size):
+    one = RunConfig(
+        data=base.data,
+        model=ModelConfig(mechanisms=(MechanismConfig.kinds[kind](),), feedforward=Dense(d_ff=512)),
+    )
+    config = override_run(one, [f"model.size={size}"])
+    (before,), (after,) = one.model.mechanisms, config.model.mechanisms
+    n_layers, d_model = map(int, size.split("x"))
+    assert (config.model.n_layers, config.model.d_model) == (n_layers, d_model)
+    assert outside(config) / outside(one) == pytest.approx(SIZES[size], rel=0.08)
+    assert config.model.feedforward == Dense(d_ff=4 * d_model)
+    assert config.train == one.with_learning_rate(3e-4 * 128 / d_model).train
+    assert all(getattr(before, name, None) == getattr(after, name, None) for name in KEPT)
+    if hasattr(before, "n_heads"):
+        assert after.n_heads * 128 == before.n_heads * d_model
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "expected"),
+    [(4, 4, (8, 8)), (4, 2, (8, 4)), (4, 1, (8, 1)), (1, 1, (2, 2))],
+)
+def test_the_share_of_kv_heads_stays_and_one_stays_one(n_heads, n_kv_heads, expected):
+    one = ModelConfig(mechanisms=(GroupedQuery(n_heads=n_heads, n_kv_heads=n_kv_heads),))
+    (found,) = scaled(one, 8, 256).mechanisms
+    assert (found.n_heads, found.n_kv_heads) == expected
+
+
+@pytest.mark.parametrize("name", load_study("mechanisms").variants)
+def test_study_1_at_other_sizes_has_the_parameters_that_the_rule_promises(name):
+    study = load_study("mechanisms")
+    for size, factor in SIZES.items():
+        config = study.override([f"model.size={size}"]).variants[name]
+        assert outside(config) / outside(study.variants[name]) == pytest.approx(factor, rel=0.05)
+
+
+def test_a_scale_multiplies_layers_and_width_and_a_size_follows_the_pattern_of_layers():
+    found = override_run(hybrid, ["model.scale=2", "model.feedforward.d_ff=24"])
+    assert (found.model.n_layers, found.model.d_model) == (8, 2 * hybrid.model.d_model)
+    assert kinds(found) == [kind for kind in kinds(hybrid) for _ in range(2)]
+    assert found.model.feedforward.d_ff == 24  # settings beside a size come after it
+    tiled = base.with_mechanisms(delta, attention)
+    assert kinds(override_run(tiled, ["model.size=6x64"])) == kinds(tiled)[:2] * 3
+    back = override_run(override_run(tiled, ["model.scale=2"]), ["model.scale=0.5"])
+    assert back == tiled
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["model.size=8"], "model.size: write LAYERSxWIDTH, such as 8x256; got '8'"),
+        (["model.size=0x8"], "model.size: write LAYERSxWIDTH, such as 8x256; got '0x8'"),
+        (["model.scale=0"], "model.scale: write a positive number, such as 2; got '0'"),
+        (["model.scale=inf"], "model.scale: write a positive number, such as 2; got 'inf'"),
+        (["model.scale=1.1"], "model.scale: 4 layers of width 16 times 1.1 are no whole numbers"),
+        (
+            ["model.size=4x20"],
+            "model.size: width 20 makes model.mechanisms.default.n_heads 2.5, from 2 at width 16; "
+            "choose a multiple of 8",
+        ),
+        (["model.size=6x16"], "model.size: 4 layers, some with mechanisms of their own, become a"),
+        (
+            ["model.size=4x32", "model.scale=2"],
+            "model.size: give one size; got model.size=4x32 and",
+        ),
+        (["model.size=99996x16"], "n_layers: must be at least 1, and at most 10000; got 99996"),
+    ],
+)
+def test_sizes_that_do_not_fit_say_why(changes, said):
+    small = replace(hybrid, model=replace(hybrid.model, d_model=16))
+    with pytest.raises(ConfigError) as error:
+        override_run(small, changes)
+    assert said in str(error.value)
+
+
+def test_a_study_of_another_size_says_how_the_rates_moved_and_sizes_can_be_swept():
+    study = load_study("mechanisms").override(["model.size=8x256"])
+    (note,) = study.notes
+    assert note == (
+        "peak learning rate changed as 1 / width, from 0.0003 at 128 to 0.00015 at 256; "
+        "train.learning_rate=RATE sets it"
+    )
+    own = load_study("mechanisms").override(["model.size=8x256", "train.learning_rate=1e-3"])
+    assert not own.notes
+    assert {config.train.learning_rate for config in own.variants.values()} == {1e-3}
+    swept = sweep(load_study("mechanisms").only(["linear"]), {"model.size": ["4x128", "8x256"]})
+    assert list(swept.variants) == ["size_4x128", "size_8x256"]
+    assert (swept.swept, swept.baseline) == (("model.d_model",), "size_4x128")

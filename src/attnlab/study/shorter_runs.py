@@ -1,14 +1,35 @@
-"""Settings of a run replaced; fewer steps shorten the warm-up in proportion."""
+"""Settings of a run replaced, and what follows from them.
+
+Fewer steps shorten the warm-up in proportion. `model.size=8x256` and `model.scale=2` are no
+settings of a run: they give a model another size, from which the settings follow (`model.scale`).
+"""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
-from attnlab.config import override
+from attnlab.config import ConfigError, Problem, override
+from attnlab.model.scale import size_of
 from attnlab.training.run import RunConfig
+
+SIZES = {"model.size", "model.scale"}
 
 
 def override_run(config: RunConfig, changes: list[str]) -> RunConfig:
-    """Return the run with settings replaced, and with a shorter warm-up if it is shorter."""
+    """Return the run with settings replaced, and with a shorter warm-up if it is shorter.
+
+    A size comes first, so that settings beside it replace those that follow from it.
+    """
+    sizes = [change for change in changes if change.partition("=")[0].strip() in SIZES]
+    if len(sizes) > 1:
+        raise ConfigError([Problem("model.size", f"give one size; got {' and '.join(sizes)}")])
+    if sizes:
+        path, _, text = sizes[0].partition("=")
+        name = path.strip().rpartition(".")[2]
+        try:
+            config = config.with_size(*size_of(config.model, name, text.strip()), name)
+        except ConfigError as error:
+            raise ConfigError(problem.under("model") for problem in error.problems) from None
+        changes = [change for change in changes if change not in sizes]
     paths = _paths(changes)
     if "train.steps" not in paths or "train.warmup_steps" in paths:
         return override(config, changes)
@@ -23,11 +44,21 @@ def _paths(changes: Iterable[str]) -> list[str]:
     return [change.partition("=")[0].strip() for change in changes]
 
 
-def warmup_notes(
+def notes_of(
     before: Mapping[str, RunConfig], after: Mapping[str, RunConfig], changes: Iterable[str]
 ) -> Iterator[str]:
-    """Yield a sentence per warm-up that a shorter run has shortened."""
-    if "train.warmup_steps" in _paths(changes):
+    """Yield a sentence per warm-up and per learning rate that followed from other settings."""
+    changes = _paths(changes)
+    if "train.learning_rate" not in changes and SIZES & set(changes):
+        for name, config in after.items():
+            was, now = before[name], config
+            if was.train.learning_rate != now.train.learning_rate:
+                yield (
+                    f"peak learning rate changed as 1 / width, from {was.train.learning_rate:.3g} "
+                    f"at {was.model.d_model} to {now.train.learning_rate:.3g} at "
+                    f"{now.model.d_model}; train.learning_rate=RATE sets it"
+                )
+    if "train.warmup_steps" in changes:
         return
     for name, config in after.items():
         was, now = before[name].train, config.train

@@ -13,7 +13,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.record import TUNING_SEED, StudyRecord, tuning_seed
 from attnlab.study.matching import Match
 from attnlab.study.names import group_problems, name_problems, swept_problems
-from attnlab.study.shorter_runs import override_run, warmup_notes
+from attnlab.study.shorter_runs import notes_of, override_run
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.recipe import at_recipe, tuning_problems
 from attnlab.training.run import Run, RunConfig
@@ -227,9 +227,7 @@ class Study:
             self,
             variants=variants,
             reference=self.reference and override_run(self.reference, changes),
-            notes=tuple(
-                dict.fromkeys([*self.notes, *warmup_notes(self.variants, variants, changes)])
-            ),
+            notes=tuple(dict.fromkeys([*self.notes, *notes_of(self.variants, variants, changes)])),
         )
 
     def at_length(self, length: str) -> "Study":

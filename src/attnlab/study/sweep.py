@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from attnlab.config import ConfigError, Problem
-from attnlab.study.shorter_runs import override_run
+from attnlab.study.shorter_runs import SIZES, override_run
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -71,7 +71,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         lengths={},
         families=families if len(families) > 1 else {},
         name="_".join([study.name, *_whose(study), *names.values()]) if study.name else "",
-        swept=tuple(typed),
+        swept=tuple(dict.fromkeys("model.d_model" if path in SIZES else path for path in typed)),
         whole=None,
     )
 

@@ -27,6 +27,7 @@ from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.feedforward import FeedForward
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import ByLayer
+from attnlab.model.scale import scaled
 from attnlab.record import TUNING_SEED, RunFolder
 from attnlab.training.config import EvalConfig, Schedule, TrainConfig
 
@@ -69,6 +70,19 @@ class RunConfig(Config):
         return dataclasses.replace(
             self, model=dataclasses.replace(self.model, feedforward=feedforward)
         )
+
+    def with_size(self, n_layers: int, d_model: int, name: str = "size") -> "RunConfig":
+        """Return the same run of a model of another size: see `model.scale`.
+
+        The peak learning rate is divided by the factor of the width. That is muP's rule for hidden
+        matrices with Adam (Yang et al. 2022, arXiv:2203.03466), used for all parameters; a search
+        starts there. Depth does not change it.
+
+        Raises `ConfigError`, with the problem at `name`, if the size does not fit.
+        """
+        model = scaled(self.model, n_layers, d_model, name)
+        rate = self.train.learning_rate * self.model.d_model / d_model
+        return dataclasses.replace(self, model=model).with_learning_rate(rate)
 
     def with_learning_rate(self, rate: float) -> "RunConfig":
         """Return the same run with another peak learning rate."""

@@ -19,6 +19,7 @@ from attnlab.mechanism import Cost
 class FeedForward(Choice, ABC):
     """The settings of a feed-forward layer, with its cost before any tensor exists."""
 
+    grows_with_width: ClassVar[tuple[str, ...]] = ("d_ff",)  # fields that follow the model's width
     present: ClassVar[bool] = True  # False: the block has no norm before it, either
 
     @abstractmethod
