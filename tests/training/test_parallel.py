@@ -1,42 +1,47 @@
 """Training on several devices, or in micro-batches, is that of one device and one batch.
 
-The module is also what two processes execute: `main`, which becomes both.
+The module is also what the two processes of a run execute: `main`, started by torchrun.
 """
 
 import json
 import os
+import resource
+import shutil
 import signal
-import socket
 import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.fsdp  # two processes share what was imported
-from support import fake_workers, tiny_study
+from support import tiny_study
 
 from attnlab.checks.small_configs import small
 from attnlab.checks.suite import fitting_width
 from attnlab.data import Places
 from attnlab.device.ranks import Ranks
+from attnlab.inference.saved_model import export, load_run
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense, MixtureOfExperts
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Progress
-from attnlab.runner.execute import execute
+from attnlab.runner.execute import execute, execute_as
+from attnlab.runner.extend import extend
 from attnlab.runner.processes import death
+from attnlab.training import sharded_checkpoint
 from attnlab.training.assemble import memory_advice, memory_per_gpu
 from attnlab.training.checkpoint import load_newest
 from attnlab.training.config import TrainConfig
-from attnlab.training.run import Run
+from attnlab.training.run import Run, RunConfig
+from attnlab.training.sharded_checkpoint import is_sharded, write_shards
 from attnlab.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-STEPS, BATCH, LENGTH, VOCAB = 12, 4, 16, 32
+STEPS, BATCH, LENGTH, VOCAB = 20, 4, 16, 33  # an odd number has shards of unequal size
 EXPERTS = MixtureOfExperts(n_experts=4, d_ff=16, balance_loss=0.1, bias_rate=0.01)
 MHA = tiny_study.base.model.mechanisms
 CHECKPOINTED = {"activation_checkpointing": True}
@@ -56,8 +61,7 @@ CASES = {
         if name != "fla_layer"  # needs a GPU
     },
     "experts": (model(feedforward=EXPERTS), {}),
-    "experts in micro-batches": (model(feedforward=EXPERTS), {"micro_batch_size": 1}),
-    "experts again": (model(feedforward=EXPERTS), {"micro_batch_size": 1, **CHECKPOINTED}),
+    "experts in parts": (model(feedforward=EXPERTS), {"micro_batch_size": 1, **CHECKPOINTED}),
     "dropout": (model(dropout=0.2), {"micro_batch_size": 1, **CHECKPOINTED}),
     "dropout of experts": (model(feedforward=EXPERTS, dropout=0.2), {}),
 }
@@ -87,36 +91,94 @@ def trained(
     return step.measured_SC[:steps].tolist()
 
 
-def main(out: Path) -> None:
-    """Train as two processes, with the environment that torchrun would give them."""
+BASE = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
+LONGER = replace(
+    tiny_study.base, train=replace(tiny_study.base.train, steps=60, **{"checkpoint_every": 10})
+)
+RUNS = {  # by name: the run, and up to which step how many processes train
+    "whole": (BASE, [(2, None)]),
+    "shards": (BASE, [(2, 6), (2, None)]),  # from the checkpoint of step 4
+    "shards, moved": (BASE, [(2, 6), (1, 9), (2, None)]),  # and from that of step 8
+    "longer": (LONGER, [(2, None)]),
+}
+
+
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    other = os.fork()
-    os.environ.update({**place, "RANK": "0" if other else "1"})
-    ranks, found = Ranks.join(CPU), {}
+    ranks, losses = Ranks.join(CPU), {}
     for name, (config, settings) in CASES.items():
-        found[name] = trained(config, ranks, **settings)
+        losses[name] = trained(config, ranks, **settings)
+    for name, (config, parts) in RUNS.items():
+        sharded_checkpoint.WHOLE_BYTES = 0 if "shards" in name else 2**30
+        for processes, until in parts:
+            if processes == 2 or ranks.writes:
+                them = ranks if processes == 2 else Ranks.alone(CPU)
+                write_run(config, folder / name, them, until)
+            ranks.wait()
+    refused = full_disk(folder, ranks)
     if ranks.writes:
-        out.write_text(json.dumps(found))
+        (folder / "found.json").write_text(json.dumps({"losses": losses, "refused": refused}))
     ranks.leave()
-    if other:
-        sys.exit(os.waitpid(other, 0)[1])
+
+
+def write_run(config: RunConfig, study_dir: Path, ranks: Ranks, until: int | None = None) -> None:
+    """Train a run from its last checkpoint up to a step, or all of it."""
+    places, run = Places(None, study_dir.parent / "cache"), Run(variant="mha", config=config)
+    if not ranks.writes:
+        ranks.wait()  # the first one has cached the data
+    corpus, folder = config.data.load(places), run.folder(study_dir)
+    if ranks.writes:
+        ranks.wait()
+    identity = config.identity(corpus.fingerprint)
+    events = execute_as(run, folder, identity, places, ranks, corpus=corpus)
+    with folder.hold() if ranks.writes else nullcontext(), closing(events):
+        for event in events:
+            assert not (isinstance(event, Ended) and event.status == "failed"), event
+            if until is not None and isinstance(event, Progress) and event.step >= until:
+                return
+
+
+def full_disk(folder: Path, ranks: Ranks) -> list[str]:
+    """Let the disk refuse the shards of the second process; return what each process says."""
+    if ranks.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+    said: list[str] = [""] * ranks.count
+    try:
+        tensors = {f"x{n}": torch.ones(100) for n in range(2)}  # one from each process
+        write_shards(folder / "full" / "step-000004", {"model": tensors}, {}, ranks)
+    except OSError as error:
+        torch.distributed.all_gather_object(said, str(error))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return said
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory) -> dict[str, list[list[float]]]:
-    out = tmp_path_factory.mktemp("two") / "found.json"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(out)]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
-    return json.loads(out.read_text())
+def of_two_processes(tmp_path_factory) -> Path:
+    """The folder in which two processes have left what they found."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(__file__, str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def torchrun(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command as two processes."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *start, *command],
+        check=False,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name, of_two_processes):
-    one, two = torch.tensor(trained(CASES[name][0])), torch.tensor(of_two_processes[name])
+    found = json.loads((of_two_processes / "found.json").read_text())
+    one, two = torch.tensor(trained(CASES[name][0])), torch.tensor(found["losses"][name])
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
     assert one[0, 0] > one[-1, 0]
     assert bool(one[:, 1].any()) == (name == "deepseek_sparse" or "experts" in name)
@@ -138,25 +200,38 @@ def test_micro_batches_and_checkpointed_activations_change_nothing(settings):
     torch.testing.assert_close(divided, one, rtol=0, atol=1e-5)
 
 
-def test_a_process_that_dies_is_named_and_all_end(tmp_path):
-    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=5000))
-    run, places = Run(variant="x", config=config), Places(None, tmp_path / "cache")
+def test_a_process_that_dies_ends_all_and_torchrun_continues_to_the_same_bits(
+    of_two_processes, tmp_path
+):
+    run, places = Run(variant="mha", config=LONGER), Places(None, of_two_processes / "cache")
+    whole = RunFolder(of_two_processes / "longer", "mha", 0)
     started = list[int]()
-    for event in execute(run, tmp_path, "same", places, CPU, CPU):
-        if isinstance(event, Progress) and not started:
-            started = [pid for pid in fake_workers.children(os.getpid()) if _is_rank(pid)]
+    for event in execute(run, tmp_path, str(whole.identity()), places, CPU, CPU):
+        if isinstance(event, Progress) and event.step >= 12 and not started:
+            started = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_rank(path)]
             for pid in started:
                 if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
     assert len(started) == 2
     assert event == Ended("failed", f"process 1 of 2, cpu: {death(-signal.SIGKILL)}", None)
-    assert not any(map(_is_rank, started))
+    assert not any(_is_rank(Path(f"/proc/{pid}")) for pid in started)
+    assert time.monotonic() - killed < 5
+
+    settings = ["train.steps=60", "train.checkpoint_every=10", f"--out={tmp_path}"]
+    command = ["-m", "attnlab", "train", tiny_study.__file__, "--variant=mha", *settings]
+    done = torchrun(*command, ATTNLAB_DATA=str(of_two_processes / "cache"))
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(tmp_path, "mha", 0)
+    assert folder.environment()["begins"]["step"] >= 10
+    for one, other in zip(folder.metrics(), whole.metrics(), strict=True):
+        assert one | {"train_seconds": 0} == other | {"train_seconds": 0}
 
 
-def _is_rank(process: int) -> bool:
-    """True for a living process of a run."""
+def _is_rank(process: Path) -> bool:
+    """True for a living process that this test has started, as one of a run's."""
     try:
-        command = Path(f"/proc/{process}/cmdline").read_bytes()
+        command = (process / "cmdline").read_bytes()
         return b"attnlab.runner.processes" in command and b"socket" in command
     except OSError:
         return False
@@ -203,35 +278,72 @@ def test_a_batch_that_cannot_be_shared_evenly_is_an_error():
         ranks.rows(4)
 
 
-def write_run(study_dir: Path, processes: int, until: int | None = None) -> None:
-    """Train a run on this number of processes, from its last checkpoint up to a step, or all."""
-    config = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
-    places, run = Places(None, study_dir / "cache"), Run(variant="x", config=config)
-    with closing(execute(run, study_dir, "same", places, *[CPU] * processes)) as events:
-        for event in events:
-            assert not (isinstance(event, Ended) and event.status == "failed"), event
-            if until is not None and isinstance(event, Progress) and event.step >= until:
-                return
+@pytest.fixture(scope="module")
+def by_one_process(tmp_path_factory) -> RunFolder:
+    study_dir = tmp_path_factory.mktemp("one") / "study"
+    write_run(BASE, study_dir, Ranks.alone(CPU))
+    return RunFolder(study_dir, "mha", 0)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
-    write_run(tmp_path / "moved", 1, until=6)  # its last checkpoint is that of step 4
-    write_run(tmp_path / "moved", 2, until=9)  # 8
-    write_run(tmp_path / "moved", 1)
-    write_run(tmp_path / "whole", 1)
-    moved, whole = (RunFolder(tmp_path / name, "x", 0) for name in ("moved", "whole"))
-    for one, other in zip(moved.metrics(), whole.metrics(), strict=True):
-        for name in ("train_loss", "auxiliary_loss", "eval_loss"):
-            assert one.get(name) == pytest.approx(other.get(name), abs=1e-5), (one["step"], name)
+@pytest.mark.parametrize("name", ["whole", "shards", "shards, moved"])
+def test_a_run_goes_on_with_another_number_of_processes(name, of_two_processes, by_one_process):
+    found = RunFolder(of_two_processes / name, "mha", 0)
+    for one, other in zip(found.metrics(), by_one_process.metrics(), strict=True):
+        for key in ("train_loss", "auxiliary_loss", "eval_loss"):
+            assert one.get(key) == pytest.approx(other.get(key), abs=1e-5), (one["step"], key)
         assert one["router_load"] == other["router_load"]
-    environment = moved.environment()
-    assert environment is not None
-    parts = [*environment["earlier"], environment]
+    environment = found.environment()
+    parts = [*environment.get("earlier", ()), environment]
     began = [(part["processes"], part["begins"]["step"]) for part in parts]
-    assert began == [(1, 0), (2, 4), (1, 8)]
-    found = [load_newest(run.checkpoints, "same").checkpoint for run in (moved, whole)]
-    for name, tensor in found[0].model.items():
-        torch.testing.assert_close(tensor, found[1].model[name], rtol=0, atol=1e-5)
+    assert began == [(n, 4 * i) for i, (n, _) in enumerate(RUNS[name][1])]
+    sharded = [*(found.checkpoints / "step-000012").glob("shard-*")]
+    assert len(sharded) == (2 if "shards" in name else 0)
+    for which in ("last", "best"):
+        weights = [load_run(run.path, which=which) for run in (found, by_one_process)]
+        assert [each.note for each in weights] == [None, None]
+        states = [each.model.state_dict() for each in weights]
+        torch.testing.assert_close(*states, rtol=0, atol=1e-5)
+
+
+def test_shards_and_a_pause_change_no_bit(of_two_processes, tmp_path):
+    whole, shards = (RunFolder(of_two_processes / name, "mha", 0) for name in ("whole", "shards"))
+    for one, other in zip(whole.metrics(), shards.metrics(), strict=True):
+        assert one | {"train_seconds": 0} == other | {"train_seconds": 0}
+    one, other = (load_newest(run.checkpoints, str(run.identity())) for run in (whole, shards))
+    for section in ("model", "optimizer"):
+        tensors = [getattr(each.checkpoint, section) for each in (one, other)]
+        torch.testing.assert_close(*tensors, rtol=0, atol=0)
+    export(shards.path, tmp_path / "exported")
+    longer = extend(shards.path, steps=14, out=tmp_path / "longer", cache=tmp_path)
+    assert longer.status() == "finished"
+
+
+@pytest.mark.parametrize("shard", [1, 2])
+def test_a_damaged_shard_is_skipped_for_the_checkpoint_before(shard, of_two_processes, tmp_path):
+    run = RunFolder(of_two_processes / "shards", "mha", 0)
+    folder = shutil.copytree(run.checkpoints, tmp_path / "checkpoints")
+    [damaged] = folder.glob(f"step-000012/shard-0000{shard}-*")
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    found = load_newest(folder, str(run.identity()))
+    assert found.checkpoint.step == 8
+    assert "altered or cut short" in found.note
+    damaged.unlink()
+    note = load_newest(folder, str(run.identity())).note
+    assert f"step-000012: {damaged.name} is missing" in note
+
+
+def test_a_disk_that_refuses_a_shard_is_an_error_in_all_processes(of_two_processes):
+    refused = json.loads((of_two_processes / "found.json").read_text())["refused"]
+    assert all("File too large" in reason for reason in refused), refused
+    assert list((of_two_processes / "full").iterdir()) == []
+
+
+def test_checkpoints_are_in_shards_above_a_stated_size():
+    largest = sharded_checkpoint.WHOLE_BYTES // 12
+    assert [is_sharded(n, processes=2) for n in (largest, largest + 1)] == [False, True]
+    assert not is_sharded(largest + 1, processes=1)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def write_verified(
 
     Args:
         folder: the folder.
-        files: by path in the folder, the bytes of a file, or a function that writes it at a path.
+        files: by path in the folder, the bytes of a file, or a function that writes it at a path;
+            the function of "." writes any files into the folder whose path it is given.
         state: JSON values that are stored beside the files, for `read_verified`.
 
     Raises:
@@ -54,11 +55,12 @@ def write_verified(
                 (unfinished / name).write_bytes(content)
             else:
                 content(unfinished / name)
-        sums = {name: sha256(unfinished / name) for name in sorted(files)}
+        written = sorted(path for path in unfinished.rglob("*") if path.is_file())
+        sums = {path.relative_to(unfinished).as_posix(): sha256(path) for path in written}
         (unfinished / STATE).write_bytes(to_json(add_checksums(state, STATE, sums)))
         mode = (unfinished / STATE).stat().st_mode  # safetensors hides its files from other users
-        for name in files:
-            (unfinished / name).chmod(mode)
+        for path in written:
+            path.chmod(mode)
 
     replace_folder(folder, fill)
 

@@ -33,6 +33,7 @@ from attnlab.training.loop import (
 )
 from attnlab.training.plausibility import PlausibilityMonitor
 from attnlab.training.run import Run
+from attnlab.training.sharded_checkpoint import is_sharded
 
 Json = dict[str, Any]
 
@@ -115,7 +116,10 @@ class Execution:
         if self.ranks.writes:
             self.folder.recover(self.identity)
         self.ranks.wait()
-        newest = checkpoint.load_newest(self.folder.checkpoints, self.identity)
+        shards = self.step.shards
+        newest = checkpoint.load_newest(
+            self.folder.checkpoints, self.identity, shards and shards.empty
+        )
         found, self.metrics = checkpoint.with_metrics(newest, self.folder, self.config.train)
         self.ranks.wait()  # all have read what the first one writes from here on
         state = found.checkpoint
@@ -163,21 +167,27 @@ class Execution:
     def _save(self) -> None:
         self.folder.require_lease()
         step, lines = self.step.step, self.metrics.values()
+        shards, written = self.step.shards, self.step.whole
+        n_parameters = self.config.model.parts(self.corpus.vocab_size).total
+        together = is_sharded(n_parameters, self.ranks.count)
+        if together and shards is not None:
+            written = shards.divided
         state = checkpoint.Checkpoint(
             step,
-            self.step.whole(self.step.weights()),
-            self.step.whole(self.step.state()),
+            written(self.step.weights()),
+            written(self.step.state()),
             self.clock.seconds(),
-            self.best and self.best._replace(model=self.step.whole(self.best.model)),
+            self.best and self.best._replace(model=written(self.best.model)),
             torch.get_num_threads(),
             digest_of(lines),
         )
-        if not self.ranks.writes:
-            return
-        self.folder.flush_metrics()  # a run that continues from here relies on them
-        with checkpoint.explains_failure(self.folder.checkpoints, step):
-            self.folder.write_metrics(lines)  # on disk before what relies on them
-        checkpoint.save(self.folder.checkpoints, state, self.identity)
+        if self.ranks.writes:
+            self.folder.flush_metrics()  # a run that continues from here relies on them
+            with checkpoint.explains_failure(self.folder.checkpoints, step):
+                self.folder.write_metrics(lines)  # on disk before what relies on them
+        if self.ranks.writes or together:
+            ranks = self.ranks if together else None
+            checkpoint.save(self.folder.checkpoints, state, self.identity, ranks)
 
     def _finish(self, outcome: Json) -> None:
         keeps = self.config.train.keep == "weights" and outcome["status"] == "finished"

@@ -5,7 +5,7 @@
 A run that continues from a checkpoint gets the same bits as one that was not interrupted, on a CPU
 with the number of threads that is recorded. Tied parameters are written once per name.
 `best.safetensors` has the weights of the lowest validation loss so far. It is left out if those are
-the weights of the step itself.
+the weights of the step itself. `sharded_checkpoint` has the files of large runs on several devices.
 
 A run that keeps no more than its weights (`train.keep=weights`) ends with
 
@@ -24,12 +24,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from attnlab.device.ranks import Ranks
 from attnlab.record import RunFolder, digest_of
 from attnlab.record.atomic_files import DamagedError, WriteError, remove_folder
 from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.verified_folder import read_verified, write_verified
 from attnlab.training.config import TrainConfig
 from attnlab.training.loop import measured_steps
+from attnlab.training.sharded_checkpoint import Empty, has_shards, read_shards, write_shards
 
 KEPT = 2  # the newest checkpoint, and the one before in case the newest is damaged
 
@@ -70,18 +72,19 @@ class Loaded(NamedTuple):
         return f"checkpoint {'; '.join(self.skipped)}; {then}"
 
 
-def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
+def save(
+    folder: Path, checkpoint: Checkpoint, identity: str, shared_by: Ranks | None = None
+) -> None:
     """Write a checkpoint of the run `identity` into `folder`; keep the newest `KEPT`.
+
+    `shared_by` are the processes that all call this, if each has its shards of the tensors.
 
     Raises WriteError, for example if the disk is full; earlier checkpoints are then unchanged.
     """
     best = checkpoint.best
-    files = {
-        "model.safetensors": tensor_file(checkpoint.model),
-        "optimizer.safetensors": tensor_file(checkpoint.optimizer),
-    }
+    sections = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
     if best is not None and best.step != checkpoint.step:
-        files["best.safetensors"] = tensor_file(best.model)
+        sections["best"] = best.model
     state = {
         "step": checkpoint.step,
         "identity": identity,
@@ -90,9 +93,15 @@ def save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
         "best": best and {"step": best.step, "loss": best.loss},
         "metrics_digest": checkpoint.metrics_digest,
     }
+    path = folder / f"step-{checkpoint.step:06d}"
     with explains_failure(folder, checkpoint.step):
-        write_verified(folder / f"step-{checkpoint.step:06d}", files, state)
-    remove_old(folder)
+        if shared_by is not None:
+            write_shards(path, sections, state, shared_by)
+        else:
+            files = {f"{name}.safetensors": tensor_file(of) for name, of in sections.items()}
+            write_verified(path, files, state)
+    if shared_by is None or shared_by.writes:
+        remove_old(folder)
 
 
 @contextmanager
@@ -166,12 +175,15 @@ def remove_old(folder: Path) -> None:
         remove_folder(old)
 
 
-def load_newest(folder: Path, identity: str) -> Loaded:
-    """Load the newest checkpoint of the run `identity` that is complete and unaltered."""
+def load_newest(folder: Path, identity: str, empty: Empty | None = None) -> Loaded:
+    """Load the newest checkpoint of the run `identity` that is complete and unaltered.
+
+    Its tensors are whole. Of one in shards, a process reads the parts that `empty` has room for.
+    """
     skipped = list[str]()
     for candidate in reversed(_folders(folder)):
         try:
-            return Loaded(_load(candidate, identity), tuple(skipped))
+            return Loaded(_load(candidate, identity, empty), tuple(skipped))
         except DamagedError as error:
             skipped.append(f"{candidate.name}: {error}")
     return Loaded(None, tuple(skipped))
@@ -197,18 +209,21 @@ def with_metrics(
     return Loaded(None, (*found.skipped, f"step-{last:06d}: {reason}")), {}
 
 
-def _load(folder: Path, identity: str) -> Checkpoint:
+def _load(folder: Path, identity: str, empty: Empty | None) -> Checkpoint:
     state: dict[str, Any] = read_verified(folder)
     if state["identity"] != identity:
         raise DamagedError("it belongs to another run")
     step, best = state["step"], state["best"]
-    model = load_file(folder / "model.safetensors")
+    if has_shards(folder):
+        sections = read_shards(folder, empty)
+    else:
+        names = ["model", "optimizer"] + ["best"] * (best is not None and best["step"] != step)
+        sections = {name: load_file(folder / f"{name}.safetensors") for name in names}
+    model = sections["model"]
     if best is not None:
-        at_best = model if best["step"] == step else load_file(folder / "best.safetensors")
-        best = Best(best["step"], best["loss"], at_best)
-    optimizer = load_file(folder / "optimizer.safetensors")
+        best = Best(best["step"], best["loss"], sections.get("best", model))
     threads, digest = state.get("threads"), state.get("metrics_digest")
-    return Checkpoint(step, model, optimizer, state["seconds"], best, threads, digest)
+    return Checkpoint(step, model, sections["optimizer"], state["seconds"], best, threads, digest)
 
 
 def _folders(folder: Path) -> list[Path]:

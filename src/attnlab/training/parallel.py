@@ -15,7 +15,7 @@ Shapes: B global batch, b rows of this process, T tokens; a shard has a part of 
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -90,7 +90,10 @@ class Shards:
                 state[name].copy_(tensor)
 
     def shard(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this process's part of whole tensors; those of the optimizer may be among them."""
+        """Return this process's part of whole tensors, or of those of `divided`, by name.
+
+        Tensors of the optimizer may be among them.
+        """
         return {name: self._part(name, tensor) for name, tensor in whole.items()}
 
     def whole(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +104,7 @@ class Shards:
         found = dict[str, Tensor]()
         for name, tensor in own.items():
             rows = self.rows.get(_parameter(name))
-            if rows is not None and not name.startswith("step."):
+            if rows is not None:
                 most = -(-rows // self.ranks.count)
                 padded = tensor.new_zeros(most, *tensor.shape[1:], device=self.ranks.device)
                 padded[: len(tensor)] = tensor
@@ -110,9 +113,45 @@ class Shards:
                 found[name] = tensor.detach().to("cpu", copy=True)
         return found
 
+    def divided(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the same tensors on the host, which know of what they are shards: DTensors."""
+        from torch.distributed.tensor import DTensor, Shard
+
+        found = dict[str, Tensor]()
+        for name, tensor in own.items():
+            on_host = tensor.detach().cpu()
+            rows = self.rows.get(_parameter(name))
+            if rows is not None:
+                shape = torch.Size([rows, *tensor.shape[1:]])
+                stride = torch.empty(shape, device="meta").stride()
+                on_host = DTensor.from_local(
+                    on_host, self.host_mesh, [Shard(0)], shape=shape, stride=stride
+                )
+            found[name] = on_host
+        return found
+
+    def empty(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return a tensor for what `divided` returned in processes of any number, to be filled."""
+        from torch.distributed import tensor
+
+        if _parameter(name) not in self.rows:
+            return torch.empty(shape, dtype=dtype)
+        mesh, shard = self.host_mesh, [tensor.Shard(0)]
+        return tensor.empty(shape, dtype=dtype, device_mesh=mesh, placements=shard)
+
+    @cached_property
+    def host_mesh(self) -> Any:
+        """The processes, for tensors on the host."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh("cpu", (self.ranks.count,))
+
     def _part(self, name: str, tensor: Tensor) -> Tensor:
-        if _parameter(name) not in self.rows or name.startswith("step."):
+        if _parameter(name) not in self.rows:
             return tensor
+        to_local: Any = getattr(tensor, "to_local", None)
+        if to_local is not None:
+            return to_local()
         chunks = tensor.chunk(self.ranks.count)
         own = chunks[self.ranks.rank] if self.ranks.rank < len(chunks) else tensor[:0]
         return own.clone()  # a part alone would keep the whole in memory
