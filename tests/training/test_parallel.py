@@ -3,6 +3,7 @@
 The module is also what the two processes of a run execute: `main`, started by torchrun.
 """
 
+import gc
 import json
 import os
 import resource
@@ -14,6 +15,8 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from support import tiny_study
 
 from attnlab.checks.small_configs import small
 from attnlab.checks.suite import fitting_width
+from attnlab.cli import app
 from attnlab.data import Places
 from attnlab.device.ranks import Ranks
 from attnlab.inference.saved_model import export, load_run
@@ -29,7 +33,7 @@ from attnlab.model.feedforward import Dense, MixtureOfExperts
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Progress
-from attnlab.runner.execute import execute, execute_as
+from attnlab.runner.execute import corpus_of, execute, execute_as
 from attnlab.runner.extend import extend
 from attnlab.runner.processes import death
 from attnlab.training import sharded_checkpoint
@@ -92,19 +96,18 @@ def trained(
 
 
 BASE = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
-LONGER = replace(
-    tiny_study.base, train=replace(tiny_study.base.train, steps=60, **{"checkpoint_every": 10})
-)
+SETTINGS = {"steps": 60, "checkpoint_every": 10}
+LONGER = replace(tiny_study.base, train=replace(tiny_study.base.train, **SETTINGS))
 RUNS = {  # by name: the run, and up to which step how many processes train
     "whole": (BASE, [(2, None)]),
     "shards": (BASE, [(2, 6), (2, None)]),  # from the checkpoint of step 4
     "shards, moved": (BASE, [(2, 6), (1, 9), (2, None)]),  # and from that of step 8
-    "longer": (LONGER, [(2, None)]),
 }
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # each run collects garbage first
     ranks, losses = Ranks.join(CPU), {}
     for name, (config, settings) in CASES.items():
         losses[name] = trained(config, ranks, **settings)
@@ -115,10 +118,24 @@ def main(folder: Path) -> None:
                 them = ranks if processes == 2 else Ranks.alone(CPU)
                 write_run(config, folder / name, them, until)
             ranks.wait()
-    refused = full_disk(folder, ranks)
-    if ranks.writes:
-        (folder / "found.json").write_text(json.dumps({"losses": losses, "refused": refused}))
-    ranks.leave()
+    found = {"losses": losses, "refused": full_disk(folder, ranks), "pid": os.getpid()}
+    os.environ["ATTNLAB_CACHE"] = str(folder / "cache")
+    found["exit_code"] = train(folder / "longer", ranks)
+    (folder / f"found-{ranks.rank}.json").write_text(json.dumps(found))
+    train(folder / "killed", ranks)
+
+
+def train(out: Path, ranks: Ranks) -> int:
+    """Train `LONGER` with `attnlab train`, as one of the processes of torchrun; no report."""
+    settings = [f"train.{name}={value}" for name, value in SETTINGS.items()]
+    with (
+        mock.patch("attnlab.runner.execute.write_report"),
+        mock.patch.object(Ranks, "join", return_value=ranks),
+        mock.patch.object(Ranks, "leave"),
+        pytest.raises(SystemExit) as end,
+    ):
+        app(["train", tiny_study.__file__, "--variant=mha", f"--out={out}", *settings])
+    return end.value.code
 
 
 def write_run(config: RunConfig, study_dir: Path, ranks: Ranks, until: int | None = None) -> None:
@@ -126,7 +143,7 @@ def write_run(config: RunConfig, study_dir: Path, ranks: Ranks, until: int | Non
     places, run = Places(None, study_dir.parent / "cache"), Run(variant="mha", config=config)
     if not ranks.writes:
         ranks.wait()  # the first one has cached the data
-    corpus, folder = config.data.load(places), run.folder(study_dir)
+    corpus, folder = corpus_of(config.data, places), run.folder(study_dir)
     if ranks.writes:
         ranks.wait()
     identity = config.identity(corpus.fingerprint)
@@ -154,31 +171,37 @@ def full_disk(folder: Path, ranks: Ranks) -> list[str]:
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory) -> Path:
-    """The folder in which two processes have left what they found."""
+    """The folder in which two processes of torchrun have left what they found.
+
+    In their last run one of them is killed.
+    """
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(__file__, str(folder))
-    assert done.returncode == 0, done.stderr
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *start, __file__, str(folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    with (folder / "said").open("w") as said:
+        torchrun = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+    metrics, started = RunFolder(folder / "killed", "mha", 0).partial / "metrics.jsonl", time.time()
+    while not (metrics.exists() and '"step": 12' in metrics.read_text()):
+        if torchrun.poll() is not None or time.time() > started + 120:
+            torchrun.kill()
+            pytest.fail((folder / "said").read_text())
+        time.sleep(0.01)
+    os.kill(found_by(folder, rank=1)["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    assert torchrun.wait(timeout=20) == 1
+    (folder / "seconds").write_text(str(time.monotonic() - killed))
     return folder
 
 
-def torchrun(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as two processes."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [sys.executable, *start, *command],
-        check=False,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def found_by(folder: Path, rank: int) -> dict[str, Any]:
+    return json.loads((folder / f"found-{rank}.json").read_text())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name, of_two_processes):
-    found = json.loads((of_two_processes / "found.json").read_text())
-    one, two = torch.tensor(trained(CASES[name][0])), torch.tensor(found["losses"][name])
+    found = found_by(of_two_processes, rank=0)["losses"][name]
+    one, two = torch.tensor(trained(CASES[name][0])), torch.tensor(found)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
     assert one[0, 0] > one[-1, 0]
     assert bool(one[:, 1].any()) == (name == "deepseek_sparse" or "experts" in name)
@@ -200,32 +223,40 @@ def test_micro_batches_and_checkpointed_activations_change_nothing(settings):
     torch.testing.assert_close(divided, one, rtol=0, atol=1e-5)
 
 
-def test_a_process_that_dies_ends_all_and_torchrun_continues_to_the_same_bits(
-    of_two_processes, tmp_path
-):
-    run, places = Run(variant="mha", config=LONGER), Places(None, of_two_processes / "cache")
-    whole = RunFolder(of_two_processes / "longer", "mha", 0)
+def test_a_process_that_dies_is_named_and_all_end(tmp_path, places):
+    config = replace(tiny_study.base, train=replace(tiny_study.base.train, steps=5000))
+    run = Run(variant="mha", config=config)
     started = list[int]()
-    for event in execute(run, tmp_path, str(whole.identity()), places, CPU, CPU):
-        if isinstance(event, Progress) and event.step >= 12 and not started:
+    for event in execute(run, tmp_path, "same", places, CPU, CPU):
+        if isinstance(event, Progress) and not started:
             started = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_rank(path)]
             for pid in started:
                 if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     os.kill(pid, signal.SIGKILL)
-            killed = time.monotonic()
     assert len(started) == 2
     assert event == Ended("failed", f"process 1 of 2, cpu: {death(-signal.SIGKILL)}", None)
     assert not any(_is_rank(Path(f"/proc/{pid}")) for pid in started)
-    assert time.monotonic() - killed < 5
 
-    settings = ["train.steps=60", "train.checkpoint_every=10", f"--out={tmp_path}"]
-    command = ["-m", "attnlab", "train", tiny_study.__file__, "--variant=mha", *settings]
-    done = torchrun(*command, ATTNLAB_DATA=str(of_two_processes / "cache"))
-    assert done.returncode == 0, done.stderr
-    folder = RunFolder(tmp_path, "mha", 0)
-    assert folder.environment()["begins"]["step"] >= 10
-    for one, other in zip(folder.metrics(), whole.metrics(), strict=True):
-        assert one | {"train_seconds": 0} == other | {"train_seconds": 0}
+
+def test_a_killed_run_of_torchrun_ends_at_once_and_continues_to_the_same_bits(of_two_processes):
+    assert float((of_two_processes / "seconds").read_text()) < 5
+    found = [found_by(of_two_processes, rank) for rank in (0, 1)]
+    assert not any(Path(f"/proc/{each['pid']}").exists() for each in found)
+    assert [each["exit_code"] for each in found] == [0, 0]
+    whole, killed = (RunFolder(of_two_processes / n, "mha", 0) for n in ("longer", "killed"))
+    assert whole.status() == "finished"
+    assert killed.status() in ("partial", "failed")  # the other one may have lost the connection
+    identity, places = str(whole.identity()), Places(None, of_two_processes / "cache")
+    run = Run(variant="mha", config=LONGER)
+    *_, end = execute(run, of_two_processes / "killed", identity, places, CPU, CPU)
+    assert (type(end), end.status) == (Ended, "finished")
+    assert killed.environment()["begins"]["step"] >= 10
+    assert untimed(killed) == untimed(whole)
+
+
+def untimed(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the measurements of a run without those of time."""
+    return [{**line, "train_seconds": None} for line in run.metrics()]
 
 
 def _is_rank(process: Path) -> bool:
@@ -305,15 +336,15 @@ def test_a_run_goes_on_with_another_number_of_processes(name, of_two_processes, 
         torch.testing.assert_close(*states, rtol=0, atol=1e-5)
 
 
-def test_shards_and_a_pause_change_no_bit(of_two_processes, tmp_path):
+def test_shards_and_a_pause_change_no_bit(of_two_processes, tmp_path, monkeypatch):
     whole, shards = (RunFolder(of_two_processes / name, "mha", 0) for name in ("whole", "shards"))
-    for one, other in zip(whole.metrics(), shards.metrics(), strict=True):
-        assert one | {"train_seconds": 0} == other | {"train_seconds": 0}
+    assert untimed(whole) == untimed(shards)
     one, other = (load_newest(run.checkpoints, str(run.identity())) for run in (whole, shards))
     for section in ("model", "optimizer"):
         tensors = [getattr(each.checkpoint, section) for each in (one, other)]
         torch.testing.assert_close(*tensors, rtol=0, atol=0)
     export(shards.path, tmp_path / "exported")
+    monkeypatch.setattr("attnlab.runner.extend.write_report", lambda _: None)  # takes seconds
     longer = extend(shards.path, steps=14, out=tmp_path / "longer", cache=tmp_path)
     assert longer.status() == "finished"
 
@@ -335,7 +366,7 @@ def test_a_damaged_shard_is_skipped_for_the_checkpoint_before(shard, of_two_proc
 
 
 def test_a_disk_that_refuses_a_shard_is_an_error_in_all_processes(of_two_processes):
-    refused = json.loads((of_two_processes / "found.json").read_text())["refused"]
+    refused = found_by(of_two_processes, rank=0)["refused"]
     assert all("File too large" in reason for reason in refused), refused
     assert list((of_two_processes / "full").iterdir()) == []
 
