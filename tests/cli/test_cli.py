@@ -14,7 +14,9 @@ from support import tiny_study
 
 from attnlab import cli
 from attnlab.cli import app
-from attnlab.record import RunFolder
+from attnlab.record import LostLeaseError, RunFolder
+from attnlab.record.lease import Holder
+from attnlab.runner.events import Progress
 
 TINY = tiny_study.__file__
 
@@ -352,3 +354,17 @@ def test_commands_that_only_read_files_do_without_torch(attnlab, trained):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_train_says_in_a_line_that_its_run_was_taken_over(attnlab, monkeypatch):
+    def taken_over(run, folder, *_, **__):
+        yield Progress(3, 12, 2.5, None)
+        raise LostLeaseError(folder.lease, Holder.of_this_process()._replace(host="node-2"))
+
+    monkeypatch.setattr("attnlab.runner.execute.execute_as", taken_over)
+    monkeypatch.setattr("attnlab.runner.execute.write_report", lambda _: None)
+    done = attnlab("train", tiny_study.__file__, "--variant", "mqa", "--device", "cpu")
+    assert done.stdout == "step 3 of 12  loss 2.5000\n"
+    [said] = done.stderr.splitlines()
+    assert said.startswith(f"the run was taken over by process {os.getpid()} on node-2; this")
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)

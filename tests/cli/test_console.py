@@ -19,7 +19,7 @@ from attnlab.cli.activity import ActivityStatus
 from attnlab.cli.console import Output, first_line
 from attnlab.cli.progress import StudyProgress
 from attnlab.record import RunFolder
-from attnlab.runner.events import Ended, Progress, RunEvent
+from attnlab.runner.events import Ended, Lost, Progress, RunEvent
 
 NAMES = ["exp[bold]", "[/red]", ":b:", ":smile:", "[link=x]y[/link]", "a\\[b]", "[@click=app.bell]"]
 
@@ -291,3 +291,16 @@ def test_a_note_is_shown_with_the_first_event_too(shown):
     note = "checkpoint step-000008: [damaged]; that of step 4 is used instead"
     progress.show(RunEvent(schedule.next().run, Progress(4, 12, None, None, note=note)))
     assert f"mha at 0.01, warm-up 2: {note}" in out.getvalue()
+
+
+def test_a_lost_worker_is_shown_with_its_node_its_reason_and_the_attempt(shown):
+    schedule, progress, out = shown
+    run = schedule.next().run
+    progress.show(RunEvent(run, Progress(8, 12, None, None, node="node-2")))
+    progress.show(RunEvent(run, Lost("node-2", "its node was preempted", 1, 3)))
+    said = " ".join(out.getvalue().split())
+    lost = "mha at 0.01, warm-up 2 lost its worker on node-2: its node was preempted; another one"
+    assert f"{lost} takes the run, attempt 2 of 3" in said
+    assert len(progress.bars.tasks) == 1
+    progress.show(RunEvent(run, Progress(4, 12, None, None, node="node-3")))
+    assert "on node-3: resumes at step 4 of 12" in " ".join(out.getvalue().split())

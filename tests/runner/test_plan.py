@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import fake_workers, tiny_study
@@ -18,6 +19,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.runner import forecast, plan, trial
 from attnlab.runner.events import Activity
 from attnlab.runner.forecast import WORKER_START
+from attnlab.runner.workers import ray_cluster
 
 STUDY = fake_workers.TUNED
 
@@ -195,3 +197,51 @@ def test_a_variant_that_the_trial_did_not_reach_is_said(quick, monkeypatch):
     found = attnlab.plan(STUDY.only(["mha"]), **quick)
     assert "not reached in the 60 s of a plan" in found.not_timed["mha"]
     assert (found.seconds, found.problems) == (None, ())
+
+
+class FakeCluster(ray_cluster.Cluster):
+    """A Ray cluster of two nodes with a GPU each, and one without."""
+
+    def __init__(self, address=None):
+        if address == "auto":
+            raise ValueError("no Ray cluster")
+        has = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
+        alive = {"Alive": True, "NodeManagerAddress": "", "NodeManagerHostname": "n"}
+        nodes = [
+            alive | {"Resources": each, "NodeID": f"{n}", "NodeName": f"n{n}"}
+            for n, each in enumerate(has)
+        ]
+        total = {"CPU": 16.0, "GPU": 2.0}
+        self.ray = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: total)
+        self._own = False
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "note"),
+    [
+        ({"device": "auto"}, 2, "a run takes 1 GPU and 1 CPU: 2 fit now, and others wait for"),
+        ({}, 4, "a run takes 1 CPU: 16 fit now"),  # the study has four runs
+        ({"cpus_per_run": 8}, 1, "a run takes 8 CPUs: 1 fit now"),
+        ({"device": "cuda", "gpus_per_run": 2}, 1, "a run takes 2 GPUs and 2 CPUs: none fits now"),
+    ],
+    ids=str,
+)
+def test_a_plan_on_ray_says_what_the_cluster_has_and_what_fits(
+    quick, monkeypatch, options, workers, note
+):
+    monkeypatch.setattr(ray_cluster, "Cluster", FakeCluster)
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda _: "installed")
+    study = replace(STUDY.only(["mha", "mqa"]), tuning=None)
+    options = quick | {"address": "head:6379", "trial_seconds": 0} | options
+    monkeypatch.setattr("attnlab.runner.request.worker_slots", lambda *_: [Slot(("cpu",), 1)])
+    found = attnlab.plan(study, engine="ray", **options)
+    assert found.workers == workers
+    assert f"Ray: the cluster has 3 nodes with 16 CPUs and 2 GPUs; {note}" in " ".join(found.notes)
+    assert "times are those of this machine, not of a node of the cluster" in found.notes
+
+
+def test_a_plan_on_ray_without_a_cluster_says_that_one_starts(quick, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "Cluster", FakeCluster)
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda _: "installed")
+    found = attnlab.plan(replace(STUDY, tuning=None), engine="ray", **quick | {"trial_seconds": 0})
+    assert "the command starts one of this machine alone" in " ".join(found.notes)

@@ -12,7 +12,7 @@ from attnlab.cli.app import (
     folder,
     reports_user_errors,
 )
-from attnlab.cli.console import console, verbatim
+from attnlab.cli.console import console, errors, verbatim
 from attnlab.cli.numbers import whole
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train(  # noqa: PLR0913  one parameter per option
     `torchrun --standalone --nproc-per-node 4 -m attnlab train STUDY`.
     """
     import attnlab
-    from attnlab.runner.events import Ended, Progress
+    from attnlab.runner.events import Ended, Held, Progress
 
     def watch(event: "Event") -> None:
         match event:
@@ -75,6 +75,9 @@ def train(  # noqa: PLR0913  one parameter per option
                 verbatim(f"step {step} of {steps}{value}", console)
             case Ended(status, reason):
                 verbatim(status if reason is None else f"{status}: {reason}", console)
+            case Held(by):
+                advice = "this process writes nothing more of the run"
+                verbatim(f"the run was taken over by {by}; {advice}", errors)
             case _:
                 verbatim(str(event), console)
 

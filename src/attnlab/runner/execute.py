@@ -73,15 +73,21 @@ def execute_held(
     elif (known := ended(folder)) is not None:  # by another process, in the meantime
         yield known
     else:
-        try:
-            if others:
-                devices = [device, *others]
-                yield from _in_processes(run, folder, identity, places, devices, corpus)
-            else:
-                ranks = Ranks.alone(device)
-                yield from execute_as(run, folder, identity, places, ranks, corpus=corpus)
-        except LostLeaseError as error:
-            yield Held(str(error.holder or "another process"), lost=True)
+        if others:
+            devices = [device, *others]
+            events = _in_processes(run, folder, identity, places, devices, corpus)
+        else:
+            ranks = Ranks.alone(device)
+            events = execute_as(run, folder, identity, places, ranks, corpus=corpus)
+        yield from until_lost(events)
+
+
+def until_lost(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield the events of a run; the last one says so if another process took its lease over."""
+    try:
+        yield from events
+    except LostLeaseError as error:
+        yield Held(str(error.holder or "another process"), lost=True)
 
 
 def _in_processes(
@@ -235,8 +241,9 @@ def train(  # noqa: PLR0913  one parameter per option
     end: Event | None = ended(folder)
     ranks.wait()  # all have looked before the first one writes
     if end is None:
+        events = execute_as(run, folder, identity, request.places(), ranks, corpus=corpus)
         with folder.hold() if ranks.writes else nullcontext():
-            for end in execute_as(run, folder, identity, request.places(), ranks, corpus=corpus):
+            for end in until_lost(events):
                 if ranks.writes:
                     watch(end)
     assert end is not None

@@ -58,16 +58,17 @@ def write_shards(
 
 
 def _write_own(folder: Path | None, tensors: Tensors) -> None:
-    import torch.distributed.checkpoint as dcp  # a second to load
-    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException  # a second to load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     told = [folder]  # known to the first process alone
     dist.broadcast_object_list(told)
     if told[0] is None:
         raise OSError("the first process could not make its folder")
-    writer = dcp.HuggingFaceStorageWriter(str(told[0]), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(told[0]), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer)
+        save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:
         failures = [failure for failure, _ in error.failures.values()]
         of_disk = [f for f in failures if isinstance(f, OSError | SafetensorError)]
@@ -86,11 +87,12 @@ def read_shards(folder: Path, empty: Empty | None = None) -> dict[str, Tensors]:
     `empty` returns a tensor that is filled with the part of the whole one that this process needs;
     None: all processes get whole tensors. Raises DamagedError if there is a part missing.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     sections = dict[str, Tensors]()
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     targets = Tensors()
     for key, of in reader.read_metadata().state_dict_metadata.items():
         section, _, name = key.partition(".")
@@ -103,7 +105,7 @@ def read_shards(folder: Path, empty: Empty | None = None) -> dict[str, Tensors]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            dcp.load(targets, storage_reader=reader, no_dist=True)  # each process reads alone
+            load(targets, storage_reader=reader, no_dist=True)  # each process reads alone
     except CheckpointException as error:
         raise DamagedError(f"its shards cannot be read: {error}") from error
     return sections

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -281,3 +282,72 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("attnlab.runner.workers.ray_cluster.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^Ray is not installed: pip install ray$"):
         Cluster()
+
+
+class FakeRay:
+    """The calls of Ray that the driver makes, and actors that die after some events each."""
+
+    class RayError(Exception):
+        """As ray.exceptions.RayError."""
+
+    class RayTaskError(RayError):
+        """As ray.exceptions.RayTaskError."""
+
+    def __init__(self, lives):
+        self.exceptions, self.ray, self.lives = self, self, iter(lives)
+
+    def describe(self):
+        return "a node"
+
+    def nodes(self):
+        return {"id-1": "node-1"}
+
+    def put(self, value):
+        return value
+
+    def get(self, value):
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def wait(self, references, num_returns=1, timeout=0):
+        return references, []
+
+    def kill(self, actor):
+        """Do nothing."""
+
+    def remote(self, *_):
+        """Return itself, as the class of actors and as an actor, or what its methods return."""
+        return self
+
+    def options(self, **_):
+        return self
+
+    @property
+    def introduce(self):
+        return SimpleNamespace(remote=lambda: ("id-1", True))
+
+    @property
+    def execute(self):
+        died = self.RayError("the actor died")
+        return self.options_of(iter([*next(self.lives), died]))
+
+    def options_of(self, events):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: events))
+
+
+def test_a_run_is_given_up_after_three_losses_without_progress(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("attnlab.runner.workers.ray.in_memory", lambda corpus: corpus)
+    study = tiny_study.study.only(["mha"])
+    study = replace(study, seeds=1)
+    at_4, at_8 = Progress(4, 12, 3.0, 1.0), Progress(8, 12, 2.0, 1.0)
+    lives = [[], [], [at_4], [at_4], [at_8], [at_8], [at_8]]  # the same step is no progress
+    schedule = open_schedule(study, tmp_path, {"mha": corpus.fingerprint})
+    workers = RayWorkers(FakeRay(lives), tmp_path, {"mha": corpus}, Needs(0, 1))
+    events = [found.event for found in run_schedule(schedule, workers)]
+    losses = [event.losses for event in events if isinstance(event, Lost)]
+    assert losses == [1, 2, 1, 2, 1, 2]
+    reason = f"its worker was lost {MOST_LOSSES} times without progress, last on node-1: "
+    assert events[-1] == Ended("failed", f"{reason}its process died", None)
+    assert [event.step for event in events if isinstance(event, Progress)] == [4, 4, 8, 8, 8]
+    assert study.verdict_run("mha", 0).folder(tmp_path).status() == "failed"
