@@ -362,7 +362,7 @@ def test_train_says_in_a_line_that_its_run_was_taken_over(attnlab, monkeypatch):
         raise LostLeaseError(folder.lease, Holder.of_this_process()._replace(host="node-2"))
 
     monkeypatch.setattr("attnlab.runner.execute.execute_as", taken_over)
-    monkeypatch.setattr("attnlab.runner.execute.write_report", lambda _: None)
+    monkeypatch.setattr("attnlab.reporting.files.write_report", lambda _: None)
     done = attnlab("train", tiny_study.__file__, "--variant", "mqa", "--device", "cpu")
     assert done.stdout == "step 3 of 12  loss 2.5000\n"
     [said] = done.stderr.splitlines()

@@ -20,7 +20,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support import tiny_study
+from support import fake_workers, tiny_study
 
 from attnlab.checks.small_configs import small
 from attnlab.checks.suite import fitting_width
@@ -129,7 +129,7 @@ def train(out: Path, ranks: Ranks) -> int:
     """Train `LONGER` with `attnlab train`, as one of the processes of torchrun; no report."""
     settings = [f"train.{name}={value}" for name, value in SETTINGS.items()]
     with (
-        mock.patch("attnlab.runner.execute.write_report"),
+        mock.patch("attnlab.reporting.files.write_report"),
         mock.patch.object(Ranks, "join", return_value=ranks),
         mock.patch.object(Ranks, "leave"),
         pytest.raises(SystemExit) as end,
@@ -229,13 +229,13 @@ def test_a_process_that_dies_is_named_and_all_end(tmp_path, places):
     started = list[int]()
     for event in execute(run, tmp_path, "same", places, CPU, CPU):
         if isinstance(event, Progress) and not started:
-            started = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_rank(path)]
+            started = [pid for pid in fake_workers.children(os.getpid()) if _is_rank(pid)]
             for pid in started:
                 if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     os.kill(pid, signal.SIGKILL)
     assert len(started) == 2
     assert event == Ended("failed", f"process 1 of 2, cpu: {death(-signal.SIGKILL)}", None)
-    assert not any(_is_rank(Path(f"/proc/{pid}")) for pid in started)
+    assert not any(map(_is_rank, started))
 
 
 def test_a_killed_run_of_torchrun_ends_at_once_and_continues_to_the_same_bits(of_two_processes):
@@ -259,10 +259,10 @@ def untimed(run: RunFolder) -> list[dict[str, Any]]:
     return [{**line, "train_seconds": None} for line in run.metrics()]
 
 
-def _is_rank(process: Path) -> bool:
-    """True for a living process that this test has started, as one of a run's."""
+def _is_rank(process: int) -> bool:
+    """True for a living process of a run."""
     try:
-        command = (process / "cmdline").read_bytes()
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
         return b"attnlab.runner.processes" in command and b"socket" in command
     except OSError:
         return False
