@@ -81,9 +81,9 @@ def test_a_run_that_keeps_none_has_checkpoints_until_it_has_ended(tmp_path, plac
     monkeypatch.setattr(
         checkpoint,
         "save",
-        lambda folder, state, identity: (
+        lambda folder, state, *others: (
             written.append(state.step),
-            save(folder, state, identity),
+            save(folder, state, *others),
         ),
     )
     events = run(config, tmp_path, places)
