@@ -370,3 +370,6 @@ def test_a_study_of_another_size_says_how_the_rates_moved_and_sizes_can_be_swept
     swept = sweep(load_study("mechanisms").only(["linear"]), {"model.size": ["4x128", "8x256"]})
     assert list(swept.variants) == ["size_4x128", "size_8x256"]
     assert (swept.swept, swept.baseline) == (("model.d_model",), "size_4x128")
+    assert swept.notes == study.notes
+    deeper = sweep(load_study("mechanisms").only(["linear"]), {"model.size": ["4x128", "8x128"]})
+    assert (deeper.swept, deeper.notes) == (("model.n_layers",), ())

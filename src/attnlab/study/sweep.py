@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from attnlab.config import ConfigError, Problem
-from attnlab.study.shorter_runs import SIZES, override_run
+from attnlab.study.shorter_runs import SIZES, notes_of, override_run
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -45,6 +45,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         raise ConfigError(problems)
     names = _short_names(typed)
     variants, families = dict[str, RunConfig](), dict[str, tuple[str, ...]]()
+    notes = list(study.notes)
     for name, config in study.variants.items():
         of_name = dict[str, RunConfig]()
         for values in product(*typed.values()):
@@ -57,6 +58,11 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
                 problems += [problem.under(f"sweep.{name}") for problem in error.problems]
         variants |= of_name
         families[name] = tuple(of_name)
+        notes += [
+            note
+            for one in of_name.values()
+            for note in notes_of({name: config}, {name: one}, list(typed))
+        ]
     problems += _same_runs(variants)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
@@ -71,7 +77,8 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         lengths={},
         families=families if len(families) > 1 else {},
         name="_".join([study.name, *_whose(study), *names.values()]) if study.name else "",
-        swept=tuple(dict.fromkeys("model.d_model" if path in SIZES else path for path in typed)),
+        swept=tuple(dict.fromkeys(_recorded(path, variants.values()) for path in typed)),
+        notes=tuple(dict.fromkeys(notes)),
         whole=None,
     )
 
@@ -93,6 +100,14 @@ def typed_sweep(assignments: Iterable[str]) -> dict[str, Values]:
 
 def _typed(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _recorded(path: str, configs: Iterable[RunConfig]) -> str:
+    """Return the path that the runs record: a size is a width, or layers where widths are equal."""
+    if path not in SIZES:
+        return path
+    widths = {config.model.d_model for config in configs}
+    return "model.d_model" if len(widths) > 1 else "model.n_layers"
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
