@@ -18,6 +18,7 @@ from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, StudyRecord
 from attnlab.reporting import files
 from attnlab.reporting.pages import markdown
+from attnlab.reporting.tables.data_files import results
 
 
 @pytest.fixture
@@ -363,6 +364,9 @@ def test_steps_tokens_and_seconds_to_the_loss_of_the_baseline_are_in_the_report(
     assert fast.seconds.high - 202 == pytest.approx(stats.t.ppf(1 - 0.05 / 8, 2) * 2 / 3**0.5)
     assert (fast.speedup, own.speedup, own.steps) == (2, 1, Span(value=400, low=400, high=400))
     assert slow.steps == Span(value=None)
+    written = {name: of["to_target"] for name, of in results(analyse(three_curves)).items()}
+    assert written["mha"]["steps"] == {"value": 400, "low": 400, "high": 400}
+    assert written["slow"]["tokens"] == {"value": None, "low": None, "high": None}
     text = markdown(analyse(three_curves), "comparison.png")
     assert "Until 5.0100 nats/token, the validation loss with which mha ends" in text
     assert "| fast | 200 | 2.00 K | 202 \\[" in text

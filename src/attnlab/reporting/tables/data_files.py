@@ -8,6 +8,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from attnlab.analysis.analysis import Analysis, Comparison
@@ -91,8 +92,19 @@ def _result(row: Row) -> dict[str, Any]:
         "seeds_planned": [run.seed for run in variant.runs],
         "difference_to_baseline": _difference(row.to_baseline),
         "difference_to_best": _difference(analysis.to_best.get(row.name)),
+        "to_target": _to_target(analysis, row.name),
         "folder": str(variant.folder) if analysis.table.sources else variant.folder.name,
     }
+
+
+def _to_target(analysis: Analysis, name: str) -> dict[str, Any] | None:
+    """Return when a variant reached the target loss, each with an interval; null: not reached."""
+    found = analysis.efficiency
+    if found is None or name not in found.variants:
+        return None
+    reached = found.variants[name]
+    spans = {"steps": reached.steps, "tokens": reached.tokens, "seconds": reached.seconds}
+    return {"loss": found.target, **{key: span and asdict(span) for key, span in spans.items()}}
 
 
 def _difference(pair: Comparison | None) -> dict[str, Any] | None:

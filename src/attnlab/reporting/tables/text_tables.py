@@ -147,11 +147,16 @@ def efficiency_tables(analysis: Analysis) -> tuple[TextTable, ...]:
     target = f"{found.target:.4f} nats/token, {kind}{f' {found.of} ends' if found.of else ''}"
     names = [name for name in analysis.order if name in found.variants]
     lines = [_until(name, found.variants[name], found.last) for name in names]
-    note = (
-        "Validation loss in training, mean over seeds, linear between evaluations. "
+    intervals = (
         "Intervals: the steps at which the interval of the difference to the target contains 0, "
         f"simultaneous 95 %, {'paired by seed' if found.of else 'over seeds'}, without the error "
-        "of tuning; -: open. Seconds: of training steps, without compilation and evaluation. "
+        "of tuning; -: open. "
+        if len(analysis.seeds) > 1
+        else ""
+    )
+    note = (
+        f"Validation loss in training, mean over seeds, linear between evaluations. {intervals}"
+        "Seconds: of training steps, without compilation and evaluation. "
         "The learning rate of a run falls over all of its steps: a run made for fewer may reach "
         "the target earlier."
     )
