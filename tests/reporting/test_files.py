@@ -14,6 +14,7 @@ from support.reported_study import (
     LOSSES,
     begin,
     complete,
+    edit,
     finish,
     in_full,
     partial,
@@ -22,6 +23,7 @@ from support.reported_study import (
 )
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.runs_table import load_results
 from attnlab.record import StudyRecord, write_json
 from attnlab.reporting import write_report, write_results
 from attnlab.reporting.figures.comparison import _Panels, panel_pdfs
@@ -218,6 +220,22 @@ def test_the_report_says_from_when_to_when_runs_started_and_not_when_each_did(st
         finish(study_dir, "mha", seed)
     write_results(study_dir)
     assert "| runs started | 12:00 to 12:02 |" in (study_dir / "report.md").read_text()
+
+
+def test_the_report_says_on_how_many_devices_a_run_was_trained(study_dir):
+    plan(study_dir, variants=("mha", "mqa"))
+    for name in ("mha", "mqa"):
+        finish(study_dir, name, 0, device="NVIDIA H200")
+    assert "processes" not in markdown(analyse(study_dir), picture=None)
+    there = {"device": "NVIDIA H200", "processes": 4}
+    environment = there | {"processes": 2, "earlier": [there]}
+    edit(study_dir / "mha" / "seed-0" / "environment.json", **environment)
+    page = markdown(analyse(study_dir), picture=None)
+    assert "| processes | 4, then 2 |" in page
+    different = "Times and peak memory were measured on different devices, not comparable: "
+    assert f"{different}mha on 4, then 2 x NVIDIA H200; mqa on NVIDIA H200." in page
+    rows = {run["variant"]: run["processes"] for run in load_results(study_dir)}
+    assert rows == {"mha": "4, then 2", "mqa": "1"}
 
 
 def test_the_table_for_papers_has_whole_rows_and_no_special_characters(study_dir):

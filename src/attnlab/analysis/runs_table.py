@@ -39,8 +39,9 @@ def load_results(folders: Path | str | Iterable[Path | str]) -> list[Row]:
     Returns:
         Rows with the columns study, variant, seed, purpose ("verdict", "tuning" for a run that
         chose the recipe, "challenge" for one that repeats a seed of the verdict at a neighbouring
-        learning rate), recipe, learning_rate, status, reason, mechanism, device, precision and
-        identity; then the numbers of the run's summary (losses in nats/token, times in seconds);
+        learning rate), recipe, learning_rate, status, reason, mechanism, device, processes (one
+        per GPU; "2, then 1" for a run that went on with another number), precision and identity;
+        then the numbers of the run's summary (losses in nats/token, times in seconds);
         then its settings, such as `train.steps`. Nested names are joined by dots. A run that is
         planned but has not begun has no row.
 
@@ -91,6 +92,7 @@ def _columns(study: str, run: RunFolder) -> _Columns:
             "reason": found.reason,
             "mechanism": in_words(kinds) if isinstance(kinds, list) else kinds,
             "device": device.get("name") if isinstance(device, Mapping) else device,
+            "processes": found.processes,
             "precision": environment.get("precision"),
             "identity": config.get("identity"),
         },

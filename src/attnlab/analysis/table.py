@@ -54,6 +54,12 @@ class Run:
     environment: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...]
 
+    @property
+    def processes(self) -> str:
+        """The number of its processes, one per GPU; every one if it went on with another number."""
+        parts = [*(self.environment.get("earlier") or ()), self.environment]
+        return ", then ".join(dict.fromkeys(str(part.get("processes", 1)) for part in parts))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -184,12 +190,13 @@ class Table:
 
     @property
     def devices(self) -> dict[str, tuple[str, ...]]:
-        """The devices of finished runs, each with its variants."""
+        """The devices of finished runs, each with its variants; with the number of several."""
         found: dict[str, dict[str, None]] = {}
         for variant in self.variants:
             for run in variant.finished:
-                if run.summary.get("device"):
-                    found.setdefault(run.summary["device"], {})[variant.name] = None
+                if device := run.summary.get("device"):
+                    name = device if run.processes == "1" else f"{run.processes} x {device}"
+                    found.setdefault(name, {})[variant.name] = None
         return {device: tuple(names) for device, names in found.items()}
 
     def where(self, names: Iterable[str]) -> str:

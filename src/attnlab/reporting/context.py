@@ -145,6 +145,8 @@ def environment(table: Table) -> dict[str, str]:
     for variant in table.variants:
         for run in variant.runs:
             there = {key: of for key, of in run.environment.items() if key not in OF_ONE_START}
+            if "processes" in there:
+                there["processes"] = run.processes
             for path, value in flat(there).items():
                 seen.setdefault(path, {}).setdefault(describe(value), {})[variant.name] = None
     starts = sorted(
