@@ -56,7 +56,7 @@ study = Study(
     },
 )
 
-_longer = replace(base.train, steps=60, eval_every=60, checkpoint_every=20)
+_longer = replace(base.train, steps=40, eval_every=40, checkpoint_every=10)
 twins = replace(
     study,
     seeds=1,

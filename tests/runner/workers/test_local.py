@@ -222,7 +222,8 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
     times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
     study = tiny_study.twins
     attnlab.run(study, out=cut, check=False, device="cpu", workers=1, cache=places.cache)
-    ended(study, whole, fingerprint, places)
+    schedule = open_schedule(study, whole, dict.fromkeys(study.variants, fingerprint))
+    list(run_schedule(schedule, fake_workers.InProcess((), whole, places)))
 
     assert losses(cut) == losses(whole)
     assert len(losses(whole)) == 2 * (3 + 2) + 2
