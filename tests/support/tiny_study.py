@@ -56,10 +56,11 @@ study = Study(
     },
 )
 
-_longer = replace(base.train, steps=40, eval_every=40, checkpoint_every=10)
+_longer = replace(base.train, steps=30, eval_every=30, checkpoint_every=10)
+_shallow = replace(base.model, n_layers=1)
 twins = replace(
     study,
     seeds=1,
-    variants=dict.fromkeys(("mha", "twin"), replace(base, train=_longer)),
+    variants=dict.fromkeys(("mha", "twin"), replace(base, model=_shallow, train=_longer)),
     tuning=Tuning(multiples=(1, 2), most=3, warmup=False),
 )
