@@ -10,10 +10,12 @@ target or below, to the first at which its upper end is. The intervals are paire
 simultaneous over the variants (Bonferroni). An end that no evaluation reaches is open. They hold
 the error of the seeds, and none of tuning.
 
-Seconds are the mean time that the runs had spent in training steps at t*, without compilation and
-evaluation. Their interval also holds that mean's error, each of the two at half the error rate.
+Seconds are the time that the runs had spent in training steps at t*, without compilation and
+evaluation: the geometric mean over the seeds. Their interval also holds the error of that mean, on
+the log scale, each of the two at half the error rate.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,12 +34,14 @@ class Span:
     value: float | None  # None: not reached
     low: float | None = None  # None: not reached even by the lower end, or one seed
     high: float | None = None  # None: open, or one seed
+    at_most: bool = False  # True: at the first evaluation or before; so the next, of `low`
+    low_at_most: bool = False
 
     def times(self, factor: float) -> "Span":
         """Return the span in another unit."""
         ends = (None if at is None else at * factor for at in (self.value, self.low, self.high))
         value, low, high = ends
-        return Span(value=value, low=low, high=high)
+        return replace(self, value=value, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,6 @@ class Reached:
     steps: Span
     tokens: Span | None  # None: not recorded
     seconds: Span | None  # None: not recorded, or on several devices
-    first: int  # step of the first evaluation: a target reached there may have been earlier
     speedup: float | None  # tokens of the baseline per token of this variant
 
 
@@ -116,7 +119,8 @@ def first_reached(curve: Curve, target: Mapping[int, float], among: int = 1) -> 
             lows.append(difference.interval[0])
             highs.append(difference.interval[1])
     value, low, high = (_crossing(curve.steps, of) if of else None for of in (means, lows, highs))
-    return Span(value=value, low=low, high=high)
+    first = curve.steps[0]
+    return Span(value=value, low=low, high=high, at_most=value == first, low_at_most=low == first)
 
 
 def _reached(
@@ -132,30 +136,31 @@ def _reached(
         seconds=_seconds(variant.curve("train_seconds"), curve, target, 2 * among)
         if timed
         else None,
-        first=curve.steps[0],
         speedup=None,
     )
 
 
 def _seconds(spent: Curve, curve: Curve, target: Mapping[int, float], among: int) -> Span | None:
     """Return the time at which the target was reached, each of its two errors one of `among`."""
-    if not spent.steps:
+    if not spent.steps or any(value <= 0 for _, at in spent.by_seed.values() for value in at):
         return None
     steps, by_seed = first_reached(curve, target, among), _by_seed(spent)
     none = dict.fromkeys(by_seed, 0.0)
     found = [
-        paired_difference({seed: at[step] for seed, at in by_seed.items()}, none, among)
+        paired_difference({seed: math.log(at[step]) for seed, at in by_seed.items()}, none, among)
         for step in spent.steps
     ]
     ends = [(f.mean, *(f.interval or (f.mean, f.mean))) for f in found if f is not None]
 
-    def at(step: float | None, seconds: Sequence[float]) -> float | None:
+    def at(step: float | None, logs: Sequence[float]) -> float | None:
         if step is None:
             return None
-        return float(np.interp(step, [0, *spent.steps], [0.0, *seconds]))
+        return float(np.interp(step, [0, *spent.steps], [0.0, *np.exp(logs)]))
 
     mean, low, high = zip(*ends, strict=True)
-    return Span(value=at(steps.value, mean), low=at(steps.low, low), high=at(steps.high, high))
+    return replace(
+        steps, value=at(steps.value, mean), low=at(steps.low, low), high=at(steps.high, high)
+    )
 
 
 def _by_definition(reached: Reached) -> Reached:

@@ -169,11 +169,11 @@ def _until(name: str, reached: Reached, last: int) -> tuple[str, ...]:
         if span is None:
             return numbers.UNKNOWN
         value = "not reached" if span.value is None else text(span.value)
-        if span.value is not None and reached.steps.value == reached.first:
-            value = f"≤ {value}"
+        value = f"≤ {value}" if span.at_most else value
         if span.low is None or span.low == span.high:
             return value
-        return f"{value} [{text(span.low)}, {'-' if span.high is None else text(span.high)}]"
+        low = f"≤ {text(span.low)}" if span.low_at_most else text(span.low)
+        return f"{value} [{low}, {'-' if span.high is None else text(span.high)}]"
 
     steps = shown(reached.steps, lambda value: f"{value:,.0f}")
     if reached.steps.value is None:
