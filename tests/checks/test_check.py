@@ -4,7 +4,7 @@ import inspect
 import random
 import re
 import sys
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import pytest
 import torch
@@ -17,10 +17,12 @@ from attnlab.checks import (
     assert_correct,
     causality,
     check_properties,
+    cost,
     describe,
     numbers,
     plugin,
     processes,
+    repetition,
 )
 from attnlab.checks.modes import _NarrowestDtype, narrowest_dtype
 from attnlab.checks.processes import results_of
@@ -28,8 +30,10 @@ from attnlab.checks.small_configs import small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES, fitting_width
 from attnlab.config import ConfigError, load_file
+from attnlab.kernels import flex
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.sliding_window import SlidingWindow
 
 PLANTED = PLANTED_BUGS
 OUTPUT = "output is finite, with the shape and dtype of the input"
@@ -360,6 +364,30 @@ def test_operators_on_functions_are_observed_and_compile_afterwards():
     assert narrowest_dtype(call, torch.float32) == torch.float32
     assert narrowest_dtype(lambda: call().half(), torch.float32) == torch.float16
     assert call().shape == x_BHTK.shape
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GroupedQuery(kernel="flex"), SlidingWindow(kernel="flex", window=200)],
+    ids=["causal", "window"],
+)
+def test_a_compiled_kernel_is_judged_compiled_and_observed_as_written(config, monkeypatch):
+    """On a CPU, where it has no backward pass, by a quick backend of the compiler."""
+    compiled = list[bool]()
+
+    def backend(graph, _):
+        compiled.append(True)
+        return graph.forward
+
+    monkeypatch.setattr(flex, "require", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(flex, "compile_once", cache(flex.compile_once.__wrapped__))
+    subject = Subject(config=config, d_model=32, quick=True)
+    judged = cost.forward_flops, cost.bytes_of_state, repetition.evaluation
+    flops, *others = (each.check(subject) for each in judged)
+    assert [describe(each) for each in (flops, *others) if each.verdict != "pass"] == []
+    assert flops.note == "FlexAttention is counted uncompiled, by the blocks of its mask"
+    assert compiled
 
 
 def test_what_cannot_be_observed_is_not_judged(planted, monkeypatch):

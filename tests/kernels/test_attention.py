@@ -9,6 +9,7 @@ from attnlab.config import ConfigError
 from attnlab.kernels import attention as kernels
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.mla import MLA
+from attnlab.mechanisms.sliding_window import SlidingWindow
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ON_A_CPU = ["plain", "blocked", "sdpa", "math", "flash"]
@@ -167,6 +168,14 @@ def test_flash_in_float32_on_cuda_is_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["efficient", "cudnn", "flex"])
-def test_kernels_that_need_cuda_keep_their_promises_there(kernel):
-    assert_correct(GroupedQuery(kernel=kernel), d_model=64, quick=True)
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(GroupedQuery(kernel=kernel) for kernel in ("efficient", "cudnn", "flex")),
+        GroupedQuery(kernel="flex", n_heads=8, n_kv_heads=2),  # heads of 8, which it pads to 16
+        SlidingWindow(kernel="flex", window=200),
+    ],
+    ids=["efficient", "cudnn", "flex", "flex-padded", "flex-window"],
+)
+def test_kernels_that_need_cuda_keep_their_promises_there(config):
+    assert_correct(config, d_model=64, quick=True)

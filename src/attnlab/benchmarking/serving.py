@@ -37,7 +37,7 @@ def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
     prompt_BT = random_tokens(setup, (point.batch, point.context), under.device)
     prefill: Callable[..., Any] = torch.compile(model.prefill) if under.compiled else model.prefill
     with torch.inference_mode():
-        flops = counted_flops(lambda: model.prefill(prompt_BT, point.context), under.device)
+        flops = counted_flops(lambda: model.prefill(prompt_BT, point.context))
         held = bytes_of(tensors(model.prefill(prompt_BT, point.context)[1]))
         with memory.measuring():
             times = time_calls(
@@ -61,7 +61,7 @@ def measure_decoding(setup: Setup, point: Point, under: Conditions) -> Json:
     states = states_at(model, setup, point)
     held = bytes_of(tensors(states))
     with torch.inference_mode():
-        flops = counted_flops(lambda: model.step(tokens_B, states), under.device)
+        flops = counted_flops(lambda: model.step(tokens_B, states))
     with memory.measuring():
         decoder = warm_decoder(model, states, under, tokens_B)
         times = time_calls(lambda: decoder.step(tokens_B), under.device, under.seconds)

@@ -31,7 +31,7 @@ def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
         warmup_steps=0,
     )
     tokens_BT1 = random_tokens(setup, (point.batch, point.context + 1), device)
-    flops = counted_flops(lambda: _forward_and_backward(setup, config, tokens_BT1), device)
+    flops = counted_flops(lambda: _forward_and_backward(setup, config, tokens_BT1))
     memory = PeakMemory(device)
     model = bare_model(setup, device).train()
     with memory.measuring():

@@ -3,14 +3,11 @@
 Stated FLOPs are those of the mechanisms per token, independent of the kernel: a token attends to
 itself and to those before it; `Cost` gives them in decoding, `forward_flops` for tokens that are
 read at once. Counted FLOPs are those that torch's counter sees: it counts the whole square of
-causal attention, counts recomputation, and does not see inside other libraries' kernels. A backward
-pass is stated as twice its forward pass.
+causal attention, or the blocks that FlexAttention does not skip, counts recomputation, and does not
+see inside other libraries' kernels. A backward pass is stated as twice its forward pass.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
-
-import torch
 
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
@@ -56,15 +53,13 @@ def summed(flops: Callable[[int], int], first: int, last: int) -> int:
     return summed(flops, first, middle) + summed(flops, middle + 1, last)
 
 
-def counted_flops(work: Callable[[], object], device: torch.device) -> int | None:
+def counted_flops(work: Callable[[], object]) -> int | None:
     """Return the FLOPs of the matrix products of `work`, which is called once, uncompiled.
 
-    None if it cannot run under torch's counter, as with FlexAttention.
+    None if it cannot run under torch's counter, or uncompiled in the memory that there is.
     """
-    # without compilation the compiler need not be loaded
-    eager = torch.compiler.set_stance("force_eager") if device.type == "cuda" else nullcontext()
     try:
-        with eager, flop_counter() as counter:
+        with flop_counter() as counter:
             work()
     except Exception:  # an error in the work itself will be raised again when it is timed
         return None

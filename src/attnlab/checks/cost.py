@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError, placed
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
-from attnlab.device.flops import flop_counter
+from attnlab.device.flops import counts_flex_attention, flop_counter
 from attnlab.mechanism import state_bytes
 
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
@@ -69,12 +69,13 @@ def forward_flops(subject: Subject) -> Iterator[Finding]:
         with subject.at(EVAL, batch, tokens):
             x_BTD = subject.tokens(batch, tokens)
             total = _counted_in(lambda x_BTD=x_BTD: subject.forward(mechanism, EVAL, x_BTD))
-        counted = total // (batch * tokens)
+        counted = total.flops // (batch * tokens)
         stated = subject.config.forward_flops(subject.d_model, tokens)
         if abs(stated - counted) <= FORWARD_OFF * counted:
             counted = stated
         where = f"batch {batch}, {tokens} tokens"
-        yield _counted(where, *_bound(subject, stated, counted), "FLOPs/token")
+        found = _counted(where, *_bound(subject, stated, counted), "FLOPs/token")
+        yield found._replace(note=total.note)
 
 
 @mechanism_property(
@@ -131,14 +132,22 @@ def _step_made(subject: Subject, mode: Mode, batch: int, context: int) -> Step:
             _, state = mechanism.prefill(x_BTD[:, :-1], context)
         states = list[Any]()
         total = _counted_in(lambda: states.append(mechanism.step(x_BTD[:, -1], state)[1]))
-    return Step(total, state_bytes(states[0]))
+    return Step(total.flops, state_bytes(states[0]))
 
 
-def _counted_in(call: Callable[[], object]) -> int:
+class _Count(NamedTuple):
+    """The FLOPs of a call, and how they were counted if that needs saying."""
+
+    flops: int
+    note: str
+
+
+def _counted_in(call: Callable[[], object]) -> _Count:
     """Return the FLOPs of a call; attention whose kernel torch selects is counted unfused."""
     with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
         call()
-    return counter.get_total_flops()
+    flex = "FlexAttention is counted uncompiled, by the blocks of its mask"
+    return _Count(counter.get_total_flops(), flex if counts_flex_attention(counter) else "")
 
 
 def _bound(subject: Subject, stated: int, counted: int) -> tuple[int, int]:

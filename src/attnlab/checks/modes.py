@@ -3,9 +3,8 @@
 Shapes: B batch, T tokens, D model width.
 """
 
-import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlab.kernels.compiled import compiler_is_loaded, without_compiler
+from attnlab.kernels.compiled import as_written, compiler_is_loaded, without_compiler
 from attnlab.mechanism import Mechanism, MechanismConfig
 
 LATE = 1_000_000  # a training step after the end of every schedule
@@ -71,9 +70,7 @@ def narrowest_dtype(call: Callable[[], object], dtype: torch.dtype) -> torch.dty
     Compiled code runs as Python, so that its operations are seen. None if the call fails.
     """
     loaded, ended = compiler_is_loaded(), False
-    as_python = torch.compiler.set_stance("force_eager") if loaded else nullcontext()
-    ignored = warnings.catch_warnings(action="ignore")  # that what is compiled is not
-    with torch.no_grad(), as_python, ignored, _NarrowestDtype(dtype) as seen, suppress(Exception):
+    with torch.no_grad(), as_written(), _NarrowestDtype(dtype) as seen, suppress(Exception):
         call()
         ended = True
     if compiler_is_loaded() and not loaded:

@@ -41,7 +41,7 @@ Kernel = Literal["auto", "plain", "blocked", "sdpa", "math", "flash", "efficient
 
 _BLOCK = 128  # queries per block
 _WIDEST = 256  # head width that `flash` and `cudnn` support
-_UNPADDED = ("plain", "blocked", "flex")
+_UNPADDED = ("plain", "blocked")
 _BACKENDS = {
     "math": SDPBackend.MATH,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -119,7 +119,9 @@ def _sdpa(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, kernel: Kernel, dropou
 
 
 def flops(tokens: int, key: int, value: int, kernel: Kernel) -> int:
-    """Return the FLOPs of one head of key and value width for a sequence, masked pairs included.
+    """Return the FLOPs of one head of key and value width for a sequence.
+
+    Masked pairs are included, except in blocks that `blocked` and `flex` skip.
 
     >>> flops(10, 6, 4, "plain"), flops(10, 6, 4, "auto")
     (2000, 2400)
@@ -128,12 +130,16 @@ def flops(tokens: int, key: int, value: int, kernel: Kernel) -> int:
     if kernel == "blocked":
         starts = range(0, tokens, _BLOCK)
         pairs = sum(min(_BLOCK, tokens - at) * min(at + _BLOCK, tokens) for at in starts)
+    if kernel == "flex":
+        pairs = flex.pairs(tokens, window=tokens)
     widths = (key, value) if kernel in _UNPADDED else _padded_widths(key, value, kernel)
     return 2 * sum(widths) * pairs
 
 
 def _padded_widths(key: int, value: int, kernel: Kernel) -> tuple[int, int]:
     """Return the widths of keys and values that torch's kernel computes with."""
+    if kernel == "flex":
+        return flex.padded_widths(key, value)
     if kernel == "math":
         return key, value
     if kernel in ("efficient", "cudnn"):

@@ -5,7 +5,9 @@ eight kinds it silently runs the function as written; a study has more, so the l
 """
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import cache, wraps
 from inspect import unwrap
 from typing import Any, ParamSpec, TypeVar
@@ -33,6 +35,22 @@ def compile_once(
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, limit, max(KINDS, getattr(settings, limit)))
     return torch.compile(function, dynamic=dynamic, fullgraph=fullgraph)
+
+
+@contextmanager
+def as_written() -> Generator[None]:
+    """Run compiled functions as written inside, so that torch's modes observe their operations.
+
+    Torch does not compile while a mode observes; it would mark the function as one that is never
+    compiled, and run it as written ever after.
+    """
+    if not compiler_is_loaded() and not torch.cuda.is_available():
+        yield  # nothing is compiled, and the compiler takes seconds to load
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # FlexAttention warns that it is not compiled
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        yield
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:

@@ -48,18 +48,40 @@ def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int | None
 
     tokens, device = q_BHTK.shape[2], q_BHTK.device
     key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
-    key_width = max(key, _NARROWEST if value <= _WIDE else value)
+    key_width, value_width = padded_widths(key, value)
     is_compiling = torch.compiler.is_compiling()  # then it is part of the caller's graph
     run = flex_attention if is_compiling else compile_once(flex_attention, fullgraph=True)
     y_BHTV = run(
         padded(q_BHTK, key_width),
         padded(k_BGTK, key_width),
-        padded(v_BGTV, max(value, _NARROWEST)),
+        padded(v_BGTV, value_width),
         block_mask=_block_mask(tokens, tokens if window is None else window, device),
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
     )
     return y_BHTV[..., :value]
+
+
+def padded_widths(key: int, value: int) -> tuple[int, int]:
+    """Return the widths of keys and values that it computes with.
+
+    >>> padded_widths(8, 8), padded_widths(64, 192)
+    ((16, 16), (192, 192))
+    """
+    return max(key, _NARROWEST if value <= _WIDE else value), max(value, _NARROWEST)
+
+
+def pairs(tokens: int, window: int) -> int:
+    """Return the number of scores in the blocks that are not skipped, masked ones included.
+
+    >>> pairs(100, 100), pairs(256, 256), pairs(512, 1) == 4 * 128**2
+    (10000, 49152, True)
+    """
+    reach = (window + _BLOCK - 2) // _BLOCK  # earlier blocks of keys that a block of queries sees
+    return sum(
+        min(_BLOCK, tokens - at) * (min(at + _BLOCK, tokens) - max(0, at - reach * _BLOCK))
+        for at in range(0, tokens, _BLOCK)
+    )
 
 
 def padded(x_BHTK: Tensor, width: int) -> Tensor:

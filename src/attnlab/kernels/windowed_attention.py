@@ -42,17 +42,21 @@ def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
     return kernel
 
 
-def pairs(tokens: int, window: int, kernel: Kernel) -> int:
-    """Return the number of scores that are computed for a sequence, masked ones included.
+def flops(tokens: int, key: int, value: int, window: int, kernel: Kernel) -> int:
+    """Return the FLOPs of one head of key and value width for a sequence.
 
-    Those of `banded` count for `flex`, too, whose blocks depend on the device.
+    Masked pairs are included, except in blocks that `banded` and `flex` skip. For `auto` they are
+    those of `banded`, whatever the device.
 
-    >>> pairs(10, 4, "banded"), pairs(10, 4, "plain")
-    (80, 100)
+    >>> flops(10, 3, 2, 4, "banded"), flops(10, 3, 2, 4, "plain")
+    (800, 1000)
     """
+    if kernel == "flex":
+        return 2 * sum(flex.padded_widths(key, value)) * flex.pairs(tokens, window)
     if kernel == "plain" or tokens <= window:
-        return tokens**2
-    return window**2 + (-(-tokens // window) - 1) * 2 * window**2
+        return 2 * (key + value) * tokens**2
+    later_blocks = -(-tokens // window) - 1
+    return 2 * (key + value) * (1 + 2 * later_blocks) * window**2
 
 
 def windowed_attention(

@@ -57,10 +57,11 @@ class SlidingWindow(RotaryHeadsConfig, MechanismConfig):
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs with all pairs that the kernel computes, masked ones included."""
-        of_pair = 2 * self.n_heads * sum(self.head_widths(d_model))
-        of_projections = self.cost(d_model, context).flops - of_pair * min(context, self.window)
-        pairs = windowed_attention.pairs(context, self.window, self.kernel)
-        return of_projections + of_pair * pairs // context
+        widths = self.head_widths(d_model)
+        of_step = 2 * self.n_heads * sum(widths) * min(context, self.window)
+        of_projections = self.cost(d_model, context).flops - of_step
+        of_head = windowed_attention.flops(context, *widths, self.window, self.kernel)
+        return of_projections + self.n_heads * of_head // context
 
     def build(self, d_model: int, dropout: float = 0.0) -> "SlidingWindowAttention":
         """Return the module. Raise ConfigError for dropout with `flex`, which does not have it."""
