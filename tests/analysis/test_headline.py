@@ -1,5 +1,6 @@
 """The statistics of a study folder, and the verdict in sentences that a newcomer understands."""
 
+import numpy as np
 import pytest
 from support.reported_study import steady, write_study
 
@@ -30,7 +31,7 @@ def test_what_is_equal_within_the_margin_of_the_best_makes_no_winner(tmp_path):
         "At this recipe, no winner: mha, which has the lowest mean (5.000 nats/token on the "
         "validation text), and mla are equivalent within the margin of 0.01 nats/token."
     )
-    assert second == "Worse than the best: delta (0.300 nats/token behind)."
+    assert second == "Worse than mha: delta (0.300 nats/token behind)."
 
 
 def test_a_separable_lead_within_the_margin_is_no_lead(tmp_path):
@@ -51,8 +52,32 @@ WIDE = {  # of ten noisy variants, one is clearly worse
 def test_variants_that_may_be_the_best_are_named_and_the_seeds_that_would_decide(tmp_path):
     first, second = headline(tmp_path, WIDE, baseline="v0")
     assert first.startswith("At this recipe, no winner: v0, v1 and v2 may each be the best (lowest")
-    assert "Worse than the best: far (" in second
+    assert "Worse than v0: far (" in second
     assert "Undecided between v0 and v1 with 5 seeds" in second
+
+
+def evenly(step, seed):
+    noise = np.random.default_rng(seed).standard_normal((5, 4)).tolist()
+    return {f"v{v}": [5 + step * v + 0.01 * x for x in of] for v, of in enumerate(noise)}
+
+
+def test_a_winner_of_the_comparisons_with_the_best_is_no_contradiction_to_its_letter(tmp_path):
+    analysis = analyse(write_study(tmp_path, evenly(0.028, seed=6), baseline="v4"))
+    first, second = analysis.headline
+    assert set(analysis.letters["v0"]) & set(analysis.letters["v1"])
+    assert "v0 predicts this text best" in first
+    assert first.endswith("Among all pairs, v1 and v0 are not distinguishable.")
+    assert "v1" not in second
+
+
+def test_worse_than_the_best_is_said_of_what_shares_no_letter_with_it(tmp_path):
+    analysis = analyse(write_study(tmp_path, evenly(0.01, seed=0), baseline="v4"))
+    assert analysis.hsu["v3"].low == 0
+    assert set(analysis.letters["v3"]) & set(analysis.letters["v0"])
+    assert analysis.headline[1].startswith(
+        "Worse than v0: v4 (0.040 nats/token behind). v3 is not the best, whichever is, though not "
+        "distinguishable from v0 alone. Undecided between v0 and v2"
+    )
 
 
 def test_a_spiked_seed_is_named(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from rich.progress import Progress as Bars
@@ -18,6 +19,7 @@ from attnlab.cli import progress as showing
 from attnlab.cli.activity import ActivityStatus
 from attnlab.cli.console import Output, first_line
 from attnlab.cli.progress import StudyProgress
+from attnlab.cli.run import _announce
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Lost, Progress, RunEvent
 
@@ -212,6 +214,13 @@ def end(schedule, progress, planned, loss=loss_of):
         Ended("failed", found, None) if isinstance(found, str) else Ended("finished", None, found)
     )
     progress.show(RunEvent(planned.run, event, schedule.finished(planned)))
+
+
+def test_the_most_seeds_that_an_open_verdict_may_take_are_announced(tmp_path):
+    out = io.StringIO()
+    schedule = make(replace(TUNED, seeds=4, most_seeds=10), tmp_path)
+    _announce(schedule, Output(file=out, width=150))
+    assert "3 variants x 4 seeds = 12 runs (until decided, at most 30)" in out.getvalue()
 
 
 def test_the_bar_counts_the_steps_that_are_made_here(shown):

@@ -103,6 +103,12 @@ def test_a_plan_without_times_gives_the_reason(printed):
     )
 
 
+def test_a_range_without_an_expectation_is_a_range(printed):
+    text = printed(verdict_runs=RunCount(0, 12, 12, 30), challenge_runs=RunCount(0, 0, 0, 0))
+    assert "then 12 to 30 for the verdict (more seeds while it is open)" in text
+    assert "12 expected, 12 to 30" not in text
+
+
 def test_the_command_plans_and_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", str(tmp_path / "cache"))
@@ -118,6 +124,10 @@ def test_the_command_plans_and_runs_nothing(tmp_path, monkeypatch):
     }
     assert found["variants"]["mha"]["measured"] is False
     assert not (tmp_path / "results").exists()
+    until = CliRunner().invoke(app, [*arguments, "--until", "decided", "--most-seeds", "5"])
+    assert "12 to 20 for the verdict (more seeds while it is open)" in " ".join(
+        until.output.split()
+    )
     nowhere = CliRunner().invoke(app, [*arguments, "data=text", "data.paths=nowhere.txt"])
     assert nowhere.exit_code == 1
     assert "nowhere.txt" in nowhere.output

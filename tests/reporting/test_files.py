@@ -27,7 +27,8 @@ from attnlab.analysis.runs_table import load_results
 from attnlab.record import StudyRecord, write_json
 from attnlab.reporting import write_report, write_results
 from attnlab.reporting.figures.comparison import _Panels, panel_pdfs
-from attnlab.reporting.pages import markdown
+from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.sentences import forest_caption
 from attnlab.reporting.tables.data_files import csv_table, results
 from attnlab.reporting.tables.latex import latex
 
@@ -161,6 +162,16 @@ def test_the_report_of_a_partial_study_names_what_is_missing(study_dir):
     assert "- identity, seed 2: diverged: loss is nan (2 of 3 seeds finished)" in report
     assert "- gqa_1, seed 0: failed: CUDA out of memory (0 of 3 seeds finished)" in report
     assert "still to run: 12 of 18 runs" in report
+
+
+def test_a_report_states_the_level_of_its_looks_where_seeds_are_added(study_dir):
+    complete(study_dir)
+    replace(StudyRecord.read(study_dir), most_seeds=10, families={"a": ("mha",)}).write(study_dir)
+    analysis = analyse(study_dir)
+    for text in (page(analysis), markdown(analysis, None), latex(analysis).replace("\\", "")):
+        assert "98.3 %" in text
+        assert "95 %" not in text
+    assert "simultaneous 98.3 % intervals" in forest_caption(analysis, "mha")
 
 
 def test_the_same_function_twice_stands_in_one_place_with_one_letter(study_dir):

@@ -87,7 +87,7 @@ def test_a_variant_that_cannot_be_timed_is_reported_and_the_others_are(quick, mo
 def test_a_plan_without_its_data_has_runs_and_no_times(quick):
     found = attnlab.plan("mechanisms", data="nowhere", **quick)
     assert found.tuning_runs == (0, 77, 88, 231)
-    assert found.challenge_runs == (0, 0, 0, 110)
+    assert found.challenge_runs == (0, 0, 3, 110)  # 2 % of 11 variants, on average
     assert found.verdict_runs == (0, 55, 55, 55)
     assert found.seconds is None
     assert found.not_timed.keys() == found.variants.keys()

@@ -91,9 +91,12 @@ def _first(verdict: Verdict, loss: str) -> str:
     if names := winner(verdict):
         rival = next(of[0] for of in verdict.functions if of != names)
         by = _plus_minus(verdict.pairs[rival, best])
+        first = f"{_introduced(verdict, names)} predicts this text best: {loss}, {by} better than "
+        if verdict.worse(rival, best):
+            return f"{first}the next, {rival}."
         return (
-            f"{_introduced(verdict, names)} predicts this text best: {loss}, {by} better than the "
-            f"next, {rival}."
+            f"{first}the next, {rival}, by comparisons with the best. Among all pairs, "
+            f"{several(_open(verdict))} and {best} are not distinguishable."
         )
     if equal := equivalent_to_best(verdict):
         return (
@@ -117,12 +120,30 @@ def _introduced(verdict: Verdict, names: Sequence[str]) -> str:
 
 
 def _worse(verdict: Verdict) -> str:
-    """Return the variants that are not the best, with their distance from it; empty without."""
+    """Return the variants that are not the best, with their distance from it; empty without.
+
+    Not to be the best of all is more often shown than to be worse than the one with the lowest
+    mean, which may not be the best itself.
+    """
     lead = {name for names in verdict.leaders for name in names}
-    names = [name for name in verdict.order if name not in lead]
-    if not names:
-        return ""
-    return f"Worse than the best: {several(names)} ({behind(verdict, names)})."
+    best, only = verdict.order[0], _open(verdict)
+    worse = [name for name in verdict.order if name not in (*lead, *only)]
+    than = "the best" if len(verdict.leaders) == 1 else best
+    said = [f"Worse than {than}: {several(worse)} ({behind(verdict, worse)})."] if worse else []
+    if only and not winner(verdict):
+        verb = "is" if len(only) == 1 else "are"
+        said.append(
+            f"{several(only)} {verb} not the best, whichever is, though not distinguishable from "
+            f"{best} alone."
+        )
+    return " ".join(said)
+
+
+def _open(verdict: Verdict) -> list[str]:
+    """Return the variants that are not the best, but not distinguishable from the lowest mean."""
+    lead = {name for names in verdict.leaders for name in names}
+    best = verdict.order[0]
+    return [n for n in verdict.order if n not in lead and not verdict.worse(n, best)]
 
 
 def _left_out(verdict: Verdict) -> str:

@@ -16,6 +16,15 @@ MILLISECONDS: Units = ((1e-3, "ms"),)
 TIMES: Units = ((1, "s"), (60, "min"), (3600, "h"))
 
 
+def confidence(level: float) -> str:
+    """Return the confidence of intervals with an error rate.
+
+    >>> confidence(0.05), confidence(0.05 / 3)
+    ('95 %', '98.3 %')
+    """
+    return f"{100 * (1 - level):.3g} %"
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with so many digits after the point."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

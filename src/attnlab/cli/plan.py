@@ -19,6 +19,8 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     verbatim(first_line(plan.question), style="bold")
     console.print(_grid(plan))
     runs = f"{_runs(plan.verdict_runs)} for the verdict"
+    if plan.verdict_runs.at_most > plan.verdict_runs.at_least:
+        runs += " (more seeds while it is open)"
     if plan.tuning_runs.at_most:
         runs = f"{_runs(plan.tuning_runs)} to search recipes, then {runs}"
     if plan.challenge_runs.at_most:
@@ -61,8 +63,14 @@ def _bound(variant: VariantPlan, text: str) -> str:
 def _runs(runs: RunCount) -> str:
     bounds = f"{runs.at_least}"
     if runs.at_most > runs.at_least:
-        bounds = f"{runs.expected} expected, {runs.at_least} to {runs.at_most}"
+        bounds = _between(runs.expected, runs.at_least, runs.at_most)
     return f"{bounds} ({runs.done} done)" if runs.done else bounds
+
+
+def _between(expected: object, least: object, most: object) -> str:
+    """Return a range, with what is expected where that is more than the least."""
+    bounds = f"{least} to {most}"
+    return bounds if expected == least else f"{expected} expected, {bounds}"
 
 
 def _time(plan: Plan) -> str:
@@ -70,7 +78,7 @@ def _time(plan: Plan) -> str:
         name, reason = next(iter(plan.not_timed.items()))
         return f"not timed: {name}: {shorten(reason, 300, placeholder=' ...')}"
     least, expected, most = map(duration, plan.seconds)
-    bounds = expected if least == most else f"{expected} expected, {least} to {most}"
+    bounds = expected if least == most else _between(expected, least, most)
     workers = f"{plan.workers} worker" if plan.workers == 1 else f"{plan.workers} workers"
     where = f"{workers} on {', '.join(plan.devices)}"
     if plan.measured:

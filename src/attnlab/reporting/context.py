@@ -57,6 +57,7 @@ class ReportContext:
     at_recipe: str  # empty where settings were tuned
     facts: Mapping[str, str]
     legend: str  # of the ranking
+    intervals: str  # of differences to the baseline
     picked: Sequence[Pick]  # empty without a verdict, where none has a winner
     rows: Sequence[Row]  # variants with a finished run, in order of rank
     ranking: Sequence[Column]
@@ -100,6 +101,7 @@ class ReportContext:
             how_sure=sentences.how_sure(analysis),
             facts=sentences.facts(analysis),
             legend=sentences.legend(analysis),
+            intervals=sentences.intervals(analysis),
             picked=analysis.picks if analysis.judged else (),
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),

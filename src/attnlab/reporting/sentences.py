@@ -13,7 +13,8 @@ from attnlab.reporting.tables.rows import split_name
 LEGEND = (
     "Variants that share a letter are not distinguishable. n.s.: not distinguishable from the "
     "baseline; not worse: not by the margin; equivalent: the same within the margin. Intervals are "
-    "simultaneous: 95 % for all pairs (letters), or for all differences to the baseline."
+    "simultaneous: {} for all pairs (letters), or for all differences to the baseline. These, and "
+    "the comparisons with the best, are fewer than all pairs: they decide some that letters do not."
 )
 
 RECALL = "Recall tokens repeat a bigram of their context and can be looked up there."
@@ -48,13 +49,18 @@ def scoped(text: str, analysis: Analysis) -> str:
 
 def legend(analysis: Analysis) -> str:
     """Return the legend of the ranking; empty without a verdict."""
-    return scoped(LEGEND, analysis) if analysis.judged else ""
+    return (
+        scoped(LEGEND.format(numbers.confidence(analysis.level)), analysis)
+        if analysis.judged
+        else ""
+    )
 
 
 def intervals(analysis: Analysis) -> str:
     """Return which errors the intervals of differences to the baseline hold."""
     tuned = any(analysis.tuning.allowance.values())
-    return f"with simultaneous 95 % intervals of seeds{' and tuning' if tuned else ''}"
+    kind = f"simultaneous {numbers.confidence(analysis.level)} intervals"
+    return f"{kind} of seeds{' and tuning' if tuned else ''}"
 
 
 def forest_caption(analysis: Analysis, reference: str) -> str:
@@ -64,11 +70,9 @@ def forest_caption(analysis: Analysis, reference: str) -> str:
     if not analysis.judged:
         one = "One seed: no intervals. " if len(analysis.seeds) < 2 else ""
         return f"{better}. {one}{band}"
-    bars = (
-        "Bars: simultaneous 95 % intervals of the seeds"
-        if not any(analysis.tuning.allowance.values())
-        else "Bars: simultaneous 95 % intervals, thick of the seeds, thin of seeds and tuning"
-    )
+    bars = f"Bars: simultaneous {numbers.confidence(analysis.level)} intervals"
+    tuned = any(analysis.tuning.allowance.values())
+    bars += ", thick of the seeds, thin of seeds and tuning" if tuned else " of the seeds"
     return (
         f"{better}. {bars}. Filled: distinguishable from {reference}; hollow: not. "
         f"{band} Variants that share a letter are not distinguishable."
@@ -87,7 +91,8 @@ def parts_intervals(analysis: Analysis) -> str:
     """Return which errors the intervals of parts of the loss hold."""
     if not analysis.judged:
         return "One seed: no intervals." if len(analysis.seeds) < 2 else "No intervals."
-    return "Simultaneous 95 % intervals of the seeds, without the error of tuning."
+    kind = f"Simultaneous {numbers.confidence(analysis.level)} intervals"
+    return f"{kind} of the seeds, without the error of tuning."
 
 
 def facts(analysis: Analysis) -> dict[str, str]:

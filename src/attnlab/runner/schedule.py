@@ -23,7 +23,7 @@ from attnlab.runner.comparable import conflict, conflicts
 from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
 from attnlab.training.config import Recipe
-from attnlab.training.recipe import BESIDE, EXPECTED_CHALLENGES, TuningResult, start_of
+from attnlab.training.recipe import BESIDE, TuningResult, expected_challenge_runs, start_of
 from attnlab.training.run import Run
 
 MOST_CONFLICTS_NAMED = 3
@@ -226,7 +226,7 @@ class StudySchedule:
     def challenge_count(self, variants: Iterable[str] | None = None) -> RunCount:
         """Count the runs of challenges; how many there are is known when the verdict's have ended.
 
-        Expected is the part of variants that are challenged in simulations.
+        Expected is the mean of simulations, in which few variants are challenged.
         """
         chosen = list(self.study.variants if variants is None else variants)
         tuning, each = self.study.tuning, (len(BESIDE) - 1) * self.study.all_seeds
@@ -237,7 +237,7 @@ class StudySchedule:
         challenges = tuning is not None and tuning.challenge and self.study.seeds > 1
         if not challenges or not self._verdict_left():
             return RunCount.exactly(done, known)
-        expected = (len(BESIDE) - 1) * self.study.seeds * round(EXPECTED_CHALLENGES * len(chosen))
+        expected = expected_challenge_runs(len(chosen), self.study.seeds)
         return RunCount(done, known, max(known, expected), max(known, each * len(chosen)))
 
     @cached_property

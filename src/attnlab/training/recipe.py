@@ -29,6 +29,15 @@ BATCH = "train.batch_size"
 IN_STEPS = ("steps", "log_every", "eval_every", "checkpoint_every")
 
 
+def expected_challenge_runs(variants: int, seeds: int) -> int:
+    """Return the mean number of runs of challenges in simulations, rounded up.
+
+    >>> expected_challenge_runs(11, seeds=5)
+    3
+    """
+    return math.ceil(EXPECTED_CHALLENGES * variants * (len(BESIDE) - 1) * seeds)
+
+
 def start_of(config: RunConfig, tuning: Tuning) -> Start:
     """Return the recipe that a variant has in its settings, where its search begins."""
     own = tuple((_short(path), float(_value(config, path))) for path in tuning.settings)

@@ -31,7 +31,7 @@ from attnlab.reporting.figures.loss_against import (
 )
 from attnlab.reporting.figures.styles import Styles, families_of, styles_of
 from attnlab.reporting.figures.svg import WIDTH, Chart, SvgCharts, samples
-from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, parts_caption
+from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, intervals, parts_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
 
 LONGEST_NAME = 18
@@ -150,7 +150,8 @@ class Charts:
             on_front = ", ".join(front.front)
             text = f"Pareto front: {on_front}." if on_front else "No front without a verdict."
             if self.analysis.to_baseline and self.analysis.judged:
-                text += f" Bars: 95 % interval of the difference to {self.analysis.baseline}."
+                interval = f"{numbers.confidence(self.analysis.level)} interval of the difference"
+                text += f" Bars: {interval} to {self.analysis.baseline}."
 
             def draw(axes: Axes, front: Front = front) -> None:
                 pareto(axes, self.rows, self.styles, front)
@@ -241,7 +242,7 @@ class Charts:
         return self.svg_charts.chart(
             draw,
             f"Difference to {self.analysis.baseline} against {setting.path} (nats/token)",
-            "Lower is better. Bars: simultaneous 95 % intervals, of seeds and tuning.",
+            f"Lower is better. Bars: {intervals(self.analysis)}.",
         )
 
     def bench(self) -> tuple[Chart, ...]:

@@ -95,7 +95,8 @@ def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
     baseline = analysis.table.study.baseline
     if baseline is None:
         return []
-    interval = ", with its simultaneous 95 % interval" if analysis.judged else ""
+    kind = f"simultaneous {numbers.confidence(analysis.level)} interval"
+    interval = f", with its {kind}" if analysis.judged else ""
     columns = [
         Column(
             title=f"Δ {baseline}",
@@ -113,7 +114,7 @@ def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
         Column(
             title="vs baseline",
             text=_standing,
-            about="at 95 %, for all differences to the baseline",
+            about=f"at {numbers.confidence(analysis.level)}, for all differences to the baseline",
             priority=1,
         )
     )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.numbers import confidence
 from attnlab.reporting.sentences import at_recipe, intervals, unfair
 from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.columns import Column
@@ -71,9 +72,10 @@ def _caption(analysis: Analysis) -> str:
     if analysis.judged:
         if analysis.baseline:
             said.append(
-                f"Δ: difference to {_of(analysis, analysis.baseline)}, {intervals(analysis)}."
+                f"Δ: difference to {_of(analysis, analysis.baseline)}, with {intervals(analysis)}."
             )
-        said.append("Variants that share a letter are not distinguishable (95 %, all pairs).")
+        level = f"{confidence(analysis.level)}, all pairs"
+        said.append(f"Variants that share a letter are not distinguishable ({level}).")
         said.append("Bold: may be the best (Hsu's comparisons with the best).")
     elif shown := rows(analysis):
         said.append(f"Bold: the lowest ({plain(shown[0].label)}); no verdict.")

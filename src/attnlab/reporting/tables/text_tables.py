@@ -34,7 +34,7 @@ def _family_tables(analysis: Analysis) -> Iterator[TextTable]:
     if analysis.spreads:
         yield _together(analysis)
     if analysis.families and analysis.families.families:
-        yield _by_family(analysis.families)
+        yield _by_family(analysis.families, analysis.level)
     if analysis.sizes:
         yield _sizes(analysis)
 
@@ -67,7 +67,7 @@ def _together(analysis: Analysis) -> TextTable:
     )
 
 
-def _by_family(found: Families) -> TextTable:
+def _by_family(found: Families, level: float) -> TextTable:
     def difference(family: Family) -> str:
         if family.name == found.reference:
             return "reference"
@@ -101,9 +101,10 @@ def _by_family(found: Families) -> TextTable:
             for family in found.families
         ],
         n_text_columns=3,
-        note="Mean over the variants of a family; differences ± half of the simultaneous 95 % "
-        "interval for all pairs of families. They hold for these variants, not for others that a "
-        "family might have." + (f" Not compared: {'; '.join(left)}." if left else ""),
+        note="Mean over the variants of a family; differences ± half of the simultaneous "
+        f"{numbers.confidence(level)} interval for all pairs of families. They hold for "
+        "these variants, not for others that a family might have."
+        + (f" Not compared: {'; '.join(left)}." if left else ""),
     )
 
 
@@ -189,7 +190,7 @@ def _until(name: str, reached: Reached, last: int) -> tuple[str, ...]:
 
 
 JUDGED = (
-    "Judged by this study's simultaneous 95 % intervals. Supported: every difference that the "
+    "Judged by this study's simultaneous intervals. Supported: every difference that the "
     "sentence needs is distinguishable. Refuted: one is distinguishable in the other direction, or "
     "equivalent within the margin. Undecided: neither, with these seeds. Losses on another text or "
     "with another tokenizer are not comparable: order, spread and differences are compared."
