@@ -80,6 +80,42 @@ def test_worse_than_the_best_is_said_of_what_shares_no_letter_with_it(tmp_path):
     )
 
 
+def test_the_seeds_that_decide_follow_from_the_noise_of_the_two(tmp_path):
+    noisy = {"mha": steady(5.0, 1), "mla": [4.8, 5.3, 4.6, 5.2, 4.9], "gqa": steady(5.2, 3)}
+    _, second = headline(tmp_path, noisy)
+    assert "Undecided between mla and mha with 5 seeds: a difference of 0.040" in second
+    assert "needs more than 100" in second
+
+
+def test_the_rival_of_the_best_is_one_that_may_be_the_best(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa": steady(5.02, 2), "mla": [5.1, 5.12, 5.3, 4.9, 5.0]}
+    first, second = headline(tmp_path, losses)
+    assert "mha and mla may each be the best" in first
+    assert "Undecided between mha and mla" in second
+    assert "gqa" in second.partition(".")[0]
+
+
+def test_equal_losses_have_no_lowest_one_and_their_names_a_plural(tmp_path):
+    equal = steady(5.0, 1)
+    first, _ = headline(tmp_path / "all", {"mha": equal, "mla": equal})
+    assert first == "mha and mla have equal losses: 5.000 nats/token on the validation text."
+    first, _ = headline(tmp_path / "two", {"mha": equal, "mla": equal, "far": steady(5.2, 3)})
+    assert "mha and mla predict this text best" in first
+
+
+def test_what_is_equivalent_to_the_best_is_not_called_worse_than_it_beside(tmp_path):
+    exact = [1e-5 * x for x in (0, 1, -1, 2, -2)]
+    losses = {"mha": [5.0 + x for x in exact], "mla": [5.002 - x for x in exact]}
+    first, second = headline(tmp_path, losses | {"far": [5.5 + x for x in exact]})
+    assert "mla are equivalent" in first
+    assert second == "Worse than the best: far (0.500 nats/token behind)."
+
+
+def test_a_run_that_went_astray_is_reported_without_a_warning(tmp_path):
+    losses = {"mha": steady(5.0, 1), "mla": [*steady(5.1, 2)[:4], 400.0]}
+    assert "Seed 4 of mla is set aside" in headline(tmp_path, losses)[1]
+
+
 def test_a_spiked_seed_is_named(tmp_path):
     spiked = [*steady(5.1, 2)[:4], 7.5]
     losses = {"mha": steady(5.0, 1), "mla": spiked, "gqa": steady(5.2, 3)}

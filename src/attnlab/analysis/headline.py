@@ -28,6 +28,8 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
     if not verdict.judged:
         has = "has the lowest loss" if len(verdict.order) > 1 else "is the only variant compared"
+        if 1 == len(verdict.functions) < len(verdict.order):
+            return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
         return f"{best} {has} ({loss}), but that is no verdict.", f"{verdict.why}{_more(verdict)}"
     first = _first(verdict, loss)
     if verdict.tuning.at_recipe:
@@ -65,16 +67,17 @@ def behind(verdict: Verdict, names: Sequence[str]) -> str:
 
 def undecided(verdict: Verdict) -> str:
     """Return the seeds that would decide between the best and the next; empty if it is decided."""
-    if len(verdict.leaders) < 2 or verdict.residual_sd is None:
+    if len(verdict.leaders) < 2:
         return ""
-    best, rival = verdict.functions[0][0], verdict.functions[1][0]
+    best = verdict.functions[0][0]
+    rival = next(of[0] for of in verdict.leaders if of[0] != best)
     pair = verdict.pairs[rival, best]
-    if pair.equivalent or pair.separable:
+    if pair.equivalent or pair.separable or pair.deviation is None:
         return ""
     seeds = min(verdict.runs[best], verdict.runs[rival])
     needed = seeds_to_decide(
         pair.mean,
-        verdict.residual_sd,
+        pair.deviation,
         variants=len(verdict.functions),
         allowance=pair.first_allowance,
     )
@@ -91,7 +94,8 @@ def _first(verdict: Verdict, loss: str) -> str:
     if names := winner(verdict):
         rival = next(of[0] for of in verdict.functions if of != names)
         by = _plus_minus(verdict.pairs[rival, best])
-        first = f"{_introduced(verdict, names)} predicts this text best: {loss}, {by} better than "
+        verb = "predicts" if len(names) == 1 else "predict"
+        first = f"{_introduced(verdict, names)} {verb} this text best: {loss}, {by} better than "
         if verdict.worse(rival, best):
             return f"{first}the next, {rival}."
         return (
@@ -127,7 +131,8 @@ def _worse(verdict: Verdict) -> str:
     """
     lead = {name for names in verdict.leaders for name in names}
     best, only = verdict.order[0], _open(verdict)
-    worse = [name for name in verdict.order if name not in (*lead, *only)]
+    said_already = (*lead, *only, *equivalent_to_best(verdict))
+    worse = [name for name in verdict.order if name not in said_already]
     than = "the best" if len(verdict.leaders) == 1 else best
     said = [f"Worse than {than}: {several(worse)} ({behind(verdict, worse)})."] if worse else []
     if only and not winner(verdict):

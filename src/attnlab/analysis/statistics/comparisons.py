@@ -55,6 +55,7 @@ class Comparison:
     second_allowance: float = 0.0
     p: float | None = None  # adjusted: the largest error rate at which the interval excludes 0
     margin: float = 0.0  # nats/token; differences within it count as equivalent
+    deviation: float | None = None  # standard deviation per run of the two, root mean square
 
     @property
     def low(self) -> float | None:
@@ -241,6 +242,7 @@ class Comparisons:
             second_allowance=float(self.allowance_V[j]),
             p=float(p),
             margin=self.margin,
+            deviation=float(np.sqrt(np.mean(self.noise.deviation_V[[i, j]] ** 2))),
         )
 
     @cached_property

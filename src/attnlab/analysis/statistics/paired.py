@@ -45,7 +45,8 @@ class Estimate:
         """
         if not values:
             return None
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        with np.errstate(over="ignore"):  # of the perplexities of a run that went astray
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         # the mean of equal values is their value, without rounding; an integer stays one
         mean = values[0] if len(set(values)) == 1 else math.fsum(values) / len(values)
         return cls(mean=mean, spread=spread, n=len(values))
