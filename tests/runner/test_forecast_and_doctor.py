@@ -55,6 +55,35 @@ def test_the_time_is_that_of_the_runs_that_remain(tmp_path):
     assert forecast(tmp_path).checkpoint_bytes() == 0
 
 
+@pytest.mark.parametrize(
+    ("gpus_per_run", "peaks", "capacity", "note"),
+    [
+        (1, (9, 20), None, None),  # a CPU
+        (2, (9, 20), None, "estimated from a measured step, of the largest variant: 20.0 GiB on 1"),
+        (1, (9, 20), 24, "a GPU has 24.0 GiB: the fewest are --gpus-per-run 1"),
+        (1, (9, 20), 12, "a GPU has 12.0 GiB: the fewest are --gpus-per-run 2"),
+        (1, (9, 80), 12, "a GPU has 12.0 GiB, and none of these fit"),  # of two sequences
+        (1, (9, None), 24, "estimated from the settings, of the largest variant: "),
+    ],
+)
+def test_a_plan_says_the_memory_per_gpu_and_the_fewest_that_fit(
+    tmp_path, gpus_per_run, peaks, capacity, note
+):
+    study = replace(STUDY.only(["mha", "mqa"]), tuning=None)
+    found = forecast(tmp_path, study=study)
+    times = {
+        name: TIME._replace(peak_memory_bytes=peak and peak * 2**30)
+        for name, peak in zip(study.variants, peaks, strict=True)
+    }
+    said = replace(found, run_times=times).memory_note(gpus_per_run, capacity and capacity * 2**30)
+    assert (said is None) if note is None else (note in said)
+
+
+def test_a_plan_says_that_times_on_several_gpus_are_not_measured(tmp_path):
+    assert forecast(tmp_path).time_note(1) is None
+    assert "on 4 they are not measured, and at best 1/4" in forecast(tmp_path).time_note(4)
+
+
 def test_the_disk_space_is_that_of_the_checkpoints(tmp_path):
     study = replace(STUDY.only(["mha"]), tuning=None)
     model = tiny_study.base.model.build(256)

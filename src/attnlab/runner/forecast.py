@@ -120,24 +120,35 @@ class Forecast:
         """
         if capacity_bytes is None and gpus_per_run == 1:
             return None
-        by_gpus = dict[int, tuple[int, str]]()
+        by_gpus, study, from_settings = dict[int, int](), self.schedule.study, set[str]()
         for gpus in sorted({1, 2, 4, 8, gpus_per_run}):
-            for name, config in self.schedule.study.variants.items():
+            for name, config in study.variants.items():
                 if config.train.batch_size % gpus == 0:
                     known = self.run_times.get(name)
                     peak = known.peak_memory_bytes if known is not None else None
                     vocab_size = config.data.tokenizer.vocab_size
-                    bound = "" if peak is not None else " and activations"
-                    found = memory_per_gpu(config, vocab_size, gpus, peak), bound
+                    found = memory_per_gpu(config, vocab_size, gpus, peak)
                     by_gpus[gpus] = max(found, by_gpus.get(gpus, found))
-        listed = ", ".join(f"{size(n)}{bound} on {gpus}" for gpus, (n, bound) in by_gpus.items())
-        note = f"memory per GPU, estimated, of the largest variant: {listed}"
+                    from_settings |= {name} if peak is None else set()
+        how = "estimated from the settings" if from_settings else "estimated from a measured step"
+        listed = ", ".join(f"{size(n)} on {gpus}" for gpus, n in by_gpus.items())
+        note = f"memory per GPU, {how}, of the largest variant: {listed}"
         if capacity_bytes is None:
             return note
-        fits = [gpus for gpus, (n, _) in by_gpus.items() if n < capacity_bytes]
+        fits = [gpus for gpus, n in by_gpus.items() if n < capacity_bytes]
         if not fits:
             return f"{note}; a GPU has {size(capacity_bytes)}, and none of these fit"
         return f"{note}; a GPU has {size(capacity_bytes)}: the fewest are --gpus-per-run {fits[0]}"
+
+    @staticmethod
+    def time_note(gpus_per_run: int) -> str | None:
+        """Return that the times are those of one GPU; None if a run has one."""
+        if gpus_per_run == 1:
+            return None
+        return (
+            f"times are those of runs on one device; on {gpus_per_run} they are not measured, and "
+            f"at best 1/{gpus_per_run} of these"
+        )
 
     def checkpoint_bytes(self) -> int:
         """Return an upper bound: the checkpoints that stay, and those of the runs in progress."""

@@ -256,7 +256,13 @@ def plan(  # noqa: PLR0913  one parameter per option
             *offered.notes,
             *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
             *tried.notes(trial_seconds),
-            *filter(None, [forecast.memory_note(gpus_per_run, gpu_bytes(offered.devices))]),
+            *filter(
+                None,
+                (
+                    forecast.memory_note(gpus_per_run, gpu_bytes(offered.devices)),
+                    forecast.time_note(gpus_per_run),
+                ),
+            ),
         ),
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from attnlab.data import Corpus
 from attnlab.data.batches import window_starts
 from attnlab.device.ranks import Ranks
+from attnlab.kernels.cross_entropy import CHUNK
 from attnlab.model.language_model import LanguageModel, ModelConfig
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import RunConfig
@@ -50,20 +51,47 @@ def step_of_run(
 
 
 def memory_per_gpu(config: RunConfig, vocab_size: int, gpus: int, peak_bytes: int | None) -> int:
-    """Return an estimate of the peak memory of a training step per GPU, in bytes.
+    """Return an estimate of the bytes of training on each of some GPUs.
 
     Weights, gradients and two moments in float32 are shared by the GPUs. On several, the embedding
     and the block that is computed are whole, with their gradients. `peak_bytes` are those measured
-    on one GPU, which tell the activations; None: there are none in the estimate, a lower bound.
+    on one GPU, which tell the activations; None: they are estimated from the settings.
     """
     train, parts = config.train, config.model.parts(vocab_size)
     state = 16 * parts.total
-    activations = max(0, (peak_bytes or 0) - state)
     part = min(train.micro_batch_size or train.batch_size, train.batch_size)
     rows = max(1, min(part, train.batch_size // gpus))
+    activations = activation_bytes(config, vocab_size, rows)
+    if peak_bytes is not None:
+        on_one = activation_bytes(config, vocab_size, part)
+        activations = max(0, peak_bytes - state) * activations // on_one
     block = (parts.total - parts.embedding) // config.model.n_layers
     whole = 8 * (parts.embedding + block) if gpus > 1 else 0
-    return state // gpus + activations * rows // part + whole
+    return state // gpus + activations + whole
+
+
+def activation_bytes(config: RunConfig, vocab_size: int, rows: int) -> int:
+    """Return an estimate of the bytes of a pass over some sequences, beside the state of training.
+
+    Of every block: two inputs of norms in float32; and in the precision of a GPU two outputs of
+    norms, the outputs of all projections, and half of those of the mechanism once more. Then the
+    logits of a chunk of the loss, its gradients, and the weights in bfloat16. Mechanisms that keep
+    scores of all pairs, or states of all chunks, take more.
+    """
+    model, d_model = config.model, config.model.d_model
+    tokens = rows * config.train.seq_len
+    low = 2 if config.train.precision_on("cuda") == "bfloat16" else 4
+    fed = model.feedforward.active_params(d_model) / d_model
+    blocks = [
+        8 * d_model + low * (2 * d_model + 1.5 * each.cost(d_model, 1).params / d_model + fed)
+        for each in model.per_layer()
+    ]
+    kept = sum(blocks)
+    if config.train.activation_checkpointing:
+        kept = 4 * d_model * len(blocks) + max(blocks)
+    loss = low * min(tokens, CHUNK) * vocab_size + low * tokens * d_model
+    weights = 2 * model.parts(vocab_size).total if low == 2 else 0
+    return round(tokens * kept) + loss + weights
 
 
 def memory_advice(train: TrainConfig, gpus_per_run: int) -> str:
@@ -73,7 +101,10 @@ def memory_advice(train: TrainConfig, gpus_per_run: int) -> str:
     settings = [f"train.micro_batch_size={part // 2}"] if part > 1 else []
     if not train.activation_checkpointing:
         settings.append("train.activation_checkpointing=true")
-    settings.append(f"--gpus-per-run {2 * gpus_per_run}")
+    if train.batch_size % (2 * gpus_per_run) == 0:
+        settings.append(f"--gpus-per-run {2 * gpus_per_run}")
+    if not settings:
+        return "No setting is left that takes less memory with the same results: use larger GPUs."
     return f"The results stay the same with less memory: set {' or '.join(settings)}."
 
 
