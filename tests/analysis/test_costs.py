@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from support.reported_study import steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost, Serving
 from attnlab.analysis.statistics.paired import Estimate, differences_on_text
 from attnlab.record import RunFolder, StudyRecord, write_json
-from attnlab.reporting.figures.comparison import panel_pdfs
+from attnlab.reporting.figures import comparison
+from attnlab.reporting.figures.comparison import _Panels, panel_pdfs
 from attnlab.reporting.pages import markdown, page
 
 
@@ -154,6 +156,19 @@ def test_they_are_drawn_on_the_page_and_for_papers(tmp_path, seeds, said):
     assert "delta, from position 5: +0.3" in html
     assert "| Δ recall tokens (nats/token) |" in text
     assert {"recall", "other", "positions"} <= panel_pdfs(analysis).keys()
+
+
+def test_a_panel_by_itself_says_of_which_tokens_it_is_and_if_bars_are_missing(
+    tmp_path, monkeypatch
+):
+    analysis = study_of_parts(tmp_path / "s")
+    for kind in ("recall", "other"):
+        axes = Figure().subplots()
+        _Panels(analysis).every()[kind].draw(axes)
+        assert axes.get_xlabel() == f"difference on {kind} tokens (nats/token)"
+    assert "No bars" not in _Panels(analysis).every()["positions"].caption
+    monkeypatch.setattr(comparison, "MOST_BARS", 1)
+    assert "No bars are drawn" in _Panels(analysis).every()["positions"].caption
 
 
 def test_nothing_is_claimed_of_what_was_not_recorded(tmp_path):

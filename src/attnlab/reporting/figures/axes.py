@@ -95,7 +95,7 @@ def off_scale(axes: Axes, row: int, text: str, style: Style, tip: str, *, right:
     """Draw an arrow at the edge, with the value, and break the axis there."""
     edge, inward = (1.0, -1) if right else (0.0, 1)
     axes.plot(
-        [edge + 0.02 * inward, edge + 0.035 * inward], [0, 0], marker=[(-0.5, -1), (0.5, 1)],
+        [edge + 0.02 * inward, edge + 0.035 * inward], [0, 0], marker=[(-0.4, -0.5), (0.4, 1)],
         ls="none", color=INK, ms=9, mew=1, transform=axes.transAxes, clip_on=False, zorder=5,
     )  # fmt: skip
     across = axes.get_yaxis_transform()  # x in parts of the axes, y in rows

@@ -18,7 +18,7 @@ from attnlab.analysis.table import Variant
 from attnlab.reporting.figures.axes import name_rows, shortened
 from attnlab.reporting.figures.by_row import dots, forest, most, times
 from attnlab.reporting.figures.curves import curves, minus_reference
-from attnlab.reporting.figures.loss_against import positions_minus
+from attnlab.reporting.figures.loss_against import MOST_BARS, positions_minus
 from attnlab.reporting.figures.styles import (
     GREY,
     Styles,
@@ -64,7 +64,7 @@ def panel_pdfs(analysis: Analysis) -> Mapping[str, bytes]:
     panels, found = _Panels(analysis), dict[str, bytes]()
     for name, panel in panels.every().items():
         with matplotlib_style(paper=True):
-            lines = wrap(panel.caption, COLUMN_LETTERS)
+            lines = wrap(" ".join(panel.caption.split()), COLUMN_LETTERS)
             height = (0.16 * max(len(panels.shown), 4) + 0.6) if panel.by_row else 2.4
             figure = Figure(
                 figsize=(COLUMN_WIDTH, height + 0.12 * len(lines)), layout="constrained"
@@ -124,8 +124,11 @@ class _Panels:
             said = f"Below 0 is better than {than}. Paired by seed. {more}"
             found["curves_minus_reference"] = _Panel(self.curves_minus_reference, said)
         said = f"is better than {analysis.baseline}. {parts_caption(analysis)} {more}"
-        if any(of.position for of in analysis.parts.values()):
-            found["positions"] = _Panel(self.positions, f"Below 0 {said}")
+        by_position = sum(bool(of.position) for of in analysis.parts.values())
+        if by_position:
+            hidden = f"No bars are drawn for more than {MOST_BARS} variants."
+            note = hidden if by_position > MOST_BARS else ""
+            found["positions"] = _Panel(self.positions, f"Below 0 {said} {note}")
         for kind, draw in (("recall", self.recall), ("other", self.other)):
             if any(getattr(of, kind) for of in analysis.parts.values()):
                 found[kind] = _Panel(draw, f"Left of 0 {said} {RECALL}", True)
@@ -210,7 +213,8 @@ class _Panels:
         found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
         pairs = {name: pair for name, pair in found.items() if pair is not None}
         forest(axes, self.shown, self.styles, self.analysis.baseline or "", pairs)
-        axes.set(title=f"Difference on {tokens}", xlabel="difference (nats/token)")
+        title = f"Difference on {tokens}"
+        axes.set(title=title, xlabel=f"{title.lower()} (nats/token)")
 
     @property
     def _baseline(self) -> str:
