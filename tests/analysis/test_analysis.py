@@ -4,6 +4,7 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -384,5 +385,7 @@ def test_a_target_of_ones_own_is_kept(three_curves, monkeypatch):
     assert found.variants["slow"].steps.value == pytest.approx(200)
     assert analyse(three_curves).efficiency == found
     assert "≤ 100" in markdown(analyse(three_curves), "comparison.png")
+    record = StudyRecord.read(three_curves)  # a study that names none keeps it
+    assert replace(record, target_loss=None).joined(three_curves).target_loss == 8.01
     with pytest.raises(ValueError, match="target loss: must not be negative or infinite, got nan"):
         files.report(three_curves, target_loss=math.nan)

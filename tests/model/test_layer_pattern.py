@@ -347,7 +347,8 @@ def test_a_scale_multiplies_layers_and_width_and_a_size_follows_the_pattern_of_l
             ["model.size=4x32", "model.scale=2"],
             "model.size: give one size; got model.size=4x32 and",
         ),
-        (["model.size=99996x16"], "n_layers: must be at least 1, and at most 10000; got 99996"),
+        (["model.size=4000000000x16"], "model.size: at most 10,000 layers of width 1,048,576; got"),
+        (["model.scale=1e300"], "model.scale: at most 10,000 layers of width 1,048,576; got 4000"),
     ],
 )
 def test_sizes_that_do_not_fit_say_why(changes, said):

@@ -23,7 +23,7 @@ from typing import Any
 
 from attnlab.config import Config, ConfigError, Problem
 from attnlab.mechanism import MechanismConfig
-from attnlab.model.language_model import ModelConfig
+from attnlab.model.language_model import MOST_LAYERS, MOST_WIDTH, ModelConfig
 from attnlab.model.layer_pattern import ByLayer
 
 KV_HEADS, HEADS = ("n_kv_heads", "num_kv_heads"), ("n_heads", "num_heads")
@@ -111,6 +111,9 @@ def _wanted(config: Any, ratio: Fraction) -> dict[str, Fraction]:
 
 def _problems(model: ModelConfig, n_layers: int, d_model: int) -> Iterator[str]:
     """Yield why a model cannot have this size."""
+    if n_layers > MOST_LAYERS or d_model > MOST_WIDTH:
+        yield f"at most {MOST_LAYERS:,} layers of width {MOST_WIDTH:,}; got {n_layers}x{d_model}"
+        return
     layers = model.n_layers
     if isinstance(model.mechanisms, ByLayer):
         of_one = {f"layers.{layer}": one for layer, one in model.mechanisms.layers.items()}
