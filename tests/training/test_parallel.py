@@ -39,7 +39,7 @@ from attnlab.runner.extend import extend
 from attnlab.runner.processes import death
 from attnlab.training import sharded_checkpoint
 from attnlab.training.assemble import activation_bytes, memory_advice, memory_per_gpu
-from attnlab.training.checkpoint import load_newest
+from attnlab.training.checkpoint import load_newest, remove_old
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import Run, RunConfig
 from attnlab.training.sharded_checkpoint import is_sharded, write_shards
@@ -68,7 +68,6 @@ CASES = {
     "experts": (model(feedforward=EXPERTS), {}),
     "experts in parts": (model(feedforward=EXPERTS), {"micro_batch_size": 1, **CHECKPOINTED}),
     "dropout": (model(dropout=0.2), {"micro_batch_size": 1, **CHECKPOINTED}),
-    "dropout of experts": (model(feedforward=EXPERTS, dropout=0.2), {}),
 }
 
 
@@ -433,6 +432,10 @@ def test_a_damaged_shard_is_skipped_for_the_checkpoint_before(shard, of_two_proc
     found = load_newest(folder, str(run.identity()))
     assert found.checkpoint.step == 8
     assert "altered or cut short" in found.note
+    left = folder / f".step-000016.{'0' * 16}.tmp"  # of a process that was killed while it wrote
+    shutil.copytree(damaged.parent, left)
+    remove_old(folder)
+    assert not left.exists()
     damaged.unlink()
     note = load_newest(folder, str(run.identity())).note
     assert f"step-000012: {damaged.name} is missing" in note

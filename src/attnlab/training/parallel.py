@@ -68,6 +68,14 @@ class Shards:
             for name, p in self.sharded.items()
         }
 
+    def require_common_memory(self) -> None:
+        """Assert that what the optimizer updates is what the next forward pass gathers."""
+        self.model.reshard()  # pyright: ignore
+        for name, parameter in self.sharded.items():
+            gathered, updated = parameter.to_local(), self.own[name]
+            common = gathered.untyped_storage().data_ptr() == updated.untyped_storage().data_ptr()
+            assert common, f"FSDP has moved the shards of {name}: this torch is not supported"
+
     def take_gradients(self) -> None:
         """Move the gradients of the model to the shards."""
         for name, parameter in self.sharded.items():

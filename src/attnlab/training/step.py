@@ -104,7 +104,7 @@ class TrainingStep:
         """Raise ValueError for a parameter that was made, or replaced, after the constructor."""
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if self.shards is not None:
-            self.model.reshard()  # pyright: ignore
+            self.shards.require_common_memory()
             known = {id(parameter) for parameter in self.shards.sharded.values()}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and id(parameter) not in known:
