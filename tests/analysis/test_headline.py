@@ -5,6 +5,7 @@ import pytest
 from support.reported_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.headline import winner
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 
@@ -254,3 +255,42 @@ def test_what_is_separable_has_an_interval_that_does_not_cross_0(tmp_path):
     for pair in verdict(tmp_path, losses, baseline="v0").pairs.values():
         assert not (pair.separable and pair.low < 0 < pair.high)
         assert pair.low <= pair.mean <= pair.high
+
+
+def planted(rng):
+    """Return losses and costs of a study: unequal noise, seeds that are shared or missing, ties."""
+    variants, seeds = rng.integers(3, 6), rng.integers(2, 7)
+    shared_S = rng.standard_normal(seeds) * rng.choice([0, 0.03])
+    step, losses = rng.choice([0, 0.01, 0.03]), {}
+    for v in range(variants):
+        noise_S = rng.choice([0.002, 0.01, 0.05]) * rng.standard_normal(seeds)
+        runs = (5 + step * v + shared_S + noise_S).tolist()
+        losses[f"v{v}"] = [y if s < 2 or rng.uniform() > 0.1 else None for s, y in enumerate(runs)]
+    costs = {name: {"state_bytes": int(rng.choice([0, 2**20, 2**21]))} for name in losses}
+    return losses, costs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_part_of_a_verdict_contradicts_another(tmp_path, seed):
+    losses, costs = planted(np.random.default_rng(seed))
+    found = analyse(write_study(tmp_path, losses, baseline="v0", **costs))
+    leaders = {name for names in found.leaders for name in names}
+    assert found.best in leaders
+    for (one, other), pair in found.pairs.items():
+        shared = set(found.letters[one]) & set(found.letters[other])
+        assert pair.separable == (not shared)
+        worse = pair.separable and pair.mean > 0
+        assert not (worse and one in leaders), "a leader is worse than another variant"
+        if other == "v0" and pair.separable:
+            assert found.to_baseline[one].separable, "fewer comparisons show no less"
+    won, first = winner(found), found.headline[0]
+    quality, *others = found.picks
+    assert (quality.variant in won) if won else quality.variant is None
+    assert ("this text best" in first) == bool(won) == ("no winner" not in first)
+    for pick in others:
+        assert pick.variant is None or found.not_worse(pick.variant, "v0")
+    for front in found.fronts:
+        for name, (cost, _) in front.points.items():
+            cheaper = [n for n, (c, _) in front.points.items() if c < cost]
+            beaten = [n for n in cheaper if found.not_worse(n, name)]
+            assert not (beaten and name in front.front)
