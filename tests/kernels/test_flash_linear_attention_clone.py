@@ -156,7 +156,8 @@ def test_every_command_that_may_import_it_refuses_a_wrong_clone(tmp_path, fresh,
 
 
 def attnlab(folder, *arguments, **environment):
-    command = [sys.executable, "-c", fake_workers.UNDRAWN, *arguments]
+    start = ("-c", fake_workers.UNDRAWN) if arguments[0] == "run" else ("-m", "attnlab")
+    command = [sys.executable, *start, *arguments]
     places = {"ATTNLAB_CACHE": str(folder / "cache"), **environment}
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True
