@@ -23,6 +23,11 @@ HUGE = "9" * 30
 MALFORMED = {
     "--out|": "--out: no folder is named",
     "--out| ": "--out: no folder is named",
+    "--out|/dev/null": "out: /dev/null is a file, not a folder",
+    "--out|/dev/null/x": "out: /dev/null is a file, not a folder",
+    f"--out|{__file__}": f"out: {__file__} is a file, not a folder",
+    "--out|a\0b": "is no possible name of a folder",
+    f"--out|{'x' * 300}": "is no possible name of a folder",
     "--only|": "only: no variant is named",
     "--only|,": "no variant ''",
     "--only|mhx": "no variant 'mhx'; did you mean 'mha'?",

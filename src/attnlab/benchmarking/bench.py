@@ -15,7 +15,7 @@ from attnlab.device.environment import describe
 from attnlab.device.flops import measure_ceilings
 from attnlab.device.selection import one_worker
 from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.record import Json, replace_file, require_unpublished
+from attnlab.record import Json, replace_file, require_results_folder
 from attnlab.study.events import Activity, Notice, ignore
 from attnlab.study.study import Study
 from attnlab.study.targets import Nameable, named
@@ -106,7 +106,7 @@ def bench(  # noqa: PLR0913  one parameter per option
     sizes = {name: value for name, value in given.items() if value is not None}
     targets = named(what, overrides)
     if out is not None:
-        require_unpublished(Path(out))
+        require_results_folder(Path(out))
     study = targets[0] if len(targets) == 1 and isinstance(targets[0], Study) else None
     if study is not None and sizes:
         raise ValueError(f"a study has its own sizes: {', '.join(sizes)} is only for mechanisms")

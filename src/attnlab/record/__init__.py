@@ -8,7 +8,7 @@ from attnlab.record.atomic_files import (
     is_published,
     leads_outside,
     replace_file,
-    require_unpublished,
+    require_results_folder,
     require_within,
 )
 from attnlab.record.file_types import BenchForm, JudgementForm
@@ -61,7 +61,7 @@ __all__ = [
     "read_tuning_choice",
     "remove_temporary",
     "replace_file",
-    "require_unpublished",
+    "require_results_folder",
     "require_within",
     "runs_in",
     "to_json",

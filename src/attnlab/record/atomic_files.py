@@ -22,6 +22,7 @@ from attnlab.record.temporary_files import (
     temporary_name,
 )
 
+_LONGEST_NAME = 255  # bytes, of one folder on every common file system
 PUBLISHED = "published"  # folder of results that the source ships
 MOST_BYTES = 2**30  # of a file that is read at once
 
@@ -210,13 +211,26 @@ def is_published(folder: Path) -> bool:
     return any(place not in here.parents for place in named)
 
 
-def require_unpublished(folder: Path) -> None:
-    """Raise ValueError for a folder of published results, which no run or measurement changes."""
+def require_results_folder(folder: Path) -> None:
+    """Raise ValueError unless results can be written to the folder, which need not exist.
+
+    Refused are published results, which no run or measurement changes, impossible names, and a
+    file in its place or above it.
+    """
+    longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
+    if "\0" in str(folder) or longest > _LONGEST_NAME:
+        raise ValueError(
+            f"out: {str(folder)[:40]!r} is no possible name of a folder: use at most "
+            f"{_LONGEST_NAME} bytes per folder, and no zero bytes"
+        )
     if is_published(folder):
         raise ValueError(
             f"{folder}: published results are only read; choose another --out, such as "
             f"results/{folder.name}"
         )
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"out: {place} is a file, not a folder; choose another --out")
 
 
 def flush(path: Path) -> None:

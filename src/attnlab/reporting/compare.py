@@ -5,7 +5,7 @@ from pathlib import Path
 from attnlab.analysis.analysis import Analysis, analysis_of
 from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.fairness import TOKENIZER
-from attnlab.record import require_unpublished
+from attnlab.record import require_results_folder
 from attnlab.reporting.files import write_comparison
 
 
@@ -31,7 +31,7 @@ def compare(
             tokens, took other numbers of steps or were evaluated on other splits; or, with `anyway`
             too, they have different tokenizers.
     """
-    require_unpublished(Path(out))
+    require_results_folder(Path(out))
     given = [Path(folder) for folder in folders]
     table = read_folders(given, out=Path(out), command=command, baseline=baseline)
     if any(line.startswith(TOKENIZER) for line in table.unfair):

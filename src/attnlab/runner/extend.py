@@ -20,7 +20,7 @@ from attnlab.record import (
     digest_of,
     is_published,
     remove_temporary,
-    require_unpublished,
+    require_results_folder,
 )
 from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import conflict, of_run, unlike_others
@@ -94,7 +94,7 @@ def extend(  # noqa: PLR0913  one parameter per option
             f"fingerprint {recorded.fingerprint} then, {fingerprint} now); restore the files"
         )
     study_dir = Path(out) if out is not None else _beside(parent, steps)
-    require_unpublished(study_dir)
+    require_results_folder(study_dir)
     planned = Run(variant=parent.variant, config=longer)
     new, new_identity = planned.folder(study_dir), longer.identity(fingerprint)
     remove_temporary(study_dir)

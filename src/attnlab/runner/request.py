@@ -15,7 +15,7 @@ from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.ranks import uneven
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
-from attnlab.record import require_unpublished
+from attnlab.record import require_results_folder
 from attnlab.runner.workers.ray_cluster import Capacity, Cluster, capacity
 from attnlab.study.load import load_study
 from attnlab.study.study import Study
@@ -148,7 +148,7 @@ class Request:
             ValueError: the study has no name, and `out` is not given; or `out` lies in published/.
         """
         if self.out is not None:
-            require_unpublished(Path(self.out))
+            require_results_folder(Path(self.out))
             return Path(self.out)
         if not study.name:
             raise ValueError('the study has no name: use Study(name="...") or give out="FOLDER"')
