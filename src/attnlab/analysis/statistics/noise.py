@@ -124,6 +124,7 @@ class Noise:
         return replace(
             self,
             names=tuple(groups),
+            runs=tuple(sum(self.runs[place[n]] for n in members) for members in groups.values()),
             mean_V=average_GV @ self.mean_V,
             weight_VN=average_GV @ self.weight_VN,
             part_V=part_G,
