@@ -52,6 +52,13 @@ def test_names_are_printed_as_they_are_wherever_they_stand(name):
     assert out.getvalue().count(name) == 7
 
 
+@pytest.mark.parametrize("columns", ["0", "00", "1", "-5", "x", ""])
+def test_a_strange_width_of_the_terminal_hides_nothing(columns):
+    out = io.StringIO()
+    Output(file=out, _environ={"COLUMNS": columns}).print("a report")
+    assert "".join(out.getvalue().split()) == "areport"
+
+
 def test_an_activity_on_a_terminal_is_shown_as_it_is():
     out = io.StringIO()
     output = Output(file=out, width=100, force_terminal=True, _environ={"TERM": "xterm"})

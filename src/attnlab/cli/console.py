@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
+_WIDTH = 80  # characters per line where the width is not known
 SIMILAR = {
     **{"–": "-", "—": "-", "−": "-", "‐": "-", "─": "-", "…": "...", "·": "."},
     **{"±": "+-", "×": "x", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "Δ": "delta"},
@@ -32,6 +33,8 @@ class Output(Console):
     def __init__(self, **options: Any) -> None:
         """Take the options of rich's `Console`."""
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        if self.width < 1:  # with COLUMNS=0, as some programs set it, nothing would be printed
+            self.width = _WIDTH
 
     @property
     def animated(self) -> bool:
