@@ -1,6 +1,7 @@
 """The checks find every planted bug by the right property, and none in the shipped mechanisms."""
 
 import inspect
+import os
 import random
 import re
 import sys
@@ -467,6 +468,19 @@ def test_mechanisms_are_checked_one_per_core_and_a_crash_ends_one_alone(made, mo
     verdicts = [[result.verdict for result in each] for each in results]
     assert verdicts == [["pass"] * 3, ["pass", "FAIL"], ["pass"] * 3, ["pass"] * 3]
     assert results[1][1].how_much == "crash: the process ended itself with exit code 3"
+
+
+def test_a_process_whose_copies_cannot_use_cuda_checks_by_itself(monkeypatch):
+    parent = os.getpid()
+
+    def refused():
+        raise RuntimeError("CUDA error: initialization error")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: os.getpid() != parent)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", refused)
+    subject = Subject(config=small("identity"), d_model=32, quick=True)
+    (results,) = processes.results_in_copies(PROPERTIES[:3], [subject])
+    assert [result.verdict for result in results] == ["pass"] * 3
 
 
 def test_forward_alone_is_judged_and_the_rest_is_skipped_with_a_reason(made):

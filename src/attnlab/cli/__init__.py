@@ -50,6 +50,8 @@ def main() -> None:
     print_any_character()
     # before torch is imported: threads that spin while they wait slow a busy machine down
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # else to ask whether there are GPUs starts the driver, and copies of this process have none
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     try:
         app()
     finally:
