@@ -27,7 +27,6 @@ study = Study(
         ),
         Equivalent(
             variants=("kv_heads_4", "kv_heads_2"),
-            wording="GQA achieves quality close to multi-head attention.",
             source="Ainslie et al. 2023 (arXiv:2305.13245): T5 of 11 B parameters, 8 groups",
         ),
     ),

@@ -29,7 +29,6 @@ study = Study(
                 variants=("mha", name),
                 source="DeepSeek-AI 2025, DeepSeek-V3.2 (arXiv:2512.02556): top_k 2,048 in a model "
                 "of 671 B parameters that was trained with full attention before",
-                wording="Sparse attention loses no substantial quality.",
             )
             for name in NAMES
         ),
