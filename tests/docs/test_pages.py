@@ -119,7 +119,7 @@ def test_the_command_line_accepts_it(shown, files):
     assert name in group.commands, shown.page
     command = group.commands[name]
     if not shown.whole:
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= known | {"--help"}
         return
     given = command.make_context(name, words).params
