@@ -65,6 +65,33 @@ def test_a_study_has_a_name_a_path_and_lengths():
         Request(study=TUNED, only=["mhx"]).apply_options()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": "x"}, "seeds: expected a whole number, got 'x'"),
+        ({"seeds": True}, "seeds: expected a whole number, got True"),
+        (
+            {"only": 5, "track": 5},
+            "only: expected a list or text, got 5\ntrack: expected a list, got 5",
+        ),
+        ({"overrides": 5}, "overrides: expected a list, got 5"),
+        ({"out": 5}, "out: expected a path or text, got 5"),
+        ({"tune": "yes"}, "tune: expected True or False, got 'yes'"),
+        ({"steps": 1.5}, "steps: expected a whole number, got 1.5"),
+        ({"device": None}, "device: expected text, got None"),
+        ({"study": 5}, "study: expected a Study or a path or text, got 5"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(options, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        Request(**{"study": "quickstart", **options})
+
+
+def test_one_assignment_needs_no_list():
+    study = Request(study=TUNED, overrides="train.steps=20").apply_options()
+    assert {run.train.steps for run in study.variants.values()} == {20}
+
+
 def test_the_results_are_in_the_folder_that_is_named():
     assert Request(study=TUNED, out="here").study_dir(TUNED) == Path("here")
     assert Request(study=TUNED).study_dir(replace(TUNED, name="mine")) == Path("results/mine")

@@ -1,12 +1,17 @@
-"""Derive settings from a signature: the arguments of another package's class as config fields."""
+"""Arguments: those of another package's class as config fields, and the types of a caller's."""
 
 import inspect
 import math
+import numbers
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import field
+from pathlib import Path
+from types import NoneType
 from typing import Any, cast
+
+from attnlab.config.problem import ConfigError, Problem
 
 _PLAIN = (bool, int, float, str)
 
@@ -66,3 +71,30 @@ def _is_plain(hint: Any) -> bool:
 def _is_finite(default: Any) -> bool:
     parts = cast("tuple[Any, ...]", default) if isinstance(default, tuple) else (default,)
     return all(math.isfinite(part) for part in parts if isinstance(part, float))
+
+
+def require_types(arguments: object) -> None:
+    """Raise ConfigError, naming all, for fields of a dataclass with values of another class.
+
+    Items of a sequence are not looked at. A number may be that of another library.
+    """
+    problems = list[Problem]()
+    for name, hint in typing.get_type_hints(type(arguments)).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        classes = tuple(typing.get_origin(option) or option for option in options)
+        allowed = tuple(numbers.Integral if each is int else each for each in classes)
+        value = getattr(arguments, name)
+        boolean = isinstance(value, bool) and bool not in classes
+        if boolean or not isinstance(value, allowed):
+            words = (
+                _WORDS.get(each, f"a {each.__name__}") for each in classes if each is not NoneType
+            )
+            problems.append(Problem(name, f"expected {' or '.join(words)}, got {value!r}"))
+    if problems:
+        raise ConfigError(problems)
+
+
+_WORDS = {
+    **{int: "a whole number", bool: "True or False", str: "text", Path: "a path"},
+    **{Iterable: "a list", Mapping: "a dict"},
+}

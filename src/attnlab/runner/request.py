@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.config import ConfigError, Problem, forget_names, is_own, own_kind
+from attnlab.config.signature import require_types
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.ranks import uneven
 from attnlab.device.selection import Slot, worker_slots
@@ -25,16 +26,8 @@ from attnlab.training.config import EvalConfig, Tuning
 
 MOST_SEEDS = 10  # until decided, unless another number is asked for
 OPTIONS = (
-    "length",
-    "add",
-    "only",
-    "seeds",
-    "until",
-    "most_seeds",
-    "steps",
-    "overrides",
-    "sweep",
-    "tune",
+    *("length", "add", "only", "seeds", "until", "most_seeds"),
+    *("steps", "overrides", "sweep", "tune"),
 )  # they change the study
 
 
@@ -67,13 +60,17 @@ class Request:
     cpus_per_run: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("overrides", "sweep", "add", "track"):
+            if isinstance(one := getattr(self, name), str):
+                object.__setattr__(self, name, [one])
+        require_types(self)
         only = self.only.split(",") if isinstance(self.only, str) else self.only
         names = None if only is None else [name.strip() for name in only]
         object.__setattr__(self, "only", names)
         object.__setattr__(self, "overrides", list(self.overrides))
         swept = self.sweep if isinstance(self.sweep, Mapping) else typed_sweep(self.sweep)
         object.__setattr__(self, "sweep", {path: list(of) for path, of in swept.items()})
-        object.__setattr__(self, "add", [self.add] if isinstance(self.add, str) else list(self.add))
+        object.__setattr__(self, "add", list(self.add))
         object.__setattr__(self, "track", tuple(self.track))
 
     def apply_options(self) -> Study:

@@ -102,15 +102,19 @@ def split_assignments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in assignments], assignments
 
 
-def _named(what: Nameable, changes: list[str]) -> Iterator[Named]:
+def _named(what: object, changes: list[str]) -> Iterator[Named]:
     if isinstance(what, str):
         yield from _by_name(what, changes)
     elif isinstance(what, Study):
         yield what.override(changes)
     elif isinstance(what, MechanismConfig):
         yield NamedConfig(what.kind(), what, changes)
-    else:
+    elif isinstance(what, type) and issubclass(what, MechanismConfig):
         yield NamedKind(what.kind(), what, changes)
+    else:
+        raise ValueError(
+            f"expected the name of a mechanism or study, its class, or it; got {what!r}"
+        )
 
 
 def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
