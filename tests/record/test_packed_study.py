@@ -349,7 +349,7 @@ def test_a_run_that_another_process_writes_is_named_and_nothing_is_changed(study
     assert (study / PACKED).exists() == (work is pack)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "no seed", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "deep", "no seed", "empty"])
 def test_a_damaged_file_is_named_with_its_line(study, damage):
     pack(study)
     path = study / PACKED
@@ -365,13 +365,17 @@ def test_a_damaged_file_is_named_with_its_line(study, damage):
     elif damage == "not json":
         path.write_bytes(gzip.compress(b"".join([*lines[:3], b'{"variant": \n', *lines[3:]])))
         line = "4"
+    elif damage == "deep":
+        deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"\n"
+        path.write_bytes(gzip.compress(b"".join([*lines[:3], deep, *lines[3:]])))
+        line = r"4 \(it is nested too deep\)"
     elif damage == "no seed":
         path.write_bytes(gzip.compress(b"".join([*lines[:2], b'{"variant": "x"}\n'])))
         line = "3"
     else:
         path.write_bytes(b"")
         line = "1"
-    with pytest.raises(ValueError, match=rf"runs\.jsonl\.gz is damaged at line {line} .*restore"):
+    with pytest.raises(ValueError, match=rf"runs\.jsonl\.gz is damaged at line {line}.* restore"):
         as_read(study)
     with pytest.raises(ValueError, match=r"runs\.jsonl\.gz is damaged"):
         unpack(study)

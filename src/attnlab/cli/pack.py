@@ -38,7 +38,7 @@ def pack(
         done = attnlab.pack(study, drop_checkpoints=drop_checkpoints)
         for folder in done.changed:
             verbatim(f"{folder} was changed in the meantime and is kept", errors, style="yellow")
-        verbatim(f"{done.path}: {done.runs} runs, {done.n_bytes / 1000:,.0f} kB")
+        verbatim(f"{done.path}: {_runs(done.runs)}, {done.n_bytes / 1000:,.0f} kB")
 
 
 @app.command()
@@ -48,4 +48,8 @@ def unpack(studies: StudiesArgument) -> None:
     import attnlab
 
     for study in studies:
-        verbatim(f"{study}: {attnlab.unpack(study)} runs restored")
+        verbatim(f"{study}: {_runs(attnlab.unpack(study))} restored")
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"

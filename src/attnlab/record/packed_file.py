@@ -222,13 +222,13 @@ def _add(fields: Json, study: PackedStudy, tokenizers: dict[str, bytes]) -> None
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines. Raises ValueError for a file that would fill the memory."""
+    """Yield the lines. Raises BadGzipFile for a file that would fill the memory."""
     with open_regular(path) as file, gzip.GzipFile(fileobj=file) as packed:
         room = FREE_BYTES + MOST_RATIO * os.fstat(file.fileno()).st_size
         while line := packed.readline(MOST_LINE_BYTES):
             room -= len(line)
             if len(line) == MOST_LINE_BYTES or room < 0:
-                raise ValueError("it unpacks to far more than runs need")
+                raise gzip.BadGzipFile("it unpacks to far more than runs need")
             yield line
 
 
@@ -249,5 +249,6 @@ def _recipe(fields: Json) -> str | None:
 
 
 def _damaged(path: Path, line: int, error: Exception) -> DamagedError:
-    reason = str(error) or type(error).__name__
+    too_deep = isinstance(error, RecursionError)
+    reason = "it is nested too deep" if too_deep else str(error) or type(error).__name__
     return DamagedError(f"{path} is damaged at line {line} ({reason}); restore it from a copy")
