@@ -20,7 +20,6 @@ study = Study(
     hypotheses=(
         Ordered(
             variants=("kv_heads_4", "kv_heads_2", "kv_heads_1"),
-            wording="Multi-head attention is better than grouped-query, and that than multi-query.",
             source="DeepSeek-AI 2024, DeepSeek-V2 (arXiv:2405.04434): models of 7 B parameters",
             published=(("kv_heads_4", 45.2), ("kv_heads_2", 41.2), ("kv_heads_1", 37.9)),
             measure="MMLU, %",

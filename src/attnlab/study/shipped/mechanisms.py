@@ -77,7 +77,6 @@ study = Study(
         NeededInEveryLayer(study="attention_needed"),
         Ordered(
             variants=("mha", "gqa_2", "mqa"),
-            wording="Multi-head attention is better than grouped-query, and that than multi-query.",
             source="DeepSeek-AI 2024, DeepSeek-V2 (arXiv:2405.04434): models of 7 B parameters",
             published=(("mha", 45.2), ("gqa_2", 41.2), ("mqa", 37.9)),
             measure="MMLU, %",
