@@ -35,11 +35,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
     >>> suggestion("stpes", ["steps", "seed"]), suggestion("x", ["steps", "seed"])
     ("; did you mean 'steps'?", '; known: seed, steps')
+
+    Initials are near, too:
+
+    >>> suggestion("lr", ["steps", "learning_rate", "seed"])
+    "; did you mean 'learning_rate'?"
     """
     names = sorted(known)
     if not names:
         return "; none are known"
-    close = get_close_matches(name, names, n=1)
+    initials = [known for known in names if "".join(w[:1] for w in known.split("_")) == name]
+    close = (initials if len(name) > 1 else []) or get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
