@@ -1,13 +1,16 @@
 """MkDocs hook: pages that are generated from the code, and links that leave the docs folder.
 
 A link of a page that leads to a file of `published/` leads to a copy of it in the built site; one
-to a report in Markdown leads to the report's page. So the same link works on the site, which needs
-no network, and where the Markdown is read as it stands.
+to a report in Markdown leads to the report's page, which is made from the packed runs as
+`attnlab report` makes it. So the same link works on the site, which needs no network, and where the
+Markdown is read as it stands.
 """
 
 import os
 import re
 import sys
+from collections.abc import Collection, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,8 @@ HERE = Path(__file__).parent
 DOCS, ROOT = HERE.parent, HERE.parent.parent
 
 PAGES = {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
+REPORT = "report.html"
+SHOWN_BY = ("record", "analysis", "reporting")  # packages of the source
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
@@ -49,13 +54,41 @@ def on_files(files: "Files", config: "MkDocsConfig") -> None:
     for uri, content in generated.items():
         files.append(File.generated(config, uri, content=content))
     sources = {uri: DOCS / uri for uri in (file.src_uri for file in files.documentation_pages())}
-    for source in ({**sources, **PAGES}).values():
-        if not source.exists():
-            continue
-        for _, target, _ in LINK.findall(source.read_text(encoding="utf-8")):
-            path = _published(source, target)
-            if path is not None and files.get_file_from_path(_uri(path)) is None:
-                files.append(File.generated(config, _uri(path), abs_src_path=str(path)))
+    linked = {
+        path
+        for source in ({**sources, **PAGES}).values()
+        if source.exists()
+        for _, target, _ in LINK.findall(source.read_text(encoding="utf-8"))
+        if (path := _published(source, target)) is not None
+    }
+    pages = report_pages({path for path in linked if path.name == REPORT})
+    for path in linked:
+        made = pages.get(path, path)
+        files.append(File.generated(config, _uri(path), abs_src_path=str(made)))
+
+
+def report_pages(paths: Collection[Path]) -> dict[Path, Path]:
+    """Return a file with the page of every report, made from the runs beside it.
+
+    A page is kept in `build/`, and made again when its runs or the code that shows them change.
+    """
+    from attnlab import analyse
+    from attnlab.reporting.pages import page
+
+    pages = {path: ROOT / "build" / _uri(path) for path in paths}
+    code = _latest(path for name in SHOWN_BY for path in (ROOT / "src/attnlab" / name).rglob("*.*"))
+    stale = [
+        path
+        for path, kept in pages.items()
+        if not kept.exists() or kept.stat().st_mtime < max(code, _latest(path.parent.glob("*.*")))
+    ]
+    if stale:
+        with ProcessPoolExecutor() as pool:  # seconds of a CPU core per page
+            analyses = pool.map(analyse, (path.parent for path in stale))
+            for path, text in zip(stale, pool.map(page, analyses), strict=True):
+                pages[path].parent.mkdir(parents=True, exist_ok=True)
+                pages[path].write_text(text, encoding="utf-8")
+    return pages
 
 
 def on_page_markdown(markdown: str, page: "Page", **_: Any) -> str:
@@ -91,14 +124,20 @@ def relink(markdown: str, source: Path, uri: str) -> str:
 
 
 def _published(source: Path, target: str) -> Path | None:
-    """Return the file of `published/` that a link leads to; of a Markdown report, its page."""
+    """Return the file of `published/` that a link leads to; of a report in any form, its page."""
     if "://" in target:
         return None
     path = (source.parent / target).resolve()
-    if not path.is_relative_to(ROOT / "published") or not path.is_file():
+    if not path.is_relative_to(ROOT / "published"):
         return None
-    page = path.with_suffix(".html")
-    return page if path.suffix == ".md" and page.is_file() else path
+    if path.stem == "report" and (path.parent / "study.json").is_file():
+        return path.with_name(REPORT)
+    return path if path.is_file() else None
+
+
+def _latest(paths: Iterable[Path]) -> float:
+    """Return when the last of the files was changed, in seconds."""
+    return max(path.stat().st_mtime for path in paths)
 
 
 def _uri(path: Path) -> str:

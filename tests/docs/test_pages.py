@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import typer.main
 import yaml
+from support import reported_study
 from support.pages import FENCE, ROOT, WRITTEN, anchors, blocks, commands, links, python_block
 
 import attnlab
@@ -41,6 +44,8 @@ def test_every_link_leads_somewhere(page):
         target = (page.parent / path).resolve() if path else page
         if target in GENERATED:
             continue
+        if target.name == "report.html":  # made from the runs
+            target = target.with_name("study.json")
         assert target.exists(), f"{path} in {page.name}"
         if anchor:
             assert anchor in anchors(target), f"{path}#{anchor} in {page.name}"
@@ -246,6 +251,38 @@ def test_links_to_results_lead_into_the_site(generate):
     assert site_hook.relink(text, page, "guides/benches.md") == (
         "[a](../published/mechanisms/report.html) [b](checks.md#x) [c](../changelog.md)"
     )
+
+
+@pytest.mark.parametrize("form", ["report.md", "report.html"])
+def test_a_link_to_a_report_is_to_the_page_that_the_site_makes(generate, form):
+    import site_hook
+
+    page = ROOT / "published/README.md"
+    shown = site_hook.relink(f"[a](kv_heads/{form}) [b](none/{form})", page, "changelog.md")
+    assert shown == f"[a](published/kv_heads/report.html) [b](none/{form})"
+
+
+def test_the_page_of_a_report_is_made_from_its_runs_and_kept(generate, tmp_path, monkeypatch):
+    import site_hook
+
+    made = list[str]()
+    monkeypatch.setattr(site_hook, "ROOT", tmp_path)
+    monkeypatch.setattr(site_hook, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr("attnlab.reporting.pages.page", lambda analysis: made.append("") or "new")
+    code, study = (tmp_path / name for name in ("src/attnlab/record/a.py", "published/s"))
+    for folder in (code.parent, study):
+        folder.mkdir(parents=True)
+    code.touch()
+    reported_study.complete(study)
+    report = study / "report.html"
+    (page,) = site_hook.report_pages({report}).values()
+    assert page.read_text() == "new"
+    site_hook.report_pages({report})
+    assert len(made) == 1
+    os.utime(code, (2**31, 2**31))
+    site_hook.report_pages({report})
+    assert len(made) == 2
+    assert not report.exists()
 
 
 def test_every_page_is_in_the_navigation():
