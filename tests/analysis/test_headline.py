@@ -1,13 +1,19 @@
-"""The statistics of a study folder, and the verdict in sentences that a newcomer understands."""
+"""The statistics of a study folder, and the verdict in sentences that a newcomer understands.
+
+The Pareto front of each cost, and the variant to pick for each use case.
+"""
 
 import numpy as np
 import pytest
 from support.reported_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.costs import Cost
 from attnlab.analysis.headline import winner
+from attnlab.analysis.picks import front_of
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
+from attnlab.record import write_json
 
 
 def headline(folder, losses, **more):
@@ -159,13 +165,13 @@ def test_a_single_variant_stands_alone(tmp_path, losses):
     assert headline(tmp_path, losses)[0].startswith("mha is the only variant compared (5.0")
 
 
-def verdict(folder, losses, **more):
+def verdict_on(folder, losses, **more):
     return verdict_of(read_table(write_study(folder, losses, **more)))
 
 
 def test_one_variant_minus_another_is_the_other_minus_it_turned_round(tmp_path):
     losses = {"mha": steady(5.0, 1), "mla": steady(5.01, 2), "gqa": steady(5.02, 3)}
-    found = verdict(tmp_path, losses)
+    found = verdict_on(tmp_path, losses)
     there, back = found.pairs["mha", "gqa"], found.pairs["gqa", "mha"]
     assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
     assert (back.p, back.separable) == (there.p, there.separable)
@@ -176,7 +182,7 @@ def test_one_variant_minus_another_is_the_other_minus_it_turned_round(tmp_path):
 
 def test_intervals_of_fewer_comparisons_are_narrower_and_all_hold_one_difference(tmp_path):
     losses = {name: steady(5.0, place) for place, name in enumerate(("mha", "mla", "gqa", "x"))}
-    found = verdict(tmp_path, losses)
+    found = verdict_on(tmp_path, losses)
     for name, to_baseline in found.to_baseline.items():
         every = found.pairs[name, "mha"]
         assert every.mean == to_baseline.mean
@@ -185,9 +191,9 @@ def test_intervals_of_fewer_comparisons_are_narrower_and_all_hold_one_difference
 
 def test_two_functions_under_three_names_get_the_verdict_of_two(tmp_path):
     losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.004, 2)}
-    alone = verdict(tmp_path / "two", losses)
+    alone = verdict_on(tmp_path / "two", losses)
     same = {"function": "gqa_1"}
-    named = verdict(tmp_path / "three", losses | {"mqa": losses["gqa_1"]}, mqa=same)
+    named = verdict_on(tmp_path / "three", losses | {"mqa": losses["gqa_1"]}, mqa=same)
     assert named.pairs["mqa", "mha"] == named.pairs["gqa_1", "mha"] == alone.pairs["gqa_1", "mha"]
     assert named.residual_sd == alone.residual_sd
     assert named.letters["mqa"] == named.letters["gqa_1"]
@@ -198,14 +204,14 @@ def test_two_functions_under_three_names_get_the_verdict_of_two(tmp_path):
 
 def test_columns_of_equal_numbers_count_once_whatever_their_settings(tmp_path):
     losses = {"mha": steady(5.0, 1), "math": steady(5.004, 2), "flash": steady(5.004, 2)}
-    found = verdict(tmp_path, losses)
+    found = verdict_on(tmp_path, losses)
     assert found.functions == (("mha",), ("math", "flash"))
     assert found.pairs["math", "flash"].equivalent
 
 
 def test_practically_equal_is_said_where_the_interval_lies_within_the_margin(tmp_path):
     losses = {"mha": steady(5.0, 1), "mla": steady(5.0005, 2), "far": steady(5.5, 3)}
-    found = verdict(tmp_path, losses)
+    found = verdict_on(tmp_path, losses)
     near, far = found.pairs["mla", "mha"], found.pairs["far", "mha"]
     assert (near.equivalent, near.separable) == (True, False)
     assert -found.margin < near.low < near.high < found.margin
@@ -213,7 +219,7 @@ def test_practically_equal_is_said_where_the_interval_lies_within_the_margin(tmp
 
 
 def test_one_seed_gives_no_verdict_and_says_so(tmp_path):
-    found = verdict(tmp_path, {"mha": [5.0], "mla": [5.1]})
+    found = verdict_on(tmp_path, {"mha": [5.0], "mla": [5.1]})
     assert (found.method, found.letters, found.detectable) == ("none", {}, None)
     assert "one seed" in found.why
     assert found.order == ("mha", "mla")
@@ -224,7 +230,7 @@ def test_one_seed_gives_no_verdict_and_says_so(tmp_path):
 
 def test_one_function_gives_no_verdict(tmp_path):
     losses = steady(5.0, 1)
-    found = verdict(tmp_path, {"mha": losses, "again": losses})
+    found = verdict_on(tmp_path, {"mha": losses, "again": losses})
     assert found.method == "none"
     assert "mha, again gave the same losses" in found.why
 
@@ -232,16 +238,16 @@ def test_one_function_gives_no_verdict(tmp_path):
 def test_a_variant_far_noisier_than_the_rest_hides_nothing_of_the_others(tmp_path):
     losses = {f"v{place}": steady(5 + place / 50, place) for place in range(6)}
     losses["wild"] = [4.0, 6.5, 5.0, 7.0, 4.5]
-    found = verdict(tmp_path, losses, baseline="v0")
+    found = verdict_on(tmp_path, losses, baseline="v0")
     assert found.pairs["v5", "v0"].separable
     assert not found.pairs["wild", "v0"].separable
 
 
 def test_one_spiked_seed_hides_no_difference_and_is_named(tmp_path):
     losses = {f"v{place}": steady(5 + place / 50, place) for place in range(5)}
-    whole = verdict(tmp_path / "whole", losses, baseline="v0")
+    whole = verdict_on(tmp_path / "whole", losses, baseline="v0")
     losses["v2"][1] += 0.8
-    spiked = verdict(tmp_path / "spiked", losses, baseline="v0")
+    spiked = verdict_on(tmp_path / "spiked", losses, baseline="v0")
     assert all(pair.separable for pair in whole.pairs.values())
     assert all(pair.separable for pair in spiked.pairs.values())
     assert "Seed 1 of v2 is set aside as an outlier: 5.84" in spiked.why
@@ -252,7 +258,7 @@ def test_one_spiked_seed_hides_no_difference_and_is_named(tmp_path):
 def test_what_is_separable_has_an_interval_that_does_not_cross_0(tmp_path):
     losses = {f"v{place}": steady(5 + place / 500, place) for place in range(8)}
     losses["wild"] = [4.0, 6.5, 5.0, 7.0, 4.5]
-    for pair in verdict(tmp_path, losses, baseline="v0").pairs.values():
+    for pair in verdict_on(tmp_path, losses, baseline="v0").pairs.values():
         assert not (pair.separable and pair.low < 0 < pair.high)
         assert pair.low <= pair.mean <= pair.high
 
@@ -294,3 +300,171 @@ def test_no_part_of_a_verdict_contradicts_another(tmp_path, seed):
             cheaper = [n for n, (c, _) in front.points.items() if c < cost]
             beaten = [n for n in cheaper if found.not_worse(n, name)]
             assert not (beaten and name in front.front)
+
+
+MIB = 2**20
+
+
+def picks(folder, losses, **more):
+    found = analyse(write_study(folder, losses, **more)).picks
+    return {use_case: pick for pick in found for use_case in pick.use_cases}
+
+
+@pytest.fixture
+def found(tmp_path):
+    losses = {
+        "mha": steady(5.1, 1),
+        "window": steady(5.1003, 2),
+        "delta": steady(5.0, 3),
+        "identity": steady(5.4, 4),
+    }
+    return picks(
+        tmp_path,
+        losses,
+        mha={"state_bytes": 8 * MIB, "step_time": 0.002, "parameters": {"total": 100}},
+        window={"state_bytes": 2 * MIB, "step_time": 0.001, "parameters": {"total": 90}},
+        delta={"state_bytes": MIB, "step_time": 0.004, "parameters": {"total": 110}},
+        identity={"state_bytes": 0, "step_time": 0.0005, "parameters": {"total": 50}},
+    )
+
+
+def test_quality_first_is_the_one_that_all_others_are_worse_than(found):
+    pick = found["quality first"]
+    assert pick.variant == "delta"
+    assert "leads the next, mha, by 0.100 nats/token [" in pick.margin
+    assert "mha gaining more than 0.09" in pick.would_change
+
+
+def test_memory_first_is_the_smallest_state_that_is_not_worse_than_the_baseline(found):
+    pick = found["memory first"]
+    assert pick.variant == "delta"
+    assert "1.00 MiB, 8 times less than mha (8.00 MiB)" in pick.reason
+    assert "gives up nothing" in pick.margin
+    assert "identity needs 0 B, and is worse than mha by 0.300 nats/token [" in pick.would_change
+
+
+def test_a_pick_that_is_worse_than_the_best_says_by_how_much(found):
+    pick = found["training speed first"]
+    assert pick.variant == "window"
+    assert "It gives up 0.100 nats/token [0." in pick.margin
+    assert "to the best, delta" in pick.margin
+    assert found["smallest model"].variant == "window"
+
+
+def test_no_pick_is_separably_worse_than_the_baseline(found):
+    assert all(pick.variant != "identity" for pick in found.values())
+
+
+def test_what_was_not_measured_has_no_winner_and_says_what_measures_it(found):
+    pick = found["long context"]
+    assert pick.variant is None
+    assert "attnlab bench" in pick.would_change
+
+
+def test_variants_that_are_not_distinguishable_have_no_winner(tmp_path):
+    cost = {"state_bytes": MIB}
+    found = picks(tmp_path, {"mha": steady(5.0, 1), "mla": steady(5.0, 2)}, mha=cost, mla=cost)
+    assert found["quality first"].variant is None
+    assert found["quality first"].reason == "mha and mla are equivalent within the margin."
+    assert "A smaller margin" in found["quality first"].would_change
+    assert found["memory first"].variant is None
+    assert "need the same" in found["memory first"].reason
+
+
+def test_of_many_that_share_the_lead_the_distances_of_the_others_are_a_range(tmp_path):
+    losses = {f"v{i}": [100 * (x - 5) + i / 100 for x in steady(5.0, i)] for i in range(8)}
+    pick = picks(tmp_path, losses)["quality first"]
+    assert pick.variant is None
+    assert pick.reason.endswith(" and 5 others may be the best.")
+    analysis = analyse(tmp_path)
+    best, *others = analysis.order
+    nearest, furthest = (analysis.to_best[name].mean for name in (others[0], others[-1]))
+    behind = f"{nearest:.3f} to {furthest:.3f} nats/token behind"
+    assert pick.margin == f"{best} has the lowest mean; the others are {behind}."
+
+
+def test_two_names_of_one_function_do_not_tie_with_themselves(tmp_path):
+    losses = {"mha": steady(5.2, 1), "gqa_1": steady(5.0, 2), "mqa": steady(5.0, 2)}
+    cost, same = {"state_bytes": 1}, {"function": "gqa_1", "state_bytes": 1}
+    found = picks(tmp_path, losses, mha={"state_bytes": 4}, gqa_1=cost, mqa=same)
+    for use in ("quality first", "memory first"):
+        assert found[use].variant == "gqa_1"
+        assert "the same as mqa" in found[use].reason
+
+
+def test_one_seed_picks_nothing(tmp_path):
+    found = picks(tmp_path, {"mha": [5.0], "mla": [4.0]})
+    assert {pick.variant for pick in found.values()} == {None}
+    assert len(set(found.values())) == 1  # one reason for all of them
+
+
+def test_long_context_takes_what_grows_least(tmp_path):
+    losses = {"mha": steady(5.0, 1), "delta": steady(5.0, 2)}
+    write_study(tmp_path, losses)
+    write_json(
+        tmp_path / "bench.json",
+        {
+            "points": [
+                {
+                    **{"variant": name, "what": "decode", "status": "ok", "batch": 1},
+                    **{"context": n, "seconds": 0.001, "state_bytes": 64 + growth * n},
+                }
+                for name, growth in (("mha", 8), ("delta", 0))
+                for n in (1024, 4096)
+            ]
+        },
+    )
+    found = {pick.use_case: pick for pick in analyse(tmp_path).picks}
+    assert found["long context"].variant == "delta"
+    assert "0 B/token" in found["long context"].reason
+    assert found["decoding speed first"].variant is None
+
+
+LOSSES = {
+    "best": steady(5.0, 1),
+    "level": steady(5.0004, 2),
+    "worse": steady(5.1, 3),
+    "worst": steady(5.2, 4),
+}
+
+
+@pytest.fixture
+def verdict(tmp_path):
+    return verdict_of(read_table(write_study(tmp_path, LOSSES, baseline="best")))
+
+
+def front(verdict, resolution=0.01, **of):
+    cost = Cost(key="parameters", label="parameters", unit="", resolution=resolution, of=of)
+    return front_of(cost, verdict).front
+
+
+def test_a_variant_that_costs_more_and_is_not_separably_better_is_off(verdict):
+    assert front(verdict, best=10, level=5, worse=7, worst=1) == ("worst", "level")
+
+
+def test_cheaper_and_worse_is_another_point_of_the_front(verdict):
+    assert front(verdict, best=10, worse=5, worst=1) == ("worst", "worse", "best")
+
+
+def test_at_equal_cost_the_separably_better_one_stays(verdict):
+    assert front(verdict, best=10, worse=10) == ("best",)
+    assert set(front(verdict, best=10, level=10)) == {"best", "level"}
+
+
+def test_a_difference_within_the_resolution_is_none(verdict):
+    assert front(verdict, best=10, level=9.95) == ("level", "best")
+    assert front(verdict, best=10, level=9.8) == ("level",)
+
+
+def test_names_of_one_function_stand_and_fall_together(tmp_path):
+    losses = {"mha": steady(5.2, 1), "gqa_1": steady(5.0, 2), "mqa": steady(5.0, 2)}
+    study = write_study(tmp_path, losses, mqa={"function": "gqa_1"})
+    assert set(front(verdict_of(read_table(study)), mha=9, gqa_1=10, mqa=12)) == set(losses)
+
+
+def test_without_a_verdict_there_are_points_and_no_front(tmp_path):
+    verdict = verdict_of(read_table(write_study(tmp_path, {"mha": [5.0], "mla": [5.1]})))
+    cost = Cost(key="parameters", label="", unit="", resolution=0.01, of={"mha": 2, "mla": 1})
+    found = front_of(cost, verdict)
+    assert found.front == ()
+    assert found.points == {"mha": (2, 5.0), "mla": (1, 5.1)}

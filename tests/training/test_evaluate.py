@@ -1,4 +1,7 @@
-"""Held-out quality is over the whole split; runs and benchmarks train with the same step."""
+"""Held-out quality is over the whole split; runs and benchmarks train with the same step.
+
+A leak raises the alarm instead of winning a study, and nothing else does.
+"""
 
 import math
 from contextlib import nullcontext
@@ -7,19 +10,30 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support import tiny_study
+from support import PLANTED_BUGS, tiny_study
 from torch.nn.functional import log_softmax
 
+from attnlab.config import load_file
 from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import Bytes
+from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
+from attnlab.mechanisms.mla import MLA
+from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
+from attnlab.record import RunFolder
+from attnlab.runner.events import Progress
+from attnlab.runner.execute import execute
+from attnlab.training import plausibility as plausible
 from attnlab.training.assemble import step_of_one_batch, step_of_run
 from attnlab.training.config import TrainConfig
 from attnlab.training.evaluate import HeldOut, bins
+from attnlab.training.plausibility import MAX_CHANGE, PlausibilityMonitor, look_ahead
+from attnlab.training.run import Run
 
 CPU = torch.device("cpu")
 
@@ -165,3 +179,216 @@ def test_the_arithmetic_of_a_run_is_three_forward_passes_over_all_its_tokens():
     config = tiny_study.base
     forward = config.model.forward_flops(256, 16)  # half the sequence, on average
     assert config.petaflops(256) == pytest.approx(3 * forward * 12 * 2 * 32 / 1e15)
+
+
+CPU = torch.device("cpu")
+LONG = {
+    "steps": 200,
+    "batch_size": 8,
+    "log_every": 25,
+    "eval_every": 200,
+    "checkpoint_every": 200,
+    "learning_rate": 2e-2,
+}
+SHIPPED = {
+    **{name: config.model.mechanisms[0] for name, config in tiny_study.study.variants.items()},
+    "sliding": SlidingWindow(n_heads=2, n_kv_heads=2, window=8),
+    "mla": MLA(n_heads=2, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8),
+    "linear": GatedDeltaNet(n_heads=2, head_dim=8),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_corpus(places):
+    return tiny_study.base.data.load(places)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+        yield load_file(PLANTED_BUGS)
+
+
+def run(mechanism, folder, places, **train):
+    config = tiny_study.base.with_mechanisms(mechanism)
+    config = replace(config, train=replace(config.train, **train))
+    return execute(Run(variant="x", config=config), folder, "same", places, CPU)
+
+
+def a_monitor(tiny_corpus, model=None):
+    config = tiny_study.base
+    model = model or config.model.build(256)
+    return PlausibilityMonitor(tiny_corpus, config.train, model, nullcontext())
+
+
+def test_one_position_of_look_ahead_raises_the_alarm_while_it_trains(tmp_path, places, planted):
+    leak = planted.MaskOffByOne(n_heads=2, n_kv_heads=2)
+    events = list(run(leak, tmp_path, places, **LONG))
+    folder = RunFolder(tmp_path, "x", 0)
+    lines = [line for line in folder.metrics() if "alarm" in line]
+    assert len(lines) == 1
+    assert lines[0]["step"] < 200
+    assert "below" in lines[0]["alarm"]
+    assert "sees the future" in lines[0]["alarm"]
+    assert folder.summary()["alarms"] == [lines[0]["alarm"]]
+    alarmed = [event.alarm for event in events if isinstance(event, Progress) and event.alarm]
+    assert alarmed == folder.summary()["alarms"]
+    assert events[-1].status == "finished"
+
+
+def test_a_leak_that_gained_little_is_found_at_the_end(tmp_path, places, planted):
+    leak = planted.TopKOverMaskedPositions(n_heads=2, n_kv_heads=2)
+    *_, last, _ended = run(leak, tmp_path, places, **LONG)
+    summary = RunFolder(tmp_path, "x", 0).summary()
+    assert summary["final_loss"] > summary["ngram_loss"]
+    assert summary["alarms"] == [last.alarm]
+    assert last.alarm.startswith("after the last step the model sees the future")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_shipped_mechanism_raises_it(tmp_path, places, name):
+    list(run(SHIPPED[name], tmp_path, places, steps=20, learning_rate=3e-2))
+    summary = RunFolder(tmp_path, "x", 0).summary()
+    assert summary["alarms"] == summary["cleared"] == []
+
+
+def test_a_leak_in_training_alone_is_a_leak(tiny_corpus):
+    model = tiny_study.base.model.build(256)
+    mix = model.blocks[0].mix
+    mix.forward_with_loss = lambda x_BTD: (100 * x_BTD.roll(-1, 1), None)
+    alarm = a_monitor(tiny_corpus, model).final_check()
+    assert alarm is not None
+    assert "in train mode" in alarm
+
+
+@pytest.mark.parametrize(
+    ("leaks", "where"),
+    [
+        (lambda x_BTD: len(x_BTD) >= 8, "batch 8"),
+        (lambda x_BTD: len(x_BTD) == 2, "batch 2"),  # as in training
+        (lambda x_BTD: x_BTD.shape[1] == 32, "batch 2"),
+        (lambda x_BTD: x_BTD.dtype == torch.bfloat16, "batch 2"),
+    ],
+)
+def test_a_leak_at_the_batch_length_or_dtype_of_training_is_found(tiny_corpus, leaks, where):
+    model = tiny_study.base.model.build(256)
+    model.blocks[0].mix.forward = lambda x_BTD: 100 * x_BTD.roll(-leaks(x_BTD), 1)
+    context = torch.autocast("cpu", torch.bfloat16)
+    alarm = PlausibilityMonitor(tiny_corpus, tiny_study.base.train, model, context).final_check()
+    assert alarm is not None
+    assert alarm.endswith(f"mode, {where})")
+
+
+def test_a_loss_that_is_no_number_once_the_future_changes_is_a_leak(tiny_corpus):
+    model = tiny_study.base.model.build(256)
+    monitor = a_monitor(tiny_corpus, model)
+    mix, first_B1D = model.blocks[0].mix, model.embed(monitor.tokens_BT)[:, -1:]
+    model.blocks[0].mix_norm = torch.nn.Identity()
+    mix.forward = lambda x_BTD: x_BTD / (x_BTD[:, -1:] == first_B1D[: len(x_BTD)]).all()
+    assert "nan" in (monitor.final_check() or "")
+
+
+@pytest.mark.parametrize(("windows", "alarms"), [(1, 0), (4, 1)])
+def test_what_moves_in_one_window_alone_is_no_leak(tiny_corpus, windows, alarms):
+    model = tiny_study.base.model.build(256)
+
+    def ahead(x_BTD):
+        y_BTD = torch.zeros_like(x_BTD)
+        y_BTD[:windows, :-1] = 100 * x_BTD[:windows, 1:]
+        return y_BTD
+
+    model.blocks[0].mix.forward = ahead
+    monitor = a_monitor(tiny_corpus, model)
+    monitor.final_check()
+    assert len(monitor.alarms) == alarms
+
+
+def test_good_models_and_good_memories_are_not_suspicious(tiny_corpus):
+    monitor = a_monitor(tiny_corpus)
+    good = {"train_loss": 0.6 * monitor.ngrams, "eval_loss": 0.6 * monitor.ngrams}
+    assert monitor.check(1, good) == {}
+    by_heart = {"train_loss": 0.01, "eval_loss": 2 * monitor.ngrams}
+    assert (
+        monitor.first_epoch * 2 * 33 <= len(tiny_corpus.train) < (monitor.first_epoch + 1) * 2 * 33
+    )
+    assert monitor.check(monitor.first_epoch + 1, by_heart) == {}
+    assert monitor.cleared == monitor.alarms == []
+
+
+@pytest.mark.parametrize("losses", [{"train_loss": 0.4}, {"eval_loss": 0.4}])
+def test_what_does_not_look_ahead_is_cleared_and_not_asked_again(tiny_corpus, losses):
+    monitor = a_monitor(tiny_corpus)
+    said = monitor.check(monitor.first_epoch, losses)
+    assert list(said) == ["cleared"]
+    assert "0.400" in said["cleared"]
+    assert f"{monitor.ngrams / 2:.3f}" in said["cleared"]
+    assert monitor.check(monitor.first_epoch, losses) == {}
+    assert monitor.final_check() is None
+    assert monitor.summary() == {
+        "ngram_loss": monitor.ngrams,
+        "alarms": [],
+        "cleared": [said["cleared"]],
+    }
+
+
+@pytest.fixture(scope="module")
+def suspicious_run(tmp_path_factory, places):
+    """A run in which every loss is suspicious, and which was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plausible, "FRACTION", 10.0)
+        list(run(SHIPPED["sparse"], folder, places))
+    return RunFolder(folder, "x", 0)
+
+
+@pytest.mark.parametrize("events", [2, 3, 4])
+def test_an_interrupted_run_has_the_same_messages(
+    tmp_path, places, suspicious_run, events, monkeypatch
+):
+    monkeypatch.setattr(plausible, "FRACTION", 10.0)  # every loss is suspicious
+    cut = run(SHIPPED["sparse"], tmp_path, places)
+    for _ in range(events):
+        next(cut)
+    cut.close()
+    list(run(SHIPPED["sparse"], tmp_path, places))
+    whole, resumed = suspicious_run, RunFolder(tmp_path, "x", 0)
+    asked, again = (
+        [(line["step"], line["train_loss"], line.get("cleared")) for line in folder.metrics()]
+        for folder in (whole, resumed)
+    )
+    assert asked == again
+    assert asked[0][2] is not None
+    assert resumed.summary()["cleared"] == whole.summary()["cleared"] == [asked[0][2]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_test_leaves_the_model_as_it_was(tiny_corpus, training):
+    model = tiny_study.base.model.build(256).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    monitor = a_monitor(tiny_corpus, model)
+    found = look_ahead(model, monitor.tokens_BT, monitor.target_BT, nullcontext(), 8)
+    assert found.nats <= MAX_CHANGE
+    assert model.training is training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_sequence_of_one_token_has_no_future(tiny_corpus):
+    model, token_11 = tiny_study.base.model.build(256), torch.tensor([[7]])
+    assert not look_ahead(model, token_11, token_11, nullcontext(), 1).sees_the_future
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
+def test_no_kernel_on_cuda_looks_ahead_in_bfloat16(kind):
+    config = ModelConfig(
+        mechanisms=(MechanismConfig.kinds[kind](),), n_layers=2, d_model=128, dropout=0.1
+    )
+    model = config.build(256).cuda()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # as far from the start as training comes
+    tokens_BT1 = torch.randint(256, (4, 1025), generator=torch.Generator().manual_seed(0)).cuda()
+    context = torch.autocast("cuda", torch.bfloat16)
+    found = look_ahead(model, tokens_BT1[:, :-1], tokens_BT1[:, 1:], context, 4)
+    assert not found.sees_the_future, str(found)

@@ -1,12 +1,20 @@
-"""Local workers execute the runs that remain; a process that dies fails one run, not the study."""
+"""Local workers execute the runs that remain; a process that dies fails one run, not the study.
+
+A run that is killed loses the steps since its last checkpoint at most, at any write.
+
+Worker slots are the devices of this machine.
+"""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +22,17 @@ from support import SOURCE, fake_workers, killed_study, tiny_study
 
 import attnlab
 from attnlab.data import Places
-from attnlab.device.selection import Slot
+from attnlab.device.selection import Slot, choose_device, one_worker, worker_slots
 from attnlab.mechanism import MechanismConfig
-from attnlab.record import RunFolder, tuning_runs
-from attnlab.runner.events import Ended
+from attnlab.record import RunFolder, lease, remove_temporary, tuning_runs
+from attnlab.record.temporary_files import TEMPORARY
+from attnlab.runner.events import Ended, Event, Held, Progress
+from attnlab.runner.execute import corpus_of, execute
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.workers import run_schedule
 from attnlab.runner.workers.local import LocalWorkers
 from attnlab.training import checkpoint
+from attnlab.training.run import Run
 
 TESTS = Path(__file__).parents[2]
 BROKEN = """
@@ -244,3 +255,154 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
         ]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert not list(cut.glob("*/tuning/*/*/checkpoints"))
+
+
+CPU = torch.device("cpu")
+MODEL = replace(tiny_study.base.model, n_layers=1, d_model=8)
+TRAIN = replace(
+    tiny_study.base.train,
+    **{"steps": 6, "seq_len": 16, "warmup_steps": 1, "eval_batch_size": 512},
+    **{"log_every": 1, "eval_every": 3, "checkpoint_every": 2},
+)
+RUN = Run(variant="mha", config=replace(tiny_study.base, model=MODEL, train=TRAIN))
+CHANGES = ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"))
+CHANGES += ((Path, "mkdir"), (Path, "write_bytes"), (Path, "chmod"), (shutil, "rmtree"))
+CHANGES += ((RunFolder, "append"), (checkpoint, "save_file"))
+STRIDE = 9  # with 1, every write is tried, in some minutes
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: from then on, nothing of the process changes the disk."""
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory) -> Places:
+    filled = Places(None, tmp_path_factory.mktemp("cache"))
+    corpus_of(RUN.config.data, filled)
+    return filled
+
+
+def trained(study_dir: Path, filled: Places) -> Iterator[Event]:
+    RUN.folder(study_dir).finalize()
+    if not RUN.folder(study_dir).ended.is_dir():
+        yield from execute(RUN, study_dir, "same", filled, CPU)
+
+
+def killed_at(n: int, study_dir: Path, filled: Places, monkeypatch) -> tuple[bool, int]:
+    """Train until the n-th change of the disk; return if that was before the end, and the step."""
+    counted, step = 0, 0
+
+    def counting(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal counted
+            counted += 1
+            if counted >= n:
+                raise KilledError
+            return change(*arguments, **named)
+
+        return call
+
+    process = lease.Holder.of_this_process()
+    with monkeypatch.context() as patch:
+        ended = process._replace(started=1)  # a process that has had the same id, and is gone
+        patch.setattr(lease.Holder, "of_this_process", lambda: ended)
+        patch.setattr(lease.Lease, "_keep", lambda _: None)
+        for owner, name in CHANGES:
+            patch.setattr(owner, name, counting(getattr(owner, name)))
+        try:
+            for event in trained(study_dir, filled):
+                step = event.step if isinstance(event, Progress) else TRAIN.steps
+        except KilledError:
+            return True, step
+    return False, step
+
+
+def timeless(folder: RunFolder) -> list[dict[str, Any]]:
+    return [{k: v for k, v in m.items() if k != "train_seconds"} for m in folder.metrics()]
+
+
+def test_a_kill_before_any_write_loses_the_steps_since_the_last_checkpoint_alone(
+    tmp_path, filled, monkeypatch
+):
+    whole = RUN.folder(tmp_path / "whole")
+    list(trained(tmp_path / "whole", filled))
+    n, killed = 1 - STRIDE, True
+    while killed:
+        n += STRIDE
+        study_dir = tmp_path / f"killed-{n}"
+        killed, reached = killed_at(n, study_dir, filled, monkeypatch)
+        run = RUN.folder(study_dir)
+        assert run.damage() is None, n
+        events = list(trained(study_dir, filled))
+        if events:
+            began = events[0].step
+            assert began >= (reached - 1) // 2 * 2, (n, reached, began)
+            assert isinstance(events[-1], Ended)
+            assert events[-1].status == "finished", events[-1]
+        assert timeless(run) == timeless(whole), n
+        ours, theirs = run.ended_summary(), whole.ended_summary()
+        assert ours["test_loss"] == theirs["test_loss"], n
+        remove_temporary(study_dir)
+        left = [path.name for path in study_dir.rglob("*") if TEMPORARY.fullmatch(path.name)]
+        assert left == [], n
+        shutil.rmtree(study_dir)
+    assert n > 60
+
+
+def test_a_run_that_was_taken_over_during_a_pause_ends_without_another_write(
+    tmp_path, filled, monkeypatch
+):
+    """As on a laptop that slept while another machine went on with the study."""
+    events, run = trained(tmp_path, filled), RUN.folder(tmp_path)
+    assert [next(events).step for _ in range(3)] == [0, 1, 2]
+    (file,) = run.lease.iterdir()
+    other = lease.Holder.parse(file.name)._replace(machine="0" * 12, id="b0", host="node-2")
+    file.rename(run.lease / other.file_name())
+    now = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: now() + 3600)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert list(events) == [Held(f"process {os.getpid()} on node-2", lost=True)]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert list(trained(tmp_path, filled)) == [Held(f"process {os.getpid()} on node-2")]
+
+
+def test_slots_share_the_cores_of_the_cpu():
+    cores = len(os.sched_getaffinity(0))
+    assert worker_slots("cpu", 100) == [Slot(("cpu",), 1)] * cores
+    assert worker_slots("cpu", 1) == [Slot(("cpu",), cores)]
+    assert worker_slots("cpu", 100, workers=1) == [Slot(("cpu",), cores)]
+
+
+def test_there_is_a_slot_per_gpu_and_no_more_than_runs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    gpus = [Slot((f"cuda:{index}",), 1) for index in range(3)]
+    assert worker_slots("auto", 100) == worker_slots("cuda", 100) == gpus
+    assert worker_slots("cuda", 2) == worker_slots("cuda", 100, workers=2) == gpus[:2]
+    assert worker_slots("cuda:1", 100) == gpus[1:2]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "message"),
+    [
+        ("cuda:99", None, "no device 'cuda:99': torch sees"),
+        ("gpu", None, "unknown device 'gpu': use auto, cpu, cuda or cuda:1"),
+        ("cpu", 0, "workers: must be at least 1, got 0"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error(device, workers, message):
+    with pytest.raises(ValueError, match=message):
+        worker_slots(device, 1, workers)
+
+
+def test_one_process_computes_on_the_first_slot():
+    assert choose_device("cpu") == torch.device("cpu")
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores + 1)
+    try:
+        with one_worker("cpu") as device:
+            assert device == torch.device("cpu")
+            assert torch.get_num_threads() == cores
+        assert torch.get_num_threads() == cores + 1
+    finally:
+        torch.set_num_threads(before)

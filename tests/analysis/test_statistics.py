@@ -1,13 +1,21 @@
 """The error of means in the worlds of noise that studies meet, simulated.
 
 Larger simulations are in docs/decisions/which-differences-are-separable.md.
+
+Simultaneous comparisons of all runs, and the differences that a study can detect.
 """
+
+import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from attnlab.analysis.statistics.comparisons import compare
+from attnlab.analysis.statistics.letters import letter_display
 from attnlab.analysis.statistics.noise import fit
+from attnlab.analysis.statistics.power import detectable, seeds_to_decide
+from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
 from attnlab.analysis.statistics.sequential import level_of, seeds_needed
 
 STUDIES = 200  # a standard error of 1.5 % at 5 %
@@ -140,3 +148,90 @@ def test_seeds_are_added_to_what_is_open_alone():
     assert needed() == {"v0": 7, "v1": 7, "v2": 4, "v3": 4}
     assert needed(allowance={"v1": 0.1}) == needed(most=4) == ended
     assert needed(ended | {"v3": 3}) == ended  # nothing is decided before all have ended
+
+
+@pytest.mark.parametrize("count", [2, 3, 13])
+def test_the_studentized_range_is_scipys(count):
+    for df in (3, 8, 40):
+        theirs = stats.studentized_range.ppf(0.95, count, df) / np.sqrt(2)
+        assert all_pairs(count).quantile(0.05, df) == pytest.approx(theirs, rel=0.004)
+        assert all_pairs(count).beyond(theirs, df) == pytest.approx(0.05, rel=0.02)
+
+
+def test_dunnetts_quantiles_are_those_of_the_published_tables():
+    # Dunnett 1964 (two-sided) and 1955 (one-sided): correlation 0.5, error rate 0.05
+    for count, df, two_sided in ((1, 10, 2.23), (5, 10, 2.99), (9, 20, 2.95)):
+        assert to_one(count).quantile(0.05, df) == pytest.approx(two_sided, abs=0.02)
+    for count, df, one in ((1, 10, 1.81), (5, 10, 2.56), (9, 20, 2.60)):
+        assert one_sided(count).quantile(0.05, df) == pytest.approx(one, abs=0.02)
+
+
+def test_letters_are_shared_exactly_by_what_is_not_distinguishable():
+    rng = np.random.default_rng(0)
+    for count in (2, 5, 9, 30):
+        same = np.triu(rng.random((count, count)) < 0.6, 1)
+        same = same | same.T | np.eye(count, dtype=bool)
+        letters = letter_display(same)
+        shared = [[bool(set(one) & set(other)) for other in letters] for one in letters]
+        assert (np.array(shared) == same).all()
+        assert all(letters)
+
+
+def test_a_comparison_holds_the_errors_of_seeds_and_of_tuning_apart():
+    table = np.random.default_rng(1).standard_normal((3, 4)) * 0.01 + np.array([[0], [0.03], [1]])
+    seeds = compare(losses_of(table), baseline="v0").pairs["v1", "v0"]
+    both = compare(losses_of(table), baseline="v0", allowance={"v1": 0.02}).pairs["v1", "v0"]
+    assert both.half_width == seeds.half_width
+    assert both.low == pytest.approx(both.mean - math.hypot(seeds.half_width, 0.02))
+    assert both.high == seeds.high
+
+
+def test_the_noise_of_the_search_adds_to_what_its_curve_can_hide():
+    losses = losses_of(np.random.default_rng(1).standard_normal((3, 5)) * 0.01)
+    found = compare(losses, allowance={"v1": 0.02}, search_noise={"v1": 0.5, "v2": 0.5})
+    deviation = found.noise.deviation_V
+    assert found.noise.error_VV[0, 1] == pytest.approx(math.hypot(*deviation[:2]) / math.sqrt(5))
+    noise = 0.5 * 3.31 / math.sqrt(2) * deviation  # studentised range of three means
+    assert found.allowance_V == pytest.approx([0, math.hypot(0.02, noise[1]), noise[2]], rel=5e-3)
+
+
+@pytest.mark.parametrize(("variants", "runs"), [(2, 2), (2, 501), (3, 501), (12, 5)])
+def test_intervals_for_many_pairs_are_never_narrower_than_those_for_one(variants, runs):
+    rng = np.random.default_rng(variants)
+    losses = {f"v{v}": dict(enumerate(rng.standard_normal(runs).tolist())) for v in range(variants)}
+    found = compare(losses, baseline="v0")
+    for pair in (*found.pairs.values(), *found.to_baseline.values()):
+        assert pair.half_width >= pair.alone
+
+
+@pytest.mark.parametrize(("variants", "seeds", "allowance"), [(3, 5, 0), (11, 4, 0), (5, 5, 0.01)])
+def test_a_difference_of_that_size_is_found_four_times_in_five(variants, seeds, allowance):
+    rng, found = np.random.default_rng(0), 0
+    size = detectable(0.01, variants, seeds, allowance)
+    for _ in range(600):
+        table = 0.01 * rng.standard_normal((variants, seeds))
+        table[-1] += size
+        losses = {f"v{v}": dict(enumerate(row.tolist())) for v, row in enumerate(table)}
+        given = {name: float(allowance) for name in losses}
+        found += bool(compare(losses, allowance=given).low_VV[-1, 0] > 0)
+    assert found / 600 == pytest.approx(0.8, abs=0.05)
+
+
+def test_the_seeds_that_decide_are_the_fewest_that_detect():
+    needed = seeds_to_decide(0.03, spread=0.01, variants=8)
+    assert detectable(0.01, 8, needed) <= 0.03 < detectable(0.01, 8, needed - 1)
+    assert seeds_to_decide(0.03, spread=0.01, variants=8, allowance=0.03) is None
+    assert seeds_to_decide(0.0001, spread=0.01, variants=8) is None
+
+
+def test_more_seeds_find_less_and_more_variants_or_noise_hide_more():
+    by_seeds = [detectable(0.01, 11, seeds) for seeds in (2, 3, 5, 10, 20)]
+    assert by_seeds == sorted(by_seeds, reverse=True)
+    by_variants = [detectable(0.01, variants, 5) for variants in (2, 5, 13)]
+    assert by_variants == sorted(by_variants)
+    assert detectable(0.02, 11, 5) == pytest.approx(2 * detectable(0.01, 11, 5))
+
+
+def test_one_seed_or_one_variant_finds_nothing():
+    assert detectable(0.01, 11, 1) is None
+    assert detectable(0.01, 1, 5) is None
