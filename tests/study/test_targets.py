@@ -1,4 +1,4 @@
-"""X
+"""The words of a command line that name studies, their variants, and mechanisms with settings.
 
 Variants get the size of the baseline before a model is built, or an error with the reason.
 """
