@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
     from attnlab.analysis.analysis import analyse as analyse
     from attnlab.analysis.hypotheses.better import Better as Better
-    from attnlab.analysis.hypotheses.better_at_length import BetterAtLength as BetterAtLength
+    from attnlab.analysis.hypotheses.better import BetterAtLength as BetterAtLength
     from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange
     from attnlab.analysis.hypotheses.equivalent import Equivalent as Equivalent
     from attnlab.analysis.hypotheses.needed_in_every_layer import (
         NeededInEveryLayer as NeededInEveryLayer,
     )
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
-    from attnlab.analysis.hypotheses.ordered_by_cost import OrderedByCost as OrderedByCost
+    from attnlab.analysis.hypotheses.ordered import OrderedByCost as OrderedByCost
     from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
     from attnlab.analysis.runs_table import load_results as load_results
     from attnlab.benchmarking.bench import Bench as Bench

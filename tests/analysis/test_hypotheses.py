@@ -10,8 +10,7 @@ from attnlab.analysis.hypotheses.better import Better
 from attnlab.analysis.hypotheses.cost_in_range import CostInRange
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
-from attnlab.analysis.hypotheses.ordered import Ordered
-from attnlab.analysis.hypotheses.ordered_by_cost import OrderedByCost
+from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.config import ConfigError
 from attnlab.config.own_code import load_file

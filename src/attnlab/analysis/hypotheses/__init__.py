@@ -1,6 +1,6 @@
-"""Hypotheses: sentences that the data of a study can judge. One file holds one kind.
+"""Hypotheses: sentences that the data of a study can judge. One file holds one idea.
 
-Importing this package loads every kind, so that a new file is all that a new kind needs.
+Importing this package loads every file, so that a new file is all that a new kind needs.
 """
 
 from importlib import import_module

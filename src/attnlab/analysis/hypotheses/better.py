@@ -1,11 +1,13 @@
-"""Hypothesis: some variants are better than others."""
+"""Hypotheses: some variants are better than others, as trained, or at another window length."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
+from attnlab.analysis.lengths import pairs_at
+from attnlab.analysis.numbers import tokens
 from attnlab.analysis.sentences import listed
 from attnlab.config import Problem
 
@@ -38,3 +40,32 @@ class Better(Hypothesis):
             yield Problem("variants", "name at least 1")
         if not self.than:
             yield Problem("than", "name at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetterAtLength(Better):
+    """Each of `variants` is better than each of `than` in windows of `length` tokens.
+
+    The loss is that on the validation split, which `eval.lengths` has measured at that length.
+    """
+
+    length: int
+
+    @property
+    def statement(self) -> str:
+        return f"In windows of {tokens(self.length)} tokens: {super().statement}"
+
+    def judge(self, evidence: Evidence) -> Finding:
+        there = pairs_at(evidence.verdict, self.length)
+        at = replace(evidence, verdict=replace(evidence.verdict, pairs=there))
+        known, missing = at.available((*self.variants, *self.than))
+        pairs = [pair for pair in product(self.variants, self.than) if set(pair) <= set(known)]
+        measured = [pair for pair in pairs if pair in there]
+        if len(measured) < len(pairs):
+            missing += (f"Not all were measured in windows of {tokens(self.length)} tokens.",)
+        return at.finding([at.better(*pair) for pair in measured], at.compared(measured), missing)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if self.length < 1:
+            yield Problem("length", f"must be at least 1 token, got {self.length}")

@@ -1,11 +1,14 @@
-"""Hypothesis: the variants have this order."""
+"""Hypotheses: the variants have this order, by their losses or by a cost."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
-from attnlab.analysis.hypotheses.evidence import Evidence, Finding
+from attnlab.analysis.costs import COSTS, Cost, CostKey
+from attnlab.analysis.hypotheses.evidence import Evidence, Fact, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
+from attnlab.analysis.numbers import quantity
 from attnlab.analysis.sentences import listed
 from attnlab.config import Problem
 
@@ -32,3 +35,56 @@ class Ordered(Hypothesis):
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         yield from distinct_problems(self.variants, at_least=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderedByCost(Hypothesis):
+    """Each of `variants` costs less than all of those after it.
+
+    A time is compared by its own intervals, of the runs on this device, simultaneous over the pairs
+    of the order. Costs that differ by less than their resolution, 5 % for times, are equal.
+    """
+
+    cost: CostKey
+    variants: tuple[str, ...]
+
+    needs_verdict: ClassVar[bool] = False  # a cost has intervals of its own
+
+    @property
+    def statement(self) -> str:
+        return f"By {COSTS[self.cost][0]}, the order is {listed(self.variants)}, the lowest first."
+
+    def judge(self, evidence: Evidence) -> Finding:
+        cost = next((cost for cost in evidence.costs if cost.key == self.cost), None)
+        if cost is None:
+            why = f"{COSTS[self.cost][0]}: not measured, or measured on several devices."
+            return evidence.ruled("not judged", (f"{why[0].upper()}{why[1:]}",))
+        known = [name for name in self.variants if name in cost.of]
+        absent = [name for name in self.variants if name not in cost.of]
+        missing = (f"Not measured: {listed(absent)}.",) if absent else ()
+        pairs = list(combinations(known, 2))
+        facts = [_cheaper(cost, *pair, among=len(pairs)) for pair in pairs]
+        against = [pair for pair, fact in zip(pairs, facts, strict=True) if fact is False]
+        shown = [
+            f"{name} {quantity(cost.of[name], cost.unit)}"
+            for name in sorted(known, key=lambda name: cost.of[name])
+        ]
+        found = [f"{facts.count(True)} of {len(pairs)} pairs are in this order."] if pairs else []
+        if against:
+            after = {first: [second for one, second in against if one == first] for first in known}
+            false = [f"{first} before {listed(of)}" for first, of in after.items() if of]
+            found.append(f"Shown to be false: {'; '.join(false)}.")
+        found.append(f"Measured: {', '.join(shown)}.")
+        return evidence.finding(facts, found, missing)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from distinct_problems(self.variants, at_least=2)
+
+
+def _cheaper(cost: Cost, first: str, second: str, *, among: int) -> Fact:
+    """True if the first costs less; False if it costs more or as much, within the resolution."""
+    if cost.cheaper(first, second, among):
+        return True
+    equal = cost.equal(first, second, among)
+    return False if equal or cost.cheaper(second, first, among) else None

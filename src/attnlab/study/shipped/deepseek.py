@@ -17,8 +17,7 @@ scalings help there?
 
 from dataclasses import replace
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.better_at_length import BetterAtLength
+from attnlab.analysis.hypotheses.better import Better, BetterAtLength
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.tokenizer import BPE

@@ -14,8 +14,7 @@ them, and they were written down after the first results.
 from attnlab.analysis.hypotheses.better import Better
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
-from attnlab.analysis.hypotheses.ordered import Ordered
-from attnlab.analysis.hypotheses.ordered_by_cost import OrderedByCost
+from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost
 from attnlab.analysis.hypotheses.ranked import Ranked
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
