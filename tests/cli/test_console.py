@@ -16,8 +16,7 @@ from support import SOURCE, TESTS
 from support.fake_workers import TUNED, finish, loss_of, make
 
 from attnlab.cli import progress as showing
-from attnlab.cli.activity import ActivityStatus
-from attnlab.cli.console import Output, first_line
+from attnlab.cli.console import ActivityStatus, Output, first_line
 from attnlab.cli.progress import StudyProgress
 from attnlab.cli.run import _announce
 from attnlab.record import RunFolder

@@ -1,4 +1,4 @@
-"""The command line: one file per command, which parses arguments, calls attnlab and prints.
+"""The command line: a file per command or two, which parses arguments, calls attnlab and prints.
 
 Exit codes: 0 success; 1 a run failed or diverged, a mechanism violates a property, a measurement
 failed, or the default study cannot run here; 2 the command or its settings are invalid and nothing
@@ -11,9 +11,7 @@ import os
 from attnlab.cli import (
     bench,
     check,
-    compare,
     doctor,
-    export,
     extend,
     generate,
     list_catalog,
@@ -30,9 +28,7 @@ __all__ = [
     "app",
     "bench",
     "check",
-    "compare",
     "doctor",
-    "export",
     "extend",
     "generate",
     "list_catalog",

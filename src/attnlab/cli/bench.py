@@ -13,7 +13,7 @@ from attnlab.cli.app import (
     folder,
     reports_user_errors,
 )
-from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.cli.console import ActivityStatus, console, errors, verbatim, write
 from attnlab.cli.numbers import decimal, whole
 
 
@@ -85,7 +85,6 @@ def bench_(  # noqa: PLR0913  one parameter per option
     import attnlab
     from attnlab.benchmarking.bench import Measured
     from attnlab.benchmarking.table import BenchTable, line
-    from attnlab.cli.activity import ActivityStatus
     from attnlab.record import to_json
     from attnlab.study.events import Activity, Notice
     from attnlab.study.targets import split_assignments

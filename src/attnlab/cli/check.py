@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from attnlab.cli.app import FlaPathOption, JsonOption, app, reports_user_errors
-from attnlab.cli.console import console, errors, write
+from attnlab.cli.console import ActivityStatus, console, errors, write
 
 
 @app.command()
@@ -34,7 +34,6 @@ def check(
     """
     import attnlab
     from attnlab.checks.table import ResultsTable, results_as_json
-    from attnlab.cli.activity import ActivityStatus
     from attnlab.record import to_json
     from attnlab.study.targets import split_assignments
 

@@ -1,4 +1,4 @@
-"""`attnlab generate`: generate text from a trained run."""
+"""`attnlab generate` and `attnlab export`: a trained run's text, and its model in one folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from attnlab.cli.app import (
     BestOption,
     DeviceOption,
     FlaPathOption,
+    RunArgument,
     TrustOption,
     app,
     reports_user_errors,
@@ -92,3 +93,26 @@ def generate_(  # noqa: PLR0913  one parameter per option
     for number, text in enumerate(texts, 1):
         console.rule(f"sample {number}")
         verbatim(text)
+
+
+@app.command()
+@reports_user_errors
+def export(
+    run: RunArgument,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)
+    ],
+    best: BestOption = False,
+    trust: TrustOption = False,
+) -> None:
+    """Write a run's weights (safetensors), settings, tokenizer and own code into a new folder.
+
+    attnlab.load_run(DIR) loads the model, attnlab generate DIR generates text with it.
+    """
+    import attnlab
+
+    exported = attnlab.export(stored(run), folder, which="best" if best else "last", trust=trust)
+    if exported.note is not None:
+        verbatim(exported.note, errors, style="yellow")
+    files = ", ".join(sorted(path.name for path in exported.folder.iterdir()))
+    verbatim(f"{exported.folder}: {files}, of step {exported.step}")

@@ -13,7 +13,7 @@ from attnlab.cli.app import (
     folder,
     reports_user_errors,
 )
-from attnlab.cli.console import Output, console, error, errors, first_line, verbatim
+from attnlab.cli.console import ActivityStatus, Output, console, error, errors, first_line, verbatim
 from attnlab.cli.numbers import decimal, whole
 from attnlab.cli.report import show
 
@@ -194,7 +194,6 @@ def run(  # noqa: PLR0913  one parameter per option
     """
     import attnlab
     from attnlab.checks.table import ResultsTable
-    from attnlab.cli.activity import ActivityStatus
     from attnlab.cli.plan import show_plan
     from attnlab.cli.progress import StudyProgress
     from attnlab.reporting.files import PAGE
