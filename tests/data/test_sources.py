@@ -21,7 +21,11 @@ import numpy as np
 import pytest
 
 from attnlab.config import Choice, ConfigError, override
+<<<<<<< HEAD:tests/data/test_sources.py
 from attnlab.data import stdlib
+=======
+from attnlab.data.arithmetic import Arithmetic
+>>>>>>> 052c439 (Study texts: five mechanisms on four texts, compared within each; arithmetic as a source):tests/data/test_contract.py
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
 from attnlab.data.places import cached
@@ -37,6 +41,7 @@ CONFIGS = [
     WikiText2(path="somewhere"),
     Text(paths=("a.txt", "b")),
     Stdlib(),
+    Arithmetic(),
     Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
 ]
 SPLITS = {"train": "the cat sat on the mat. " * 9, "valid": "the élan. ", "test": "sat, 東京. "}
@@ -181,7 +186,7 @@ def test_an_empty_split_is_an_error_that_names_it(tmp_path):
 
 def test_a_source_of_ones_own_is_settings_and_texts(tmp_path):
     @dataclass(frozen=True, kw_only=True)
-    class Arithmetic(DataConfig):
+    class Sums(DataConfig):
         largest: int = 9
         tokenizer: Tokenizer = SMALL
 
@@ -190,13 +195,13 @@ def test_a_source_of_ones_own_is_settings_and_texts(tmp_path):
             return Texts(train=sums[2:], valid=sums[:1], test=None, origin="sums")
 
     try:
-        corpus = Arithmetic().load(Places(None, tmp_path))
+        corpus = Sums().load(Places(None, tmp_path))
         assert corpus.decode(corpus.valid) == "0+0=0\n"
         assert corpus.test is None
         assert corpus.splits().keys() == corpus.bytes.keys() == {"train", "valid"}
-        assert replace(Arithmetic(), largest=8).load(Places(None, tmp_path)) != corpus
+        assert replace(Sums(), largest=8).load(Places(None, tmp_path)) != corpus
     finally:
-        del DataConfig.kinds["arithmetic"]
+        del DataConfig.kinds["sums"]
     assert issubclass(DataConfig, Choice)
 
 

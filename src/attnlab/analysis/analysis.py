@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from attnlab.analysis.controls import Control, controls_of
@@ -28,9 +28,11 @@ from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.sweeps import SweptSetting, swept_settings
 from attnlab.analysis.table import Table, read_table
+from attnlab.analysis.texts import Agreement, agreements, by_text
 from attnlab.analysis.verdict import Verdict, verdict_of
 
 __all__ = [
+    "Agreement",
     "Analysis",
     "Comparison",
     "Control",
@@ -62,6 +64,10 @@ class Analysis(Verdict):
     spreads: tuple[Spread, ...]  # one per number, over all variants
     sizes: tuple[SizeAndLoss, ...]  # one per variant but the baseline
     headline: tuple[str, str]  # the verdict in two sentences
+    whole: Table  # of all texts; `table` holds the variants of the baseline's text
+    text: str  # name of the baseline's text
+    texts: Mapping[str, "Analysis"]  # of each other text, by its name; empty for a study of one
+    agreements: tuple[Agreement, ...]  # one per two texts, on the order of mechanisms
 
 
 def analyse(study_dir: Path | str) -> Analysis:
@@ -70,8 +76,26 @@ def analyse(study_dir: Path | str) -> Analysis:
 
 
 def analysis_of(table: Table) -> Analysis:
-    """Analyse a table, of one study or of several folders."""
-    verdict = verdict_of(table)
+    """Analyse a table, of one study or of several folders; each text of a study by itself."""
+    tables = by_text(table)
+    verdicts = {text: verdict_of(of_text) for text, of_text in tables.items()}
+    agreed = agreements(verdicts)
+    found = {text: _analysis_of(text, verdicts, agreed) for text in verdicts}
+    first, *others = found
+    return replace(
+        found[first],
+        whole=table,
+        texts={text: found[text] for text in others},
+        agreements=agreed,
+    )
+
+
+def _analysis_of(
+    text: str, verdicts: Mapping[str, Verdict], agreed: tuple[Agreement, ...]
+) -> Analysis:
+    """Analyse one text of a study, with its verdicts on all of them."""
+    verdict = verdicts[text]
+    table = verdict.table
     serving = Serving.read(table.path)
     costs = costs_of(table, serving)
     controls = controls_of(verdict)
@@ -88,9 +112,13 @@ def analysis_of(table: Table) -> Analysis:
         swept=swept_settings(verdict),
         fronts=tuple(front_of(cost, verdict) for cost in costs),
         picks=picks_of(verdict, costs, serving),
-        judgements=judge_all(verdict, costs),
+        judgements=judge_all(verdict, costs, tuple(verdicts.values()), agreed),
         families=families,
         spreads=spreads_of(verdict) if families else (),
         sizes=sizes_of(verdict) if families else (),
         headline=headline(verdict, controls),
+        whole=table,
+        text=text,
+        texts={},
+        agreements=(),
     )

@@ -8,7 +8,7 @@ accident.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis.sentences import listed
@@ -113,6 +113,33 @@ def by_design(table: "Table") -> tuple[str, ...]:
     accidents = unequal(_recorded(table), table.study.by_design)
     different = unequal(_recorded(table))
     return _lines(table, {what: has for what, has in different.items() if what not in accidents})
+
+
+def comparable_groups(
+    variants: Sequence[str], design: Design, baseline: str | None
+) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of variants whose losses per token are comparable, the baseline's first.
+
+    The variants of a group share text and tokenizer. One that shares them with no other is in no
+    group, unless it is the only one there is.
+    """
+    found = defaultdict[tuple[int | None, ...], list[str]](list)
+    for name in variants:
+        shares = (
+            next((i for i, group in enumerate(design.get(what, ())) if name in group), None)
+            for what in (DATA, TOKENIZER)
+        )
+        found[tuple(shares)].append(name)
+    groups = sorted(found.values(), key=lambda group: baseline not in group)
+    likely = (group for group in groups if baseline in group or len(group) > 1)
+    first = next(likely, groups[0] if groups else [])
+    others = (group for group in groups if group is not first and len(group) > 1)
+    return tuple(tuple(group) for group in (first, *others))
+
+
+def n_texts(record: StudyRecord) -> int:
+    """Return the number of texts with comparisons of their own, among which errors are divided."""
+    return max(1, len(comparable_groups(record.variants, record.by_design, record.baseline)))
 
 
 def on_other_text(record: StudyRecord) -> dict[str, str]:

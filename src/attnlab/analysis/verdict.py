@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from attnlab.analysis.eligibility import FEWEST, Eligible, eligible
+from attnlab.analysis.fairness import n_texts
 from attnlab.analysis.rates import Tuning, tuning_of
 from attnlab.analysis.sentences import spiked
 from attnlab.analysis.settings import (
@@ -74,8 +75,8 @@ class Verdict:
 
     @property
     def level(self) -> float:
-        """The error rate of each family of intervals: smaller where seeds are added."""
-        return level_of(*self.table.study.numbers_of_seeds)
+        """The error rate of each family of intervals: smaller with added seeds or several texts."""
+        return level_of(*self.table.study.numbers_of_seeds, among=n_texts(self.table.study))
 
     @cached_property
     def to_best(self) -> Mapping[str, Comparison]:
@@ -220,7 +221,7 @@ def _compare(functions: _Functions, table: Table, tuning: Tuning) -> Comparisons
         allowance=tuning.of_functions(tuning.allowance, functions.names),
         search_noise=tuning.of_functions(tuning.search_noise, functions.names),
         margin=table.study.margin,
-        level=level_of(*table.study.numbers_of_seeds),
+        level=level_of(*table.study.numbers_of_seeds, among=n_texts(table.study)),
     )
 
 
@@ -281,7 +282,7 @@ def _why(table: Table, entered: Eligible, functions: _Functions, found: Comparis
     else:
         said.append("Seed effects are not removed: that would not make the intervals narrower.")
     if table.study.most_seeds is not None:
-        said.append(looked_at(*table.study.numbers_of_seeds, each[-1]))
+        said.append(looked_at(*table.study.numbers_of_seeds, each[-1], found.level))
     elif entered.incomplete:
         fewer = [f"{name} {n} of {len(entered.seeds)}" for name, n in entered.incomplete.items()]
         said.append(f"Finished seeds: {', '.join(fewer)}; all finished runs count.")
@@ -296,5 +297,4 @@ def _why_not(entered: Eligible, functions: _Functions) -> str:
         return f"No verdict: {next(iter(entered.losses))} is the only variant that can be compared."
     if any(len(column) < FEWEST for column in functions.columns.values()):
         return "No verdict: one seed gives no estimate of the error."
-    names = ", ".join(functions.names[0])
-    return f"No verdict: {names} gave the same losses; there is only one function to compare."
+    return f"No verdict: {', '.join(functions.names[0])} gave the same losses: one function."

@@ -11,7 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from attnlab.analysis.statistics.comparisons import compare
+from attnlab.analysis.fairness import comparable_groups
+from attnlab.analysis.statistics.comparisons import ERROR, compare
 from attnlab.analysis.statistics.sequential import seeds_needed
 from attnlab.record import (
     SEARCH_NOISE,
@@ -223,16 +224,25 @@ def _seeds(
         name: next(s for s in count() if not outcomes.ended(name, None, s)) for name in trained
     }
     tuned = {name: results[name].search.allowance for name in ended if name in results}
-    return seeds | seeds_needed(
-        {name: _finite(outcomes.verdict[name]) for name in ended},
-        ended,
-        first=study.seeds,
-        most=study.most_seeds,
-        baseline=study.baseline,
-        allowance=tuned,
-        search_noise=dict.fromkeys(tuned, SEARCH_NOISE),
-        margin=study.margin,
-    )
+    groups = _texts(study, ended)
+    for group in groups:
+        seeds |= seeds_needed(
+            {name: _finite(outcomes.verdict[name]) for name in group},
+            {name: ended[name] for name in group},
+            first=study.seeds,
+            most=study.most_seeds,
+            baseline=study.baseline,
+            allowance=tuned,
+            search_noise=dict.fromkeys(tuned, SEARCH_NOISE),
+            margin=study.margin,
+            among=len(groups),
+        )
+    return seeds
+
+
+def _texts(study: Study, variants: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the variants in groups that are compared, each on a text of its own."""
+    return comparable_groups(tuple(variants), study.by_design, study.baseline)
 
 
 def _challenged(
@@ -253,18 +263,23 @@ def _challenged(
     before = [name for name in recipes if outcomes.challenge[name]]
     if len(results) < len(study.variants) or not decided:
         return before
-    losses = {name: _finite(outcomes.verdict[name]) for name in recipes}
-    losses = {name: by_seed for name, by_seed in losses.items() if len(by_seed) > 1}
-    if len(losses) < 2:
-        return before
-    compared = compare(
-        losses,
-        allowance={name: results[name].search.allowance for name in losses},
-        search_noise=dict.fromkeys(losses, SEARCH_NOISE),
-        margin=study.margin,
-    )
-    may_lose = to_challenge(compared.noise.difference_VV, compared.half_VV, compared.allowance_V)
-    now = [name for name, chosen in zip(losses, may_lose, strict=True) if chosen]
+    now, groups = list[str](), _texts(study, recipes)
+    for group in groups:
+        losses = {name: _finite(outcomes.verdict[name]) for name in group}
+        losses = {name: by_seed for name, by_seed in losses.items() if len(by_seed) > 1}
+        if len(losses) < 2:
+            continue
+        compared = compare(
+            losses,
+            allowance={name: results[name].search.allowance for name in losses},
+            search_noise=dict.fromkeys(losses, SEARCH_NOISE),
+            margin=study.margin,
+            level=ERROR / len(groups),
+        )
+        may_lose = to_challenge(
+            compared.noise.difference_VV, compared.half_VV, compared.allowance_V
+        )
+        now += [name for name, chosen in zip(losses, may_lose, strict=True) if chosen]
     return list(dict.fromkeys([*before, *now]))
 
 

@@ -168,9 +168,9 @@ def record_failure(folder: RunFolder, reason: str) -> Event:
         return Ended("failed", f"{reason}; {error}", None, True)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def corpus_of(data: DataConfig, places: Places) -> Corpus:
-    """Return the corpus; it is read once for consecutive runs of a process that share it."""
+    """Return the corpus; a process reads it once for its runs, which may read some in turn."""
     return data.load(places)
 
 

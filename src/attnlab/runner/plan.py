@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.fairness import comparable_groups
 from attnlab.analysis.statistics.power import Power, detectable
 from attnlab.analysis.statistics.sequential import level_of
 from attnlab.checks.targets import of_study
@@ -286,12 +287,13 @@ def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
     if residual_sd is None and (study_dir / "study.json").is_file():
         residual_sd = analyse(study_dir).residual_sd
         source = None if residual_sd is None else f"of the runs in {study_dir}"
+    texts = comparable_groups(tuple(study.variants), study.by_design, study.baseline)
     return Power(
         standard_deviations=detectable(
             1.0,
-            variants=len(study.variants),
+            variants=max(map(len, texts)),
             seeds=study.all_seeds,
-            level=level_of(study.seeds, study.all_seeds),
+            level=level_of(study.seeds, study.all_seeds, among=len(texts)),
         ),
         residual_sd=residual_sd,
         residual_sd_source=source,

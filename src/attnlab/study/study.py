@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attnlab.analysis.fairness import designed
+from attnlab.analysis.fairness import Design, designed
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
@@ -83,9 +83,8 @@ class Study:
 
         `recipes` holds chosen recipes by variant; other variants have the settings of their own.
         """
-        chosen = recipes or {}
         return [
-            self.verdict_run(name, seed, chosen.get(name))
+            self.verdict_run(name, seed, (recipes or {}).get(name))
             for seed in range(self.seeds)
             for name in self.variants
         ]
@@ -152,9 +151,14 @@ class Study:
             families=self.families,
             swept=self.swept,
             labels={name: of for name, of in self.labels.items() if name in self.variants},
-            by_design=designed(
-                {name: config.to_dict() for name, config in (self.whole or self).variants.items()}
-            ),
+            by_design=self.by_design,
+        )
+
+    @property
+    def by_design(self) -> Design:
+        """The conditions in which variants differ, with the groups that share them."""
+        return designed(
+            {n: config.to_dict() for n, config in (self.whole or self).variants.items()}
         )
 
     def only(self, names: Iterable[str]) -> "Study":

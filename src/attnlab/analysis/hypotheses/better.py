@@ -27,6 +27,7 @@ class Better(Hypothesis):
         return f"{who} is better than {whom}."
 
     def judge(self, evidence: Evidence) -> Finding:
+        evidence = evidence.on_text_of(self.variants[0])
         known, missing = evidence.available((*self.variants, *self.than))
         pairs = [pair for pair in product(self.variants, self.than) if set(pair) <= set(known)]
         return evidence.finding(
@@ -56,6 +57,7 @@ class BetterAtLength(Better):
         return f"In windows of {tokens(self.length)} tokens: {super().statement}"
 
     def judge(self, evidence: Evidence) -> Finding:
+        evidence = evidence.on_text_of(self.variants[0])
         there = pairs_at(evidence.verdict, self.length)
         at = replace(evidence, verdict=replace(evidence.verdict, pairs=there))
         known, missing = at.available((*self.variants, *self.than))

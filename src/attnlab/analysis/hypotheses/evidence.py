@@ -14,11 +14,12 @@ the size below which the study counts a difference as none.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.sentences import compared, several
+from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 
 Ruling = Literal["supported", "refuted", "undecided", "not judged"]
@@ -37,20 +38,28 @@ class Finding:
 class Evidence:
     """The comparison of the variants and their costs, by which a hypothesis is judged."""
 
-    verdict: Verdict
+    verdict: Verdict  # on the baseline's text
     costs: Sequence[Cost]
+    texts: Sequence[Verdict] = ()  # on each text of the study
+    agreements: Sequence[Agreement] = ()  # of each two texts on the order of mechanisms
 
     def digest(self) -> str:
         """Return the SHA-256 of all numbers that can be judged, in hexadecimal."""
         table = self.verdict.table
         runs = [
             [variant.name, run.seed, run.status, *map(run.summary.get, ("final_loss", "test_loss"))]
-            for variant in table.variants
+            for verdict in self.texts or [self.verdict]
+            for variant in verdict.table.variants
             for run in variant.runs
         ]
         costs = [[cost.key, dict(cost.of)] for cost in self.costs]
         numbers = [table.study.margin, table.study.baseline, runs, costs]
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+
+    def on_text_of(self, variant: str) -> "Evidence":
+        """Return the evidence with the verdict on the text that a variant reads."""
+        found = (of for of in self.texts if variant in of.means or variant in of.left_out)
+        return replace(self, verdict=next(found, self.verdict))
 
     def better(self, first: str, second: str) -> Fact:
         """True if the first variant is better than the second; None if the data do not decide."""
@@ -75,7 +84,12 @@ class Evidence:
             if name in self.verdict.means:
                 known.append(name)
             else:
-                reason = self.verdict.left_out.get(name, "the study has no such variant")
+                elsewhere = any(name in of.means or name in of.left_out for of in self.texts)
+                reason = self.verdict.left_out.get(name) or (
+                    "it reads another text, and losses are compared within one text"
+                    if elsewhere
+                    else "the study has no such variant"
+                )
                 missing.setdefault(reason, []).append(name)
         sentences = tuple(
             f"Not compared: {several(absent)} ({reason})." for reason, absent in missing.items()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
+from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 from attnlab.config import (
     Choice,
@@ -72,13 +73,19 @@ class Judgement:
     basis: str = ""  # SHA-256 of the numbers that the user's own code judged; else empty
 
 
-def judge_all(verdict: Verdict, costs: Sequence[Cost]) -> tuple[Judgement, ...]:
+def judge_all(
+    verdict: Verdict,
+    costs: Sequence[Cost],
+    texts: Sequence[Verdict] = (),
+    agreements: Sequence[Agreement] = (),
+) -> tuple[Judgement, ...]:
     """Return one judgement per hypothesis of the study, in the study's order.
 
-    One of the user's own kind, whose class this process has not imported, is that of the record if
-    the numbers are those that it judged.
+    One about variants of another text is judged by the verdict on that text, among `texts`. One of
+    the user's own kind, whose class this process has not imported, is that of the record if the
+    numbers are those that it judged.
     """
-    evidence = Evidence(verdict=verdict, costs=costs)
+    evidence = Evidence(verdict=verdict, costs=costs, texts=texts, agreements=agreements)
     return tuple(_judged(recorded, evidence) for recorded in verdict.table.study.hypotheses)
 
 

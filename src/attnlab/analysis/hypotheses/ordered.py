@@ -1,4 +1,4 @@
-"""Hypotheses: the variants have this order, by their losses or by a cost."""
+"""Hypotheses: variants have this order, by loss or by a cost; mechanisms have one on all texts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from attnlab.analysis.hypotheses.evidence import Evidence, Fact, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
 from attnlab.analysis.numbers import quantity
 from attnlab.analysis.sentences import listed
+from attnlab.analysis.texts import agreed
 from attnlab.config import Problem
 
 
@@ -24,6 +25,7 @@ class Ordered(Hypothesis):
         return f"The order is {listed(self.variants)}, the best first."
 
     def judge(self, evidence: Evidence) -> Finding:
+        evidence = evidence.on_text_of(self.variants[0])
         known, missing = evidence.available(self.variants)
         pairs = list(combinations(known, 2))
         facts = [evidence.better(*pair) for pair in pairs]
@@ -88,3 +90,46 @@ def _cheaper(cost: Cost, first: str, second: str, *, among: int) -> Fact:
         return True
     equal = cost.equal(first, second, among)
     return False if equal or cost.cheaper(second, first, among) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameOrder(Hypothesis):
+    """Kendall's tau of the order of mechanisms is at least `least` between any two texts.
+
+    The study has variants with the same mechanisms on several texts. Their losses are compared
+    within each text alone (`attnlab.analysis.texts`).
+    """
+
+    least: float = 0.6  # 1: the same order, -1: opposite orders
+
+    needs_verdict: ClassVar[bool] = False  # each text has one of its own
+
+    @property
+    def statement(self) -> str:
+        return (
+            "The mechanisms have much the same order on every text: Kendall's tau between any two "
+            f"is at least {self.least:g}."
+        )
+
+    def judge(self, evidence: Evidence) -> Finding:
+        if not (found := evidence.agreements):
+            return evidence.ruled(
+                "not judged", ("No two texts have two mechanisms in common that are compared.",)
+            )
+        facts = [
+            None
+            if it.low is None or it.high is None
+            else True
+            if it.low >= self.least
+            else False
+            if it.high < self.least
+            else None
+            for it in found
+        ]
+        missing = [f"No verdict on both of {listed(it.texts)}." for it in found if it.low is None]
+        return evidence.finding(facts, [agreed(it) for it in found], missing)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if not -1 < self.least <= 1:
+            yield Problem("least", f"must be above -1, and at most 1; got {self.least:g}")

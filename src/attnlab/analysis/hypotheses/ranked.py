@@ -29,6 +29,7 @@ class Ranked(Hypothesis):
         return f"{self.variant} is {'better' if self.among == 'best' else 'worse'} than {others}."
 
     def judge(self, evidence: Evidence) -> Finding:
+        evidence = evidence.on_text_of(self.variant)
         verdict, name = evidence.verdict, self.variant
         missing = evidence.available([name, *verdict.left_out])[1]
         if name not in verdict.means:

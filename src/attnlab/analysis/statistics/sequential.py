@@ -32,23 +32,30 @@ def looks(first: int, most: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(steps))
 
 
-def level_of(first: int, most: int) -> float:
-    """Return the error rate of each look.
+def level_of(first: int, most: int, among: int = 1) -> float:
+    """Return the error rate of each look, on each of `among` texts whose errors add up.
 
-    >>> level_of(4, 4), round(level_of(4, 10), 4)
-    (0.05, 0.0167)
+    >>> level_of(4, 4), round(level_of(4, 10), 4), level_of(4, 4, 2)
+    (0.05, 0.0167, 0.025)
     """
-    return ERROR / len(looks(first, most))
+    return ERROR / len(looks(first, most)) / among
 
 
-def looked_at(first: int, most: int, runs: int) -> str:
-    """Return a sentence on the rule, for a report; `runs` is the largest number of a variant."""
+def looked_at(first: int, most: int, runs: int, level: float) -> str:
+    """Return a sentence on the rule, for a report.
+
+    Args:
+        first: seeds at the first look.
+        most: seeds at the last look.
+        runs: the largest number of runs of a variant.
+        level: the error rate of each look.
+    """
     planned = looks(first, most)
     taken = sum(size <= runs for size in planned)
     return (
         f"Seeds were added while the verdict was open (group-sequential): looks at "
         f"{', '.join(map(str, planned))} seeds, {taken} of {len(planned)} taken, each with error "
-        f"rate {level_of(first, most):.4f}, so that all together have {ERROR:g}."
+        f"rate {level:.4f}, so that all together have {level * len(planned):g}."
     )
 
 
@@ -62,6 +69,7 @@ def seeds_needed(  # noqa: PLR0913  the arguments of `compare`, and two numbers 
     allowance: Mapping[str, float] | None = None,
     search_noise: Mapping[str, float] | None = None,
     margin: float = 0.01,
+    among: int = 1,
 ) -> dict[str, int]:
     """Return the number of seeds that each variant has at the end, as far as the losses tell.
 
@@ -76,6 +84,7 @@ def seeds_needed(  # noqa: PLR0913  the arguments of `compare`, and two numbers 
         baseline: the variant whose comparisons must be decided, beside those with the best.
         allowance, search_noise: what tuning may have missed, as for `compare`.
         margin: nats/token; differences within it count as equivalent.
+        among: texts whose errors add up.
     """
     sizes = dict.fromkeys(ended, first)
     for size in looks(first, most)[1:]:
@@ -94,7 +103,7 @@ def seeds_needed(  # noqa: PLR0913  the arguments of `compare`, and two numbers 
             allowance=allowance,
             search_noise=search_noise,
             margin=margin,
-            level=level_of(first, most),
+            level=level_of(first, most, among),
         )
         named = open_variants(found)
         if not named:
