@@ -36,7 +36,7 @@ from attnlab.analysis.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two texts agree on the order of the mechanisms that are compared on both."""
+    """The agreement of two texts on the order of the mechanisms that are compared on both."""
 
     texts: tuple[str, str]
     mechanisms: tuple[str, ...]  # by name
