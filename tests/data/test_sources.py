@@ -21,11 +21,8 @@ import numpy as np
 import pytest
 
 from attnlab.config import Choice, ConfigError, override
-<<<<<<< HEAD:tests/data/test_sources.py
 from attnlab.data import stdlib
-=======
 from attnlab.data.arithmetic import Arithmetic
->>>>>>> 052c439 (Study texts: five mechanisms on four texts, compared within each; arithmetic as a source):tests/data/test_contract.py
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
 from attnlab.data.places import cached
