@@ -6,11 +6,15 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.reported_study import NOISE
 from typer.testing import CliRunner
 
@@ -27,6 +31,8 @@ from attnlab.record import (
     unpack,
     write_tuning_choice,
 )
+from attnlab.record.file_types import MeasurementForm, PositionsForm
+from attnlab.record.json_text import _test, mismatch
 from attnlab.record.packed_file import PACKED
 
 COMMAND = "attnlab run toy --out here"
@@ -337,3 +343,24 @@ def test_a_damaged_packed_run_is_run_again_in_a_folder(copy):
     path.write_text(whole.replace('"final_loss": 5.0', '"final_loss": 1.0'))
     with pytest.raises(ValueError, match=r"seed-0/summary\.json was altered.*attnlab run toy"):
         pack(copy)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.floats(0, 1) | st.sampled_from(("a", "7")),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(("a", "7", "step", "first", "loss")), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+FORMS = (
+    *(None, bool, int, float, str, Any, int | None, Literal["a", 1], list[float], tuple[int, ...]),
+    *(list[list[Any]], dict[str, float], Mapping[int, int | str], dict[str, PositionsForm]),
+    *(PositionsForm, MeasurementForm),
+)
+
+
+@given(st.sampled_from(FORMS), VALUES)
+def test_the_fast_test_of_a_type_and_the_one_that_explains_agree(form, value):
+    form = NoneType if form is None else form
+    assert _test(form)(value) == (mismatch(form, value) is None)

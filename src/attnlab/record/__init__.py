@@ -16,7 +16,7 @@ from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.lease import HeldError, Holder, LostLeaseError, Observer
 from attnlab.record.packed_file import RunKey, rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
-from attnlab.record.recorded_run import Status, folder_name
+from attnlab.record.recorded_run import Status, folder_name, reading_once
 from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
 from attnlab.record.study_record import StudyRecord, bench_points, runs_in
 from attnlab.record.temporary_files import remove_temporary
@@ -59,6 +59,7 @@ __all__ = [
     "rate_of",
     "read_object",
     "read_tuning_choice",
+    "reading_once",
     "remove_temporary",
     "replace_file",
     "require_results_folder",

@@ -5,11 +5,13 @@ content. Runs that are in progress, that failed or that were recorded before the
 have none; their files are compared with the types below and with each other.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,7 +28,22 @@ from attnlab.record.packed_file import (
 )
 from attnlab.record.verified_folder import add_checksums, split_checksums
 
+Read = dict[tuple[Path, RunKey], "RecordedRun | str | None"]  # a text is the damage
+_read_once = ContextVar[Read | None]("_read_once", default=None)
 Status = Literal["absent", "partial", "finished", "diverged", "failed", "damaged"]
+
+
+@contextmanager
+def reading_once() -> Generator[None]:
+    """Read each run once, however often it is asked for: a report is of one state of the disk.
+
+    The records must not be changed.
+    """
+    token = _read_once.set({})
+    try:
+        yield
+    finally:
+        _read_once.reset(token)
 
 
 class RecordedRun:
@@ -55,7 +72,7 @@ class RecordedRun:
                 raise DamagedError(f"{folder / name} is missing")
         for name in (*RUN_FILES, TOKENIZER):
             written = None if sums is None else sums.get(name)
-            if written is not None and written != _sha256(run.files.get(name, b"")):
+            if written is not None and written != sha256(run.files.get(name, b"")).hexdigest():
                 if name == TOKENIZER and name not in run.files:
                     continue  # its weights need it, its results do not
                 raise DamagedError(
@@ -160,10 +177,21 @@ class StoredRun:
         Raises DamagedError if a file is not as it was written. The message names it, and the
         command that runs the run again.
         """
+        known, place = _read_once.get(), (self.study_dir, self.key)
         try:
-            return self._recorded()
+            found = known[place] if known and place in known else self._recorded()
         except DamagedError as error:
-            raise DamagedError(f"{error}; to run it again: {command_of(self.study_dir)}") from None
+            found = str(error)
+        if known is not None:
+            known[place] = found
+        if isinstance(found, str):
+            raise DamagedError(f"{found}; to run it again: {command_of(self.study_dir)}")
+        return found
+
+    def read_again(self) -> None:
+        """Forget what was read within `reading_once`: the run was written since."""
+        if (known := _read_once.get()) is not None:
+            known.pop((self.study_dir, self.key), None)
 
     def damage(self) -> str | None:
         """Return the damaged file, the damage, and the command that helps; None if all is well."""
@@ -242,12 +270,8 @@ def summary_with_checksums(summary: Mapping[str, Any], folder: Path) -> Json:
     """Return the summary of a run that ends with the checksums of all files of its folder."""
     names = (*RUN_FILES, TOKENIZER)
     contents = {name: read_file(folder / name) for name in names if name != "summary.json"}
-    sums = {name: _sha256(content) for name, content in contents.items() if content is not None}
+    sums = {name: sha256(of).hexdigest() for name, of in contents.items() if of is not None}
     return add_checksums(summary, "summary.json", sums)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def command_of(study_dir: Path) -> str:

@@ -231,6 +231,7 @@ class RunFolder(StoredRun):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 self.partial.rename(self.ended)
                 flush(self.ended.parent)
+            self.read_again()
 
     def _continue_from(self, aside: Path, identity: str) -> None:
         """Begin again with the intact metrics and the checkpoints of a damaged run."""

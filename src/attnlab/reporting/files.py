@@ -27,7 +27,14 @@ from attnlab.analysis.hypotheses.hypothesis import to_record
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
-from attnlab.record import StudyRecord, leads_outside, remove_temporary, replace_file, to_json
+from attnlab.record import (
+    StudyRecord,
+    leads_outside,
+    reading_once,
+    remove_temporary,
+    replace_file,
+    to_json,
+)
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results, runs_csv
 from attnlab.reporting.tables.latex import latex
@@ -59,11 +66,12 @@ def report(study_dir: Path | str, target_loss: float | None = None) -> Analysis:
 
 def write_report(study_dir: Path) -> Analysis:
     """Write every derived file. Raises ValueError where there is no study."""
-    _finalize(study_dir)
-    analysis = analyse(study_dir)
-    _record_judgements(analysis)
-    _write_variants(analysis.table)
-    _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
+    with reading_once():
+        _finalize(study_dir)
+        analysis = analyse(study_dir)
+        _record_judgements(analysis)
+        _write_variants(analysis.table)
+        _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
     write_comparison(analysis)
     return analysis
 
@@ -87,8 +95,9 @@ def write_comparison(analysis: Analysis) -> None:
 
 def write_results(study_dir: Path) -> Analysis:
     """Write all files but the page and the figure, which takes little time, after a run."""
-    _finalize(study_dir)
-    analysis = analyse(study_dir)
+    with reading_once():
+        _finalize(study_dir)
+        analysis = analyse(study_dir)
     _write_variants(analysis.table)
     _write_results(analysis)
     return analysis

@@ -30,6 +30,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,13 +152,11 @@ class Comparisons:
     @cached_property
     def pairs(self) -> dict[tuple[str, str], Comparison]:
         """Every variant minus every other, in both directions."""
-        p_VV = self._p(all_pairs(len(self.names)), self.separable_VV)
-        return {
-            (one, other): self._comparison(i, j, self.half_VV[i, j], p_VV[i, j])
-            for i, one in enumerate(self.names)
-            for j, other in enumerate(self.names)
-            if i != j
-        }
+        p_VV = self._p(all_pairs(len(self.names)), self.separable_VV, np.s_[:])
+        columns = map(self._comparisons, range(len(self.names)), self.half_VV.T, p_VV.T)
+        rows = zip(self.names, zip(*columns, strict=True), strict=True)
+        found = {(one, other): of[j] for one, of in rows for j, other in enumerate(self.names)}
+        return {pair: of for pair, of in found.items() if pair[0] != pair[1]}
 
     @cached_property
     def to_baseline(self) -> dict[str, Comparison]:
@@ -165,8 +164,7 @@ class Comparisons:
         if self.baseline not in self.names:
             return {}
         b = self.names.index(self.baseline)
-        others = [i for i in range(len(self.names)) if i != b]
-        distribution = to_one(len(others), self.noise.correlation_to(b))
+        distribution = to_one(len(self.names) - 1, self.noise.correlation_to(b))
         df_V = self.noise.df_to(b)
         half_V = distribution.quantile(self.level, df_V) * self.noise.error_VV[:, b]
         # the wider quantile of all pairs covers the baseline's comparisons, too
@@ -174,10 +172,9 @@ class Comparisons:
         difference_V = self.noise.difference_VV[:, b]
         separable_V = difference_V - np.hypot(half_V, self.allowance_V) > 0
         separable_V |= difference_V + np.hypot(half_V, self.allowance_V[b]) < 0
-        separable_VV = np.zeros_like(self.noise.error_VV, dtype=bool)
-        separable_VV[:, b] = separable_V
-        p_VV = self._p(distribution, separable_VV)
-        return {self.names[i]: self._comparison(i, b, half_V[i], p_VV[i, b]) for i in others}
+        p_V = self._p(distribution, separable_V, np.s_[:, b])
+        found = dict(zip(self.names, self._comparisons(b, half_V, p_V), strict=True))
+        return {name: found[name] for name in self.names if name != self.baseline}
 
     @cached_property
     def to_best(self) -> dict[str, ToBest]:
@@ -233,36 +230,39 @@ class Comparisons:
             margin=self.margin,
         )
 
-    def _comparison(self, i: int, j: int, half: float, p: float) -> Comparison:
-        return Comparison(
-            mean=float(self.noise.difference_VV[i, j]),
-            half_width=float(half),
-            alone=float(self._alone_VV[i, j]),
-            first_allowance=float(self.allowance_V[i]),
-            second_allowance=float(self.allowance_V[j]),
-            p=float(p),
-            margin=self.margin,
-            deviation=float(np.sqrt(np.mean(self.noise.deviation_V[[i, j]] ** 2))),
-        )
+    def _comparisons(self, j: int, half_V: Array, p_V: Array) -> list[Comparison]:
+        """Return every variant minus variant `j`."""
+        square_V = self.noise.deviation_V**2
+        columns = {
+            "mean": self.noise.difference_VV[:, j],
+            "half_width": half_V,
+            "alone": self._alone_VV[:, j],
+            "first_allowance": self.allowance_V,
+            "p": p_V,
+            "deviation": np.sqrt((square_V + square_V[j]) / 2),
+        }
+        shared = {"second_allowance": float(self.allowance_V[j]), "margin": self.margin}
+        values = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [Comparison(**dict(zip(columns, of, strict=True)), **shared) for of in values]
 
     @cached_property
     def _alone_VV(self) -> Array:
-        return stdtrit(self.noise.df_VV, 1 - self.level / 2) * self.noise.error_VV
+        df, place = np.unique(self.noise.df_VV, return_inverse=True)  # there are few
+        quantile_VV = stdtrit(df, 1 - self.level / 2)[place].reshape(self.noise.df_VV.shape)
+        return quantile_VV * self.noise.error_VV
 
-    def _p(self, distribution: Maximum, separable_VV: NDArray[np.bool_]) -> Array:
-        """Return the largest error rate at which each interval excludes 0."""
-        difference_VV, error_VV = self.noise.difference_VV, self.noise.error_VV
-        allowance_VV = np.where(difference_VV > 0, self.allowance_V[:, None], self.allowance_V)
-        beyond_VV = np.sqrt(np.maximum(difference_VV**2 - allowance_VV**2, 0))
-        t_VV = np.divide(
-            beyond_VV, error_VV, out=np.where(beyond_VV > 0, 1e9, 0.0), where=error_VV > 0
-        )
-        p_VV = distribution.beyond(t_VV, self.noise.df_VV)
-        alone_VV = 2 * stdtr(self.noise.df_VV, -t_VV)
-        p_VV = np.clip(p_VV, alone_VV, 1.0)
+    def _p(self, distribution: Maximum, separable: NDArray[np.bool_], at: Any) -> Array:
+        """Return the largest error rate at which each interval excludes 0, of all or a column."""
+        noise = self.noise
+        difference, error, df = noise.difference_VV[at], noise.error_VV[at], noise.df_VV[at]
+        first_VV, second_VV = np.broadcast_arrays(self.allowance_V[:, None], self.allowance_V)
+        allowance = np.where(difference > 0, first_VV[at], second_VV[at])
+        beyond = np.sqrt(np.maximum(difference**2 - allowance**2, 0))
+        t = np.divide(beyond, error, out=np.where(beyond > 0, 1e9, 0.0), where=error > 0)
+        p = np.clip(distribution.beyond(t, df), 2 * stdtr(df, -t), 1.0)
         # rounding in the table never contradicts an interval
         below = np.nextafter(self.level, 0)
-        return np.where(separable_VV, np.minimum(p_VV, below), np.maximum(p_VV, self.level))
+        return np.where(separable, np.minimum(p, below), np.maximum(p, self.level))
 
 
 def compare(

@@ -25,6 +25,7 @@ from attnlab.reporting.figures.styles import (
     families_of,
     matplotlib_style,
     pdf,
+    place,
     png,
     styles_of,
 )
@@ -47,8 +48,7 @@ def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
 
 def _lay_out(figure: Figure) -> None:
     """Place everything once, without the solver's last digits, which differ between calls."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    place(figure)
     parts: Any = figure.subfigs
     for part in parts:
         part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))

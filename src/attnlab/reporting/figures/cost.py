@@ -18,7 +18,7 @@ from attnlab.reporting.figures.axes import (
     unit_of,
     window,
 )
-from attnlab.reporting.figures.styles import GREY, Styles, mark
+from attnlab.reporting.figures.styles import GREY, Styles, mark, mark_each
 from attnlab.reporting.tables.rows import Row
 
 SPARE = 0.02  # of the largest cost, on either side of the points
@@ -48,8 +48,8 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
         where="post", color=GREY, lw=1, ls=(0, (3, 2)), zorder=1.5,
     )  # fmt: skip
     for name, (cost, loss) in points.items():
-        style, on_front = styles[name], name in front.front
-        if on_front or len(points) <= MOST_BARS:
+        style = styles[name]
+        if name in front.front or len(points) <= MOST_BARS:
             bar, measured = bars[name], by_name[name].numbers.get(front.key)
             spread = (measured.spread or 0) if measured else 0
             for ends in (
@@ -58,15 +58,38 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
             ):
                 (line,) = axes.plot(*ends, "-", color=style.colour, alpha=0.6, lw=1.2, zorder=2)
                 mark(line, style.group)
-        (point,) = axes.plot(
-            cost, loss, style.marker, color=style.colour, ms=8, zorder=3,
-            mfc=style.colour if on_front else "white", mec=style.colour, mew=1.6,
-        )  # fmt: skip
-        where = " (on the Pareto front)" if on_front else ""
-        tip = f"{name}{where}: {numbers.quantity(cost, front.unit)}, loss {loss:.4f}"
-        mark(point, style.group, tips=[tip])
+    _points(axes, points, styles, front)
     _name(axes, points, [name for name in front.front if name in points], styles)
     beyond(axes, low, high, {name: loss for name, (_, loss) in points.items()})
+
+
+def _points(
+    axes: Axes, points: Mapping[str, tuple[float, float]], styles: Styles, front: Front
+) -> None:
+    """Draw the points of each marker at once: hundreds of lines of one point take seconds."""
+    by_marker = dict[str, list[str]]()
+    for name in points:
+        by_marker.setdefault(styles[name].marker, []).append(name)
+    for marker, names in by_marker.items():
+        colours = [styles[name].colour for name in names]
+        drawn = axes.scatter(
+            [points[name][0] for name in names], [points[name][1] for name in names], s=64,
+            marker=marker, edgecolors=colours, linewidths=1.6, zorder=3,
+            facecolors=[
+                colour if name in front.front else "white"
+                for name, colour in zip(names, colours, strict=True)
+            ],
+        )  # fmt: skip
+        where = {name: " (on the Pareto front)" if name in front.front else "" for name in names}
+        mark_each(
+            drawn,
+            [styles[name].group for name in names],
+            [
+                f"{name}{where[name]}: {numbers.quantity(points[name][0], front.unit)}, "
+                f"loss {points[name][1]:.4f}"
+                for name in names
+            ],
+        )
 
 
 def _bar(row: Row, front: Front) -> Extent:

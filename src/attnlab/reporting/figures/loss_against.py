@@ -94,16 +94,24 @@ def positions_minus(
             color=style.colour, ls=style.line, lw=1.2 * scale(), alpha=0.8,
         )  # fmt: skip
         mark(joined, style.group, tips=[name])
-        for x, start, pair in line:
-            tip = f"{name}, from position {start + 1}: {numbers.comparison(pair)}"
-            if bars and pair.low is not None and pair.high is not None:
-                (bar,) = axes.plot(
-                    (x, x), (max(pair.low, low), min(pair.high, high)),
-                    color=style.colour, lw=1.1 * scale(), alpha=0.55,
+        tips = [f"{name}, from position {at + 1}: {numbers.comparison(p)}" for _, at, p in line]
+        if bars and all(pair.low is not None and pair.high is not None for _, _, pair in line):
+            bar = axes.vlines(
+                [x for x, _, _ in line],
+                [max(pair.low or 0.0, low) for _, _, pair in line],
+                [min(pair.high or 0.0, high) for _, _, pair in line],
+                color=style.colour, lw=1.1 * scale(), alpha=0.55,
+            )  # fmt: skip
+            mark(bar, style.group, tips=tips)
+        for shown_as in (True, False):
+            some = [(x, p, tip) for (x, _, p), tip in zip(line, tips, strict=True)
+                    if p.separable == shown_as]  # fmt: skip
+            if some:
+                (point,) = axes.plot(
+                    [x for x, _, _ in some], [pair.mean for _, pair, _ in some], style.marker,
+                    ms=5 * scale(), **filled(style, some[0][1]),
                 )  # fmt: skip
-                mark(bar, style.group, tips=[tip])
-            (point,) = axes.plot(x, pair.mean, style.marker, ms=5 * scale(), **filled(style, pair))
-            mark(point, style.group, tips=[tip])
+                mark(point, style.group, tips=[tip for _, _, tip in some])
         ends[name] = line[-1][0], line[-1][2].mean
     name_ends(axes, ends, styles)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

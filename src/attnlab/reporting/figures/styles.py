@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -41,6 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p", "X", "P", "h")
 INK, GREY, GRID, PAPER, SHADE = "#000000", "#666666", "#E4E4E4", "#FFFFFF", "#F2F4F7"
 
 DOTS_PER_INCH = 150
+CANVASES = {"pdf": FigureCanvasPdf, "png": FigureCanvasAgg, "svg": FigureCanvasSVG}
 SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
@@ -190,6 +193,11 @@ def mark(artist: Any, *groups: str, tips: Sequence[str] = ()) -> None:
     artist.set_gid(json.dumps([list(groups), list(tips)]))
 
 
+def mark_each(artist: Any, groups: Sequence[str], tips: Sequence[str]) -> None:
+    """Attach a class and a text to each point of an artist that holds those of many variants."""
+    artist.set_gid(json.dumps([[], list(tips), list(groups)]))
+
+
 def scale() -> float:
     """Return the size of marks relative to those of a page: 1, or less in a paper's column."""
     return float(mpl.rcParams["font.size"]) / SETTINGS["font.size"]
@@ -211,6 +219,14 @@ def lay_out(figure: Figure, backend: type[FigureCanvasBase]) -> None:
     """Place everything as it will be saved: `savefig` would draw the figure once more for that."""
     backend(figure)  # the sizes of letters depend on it
     figure.dpi = 72  # of vector graphics
+    place(figure)
+
+
+def place(figure: Figure) -> None:
+    """Execute the figure's layout, once for all drawings of it."""
+    for axes in figure.axes:
+        for artist in (*axes.lines, *axes.collections):  # what is clipped takes no room
+            artist.set_in_layout(not artist.get_clip_on())
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -220,13 +236,18 @@ def lay_out(figure: Figure, backend: type[FigureCanvasBase]) -> None:
 def pdf(figure: Figure) -> bytes:
     """Return the bytes of a PDF file, with letters as text."""
     lay_out(figure, FigureCanvasPdf)
-    file = io.BytesIO()
-    figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Producer": None})
-    return file.getvalue()
+    return printed(figure, "pdf", {"CreationDate": None, "Producer": None})
 
 
 def png(figure: Figure) -> bytes:
     """Return the bytes of a PNG file."""
+    figure.dpi = DOTS_PER_INCH
+    return printed(figure, "png", {"Software": None})
+
+
+def printed(figure: Figure, form: str, metadata: Mapping[str, None]) -> bytes:
+    """Return the bytes of a file, where `savefig` would draw everything once more to place it."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    canvas: Any = CANVASES[form](figure)
+    getattr(canvas, f"print_{form}")(file, metadata=metadata)
     return file.getvalue()

@@ -6,7 +6,6 @@ elements, and for a page the colours of `styles` become CSS variables, so that l
 work.
 """
 
-import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from attnlab.reporting.figures.styles import (
     Styles,
     lay_out,
     matplotlib_style,
+    printed,
 )
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
@@ -81,9 +81,7 @@ def whole_svg(figure: Figure) -> bytes:
 
 
 def _clean(figure: Figure, prefix: str) -> Element:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(file.getvalue())
+    root = ElementTree.fromstring(printed(figure, "svg", {"Date": None, "Creator": None}))
     for parent in root.iter():
         parent.tag = parent.tag.removeprefix(SVG)
         parent.text = parent.text if (parent.text or "").strip() else None
@@ -135,14 +133,23 @@ def _add_marks(element: Element, identity: str, names: dict[str, str]) -> None:
         element.set("id", names[identity])
     if not identity.startswith("["):
         return
-    groups, tips = cast("tuple[list[str], list[str]]", json.loads(identity))
+    groups, tips, *own = cast("list[list[str]]", json.loads(identity))
     if groups:
         element.set("class", " ".join(groups))
-    points = [use for use in element.iter() if use.tag in ("use", f"{SVG}use")]
+    points = _points(element) if len(tips) > 1 else []
+    for point, group in zip(points, own[0] if own else (), strict=False):
+        point.set("class", group)
     for target, tip in zip(points if len(points) > 1 else [element], tips, strict=False):
         child = Element("title")
         child.text = tip
         target.insert(0, child)
+
+
+def _points(element: Element) -> list[Element]:
+    """Return the markers of an artist, or the lines of one that has no markers."""
+    found = [use for use in element.iter() if use.tag in ("use", f"{SVG}use")]
+    paths = [of for of in element.iter() if of.tag in ("path", f"{SVG}path")]
+    return found or paths
 
 
 def _hoist(group: Element) -> None:
