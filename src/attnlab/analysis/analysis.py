@@ -18,7 +18,7 @@ from attnlab.analysis.families import (
     sizes_of,
     spreads_of,
 )
-from attnlab.analysis.headline import headline
+from attnlab.analysis.headline import headline, on_each_text
 from attnlab.analysis.hypotheses import Judgement, judge_all
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
@@ -69,6 +69,11 @@ class Analysis(Verdict):
     texts: Mapping[str, "Analysis"]  # of each other text, by its name; empty for a study of one
     agreements: tuple[Agreement, ...]  # one per two texts, on the order of mechanisms
 
+    @property
+    def one_of_texts(self) -> bool:
+        """True if the study has comparisons on other texts, too."""
+        return self.table is not self.whole
+
 
 def analyse(study_dir: Path | str) -> Analysis:
     """Analyse a study folder as far as it has come. Raises ValueError if it holds no study."""
@@ -80,18 +85,21 @@ def analysis_of(table: Table) -> Analysis:
     tables = by_text(table)
     verdicts = {text: verdict_of(of_text) for text, of_text in tables.items()}
     agreed = agreements(verdicts)
-    found = {text: _analysis_of(text, verdicts, agreed) for text in verdicts}
+    found = {text: _analysis_of(table, text, verdicts, agreed) for text in verdicts}
     first, *others = found
+    if not others:
+        return found[first]
+    said = {text: of.headline[0] for text, of in found.items()}
     return replace(
         found[first],
-        whole=table,
         texts={text: found[text] for text in others},
         agreements=agreed,
+        headline=on_each_text(said, found[first].headline[1], agreed),
     )
 
 
 def _analysis_of(
-    text: str, verdicts: Mapping[str, Verdict], agreed: tuple[Agreement, ...]
+    whole: Table, text: str, verdicts: Mapping[str, Verdict], agreed: tuple[Agreement, ...]
 ) -> Analysis:
     """Analyse one text of a study, with its verdicts on all of them."""
     verdict = verdicts[text]
@@ -117,7 +125,7 @@ def _analysis_of(
         spreads=spreads_of(verdict) if families else (),
         sizes=sizes_of(verdict) if families else (),
         headline=headline(verdict, controls),
-        whole=table,
+        whole=whole,
         text=text,
         texts={},
         agreements=(),

@@ -5,13 +5,14 @@ equivalent to it within the margin. Variants that may be the best, and variants 
 it, are named as such; no order among either is stated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.numbers import nats
 from attnlab.analysis.sentences import listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.power import MOST_SEEDS, seeds_to_decide
+from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
@@ -39,6 +40,26 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
             return first, control.note
     parts = [_worse(verdict), undecided(verdict), *map(spiked, verdict.spikes), _left_out(verdict)]
     return first, " ".join(part.strip() for part in parts if part)
+
+
+def on_each_text(
+    first: Mapping[str, str], second: str, agreed: Sequence[Agreement]
+) -> tuple[str, str]:
+    """Return the headline of a study on several texts.
+
+    Args:
+        first: the first sentence on each text, by its name.
+        second: the second sentence on the first text.
+        agreed: the agreements of the texts on the order of mechanisms.
+    """
+    (text, lead), *others = first.items()
+    said = [second] if second else []
+    said += [f"On {other}: {sentence}" for other, sentence in others]
+    if agreed:
+        ends = [f"{of:.2f}" for of in sorted(it.tau for it in agreed)]
+        span = " to ".join(dict.fromkeys((ends[0], ends[-1])))
+        said.append(f"Between two texts, Kendall's tau of the mechanisms' order is {span}.")
+    return f"On {text}: {lead}", " ".join(said)
 
 
 def winner(verdict: Verdict) -> tuple[str, ...]:

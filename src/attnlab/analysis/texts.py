@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnlab.analysis.fairness import comparable_groups
+from attnlab.analysis.numbers import confidence
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import as_computed
 from attnlab.analysis.statistics.letters import tau_range
@@ -190,6 +191,19 @@ def agreed(it: Agreement) -> str:
         for first, second in it.opposite
     ]
     return f"{said}mechanisms{': ' if opposite else ''}{'; '.join(opposite)}."
+
+
+def within_each(text: str, count: int, level: float) -> str:
+    """Return how a report with `text` first compares the variants on `count` texts.
+
+    `level` is the error rate of the comparisons on each text.
+    """
+    return (
+        "Losses on different texts, or with different tokenizers, are not comparable: variants are "
+        "compared within each text, and nothing here ranks them across texts. Figures and tables "
+        f"are about {text}, unless they name another text. The comparisons on all {count} texts "
+        f"hold at once: those of each text at {confidence(level)}."
+    )
 
 
 def _mechanisms(table: Table) -> dict[str, str]:

@@ -92,6 +92,7 @@ def _power(plan: Plan) -> str:
         return "no verdict: it needs at least two variants and two seeds"
     title = "minimum detectable difference (80 % power)"
     pairs = f"between any two of {len(plan.variants)} variants"
+    pairs += " that read the same text" if power.texts > 1 else ""
     if power.nats is None:
         residual = f"{power.standard_deviations:.1f} residual standard deviations per run"
         return f"{title}: {residual}, {pairs}; --residual-sd gives it in nats/token"

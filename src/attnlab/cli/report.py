@@ -90,7 +90,7 @@ def compare(
         command=command_line(),
     )
     if as_json:
-        for line in unfair(analysis.table):
+        for line in unfair(analysis.whole):
             verbatim(line, errors)
     show(analysis, as_json)
 
@@ -109,7 +109,7 @@ def show(analysis: "Analysis", as_json: bool) -> None:
     else:
         console.print(TerminalReport(analysis))
         verbatim(f"\nReport: {analysis.table.path / PAGE}")
-    for line in analysis.table.damage:
+    for line in analysis.whole.damage:
         verbatim(f"error: {line}", errors)
-    if analysis.table.damage:
+    if analysis.whole.damage:
         raise typer.Exit(2)

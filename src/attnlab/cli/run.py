@@ -269,7 +269,7 @@ def run(  # noqa: PLR0913  one parameter per option
             verbatim(f"report of the runs that have ended: {page}", output)
         raise
     show(analysis, as_json)
-    raise typer.Exit(1 if analysis.table.failures else 0)
+    raise typer.Exit(1 if analysis.whole.failures else 0)
 
 
 def _announce(schedule: "StudySchedule", output: Output) -> None:

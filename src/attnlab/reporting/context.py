@@ -8,6 +8,7 @@ from attnlab.analysis import lengths
 from attnlab.analysis.analysis import Analysis, Pick
 from attnlab.analysis.settings import describe, flat, shared_and_own
 from attnlab.analysis.table import Table
+from attnlab.analysis.texts import within_each
 from attnlab.record import StudyRecord
 from attnlab.reporting import sentences
 from attnlab.reporting.tables import columns, comparisons
@@ -17,6 +18,7 @@ from attnlab.reporting.tables.rows import Row, rows
 from attnlab.reporting.tables.text_tables import (
     JUDGED,
     TextTable,
+    agreement_tables,
     efficiency_tables,
     family_tables,
     published_tables,
@@ -26,6 +28,7 @@ from attnlab.version import __version__
 SECTIONS = {
     "ranking": "Ranking",
     "sweep": "Along the swept settings",
+    "texts": "On other texts",
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
     "quality": "Loss",
@@ -41,6 +44,23 @@ SECTIONS = {
     "again": "How to reproduce",
 }
 OF_ONE_START = ("started", "earlier", "begins")  # in environment.json: when, and from where
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnText:
+    """The ranking on one other text."""
+
+    name: str
+    headline: str
+    ranking: Sequence[Column]
+    rows: Sequence[Row]
+
+    @classmethod
+    def of(cls, name: str, analysis: Analysis) -> "OnText":
+        """Collect the ranking."""
+        shown = rows(analysis)
+        ranking = columns.known(columns.ranking(analysis), shown)
+        return cls(name=name, headline=analysis.headline[0], ranking=ranking, rows=shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +82,9 @@ class ReportContext:
     rows: Sequence[Row]  # variants with a finished run, in order of rank
     ranking: Sequence[Column]
     matrix: Matrix | None  # the differences of all pairs; None for too many variants
+    texts: Sequence[OnText]  # the other texts of the study
+    texts_note: str  # empty for a study of one text
+    agreements: Sequence[TextTable]  # one; empty for a study of one text
     costs: Sequence[Column]
     parts: Sequence[Column]
     loss_parts: Sequence[Column]
@@ -88,7 +111,7 @@ class ReportContext:
     @classmethod
     def of(cls, analysis: Analysis) -> "ReportContext":
         """Collect everything but the charts."""
-        table, shown = analysis.table, rows(analysis)
+        table, shown = analysis.whole, rows(analysis)
         shared, own = settings(table)
         return cls(
             analysis=analysis,
@@ -106,6 +129,11 @@ class ReportContext:
             rows=shown,
             ranking=columns.known(columns.ranking(analysis), shown),
             matrix=matrix_of(analysis),
+            texts=[OnText.of(name, of) for name, of in analysis.texts.items()],
+            texts_note=within_each(analysis.text, 1 + len(analysis.texts), analysis.level)
+            if analysis.texts
+            else "",
+            agreements=agreement_tables(analysis),
             costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
             loss_parts=comparisons.parts_of_loss(analysis),

@@ -70,7 +70,7 @@ def write_report(study_dir: Path) -> Analysis:
         _finalize(study_dir)
         analysis = analyse(study_dir)
         _record_judgements(analysis)
-        _write_variants(analysis.table)
+        _write_variants(analysis.whole)
         _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
     write_comparison(analysis)
     return analysis
@@ -98,7 +98,7 @@ def write_results(study_dir: Path) -> Analysis:
     with reading_once():
         _finalize(study_dir)
         analysis = analyse(study_dir)
-    _write_variants(analysis.table)
+    _write_variants(analysis.whole)
     _write_results(analysis)
     return analysis
 
@@ -128,7 +128,7 @@ def _write_variants(table: Table) -> None:
 def _write_results(analysis: Analysis) -> None:
     path = analysis.table.path
     _update(path / "comprehensive_results.json", to_json(results(analysis)))
-    _update(path / "failures.json", to_json(failures(analysis.table)))
+    _update(path / "failures.json", to_json(failures(analysis.whole)))
     picture = PICTURE if (path / PICTURE).is_file() else None
     _update(path / "report.md", markdown(analysis, picture).encode())
     _update(path / "table.csv", csv_table(analysis).encode())

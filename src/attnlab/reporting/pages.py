@@ -30,6 +30,7 @@ def page(analysis: Analysis) -> str:
         "loss_parts": False,  # within the loss
         "settings": False,  # within the method
         "again": False,
+        "texts": analysis.texts,
         "hypotheses": analysis.judgements,
         "families": context.families,
         "lengths": drawn["lengths"],
@@ -39,9 +40,14 @@ def page(analysis: Analysis) -> str:
     }
     return _rendered(
         "page.html.j2",
-        replace(context, ranking=columns.for_page(context.ranking)),
+        replace(
+            context,
+            ranking=columns.for_page(context.ranking),
+            texts=[replace(of, ranking=columns.for_page(of.ranking)) for of in context.texts],
+        ),
         **drawn,
         colours=charts.styles,
+        forests=[it for of in analysis.texts.values() if (it := Charts(of).forest())],
         styles={row.name: charts.styles[row.name] for row in context.rows},
         sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
     )

@@ -33,13 +33,13 @@ class TerminalReport:
             yield _table(shown, columns)
             for line in _notes(analysis, columns, dropped):
                 yield _indented(line, "dim")
-            if devices := sentences.devices(analysis.table):
+            if devices := sentences.devices(analysis.whole):
                 yield _indented(devices, "yellow")
             yield Text()
         yield from _verdict(analysis)
         yield Text(sentences.how_sure(analysis), style="dim")
         left_out = [f"{names}: {why}" for names, why in sentences.left_out(analysis).items()]
-        missing = [*sentences.alarms(analysis.table), *sentences.unfinished(analysis.table)]
+        missing = [*sentences.alarms(analysis.whole), *sentences.unfinished(analysis.whole)]
         for title, lines in (("Left out of the comparison", left_out), ("Not finished", missing)):
             if lines:
                 yield Text()
@@ -49,7 +49,7 @@ class TerminalReport:
 
 
 def _verdict(analysis: Analysis) -> RenderResult:
-    unfair = sentences.unfair(analysis.table)
+    unfair = sentences.unfair(analysis.whole)
     if unfair:
         yield Text(unfair[0], style="bold red")
         yield from (_indented(line, "red") for line in unfair[1:])

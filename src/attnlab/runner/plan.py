@@ -297,4 +297,5 @@ def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
         ),
         residual_sd=residual_sd,
         residual_sd_source=source,
+        texts=len(texts),
     )

@@ -36,6 +36,7 @@ class Power:
     standard_deviations: float | None  # in residual SDs; None for one seed or one variant
     residual_sd: float | None  # of one run, seed effects removed, nats/token; None if unknown
     residual_sd_source: str | None  # where `residual_sd` comes from
+    texts: int = 1  # within which variants are compared
 
     @property
     def nats(self) -> float | None:

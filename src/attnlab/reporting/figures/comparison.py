@@ -179,7 +179,7 @@ class _Panels:
     def times(self, axes: Axes) -> None:
         """Draw the time per training step."""
         times(axes, self.shown, self.styles)
-        where = " (different devices)" if len(self.analysis.table.devices) > 1 else ""
+        where = " (different devices)" if len(self.analysis.whole.devices) > 1 else ""
         axes.set(title=f"Time per training step{where}", xlabel="time per step (ms)")
 
     def curves(self, axes: Axes) -> None:

@@ -126,7 +126,7 @@ class Charts:
             return ()
         text = f"Mean over seeds, or a line per seed.{self._of_all(shown)}"
         times = any(row.variant.curve("train_seconds").steps for row in shown)
-        if times and len(self.analysis.table.devices) > 1:
+        if times and len(self.analysis.whole.devices) > 1:
             text += " Times were measured on different devices and are not comparable."
         each = len(self.rows) <= MOST_WITH_SEEDS
         efficiency = self.analysis.efficiency

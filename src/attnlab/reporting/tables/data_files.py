@@ -1,7 +1,7 @@
 """Files for scripts: comprehensive_results.json, failures.json, metrics.json, table.csv, runs.csv.
 
-table.csv has one row per variant, in order of rank, with units in the column names. What is not
-known is empty there and null in JSON.
+table.csv has one row per variant, in order of rank on its text, with units in the column names.
+What is not known is empty there and null in JSON.
 """
 
 import csv
@@ -14,7 +14,7 @@ from typing import Any
 from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.table import PARTS, Run, Table, Variant
-from attnlab.reporting.tables.rows import Row, rows
+from attnlab.reporting.tables.rows import Row, rows_of_all_texts
 
 TIMES = ("train_time", "eval_time", "compile_time", "total_time")
 
@@ -22,8 +22,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would execute a text
 
 
 def results(analysis: Analysis) -> dict[str, dict[str, Any]]:
-    """Return comprehensive_results.json: each variant with a finished run, the best first."""
-    return {row.name: _result(row) for row in rows(analysis)}
+    """Return comprehensive_results.json: each variant with a finished run, the best first.
+
+    Of several texts, those of one text follow those of another: their losses are not comparable.
+    """
+    return {row.name: _result(row) for row in rows_of_all_texts(analysis)}
 
 
 def failures(table: Table) -> dict[str, dict[str, Any]]:
@@ -86,6 +89,7 @@ def _result(row: Row) -> dict[str, Any]:
         "rank": row.place,
         "letters": row.letters,
         "left_out": row.left_out,
+        **({"text": analysis.text} if analysis.one_of_texts else {}),
         "verdict_from": analysis.metric,
         "spread": {key: estimate.spread for key, estimate in row.numbers.items()},
         "seeds": [run.seed for run in variant.finished],
@@ -157,9 +161,14 @@ WITH_SPREAD = ("final_loss", "final_perplexity", "test_loss", "step_time")
 
 def csv_table(analysis: Analysis) -> str:
     """Return a header and one row per variant; those without a finished run come last."""
-    shown = rows(analysis)
+    shown = rows_of_all_texts(analysis)
     ranked = {row.name for row in shown}
-    unfinished = [Row(v, analysis) for v in analysis.table.variants if v.name not in ranked]
+    unfinished = [
+        Row(variant, of)
+        for of in (analysis, *analysis.texts.values())
+        for variant in of.table.variants
+        if variant.name not in ranked
+    ]
     lines = [_row(row) for row in (*shown, *unfinished)]
     text = io.StringIO()
     if lines:
@@ -175,6 +184,7 @@ def _row(row: Row) -> dict[str, Any]:
         "place": row.place,
         "letters": row.letters,
         "variant": variant.name,
+        **({"text": analysis.text} if analysis.one_of_texts else {}),
         "mechanism": variant.mechanism,
         "seeds_finished": len(variant.finished),
         "seeds_planned": len(variant.runs),

@@ -29,7 +29,11 @@ SPECIAL = {
 
 
 def latex(analysis: Analysis) -> str:
-    """Return a table environment with caption and label."""
+    """Return a table environment with caption and label; one per text of the study."""
+    return "\n".join(map(_latex, (analysis, *analysis.texts.values())))
+
+
+def _latex(analysis: Analysis) -> str:
     shown = rows(analysis)
     chosen = [
         *(
@@ -41,8 +45,9 @@ def latex(analysis: Analysis) -> str:
     ]
     chosen = columns.for_page(columns.known(chosen, shown))
     name = analysis.table.study.name
+    name += f" {analysis.text}" if analysis.one_of_texts else ""
     lines = [
-        *(f"% {' '.join(line.split())}" for line in unfair(analysis.table)),
+        *(f"% {' '.join(line.split())}" for line in unfair(analysis.whole)),
         r"\begin{table}",
         r"\centering",
         r"\footnotesize",
@@ -65,9 +70,10 @@ def latex(analysis: Analysis) -> str:
 def _caption(analysis: Analysis) -> str:
     study, several = analysis.table.study, len(analysis.seeds) > 1
     spread = ", mean ± standard deviation over seeds" if several else ", one seed"
+    text = f" on {analysis.text}" if analysis.one_of_texts else ""
     said = [
-        f"{split_name(analysis).capitalize()} loss of {len(rows(analysis))} variants{spread}; "
-        f"lower is better{at_recipe(analysis).replace(' at', '; at')}."
+        f"{split_name(analysis).capitalize()} loss{text} of {len(rows(analysis))} variants"
+        f"{spread}; lower is better{at_recipe(analysis).replace(' at', '; at')}."
     ]
     if analysis.judged:
         if analysis.baseline:

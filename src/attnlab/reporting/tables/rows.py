@@ -94,6 +94,11 @@ def rows(analysis: Analysis) -> tuple[Row, ...]:
     return tuple(Row(by_name[name], analysis) for name in (*analysis.order, *others))
 
 
+def rows_of_all_texts(analysis: Analysis) -> tuple[Row, ...]:
+    """Return every variant with a finished run, text by text; places are within each text."""
+    return tuple(row for of in (analysis, *analysis.texts.values()) for row in rows(of))
+
+
 def split_of(analysis: Analysis) -> str:
     """Return the prefix of the verdict's split in summary.json: "final" or "test"."""
     return analysis.metric.removesuffix("_loss")

@@ -189,6 +189,44 @@ def _until(name: str, reached: Reached, last: int) -> tuple[str, ...]:
     )
 
 
+def agreement_tables(analysis: Analysis) -> tuple[TextTable, ...]:
+    """Return the table of Kendall's tau between texts; empty for a study of one text."""
+    found = analysis.agreements
+    if not found:
+        return ()
+
+    def ordered(pairs: Sequence[tuple[str, str]]) -> str:
+        return ", ".join(f"{first} < {second}" for first, second in pairs) or "none"
+
+    lines = [
+        (
+            listed(it.texts),
+            ", ".join(it.mechanisms),
+            ordered(it.same),
+            ordered(it.opposite),
+            f"{it.tau:.2f}",
+            numbers.UNKNOWN if it.low is None else f"{it.low:.2f} to {it.high:.2f}",
+        )
+        for it in found
+    ]
+    return (
+        TextTable(
+            caption="Agreement of two texts on the order of mechanisms",
+            heading=(
+                *("texts", "mechanisms", "same order on both", "opposite orders"),
+                *("Kendall's tau", "interval"),
+            ),
+            lines=lines,
+            n_text_columns=4,
+            note="a < b: a has the lower loss, distinguishably; in opposite orders, on the first "
+            "text. Tau: pairs in the same order minus pairs in opposite orders, of all pairs, by "
+            "mean losses; 1 is the same order, -1 the opposite one. Interval: of all orders that "
+            "the intervals of seeds and tuning on the two texts allow; at least 95 % for all pairs "
+            "of texts at once.",
+        ),
+    )
+
+
 JUDGED = (
     "Judged by this study's simultaneous intervals. Supported: every difference that the "
     "sentence needs is distinguishable. Refuted: one is distinguishable in the other direction, or "
