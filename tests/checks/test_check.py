@@ -72,6 +72,9 @@ CAUGHT_BY = {
     "PrefillForgetsTheLastToken": PROMPT,
     "RotaryOffsetOfTheQuery": STEPS,
     "RotaryOffsetAfterAPrompt": PROMPT,
+    "GateLeftOutOfSteps": STEPS,
+    "GateOfTheNextToken": FUTURE,
+    "GateThatCostsNothing": "parameters are as stated",
     "RingOverwritesEarly": STEPS,
     "RingStartsAnewAfterAPrompt": PROMPT,
     "StateSharedInDecoding": DECODED_ROWS,
@@ -92,7 +95,7 @@ CAUGHT_BY = {
     "LosesASetting": "settings survive JSON",
 }
 check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
-CORRECT = ("AttentionWrittenOut", "GatedIdentity", "OnlyInFloat32")
+CORRECT = ("AttentionWrittenOut", "GatedHeads", "GatedIdentity", "OnlyInFloat32")
 # bugs that violate these properties and no others
 ALONE = {
     "FutureInTheGradient": [GRADIENT, DERIVATIVES],

@@ -3,8 +3,10 @@
 Plain and sliding-window attention: weights are unchanged. Llama's query head h attends to key head
 h // (H / G), and RoPE pairs the halves of a head. The mask of Mistral keeps the keys s with
 t - window < s <= t, so in both the window includes the token itself. Qwen3 normalises queries and
-keys with eps 1e-6 and has heads of any width, with biases. StableLM rotates the first columns of
-each head alone; it states their number as a fraction of a head, and does not run with zero.
+keys with eps 1e-6 and has heads of any width, with biases. Qwen3-Next gates each element of the
+heads' outputs; one projection holds queries and gates, and its norms multiply by 1 + w. StableLM
+rotates the first columns of each head alone; it states their number as a fraction of a head, and
+does not run with zero.
 
 Multi-head latent attention (DeepSeek-V3's, absorbed decoding included): one convention differs, a
 setting of the reference: `rope_interleave`, which released weights need, pairs neighbouring columns
@@ -12,12 +14,13 @@ of the rotary part, while attnlab pairs its halves. The rotary rows of `q_proj` 
 `kv_a_proj_with_mqa` are reordered. The norms of the latents have eps 1e-6 in both. The reference
 never absorbs a projection, so decoding is compared with its full forward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from support.agreement import DTYPES, Weights, assert_agree, computing_in, randomize, tokens
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import modeling_rope_utils
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
@@ -28,6 +31,8 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3_next import modeling_qwen3_next
+from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 from transformers.models.stablelm import modeling_stablelm
 from transformers.models.stablelm.configuration_stablelm import StableLmConfig
 
@@ -41,12 +46,17 @@ MODELS = {  # the module, its names' prefix, and the class of its settings
     "llama": (modeling_llama, "Llama", LlamaConfig),
     "mistral": (modeling_mistral, "Mistral", MistralConfig),
     "qwen3": (modeling_qwen3, "Qwen3", Qwen3Config),
+    "qwen3_next": (modeling_qwen3_next, "Qwen3Next", Qwen3NextConfig),
     "stablelm": (modeling_stablelm, "StableLm", StableLmConfig),
 }
 
 
 def assert_same(
-    ours: GroupedQuery | SlidingWindow, name: str, x_BTD: torch.Tensor, **settings: Any
+    ours: GroupedQuery | SlidingWindow,
+    name: str,
+    x_BTD: torch.Tensor,
+    to_ours: Callable[[Weights], Weights] = dict,
+    **settings: Any,
 ) -> None:
     """Compare with the attention of a model; `settings` are those of the reference alone."""
     modeling, prefix, config_class = MODELS[name]
@@ -70,7 +80,7 @@ def assert_same(
             ours.build(D),
             theirs,
             run=lambda x_BTD: theirs(x_BTD, attention_mask=mask, position_embeddings=angles)[0],
-            to_ours=lambda weights: weights,
+            to_ours=to_ours,
             x_BTD=x_BTD,
         )
 
@@ -124,6 +134,44 @@ def test_it_is_stablelms(rope_head_dim, number, dtype):
     ours = GroupedQuery(n_heads=3, n_kv_heads=1, rope_head_dim=rope_head_dim)
     part = {"partial_rotary_factor": rope_head_dim / 16}
     assert_same(ours, "stablelm", tokens(2, number, D, dtype), rope_parameters=part)
+
+
+def split_gate(weights: Weights) -> Weights:
+    """Return Qwen3-Next's weights: the rows of a head of `q_proj` are its query's, then its gate's.
+
+    Its norms multiply by 1 + w, whose gradient is that of w.
+    """
+    split = dict(weights)
+    for name in ("q_norm.weight", "k_norm.weight"):
+        if isinstance(weights[name], nn.Parameter):  # else it is the gradient
+            split[name] = 1 + weights[name]
+    for part in ("weight", "bias"):
+        if f"q_proj.{part}" in weights:
+            query, gate = weights[f"q_proj.{part}"].unflatten(0, (6, 2, -1)).unbind(1)
+            split[f"q_proj.{part}"], split[f"g_proj.{part}"] = (
+                query.flatten(0, 1),
+                gate.flatten(0, 1),
+            )
+    return split
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [1, 75])
+@pytest.mark.parametrize("bias", [True, False])
+def test_its_output_gate_is_qwen3_nexts(bias, number, dtype):
+    ours = GroupedQuery(
+        n_heads=6,
+        n_kv_heads=2,
+        head_dim=16,
+        rope_head_dim=4,
+        qk_norm=True,
+        bias=bias,
+        output_gate="element",
+    )
+    settings = {"head_dim": 16, "attention_bias": bias}
+    part = {"partial_rotary_factor": 0.25}
+    x_BTD = tokens(2, number, D, dtype)
+    assert_same(ours, "qwen3_next", x_BTD, split_gate, rope_parameters=part, **settings)
 
 
 LATENT_WIDTH = 40

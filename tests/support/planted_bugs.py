@@ -7,10 +7,10 @@ Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K he
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import nn
 from torch.nn.functional import dropout, layer_norm
 
@@ -36,8 +36,7 @@ class ScoresOf(GroupedQueryAttention):
         repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
         k_BHSK, v_BHSK = (x.repeat_interleave(repeats, 1) for x in (k_BGTK, v_BGTK))
         scores_BHTS = q_BHTK @ k_BHSK.mT * q_BHTK.shape[-1] ** -0.5
-        y_BHTK = self.weights(scores_BHTS) @ v_BHSK
-        return self.o_proj(rearrange(y_BHTK, "B H T K -> B T (H K)"))
+        return self.weights(scores_BHTS) @ v_BHSK
 
     def weights(self, scores_BHTS):
         return self.masked(scores_BHTS, self.past(scores_BHTS)).softmax(-1)
@@ -217,6 +216,35 @@ class RotaryOffsetAfterAPrompt(Planted, GroupedQuery):
             q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen + 1)
             state = state.append(k_BG1K, v_BG1K)
             return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedHeads(Planted, GroupedQuery):
+    """No mistake: base of the ones below."""
+
+    Module = GroupedQueryAttention
+    output_gate: Literal["head", "element"] | None = "head"
+
+
+class GateLeftOutOfSteps(GatedHeads):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            state = state.append(k_BG1K, v_BG1K)
+            return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+class GateOfTheNextToken(GatedHeads):
+    class Module(GroupedQueryAttention):
+        def _output(self, x_BTD, y_BHTV):
+            return super()._output(x_BTD.roll(-1, 1), y_BHTV)
+
+
+class GateThatCostsNothing(GatedHeads):
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        gates = d_model * self.n_gates(d_model)
+        return replace(cost, params=cost.params - gates, flops=cost.flops - 2 * gates)
 
 
 class RingOverwritesEarly(Planted, SlidingWindow):

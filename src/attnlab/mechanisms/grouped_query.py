@@ -4,56 +4,35 @@
     y_t = W_o [ sum_{s <= t} softmax_s(q_t . k_s / sqrt(K)) v_s ]_heads
 
 Here c and c' are the token x_t. With `q_lora_rank` or `kv_lora_rank` they are narrow latents of it
-(low-rank attention). The norms of queries and keys are off by default.
+(low-rank attention). The norms of queries and keys are off by default, as are the settings of
+`modules/softmax_heads.py`, which has the projections and the decoding.
 
 Multi-head attention is the case `n_kv_heads == n_heads`, multi-query attention `n_kv_heads == 1`.
 
 Ainslie et al. 2023 (arXiv:2305.13245); Shazeer 2019 (arXiv:1911.02150); Vaswani et al. 2017
 (arXiv:1706.03762).
-Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
-K width of a query and a key head, V width of a value head, R width of a latent, M = H K.
+Shapes: B batch, T tokens, H query heads, G key-value heads, K width of a query and a key head,
+V width of a value head.
 """
 
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlab.kernels import attention
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.kv_cache import KVCache
-from attnlab.modules.norms import RMSNorm
-from attnlab.modules.rotary import rotate, rotation
-from attnlab.modules.rotary_heads import RotaryHeadsConfig, latent
+from attnlab.mechanism import MechanismConfig
+from attnlab.modules.softmax_heads import SoftmaxHeads, SoftmaxHeadsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupedQuery(RotaryHeadsConfig, MechanismConfig):
+class GroupedQuery(SoftmaxHeadsConfig, MechanismConfig):
     kernel: attention.Kernel = "auto"  # implementation of attention; all compute the same function
-
-    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        key, value = self.head_widths(d_model)
-        q_input, kv_input = self.projection_inputs(d_model)
-        latents = (self.q_lora_rank or 0) + (self.kv_lora_rank or 0)
-        queries, keys_values = self.n_heads * key, self.n_kv_heads * (key + value)
-        outputs = self.n_heads * value
-        matrices = d_model * (latents + outputs) + q_input * queries + kv_input * keys_values
-        biases = self.bias * (latents + queries + keys_values + d_model)
-        norms = latents + self.qk_norm * 2 * key
-        scores_and_sums = self.n_heads * (key + value) * context
-        return Cost(
-            params=matrices + biases + norms,
-            flops=2 * (matrices + scores_and_sums),
-            state_bytes=itemsize * keys_values * context,
-        )
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs of the kernel, which may compute with wider heads."""
-        key, value = self.head_widths(d_model)
-        of_step = 2 * self.n_heads * (key + value) * context
-        of_head = attention.flops(context, key, value, self.kernel)
-        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+        of_head = attention.flops(context, *self.head_widths(d_model), self.kernel)
+        return self.forward_flops_with(d_model, context, of_head)
 
     def build(self, d_model: int, dropout: float = 0.0) -> "GroupedQueryAttention":
         """Return the module. Raise ConfigError if the chosen kernel does not support dropout."""
@@ -61,41 +40,8 @@ class GroupedQuery(RotaryHeadsConfig, MechanismConfig):
         return GroupedQueryAttention(self, d_model, dropout)
 
 
-class GroupedQueryAttention(Mechanism[KVCache]):
-    def __init__(self, config: GroupedQuery, d_model: int, dropout: float) -> None:
-        super().__init__()
-        self.config, self.dropout = config, dropout
-        self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
-        self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
-        q_input, kv_input = config.projection_inputs(d_model)
-        bias = config.bias
-        self.q_latent = latent(d_model, config.q_lora_rank, bias)
-        self.kv_latent = latent(d_model, config.kv_lora_rank, bias)
-        self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
-        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
-        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
-        self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
-        self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self._attend(*self._qkv(x_BTD, start=0))
-
-    def init_state(self, batch_size: int, capacity: int) -> KVCache:
-        widths = self.head_dim, self.v_head_dim
-        like = self.o_proj.weight
-        return KVCache.empty(batch_size, self.config.n_kv_heads, capacity, widths, like)
-
-    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
-        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
-        state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTV)
-        return self._attend(q_BHTK, k_BGTK, v_BGTV), state
-
-    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
-        q_BH1K, k_BG1K, v_BG1V = self._qkv(x_BD[:, None], start=state.seen)
-        state = state.append(k_BG1K, v_BG1V)
-        y_BHV = state.attend(q_BH1K[:, :, 0])
-        return self.o_proj(y_BHV.flatten(1)), state
+class GroupedQueryAttention(SoftmaxHeads):
+    config: GroupedQuery
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> attention.Kernel:
         width = max(self.head_dim, self.v_head_dim)
@@ -103,24 +49,11 @@ class GroupedQueryAttention(Mechanism[KVCache]):
             self.config.kernel, device, dtype, dropout=self.dropout, width=width
         )
 
-    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
-        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
-        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
-        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
-        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
-        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
-        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
-        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
-
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
-        """Return `y_BTD` of all tokens at once."""
-        y_BHTV = attention.attention(
+        return attention.attention(
             q_BHTK,
             k_BGTK,
             v_BGTV,
             kernel=self.kernel_on(q_BHTK.device, q_BHTK.dtype),
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))

@@ -1,0 +1,135 @@
+"""Grouped query heads of softmax attention: projections, decoding, and settings of their output.
+
+    q_t = rotate(norm(W_q c_t))        k_t = rotate(norm(W_k c'_t))        v_t = W_v c'_t
+    a_t^h = sum_s w_ts^h v_s^{g(h)}    y_t = W_o [ gate_t^h * a_t^h ]_heads
+
+The kinds of attention that share them differ in the tokens s that a token attends to, and state
+`_attend`. Each setting is off by default, and composes with the others:
+
+- `output_gate`: gate_t = sigmoid(W_g x_t), one number per head, or one per element of the heads'
+  outputs; W_g is `g_proj`. Qiu et al. 2025 (arXiv:2505.06708).
+
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
+K width of a query and a key head, V width of a value head, R width of a latent, M = H K.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from attnlab.mechanism import Cost, Mechanism
+from attnlab.modules.kv_cache import KVCache
+from attnlab.modules.norms import RMSNorm
+from attnlab.modules.rotary import rotate, rotation
+from attnlab.modules.rotary_heads import RotaryHeadsConfig, latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxHeadsConfig(RotaryHeadsConfig):
+    """Settings of the heads. A mechanism's config inherits it before `MechanismConfig`."""
+
+    # gate on the heads' outputs: a number per head, or per element of a head
+    output_gate: Literal["head", "element"] | None = None
+
+    def attended(self, context: int) -> int:
+        """Return the number of `context` tokens that are attended to, and kept for decoding."""
+        return context
+
+    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        """Return the cost of one decode step; see `MechanismConfig.cost`."""
+        key, value = self.head_widths(d_model)
+        q_input, kv_input = self.projection_inputs(d_model)
+        latents = (self.q_lora_rank or 0) + (self.kv_lora_rank or 0)
+        queries, keys_values = self.n_heads * key, self.n_kv_heads * (key + value)
+        outputs, gates = self.n_heads * value, self.n_gates(d_model)
+        matrices = d_model * (latents + outputs + gates)
+        matrices += q_input * queries + kv_input * keys_values
+        biases = self.bias * (latents + queries + keys_values + gates + d_model)
+        norms = latents + self.qk_norm * 2 * key
+        seen = self.attended(context)
+        scores_and_sums = self.n_heads * (key + value) * seen
+        return Cost(
+            params=matrices + biases + norms,
+            flops=2 * (matrices + scores_and_sums),
+            state_bytes=itemsize * keys_values * seen,
+        )
+
+    def n_gates(self, d_model: int) -> int:
+        """Return the number of gates per token."""
+        per_head = {None: 0, "head": 1, "element": self.head_widths(d_model)[1]}
+        return self.n_heads * per_head[self.output_gate]
+
+    def forward_flops_with(self, d_model: int, context: int, of_head: int) -> int:
+        """Return the FLOPs per token of `forward` if attention takes `of_head` per head."""
+        of_step = 2 * self.n_heads * sum(self.head_widths(d_model)) * self.attended(context)
+        of_projections = self.cost(d_model, context).flops - of_step
+        return of_projections + self.n_heads * of_head // context
+
+
+class SoftmaxHeads(Mechanism[KVCache]):
+    """A mechanism of such heads, without the rule of which tokens attend to which."""
+
+    def __init__(self, config: SoftmaxHeadsConfig, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
+        self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
+        q_input, kv_input = config.projection_inputs(d_model)
+        bias = config.bias
+        self.q_latent = latent(d_model, config.q_lora_rank, bias)
+        self.kv_latent = latent(d_model, config.kv_lora_rank, bias)
+        self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
+        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
+        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
+        self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
+        self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
+        gates = config.n_gates(d_model)
+        self.g_proj = nn.Linear(d_model, gates, bias) if gates else None
+
+    @abstractmethod
+    def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
+        """Return `y_BHTV`: what each head reads, of all tokens at once."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
+        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV))
+
+    def init_state(self, batch_size: int, capacity: int) -> KVCache:
+        slots, widths = self.config.attended(capacity), (self.head_dim, self.v_head_dim)
+        like = self.o_proj.weight
+        return KVCache.empty(batch_size, self.config.n_kv_heads, slots, widths, like)
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
+        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
+        state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTV)
+        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV)), state
+
+    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        x_B1D = x_BD[:, None]
+        q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start=state.seen)
+        state = state.append(k_BG1K, v_BG1V)
+        y_BH1V = state.attend(q_BH1K[:, :, 0])[:, :, None]
+        return self._output(x_B1D, y_BH1V)[:, 0], state
+
+    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
+        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
+        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
+        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
+        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
+        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
+        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
+        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
+
+    def _output(self, x_BTD: Tensor, y_BHTV: Tensor) -> Tensor:
+        """Return `y_BTD` of what the heads have read."""
+        y_BTHV = rearrange(y_BHTV, "B H T V -> B T H V")
+        if self.g_proj is not None:
+            gate_BTHV = self.g_proj(x_BTD).unflatten(-1, (self.config.n_heads, -1)).sigmoid()
+            y_BTHV = y_BTHV * gate_BTHV
+        return self.o_proj(y_BTHV.flatten(2))

@@ -1,0 +1,112 @@
+"""Every setting of softmax heads is its equation, in full and in windowed attention."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny_study
+from torch.testing import assert_close
+
+from attnlab.checks import assert_correct
+from attnlab.config import ConfigError, drop_unset
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.sliding_window import SlidingWindow
+
+D = 32
+SETTINGS = [
+    {"output_gate": "head"},
+    {"output_gate": "element"},
+    {"output_gate": "element", "bias": True, "v_head_dim": 5},
+]
+ALL = {"output_gate": "element"}
+NEW = frozenset(ALL)
+KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
+
+
+def made(config):
+    torch.manual_seed(0)
+    mechanism = config.build(D).double().eval()
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1, std=0.5)
+    return mechanism
+
+
+def by_hand(mechanism, x_BTD):
+    """Return y by a loop over heads and queries, from queries, keys and values of the module."""
+    c = mechanism.config
+    q, k, v = mechanism._qkv(x_BTD, start=0)
+    heads = []
+    for h in range(c.n_heads):
+        g, rows = h * c.n_kv_heads // c.n_heads, []
+        for t in range(x_BTD.shape[1]):
+            first = max(0, t + 1 - getattr(c, "window", t + 1))
+            scores = (k[:, g, first : t + 1] @ q[:, h, t, :, None])[..., 0] * q.shape[-1] ** -0.5
+            y_BV = (scores.softmax(-1)[:, None] @ v[:, g, first : t + 1])[:, 0]
+            rows.append(y_BV)
+        heads.append(torch.stack(rows, 1))
+    y_BTHV = torch.stack(heads, 2)
+    if c.output_gate:
+        gate = mechanism.g_proj(x_BTD)
+        width = {"head": 1, "element": v.shape[-1]}[c.output_gate]
+        y_BTHV = y_BTHV / (1 + (-gate.reshape(*x_BTD.shape[:2], c.n_heads, width)).exp())
+    return mechanism.o_proj(y_BTHV.flatten(2))
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, ALL], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "kernel"), [(kind, kernel) for kind, names in KERNELS.items() for kernel in names]
+)
+def test_each_setting_is_its_definition_with_gradients(kind, kernel, settings):
+    bound = {"window": 4} if kind is SlidingWindow else {}
+    mechanism = made(kind(n_kv_heads=2, kernel=kernel, **bound, **settings))
+    x_BTD = torch.randn(2, 9, D, dtype=torch.float64, requires_grad=True)
+    inputs = [x_BTD, *mechanism.parameters()]
+    got, expected = mechanism(x_BTD), by_hand(mechanism, x_BTD)
+    assert_close(got, expected)
+    assert_close(
+        torch.autograd.grad(got.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+    )
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, ALL], ids=str)
+def test_each_setting_keeps_the_promises(settings):
+    assert_correct(GroupedQuery(n_kv_heads=2, **settings), d_model=D, quick=True)
+
+
+def test_all_settings_together_keep_the_promises_in_a_window():
+    config = SlidingWindow(n_kv_heads=1, window=7, qk_norm=True, rope_head_dim=4, **ALL)
+    assert_correct(config, d_model=D, quick=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "params"),
+    [
+        ({"output_gate": "head"}, D * 4),
+        ({"output_gate": "element"}, D * D),
+        ({"output_gate": "element", "head_dim": 6, "v_head_dim": 5}, D * 4 * 5),
+    ],
+    ids=str,
+)
+def test_a_setting_adds_these_parameters_to_plain_attention(settings, params):
+    config, added = GroupedQuery(**settings), settings.keys() & NEW
+    plain = replace(config, **dict.fromkeys(added))
+    assert config.cost(D, 10).params - plain.cost(D, 10).params == params
+    assert config.cost(D, 10).state_bytes == plain.cost(D, 10).state_bytes
+
+
+def test_a_setting_that_is_off_does_not_count_in_the_identity_of_a_run():
+    def identity(**settings):
+        return tiny_study.base.with_mechanisms(GroupedQuery(**settings)).identity("data")
+
+    assert not NEW & drop_unset(GroupedQuery().to_dict()).keys()
+    assert len({identity(), *(identity(**settings) for settings in SETTINGS)}) == 1 + len(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"output_gate": "heads"}, "output_gate: .*'heads'")],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        GroupedQuery.from_dict({"kind": "grouped_query", **settings})
