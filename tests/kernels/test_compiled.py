@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels import gated_delta_rule
+from attnlab.kernels import gated_delta_rule, sparse_attention
 from attnlab.kernels.compiled import compile_once, constant
 from attnlab.kernels.cross_entropy import definition as of_logits
 from attnlab.kernels.cross_entropy import linear_cross_entropy
@@ -61,6 +61,13 @@ def test_a_layer_is_one_graph_and_computes_what_it_computes_as_written(kind, gra
     mechanism = MechanismConfig.kinds[kind]()
     torch.testing.assert_close(losses(mechanism), losses(mechanism, compiled=False))
     assert len(graphs) == 1
+
+
+def test_blocks_of_sparse_attention_that_a_graph_leaves_out_compute_the_same(graphs, monkeypatch):
+    monkeypatch.setattr(sparse_attention, "BLOCK", 8)  # five blocks
+    sparse = MechanismConfig.kinds["deepseek_sparse"](top_k=8)
+    torch.testing.assert_close(losses(sparse), losses(sparse, compiled=False))
+    assert len(graphs) > 1
 
 
 def test_a_kind_of_layer_is_compiled_once_for_all_models(graphs):

@@ -1,22 +1,26 @@
-"""Operations of sparse attention: index scores, selection, attention, the indexer's loss."""
+"""Sparse attention: index scores, selection, attention in blocks, the indexer's loss, memory."""
 
 import math
+from itertools import product
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnlab.kernels import lightning_indexer as indexer
 from attnlab.kernels import sparse_attention as sparse
 
-B, J, WIDTH = 2, 3, 5
+B, J, WIDTH, K, V = 2, 3, 5, 4, 6
 
 
 def index(tokens, keys=None):
     generator = torch.Generator().manual_seed(tokens)
     shapes = (B, tokens, J, WIDTH), (B, keys or tokens, WIDTH), (B, tokens, J)
-    return sparse.Index(
+    return indexer.Index(
         *(
             torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
             for shape in shapes
@@ -30,6 +34,10 @@ def scores_by_hand(index):
         * torch.einsum("bti,bsi->bts", index.q_BTJI[:, :, j], index.k_BSI).clamp(min=0)
         for j in range(J)
     )
+
+
+def selected_of(scores_BTS, top_k):
+    return indexer.select(scores_BTS, indexer.cutoff(scores_BTS, top_k))
 
 
 def selected_by_hand(scores, top_k):
@@ -46,7 +54,7 @@ def selected_by_hand(scores, top_k):
 @pytest.mark.parametrize(("tokens", "keys"), [(1, 1), (7, 7), (1, 9)])
 def test_index_scores_are_their_definition(tokens, keys):
     given_index = index(tokens, keys)
-    assert_close(sparse.index_scores(given_index), scores_by_hand(given_index))
+    assert_close(indexer.index_scores(given_index), scores_by_hand(given_index))
 
 
 a_score = st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.0, 0.5, 2.0, math.inf])  # many ties
@@ -60,14 +68,14 @@ def test_the_best_causal_positions_are_selected_and_the_most_recent_of_equals(
     keys = tokens + earlier
     row = st.lists(a_score, min_size=keys, max_size=keys)
     scores = torch.tensor(data.draw(st.lists(row, min_size=tokens, max_size=tokens)))
-    selected = sparse.select(scores[None], top_k)[0]
+    selected = selected_of(scores[None], top_k)[0]
     assert torch.equal(selected, selected_by_hand(scores, top_k))
 
 
 @pytest.mark.parametrize("fill", [0.0, -math.inf, math.inf, 1.0])
 @pytest.mark.parametrize("top_k", [1, 4, 11, 12, 50])
 def test_exactly_top_k_causal_positions_even_if_all_scores_are_equal(fill, top_k):
-    selected = sparse.select(torch.full((B, 12, 12), fill), top_k)
+    selected = selected_of(torch.full((B, 12, 12), fill), top_k)
     position = torch.arange(12)
     age = position[:, None] - position
     assert torch.equal(selected, ((age >= 0) & (age < top_k)).expand(B, 12, 12))
@@ -75,77 +83,148 @@ def test_exactly_top_k_causal_positions_even_if_all_scores_are_equal(fill, top_k
 
 def test_a_future_position_is_not_selected_however_high_it_scores():
     scores = torch.arange(12.0).expand(B, 12, 12)
-    assert not sparse.select(scores, 5).triu(1).any()
+    assert not selected_of(scores, 5).triu(1).any()
 
 
-@pytest.mark.parametrize("top_k", [2, 100])
-def test_attention_is_softmax_over_the_selected_and_its_target_the_sum_over_heads(top_k):
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(B, 3, 9, 4, dtype=torch.float64) for _ in range(3))
-    selected = sparse.select(torch.randn(B, 9, 9), top_k)
-    y, weights = sparse.attend(q, k, v, selected)
-    target = sparse.target(weights)
-    for b in range(B):
-        for t in range(9):
-            seen = selected[b, t].nonzero()[:, 0]
-            expected = ((k[b, :, seen] @ q[b, :, t, :, None])[..., 0] / 2).softmax(-1)
-            assert_close(y[b, :, t], (expected[..., None] * v[b, :, seen]).sum(1))
-            assert_close(weights[b, :, t, seen], expected)
-            assert_close(target[b, t, seen], expected.sum(0) / 3)
-    assert target.masked_select(~selected).eq(0).all()
-    assert_close(target.sum(-1), torch.ones(B, 9, dtype=torch.float64))
+def inputs(tokens, heads=4, kv_heads=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = (heads, tokens, K), (kv_heads, tokens, K), (kv_heads, tokens, V)
+    return [
+        torch.randn(B, *shape, generator=generator).to(dtype).requires_grad_() for shape in shapes
+    ]
 
 
-def loss_by_hand(index, selected, target):
-    scores, losses = scores_by_hand(index), []
-    for b in range(B):
-        for t in range(scores.shape[1]):
-            seen = selected[b, t].nonzero()[:, 0]
-            p, log_q = target[b, t, seen], scores[b, t, seen].log_softmax(-1)
-            losses.append(sum(a * (a.log() - c) for a, c in zip(p, log_q, strict=True) if a > 0))
-    return torch.stack(losses).mean()
+def by_hand(q, k, v, index, top_k):
+    """Return output and loss by a loop over sequences and queries; selection by sorting."""
+    scores, outputs, losses = scores_by_hand(index), [], []
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    for b, t in product(range(B), range(q.shape[2])):
+        seen = selected_by_hand(scores[b], top_k)[t].nonzero()[:, 0]
+        weights = (k[b, :, seen] @ q[b, :, t, :, None])[..., 0].div(K**0.5).softmax(-1)
+        outputs.append((weights[..., None] * v[b, :, seen]).sum(1))
+        p, log_q = weights.detach().mean(0), scores[b, t, seen].log_softmax(-1)
+        losses.append((p * (p.log() - log_q)).sum())
+    return torch.stack(outputs).unflatten(0, (B, -1)).transpose(1, 2), torch.stack(losses).mean()
 
 
-def situation(tokens, top_k, dtype=torch.float64):
-    given_index = index(tokens)
-    scores = sparse.index_scores(given_index).detach()
-    selected = sparse.select(scores, top_k)
-    weights = torch.rand(B, 4, tokens, tokens, dtype=torch.float64).pow(4) * selected[:, None]
-    return given_index, scores, selected, sparse.target(weights)
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 9])
-@pytest.mark.parametrize("top_k", [1, 3, 100])
-def test_the_loss_is_the_kl_divergence_and_so_is_its_gradient(tokens, top_k):
-    torch.manual_seed(0)
-    given_index, scores, selected, target = situation(tokens, top_k)
-    got = sparse.index_loss(given_index, scores, selected, target, torch.float64)
-    expected = loss_by_hand(given_index, selected, target)
-    assert_close(got, expected)
-    if tokens > 1 and top_k > 1:
-        assert expected > 0.01
+@pytest.mark.parametrize("block", [1, 4, 256])
+@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (2, 3), (9, 1), (9, 3), (9, 100)])
+def test_output_and_loss_and_their_gradients_are_their_definitions(
+    monkeypatch, block, tokens, top_k
+):
+    monkeypatch.setattr(sparse, "BLOCK", block)
+    of_heads, of_index = inputs(tokens), index(tokens)
+    y, loss = sparse.attend_with_loss(*of_heads, of_index, top_k=top_k)
+    y_hand, loss_hand = by_hand(*of_heads, of_index, top_k)
+    assert_close(y, y_hand)
+    assert_close(loss, loss_hand)
+    assert torch.equal(sparse.attend(*of_heads, of_index, top_k=top_k), y)
+    weight = torch.randn(y.shape, dtype=y.dtype)
     assert_close(
-        torch.autograd.grad(3 * got, given_index), torch.autograd.grad(3 * expected, given_index)
+        torch.autograd.grad((weight * y).sum(), of_heads),
+        torch.autograd.grad((weight * y_hand).sum(), of_heads),
     )
+    assert_close(
+        torch.autograd.grad(3 * loss, of_index), torch.autograd.grad(3 * loss_hand, of_index)
+    )
+    if tokens > 2 and top_k > 1:
+        assert loss > 0.01
 
 
-def test_the_gradient_in_bfloat16_is_close():
-    torch.manual_seed(0)
-    given_index, scores, selected, target = situation(9, 4)
-    exact, narrow = (
-        torch.autograd.grad(
-            sparse.index_loss(given_index, scores, selected, target, dtype), given_index
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_blocks_change_nothing(monkeypatch, dropout, is_dense):
+    def everything(block):
+        torch.manual_seed(0)
+        monkeypatch.setattr(sparse, "BLOCK", block)
+        of_heads, of_index = inputs(23), index(23)
+        y, loss = sparse.attend_with_loss(
+            *of_heads, of_index, top_k=5, is_dense=torch.tensor(is_dense), dropout=dropout
         )
-        for dtype in (torch.float64, torch.bfloat16)
-    )
-    for a, b in zip(exact, narrow, strict=True):
-        assert b.dtype == torch.float64
-        assert (a - b).norm() < 0.02 * a.norm()
+        return y, loss, *torch.autograd.grad(y.square().sum() + loss, [*of_heads, *of_index])
+
+    for block in (1, 7):
+        assert_close(everything(block), everything(256))
 
 
-def test_the_loss_is_zero_where_the_index_scores_agree_with_the_target():
+def test_dropout_keeps_the_expected_output_and_draws_a_mask_per_sequence_head_and_query():
     torch.manual_seed(0)
-    given_index, scores, selected, _ = situation(9, 4)
-    target = scores.masked_fill(~selected, -torch.inf).softmax(-1)
-    loss = sparse.index_loss(given_index, scores, selected, target, torch.float64)
+    k = inputs(64)[1].detach()
+    q, v = torch.zeros(B, 4, 64, K).double(), torch.eye(64).double().expand(B, 2, 64, 64)
+    y = sparse.attend(q, k, v, index(64), top_k=64, dropout=0.3)  # the weights themselves
+    kept = (y * torch.arange(1, 65)[:, None] * 0.7).round()
+    assert set(kept.unique().tolist()) == {0, 1}
+    seen = torch.ones(64, 64).tril().bool()
+    assert kept[..., seen].mean() == pytest.approx(0.7, abs=0.01)
+    last = kept[:, :, 32:, :32].flatten(0, 2)  # queries that see all 32 keys
+    both_kept = (last.T @ last) / len(last)
+    assert both_kept.fill_diagonal_(0.49).sub(0.49).abs().max() < 0.15
+    assert len(last.unique(dim=0)) == len(last)
+
+
+def test_the_gradient_of_the_loss_in_bfloat16_is_close():
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        of_index = index(9)
+        _, loss = sparse.attend_with_loss(*inputs(9, dtype=dtype), of_index, top_k=4)
+        found.append(torch.autograd.grad(loss, of_index))
+    for a, b in zip(*found, strict=True):
+        assert b.dtype == torch.float64
+        assert (a - b).norm() < 0.05 * a.norm()
+
+
+def test_the_loss_is_zero_where_the_index_scores_agree_with_attention():
+    q, k, v = (x.detach().abs() for x in inputs(9, heads=1, kv_heads=1))  # ReLU changes nothing
+    weights = torch.full((B, 9, 1), K**-0.5, dtype=torch.float64)
+    same = indexer.Index(q.transpose(1, 2), k[:, 0], weights)
+    _, loss = sparse.attend_with_loss(q, k, v, same, top_k=4)
     assert_close(loss, torch.zeros_like(loss))
+
+
+class Largest(TorchDispatchMode):
+    """Note the bytes of the largest tensor that any operation returns."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = function(*args, **(kwargs or {}))
+        for each in returned if isinstance(returned, tuple | list) else [returned]:
+            if isinstance(each, torch.Tensor):
+                self.n_bytes = max(self.n_bytes, each.untyped_storage().nbytes())
+        return returned
+
+
+def memory(tokens):
+    """Return the bytes of the largest tensor of a training step, and of all that it saves."""
+    shapes = (B, 4, tokens, K), (B, 2, tokens, K), (B, 2, tokens, V)
+    shapes_of_index = (B, tokens, J, WIDTH), (B, tokens, WIDTH), (B, tokens, J)
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with (
+        FakeTensorMode(),  # shapes alone
+        Largest() as largest,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        of_heads = [torch.empty(shape, requires_grad=True) for shape in shapes]
+        of_index = (torch.empty(shape, requires_grad=True) for shape in shapes_of_index)
+        y, loss = sparse.attend_with_loss(
+            *of_heads,
+            indexer.Index(*of_index),
+            top_k=64,
+            is_dense=torch.tensor(False),
+            dropout=0.1,
+        )
+        (y.sum() + loss).backward()
+    return largest.n_bytes, sum(saved)
+
+
+def test_memory_grows_linearly_to_16k_tokens(monkeypatch):
+    monkeypatch.setattr(sparse, "BLOCK", 4096)  # fewer operations to follow
+    (largest, saved), (twice_largest, twice_saved) = map(memory, (8192, 16_384))
+    assert 1.9 * largest < twice_largest < 2.1 * largest
+    assert 1.9 * saved < twice_saved < 2.1 * saved
+    assert twice_largest < 4 * B * 4 * 16_384**2  # bytes of one score per pair and head

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnlab.config import ConfigError
-from attnlab.kernels import sparse_attention
+from attnlab.kernels import lightning_indexer, sparse_attention
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
@@ -200,13 +200,14 @@ def test_the_indexer_learns_what_the_heads_look_at():
 @torch.no_grad()
 def test_decoding_selects_what_training_selected_under_autocast(monkeypatch):
     mechanism, x_BTD = made(index_head_dim=16).float().eval(), tokens(60).float()
-    selections, select = [], sparse_attention.select
+    selections, select = [], lightning_indexer.select
 
-    def recorded(index_BTS, top_k):
-        selections.append(select(index_BTS, top_k))
+    def recorded(index_BTS, end):
+        selections.append(select(index_BTS, end))
         return selections[-1]
 
-    monkeypatch.setattr(sparse_attention, "select", recorded)
+    for module in (lightning_indexer, sparse_attention):
+        monkeypatch.setattr(module, "select", recorded)
     with torch.autocast("cpu", torch.bfloat16):
         y_BTD, state = mechanism(x_BTD), mechanism.init_state(2, 60)
         for t, x_BD in enumerate(x_BTD.unbind(1)):

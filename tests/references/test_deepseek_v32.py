@@ -37,7 +37,7 @@ from transformers.models.deepseek_v32.configuration_deepseek_v32 import Deepseek
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig
 
-from attnlab.kernels.sparse_attention import index_scores
+from attnlab.kernels.lightning_indexer import index_scores
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, LightningIndexer
 
 D = 48

@@ -58,6 +58,7 @@ from torch.nn.functional import normalize
 from attnlab.kernels import gated_delta_rule as rule
 from attnlab.kernels import gated_linear_attention as linear
 from attnlab.kernels import sparse_attention
+from attnlab.kernels.lightning_indexer import Index
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.mamba2 import Mamba2
 
@@ -357,12 +358,9 @@ def test_sparse_attention_is_flas(n_kv_heads, top_k, dtype):
         return (reference.naive_dsa(q, k, v, index_q, index_k, weights, topk=top_k),)
 
     def run(q, k, v):
-        index = sparse_attention.Index(index_q, index_k, weights * index_width**-0.5)
-        selected_BTS = sparse_attention.select(sparse_attention.index_scores(index), top_k)
-        k_BHSK, v_BHSV = (
-            x.transpose(1, 2).repeat_interleave(heads // n_kv_heads, 1) for x in (k, v)
-        )
-        y_BHTV, _ = sparse_attention.attend(q.transpose(1, 2), k_BHSK, v_BHSV, selected_BTS)
+        index = Index(index_q, index_k, weights * index_width**-0.5)
+        qkv_BHTK = (x.transpose(1, 2) for x in (q, k, v))
+        y_BHTV = sparse_attention.attend(*qkv_BHTK, index, top_k=top_k)
         return (y_BHTV.transpose(1, 2),)
 
     assert_same(run, definition, [q, k, v], reference)

@@ -1,169 +1,285 @@
 """Attention to the positions that a lightning indexer selects, and the indexer's loss.
 
-    I_ts = sum_j w_tj ReLU(q_tj . k_s)                            index scores
-    S_t  = the top_k positions s <= t by I_ts                     selection
-    y_t  = sum_{s in S_t} a_ts v_s      a_t = softmax_s(q_t . k_s / sqrt(K)) over S_t, by head
-    p_t  = sum_heads a_t / |sum_heads a_t|_1                      target, without gradient
-    L    = mean_t KL(p_t || softmax of I_t over S_t)              the indexer's loss
+    y_t = sum_{s in S_t} a_ts v_s      a_t = softmax_s(q_t . k_s / sqrt(K)) over S_t, by head
 
-The scores of all pairs exist at once, T x T. The code has no data-dependent branches or shapes, so
-that it can be recorded in a CUDA graph.
+S_t is the selection of the `lightning_indexer`, whose loss comes beside the output.
+
+Scores exist for `BLOCK` queries at a time and the keys up to the last of them, forward and
+backward: memory grows linearly with T. The backward pass computes scores and weights again. It
+finds the selection by two numbers per query, the lowest score in it and the oldest position with
+that score. Only the weights of the last block are kept, so that one block is computed once. The
+gradient of the loss needs no other gradient, and is computed in the forward pass.
+
+The code has no data-dependent branches or shapes, so that it can be recorded in a CUDA graph.
 
 DeepSeek-AI 2025 (DeepSeek-V3.2).
-Shapes: B batch, T queries, S keys (the last query is at the last key), H heads, K key width,
-V value width, J index heads, I index width, N = T J.
+Shapes: B batch, T queries, S keys (the last query is at the last key), H query heads, G key-value
+heads, R = H / G, K key width, V value width, J index heads, I index width, N = R T.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import dropout as drop
-from torch.nn.functional import kl_div
+
+from attnlab.kernels.compiled import opaque
+from attnlab.kernels.lightning_indexer import (
+    Cutoff,
+    Index,
+    IndexLoss,
+    active_products,
+    added,
+    causal,
+    cutoff,
+    index_scores,
+    loss_of_block,
+    mean_loss,
+    select,
+    weighted,
+    with_gradient,
+)
+
+BLOCK = 256  # queries whose scores exist at once
+UNROLLED = 4  # largest number of blocks in a compiled graph
 
 
-class Index(NamedTuple):
-    """Queries, keys and head weights that the indexer computes from the tokens."""
+def pairs(tokens: int) -> int:
+    """Return the number of pairs of a query and a key whose scores are computed.
 
-    q_BTJI: Tensor
-    k_BSI: Tensor  # shared by the index heads
-    weights_BTJ: Tensor
-
-
-def index_scores(index: Index) -> Tensor:
-    """Return `index_BTS`, future keys included. 2 B T S J (I + 1) FLOPs."""
-    active_BTJS = _products(index.q_BTJI, index.k_BSI).relu_()
-    return (index.weights_BTJ[:, :, None] @ active_BTJS).squeeze(2)
-
-
-def causal(index_BTS: Tensor) -> Tensor:
-    """Return `causal_TS`: True where a key is not in a query's future."""
-    tokens, keys = index_BTS.shape[-2:]
-    return index_BTS.new_ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
-
-
-def select(index_BTS: Tensor, top_k: int) -> Tensor:
-    """Return `selected_BTS`: True for exactly min(t + 1, top_k) causal positions of each query t.
-
-    Among equal scores the most recent positions are selected: ReLU makes many exact zeros, and the
-    order in which `torch.topk` returns equal ones is undefined. Scores may be infinite, not NaN.
+    >>> pairs(10) == 10 * 10, pairs(2 * BLOCK) == BLOCK * BLOCK + BLOCK * 2 * BLOCK
+    (True, True)
     """
-    tokens, keys = index_BTS.shape[-2:]
-    causal_TS = causal(index_BTS)
-    if top_k >= keys:
-        return causal_TS.expand_as(index_BTS)
-    early = max(0, top_k - (keys - tokens))  # queries that have no more than top_k causal positions
-    late_TS = causal_TS[early:]
-    late_BTS = index_BTS[:, early:].masked_fill(~late_TS, -torch.inf)
-
-    lowest_BT1 = late_BTS.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
-    above_BTS = late_BTS > lowest_BT1
-    tied_BTS = (late_BTS == lowest_BT1) & late_TS  # not future positions
-    missing_BT1 = top_k - above_BTS.sum(-1, dtype=torch.int32, keepdim=True)
-    oldest_first_BTS = tied_BTS.cumsum(-1, dtype=torch.int32)
-    recent_BTS = oldest_first_BTS > oldest_first_BTS[..., -1:] - missing_BT1
-    early_BTS = causal_TS[:early].expand(len(index_BTS), -1, -1)
-    return torch.cat([early_BTS, above_BTS | (tied_BTS & recent_BTS)], 1)
+    return sum((rows.stop - rows.start) * rows.stop for rows in _blocks(tokens))
 
 
 def attend(
-    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, selected_BTS: Tensor, dropout: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Return `y_BHTV`, and the attention weights before dropout, `weights_BHTS`.
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    index: Index,
+    *,
+    top_k: int,
+    is_dense: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return `y_BHTV`.
 
     The softmax sums in float32 or wider; its result has the dtype of the scores.
-    """
-    scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHSK.mT
-    # adding, unlike a masked fill, has no cost in the backward pass
-    bias_BTS = torch.zeros_like(selected_BTS, dtype=scores_BHTS.dtype)
-    bias_BTS = bias_BTS.masked_fill_(~selected_BTS, -torch.inf)
-    weights_BHTS = (scores_BHTS + bias_BTS[:, None]).softmax(-1)
-    return drop(weights_BHTS, dropout) @ v_BHSV, weights_BHTS
-
-
-def target(weights_BHTS: Tensor) -> Tensor:
-    """Return `target_BTS`: the heads' mean attention weights. They sum to 1 per query."""
-    wide = torch.promote_types(weights_BHTS.dtype, torch.float32)
-    sum_BTS = weights_BHTS.detach().sum(1, dtype=wide)
-    return sum_BTS / sum_BTS.sum(-1, keepdim=True)
-
-
-def index_loss(
-    index: Index,
-    index_BTS: Tensor,
-    selected_BTS: Tensor,
-    target_BTS: Tensor,
-    gradient_dtype: torch.dtype,
-) -> Tensor:
-    """Return KL(target || softmax of the index scores over the selected positions).
-
-    The result is a scalar in nats, the mean over queries, in float32 or wider. It is differentiable
-    with respect to `index` alone.
 
     Args:
-        index: what the scores were computed from.
-        index_BTS: `index_scores(index)`; autograd need not have recorded it.
-        selected_BTS: True at selected positions.
-        target_BTS: zero where nothing is selected.
-        gradient_dtype: dtype of the matrix products of the backward pass.
+        q_BHTK: queries.
+        k_BGTK: keys; each head is shared by H / G heads of queries.
+        v_BGTV: values.
+        index: what the index scores are computed from. It gets no gradient.
+        top_k: positions that a query attends to.
+        is_dense: bool without dimension; if True, queries attend to all causal positions.
+        dropout: probability of dropping an attention weight.
     """
-    return _IndexLoss.apply(*index, index_BTS, selected_BTS, target_BTS, gradient_dtype)
+    heads = q_BHTK, k_BGTK, v_BGTV
+    return _run(heads, index, is_dense, top_k, dropout, with_loss=False)[0]
 
 
-class _IndexLoss(torch.autograd.Function):
-    """Index loss, whose gradient g by the scores is softmax(I) - p.
+def attend_with_loss(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    index: Index,
+    *,
+    top_k: int,
+    is_dense: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return `y_BHTV` as `attend` does, and the indexer's loss.
 
-    With h_tjs = g_ts [q_tj . k_s > 0],
-
-        dL/dq_tj = w_tj u_tj      dL/dw_tj = q_tj . u_tj      dL/dk_s = sum_tj h_tjs w_tj q_tj
-
-    where u_tj = sum_s h_tjs k_s. No tensor of T x S x J is saved: the backward pass computes h.
+    The loss is KL(target || softmax of the index scores over the selected positions) in nats, the
+    mean over queries, a scalar in float32 or wider. It is differentiable with respect to `index`
+    alone; the matrix products of its gradient have the dtype of the attention weights.
     """
+    heads = q_BHTK, k_BGTK, v_BGTV
+    y_BHTV, *loss = _run(heads, index, is_dense, top_k, dropout, with_loss=True)
+    return y_BHTV, with_gradient(IndexLoss(*loss), index)
+
+
+def _run(
+    heads: tuple[Tensor, Tensor, Tensor],
+    index: Index,
+    is_dense: Tensor | None,
+    top_k: int,
+    dropout: float,
+    *,
+    with_loss: bool,
+) -> Any:
+    q_BHTK, *_ = heads
+    words_BHT = None
+    if dropout:  # drawn for whole sequences, so that the backward pass finds the same masks
+        words_BHT = torch.empty(q_BHTK.shape[:3], dtype=torch.int32, device=q_BHTK.device).random_()
+    # a compiler unrolls the blocks: of many, that takes minutes
+    run = _attention if q_BHTK.shape[2] <= UNROLLED * BLOCK else _opaque_attention
+    detached = (x.detach() for x in index)
+    return run(*heads, *detached, is_dense, words_BHT, top_k, dropout, with_loss)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention, differentiable with respect to q, k and v, beside the loss and its gradients."""
 
     @staticmethod
     def forward(  # noqa: PLR0913  autograd needs each tensor as an argument
         ctx: Any,
+        q_BHTK: Tensor,
+        k_BGTK: Tensor,
+        v_BGTV: Tensor,
         q_BTJI: Tensor,
         k_BSI: Tensor,
         weights_BTJ: Tensor,
-        index_BTS: Tensor,
-        selected_BTS: Tensor,
-        target_BTS: Tensor,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        unseen_BTS = ~selected_BTS
-        log_BTS = index_BTS.masked_fill(unseen_BTS, -torch.inf)
-        log_BTS = log_BTS.log_softmax(-1, dtype=target_BTS.dtype)
-        gradient_BTS = (log_BTS.exp() - target_BTS).to(dtype)
-        ctx.save_for_backward(q_BTJI, k_BSI, weights_BTJ, gradient_BTS)
-        finite_BTS = log_BTS.masked_fill_(
-            unseen_BTS, 0
-        )  # the target is 0 there, so the term is 0, not NaN
-        return kl_div(finite_BTS, target_BTS, reduction="sum") / log_BTS[..., 0].numel()
+        is_dense: Tensor | None,
+        words_BHT: Tensor | None,
+        top_k: int,
+        dropout: float,
+        with_loss: bool,
+    ) -> Any:
+        index, heads = Index(q_BTJI, k_BSI, weights_BTJ), _Heads(q_BHTK, k_BGTK, v_BGTV)
+        outputs: list[Tensor] = []  # a compiler cannot trace list[Tensor]()
+        ends: list[Cutoff] = []
+        losses: list[IndexLoss] = []
+        weights_BHTS = q_BHTK
+        for rows in _blocks(q_BHTK.shape[2]):
+            of_rows = index.part(rows)
+            active_BTJS = active_products(of_rows)
+            index_BTS = weighted(of_rows, active_BTJS)
+            ends.append(cutoff(index_BTS, top_k))
+            bias_BTS = _bias(select(index_BTS, ends[-1]), is_dense, heads.dtype)
+            weights_BHTS = heads.weights(rows, bias_BTS)
+            if with_loss:
+                losses.append(
+                    loss_of_block(of_rows, active_BTJS, index_BTS, bias_BTS, weights_BHTS)
+                )
+            kept_BHTS = _kept(words_BHT, rows, dropout)
+            outputs.append(heads.averages(rows, _product(weights_BHTS, kept_BHTS)))
+        end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
+        ctx.save_for_backward(
+            *(q_BHTK, k_BGTK, v_BGTV, *index, *end, is_dense, words_BHT),
+            weights_BHTS,  # of the last block
+        )
+        ctx.top_k, ctx.dropout = top_k, dropout
+        y_BHTV = torch.cat(outputs, 2) / (1 - dropout) if dropout else torch.cat(outputs, 2)
+        beside = mean_loss(losses, index) if with_loss else ()
+        ctx.mark_non_differentiable(*beside)
+        return y_BHTV, *beside
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator is untyped
-        ctx: Any, *grad_outputs: Any
+        ctx: Any, grad_BHTV: Tensor, *_: Any
     ) -> Any:
-        *index, g_BTS = ctx.saved_tensors
-        q_BTJI, k_BSI, weights_BTJ = (x.to(g_BTS.dtype) for x in index)
-        with torch.autocast(g_BTS.device.type, enabled=False):
-            products_BTJS = _products(q_BTJI, k_BSI)
-            g_BTJS = g_BTS[:, :, None].expand_as(products_BTJS)
-            # ReLU's own backward kernel: one pass over T x S x J instead of three
-            h_BNS = torch.ops.aten.threshold_backward(g_BTJS, products_BTJS, 0).flatten(1, 2)
-            u_BTJI = (h_BNS @ k_BSI).view_as(q_BTJI)
-            weighted_BTJI = weights_BTJ[..., None] * q_BTJI
-            by_k_BSI = h_BNS.mT @ weighted_BTJI.flatten(1, 2)
-        by_index = weights_BTJ[..., None] * u_BTJI, by_k_BSI, (q_BTJI * u_BTJI).sum(-1)
-        scale = grad_outputs[0] / g_BTS[..., 0].numel()
-        gradients = (x.to(like.dtype) * scale for x, like in zip(by_index, index, strict=True))
-        return *gradients, None, None, None, None
+        q_BHTK, k_BGTK, v_BGTV, *saved, score_BT1, position_BT1, is_dense, words_BHT, last = (
+            ctx.saved_tensors
+        )
+        with torch.autocast(q_BHTK.device.type, enabled=False):
+            index, heads = Index(*saved), _Heads(q_BHTK, k_BGTK, v_BGTV)
+            grad_BHTV = grad_BHTV / (1 - ctx.dropout) if ctx.dropout else grad_BHTV
+            for rows in _blocks(q_BHTK.shape[2]):
+                weights_BHTS = last
+                if rows.stop < q_BHTK.shape[2]:
+                    end = Cutoff(score_BT1[:, rows], position_BT1[:, rows])
+                    selected_BTS = select(index_scores(index.part(rows)), end)
+                    weights_BHTS = heads.weights(rows, _bias(selected_BTS, is_dense, last.dtype))
+                kept_BHTS = _kept(words_BHT, rows, ctx.dropout)
+                heads.add_gradient(rows, grad_BHTV[:, :, rows], weights_BHTS, kept_BHTS)
+        return *heads.gradients(), *[None] * 8
 
 
-def _products(q_BTJI: Tensor, k_BSI: Tensor) -> Tensor:
-    """Return q . k of every index head, by one product per sequence: the heads share the key."""
-    tokens_heads = q_BTJI.shape[1:3]
-    return (q_BTJI.flatten(1, 2) @ k_BSI.mT).unflatten(1, tokens_heads)
+def _attention(*arguments: Any) -> Any:
+    return _Attention.apply(*arguments)
+
+
+_opaque_attention = opaque(_attention)
+
+
+class _Heads:
+    """Queries, keys and values of all heads, block by block, and the sums of their gradients.
+
+    The R heads of queries that share a head of keys are rows of one product.
+    """
+
+    def __init__(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> None:
+        self.scale, self.repeats = q_BHTK.shape[-1] ** -0.5, q_BHTK.shape[1] // k_BGTK.shape[1]
+        self.q_BHTK, self.k_BGTK, self.v_BGTV = q_BHTK * self.scale, k_BGTK, v_BGTV
+        self.dtype = q_BHTK.dtype
+        self.by_q: list[Tensor] = []
+        self.by_k_BGTK: Tensor | None = None
+        self.by_v_BGTV: Tensor | None = None
+
+    def weights(self, rows: slice, bias_BTS: Tensor) -> Tensor:
+        """Return `weights_BHTS`, in the dtype of the scores."""
+        scores_BGNS = self._grouped(self.q_BHTK[:, :, rows]) @ self.k_BGTK[:, :, : rows.stop].mT
+        scores_BHTS = self._by_head(scores_BGNS)
+        return scores_BHTS.add_(bias_BTS[:, None]).softmax(-1)
+
+    def averages(self, rows: slice, weights_BHTS: Tensor) -> Tensor:
+        """Return the weighted sums of the values, `y_BHTV`."""
+        return self._by_head(self._grouped(weights_BHTS) @ self.v_BGTV[:, :, : rows.stop])
+
+    def add_gradient(
+        self, rows: slice, grad_BHTV: Tensor, weights_BHTS: Tensor, kept_BHTS: Tensor | None
+    ) -> None:
+        """Add the gradients of one block of queries. Sums are of float32 or wider."""
+        grad_BGNV = self._grouped(grad_BHTV.to(weights_BHTS.dtype))
+        by_v_BGSV = self._grouped(_product(weights_BHTS, kept_BHTS)).mT @ grad_BGNV
+        by_weights_BHTS = self._by_head(grad_BGNV @ self.v_BGTV[:, :, : rows.stop].mT)
+        if kept_BHTS is not None:
+            by_weights_BHTS = by_weights_BHTS.mul_(kept_BHTS)
+        by_scores_BHTS = torch.ops.aten._softmax_backward_data(
+            by_weights_BHTS, weights_BHTS, -1, weights_BHTS.dtype
+        )
+        by_scores_BGNS = self._grouped(by_scores_BHTS)
+        self.by_q.append(self._by_head(by_scores_BGNS @ self.k_BGTK[:, :, : rows.stop]))
+        by_k_BGSK = by_scores_BGNS.mT @ self._grouped(self.q_BHTK[:, :, rows])
+        self.by_k_BGTK = added(self.by_k_BGTK, by_k_BGSK, self.k_BGTK)
+        self.by_v_BGTV = added(self.by_v_BGTV, by_v_BGSV, self.v_BGTV)
+
+    def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients by q, k and v."""
+        assert self.by_k_BGTK is not None
+        assert self.by_v_BGTV is not None
+        by_q_BHTK = torch.cat(self.by_q, 2) * self.scale
+        return by_q_BHTK, self.by_k_BGTK.to(self.k_BGTK.dtype), self.by_v_BGTV.to(self.v_BGTV.dtype)
+
+    def _grouped(self, x_BHTX: Tensor) -> Tensor:
+        return x_BHTX.unflatten(1, (-1, self.repeats)).flatten(2, 3)
+
+    def _by_head(self, x_BGNX: Tensor) -> Tensor:
+        return x_BGNX.unflatten(2, (self.repeats, -1)).flatten(1, 2)
+
+
+def _blocks(tokens: int) -> Iterator[slice]:
+    """Yield the queries of each block."""
+    for start in range(0, tokens, BLOCK):
+        yield slice(start, min(start + BLOCK, tokens))
+
+
+def _bias(selected_BTS: Tensor, is_dense: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return -inf where a query does not attend to a key, and 0 where it does."""
+    if is_dense is not None:
+        selected_BTS = selected_BTS | (causal(selected_BTS) & is_dense)
+    bias_BTS = torch.zeros_like(selected_BTS, dtype=dtype)
+    # adding it takes less time than a masked fill of the scores of all heads
+    return bias_BTS.masked_fill_(~selected_BTS, -torch.inf)
+
+
+def _kept(words_BHT: Tensor | None, rows: slice, dropout: float) -> Tensor | None:
+    """Return `kept_BHTS`: False with probability `dropout`, by a hash of a query's word and a key.
+
+    The hash is `lowbias32` (C. Wellons) without its first and last steps. None without dropout.
+    """
+    if words_BHT is None:
+        return None
+    words_S = torch.arange(rows.stop, dtype=torch.int32, device=words_BHT.device) * -1640531527
+    hash_BHTS = (words_BHT[:, :, rows, None] ^ words_S).mul_(0x7FEB352D)
+    hash_BHTS = hash_BHTS.bitwise_xor_(hash_BHTS >> 15).mul_(0x846CA68B - 2**32)
+    return hash_BHTS >= round(dropout * 2**32) - 2**31
+
+
+def _product(weights_BHTS: Tensor, kept_BHTS: Tensor | None) -> Tensor:
+    return weights_BHTS if kept_BHTS is None else weights_BHTS * kept_BHTS

@@ -21,14 +21,14 @@ I index width, n selected slots.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from attnlab.config import Problem
-from attnlab.kernels import sparse_attention
+from attnlab.kernels import lightning_indexer, sparse_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
 from attnlab.modules.norms import RMSNorm
@@ -94,10 +94,13 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
         )
 
     def forward_flops(self, d_model: int, context: int) -> int:
-        """Return the FLOPs with the scores of all pairs: those not selected are masked."""
+        """Return the FLOPs with all scores of a block of queries: those not selected are masked."""
+        of_heads = self.n_heads * sum(self.head_widths(d_model))
+        of_index = self.index_n_heads * (self.index_head_dim + 1)
         of_step = self.cost(d_model, context).flops
-        more = context - min(context, self.top_k)
-        return of_step + 2 * self.n_heads * sum(self.head_widths(d_model)) * more
+        by_token = of_step - 2 * (of_heads * min(context, self.top_k) + of_index * context)
+        pairs = sparse_attention.pairs(context)
+        return by_token + 2 * (of_heads + of_index) * pairs // context
 
     def build(self, d_model: int, dropout: float = 0.0) -> "DeepseekSparseAttention":
         return DeepseekSparseAttention(self, d_model, dropout)
@@ -120,7 +123,7 @@ class LightningIndexer(nn.Module):
         self.k_norm = nn.LayerNorm(width, eps=1e-6)
         self.weights_proj = nn.Linear(d_model, heads, bias=False)
 
-    def forward(self, x_BTD: Tensor, start: int | Tensor) -> sparse_attention.Index:
+    def forward(self, x_BTD: Tensor, start: int | Tensor) -> lightning_indexer.Index:
         """Return the index of tokens whose first is at position `start`."""
         x_BTD = x_BTD.detach().to(self.q_proj.weight.dtype)
         heads, width = self.config.index_n_heads, self.config.index_head_dim
@@ -129,7 +132,7 @@ class LightningIndexer(nn.Module):
         weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
         by = rotation(self.rope, start, x_BTD.shape[1], like=k_BTI)
         q_BTJI = rotate(q_BTJI.transpose(1, 2), by).transpose(1, 2)
-        return sparse_attention.Index(q_BTJI, rotate(k_BTI, by), weights_BTJ)
+        return lightning_indexer.Index(q_BTJI, rotate(k_BTI, by), weights_BTJ)
 
 
 class SparseCache(NamedTuple):
@@ -174,19 +177,14 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
         self.is_dense.fill_(step < self.config.dense_warmup_steps)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self._attend(x_BTD).y_BTD
+        return self._output(self._attend(x_BTD, self._inputs(x_BTD)))
 
     def forward_with_loss(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return `y_BTD`, and the indexer's KL divergence in nats, averaged over tokens."""
-        found = self._attend(x_BTD)
-        loss = sparse_attention.index_loss(
-            found.indexed,
-            found.index_BTS,
-            found.selected_BTS,
-            sparse_attention.target(found.weights_BHTS),
-            gradient_dtype=found.weights_BHTS.dtype,
-        )
-        return found.y_BTD, loss
+        inputs = self._inputs(x_BTD)
+        with _without_autocast(x_BTD):
+            y_BHTV, loss = sparse_attention.attend_with_loss(*inputs, **self._settings())
+        return self._output(y_BHTV), loss
 
     def init_state(self, batch_size: int, capacity: int) -> SparseCache:
         new, kv_heads = self.o_proj.weight.new_zeros, self.config.n_kv_heads
@@ -198,22 +196,24 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
         )
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, SparseCache]:
-        found = self._attend(x_BTD)
+        inputs = self._inputs(x_BTD)
         state = self.init_state(x_BTD.shape[0], capacity)
-        return found.y_BTD, state.append(found.k_BGTK, found.v_BGTV, found.indexed.k_BSI)
+        state = state.append(inputs.k_BGTK, inputs.v_BGTV, inputs.indexed.k_BSI)
+        return self._output(self._attend(x_BTD, inputs)), state
 
     def step(self, x_BD: Tensor, state: SparseCache) -> tuple[Tensor, SparseCache]:
         x_B1D, start = x_BD[:, None], state.seen
         q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start)
         with _without_autocast(x_BD):
-            index: sparse_attention.Index = self.indexer(x_B1D, start)
+            index: lightning_indexer.Index = self.indexer(x_B1D, start)
             state = state.append(k_BG1K, v_BG1V, index.k_BSI)
             index_k_BSI = state.index_k_BSI.to(index.k_BSI.dtype)
-            index_B1S = sparse_attention.index_scores(index._replace(k_BSI=index_k_BSI))
+            index_B1S = lightning_indexer.index_scores(index._replace(k_BSI=index_k_BSI))
         slots = index_B1S.shape[-1]
         is_seen_S = filled(state.seen, slots)
         index_B1S = index_B1S.masked_fill(~is_seen_S, -torch.inf)
-        selected_BS = sparse_attention.select(index_B1S, self.config.top_k)[:, 0] & is_seen_S
+        end = lightning_indexer.cutoff(index_B1S, self.config.top_k)
+        selected_BS = lightning_indexer.select(index_B1S, end)[:, 0] & is_seen_S
         kept = (selected_BS.int()).topk(min(slots, self.config.top_k), sorted=False)
         slot_B1n1 = kept.indices[:, None, :, None]
         k_BGnK, v_BGnV = (
@@ -234,40 +234,34 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
         q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
         return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
 
-    def _attend(self, x_BTD: Tensor) -> "_Attended":
-        """Select and attend for all tokens at once."""
-        config = self.config
-        with _without_autocast(x_BTD):
-            index: sparse_attention.Index = self.indexer(x_BTD, start=0)
-            with torch.no_grad():  # `index_loss` has its own backward pass
-                index_BTS = sparse_attention.index_scores(index)
-        selected_BTS = sparse_attention.select(index_BTS, config.top_k)
-        if self.training:
-            selected_BTS = selected_BTS | (sparse_attention.causal(index_BTS) & self.is_dense)
-
+    def _inputs(self, x_BTD: Tensor) -> "_Inputs":
         q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
-        repeats = config.n_heads // config.n_kv_heads
-        k_BHTK, v_BHTV = (
-            x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
-        )
-        with _without_autocast(x_BTD):  # which would widen the T x T weights
-            y_BHTV, weights_BHTS = sparse_attention.attend(
-                q_BHTK, k_BHTK, v_BHTV, selected_BTS, self.dropout if self.training else 0.0
-            )
-        y_BTD = self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))
-        return _Attended(y_BTD, weights_BHTS, index, index_BTS, selected_BTS, k_BGTK, v_BGTV)
+        with _without_autocast(x_BTD):
+            index: lightning_indexer.Index = self.indexer(x_BTD, start=0)
+        return _Inputs(q_BHTK, k_BGTK, v_BGTV, index)
+
+    def _attend(self, x_BTD: Tensor, inputs: "_Inputs") -> Tensor:
+        with _without_autocast(x_BTD):  # which would widen the scores
+            return sparse_attention.attend(*inputs, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "top_k": self.config.top_k,
+            "is_dense": self.is_dense if self.training else None,
+            "dropout": self.dropout if self.training else 0.0,
+        }
+
+    def _output(self, y_BHTV: Tensor) -> Tensor:
+        return self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))
 
 
-class _Attended(NamedTuple):
-    """Results of one pass over a sequence, for the output, the loss and the decode state."""
+class _Inputs(NamedTuple):
+    """What attention over a whole sequence reads."""
 
-    y_BTD: Tensor
-    weights_BHTS: Tensor  # before dropout
-    indexed: sparse_attention.Index
-    index_BTS: Tensor
-    selected_BTS: Tensor
+    q_BHTK: Tensor
     k_BGTK: Tensor
     v_BGTV: Tensor
+    indexed: lightning_indexer.Index
 
 
 def _without_autocast(x: Tensor) -> torch.autocast:

@@ -1,0 +1,178 @@
+"""The lightning indexer's scores, the selection by them, and the indexer's loss.
+
+    I_ts = sum_j w_tj ReLU(q_tj . k_s)                            index scores
+    S_t  = the top_k positions s <= t by I_ts                     selection
+    p_t  = sum_heads a_t / |sum_heads a_t|_1                      target, without gradient
+    L    = mean_t KL(p_t || softmax of I_t over S_t)              loss
+
+a are the weights of attention over S_t (`sparse_attention`). The code has no data-dependent
+branches or shapes, so that it can be recorded in a CUDA graph.
+
+DeepSeek-AI 2025 (DeepSeek-V3.2).
+Shapes: B batch, T queries, S keys (the last query is at the last key), H heads of attention, J
+index heads, I index width, N = T J.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import kl_div, pad
+
+
+class Index(NamedTuple):
+    """Queries, keys and head weights that the indexer computes from the tokens."""
+
+    q_BTJI: Tensor
+    k_BSI: Tensor  # shared by the index heads
+    weights_BTJ: Tensor
+
+    def part(self, rows: slice) -> "Index":
+        """Return the queries `rows`, and the keys up to the last of them."""
+        return Index(self.q_BTJI[:, rows], self.k_BSI[:, : rows.stop], self.weights_BTJ[:, rows])
+
+
+class Cutoff(NamedTuple):
+    """The end of each query's selection."""
+
+    score_BT1: Tensor  # lowest selected score
+    position_BT1: Tensor  # of equal scores, those at this position and later are selected
+
+
+class IndexLoss(NamedTuple):
+    """The loss in nats, and its gradients."""
+
+    value: Tensor  # scalar
+    by_q_BTJI: Tensor
+    by_k_BSI: Tensor
+    by_weights_BTJ: Tensor
+
+
+def index_scores(index: Index) -> Tensor:
+    """Return `index_BTS`, future keys included. 2 B T S J (I + 1) FLOPs."""
+    return weighted(index, active_products(index))
+
+
+def active_products(index: Index) -> Tensor:
+    """Return ReLU(q . k) of every index head, by one product per sequence: they share the key."""
+    products_BNS = index.q_BTJI.flatten(1, 2) @ index.k_BSI.mT
+    return products_BNS.relu_().unflatten(1, index.q_BTJI.shape[1:3])
+
+
+def weighted(index: Index, active_BTJS: Tensor) -> Tensor:
+    """Return `index_BTS`, the sum of the active products by the weights of the index heads."""
+    return (index.weights_BTJ[:, :, None] @ active_BTJS).squeeze(2)
+
+
+def causal(index_BTS: Tensor) -> Tensor:
+    """Return `causal_TS`: True where a key is not in a query's future."""
+    tokens, keys = index_BTS.shape[-2:]
+    return index_BTS.new_ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
+
+
+def cutoff(index_BTS: Tensor, top_k: int) -> Cutoff:
+    """Return where the selection of min(t + 1, top_k) causal positions of each query t ends.
+
+    Among equal scores the most recent positions are selected: ReLU makes many exact zeros, and the
+    order in which `torch.topk` returns equal ones is undefined. Scores may be infinite, not NaN.
+    """
+    batch, tokens, keys = index_BTS.shape
+    early = top_k - (keys - tokens)  # queries that have no more than top_k causal positions
+    if early >= tokens:
+        score_BT1 = index_BTS.new_full((batch, tokens, 1), -torch.inf)
+        return Cutoff(score_BT1, torch.zeros_like(score_BT1, dtype=torch.int64))
+    early = max(0, early)
+    causal_TS = causal(index_BTS)[early:]
+    late_BTS = index_BTS[:, early:].masked_fill(~causal_TS, -torch.inf)
+    lowest_BT1 = late_BTS.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
+    above_BT1 = (late_BTS > lowest_BT1).sum(-1, dtype=torch.int32, keepdim=True)
+    tied_BTS = (late_BTS == lowest_BT1) & causal_TS  # not future positions
+    oldest_first_BTS = tied_BTS.cumsum(-1, dtype=torch.int32)
+    left_out_BT1 = oldest_first_BTS[..., -1:] - (top_k - above_BT1)
+    position_BT1 = torch.searchsorted(oldest_first_BTS, left_out_BT1 + 1)
+    at_start = 0, 0, early, 0
+    return Cutoff(pad(lowest_BT1, at_start, value=-torch.inf), pad(position_BT1, at_start))
+
+
+def select(index_BTS: Tensor, end: Cutoff) -> Tensor:
+    """Return `selected_BTS`: True for exactly min(t + 1, top_k) causal positions of each query."""
+    position_S = torch.arange(index_BTS.shape[-1], device=index_BTS.device)
+    tied_BTS = (index_BTS == end.score_BT1) & (position_S >= end.position_BT1)
+    return ((index_BTS > end.score_BT1) | tied_BTS) & causal(index_BTS)
+
+
+def loss_of_block(
+    index: Index,
+    active_BTJS: Tensor,
+    index_BTS: Tensor,
+    bias_BTS: Tensor,
+    weights_BHTS: Tensor,
+) -> IndexLoss:
+    """Return the loss of a block, whose gradient by the scores is g = softmax(I) - p.
+
+    With h_tjs = g_ts [q_tj . k_s > 0],
+
+        dL/dq_tj = w_tj u_tj      dL/dw_tj = q_tj . u_tj      dL/dk_s = sum_tj h_tjs w_tj q_tj
+
+    where u_tj = sum_s h_tjs k_s.
+    """
+    dtype = weights_BHTS.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    sum_BTS = weights_BHTS.sum(1, dtype=wide)
+    target_BTS = sum_BTS.div_(sum_BTS.sum(-1, keepdim=True))
+    log_BTS = (index_BTS + bias_BTS).log_softmax(-1, dtype=wide)
+    g_BTS = log_BTS.exp().sub_(target_BTS).to(dtype)
+    finite_BTS = log_BTS.clamp_(min=torch.finfo(wide).min)  # times a target of 0: not NaN
+    value = kl_div(finite_BTS, target_BTS, reduction="sum")
+
+    q_BTJI, k_BSI, weights_BTJ = (x.to(dtype) for x in index)
+    g_BTJS = g_BTS[:, :, None].expand_as(active_BTJS)
+    # ReLU's own backward kernel: one pass over T x S x J instead of three
+    h_BNS = torch.ops.aten.threshold_backward(g_BTJS, active_BTJS.to(dtype), 0).flatten(1, 2)
+    u_BTJI = (h_BNS @ k_BSI).view_as(q_BTJI)
+    by_k_BSI = h_BNS.mT @ (weights_BTJ[..., None] * q_BTJI).flatten(1, 2)
+    return IndexLoss(value, weights_BTJ[..., None] * u_BTJI, by_k_BSI, (q_BTJI * u_BTJI).sum(-1))
+
+
+def mean_loss(losses: Sequence[IndexLoss], index: Index) -> IndexLoss:
+    """Return the mean over all queries, with gradients in the dtypes of the index."""
+    of_queries, by_k_BSI = 1 / index.weights_BTJ[..., 0].numel(), None
+    for loss in losses:
+        by_k_BSI = added(by_k_BSI, loss.by_k_BSI, index.k_BSI)
+    assert by_k_BSI is not None
+    values, by_q, _, by_weights = zip(*losses, strict=True)
+    gradients = torch.cat(by_q, 1), by_k_BSI, torch.cat(by_weights, 1)
+    scaled = (x.to(of.dtype) * of_queries for x, of in zip(gradients, index, strict=True))
+    return IndexLoss(torch.stack(values).sum() * of_queries, *scaled)
+
+
+def added(total: Tensor | None, part: Tensor, whole: Tensor) -> Tensor:
+    """Return `total` plus the gradient by the first keys, in the shape of all; float32 or wider."""
+    if total is None:
+        total = torch.zeros_like(whole, dtype=torch.promote_types(whole.dtype, torch.float32))
+    total[..., : part.shape[-2], :] += part
+    return total
+
+
+def with_gradient(loss: IndexLoss, index: Index) -> Tensor:
+    """Return the value of the loss, differentiable with respect to `index` by its gradients."""
+    return _WithGradient.apply(*index, *loss)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A scalar whose gradient by an `Index` is known."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        *_, value, by_q_BTJI, by_k_BSI, by_weights_BTJ = tensors
+        ctx.save_for_backward(by_q_BTJI, by_k_BSI, by_weights_BTJ)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator is untyped
+        ctx: Any, grad: Tensor
+    ) -> Any:
+        return *(by * grad.to(by.dtype) for by in ctx.saved_tensors), *[None] * 4
