@@ -256,7 +256,7 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
 
 
 class _Inputs(NamedTuple):
-    """What attention over a whole sequence reads."""
+    """Inputs of attention over a whole sequence."""
 
     q_BHTK: Tensor
     k_BGTK: Tensor
