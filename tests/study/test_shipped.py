@@ -330,3 +330,20 @@ def test_early_middle_and_late_layers_and_each_alone():
         for name, c in load_study("early_middle_late").variants.items()
     }
     assert found == BY_DEPTH
+
+
+def test_long_contexts_read_as_many_tokens_in_each_length():
+    study = load_study("long_context")
+    windows = {"4k": 4096, "8k": 8192, "16k": 16_384}
+    assert list(study.lengths) == list(windows)
+    assert study.seeds >= 4
+    kinds = {tuple(m.kind() for m in of.model.per_layer()) for of in study.variants.values()}
+    assert len(kinds) == 6
+    for length, window in windows.items():
+        at_length = study.at_length(length)
+        assert list(at_length.variants) == list(study.variants)
+        for config in at_length.variants.values():
+            train = config.train
+            assert train.seq_len == window
+            assert train.seq_len * train.batch_size == 16_384
+            assert train.seq_len * train.eval_batch_size == 65_536
