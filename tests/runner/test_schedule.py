@@ -12,9 +12,11 @@ from support.fake_workers import BASE, BEST, TUNED, TUNING_RUNS, finish, key, lo
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.table import read_table
+from attnlab.config import ConfigError, override
 from attnlab.record import (
     SEARCH_NOISE,
     RunFolder,
+    Rung,
     WriteError,
     pack,
     tuning_runs,
@@ -25,6 +27,7 @@ from attnlab.runner import workers
 from attnlab.runner.events import Ended, Held
 from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.workers import run_schedule
+from attnlab.study.study import Study
 from attnlab.training.config import Recipe, Tuning
 
 FIRST = "lr-0.01,warmup_steps-2"
@@ -556,3 +559,83 @@ def test_a_study_stops_at_once_where_the_disk_refuses_its_files(tmp_path, study)
     with pytest.raises(WriteError, match="could not be written; the study has stopped"):
         seen.extend(run_schedule(fake_workers.make(study, tmp_path), workers))
     assert (workers.started, workers.stopped) == (1, True)
+
+
+def ladder(*families):
+    """Return a study of families at widths 16, 32 and 64, two of them searched, of two lengths."""
+    short = {width: BASE.with_size(2, width) for width in (16, 32, 64)}
+    long = {width: override(config, ["train.steps=24"]) for width, config in short.items()}
+    at = {
+        f"{family}_{width}_{budget}": (Rung(family, f"2x{width}", budget), config)
+        for family in families
+        for budget, configs in (("short", short), ("long", long))
+        for width, config in configs.items()
+    }
+    only = tuple(f"{family}_{width}_short" for family in families for width in (16, 32))
+    return Study(
+        question="?",
+        variants={name: config for name, (_, config) in at.items()},
+        ladder={name: rung for name, (rung, _) in at.items()},
+        seeds=2,
+        tuning=Tuning(multiples=(1, 2, 4), most=6, challenge=False, warmup=False, only=only),
+    )
+
+
+def loss_on_ladder(run):
+    """The best rate is 0.02 at each size, 2 and 4 times the own one: 8 times at the next."""
+    return 5 + round(math.log2(run.config.train.learning_rate / 0.02) ** 2, 4)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 14, 20])
+def test_recipes_are_carried_along_a_ladder_wherever_it_was_cut(tmp_path, cut):
+    study = ladder("mha")
+    work(make(study, tmp_path), loss_on_ladder, runs=cut)
+    runs = work(make(study, tmp_path), loss_on_ladder)
+    verdict = [run for run in runs if not run.tunes]
+    rates = {
+        n: RunFolder(tmp_path, n, 1).config()["train"]["learning_rate"] for n in study.variants
+    }
+    assert rates == pytest.approx(dict.fromkeys(study.variants, 0.02), rel=1e-5)
+    assert {run.variant for run in runs if run.tunes} <= {"mha_16_short", "mha_32_short"}
+    assert len(verdict) <= 12
+    carried, source = choice(tmp_path, "mha_64_long"), choice(tmp_path, "mha_16_short")
+    assert carried["carried_from"] == ["mha_16_short", "mha_32_short"]
+    assert carried["allowance"] == pytest.approx(4 * source["allowance"], rel=1e-3)
+    assert carried["losses"] == {}
+    assert "carried_from" not in source
+    assert not make(study, tmp_path).unfinished_variants()
+    assert make(study, tmp_path).tuning_count(["mha_64_long"]) == (0, 0, 0, 0)
+
+
+def test_a_family_without_a_recipe_fails_at_all_sizes_and_no_other_does(tmp_path):
+    study = ladder("mha", "bad")
+    work(make(study, tmp_path), lambda run: None if "bad" in run.variant else loss_on_ladder(run))
+    states = {name: RunFolder(tmp_path, name, 0).status() for name in study.variants}
+    failed = {name for name, status in states.items() if status == "failed"}
+    assert failed == {name for name in study.variants if "bad" in name}
+    assert (
+        "bad_16_short and bad_32_short" in RunFolder(tmp_path, "bad_64_long", 0).summary()["reason"]
+    )
+
+
+def test_a_part_of_a_ladder_without_searched_variants_is_searched_itself(tmp_path):
+    part = ladder("mha").only(["mha_64_long"])
+    runs = work(make(part, tmp_path), loss_on_ladder)
+    assert sum(run.tunes for run in runs) > 3
+    one = ladder("mha").only(["mha_64_long", "mha_16_short"])
+    assert one.sources() == {"mha_64_long": ("mha_16_short",)}
+
+
+def test_fewer_steps_of_a_ladder_keep_the_ratios_of_its_lengths():
+    shorter = ladder("mha").override(["train.steps=8"]).variants
+    assert {name: config.train.steps for name, config in shorter.items()} == {
+        name: 8 if "long" in name else 4 for name in shorter
+    }
+
+
+def test_a_ladder_names_known_variants_in_places_of_their_own():
+    study = ladder("mha")
+    with pytest.raises(ConfigError, match="mha_16_short has the same family, size and budget"):
+        replace(study, ladder=dict.fromkeys(study.variants, Rung("mha", "2x16", "short")))
+    with pytest.raises(ConfigError, match=r"tuning.only: no variant 'mha_16_shrot'"):
+        replace(study, tuning=replace(study.tuning, only=("mha_16_shrot",)))

@@ -347,3 +347,29 @@ def test_long_contexts_read_as_many_tokens_in_each_length():
             assert train.seq_len == window
             assert train.seq_len * train.batch_size == 16_384
             assert train.seq_len * train.eval_batch_size == 65_536
+
+
+def test_the_ladder_has_every_mechanism_at_every_size_and_length():
+    study = load_study("ladder")
+    assert {len(cell.variants) for cell in study.cells()} == {6}
+    assert len(study.cells()) == 12
+    assert study.cells()[0].baseline == study.baseline == "transformer_12x320_long"
+    millions = [
+        sum(study.variants[f"transformer_{size}_short"].model.parts(8_192)[1:4]) / 1e6
+        for size in ("4x160", "8x160", "8x256", "12x320")
+    ]
+    assert millions == pytest.approx([1.18, 2.36, 6.03, 14.14], abs=0.01)
+    tokens = {c.train.steps * c.train.batch_size * c.train.seq_len for c in study.variants.values()}
+    assert sorted(tokens) == pytest.approx([17_608_257 * n for n in (0.25, 1, 4)], rel=0.005)
+    assert len(study.sources()) == 60
+    assert len(study.tuning.only) == 12
+
+
+def test_the_ladder_costs_an_hour_of_an_h100_at_a_fifth_of_its_peak():
+    study, rate, per_run = load_study("ladder"), 0.2 * 989e12, 4.0
+    runs = {n: 3 + 7 * (n in study.tuning.only) for n in study.variants}  # 7: a usual search
+    seconds = sum(
+        n * (study.variants[name].petaflops(8_192) * 1e15 / rate + per_run)
+        for name, n in runs.items()
+    )
+    assert seconds < 60 * 60

@@ -12,7 +12,7 @@ from support.reported_study import steady, write_study
 from support.tiny_study import study as TINY
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.fairness import tuned_batch
+from attnlab.analysis.fairness import compared_groups, tuned_batch
 from attnlab.config import ConfigError, drop_unset
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanism import MechanismConfig
@@ -146,13 +146,14 @@ def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
     for name, study in shipped().items():
         if name == "attention_share":  # it takes from the one what it gives to the other
             continue
-        first = next(iter(study.variants.values()))
-        for config in study.variants.values():
-            model = replace(config.model, mechanisms=first.model.mechanisms)
-            same = replace(config, model=model)
-            if study.tuning is not None:  # each is tuned from a rate of its own
-                same = same.with_learning_rate(first.train.learning_rate)
-            assert same == first
+        for names, _, _ in compared_groups(study.cells(), study.variants, study.by_design):
+            first, *others = (study.variants[variant] for variant in names)
+            for config in others:
+                model = replace(config.model, mechanisms=first.model.mechanisms)
+                same = replace(config, model=model)
+                if study.tuning is not None:  # each is tuned from a rate of its own
+                    same = same.with_learning_rate(first.train.learning_rate)
+                assert same == first
 
 
 def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):

@@ -24,6 +24,7 @@ from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
+from attnlab.analysis.scaling import cells_of_table
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.sweeps import SweptSetting, swept_settings
@@ -64,7 +65,7 @@ class Analysis(Verdict):
     spreads: tuple[Spread, ...]  # one per number, over all variants
     sizes: tuple[SizeAndLoss, ...]  # one per variant but the baseline
     headline: tuple[str, str]  # the verdict in two sentences
-    whole: Table  # of all texts; `table` holds the variants of the baseline's text
+    whole: Table  # of all texts, sizes and lengths; `table` holds those compared with the baseline
     text: str  # name of the baseline's text
     texts: Mapping[str, "Analysis"]  # of each other text, by its name; empty for a study of one
     agreements: tuple[Agreement, ...]  # one per two texts, on the order of mechanisms
@@ -82,7 +83,8 @@ def analyse(study_dir: Path | str) -> Analysis:
 
 def analysis_of(table: Table) -> Analysis:
     """Analyse a table, of one study or of several folders; each text of a study by itself."""
-    tables = by_text(table)
+    cells = cells_of_table(table)
+    tables = by_text(next(iter(cells.values())))
     verdicts = {text: verdict_of(of_text) for text, of_text in tables.items()}
     agreed = agreements(verdicts)
     found = {text: _analysis_of(table, text, verdicts, agreed) for text in verdicts}

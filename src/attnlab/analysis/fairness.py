@@ -8,12 +8,12 @@ accident.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import describe
-from attnlab.record import StudyRecord
+from attnlab.record import Cell, StudyRecord
 
 if TYPE_CHECKING:
     from attnlab.analysis.table import Table
@@ -135,6 +135,22 @@ def comparable_groups(
     first = next(likely, groups[0] if groups else [])
     others = (group for group in groups if group is not first and len(group) > 1)
     return tuple(tuple(group) for group in (first, *others))
+
+
+def compared_groups(
+    cells: Iterable[Cell], among: Collection[str], design: Design
+) -> Iterator[tuple[tuple[str, ...], str | None, int]]:
+    """Yield the variants that are compared with one another, their baseline, the number of texts.
+
+    Args:
+        cells: the sizes and training lengths of a ladder; one for a study that is none.
+        among: the variants that may be compared.
+        design: the conditions in which variants differ.
+    """
+    for cell in cells:
+        names = [name for name in cell.variants if name in among]
+        texts = comparable_groups(names, design, cell.baseline) if names else ()
+        yield from ((group, cell.baseline, len(texts)) for group in texts)
 
 
 def n_texts(record: StudyRecord) -> int:

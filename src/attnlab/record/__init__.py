@@ -18,7 +18,14 @@ from attnlab.record.packed_file import RunKey, rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
 from attnlab.record.recorded_run import Status, folder_name, reading_once
 from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
-from attnlab.record.study_record import StudyRecord, bench_points, runs_in
+from attnlab.record.study_record import (
+    Cell,
+    Rung,
+    StudyRecord,
+    bench_points,
+    cells_of,
+    runs_in,
+)
 from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.tuning_record import (
     SEARCH_NOISE,
@@ -36,6 +43,7 @@ __all__ = [
     "SEARCH_NOISE",
     "TUNING_SEED",
     "BenchForm",
+    "Cell",
     "DamagedError",
     "HeldError",
     "Holder",
@@ -46,10 +54,12 @@ __all__ = [
     "Packed",
     "RunFolder",
     "RunKey",
+    "Rung",
     "Status",
     "StudyRecord",
     "WriteError",
     "bench_points",
+    "cells_of",
     "digest_of",
     "folder_name",
     "is_of_disk",

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Self, get_type_hints
+from typing import NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
 from attnlab.record.atomic_files import DamagedError
@@ -20,6 +20,42 @@ from attnlab.record.run_folder import RunFolder
 from attnlab.record.verified_folder import read_object, write_object
 
 STUDY, BENCH = "study.json", "bench.json"
+
+
+class Rung(NamedTuple):
+    """The place of a variant on a ladder of sizes and training lengths."""
+
+    family: str  # what is the same at all sizes, such as the mechanism
+    size: str
+    budget: str  # of training tokens
+
+
+class Cell(NamedTuple):
+    """The variants of one size and training length, which are compared with one another."""
+
+    size: str
+    budget: str
+    variants: tuple[str, ...]
+    baseline: str | None
+
+
+def cells_of(
+    variants: Sequence[str], baseline: str | None, ladder: Mapping[str, Rung]
+) -> tuple[Cell, ...]:
+    """Return the variants that are compared with one another, the baseline's first.
+
+    Without a ladder, these are all. A variant without a rung is compared with the baseline's.
+    """
+    home = ladder.get(baseline or "", Rung("", "", ""))
+    groups: dict[tuple[str, str], list[str]] = {home[1:]: []}
+    for name in variants:
+        groups.setdefault(ladder.get(name, home)[1:], []).append(name)
+    family = {(rung.family, *rung[1:]): name for name, rung in ladder.items()}
+    return tuple(
+        Cell(*place, tuple(names), family.get((home.family, *place), baseline))
+        for place, names in groups.items()
+        if names
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +80,8 @@ class StudyRecord:
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of variants, for papers
     swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
+    ladder: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    # ^ family, size and budget of the variants of a ladder
     by_design: Mapping[str, tuple[tuple[str, ...], ...]] = field(
         default_factory=dict[str, tuple[tuple[str, ...], ...]]
     )  # ^ conditions in which variants differ, such as "data": the groups of variants that share it
@@ -53,6 +91,11 @@ class StudyRecord:
         """The number of seeds that every variant has, and the largest of any."""
         first = len(self.seeds)
         return first, max(first, self.most_seeds or first)
+
+    @property
+    def rungs(self) -> dict[str, Rung]:
+        """The places of variants on the ladder; empty for a study that is none."""
+        return {name: Rung(*place) for name, place in self.ladder.items()}
 
     def joined(self, study_dir: Path) -> Self:
         """Return this record with the variants and seeds of the folder's record added."""
@@ -78,6 +121,7 @@ class StudyRecord:
             match=match,
             labels={**before.labels, **self.labels},
             swept=self.swept or before.swept,
+            ladder={**before.ladder, **self.ladder},
             target_loss=before.target_loss if self.target_loss is None else self.target_loss,
             by_design=self._designs(before),
             judgements=before.judgements,
@@ -160,6 +204,9 @@ class StudyRecord:
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
         found["families"] = {name: tuple(variants) for name, variants in families.items()}
+        found["ladder"] = {name: tuple(at) for name, at in found.get("ladder", {}).items()}
+        if any(len(at) != len(Rung._fields) for at in found["ladder"].values()):
+            raise DamagedError(f"{path} is damaged (ladder: family, size and budget per variant)")
         found["by_design"] = {
             what: tuple(map(tuple, groups)) for what, groups in found.get("by_design", {}).items()
         }

@@ -6,12 +6,12 @@ them from the run folders; `decisions` is the one place that says which runs fol
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from attnlab.analysis.fairness import comparable_groups
+from attnlab.analysis.fairness import compared_groups
 from attnlab.analysis.statistics.comparisons import ERROR, compare
 from attnlab.analysis.statistics.sequential import seeds_needed
 from attnlab.record import (
@@ -23,6 +23,7 @@ from attnlab.record import (
     tuning_runs,
 )
 from attnlab.study.study import Study
+from attnlab.training.carried import carried
 from attnlab.training.config import Recipe
 from attnlab.training.recipe import (
     Challenge,
@@ -156,10 +157,12 @@ def decisions(study: Study, outcomes: Outcomes) -> Decisions:
         seeds = _seeds(study, outcomes, {}, study.variants)
         wanted = _verdict(outcomes, dict.fromkeys(study.variants), seeds)
         return Decisions({}, wanted, seeds)
-    tuned = {name: config for name, config in study.variants.items() if name not in outcomes.errors}
+    sources = study.sources()
+    searched = study.variants.keys() - sources.keys() - outcomes.errors.keys()
+    starts = {n: start_of(of, study.tuning) for n, of in study.variants.items() if n in searched}
     searches = decide(
         study.tuning,
-        {name: start_of(config, study.tuning) for name, config in tuned.items()},
+        starts,
         outcomes.tuning,
         margin=study.margin,
         warmup_level=outcomes.warmup_level,
@@ -172,27 +175,22 @@ def decisions(study: Study, outcomes: Outcomes) -> Decisions:
         name: TuningResult(variant=name, search=Search(), error=error)
         for name, error in outcomes.errors.items()
     }
-    recipes = dict[str, Recipe | None]()
     for name, search in searches.items():
         if search.ended:
             results[name] = TuningResult(variant=name, search=search)
-            if search.recipe is not None:
-                recipes[name] = search.recipe
+    results |= carried(study.variants, sources, results)
+    recipes = {n: found.search.recipe for n, found in results.items() if found.search.recipe}
     seeds = _seeds(study, outcomes, results, recipes)
     verdict = _verdict(outcomes, recipes, seeds)
     wanted += verdict
     for name in _challenged(study, outcomes, results, recipes, decided=not verdict):
         challenge = _challenge(outcomes, name, recipes[name], seeds[name])
         if isinstance(challenge, Challenge):
-            results[name] = _with(results[name], challenge)
+            results[name] = replace(results[name], challenge=challenge)
         else:
             wanted += challenge
     ended = {name: results[name] for name in study.variants if name in results}
     return Decisions(ended, wanted, seeds)
-
-
-def _with(result: TuningResult, challenge: Challenge) -> TuningResult:
-    return TuningResult(variant=result.variant, search=result.search, challenge=challenge)
 
 
 def _verdict(
@@ -220,29 +218,21 @@ def _seeds(
     searched = study.tuning is None or len(results) == len(study.variants)
     if study.most_seeds is None or not searched:
         return seeds
-    ended = {
-        name: next(s for s in count() if not outcomes.ended(name, None, s)) for name in trained
-    }
+    ended = {n: next(s for s in count() if not outcomes.ended(n, None, s)) for n in trained}
     tuned = {name: results[name].search.allowance for name in ended if name in results}
-    groups = _texts(study, ended)
-    for group in groups:
+    for group, baseline, among in compared_groups(study.cells(), ended, study.by_design):
         seeds |= seeds_needed(
             {name: _finite(outcomes.verdict[name]) for name in group},
             {name: ended[name] for name in group},
             first=study.seeds,
             most=study.most_seeds,
-            baseline=study.baseline,
+            baseline=baseline,
             allowance=tuned,
             search_noise=dict.fromkeys(tuned, SEARCH_NOISE),
             margin=study.margin,
-            among=len(groups),
+            among=among,
         )
     return seeds
-
-
-def _texts(study: Study, variants: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the variants in groups that are compared, each on a text of its own."""
-    return comparable_groups(tuple(variants), study.by_design, study.baseline)
 
 
 def _challenged(
@@ -257,14 +247,12 @@ def _challenged(
 
     Whether a variant may lose is `decided` by validation losses, when all runs have ended.
     """
-    assert study.tuning is not None
-    if not study.tuning.challenge or study.seeds < 2:
+    if study.tuning is None or not study.tuning.challenge or study.seeds < 2:
         return []
-    before = [name for name in recipes if outcomes.challenge[name]]
+    chosen = dict.fromkeys(name for name in recipes if outcomes.challenge[name])
     if len(results) < len(study.variants) or not decided:
-        return before
-    now, groups = list[str](), _texts(study, recipes)
-    for group in groups:
+        return list(chosen)
+    for group, _, among in compared_groups(study.cells(), recipes, study.by_design):
         losses = {name: _finite(outcomes.verdict[name]) for name in group}
         losses = {name: by_seed for name, by_seed in losses.items() if len(by_seed) > 1}
         if len(losses) < 2:
@@ -274,13 +262,12 @@ def _challenged(
             allowance={name: results[name].search.allowance for name in losses},
             search_noise=dict.fromkeys(losses, SEARCH_NOISE),
             margin=study.margin,
-            level=ERROR / len(groups),
+            level=ERROR / among,
         )
-        may_lose = to_challenge(
-            compared.noise.difference_VV, compared.half_VV, compared.allowance_V
-        )
-        now += [name for name, chosen in zip(losses, may_lose, strict=True) if chosen]
-    return list(dict.fromkeys([*before, *now]))
+        difference_VV, half_VV = compared.noise.difference_VV, compared.half_VV
+        may_lose = to_challenge(difference_VV, half_VV, compared.allowance_V)
+        chosen |= {name: None for name, loses in zip(losses, may_lose, strict=True) if loses}
+    return list(chosen)
 
 
 def _challenge(

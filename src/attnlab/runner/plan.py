@@ -287,14 +287,10 @@ def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
     if residual_sd is None and (study_dir / "study.json").is_file():
         residual_sd = analyse(study_dir).residual_sd
         source = None if residual_sd is None else f"of the runs in {study_dir}"
-    texts = comparable_groups(tuple(study.variants), study.by_design, study.baseline)
+    texts = comparable_groups(study.cells()[0].variants, study.by_design, study.baseline)
+    most, level = max(map(len, texts)), level_of(study.seeds, study.all_seeds, among=len(texts))
     return Power(
-        standard_deviations=detectable(
-            1.0,
-            variants=max(map(len, texts)),
-            seeds=study.all_seeds,
-            level=level_of(study.seeds, study.all_seeds, among=len(texts)),
-        ),
+        standard_deviations=detectable(1.0, variants=most, seeds=study.all_seeds, level=level),
         residual_sd=residual_sd,
         residual_sd_source=source,
         texts=len(texts),

@@ -209,15 +209,15 @@ class StudySchedule:
 
     def tuning_count(self, variants: Iterable[str] | None = None) -> RunCount:
         """Count the runs that search recipes, of some variants or of all."""
-        counts = list[RunCount]()
+        counts, carried = list[RunCount](), self.study.sources()
         for name in self.study.variants if variants is None else variants:
             failed = sum(
                 one == name and seed == tuning_seed(one) for one, _, seed in self._outcomes.failed
             )
             done = len(self._outcomes.tuning[name]) + failed
             known = done + self._open(name, "tuning")
-            if self.study.tuning is not None and name not in self.tuned:
-                bounds = self.study.tuning.bounds(self._longer_warmups)
+            if (tuning := self.study.tuning) and not (name in self.tuned or name in carried):
+                bounds = tuning.bounds(self._longer_warmups)
                 counts.append(RunCount(done, *(max(known, n) for n in bounds)))
             else:
                 counts.append(RunCount.exactly(done, known))

@@ -5,7 +5,7 @@ settings of a run: they give a model another size, from which the settings follo
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from attnlab.config import ConfigError, Problem, override
 from attnlab.model.scale import size_of
@@ -38,6 +38,48 @@ def override_run(config: RunConfig, changes: list[str]) -> RunConfig:
     warmup_steps = round(before.warmup_steps * share)
     train = dataclasses.replace(changed.train, warmup_steps=warmup_steps)
     return dataclasses.replace(changed, train=train)
+
+
+def changed_runs(
+    variants: Mapping[str, RunConfig], change: Callable[[RunConfig], RunConfig]
+) -> dict[str, RunConfig]:
+    """Return all variants changed. Raises ConfigError with the problems of all of them."""
+    changed, found = dict[str, RunConfig](), dict[Problem, list[str]]()
+    for name, config in variants.items():
+        try:
+            changed[name] = change(config)
+        except ConfigError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(name)
+    if found:
+        raise ConfigError(
+            problem
+            if len(names) == len(variants)
+            else problem._replace(message=f"{problem.message} (in {', '.join(names)})")
+            for problem, names in found.items()
+        )
+    return changed
+
+
+def in_proportion(
+    changes: list[str], ladder: Mapping[str, RunConfig]
+) -> Callable[[RunConfig], list[str]]:
+    """Return the changes of each run: on a ladder, `train.steps` are those of its longest budget.
+
+    Args:
+        changes: the assignments; the last one of a setting counts.
+        ladder: the variants of a ladder; empty for a study that is none.
+    """
+    longest = max((config.train.steps for config in ladder.values()), default=0)
+
+    def of_run(config: RunConfig) -> list[str]:
+        if not longest or "train.steps" not in _paths(changes):
+            return changes
+        (*_, steps) = [change for change in changes if _paths([change]) == ["train.steps"]]
+        given = override(config, [steps, "train.warmup_steps=0"]).train.steps
+        return [*changes, f"train.steps={max(1, round(given * config.train.steps / longest))}"]
+
+    return of_run
 
 
 def _paths(changes: Iterable[str]) -> list[str]:

@@ -1,8 +1,7 @@
 """A study: a question, the variants that are compared to answer it, and their runs."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +9,18 @@ from attnlab.analysis.fairness import Design, designed
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
-from attnlab.record import TUNING_SEED, StudyRecord, tuning_seed
+from attnlab.record import Cell, Rung, StudyRecord, cells_of, tuning_seed
 from attnlab.study.matching import Match
-from attnlab.study.names import group_problems, name_problems, swept_problems
-from attnlab.study.shorter_runs import notes_of, override_run
+from attnlab.study.problems import (
+    group_problems,
+    ladder_problems,
+    name_problems,
+    number_problems,
+    seeds_problems,
+    swept_problems,
+)
+from attnlab.study.shorter_runs import changed_runs, in_proportion, notes_of, override_run
+from attnlab.training.carried import sources_of
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.recipe import at_recipe, tuning_problems
 from attnlab.training.run import Run, RunConfig
@@ -52,6 +59,8 @@ class Study:
     name: str = ""  # by default that of the file that it is loaded from
     notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
     swept: tuple[str, ...] = ()  # settings along which the report shows the loss, by path
+    ladder: Mapping[str, Rung] = field(default_factory=dict[str, Rung])
+    # ^ places of variants of several sizes and budgets, compared within one size and budget
     whole: "Study | None" = None  # the study that `only` chose from; it may hold the baseline
 
     def __post_init__(self) -> None:
@@ -59,10 +68,8 @@ class Study:
         if not self.variants:
             problems.append(Problem("variants", "give at least one"))
         problems.extend(name_problems(self.name, self.variants))
-        problems.extend(self._seeds_problems())
-        for name in ("margin", "target_loss"):
-            if not 0 <= ((got := getattr(self, name)) or 0) < math.inf:
-                problems.append(Problem(name, f"must not be negative or infinite, got {got}"))
+        problems.extend(seeds_problems(self.seeds, self.most_seeds))
+        problems.extend(number_problems(margin=self.margin, target_loss=self.target_loss))
         if self.baseline is None and self.variants:
             object.__setattr__(self, "baseline", next(iter(self.variants)))
         elif self.baseline not in (known := (self.whole or self).variants):
@@ -71,12 +78,14 @@ class Study:
         of_all = (self.whole or self).variants
         problems.extend(swept_problems(self.swept, [of.to_dict() for of in of_all.values()]))
         problems.extend(group_problems(self.families, self.variants, self.labels, of_all))
+        searched = () if self.tuning is None else self.tuning.only
+        problems.extend(ladder_problems(self.ladder, searched, {**of_all, **self.variants}))
         if self.tuning is not None:
             problems.extend(tuning_problems(self.variants, self.tuning))
         if problems:
             raise ConfigError(problems)
         if self.match is not None:
-            object.__setattr__(self, "variants", self._changed(self._matched))
+            object.__setattr__(self, "variants", changed_runs(self.variants, self._matched))
 
     def runs(self, recipes: Mapping[str, Recipe] | None = None) -> list[Run]:
         """Return the runs for the verdict, seed by seed, so that every variant has a result early.
@@ -115,7 +124,19 @@ class Study:
     def fewest_runs(self) -> int:
         """Return the number of all runs, with the smallest number of tuning runs."""
         tuning_runs = 0 if self.tuning is None else self.tuning.bounds()[0]
-        return len(self.variants) * (self.seeds + tuning_runs)
+        searched = len(self.variants) - len(self.sources())
+        return len(self.variants) * self.seeds + searched * tuning_runs
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Return the variants that are compared with one another, the baseline's first."""
+        return cells_of(tuple(self.variants), self.baseline, self.ladder)
+
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """Return the variants that carry their recipe, each with the searched ones it comes from.
+
+        A variant whose family has no searched variant in this study is searched itself.
+        """
+        return sources_of(self.variants, self.ladder, self.tuning.only if self.tuning else ())
 
     def mismatch(self) -> dict[str, float]:
         """Return each variant's remaining difference in size, relative to the reference.
@@ -150,6 +171,7 @@ class Study:
             hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),
             families=self.families,
             swept=self.swept,
+            ladder={name: of for name, of in self.ladder.items() if name in self.variants},
             labels={name: of for name, of in self.labels.items() if name in self.variants},
             by_design=self.by_design,
         )
@@ -220,13 +242,15 @@ class Study:
         """Return the study with dotted settings replaced in every variant.
 
         Fewer `train.steps` shorten the warm-up in proportion, unless `train.warmup_steps` is set,
-        too; `notes` says so.
+        too; `notes` says so. On a ladder they are the steps of the longest budget, and those of the
+        others keep their ratio to it.
 
         Raises:
             ConfigError: settings are invalid; a problem of some variants only names them.
         """
         changes = list(assignments)
-        variants = self._changed(lambda config: override_run(config, changes))
+        of_run = in_proportion(changes, self.variants if self.ladder else {})
+        variants = changed_runs(self.variants, lambda of: override_run(of, of_run(of)))
         return dataclasses.replace(
             self,
             variants=variants,
@@ -251,36 +275,6 @@ class Study:
     def all_seeds(self) -> int:
         """The largest number of seeds that a variant can have."""
         return self.most_seeds or self.seeds
-
-    def _seeds_problems(self) -> Iterator[Problem]:
-        if not 1 <= self.seeds <= TUNING_SEED:
-            message = f"must be at least 1, and at most {TUNING_SEED}; got {self.seeds}"
-            yield Problem("seeds", message)
-        most = self.most_seeds
-        if most is not None and self.seeds < 2:
-            message = f"an open verdict needs 2 seeds or more at the start, got {self.seeds}"
-            yield Problem("seeds", message)
-        if most is not None and not self.seeds <= most <= TUNING_SEED:
-            message = f"must be at least the {self.seeds} seeds at the start, and at most"
-            yield Problem("most_seeds", f"{message} {TUNING_SEED}; got {most}")
-
-    def _changed(self, change: Callable[[RunConfig], RunConfig]) -> dict[str, RunConfig]:
-        """Return all variants changed. Raise ConfigError with the problems of all of them."""
-        changed, found = dict[str, RunConfig](), dict[Problem, list[str]]()
-        for name, config in self.variants.items():
-            try:
-                changed[name] = change(config)
-            except ConfigError as error:
-                for problem in error.problems:
-                    found.setdefault(problem, []).append(name)
-        if found:
-            raise ConfigError(
-                problem
-                if len(names) == len(self.variants)
-                else problem._replace(message=f"{problem.message} (in {', '.join(names)})")
-                for problem, names in found.items()
-            )
-        return changed
 
     def _matched(self, config: RunConfig) -> RunConfig:
         reference = self._reference()

@@ -77,6 +77,8 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         lengths={},
         families=families if len(families) > 1 else {},
         name="_".join([study.name, *_whose(study), *names.values()]) if study.name else "",
+        ladder={},
+        tuning=study.tuning and dataclasses.replace(study.tuning, only=()),
         swept=tuple(dict.fromkeys(_recorded(path, variants.values()) for path in typed)),
         notes=tuple(dict.fromkeys(notes)),
         whole=None,

@@ -175,6 +175,8 @@ class Tuning(Config):
     settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     # ^ values to try of further settings: {"train.weight_decay": (0.01, 0.1)}
     challenge: bool = True  # True: a variant that may lose by its tuning is tried at rates beside
+    only: tuple[str, ...] = ()  # variants that are searched; others of their families on a ladder
+    # ^ carry their recipes (`training.carried`); none named: all are searched
 
     def problems(self) -> Iterator[Problem]:
         if not self.multiples:

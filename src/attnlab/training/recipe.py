@@ -166,6 +166,7 @@ class TuningResult:
     search: Search
     challenge: Challenge | None = None
     error: str | None = None  # the reason why a recipe could not be tried
+    carried_from: tuple[str, ...] = ()  # variants; empty: it was searched
 
     @property
     def failure(self) -> str | None:
@@ -220,7 +221,7 @@ class TuningResult:
                 "recipe_by_seed": {str(s): tried.name for s, tried in challenge.by_seed().items()},
             },
             "failure": self.failure,
-        }
+        } | ({"carried_from": list(self.carried_from)} if self.carried_from else {})
 
     def write(self, study_dir: Path) -> None:
         """Write `tuning/choice.json` in the variant's folder."""

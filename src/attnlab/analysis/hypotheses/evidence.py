@@ -84,10 +84,12 @@ class Evidence:
             if name in self.verdict.means:
                 known.append(name)
             else:
-                elsewhere = any(name in of.means or name in of.left_out for of in self.texts)
+                other_text = any(name in of.means or name in of.left_out for of in self.texts)
                 reason = self.verdict.left_out.get(name) or (
-                    "it reads another text, and losses are compared within one text"
-                    if elsewhere
+                    "it has another size or training length than the baseline"
+                    if name in self.verdict.table.study.ladder
+                    else "it reads another text, and losses are compared within one text"
+                    if other_text
                     else "the study has no such variant"
                 )
                 missing.setdefault(reason, []).append(name)

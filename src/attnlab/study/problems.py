@@ -1,11 +1,12 @@
-"""Names of studies and variants, which are also names of folders, and of what they swept."""
+"""Problems of a study's definition: names that cannot be folders, groups, seeds, a ladder."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from attnlab.config import Problem, setting_at, suggestion
-from attnlab.record import folder_name
+from attnlab.record import TUNING_SEED, Rung, folder_name
 
 MOST_BYTES = 100  # of a name, in UTF-8; file systems allow 255 for the name of a folder
 MOST_IN_FOLDER = 200  # of the name of the folder, where some characters take three bytes
@@ -53,6 +54,38 @@ def group_problems(
             elif name in seen:
                 yield Problem(f"families.{family}", f"{name} is also in {seen[name]}")
             seen[name] = family
+
+
+def seeds_problems(seeds: int, most: int | None) -> Iterator[Problem]:
+    """Yield why a study cannot have these numbers of seeds, at first and at most."""
+    if not 1 <= seeds <= TUNING_SEED:
+        yield Problem("seeds", f"must be at least 1, and at most {TUNING_SEED}; got {seeds}")
+    if most is not None and seeds < 2:
+        yield Problem("seeds", f"an open verdict needs 2 seeds or more at the start, got {seeds}")
+    if most is not None and not seeds <= most <= TUNING_SEED:
+        message = f"must be at least the {seeds} seeds at the start, and at most {TUNING_SEED}"
+        yield Problem("most_seeds", f"{message}; got {most}")
+
+
+def number_problems(**values: float | None) -> Iterator[Problem]:
+    """Yield the losses that are negative or infinite, by name."""
+    for name, value in values.items():
+        if not 0 <= (value or 0) < math.inf:
+            yield Problem(name, f"must not be negative or infinite, got {value}")
+
+
+def ladder_problems(
+    ladder: Mapping[str, Rung], searched: Iterable[str], variants: Collection[str]
+) -> Iterator[Problem]:
+    """Yield unknown variants of a ladder and of its searches, and two at one place."""
+    for at, names in (("ladder", ladder), ("tuning.only", searched)):
+        for name in names:
+            if name not in variants:
+                yield Problem(at, f"no variant {name!r}{suggestion(name, variants)}")
+    places = dict[Rung, str]()
+    for name, rung in ladder.items():
+        if (other := places.setdefault(rung, name)) != name:
+            yield Problem(f"ladder.{name}", f"{other} has the same family, size and budget")
 
 
 def swept_problems(paths: Iterable[str], settings: Collection[Any]) -> Iterator[Problem]:
