@@ -213,8 +213,7 @@ class _Panels:
         found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
         pairs = {name: pair for name, pair in found.items() if pair is not None}
         forest(axes, self.shown, self.styles, self.analysis.baseline or "", pairs)
-        title = f"Difference on {tokens}"
-        axes.set(title=title, xlabel=f"{title.lower()} (nats/token)")
+        axes.set(title=f"Difference on {tokens}", xlabel="difference (nats/token)")
 
     @property
     def _baseline(self) -> str:

@@ -43,7 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p", "X", "P", "h")
 INK, GREY, GRID, PAPER, SHADE = "#000000", "#666666", "#E4E4E4", "#FFFFFF", "#F2F4F7"
 
 DOTS_PER_INCH = 150
-CANVASES = {"pdf": FigureCanvasPdf, "png": FigureCanvasAgg, "svg": FigureCanvasSVG}
+BACKENDS = {"pdf": FigureCanvasPdf, "png": FigureCanvasAgg, "svg": FigureCanvasSVG}
 SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
@@ -248,6 +248,6 @@ def png(figure: Figure) -> bytes:
 def printed(figure: Figure, form: str, metadata: Mapping[str, None]) -> bytes:
     """Return the bytes of a file, where `savefig` would draw everything once more to place it."""
     file = io.BytesIO()
-    canvas: Any = CANVASES[form](figure)
-    getattr(canvas, f"print_{form}")(file, metadata=metadata)
+    backend: Any = BACKENDS[form](figure)
+    getattr(backend, f"print_{form}")(file, metadata=metadata)
     return file.getvalue()
