@@ -1,4 +1,7 @@
-"""The tidy table of runs, and who is compared with which seeds: nothing is dropped silently."""
+"""The tidy table of runs, and who is compared with whom: nothing is dropped silently.
+
+Variants are compared within one text, and the orders on two texts by Kendall's tau.
+"""
 
 import csv
 import io
@@ -9,13 +12,16 @@ import warnings
 import pytest
 from support.reported_study import steady, write_run, write_study
 
+from attnlab.analysis.analysis import analyse
 from attnlab.analysis.eligibility import eligible
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.table import read_table
+from attnlab.analysis.texts import by_text
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import TUNING_SEED, RunFolder, pack
 from attnlab.reporting.files import write_report
-from attnlab.reporting.tables.data_files import runs_csv
+from attnlab.reporting.pages import markdown
+from attnlab.reporting.tables.data_files import csv_table, results, runs_csv
 
 
 def entered(folder, losses, **more):
@@ -185,3 +191,121 @@ def test_a_report_writes_the_table_with_nothing_that_a_spreadsheet_would_execute
     assert text == runs_csv(load_results(study))
     assert runs_csv([{"loss": -1.5, "text": "-1.5"}]) == "loss,text\n-1.5,'-1.5\n"
     assert runs_csv([]) == ""
+
+
+SAME = {"kind": "same_order", "least": 0.6}
+TEXTS = {  # mean loss by mechanism and text: code has the opposite order of two
+    "wiki": {"mha": 5.0, "mla": 5.1, "delta": 5.2},
+    "code": {"mha": 3.1, "mla": 3.0, "delta": 3.2},
+    "sums": {"mha": 1.0, "mla": 1.1, "delta": 1.2},
+}
+
+
+def on_texts(folder, texts=TEXTS, **more):
+    """A study of the same mechanisms on several texts."""
+    losses, data = {}, {}
+    for text, means in texts.items():
+        for place, (name, mean) in enumerate(means.items()):
+            losses[f"{name}_{text}"] = steady(mean, place) if isinstance(mean, float) else mean
+            data[f"{name}_{text}"] = {"function": name, "data": {"kind": text}}
+    groups = tuple(tuple(f"{name}_{text}" for name in means) for text, means in texts.items())
+    return write_study(
+        folder, losses, baseline="mha_wiki", by_design={"data": groups}, **data, **more
+    )
+
+
+def test_variants_are_compared_within_their_text_and_never_across(tmp_path):
+    found = analyse(on_texts(tmp_path))
+    each = {found.text: found, **found.texts}
+    assert {text: of.order for text, of in each.items()} == {
+        "wiki": ("mha_wiki", "mla_wiki", "delta_wiki"),
+        "code": ("mla_code", "mha_code", "delta_code"),
+        "sums": ("mha_sums", "mla_sums", "delta_sums"),
+    }
+    for text, of in each.items():
+        assert (of.left_out, of.baseline) == ({}, f"mha_{text}")
+        assert {name.partition("_")[2] for pair in of.pairs for name in pair} == {text}
+        assert of.level == pytest.approx(0.05 / 3)
+    first, second = found.headline
+    assert first.startswith("On wiki: ")
+    assert "On code: " in second
+    assert "Kendall's tau of the mechanisms' order is 0.33 to 1.00" in second
+
+
+def test_no_table_ranks_variants_across_texts(tmp_path):
+    found = analyse(on_texts(tmp_path))
+    text = markdown(found, None)
+    assert "nothing here ranks them across texts" in text
+    ranking = text.partition("## Ranking")[2].partition("## ")[0]
+    assert "mla_wiki" in ranking
+    assert "_code" not in ranking
+    places = {name: (row["text"], row["rank"]) for name, row in results(found).items()}
+    assert places["mla_code"] == ("code", 1)
+    assert places["mha_wiki"] == ("wiki", 1)
+    assert len(csv_table(found).splitlines()) == 10
+
+
+def test_kendalls_tau_says_how_far_two_texts_agree_and_which_pairs_they_do_not(tmp_path):
+    found = {it.texts: it for it in analyse(on_texts(tmp_path)).agreements}
+    assert [(of.tau, of.low, of.high) for of in found.values()] == [
+        (pytest.approx(1 / 3),) * 3,
+        (1, 1, 1),
+        (pytest.approx(1 / 3),) * 3,
+    ]
+    assert found["wiki", "code"].opposite == (("mha", "mla"),)
+    assert found["wiki", "code"].same == (("mha", "delta"), ("mla", "delta"))
+    assert found["wiki", "sums"].opposite == ()
+
+
+def test_an_order_that_nothing_decides_leaves_tau_open(tmp_path):
+    texts = {"wiki": TEXTS["wiki"], "code": {"mha": 3.0, "mla": 3.0001, "delta": 3.2}}
+    (agreement,) = analyse(on_texts(tmp_path, texts)).agreements
+    assert (agreement.low, agreement.high) == (pytest.approx(1 / 3), 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "ruling"),
+    [
+        (TEXTS, "refuted"),
+        ({"wiki": TEXTS["wiki"], "sums": TEXTS["sums"]}, "supported"),
+        ({"wiki": TEXTS["wiki"], "code": {"mha": 3.0, "mla": 3.0001, "delta": 3.2}}, "undecided"),
+        ({"wiki": TEXTS["wiki"], "code": {"mha": [3.0], "mla": [3.1]}}, "not judged"),
+        ({"wiki": TEXTS["wiki"]}, "not judged"),
+    ],
+    ids=["opposite", "same", "open", "one_seed", "one_text"],
+)
+def test_the_same_order_on_every_text_is_judged(tmp_path, texts, ruling):
+    recorded = [SAME]
+    (judged,) = analyse(on_texts(tmp_path, texts, hypotheses=recorded)).judgements
+    assert judged.ruling == ruling
+
+
+def test_a_hypothesis_is_judged_on_the_text_that_its_variants_read(tmp_path):
+    better = {"kind": "better", "variants": ["mla_code"], "than": ["mha_code"]}
+    across = {"kind": "better", "variants": ["mla_code"], "than": ["mha_wiki"]}
+    ranked = {"kind": "ranked", "variant": "mla_code"}
+    found = analyse(on_texts(tmp_path, hypotheses=[better, across, ranked])).judgements
+    assert [of.ruling for of in found] == ["supported", "not judged", "supported"]
+    assert "it reads another text" in found[1].found[0]
+
+
+def test_a_text_without_a_variant_that_can_be_compared_takes_nothing_from_the_others(tmp_path):
+    wild = {"mha": ["loss is nan"] * 2, "mla": ["loss is nan"] * 2}
+    found = analyse(on_texts(tmp_path, {"wiki": TEXTS["wiki"], "code": wild}))
+    assert found.order[0] == "mha_wiki"
+    assert found.texts["code"].order == ()
+    assert set(found.texts["code"].left_out) == {"mha_code", "mla_code"}
+    assert found.agreements == ()
+    assert "mha_code, seed 0: diverged" in markdown(found, None)
+
+
+def test_a_variant_alone_on_its_text_is_listed_and_divides_no_error(tmp_path):
+    found = analyse(on_texts(tmp_path, {"wiki": TEXTS["wiki"], "code": {"mha": 3.0}}))
+    assert found.texts == {}
+    assert found.level == 0.05
+    assert "losses per token are not comparable" in found.left_out["mha_code"]
+
+
+def test_a_study_of_one_text_is_read_as_it_is(tmp_path):
+    table = read_table(write_study(tmp_path, {"mha": [5.0, 5.1], "mla": [5.0, 5.1]}))
+    assert next(iter(by_text(table).values())) is table

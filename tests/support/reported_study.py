@@ -216,6 +216,7 @@ def write_study(
     baseline: str = "mha",
     hypotheses: Sequence[Mapping[str, object]] = (),
     families: Mapping[str, tuple[str, ...]] | None = None,
+    by_design: Mapping[str, tuple[tuple[str, ...], ...]] | None = None,
     **more: Mapping[str, object],
 ) -> Path:
     """One run for each loss, by seed. `more` is of the summary, by variant.
@@ -232,6 +233,7 @@ def write_study(
         attnlab_version="0.1.0",
         hypotheses=tuple(dict(recorded) for recorded in hypotheses),
         families=families or {},
+        by_design=by_design or {},
     ).write(folder)
     for variant, by_seed in losses.items():
         for seed, loss in enumerate(by_seed):
@@ -241,13 +243,18 @@ def write_study(
 
 
 def write_run(run: RunFolder, loss: float | str, rate: float = 3e-4, **summary: object) -> None:
-    """`summary` may name the "function", where two variants are to be the same, and a "kernel"."""
+    """`summary` may name the "function", where two variants are to be the same, and a "kernel".
+
+    It may also hold the settings of "data".
+    """
     mechanism = {"kind": summary.pop("function", run.variant)}
     if "kernel" in summary:
         mechanism["kernel"] = summary.pop("kernel")
     model = {"mechanisms": [mechanism]}
     config = {"identity": "x", "model": model, "train": {"learning_rate": rate, "seq_len": 1024}}
-    run.open(config, {"device": "cpu"})
+    if "data" in summary:
+        config["data"] = summary.pop("data")
+    run.open(config, {"device": "cpu", "data": {"fingerprint": str(config.get("data"))}})
     if isinstance(loss, str):
         if loss.startswith("failed: "):
             run.fail(loss.removeprefix("failed: "))

@@ -30,6 +30,7 @@ from attnlab.analysis.fairness import comparable_groups
 from attnlab.analysis.numbers import confidence
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.settings import as_computed
+from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.letters import tau_range
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
@@ -130,6 +131,22 @@ def agreements(verdicts: Mapping[str, Verdict]) -> tuple[Agreement, ...]:
     return tuple(agreement for agreement in both if agreement is not None)
 
 
+def decided_order(
+    names: Sequence[str], pairs: Mapping[tuple[str, str], Comparison]
+) -> frozenset[tuple[int, int]]:
+    """Return (i, j) of all names of which the first has the lower loss, distinguishably.
+
+    Args:
+        names: variants of one text.
+        pairs: every one minus every other, by intervals that hold at once.
+    """
+    return frozenset(
+        (i, j)
+        for i, j in permutations(range(len(names)), 2)
+        if (pair := pairs[names[i], names[j]]).separable and pair.mean < 0
+    )
+
+
 def _agreement(first: Named, second: Named, verdicts: Mapping[str, Verdict]) -> Agreement | None:
     texts = [(of.variants, verdicts[of.text]) for of in (first, second)]
     shared = [
@@ -152,14 +169,7 @@ def _agreement(first: Named, second: Named, verdicts: Mapping[str, Verdict]) -> 
         [np.sign(v.means[of[shared[i]]] - v.means[of[shared[j]]]) for i, j in pairs]
         for of, v in texts
     ]
-    decided = [
-        frozenset(
-            (i, j)
-            for i, j in permutations(range(len(shared)), 2)
-            if (pair := verdict.pairs[of[shared[i]], of[shared[j]]]).separable and pair.mean < 0
-        )
-        for of, verdict in texts
-    ]
+    decided = [decided_order([of[name] for name in shared], verdict.pairs) for of, verdict in texts]
     judged = all(verdict.judged for _, verdict in texts)
     low, high = tau_range(len(shared), *decided) if judged else (None, None)
 
