@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from attnlab.benchmarking.bench import bench as bench
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
+    from attnlab.data.arithmetic import Arithmetic as Arithmetic
+    from attnlab.data.stdlib import SitePackages as SitePackages
     from attnlab.data.stdlib import Stdlib as Stdlib
     from attnlab.data.text import Text as Text
     from attnlab.data.tokenizer import BPE as BPE

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
 from attnlab.data.places import cached
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
-from attnlab.data.stdlib import Stdlib
+from attnlab.data.stdlib import SitePackages, Stdlib
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
 from attnlab.data.tokens import Tokens
@@ -38,6 +39,7 @@ CONFIGS = [
     WikiText2(path="somewhere"),
     Text(paths=("a.txt", "b")),
     Stdlib(),
+    SitePackages(),
     Arithmetic(),
     Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
 ]
@@ -65,7 +67,8 @@ def test_the_examples_are_all_the_kinds_there_are():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind())
 def test_the_file_is_named_after_the_source(config):
-    assert type(config).__module__ == f"attnlab.data.{config.kind()}"
+    file = {"site_packages": "stdlib"}.get(config.kind(), config.kind())  # they share their code
+    assert type(config).__module__ == f"attnlab.data.{file}"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind())
@@ -443,3 +446,167 @@ def test_a_hub_that_cannot_be_reached_is_one_more_place_that_was_tried(tmp_path,
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(DataError, match=r"the Hugging Face hub  \(no route\)"):
         WikiText2().texts(Places(None, tmp_path))
+
+
+def problems_of(texts):
+    return [line for documents in texts.splits().values() for line in documents]
+
+
+CALCULATION = re.compile(r"(\d+)([-+*])(\d+)(?:%(\d+))?")
+
+
+def test_arithmetic_is_the_same_on_every_machine():
+    found = problems_of(Arithmetic(max_bytes=50_000).texts(NOWHERE))
+    assert measure(found).sha256[:16] == "607e7b3fb9757ea8"
+    assert found != problems_of(Arithmetic(max_bytes=50_000, seed=1).texts(NOWHERE))
+
+
+def test_every_answer_is_right():
+    for line in problems_of(Arithmetic(max_bytes=50_000).texts(NOWHERE)):
+        question, _, answer = line.removesuffix("\n").partition("=")
+        if calculation := CALCULATION.fullmatch(question):
+            a, sign, b, modulus = calculation.groups()
+            value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+            assert int(answer) == (value % int(modulus) if modulus else value)
+        elif question[0].isdigit():
+            assert sorted(map(int, question.split())) == [*map(int, answer.split())]
+        else:
+            left = question + answer
+            while any(pair in left for pair in ("()", "[]", "{}")):
+                left = left.replace("()", "").replace("[]", "").replace("{}", "")
+            assert left == ""
+
+
+def test_no_held_out_problem_is_also_for_training_in_any_order_of_its_operands(tmp_path):
+    def key(line):
+        question = line.partition("=")[0]
+        if calculation := CALCULATION.fullmatch(question):
+            a, sign, b, modulus = calculation.groups()
+            return (sign, modulus, *((a, b) if sign == "-" else sorted((a, b))))
+        return tuple(sorted(question.split()))
+
+    texts = Arithmetic(max_bytes=200_000).texts(NOWHERE)
+    keys = {split: set(map(key, lines)) for split, lines in texts.splits().items()}
+    assert not keys["train"] & (keys["valid"] | keys["test"])
+    assert len(problems_of(texts)) == sum(map(len, keys.values()))
+    sizes = {split: n_bytes(lines) for split, lines in texts.splits().items()}
+    assert sizes["valid"] == pytest.approx(10_000, rel=0.15)
+    assert sizes["test"] == pytest.approx(10_000, rel=0.15)
+    corpus = Arithmetic(max_bytes=200_000).load(Places(None, tmp_path))
+    assert corpus.overlaps() == []
+    assert corpus.bits_per_byte("valid", math.log(2)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tasks": ("division",)}, "no task 'division'; known: addition, modular, sorting"),
+        ({"tasks": ()}, "name at least one, each once"),
+        ({"tasks": ("sorting", "sorting")}, "name at least one, each once"),
+        ({"digits": 0}, "must lie between 1 and 100, got 0"),
+        ({"max_bytes": 1}, "must lie between 1000 and 50000000, got 1"),
+    ],
+)
+def test_settings_of_arithmetic_that_are_no_problems(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Arithmetic(**settings)
+
+
+def test_a_task_that_has_too_few_problems_says_how_many_there_are():
+    few = Arithmetic(tasks=("addition",), digits=1, max_bytes=10_000)
+    with pytest.raises(DataError, match="only about 55 different problems of the task addition"):
+        few.texts(NOWHERE)
+    with pytest.raises(DataError, match="too few problems to split"):
+        Arithmetic(tasks=("sorting",), terms=100, max_bytes=1_000).texts(NOWHERE)
+
+
+def packages_in(folder, count=30, files=2, **more):
+    """A folder of packages, with the record of the project that installed the first of them."""
+    sources = {
+        f"p{i}/f{j}.py": f"# {i} {j}\n" + f"x = {i}\n" * 400
+        for i in range(count)
+        for j in range(files)
+    }
+    for name, content in {**sources, **more}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    info = folder / "Project_Zero-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Project.Zero\nVersion: 1.0\n")
+    (info / "RECORD").write_text("p0/f0.py,,\np0/f1.py,,\n")
+    return SitePackages(path=str(folder), max_bytes=200_000)
+
+
+def split_by(texts, word):
+    return {
+        (document.split()[word], split)
+        for split, documents in texts.splits().items()
+        for document in documents
+    }
+
+
+def test_a_package_is_in_one_split_and_the_same_wherever_it_lies(tmp_path):
+    found = packages_in(tmp_path / "a").texts(NOWHERE)
+    assert all(found.splits().values())
+    assert "30 packages" in found.origin
+    assert "whole packages" in found.origin
+    assert len(split_by(found, 1)) == 30
+    assert packages_in(tmp_path / "b").texts(NOWHERE) == found
+    corpora = [packages_in(tmp_path / name).load(Places(None, tmp_path / "c")) for name in "de"]
+    assert corpora[0].fingerprint == corpora[1].fingerprint
+    assert corpora[0].overlaps() == []
+
+
+def test_few_packages_are_split_by_files(tmp_path):
+    source = replace(packages_in(tmp_path, count=2, files=40), packages=("p0", "p1"))
+    found = source.texts(NOWHERE)
+    assert "whole files" in found.origin
+    assert all(found.splits().values())
+
+
+def test_packages_are_named_as_they_are_imported_or_installed(tmp_path):
+    source = packages_in(tmp_path, files=30)
+    by_project = replace(source, packages=("project-zero",)).texts(NOWHERE)
+    assert by_project == replace(source, packages=("p0",)).texts(NOWHERE)
+    assert {name for name, _ in split_by(by_project, 1)} == {"0"}
+    with pytest.raises(DataError, match=r"no package 'p99x' is installed in .*; did you mean"):
+        replace(source, packages=("p99x",)).texts(NOWHERE)
+
+
+def test_copies_tests_and_hidden_files_are_no_packages(tmp_path):
+    copy = "# 0 0\n" + "x = 0\n" * 400
+    others = {
+        f"{place}.py": "# unwanted x\n"
+        for place in ("p1/_vendor/y", "p2/tests/y", "tests/y", "p3/.hidden", "not-a-name/y")
+    }
+    found = packages_in(tmp_path, **{"alias.py": copy, "p1/_vendor/z.py": copy, **others})
+    documents = problems_of(found.texts(NOWHERE))
+    assert documents.count(copy) == 1
+    assert not any("unwanted" in document for document in documents)
+
+
+def test_a_circle_of_links_is_walked_once_and_a_file_that_is_no_text_is_noted(tmp_path):
+    source = packages_in(tmp_path, **{"p1/latin.py": b"# \xe9\n"})
+    (tmp_path / "p1" / "self").symlink_to(tmp_path / "p1")
+    found = source.texts(NOWHERE)
+    assert len(problems_of(found)) == 60
+    assert found.notes == ("left out, no text in the encoding they declare: p1/latin.py",)
+    (tmp_path / "p1" / "gone.py").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"gone\.py links to"):
+        source.texts(NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("empty", "0 files of source code in .*too few to split"), ("missing", "looked in")],
+)
+def test_a_folder_without_packages_says_what_to_do(tmp_path, folder, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"(?s){message}.*data=stdlib"):
+        SitePackages(path=str(tmp_path / folder)).texts(NOWHERE)
+
+
+def test_the_packages_of_this_python_are_found():
+    found = SitePackages(packages=("pytest", "pluggy"), max_bytes=100_000).texts(NOWHERE)
+    assert "2 packages" in found.origin

@@ -119,7 +119,7 @@ def files_in(
     shared = os.path.commonpath([path if path.is_dir() else path.parent for path in absolute])
     files = dict[tuple[Path, str | None], NamedFile]()
     for place in absolute:
-        for path in sorted(_walk(place)) if place.is_dir() else [place]:
+        for path in sorted(walk(place)) if place.is_dir() else [place]:
             word = _word_of(path.relative_to(shared)) if by_name else None
             data = word is not None and not path.name.lower().endswith(NOT_DATA)
             if path == place or wanted(path.name) or data:
@@ -162,7 +162,12 @@ def require_splits(names: Mapping[str, str], where: str, remedy: str) -> None:
     raise DataError(f"{where} has {have}, but nothing is named {missing}; {remedy}")
 
 
-def _walk(folder: Path) -> Iterable[Path]:
+def walk(folder: Path) -> Iterable[Path]:
+    """Yield the files below a folder, following links, but no hidden ones and no circle.
+
+    Raises DataError for a folder that cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from None
 
