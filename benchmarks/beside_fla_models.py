@@ -8,6 +8,9 @@ tokens, medians as `attnlab bench` takes them. For each variant tokens a second 
 - `fla`: flash-linear-attention's model class of the same sizes, weights in bfloat16, its fused
   norms, SwiGLU and linear cross-entropy, AdamW, clipping; eager, as its examples train it. Its
   attention layer wants the package flash-attn, in whose place torch's fused attention stands.
+- `plain`: a model of the same sizes as a first script writes it, the whole of it compiled, its
+  loss of float32 logits: bfloat16 autocast over float32 weights, fused AdamW, clipping. Multi-head
+  attention alone.
 - `attnlab`: the trainer's step, bfloat16 autocast over float32 weights, one recorded CUDA graph.
 - `compiled`: the same with the model compiled, as the study runs it.
 
@@ -24,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
 from training_step import warm
 
 from attnlab.device.memory import PeakMemory
@@ -35,19 +38,20 @@ from attnlab.record import write_json
 from attnlab.study.load import load_study
 from attnlab.study.shipped.hybrids import N_LAYERS, attention_layers
 from attnlab.training.run import RunConfig
+from attnlab.training.step import autocast
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def attnlab_step(name: str, config: RunConfig, *, compiled: bool) -> Callable[[], object]:
     del name  # the settings say all
-    return warm(config, DEVICE, compiled=compiled)[0].advance
+    return warm(config, DEVICE, compiled=compiled and DEVICE.type == "cuda")[0].advance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="deltanet,hybrid_sparse,transformer,gpt2")
-    parser.add_argument("--sides", default="fla,attnlab,compiled")
+    parser.add_argument("--sides", default="fla,plain,attnlab,compiled")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timed steps, about")
     parser.add_argument("--json", type=Path)
@@ -139,6 +143,82 @@ def fla_model(name: str, config: RunConfig) -> torch.nn.Module:
     )
 
 
+class PlainBlock(nn.Module):
+    """Attention with rotary positions, and SwiGLU; each behind a norm, and added to its input."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.qkv, self.out, self.gate, self.up, self.down = (
+            nn.Linear(columns, rows, bias=False)
+            for columns, rows in (
+                *((width, 3 * width), (width, width)),
+                *((width, hidden), (width, hidden), (hidden, width)),
+            )
+        )
+
+    def forward(self, x_BTD: Tensor, turn_TK: tuple[Tensor, Tensor]) -> Tensor:
+        qkv = self.qkv(self.norm_1(x_BTD)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = (x * turn_TK[0] + half_turned(x) * turn_TK[1] for x in (q, k))
+        y = scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        x_BTD = x_BTD + self.out(y.transpose(1, 2).flatten(2))
+        h_BTD = self.norm_2(x_BTD)
+        return x_BTD + self.down(silu(self.gate(h_BTD)) * self.up(h_BTD))
+
+
+class PlainModel(nn.Module):
+    """The loss of a Transformer of the sizes of a variant, with tied embeddings."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        model: Any = config.model
+        heads, width = model.mechanisms[0].n_heads, model.d_model
+        self.embed = nn.Embedding(config.data.tokenizer.vocab_size, width)
+        sizes = width, heads, model.feedforward.d_ff
+        self.blocks = nn.ModuleList(PlainBlock(*sizes) for _ in range(model.n_layers))
+        self.norm = nn.RMSNorm(width)
+        rate_K = 10_000.0 ** -torch.arange(0, 1, 2 * heads / width)
+        angle_TK = torch.outer(torch.arange(config.train.seq_len), rate_K).repeat(1, 2)
+        self.register_buffer("turn", torch.stack((angle_TK.cos(), angle_TK.sin())))
+
+    def forward(self, tokens_BT1: Tensor) -> Tensor:
+        x_BTD = self.embed(tokens_BT1[:, :-1])
+        for block in self.blocks:
+            x_BTD = block(x_BTD, self.turn)
+        logits_BTV = linear(self.norm(x_BTD), self.embed.weight)
+        return cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT1[:, 1:].flatten())
+
+
+def half_turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def plain_step(name: str, config: RunConfig) -> Callable[[], object]:
+    """An update of the plain model on a batch of random tokens."""
+    if name not in ("transformer", "mha"):
+        raise ValueError("it is multi-head attention with SwiGLU")
+    model = PlainModel(config).to(DEVICE).train()
+    run = torch.compile(model) if DEVICE.type == "cuda" else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, weight_decay=0.1, fused=DEVICE.type == "cuda"
+    )
+    shape = config.train.batch_size, config.train.seq_len + 1
+    tokens_BT1 = torch.randint(config.data.tokenizer.vocab_size, shape, device=DEVICE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(config.train, DEVICE):
+            loss = run(tokens_BT1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
 def torchs_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, **_: object) -> Tensor:
     """Causal over everything, with the arguments of flash-attn's function."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
@@ -147,6 +227,7 @@ def torchs_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, **_: object
 
 SIDES: dict[str, Callable[[str, RunConfig], Callable[[], object]]] = {
     "fla": fla_step,
+    "plain": plain_step,
     "attnlab": partial(attnlab_step, compiled=False),
     "compiled": partial(attnlab_step, compiled=True),
 }

@@ -4,14 +4,17 @@ The models of a bench: a study's variants at their sizes, mechanisms at the give
 """
 
 import gc
+import importlib
 import json
 import re
+import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from support import tiny_study
+from support import ROOT, tiny_study
+from support.fake_workers import draw_nothing
 from typer.testing import CliRunner
 
 from attnlab import cli
@@ -445,3 +448,48 @@ def test_contexts_grow_from_the_sequence_length_where_none_are_named():
         ("decode", 16),
         ("decode", 64),
     ]
+
+
+def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    draw_nothing(monkeypatch)
+    table, threads = importlib.import_module("speed_table"), torch.get_num_threads()
+    lines = "step,transformer,decoding,prefill,layers,report,driver"
+    argv = ["speed_table.py", "--tiny", "--seconds", "0.001", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--only", lines])
+    table.main()
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["skipped"] == {}
+    assert len(found["lines"]) == 4 + 1 + 4 * 2 + 4 + 2 + 2 + 1
+    shown = capsys.readouterr().out
+    assert (tmp_path / "speed.md").read_text() == shown
+    for line in found["lines"]:
+        assert f"| {line['work']} | " in shown
+        assert line["value"] > 0
+        if line["reference"] is not None:
+            assert line["ratio"] == line["value"] / line["reference"]
+    monkeypatch.setattr(sys, "argv", [*argv[:1], *argv[2:], "--only", "decoding"])
+    monkeypatch.setattr(table, "CUDA", False)
+    table.main()
+    assert "| decoding | skipped | RuntimeError: it needs a GPU |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "reference", "reached"),
+    [
+        (("ratio", 1.5), 3.0, 2.0, True),
+        (("ratio", 1.5), 3.1, 2.0, False),
+        (("ratio", 1.1, True), 1.2, 1.0, True),
+        (("ratio", 1.1, True), 1.0, 1.0, False),
+        (("ratio", 1.1), 1.0, None, None),
+        (("value", 2.0), 1.0, None, True),
+        (None, 1.0, 1.0, None),
+    ],
+)
+def test_a_goal_of_speed_is_reached_or_not(monkeypatch, goal, value, reference, reached):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = importlib.import_module("speed_table")
+    goal = goal and table.Goal(*goal)
+    line = table.Line(work="w", value=value, unit="ms", goal=goal, reference=reference)
+    assert line.reached is reached
