@@ -1,5 +1,7 @@
 """All kernels of attention compute one function, and one that cannot run says why."""
 
+import warnings
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,6 +9,8 @@ from torch.testing import assert_close
 from attnlab.checks import assert_correct
 from attnlab.config import ConfigError
 from attnlab.kernels import attention as kernels
+from attnlab.kernels import flex, windowed_attention
+from attnlab.kernels.scores import Scores, alibi_slopes
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
@@ -54,6 +58,97 @@ def test_each_kernel_is_the_definition_with_gradients(tokens, widths, kernel):
     assert_close(got, value_and_gradients(by_hand, qkv))
 
 
+def changes(products, device=CPU, dtype=torch.float64):
+    """Return sinks, with a softcap and ALiBi unless scores are to be products."""
+    sinks_H = torch.linspace(-2, 3, 4, device=device, dtype=dtype).requires_grad_()
+    if products:
+        return Scores(sinks_H=sinks_H)
+    return Scores(1.5, alibi_slopes(4).to(device), sinks_H)
+
+
+def of_changed_scores(kernel, products, qkv):
+    """Return y, and the gradients of q, k, v and the sinks."""
+    scores = changes(products, qkv[0].device, qkv[0].dtype)
+    form = lambda *qkvb: kernels.attention(*qkvb[:3], kernel=kernel, scores=scores)  # noqa: E731
+    return value_and_gradients(form, [*qkv, scores.sinks_H])
+
+
+@pytest.mark.parametrize("kernel", ON_A_CPU[1:])
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 130])
+def test_each_kernel_serves_sinks(tokens, widths, kernel):
+    qkv = inputs(tokens, widths)
+    got, expected = (of_changed_scores(name, True, qkv) for name in (kernel, "plain"))
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 130, 300])
+def test_scores_are_changed_block_by_block(tokens):
+    qkv = inputs(tokens, (10, 6))
+    got, expected = (of_changed_scores(name, False, qkv) for name in ("blocked", "plain"))
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "dropout", "expected"),
+    [(CPU, 0.0, "blocked"), (CPU, 0.1, "blocked"), (CUDA, 0.0, "flex"), (CUDA, 0.1, "blocked")],
+)
+def test_auto_is_a_kernel_that_serves_changed_scores(device, dropout, expected):
+    assert resolved("auto", device, dropout=dropout, products=False) == expected
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "math", "flash", "efficient", "cudnn"])
+@pytest.mark.parametrize("settings", [{"alibi": True}, {"logit_softcap": 30.0}], ids=str)
+def test_changed_scores_are_refused_before_anything_is_built(kernel, settings):
+    config = GroupedQuery(kernel=kernel, **settings)
+    with pytest.raises(ConfigError, match=f"^kernel: .*{kernel}' supports neither a softcap nor"):
+        config.build(32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("products", [True, False])
+def test_flex_changes_scores_as_the_definition_does(products, window, monkeypatch):
+    """As written, which a CPU can run forwards, in place of compiled."""
+    monkeypatch.setattr(flex, "compile_once", lambda function, **_: function)
+    qkv, scores = [x.detach() for x in inputs(40, (16, 16))], changes(products)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        got = flex.attention(*qkv, window, scores)
+    if window is None:
+        expected = kernels.attention(*qkv, kernel="plain", scores=scores)
+    else:
+        kernel = {"window": window, "kernel": "plain"}
+        expected = windowed_attention.windowed_attention(*qkv, **kernel, scores=scores)
+    assert_close(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("widths", [(64, 64), (8, 6), (32, 48)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 130, 512])
+def test_changed_scores_are_the_definition_on_cuda(tokens, widths, products):
+    qkv = inputs(tokens, widths, dtype=torch.bfloat16, device=CUDA)
+    wide = [x.detach().double().requires_grad_() for x in qkv]
+    y_BHTV, gradients = of_changed_scores("plain", products, wide)
+    named = ["sdpa", "math", "flash", "efficient", "cudnn"] if products else ["blocked"]
+    for kernel in ("flex", *named):
+        y, of = of_changed_scores(kernel, products, qkv)
+        for mine, exact in zip([y, *of], [y_BHTV, *gradients], strict=True):
+            scale = max(exact.abs().max(), 1e-3)
+            error = (mine.double() - exact).abs().max() / scale
+            assert error < 0.03, f"{kernel} is off by {error:.3g} of the largest"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [GroupedQuery, SlidingWindow])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_flex_keeps_the_promises_of_changed_scores(kind, sinks):
+    bound = {"window": 200} if kind is SlidingWindow else {}
+    config = kind(kernel="flex", alibi=True, logit_softcap=5.0, sinks=sinks, **bound)
+    assert_correct(config, d_model=64, quick=True)
+
+
 @pytest.mark.parametrize("config", [GroupedQuery(), GroupedQuery(v_head_dim=24), MLA()], ids=str)
 def test_variants_that_differ_in_their_kernel_alone_are_the_same_function(config):
     x_BTD = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(0)).double()
@@ -72,8 +167,8 @@ def test_a_mechanism_with_a_kernel_of_its_own_keeps_its_promises(kernel):
     assert_correct(GroupedQuery(kernel=kernel, v_head_dim=10), d_model=32, quick=True)
 
 
-def resolved(kernel, device=CUDA, dtype=torch.bfloat16, dropout=0.0, width=64):
-    return kernels.resolve(kernel, device, dtype, dropout=dropout, width=width)
+def resolved(kernel, device=CUDA, dtype=torch.bfloat16, dropout=0.0, width=64, products=True):
+    return kernels.resolve(kernel, device, dtype, dropout=dropout, width=width, products=products)
 
 
 @pytest.mark.parametrize(

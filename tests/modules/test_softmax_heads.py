@@ -17,8 +17,13 @@ SETTINGS = [
     {"output_gate": "head"},
     {"output_gate": "element"},
     {"output_gate": "element", "bias": True, "v_head_dim": 5},
+    {"sinks": True},
+    {"sinks": True, "head_dim": 7, "rope_head_dim": 4, "v_head_dim": 12},
+    {"alibi": True, "rope_head_dim": 0},
+    {"logit_softcap": 1.5},
+    {"logit_softcap": 0.7, "softmax_scale": 0.9, "alibi": True},
 ]
-ALL = {"output_gate": "element"}
+ALL = {"output_gate": "element", "sinks": True, "alibi": True, "logit_softcap": 2.0}
 NEW = frozenset(ALL)
 KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
 
@@ -41,8 +46,15 @@ def by_hand(mechanism, x_BTD):
         for t in range(x_BTD.shape[1]):
             first = max(0, t + 1 - getattr(c, "window", t + 1))
             scores = (k[:, g, first : t + 1] @ q[:, h, t, :, None])[..., 0] * q.shape[-1] ** -0.5
-            y_BV = (scores.softmax(-1)[:, None] @ v[:, g, first : t + 1])[:, 0]
-            rows.append(y_BV)
+            if c.logit_softcap is not None:
+                scores = c.logit_softcap * torch.tanh(scores / c.logit_softcap)
+            if c.alibi:
+                scores = scores - (1 / 4 ** (h + 1)) * (t - torch.arange(first, t + 1))
+            weights = scores.exp()
+            total = weights.sum(-1, keepdim=True)
+            if c.sinks:
+                total = total + mechanism.sinks[h].exp()
+            rows.append(((weights / total)[:, None] @ v[:, g, first : t + 1])[:, 0])
         heads.append(torch.stack(rows, 1))
     y_BTHV = torch.stack(heads, 2)
     if c.output_gate:
@@ -85,12 +97,14 @@ def test_all_settings_together_keep_the_promises_in_a_window():
         ({"output_gate": "head"}, D * 4),
         ({"output_gate": "element"}, D * D),
         ({"output_gate": "element", "head_dim": 6, "v_head_dim": 5}, D * 4 * 5),
+        ({"sinks": True}, 4),
+        ({"alibi": True, "logit_softcap": 5.0}, 0),
     ],
     ids=str,
 )
 def test_a_setting_adds_these_parameters_to_plain_attention(settings, params):
     config, added = GroupedQuery(**settings), settings.keys() & NEW
-    plain = replace(config, **dict.fromkeys(added))
+    plain = replace(config, **{name: getattr(GroupedQuery(), name) for name in added})
     assert config.cost(D, 10).params - plain.cost(D, 10).params == params
     assert config.cost(D, 10).state_bytes == plain.cost(D, 10).state_bytes
 
@@ -105,7 +119,12 @@ def test_a_setting_that_is_off_does_not_count_in_the_identity_of_a_run():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"output_gate": "heads"}, "output_gate: .*'heads'")],
+    [
+        ({"output_gate": "heads"}, "output_gate: .*'heads'"),
+        ({"logit_softcap": 0.0}, "logit_softcap: must be positive and finite, got 0.0"),
+        ({"logit_softcap": -5.0}, "logit_softcap: must be positive and finite, got -5.0"),
+        ({"sinks": 1}, "sinks: "),
+    ],
 )
 def test_impossible_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Softmax attention equals that of five models in transformers: plain, windowed and latent.
+"""Softmax attention equals that of nine models in transformers: plain, windowed and latent.
 
 Plain and sliding-window attention: weights are unchanged. Llama's query head h attends to key head
 h // (H / G), and RoPE pairs the halves of a head. The mask of Mistral keeps the keys s with
@@ -6,7 +6,7 @@ t - window < s <= t, so in both the window includes the token itself. Qwen3 norm
 keys with eps 1e-6 and has heads of any width, with biases. Qwen3-Next gates each element of the
 heads' outputs; one projection holds queries and gates, and its norms multiply by 1 + w. StableLM
 rotates the first columns of each head alone; it states their number as a fraction of a head, and
-does not run with zero.
+does not run with zero. gpt-oss has sinks, Gemma 2 a softcap, MPT ALiBi in place of RoPE.
 
 Multi-head latent attention (DeepSeek-V3's, absorbed decoding included): one convention differs, a
 setting of the reference: `rope_interleave`, which released weights need, pairs neighbouring columns
@@ -25,10 +25,16 @@ from transformers import modeling_rope_utils
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.mistral import modeling_mistral
 from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.models.mpt import modeling_mpt
+from transformers.models.mpt.configuration_mpt import MptConfig
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3_next import modeling_qwen3_next
@@ -43,6 +49,8 @@ from attnlab.modules.rope_scaling import Linear, Llama3, Yarn
 
 D = 48
 MODELS = {  # the module, its names' prefix, and the class of its settings
+    "gemma2": (modeling_gemma2, "Gemma2", Gemma2Config),
+    "gpt_oss": (modeling_gpt_oss, "GptOss", GptOssConfig),
     "llama": (modeling_llama, "Llama", LlamaConfig),
     "mistral": (modeling_mistral, "Mistral", MistralConfig),
     "qwen3": (modeling_qwen3, "Qwen3", Qwen3Config),
@@ -69,7 +77,8 @@ def assert_same(
         attn_implementation="eager",
         **settings,
     )
-    masked = create_sliding_window_causal_mask if name == "mistral" else create_causal_mask
+    windowed = "sliding_window" in settings
+    masked = create_sliding_window_causal_mask if windowed else create_causal_mask
     with computing_in(x_BTD.dtype, modeling):
         theirs = getattr(modeling, f"{prefix}Attention")(config, layer_idx=0).to(x_BTD.dtype)
         position_1T = torch.arange(x_BTD.shape[1])[None]
@@ -172,6 +181,56 @@ def test_its_output_gate_is_qwen3_nexts(bias, number, dtype):
     part = {"partial_rotary_factor": 0.25}
     x_BTD = tokens(2, number, D, dtype)
     assert_same(ours, "qwen3_next", x_BTD, split_gate, rope_parameters=part, **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [1, 75])
+@pytest.mark.parametrize("window", [None, 7])
+def test_its_sinks_are_those_of_gpt_oss(window, number, dtype):
+    heads = {"n_heads": 6, "n_kv_heads": 2, "head_dim": 8, "bias": True, "sinks": True}
+    ours = GroupedQuery(**heads) if window is None else SlidingWindow(window=window, **heads)
+    kind = "full_attention" if window is None else "sliding_attention"
+    settings = {"head_dim": 8, "attention_bias": True, "layer_types": [kind]}
+    settings |= {} if window is None else {"sliding_window": window}
+    assert_same(ours, "gpt_oss", tokens(2, number, D, dtype), num_hidden_layers=1, **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [1, 75])
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+def test_its_softcap_is_gemma_2s(softcap, number, dtype):
+    ours = GroupedQuery(
+        n_heads=6, n_kv_heads=2, head_dim=8, logit_softcap=softcap, softmax_scale=24**-0.5
+    )
+    settings = {"head_dim": 8, "query_pre_attn_scalar": 24, "attn_logit_softcapping": softcap}
+    assert_same(ours, "gemma2", tokens(2, number, D, dtype), **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [1, 75])
+@pytest.mark.parametrize("n_heads", [1, 2, 4, 8])
+def test_its_alibi_is_mpts(n_heads, number, dtype):
+    """MPT adds m_h (s - T) for the number T of tokens, which the softmax cannot tell from ours."""
+    ours = GroupedQuery(n_heads=n_heads, n_kv_heads=n_heads, rope_head_dim=0, alibi=True)
+    x_BTD = tokens(2, number, D, dtype)
+    future_TS = torch.ones(number, number, dtype=torch.bool).triu(1)
+    with computing_in(dtype, modeling_mpt):
+        theirs = modeling_mpt.MptAttention(MptConfig(d_model=D, n_heads=n_heads)).to(dtype)
+        bias = modeling_mpt.build_mpt_alibi_tensor(n_heads, number).to(dtype)
+        randomize(theirs)
+        assert_agree(
+            ours.build(D),
+            theirs,
+            run=lambda x_BTD: theirs(x_BTD, bias, attention_mask=future_TS)[0],
+            to_ours=lambda weights: {
+                **{
+                    f"{name}_proj.weight": part
+                    for name, part in zip("qkv", weights["Wqkv.weight"].chunk(3), strict=True)
+                },
+                "o_proj.weight": weights["out_proj.weight"],
+            },
+            x_BTD=x_BTD,
+        )
 
 
 LATENT_WIDTH = 40

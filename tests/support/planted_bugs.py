@@ -18,6 +18,7 @@ from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAtt
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
+from attnlab.modules.kv_cache import attend_once
 
 
 class Planted:
@@ -245,6 +246,43 @@ class GateThatCostsNothing(GatedHeads):
         cost = super().cost(d_model, context, itemsize)
         gates = d_model * self.n_gates(d_model)
         return replace(cost, params=cost.params - gates, flops=cost.flops - 2 * gates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkLeftOutOfSteps(Planted, GroupedQuery):
+    sinks: bool = True
+
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            state = state.append(k_BG1K, v_BG1K)
+            return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceBySlotOfTheRing(Planted, SlidingWindow):
+    """Right until the ring has gone round once."""
+
+    alibi: bool = True
+
+    class Module(SlidingWindowAttention):
+        def step(self, x_BD, state):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            k_BGSK, v_BGSK, seen = state = state.append(k_BG1K, v_BG1K)
+            slot_S = torch.arange(k_BGSK.shape[2])
+            age_S = (seen - 1).clamp(max=len(slot_S) - 1) - slot_S
+            is_seen_S = slot_S < seen
+            query = q_BH1K[:, :, 0], k_BGSK, v_BGSK, is_seen_S
+            return self.o_proj(attend_once(*query, self._scores(), age_S).flatten(1)), state
+
+
+class SoftcapAfterTheMask(Planted, GroupedQuery):
+    """A capped infinity is a number: keys of the future have weights."""
+
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            masked_BHTS = self.masked(scores_BHTS, self.past(scores_BHTS))
+            return (5 * (masked_BHTS / 5).tanh()).softmax(-1)
 
 
 class RingOverwritesEarly(Planted, SlidingWindow):

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from attnlab.config import ConfigError, Problem
 from attnlab.kernels.compiled import compile_once
+from attnlab.kernels.scores import UNCHANGED, Scores, for_flex
 
 _BLOCK = 128  # queries and keys per block of the mask
 _NARROWEST = 16  # head width that it supports
@@ -42,24 +43,39 @@ def require_no_dropout(dropout: float, instead: str) -> None:
         raise ConfigError([Problem("kernel", message)])
 
 
-def attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, window: int | None = None) -> Tensor:
-    """Return `y_BHTV`: attention to the last `window` tokens, the query's included, or to all."""
-    from torch.nn.attention.flex_attention import flex_attention
+def attention(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    window: int | None = None,
+    scores: Scores = UNCHANGED,
+) -> Tensor:
+    """Return `y_BHTV`: attention to the last `window` tokens, the query's included, or to all.
+
+    A sink with logit b multiplies y by Z / (Z + exp(b)), Z being the sum of a row's exponentials.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     tokens, device = q_BHTK.shape[2], q_BHTK.device
     key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
     key_width, value_width = padded_widths(key, value)
     is_compiling = torch.compiler.is_compiling()  # then it is part of the caller's graph
     run = flex_attention if is_compiling else compile_once(flex_attention, fullgraph=True)
-    y_BHTV = run(
+    found: Any = run(
         padded(q_BHTK, key_width),
         padded(k_BGTK, key_width),
         padded(v_BGTV, value_width),
         block_mask=_block_mask(tokens, tokens if window is None else window, device),
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
+        score_mod=for_flex(scores),
+        return_aux=None if scores.sinks_H is None else AuxRequest(lse=True),
     )
-    return y_BHTV[..., :value]
+    if scores.sinks_H is None:
+        return found[..., :value]
+    y_BHTV, of_rows = found
+    share_BHT = (of_rows.lse - scores.sinks_H[:, None]).sigmoid()
+    return y_BHTV[..., :value] * share_BHT[..., None].to(y_BHTV.dtype)
 
 
 def padded_widths(key: int, value: int) -> tuple[int, int]:

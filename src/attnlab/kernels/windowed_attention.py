@@ -11,10 +11,11 @@
 |          |                                                                      | no dropout  |
 
 `auto` is `banded` on a CPU and with dropout of attention weights, which FlexAttention does not
-support, and `flex` on CUDA otherwise.
+support, and `flex` on CUDA otherwise. All serve the changes of scores of `scores.py`; `banded`
+writes capped and penalised scores out, block by block.
 
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
-V value width, W window, N blocks.
+V value width, W window, N blocks, M = 2 W keys of a block.
 """
 
 from typing import Literal
@@ -25,6 +26,7 @@ from torch.nn.functional import dropout as drop
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from attnlab.kernels import attention, flex
+from attnlab.kernels.scores import UNCHANGED, Scores, with_sink
 
 Kernel = Literal["auto", "plain", "banded", "flex"]
 
@@ -42,21 +44,33 @@ def resolve(kernel: Kernel, device: torch.device, dropout: float) -> Kernel:
     return kernel
 
 
-def flops(tokens: int, key: int, value: int, window: int, kernel: Kernel) -> int:
+def flops(
+    tokens: int,
+    key: int,
+    value: int,
+    window: int,
+    kernel: Kernel,
+    *,
+    products: bool = True,
+    sinks: bool = False,
+) -> int:
     """Return the FLOPs of one head of key and value width for a sequence.
 
     Masked pairs are included, except in blocks that `banded` and `flex` skip. For `auto` they are
     those of `banded`, whatever the device.
 
     >>> flops(10, 3, 2, 4, "banded"), flops(10, 3, 2, 4, "plain")
-    (800, 1000)
+    (832, 1000)
     """
     if kernel == "flex":
         return 2 * sum(flex.padded_widths(key, value)) * flex.pairs(tokens, window)
-    if kernel == "plain" or tokens <= window:
+    if kernel == "plain":
         return 2 * (key + value) * tokens**2
+    first = min(tokens, window)
+    of_first = attention.flops(first, key, value, "auto", products=products, sinks=sinks)
     later_blocks = -(-tokens // window) - 1
-    return 2 * (key + value) * (1 + 2 * later_blocks) * window**2
+    more = 1 if sinks and products else 0  # the key of the sink, and its column
+    return of_first + 2 * (key + more + value) * later_blocks * window * (2 * window + more)
 
 
 def windowed_attention(
@@ -67,38 +81,46 @@ def windowed_attention(
     window: int,
     kernel: Kernel,
     dropout: float = 0.0,
+    scores: Scores = UNCHANGED,
 ) -> Tensor:
     """Return `y_BHTV`. `dropout` is the probability of dropping an attention weight."""
     if kernel == "flex":
-        return flex.attention(q_BHTK, k_BGTK, v_BGTV, window)
+        return flex.attention(q_BHTK, k_BGTK, v_BGTV, window, scores)
     repeats = q_BHTK.shape[1] // k_BGTK.shape[1]
     k_BHTK, v_BHTV = (
         x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k_BGTK, v_BGTV)
     )
     form = definition if kernel == "plain" else _banded
-    return form(q_BHTK, k_BHTK, v_BHTV, window, dropout)
+    return form(q_BHTK, k_BHTK, v_BHTV, window, dropout, scores)
 
 
 def definition(
-    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float = 0.0
+    q_BHTK: Tensor,
+    k_BHTK: Tensor,
+    v_BHTV: Tensor,
+    window: int,
+    dropout: float = 0.0,
+    scores: Scores = UNCHANGED,
 ) -> Tensor:
     """Return `y_BHTV` by the definition."""
     scores_BHTS = (q_BHTK * q_BHTK.shape[-1] ** -0.5) @ k_BHTK.mT
     position_T = torch.arange(q_BHTK.shape[2], device=q_BHTK.device)
     age_TS = position_T[:, None] - position_T
     unseen_TS = (age_TS < 0) | (age_TS >= window)
-    wide = torch.promote_types(scores_BHTS.dtype, torch.float32)
-    weights_BHTS = scores_BHTS.masked_fill(unseen_TS, -torch.inf).softmax(-1, dtype=wide)
+    weights_BHTS = scores.weights(scores.changed(scores_BHTS, age_TS), unseen_TS)
     return drop(weights_BHTS, dropout).to(v_BHTV.dtype) @ v_BHTV
 
 
-def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float) -> Tensor:
+def _banded(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout: float, scores: Scores
+) -> Tensor:
     """Return `y_BHTV` in blocks: the first is causal attention, later ones have `2 window` keys."""
     tokens = q_BHTK.shape[2]
     first_BHWV = attention.attention(
         *(x[:, :, :window] for x in (q_BHTK, k_BHTK, v_BHTV)),
-        kernel=attention.auto(q_BHTK.device, dropout),
+        kernel=attention.auto(q_BHTK.device, dropout, products=scores.are_products),
         dropout=dropout,
+        scores=scores,
     )
     if tokens <= window:
         return first_BHWV
@@ -109,13 +131,32 @@ def _banded(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTV: Tensor, window: int, dropout
     )
     k_BHNMK, v_BHNMV = (
         torch.cat([x[:, :, :-1], x[:, :, 1:]], 3) for x in (k_BHNWK, v_BHNWV)
-    )  # M = 2 W keys: the block before, and the block itself
-    band_WM = torch.ones(window, 2 * window, dtype=torch.bool, device=q_BHTK.device)
-    later_BHNWV = scaled_dot_product_attention(
+    )  # the block before, and the block itself
+    later_BHNWV = _in_band(
         q_BHNWK[:, :, 1:].flatten(1, 2),  # blocks are independent, like heads
         k_BHNMK.flatten(1, 2),
         v_BHNMV.flatten(1, 2),
-        attn_mask=band_WM.triu(1).tril(window),
-        dropout_p=dropout,
+        dropout,
+        scores.per_block(q_BHNWK.shape[2] - 1),
     ).unflatten(1, (q_BHTK.shape[1], -1))
     return torch.cat([first_BHWV, later_BHNWV.flatten(2, 3)[:, :, : tokens - window]], 2)
+
+
+def _in_band(
+    q_BHWK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, dropout: float, scores: Scores
+) -> Tensor:
+    """Return `y_BHWV` of blocks of W queries, each with the W keys before it and its own."""
+    window, keys = q_BHWK.shape[2], k_BHMK.shape[2]
+    position_M = torch.arange(keys, device=q_BHWK.device)
+    age_WM = position_M[window:, None] - position_M
+    seen_WM = (age_WM >= 0) & (age_WM < window)
+    scale = q_BHWK.shape[-1] ** -0.5
+    if not scores.are_products:
+        scores_BHWM = scores.changed((q_BHWK * scale) @ k_BHMK.mT, age_WM)
+        return drop(scores.weights(scores_BHWM, ~seen_WM), dropout).to(v_BHMV.dtype) @ v_BHMV
+    if scores.sinks_H is not None:
+        q_BHWK, k_BHMK, v_BHMV = with_sink(q_BHWK, k_BHMK, v_BHMV, scores.sinks_H)
+        seen_WM = pad(seen_WM, (1, 0), value=True)
+    return scaled_dot_product_attention(
+        q_BHWK, k_BHMK, v_BHMV, attn_mask=seen_WM, dropout_p=dropout, scale=scale
+    )

@@ -31,12 +31,18 @@ class GroupedQuery(SoftmaxHeadsConfig, MechanismConfig):
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs of the kernel, which may compute with wider heads."""
-        of_head = attention.flops(context, *self.head_widths(d_model), self.kernel)
+        of_head = attention.flops(
+            context,
+            *self.head_widths(d_model),
+            self.kernel,
+            products=self.scores_are_products,
+            sinks=self.sinks,
+        )
         return self.forward_flops_with(d_model, context, of_head)
 
     def build(self, d_model: int, dropout: float = 0.0) -> "GroupedQueryAttention":
-        """Return the module. Raise ConfigError if the chosen kernel does not support dropout."""
-        attention.require_dropout(self.kernel, dropout)
+        """Return the module. Raise ConfigError if the chosen kernel does not serve the settings."""
+        attention.require(self.kernel, dropout, products=self.scores_are_products)
         return GroupedQueryAttention(self, d_model, dropout)
 
 
@@ -44,9 +50,13 @@ class GroupedQueryAttention(SoftmaxHeads):
     config: GroupedQuery
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> attention.Kernel:
-        width = max(self.head_dim, self.v_head_dim)
         return attention.resolve(
-            self.config.kernel, device, dtype, dropout=self.dropout, width=width
+            self.config.kernel,
+            device,
+            dtype,
+            dropout=self.dropout,
+            width=max(self.head_dim + self.config.sinks, self.v_head_dim),
+            products=self.config.scores_are_products,
         )
 
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
@@ -56,4 +66,5 @@ class GroupedQueryAttention(SoftmaxHeads):
             v_BGTV,
             kernel=self.kernel_on(q_BHTK.device, q_BHTK.dtype),
             dropout=self.dropout if self.training else 0.0,
+            scores=self._scores(),
         )

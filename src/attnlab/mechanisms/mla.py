@@ -107,7 +107,7 @@ class MLA(MechanismConfig):
 
     def build(self, d_model: int, dropout: float = 0.0) -> "MultiHeadLatentAttention":
         """Return the module. Raise ConfigError if the chosen kernel does not support dropout."""
-        attention.require_dropout(self.kernel, dropout)
+        attention.require(self.kernel, dropout)
         return MultiHeadLatentAttention(self, d_model, dropout)
 
 

@@ -41,7 +41,14 @@ class SlidingWindow(SoftmaxHeadsConfig, MechanismConfig):
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs with all pairs that the kernel computes, masked ones included."""
         widths = self.head_widths(d_model)
-        of_head = windowed_attention.flops(context, *widths, self.window, self.kernel)
+        of_head = windowed_attention.flops(
+            context,
+            *widths,
+            self.window,
+            self.kernel,
+            products=self.scores_are_products,
+            sinks=self.sinks,
+        )
         return self.forward_flops_with(d_model, context, of_head)
 
     def build(self, d_model: int, dropout: float = 0.0) -> "SlidingWindowAttention":
@@ -66,4 +73,5 @@ class SlidingWindowAttention(SoftmaxHeads):
             window=self.config.window,
             kernel=self.kernel_on(q_BHTK.device, q_BHTK.dtype),
             dropout=self.dropout if self.training else 0.0,
+            scores=self._scores(),
         )

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnlab.kernels.scores import UNCHANGED, Scores
+
 
 class KVCache(NamedTuple):
     """Ring buffer. Slot order is irrelevant: softmax attention is permutation-invariant in keys."""
@@ -37,19 +39,38 @@ class KVCache(NamedTuple):
         self.v_BGSV.index_copy_(2, slot_T, v_BGTV[:, :, dropped:].to(self.v_BGSV.dtype))
         return KVCache(self.k_BGSK, self.v_BGSV, self.seen + tokens)
 
-    def attend(self, q_BHK: Tensor) -> Tensor:
-        """Return `y_BHV`: attention of one query per head to all tokens kept, scale K^-0.5."""
-        return attend_once(q_BHK, self.k_BGSK, self.v_BGSV, filled(self.seen, self.k_BGSK.shape[2]))
+    def attend(self, q_BHK: Tensor, scores: Scores = UNCHANGED) -> Tensor:
+        """Return `y_BHV`: attention of the last token's query to all tokens kept, scale K^-0.5."""
+        slots = self.k_BGSK.shape[2]
+        slot_S = torch.arange(slots, device=self.seen.device)
+        age_S = (self.seen - 1 - slot_S) % slots  # of the last token that was written there
+        is_seen_S = filled(self.seen, slots)
+        return attend_once(q_BHK, self.k_BGSK, self.v_BGSV, is_seen_S, scores, age_S)
 
 
-def attend_once(q_BHK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, is_seen_S: Tensor) -> Tensor:
+def attend_once(
+    q_BHK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    is_seen_S: Tensor,
+    scores: Scores = UNCHANGED,
+    age_S: Tensor | None = None,
+) -> Tensor:
     """Return `y_BHV`: attention of one query per head to the slots in `is_seen`, scale K^-0.5.
 
-    `is_seen` has shape (S) or (B, S).
+    `is_seen` has shape (S) or (B, S). `age`, which changes of the scores need, is the distance to
+    the query in tokens.
     """
-    q_BGRK = (q_BHK * q_BHK.shape[-1] ** -0.5).unflatten(1, (k_BGSK.shape[1], -1))
+    n_kv_heads = k_BGSK.shape[1]
+    q_BGRK = (q_BHK * q_BHK.shape[-1] ** -0.5).unflatten(1, (n_kv_heads, -1))
     scores_BGRS = q_BGRK @ k_BGSK.to(q_BHK.dtype).mT
-    weights_BGRS = softmax_over_seen(scores_BGRS, is_seen_S)
+    if scores.are_unchanged:
+        weights_BGRS = softmax_over_seen(scores_BGRS, is_seen_S)
+    else:
+        assert age_S is not None
+        changed_BH1S = scores.changed(scores_BGRS.flatten(1, 2)[:, :, None], age_S)
+        weights_BH1S = scores.weights(changed_BH1S, ~is_seen_S)
+        weights_BGRS = weights_BH1S[:, :, 0].unflatten(1, (n_kv_heads, -1)).to(q_BHK.dtype)
     return (weights_BGRS @ v_BGSV.to(q_BHK.dtype)).flatten(1, 2)
 
 

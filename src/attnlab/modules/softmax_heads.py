@@ -1,4 +1,4 @@
-"""Grouped query heads of softmax attention: projections, decoding, and settings of their output.
+"""Grouped query heads of softmax attention: projections, decoding, and settings of both.
 
     q_t = rotate(norm(W_q c_t))        k_t = rotate(norm(W_k c'_t))        v_t = W_v c'_t
     a_t^h = sum_s w_ts^h v_s^{g(h)}    y_t = W_o [ gate_t^h * a_t^h ]_heads
@@ -8,18 +8,25 @@ The kinds of attention that share them differ in the tokens s that a token atten
 
 - `output_gate`: gate_t = sigmoid(W_g x_t), one number per head, or one per element of the heads'
   outputs; W_g is `g_proj`. Qiu et al. 2025 (arXiv:2505.06708).
+- `sinks`, `alibi` and `logit_softcap` change the scores before the softmax. `kernels/scores.py` has
+  their equations and sources. ALiBi is usual without RoPE, which `rope_head_dim=0` gives.
 
 Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
 K width of a query and a key head, V width of a value head, R width of a latent, M = H K.
 """
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from attnlab.config import Problem
+from attnlab.kernels.scores import Scores, alibi_slopes
 from attnlab.mechanism import Cost, Mechanism
 from attnlab.modules.kv_cache import KVCache
 from attnlab.modules.norms import RMSNorm
@@ -33,6 +40,20 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
 
     # gate on the heads' outputs: a number per head, or per element of a head
     output_gate: Literal["head", "element"] | None = None
+
+    sinks: bool = False  # a learned logit per head in the softmax, without a value
+    alibi: bool = False  # penalty on the distance of query and key
+    logit_softcap: float | None = None  # scores are squeezed smoothly to between - and + this
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
+            yield Problem("logit_softcap", f"must be positive and finite, got {self.logit_softcap}")
+
+    @property
+    def scores_are_products(self) -> bool:
+        """True if every kernel serves the scores, but for sinks; see `Scores.are_products`."""
+        return not self.alibi and self.logit_softcap is None
 
     def attended(self, context: int) -> int:
         """Return the number of `context` tokens that are attended to, and kept for decoding."""
@@ -48,7 +69,7 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
         matrices = d_model * (latents + outputs + gates)
         matrices += q_input * queries + kv_input * keys_values
         biases = self.bias * (latents + queries + keys_values + gates + d_model)
-        norms = latents + self.qk_norm * 2 * key
+        norms = latents + self.qk_norm * 2 * key + self.sinks * self.n_heads
         seen = self.attended(context)
         scores_and_sums = self.n_heads * (key + value) * seen
         return Cost(
@@ -72,6 +93,8 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
 class SoftmaxHeads(Mechanism[KVCache]):
     """A mechanism of such heads, without the rule of which tokens attend to which."""
 
+    alibi_slopes: Tensor | None
+
     def __init__(self, config: SoftmaxHeadsConfig, d_model: int, dropout: float) -> None:
         super().__init__()
         self.config, self.dropout = config, dropout
@@ -89,6 +112,9 @@ class SoftmaxHeads(Mechanism[KVCache]):
         self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
         gates = config.n_gates(d_model)
         self.g_proj = nn.Linear(d_model, gates, bias) if gates else None
+        self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if config.sinks else None
+        slopes_H = alibi_slopes(config.n_heads) if config.alibi else None
+        self.register_buffer("alibi_slopes", slopes_H, persistent=False)
 
     @abstractmethod
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
@@ -112,8 +138,12 @@ class SoftmaxHeads(Mechanism[KVCache]):
         x_B1D = x_BD[:, None]
         q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start=state.seen)
         state = state.append(k_BG1K, v_BG1V)
-        y_BH1V = state.attend(q_BH1K[:, :, 0])[:, :, None]
+        y_BH1V = state.attend(q_BH1K[:, :, 0], self._scores())[:, :, None]
         return self._output(x_B1D, y_BH1V)[:, 0], state
+
+    def _scores(self) -> Scores:
+        """Return the changes of the scores."""
+        return Scores(self.config.logit_softcap, self.alibi_slopes, self.sinks)
 
     def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
