@@ -33,6 +33,12 @@ from attnlab.config import suggestion
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
     from attnlab.analysis.analysis import analyse as analyse
+    from attnlab.analysis.hypotheses.across_studies import (
+        AdvantageGrows as AdvantageGrows,
+    )
+    from attnlab.analysis.hypotheses.across_studies import (
+        BetterThanInStudy as BetterThanInStudy,
+    )
     from attnlab.analysis.hypotheses.better import Better as Better
     from attnlab.analysis.hypotheses.better import BetterAtLength as BetterAtLength
     from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange

@@ -1,20 +1,29 @@
 """A hypothesis is supported, refuted, undecided or not judged, by the intervals of the study."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from support import fake_workers
 from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.hypotheses import Hypothesis
+from attnlab.analysis.fairness import between_studies
+from attnlab.analysis.hypotheses import Evidence, Hypothesis
+from attnlab.analysis.hypotheses.across_studies import AdvantageGrows, BetterThanInStudy
 from attnlab.analysis.hypotheses.better import Better
 from attnlab.analysis.hypotheses.cost_in_range import CostInRange
 from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.evidence import NotJudgedError
 from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
 from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost
 from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.table import read_table
+from attnlab.analysis.verdict import verdict_of
 from attnlab.config import ConfigError
 from attnlab.config.own_code import load_file
 from attnlab.record import RunFolder
+from attnlab.record.packed_study import pack
 from attnlab.reporting.files import write_report
 from attnlab.reporting.pages import markdown
 from attnlab.study.load import load_study
@@ -360,6 +369,157 @@ def test_every_layer_is_judged_from_the_study_beside(tmp_path):
     needed = losses | {"without_0": steady(5.1, 2)}
     write_study(tmp_path / "again" / "layers", needed, **more)
     assert judged(tmp_path / "again" / "study", hypothesis)[0] == "supported"
+
+
+TWO = {name: LOSSES[name] for name in ("mha", "delta")}
+GROWS = AdvantageGrows(variants=("delta",), than=("mha",), study="other")
+BETTER_HERE = BetterThanInStudy(variants=("delta",), study="other")
+
+
+@pytest.fixture(scope="module")
+def verdict_on_two(tmp_path_factory):
+    return verdict_of(read_table(write_study(tmp_path_factory.mktemp("two") / "own", TWO)))
+
+
+@pytest.fixture
+def own(verdict_on_two, tmp_path):
+    """Return the evidence of a study `own` in `tmp_path`."""
+    table = replace(verdict_on_two.table, path=tmp_path / "own")
+    return Evidence(verdict=replace(verdict_on_two, table=table), costs=())
+
+
+def other_study(folder, losses=TWO, **of_every_run):
+    return write_study(folder / "other", losses, **dict.fromkeys(losses, of_every_run))
+
+
+def shifted(**by):
+    return {name: [loss + by.get(name, 0) for loss in found] for name, found in TWO.items()}
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "losses", "ruling", "words"),
+    [
+        (GROWS, shifted(delta=0.05), "supported", "the first minus the second: -0.050 ± 0.0"),
+        (
+            GROWS,
+            shifted(delta=-0.05),
+            "refuted",
+            "delta minus mha, nats/token: -0.100 ± ",
+        ),
+        (BETTER_HERE, shifted(delta=0.1), "supported", "delta here is better than delta there"),
+    ],
+)
+def test_another_study_is_read_packed_or_not(own, tmp_path, hypothesis, losses, ruling, words):
+    other = other_study(tmp_path, losses)
+    found = hypothesis.judge(own)
+    assert found.ruling == ruling
+    assert words in found.found[0]
+    if hypothesis is BETTER_HERE:
+        pack(other)
+        assert hypothesis.judge(own) == found
+
+
+def spoil(path):
+    path.write_bytes(path.read_bytes()[:-9] + b"spoilt")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda path: None, "Not measured yet; `attnlab run other` measures it."),
+        (lambda path: (path / "other").mkdir(), "Not measured yet; `attnlab run other`"),
+        (lambda path: spoil(other_study(path) / "study.json"), "Study other cannot be read: "),
+        (lambda path: spoil(pack(other_study(path)).path), "runs.jsonl.gz is damaged"),
+        (
+            lambda path: spoil(other_study(path) / "delta" / "seed-1" / "metrics.jsonl"),
+            "Study other is damaged: ",
+        ),
+        (
+            lambda path: other_study(path, {name: of[:1] for name, of in TWO.items()}),
+            "Study other: No verdict: one seed gives no estimate of the error. `attnlab run other`",
+        ),
+        (lambda path: other_study(path, {"mha": TWO["mha"]}), "Study other has no run of delta."),
+        (
+            lambda path: other_study(path, train={"seq_len": 512}),
+            "not comparable with that of other: train.seq_len 1024 here, 512 there.",
+        ),
+        (
+            lambda path: other_study(path, train={"learning_rate": 1e-3}),
+            "train.learning_rate 0.0003 here, 0.001 there.",
+        ),
+        (lambda path: other_study(path, function="mla"), "delta here, mla there."),
+        (
+            lambda path: other_study(path, data={"kind": "b"}),
+            "data.kind none here, b there.",
+        ),
+    ],
+)
+def test_another_study_that_does_not_answer_says_why(own, tmp_path, made, words):
+    made(tmp_path)
+    with pytest.raises(NotJudgedError) as raised:
+        GROWS.judge(own)
+    assert words in str(raised.value)
+
+
+def test_a_hypothesis_on_another_study_that_is_missing_is_not_judged(tmp_path):
+    ruling, words = judged(tmp_path / "own", replace(GROWS, command="make other"), TWO)
+    assert (ruling, words) == ("not judged", "Not measured yet; `make other` measures it.")
+
+
+def lines_between(tmp_path, own, other, *, apart=(), searched=False):
+    """Return in what `mha` differs between two studies with these settings of training."""
+    found = []
+    for name, train in (("own", own), ("other", other)):
+        folder = write_study(tmp_path / name, {"mha": TWO["mha"][:1]}, mha={"train": train})
+        table = read_table(folder)
+        tuning = {"settings": {"train.weight_decay": [0.0, 0.1]}} if searched else None
+        found.append((replace(table.study, tuning=tuning), table.variants[0]))
+    return between_studies(*found, apart)
+
+
+@pytest.mark.parametrize(
+    ("other", "options", "words"),
+    [
+        ({}, {}, ""),
+        ({"eval_every": 7, "keep": "none", "log_every": 3}, {}, ""),
+        ({"learning_rate": 1.0, "weight_decay": 0.1}, {"searched": True}, ""),
+        ({"weight_decay": 0.1}, {}, "train.weight_decay 0.0 here, 0.1 there"),
+        ({"seq_len": 512, "batch_size": 8}, {"apart": ("train.seq_len", "train.batch_size")}, ""),
+        (
+            {"seq_len": 512},
+            {"apart": ("train.seq_len",)},
+            "tokens in training 40960 here, 20480 there",
+        ),
+        ({"steps": 5}, {"apart": ("train.steps",)}, ""),
+    ],
+)
+def test_studies_may_differ_in_what_is_asked_about_and_only_with_as_many_tokens(
+    tmp_path, other, options, words
+):
+    own = {"steps": 10, "batch_size": 4, "seq_len": 1024, "weight_decay": 0.0}
+    assert lines_between(tmp_path, own, own | other, **options) == words
+
+
+def test_what_ones_own_kind_judged_holds_while_the_studies_that_it_read_stay(own, tmp_path):
+    other, alone = other_study(tmp_path), own.basis()
+    assert own.of_study("other").better("delta", "mha") is True
+    assert own.basis() != alone
+    fresh = replace(own, read={})
+    assert fresh.has_basis(own.basis())
+    edit(RunFolder(other, "mha", 0).path / "summary.json", test_loss=5.4)
+    assert not fresh.has_basis(own.basis())
+    shutil.rmtree(other)
+    assert not fresh.has_basis(own.basis())
+    assert fresh.has_basis(alone)
+
+
+def test_a_study_is_not_compared_with_itself(own):
+    study = replace(load_study("long_context"), name="long_context_4k")
+    kinds = [of["kind"] for of in study.record(command="", checked=True).hypotheses]
+    assert "advantage_grows" not in kinds
+    assert "better" in kinds
+    with pytest.raises(NotJudgedError, match="This is study own itself"):
+        replace(GROWS, study="own").judge(own)
 
 
 @pytest.mark.parametrize(

@@ -245,13 +245,14 @@ def write_study(
 def write_run(run: RunFolder, loss: float | str, rate: float = 3e-4, **summary: object) -> None:
     """`summary` may name the "function", where two variants are to be the same, and a "kernel".
 
-    It may also hold the settings of "data".
+    It may also hold settings of "train", and the settings of "data".
     """
     mechanism = {"kind": summary.pop("function", run.variant)}
     if "kernel" in summary:
         mechanism["kernel"] = summary.pop("kernel")
     model = {"mechanisms": [mechanism]}
-    config = {"identity": "x", "model": model, "train": {"learning_rate": rate, "seq_len": 1024}}
+    train = {"learning_rate": rate, "seq_len": 1024, **summary.pop("train", {})}
+    config = {"identity": "x", "model": model, "train": train}
     if "data" in summary:
         config["data"] = summary.pop("data")
     run.open(config, {"device": "cpu", "data": {"fingerprint": str(config.get("data"))}})

@@ -7,20 +7,25 @@ accident.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis.sentences import listed
-from attnlab.analysis.settings import describe
-from attnlab.record import Cell, StudyRecord
+from attnlab.analysis.settings import as_computed, describe, flat, layer_by_layer, of_variant
+from attnlab.config import differences, drop_unset
+from attnlab.record import NO_INFLUENCE, Cell, StudyRecord
 
 if TYPE_CHECKING:
-    from attnlab.analysis.table import Table
+    from attnlab.analysis.table import Table, Variant
 
 UNKNOWN = "not recorded"
 OF_BATCH = ("training steps", "sequences/step")  # differ where a study tunes the batch size
 DATA, TOKENIZER, MEASURED = "data", "tokenizer", "measured on"
+TOKENS = "tokens in training"
+
+NOT_COMPARED = (*NO_INFLUENCE, "log_every", "eval_every", "eval_batch_size", "checkpoint_every")
 
 Conditions = Mapping[str, str]  # what must be equal: its value, in words
 Design = Mapping[str, tuple[tuple[str, ...], ...]]  # condition: groups of variants that share it
@@ -156,6 +161,54 @@ def compared_groups(
 def n_texts(record: StudyRecord) -> int:
     """Return the number of texts with comparisons of their own, among which errors are divided."""
     return max(1, len(comparable_groups(record.variants, record.by_design, record.baseline)))
+
+
+def between_studies(
+    first: tuple[StudyRecord, "Variant"],
+    second: tuple[StudyRecord, "Variant"],
+    apart: Sequence[str] = (),
+) -> str:
+    """Return in what variants of two studies differ, "train.steps 1000 here, 100 there", or "".
+
+    The seed, the recipe that both studies searched, and the settings `apart` may differ, and so may
+    what has no influence on a loss. Data are compared by content, and so is the number of tokens in
+    training, unless `apart` has `train.steps`.
+    """
+    searched = _searched(first[0]) & _searched(second[0])
+    here, there = (_compared_settings(variant) for _, variant in (first, second))
+    if "train.steps" in apart:
+        apart = (*apart, TOKENS)
+    found = [
+        f"{path} {describe(a)} here, {describe(b)} there"
+        for path, (a, b) in differences(here, there).items()
+        if path not in searched and path not in apart
+    ]
+    return "; ".join(found[:4])
+
+
+def _searched(record: StudyRecord) -> set[str]:
+    if record.tuning is None:
+        return set()
+    return {"train.learning_rate", "train.warmup_steps", *(record.tuning.get("settings") or {})}
+
+
+def _compared_settings(variant: "Variant") -> dict[str, Any]:
+    """Return the settings on which a loss depends, by path, with data as their fingerprint."""
+    settings = drop_unset(of_variant(as_computed(variant.config)))
+    if "model" in settings:
+        settings["model"] = layer_by_layer(settings["model"])
+    train = settings.get("train", {})
+    sizes = [train.get(name) for name in ("steps", "batch_size", "seq_len")]
+    environment = next((run.environment for run in variant.runs if run.environment), {})
+    found = {
+        path: value
+        for path, value in flat(settings).items()
+        if not path.startswith("eval.")
+        and path not in ("data.path", "data.paths", *(f"train.{name}" for name in NOT_COMPARED))
+    }
+    found["data"] = (environment.get("data") or {}).get("fingerprint")
+    found[TOKENS] = math.prod(sizes) if None not in sizes else None
+    return found
 
 
 def on_other_text(record: StudyRecord) -> dict[str, str]:

@@ -33,7 +33,7 @@ def same_settings(configs: Mapping[str, Settings]) -> tuple[tuple[str, ...], ...
         train = settings.get("train", {}).items()
         settings["train"] = {name: of for name, of in train if name not in NO_INFLUENCE}
         if "model" in settings:
-            settings["model"] = _layer_by_layer(settings["model"])
+            settings["model"] = layer_by_layer(settings["model"])
         same = next((names for other, names in groups if other == settings), None)
         if same is None:
             groups.append((settings, [name]))
@@ -174,10 +174,10 @@ def flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _layer_by_layer(model: Settings) -> Settings:
+def layer_by_layer(model: Settings) -> Settings:
     """Return the model settings with one mechanism per layer, in order.
 
-    >>> _layer_by_layer({"n_layers": 3, "mechanisms": {"default": "a", "layers": {"1": "b"}}})
+    >>> layer_by_layer({"n_layers": 3, "mechanisms": {"default": "a", "layers": {"1": "b"}}})
     {'n_layers': 3, 'mechanisms': ['a', 'b', 'a']}
     """
     mechanisms, layers = model.get("mechanisms"), range(model.get("n_layers", 0))

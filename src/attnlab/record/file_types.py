@@ -186,4 +186,4 @@ class JudgementForm(TypedDict):
     wording: str
     measure: str
     published: Mapping[str, float]
-    basis: str  # SHA-256 of the numbers that it judged
+    basis: str  # SHA-256 of the numbers that it judged, and of other studies that it read

@@ -168,7 +168,7 @@ class Study:
             match=match and {**match.to_dict(), "mismatch": self.mismatch()},
             margin=self.margin,
             target_loss=self.target_loss,
-            hypotheses=tuple(hypothesis.to_dict() for hypothesis in self.hypotheses),
+            hypotheses=tuple(of.to_dict() for of in self.hypotheses if self.name not in of.reads),
             families=self.families,
             swept=self.swept,
             ladder={name: of for name, of in self.ladder.items() if name in self.variants},

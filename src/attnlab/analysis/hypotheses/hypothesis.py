@@ -7,11 +7,11 @@ somebody else made the claim, `source` and `wording` are quoted beside it.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, cast
 
 from attnlab.analysis.costs import Cost
-from attnlab.analysis.hypotheses.evidence import Evidence, Finding, Ruling
+from attnlab.analysis.hypotheses.evidence import Evidence, Finding, NotJudgedError, Ruling
 from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 from attnlab.config import (
@@ -48,6 +48,11 @@ class Hypothesis(Choice, ABC):
     def statement(self) -> str:
         """The hypothesis as one sentence, written from the fields of its kind."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of other studies that it reads; in such a study itself it is left out."""
+        return (study,) if (study := getattr(self, "study", "")) else ()
+
     @abstractmethod
     def judge(self, evidence: Evidence) -> Finding:
         """Return the ruling, and the sentences with numbers that it rests on."""
@@ -70,7 +75,7 @@ class Judgement:
     wording: str = ""
     measure: str = LOSS  # of the published numbers
     published: Mapping[str, float]  # by variant, the best first
-    basis: str = ""  # SHA-256 of the numbers that the user's own code judged; else empty
+    basis: str = ""  # of the user's own code: SHA-256 of what it judged, as `Evidence.basis`
 
 
 def judge_all(
@@ -109,7 +114,7 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
         with read_from_record(None, ": it is judged by `attnlab run`, which loads the study"):
             hypothesis = Hypothesis.from_dict({**recorded, "kind": _in_use(recorded.get("kind"))})
     except ConfigError as error:  # a kind of a newer version, or of a user's file that is gone
-        if earlier is not None and earlier["basis"] == evidence.digest():
+        if earlier is not None and evidence.has_basis(earlier["basis"]):
             known: Json = {**earlier, "found": tuple(earlier["found"])}
             del known["hypothesis"]
             return Judgement(**known)
@@ -125,13 +130,13 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
             wording=recorded.get("wording") or "",
             published={},
         )
-    own = is_own(type(hypothesis))
+    own, evidence = is_own(type(hypothesis)), replace(evidence, read={})
     try:
         statement = hypothesis.statement
         if hypothesis.needs_verdict and not evidence.verdict.judged:
             finding = Finding(ruling="not judged", found=(evidence.verdict.why,))
         else:
-            finding = hypothesis.judge(evidence)
+            finding = _finding(hypothesis, evidence)
     except Exception as error:
         if not own:
             raise
@@ -145,8 +150,15 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
         wording=hypothesis.wording,
         measure=hypothesis.measure,
         published=dict(hypothesis.published),
-        basis=evidence.digest() if own else "",
+        basis=evidence.basis() if own else "",
     )
+
+
+def _finding(hypothesis: Hypothesis, evidence: Evidence) -> Finding:
+    try:
+        return hypothesis.judge(evidence)
+    except NotJudgedError as error:
+        return Finding(ruling="not judged", found=(str(error),))
 
 
 def _in_use(kind: Any) -> Any:

@@ -6,8 +6,7 @@ from typing import ClassVar
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis
 from attnlab.analysis.sentences import compared
-from attnlab.analysis.table import Table, read_table
-from attnlab.analysis.verdict import verdict_of
+from attnlab.analysis.table import Table
 
 UNMIXED = "identity"  # the mechanism that mixes no tokens
 
@@ -16,8 +15,9 @@ UNMIXED = "identity"  # the mechanism that mixes no tokens
 class NeededInEveryLayer(Hypothesis):
     """The model is worse without attention in any one layer.
 
-    Read from the folder of `study` beside the study's own: its baseline has attention in every
-    layer, and some of its variants differ from the baseline in one layer, which mixes no tokens.
+    Read from the folder of `study` beside the study's own: its baseline is that of this study and
+    has attention in every layer, and some of its variants differ from it in one layer, which mixes
+    no tokens.
     """
 
     study: str = "attention_needed"
@@ -29,16 +29,10 @@ class NeededInEveryLayer(Hypothesis):
         return f"Without attention in any one layer, the model is worse (study {self.study})."
 
     def judge(self, evidence: Evidence) -> Finding:
-        folder = evidence.verdict.table.path.resolve().parent / self.study
-        command = f"`attnlab run {self.study}`"
-        if not (folder / "study.json").is_file():
-            return evidence.ruled("not judged", (f"Not measured yet; {command} measures it.",))
-        verdict = verdict_of(read_table(folder))
-        other = Evidence(verdict=verdict, costs=())
-        baseline = verdict.baseline
-        if not verdict.judged or baseline is None:
-            why = verdict.why if not verdict.judged else "Its baseline is not compared."
-            return other.ruled("not judged", (f"{why} {command} continues it.",))
+        other = evidence.of_study(self.study)
+        verdict, baseline = other.verdict, other.verdict.baseline
+        if baseline is None:
+            return other.ruled("not judged", (f"The baseline of {self.study} is not compared.",))
         layers = _layers(verdict.table, baseline)
         pairs = [(baseline, name) for name in layers if (baseline, name) in verdict.pairs]
         if not pairs:

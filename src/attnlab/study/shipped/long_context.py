@@ -8,18 +8,21 @@ windows of 4,096 tokens, two of 8,192 or one of 16,384. Each length is a study o
     attnlab run long_context --length 8k
     attnlab run long_context
 
-Mechanisms are compared within one length. Between lengths, the same text is trained on and
-predicted, each token from the earlier ones of its window; the windows differ, and with them the
-context that most tokens have and the number of sequences per step. Does attention gain more on a
-memory of fixed size, and on a window, where the context is longer? Is a model better for it at all?
-Where the context helps, the loss by position falls towards the end of the window.
+Mechanisms are compared within one length. Does attention gain more on a memory of fixed size, and
+on a window, where the context is longer? Is a model better for it at all? Two hypotheses read the
+results at 4K. Both lengths see as many tokens of one text in as many steps, and predict the same
+tokens of the held-out text; the windows differ, and with them the context that most tokens have,
+and the number of sequences per step. Where context helps, the loss by position falls towards the
+end of the window.
 
 The books are a folder `books` in the data folder (ATTNLAB_DATA), with train.txt, valid.txt and
 test.txt (.gz is fine); `gpt2-tokenizer` beside it holds GPT-2's vocab.json and merges.txt.
 """
 
 from dataclasses import replace
+from typing import Any
 
+from attnlab.analysis.hypotheses.across_studies import AdvantageGrows, BetterThanInStudy
 from attnlab.analysis.hypotheses.better import Better
 from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.data.text import Text
@@ -65,6 +68,12 @@ def at(seq_len: int) -> tuple[str, ...]:
     )
 
 
+of_4k: dict[str, Any] = {
+    "study": "long_context_4k",
+    "apart": ("train.seq_len", "train.batch_size"),
+    "command": "attnlab run long_context --length 4k",
+}
+
 study = Study(
     question=__doc__ or "",
     baseline="mha",
@@ -78,6 +87,10 @@ study = Study(
         Better(variants=("hybrid",), than=("linear", "mha")),
         Equivalent(variants=("mha", "sparse_512")),
         Equivalent(variants=("mha", "mla")),
+        AdvantageGrows(variants=("mha",), than=("linear", "sliding_1024"), **of_4k),
+        AdvantageGrows(variants=("mha",), than=("hybrid",), **of_4k),
+        BetterThanInStudy(variants=("mha",), **of_4k),
+        BetterThanInStudy(variants=("linear", "hybrid"), **of_4k),
     ),
     variants={
         "mha": base,
