@@ -1,14 +1,20 @@
 """Compiled models share graphs; the fused loss and the grouped product equal their definitions."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny_study
 
 import attnlab.mechanisms  # noqa: F401  registers all mechanisms
+from attnlab.config import override
+from attnlab.data import Places
+from attnlab.device.ranks import Ranks
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import gated_delta_rule, sparse_attention
-from attnlab.kernels.compiled import compile_once, constant
+from attnlab.kernels.compiled import compile_once, constant, keep_compiled
 from attnlab.kernels.cross_entropy import definition as of_logits
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.kernels.grouped_matmul import definition, grouped_matmul, resolve
@@ -16,6 +22,9 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.language_model import ModelConfig
+from attnlab.runner.execute import execute_as
+from attnlab.runner.execution import Execution
+from attnlab.training.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about its own code
 ATTENTION = "grouped_query", "mla", "sliding_window", "deepseek_sparse"
@@ -252,3 +261,27 @@ def test_a_recorded_product_follows_the_groups(kernel):
         graph.replay()
         expected = definition(x_MD.float(), weight_GFD.float(), ends_G)
         torch.testing.assert_close(y_MF.float(), expected, rtol=2e-2, atol=2e-1)
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_what_a_run_compiles_is_kept_in_the_cache_unless_the_user_names_a_folder(
+    compiles, tmp_path, monkeypatch
+):
+    names = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+    for name in names:
+        monkeypatch.setenv(name, "")  # is restored
+        monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    keep_compiled(tmp_path / "file")  # where no folder can be made, torch has its own place
+    assert not any(name in os.environ for name in names)
+    config = override(tiny_study.base, [f"train.compile={'on' if compiles else 'off'}"])
+    run, seen = Run(variant="mha", config=config), list[object]()
+    monkeypatch.setattr(Execution, "__init__", lambda *_: seen.extend(map(os.environ.get, names)))
+    monkeypatch.setattr(Execution, "events", lambda _: iter(()))
+    places, ranks = Places(None, tmp_path / "cache"), Ranks.alone(torch.device("cpu"))
+    [*_] = execute_as(run, run.folder(tmp_path), "x", places, ranks)
+    kept = [str(tmp_path / "cache" / "compiled" / name) for name in ("inductor", "triton")]
+    assert seen == (kept if compiles else [None, None])
+    monkeypatch.setenv(names[0], "mine")
+    keep_compiled(tmp_path / "other")
+    assert os.environ[names[0]] == "mine"

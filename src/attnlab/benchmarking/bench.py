@@ -11,9 +11,11 @@ from attnlab.benchmarking.session import measure_all
 from attnlab.benchmarking.table import device_sentence
 from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
+from attnlab.data import Places
 from attnlab.device.environment import describe
 from attnlab.device.flops import measure_ceilings
 from attnlab.device.selection import one_worker
+from attnlab.kernels.compiled import keep_compiled
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import Json, replace_file, require_results_folder
 from attnlab.study.events import Activity, Notice, ignore
@@ -102,6 +104,8 @@ def bench(  # noqa: PLR0913  one parameter per option
             conditions.
     """
     use_fla(fla_path)
+    if compiled:
+        keep_compiled(Places.from_environment().cache / "compiled")
     given = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size}
     sizes = {name: value for name, value in given.items() if value is not None}
     targets = named(what, overrides)

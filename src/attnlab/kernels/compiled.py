@@ -4,12 +4,14 @@ Torch compiles a function again for each kind of input: shapes, dtypes, classes 
 eight kinds it silently runs the function as written; a study has more, so the limit is raised.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from inspect import unwrap
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -35,6 +37,19 @@ def compile_once(
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(settings, limit, max(KINDS, getattr(settings, limit)))
     return torch.compile(function, dynamic=dynamic, fullgraph=fullgraph)
+
+
+def keep_compiled(folder: Path) -> None:
+    """Have torch keep what it compiles in a folder, for later processes, unless the user named one.
+
+    Call it before the first compilation. torch's own default is a temporary folder, which ends with
+    the machine or the container. A folder that cannot be written is left to torch.
+    """
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        with suppress(OSError):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if os.access(folder / name, os.W_OK):
+                os.environ.setdefault(variable, str(folder / name))
 
 
 @contextmanager

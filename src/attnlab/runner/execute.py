@@ -14,6 +14,7 @@ from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.ranks import Ranks, uneven
 from attnlab.device.selection import worker_slots
+from attnlab.kernels.compiled import keep_compiled
 from attnlab.record import (
     HeldError,
     LostLeaseError,
@@ -123,6 +124,8 @@ def execute_as(
     All processes of the run yield the same events, if none fails.
     """
     threads = torch.get_num_threads()
+    if ranks.device.type == "cuda" or run.config.train.compile == "on":
+        keep_compiled(places.cache / "compiled")
     try:
         corpus = corpus or corpus_of(run.config.data, places)
         yield from Execution(run, folder, identity, corpus, ranks).events()
