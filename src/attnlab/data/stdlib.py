@@ -1,10 +1,10 @@
-"""The source code of the running Python's standard library, and that of installed packages.
+"""The source code of the running Python's standard library.
 
-They need no download. Another version of Python or of a package is another corpus, with its own
-fingerprint. Files are taken in a fixed, arbitrary order of their names until `max_bytes` is
-reached. No module or package has more than a sixteenth of the bytes, so that tables of encodings do
-not dominate, unless packages are named. All files of a module or package are in the same split;
-validation and test have a twentieth of the bytes each.
+`SitePackages` reads that of installed packages. Both need no download. Another version of Python
+or of a package is another corpus, with its own fingerprint. Files are taken in a fixed, arbitrary
+order of their names until `max_bytes` is reached. No module or package has more than a sixteenth of
+the bytes, so that tables of encodings do not dominate, unless packages are named. All files of a
+module or package are in the same split; validation and test have a twentieth of the bytes each.
 """
 
 import os

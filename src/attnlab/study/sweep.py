@@ -8,6 +8,7 @@ and each is a family of the sweep.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
@@ -50,7 +51,10 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         of_name = dict[str, RunConfig]()
         for values in product(*typed.values()):
             changes = [f"{path}={value}" for path, value in zip(typed, values, strict=True)]
-            said = [f"{names[path]}_{value}" for path, value in zip(typed, values, strict=True)]
+            said = [
+                f"{names[path]}_{_as_name(value)}"
+                for path, value in zip(typed, values, strict=True)
+            ]
             whose = [name] if len(study.variants) > 1 else []
             try:
                 of_name["_".join([*whose, *said])] = override_run(config, changes)
@@ -98,6 +102,11 @@ def typed_sweep(assignments: Iterable[str]) -> dict[str, Values]:
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _as_name(value: str) -> str:
+    """Return a value as a part of a variant's name, which holds no slashes."""
+    return re.sub(r"[/\\]+", "_", value).strip("_")
 
 
 def _typed(value: object) -> str:
