@@ -5,6 +5,7 @@ Files that are not text are refused by their content, in one line that says what
 
 import bz2
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -12,8 +13,10 @@ import os
 import pickle
 import random
 import re
+import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -445,3 +448,73 @@ def test_what_is_no_file_is_said_without_waiting_for_it(tmp_path, kind, words, i
 def test_a_path_that_leads_nowhere_is_one_error(tmp_path, path):
     with pytest.raises(DataError):
         Text(paths=(path,)).texts(Places(tmp_path, tmp_path))
+
+
+LANGUAGES = Path(__file__).parents[2] / "benchmarks" / "languages.py"
+LICENCE = "Dies ist freie Software; Sie dürfen sie weitergeben und verändern."
+
+
+def page(name, text, *, licence=True):
+    whole = f'.TH {name} 1 "2024" "x" "Handbuch"\n.SH NAME\n{name} \\- {text}\n'
+    return whole + (f".SH LIZENZ\n{LICENCE}\n" if licence else "")
+
+
+@pytest.fixture
+def languages():
+    spec = importlib.util.spec_from_file_location("languages", LANGUAGES)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def manual(tmp_path):
+    """A folder of manual pages: two languages, a redirection, a link in a circle, and Latin-1."""
+    folder = tmp_path / "man"
+    write(folder / "de" / "man1" / "test.1.gz", page("test", "prüft Dateien"))
+    write(folder / "de" / "man8" / "zebra.8", page("zebra", "zählt Streifen"))
+    write(folder / "de" / "man1" / "other.1.gz", ".so man1/test.1\n")
+    write(folder / "de" / "man1" / "alt.1", page("alt", "grüßt").encode("latin-1"))
+    write(folder / "ja" / "man1" / "test.1.gz", page("test", "ファイルの検査", licence=False))
+    write(folder / "man1" / "test.1.gz", page("test", "checks files", licence=False))
+    (folder / "de" / "man1" / "twin.1.gz").symlink_to(folder / "de" / "man1" / "test.1.gz")
+    (folder / "de" / "circle").symlink_to(folder)
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff sets manual pages")
+def test_manual_pages_become_a_folder_per_language(tmp_path, languages, manual):
+    made = languages.made(tmp_path / "out", manual)
+    assert {language: pages for language, (pages, _, _) in made.items()} == {
+        "de": 2, "en": 1, "ja": 1,
+    }  # fmt: skip
+    assert made["de"][2] == ["alt.1"]
+    lines = (tmp_path / "out" / "de" / "pages.jsonl").read_text(encoding="utf-8").splitlines()
+    first, second = map(json.loads, lines)
+    assert first == {
+        "name": "test(1)",
+        "text": f"NAME\ntest - prüft Dateien\n\nLIZENZ\n{LICENCE}\n",
+    }
+    assert second["text"] == "NAME\nzebra - zählt Streifen\n\nLIZENZ\n"  # the licence is known
+    assert languages.made(tmp_path / "again", manual, ["de"]) == {"de": made["de"]}
+    again = (tmp_path / "again" / "de" / "pages.jsonl").read_text(encoding="utf-8")
+    assert again.splitlines() == lines
+    found = texts(tmp_path / "out" / "de", held_out=0.5)  # the page test(1) is no test split
+    assert sum(map(len, (found.train, found.valid, found.test))) >= 2
+
+
+def test_a_language_without_pages_says_what_to_install(tmp_path, languages, manual, monkeypatch):
+    monkeypatch.setattr(languages.shutil, "which", lambda name: name)
+    with pytest.raises(
+        ValueError, match=r"no pages in pt_BR; it has: de, en, ja. Install manpages-pt"
+    ):
+        languages.made(tmp_path, manual, ["pt_BR"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no manual pages"):
+        languages.made(tmp_path, tmp_path / "empty")
+    with pytest.raises(ValueError, match="is no folder of manual pages"):
+        languages.made(tmp_path, tmp_path / "missing")
+    monkeypatch.setattr(languages.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit) as left:
+        languages.main([str(tmp_path / "out"), "--pages", str(manual)])
+    assert left.value.code == 2

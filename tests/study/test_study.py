@@ -466,6 +466,28 @@ def test_the_report_shows_the_loss_along_each_swept_setting(tmp_path):
     assert analyse(write_study(tmp_path / "plain", {"mha": steady(5.0)})).swept == ()
 
 
+def test_texts_can_be_swept_and_each_has_its_comparison(tmp_path):
+    chosen = replace(TINY.only(["mha", "mqa"]), seeds=3, tuning=None)
+    texts = {"data": ["stdlib", "arithmetic"], "model.feedforward": ["dense", "swiglu"]}
+    swept = sweep(chosen, texts)
+    swept.record(command="c", checked=True).write(tmp_path)
+    for place, run in enumerate(swept.runs()):
+        folder = RunFolder(tmp_path, run.variant, run.seed)
+        data = {"fingerprint": run.config.data.kind()}
+        folder.open({**run.config.to_dict(), "identity": "x"}, {"device": "cpu", "data": data})
+        loss = 5.0 + run.variant.startswith("mqa") + 0.001 * (7 * place % 5)
+        folder.finish({"status": "finished", "final_loss": loss, "alarms": []})
+    analysis = analyse(tmp_path)
+    assert [analysis.text, *analysis.texts] == ["stdlib", "arithmetic"]
+    assert analysis.agreements[0].texts == ("stdlib", "arithmetic")
+    assert len(analysis.agreements[0].mechanisms) == 4
+    assert [setting.path for setting in analysis.swept] == ["model.feedforward"]
+    assert all(isinstance(value, str) for value in analysis.swept[0].values)
+    text = chosen.override(["data=text", "data.paths=x"])
+    named = sweep(text, {"data.paths": ["lang/de", "/lang/fr"]})
+    assert list(named.variants)[:2] == ["mha_paths_lang_de", "mha_paths_lang_fr"]
+
+
 def test_a_study_declares_what_it_sweeps_and_a_variant_without_the_setting_has_no_place(tmp_path):
     study = replace(load_study("top_k"), name="top_k", hypotheses=())
     study.record(command="c", checked=True).write(tmp_path)

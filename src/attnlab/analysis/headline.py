@@ -56,9 +56,11 @@ def on_each_text(
     said = [second] if second else []
     said += [f"On {other}: {sentence}" for other, sentence in others]
     if agreed:
-        ends = [f"{of:.2f}" for of in sorted(it.tau for it in agreed)]
-        span = " to ".join(dict.fromkeys((ends[0], ends[-1])))
-        said.append(f"Between two texts, Kendall's tau of the mechanisms' order is {span}.")
+        taus = sorted(it.tau for it in agreed)
+        span = " to ".join(dict.fromkeys(f"{tau:.2f}" for tau in (taus[0], taus[-1])))
+        ends = [end for it in agreed for end in (it.low, it.high) if end is not None]
+        within = f", with intervals within [{min(ends):.2f}, {max(ends):.2f}]" if ends else ""
+        said.append(f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}.")
     return f"On {text}: {lead}", " ".join(said)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attnlab.analysis.settings import describe
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.table import Variant
 from attnlab.analysis.verdict import Verdict
@@ -55,7 +56,9 @@ def swept_settings(verdict: Verdict) -> tuple[SweptSetting, ...]:
     ]
     if not paths or verdict.baseline is None:
         return ()
-    return tuple(_along(path, paths, variants, verdict) for path in paths)
+    found = (_along(path, paths, variants, verdict) for path in paths)
+    # a setting of the data, which swept texts, has one value on each
+    return tuple(setting for setting in found if len(setting.values) > 1)
 
 
 def _along(
@@ -75,7 +78,7 @@ def _along(
         fixed = ", ".join([*([whose[variant.name]] if variant.name in whose else []), *others])
         point = SweptPoint(
             variant=variant.name,
-            value=value,
+            value=value if isinstance(value, str | int | float) else describe(value),
             difference=verdict.to_baseline.get(variant.name),
         )
         lines.setdefault(fixed, []).append(point)
