@@ -306,6 +306,41 @@ def close(run):
     return 5 + {"mha": 0.0, "mqa": 0.08, "identity": 1.0}[run.variant] + noise
 
 
+def on_two_texts(study):
+    """The study, and its variants on another text, called `NAME_b`."""
+    other = {
+        f"{name}_b": replace(config, data=replace(config.data, max_bytes=200_000))
+        for name, config in study.variants.items()
+    }
+    return replace(study, variants={**study.variants, **other})
+
+
+def easier(loss):
+    """Return the losses, which are lower by 3 nats on the other text."""
+
+    def on_its_text(run):
+        name, _, other = run.variant.partition("_")
+        found = loss(replace(run, variant=name))
+        return found - 3 if other else found
+
+    return on_its_text
+
+
+def test_a_variant_is_challenged_by_those_on_its_text_alone(tmp_path):
+    runs = work(make(on_two_texts(CHALLENGED), tmp_path), easier(near), at_a_time=2)
+    challenged = {run.variant for run in runs if run.recipe is not None and not run.tunes}
+    assert challenged == {"mha", "mha_b"}
+
+
+def test_seeds_are_added_where_the_verdict_on_a_text_is_open(tmp_path):
+    runs = work(make(on_two_texts(replace(UNDECIDED, tuning=None)), tmp_path), easier(close))
+    seeds = {
+        name: sum(run.variant == name for run in runs) for name in on_two_texts(TUNED).variants
+    }
+    assert seeds["identity"] == seeds["identity_b"] == 4
+    assert seeds["mha"] == seeds["mha_b"] == seeds["mqa_b"] > 4
+
+
 @pytest.mark.parametrize("tuning", [None, TUNED.tuning], ids=["own recipes", "searched"])
 @pytest.mark.parametrize("cut", [3, 14, 36])
 def test_seeds_are_added_where_the_verdict_is_open_and_nowhere_else(tmp_path, cut, tuning):
