@@ -208,7 +208,8 @@ def on_texts(folder, texts=TEXTS, **more):
         for place, (name, mean) in enumerate(means.items()):
             losses[f"{name}_{text}"] = steady(mean, place) if isinstance(mean, float) else mean
             data[f"{name}_{text}"] = {"function": name, "data": {"kind": text}}
-    groups = tuple(tuple(f"{name}_{text}" for name in means) for text, means in texts.items())
+    names = {text: means or {"mha": None} for text, means in texts.items()}
+    groups = tuple(tuple(f"{name}_{text}" for name in means) for text, means in names.items())
     return write_study(
         folder, losses, baseline="mha_wiki", by_design={"data": groups}, **data, **more
     )
@@ -305,6 +306,20 @@ def test_a_text_without_a_variant_that_can_be_compared_takes_nothing_from_the_ot
     assert set(found.texts["code"].left_out) == {"mha_code", "mla_code"}
     assert found.agreements == ()
     assert "mha_code, seed 0: diverged" in markdown(found, None)
+
+
+def test_a_text_without_the_mechanisms_of_the_baseline_is_compared_without_one(tmp_path):
+    texts = {"wiki": TEXTS["wiki"], "code": {"mla": 3.0, "delta": 3.2}}
+    code = analyse(on_texts(tmp_path, texts)).texts["code"]
+    assert (code.baseline, code.left_out) == (None, {})
+    assert code.order == ("mla_code", "delta_code")
+    assert "mla_code predicts this text best" in code.headline[0]
+
+
+def test_without_the_baselines_text_another_one_is_the_first(tmp_path):
+    found = analyse(on_texts(tmp_path, {"code": TEXTS["code"], "wiki": {}}))
+    assert (found.text, found.left_out, found.texts) == ("code", {}, {})
+    assert found.order == ("mla_code", "mha_code", "delta_code")
 
 
 def test_a_variant_alone_on_its_text_is_listed_and_divides_no_error(tmp_path):

@@ -6,17 +6,19 @@ Simultaneous comparisons of all runs, and the differences that a study can detec
 """
 
 import math
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from attnlab.analysis.statistics.comparisons import compare
-from attnlab.analysis.statistics.letters import letter_display
+from attnlab.analysis.statistics.letters import letter_display, tau_range
 from attnlab.analysis.statistics.noise import fit
 from attnlab.analysis.statistics.power import detectable, seeds_to_decide
 from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
 from attnlab.analysis.statistics.sequential import level_of, seeds_needed
+from attnlab.analysis.texts import decided_order
 
 STUDIES = 200  # a standard error of 1.5 % at 5 %
 
@@ -235,3 +237,56 @@ def test_more_seeds_find_less_and_more_variants_or_noise_hide_more():
 def test_one_seed_or_one_variant_finds_nothing():
     assert detectable(0.01, 11, 1) is None
     assert detectable(0.01, 1, 5) is None
+
+
+def tau(first, second):
+    """Kendall's tau of two lists of numbers."""
+    pairs = list(combinations(range(len(first)), 2))
+    return sum(np.sign((first[i] - first[j]) * (second[i] - second[j])) for i, j in pairs) / len(
+        pairs
+    )
+
+
+def orders_with(count, pairs):
+    orders = permutations(range(count))
+    return [places for places in orders if all(places[i] < places[j] for i, j in pairs)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_range_of_kendalls_tau_is_that_of_all_orders_that_are_possible(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 6))
+    known = []
+    for undecided in rng.choice([0.0, 0.2, 0.5], 2):
+        means = rng.random(count)
+        pairs = permutations(range(count), 2)
+        known.append(frozenset((i, j) for i, j in pairs if means[j] - means[i] > undecided))
+    taus = [tau(*two) for two in product(*(orders_with(count, pairs) for pairs in known))]
+    assert tau_range(count, *known) == pytest.approx((min(taus), max(taus)))
+
+
+@pytest.mark.parametrize(("spread", "width"), [(0.003, 2.0), (0.1, 0.8)])
+def test_the_interval_of_kendalls_tau_covers_the_true_one_with_errors_of_seeds_and_tuning(
+    spread, width
+):
+    """Three texts with planted means; each search misses its best by up to its allowance."""
+    rng, found, widths = np.random.default_rng(0), [], []
+    for _ in range(40):
+        shared, best, known = rng.standard_normal(4), [], []
+        for _ in range(3):
+            mean_V = spread * (0.8 * shared + 0.6 * rng.standard_normal(4))
+            allowance_V = 0.015 * rng.random(4)
+            seen_V = mean_V + allowance_V * rng.random(4)
+            losses = losses_of(seen_V[:, None] + 0.01 * gaussian(rng, 4, 5))
+            allowance = dict(zip(losses, allowance_V.tolist(), strict=True))
+            pairs = compare(losses, allowance=allowance, level=0.05 / 3).pairs
+            best.append(mean_V)
+            known.append(decided_order(list(losses), pairs))
+        ranges = [
+            (tau(best[i], best[j]), *tau_range(4, known[i], known[j]))
+            for i, j in combinations(range(3), 2)
+        ]
+        found.append(all(low - 1e-9 <= true <= high + 1e-9 for true, low, high in ranges))
+        widths += [high - low for _, low, high in ranges]
+    assert np.mean(found) >= 0.95
+    assert np.mean(widths) <= width

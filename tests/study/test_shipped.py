@@ -8,6 +8,7 @@ import torch
 from support import fake_workers
 from typer.testing import CliRunner
 
+from attnlab.analysis.fairness import comparable_groups
 from attnlab.cli import app
 from attnlab.config import ConfigError, setting_at
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
@@ -373,3 +374,26 @@ def test_the_ladder_costs_an_hour_of_an_h100_at_a_fifth_of_its_peak():
         for name, n in runs.items()
     )
     assert seconds < 60 * 60
+
+
+def test_the_texts_read_the_same_mechanisms_on_four_texts_of_which_one_is_study_1s():
+    study, first = load_study("texts"), load_study("mechanisms")
+    mechanisms = ("mha", "mqa", "mla", "sliding_256", "linear")
+    texts = {
+        "wikitext2": "wikitext2",
+        "books": "text",
+        "code": "stdlib",
+        "arithmetic": "arithmetic",
+    }
+    assert list(study.variants) == [f"{name}_{text}" for text in texts for name in mechanisms]
+    for text, kind in texts.items():
+        for name in mechanisms:
+            config, known = study.variants[f"{name}_{text}"], first.variants[name]
+            assert (config.model, config.train) == (known.model, known.train)
+            assert config.data.kind() == kind
+            assert (config == known) == (text == "wikitext2")
+    assert (study.seeds, study.tuning) == (5, first.tuning)
+    record = study.record(command="", checked=False)
+    groups = comparable_groups(record.variants, record.by_design, record.baseline)
+    assert [len(group) for group in groups] == [5, 5, 5, 5]
+    assert groups[0][0] == study.baseline == "mha_wikitext2"

@@ -40,7 +40,7 @@ class Eligible:
 
 def eligible(table: Table) -> Eligible:
     """Return the losses of a study that can be compared."""
-    other = on_other_text(table.study)
+    other = on_other_text(table.study, [variant.name for variant in table.variants])
     left_out = {v.name: _reason(v) or other.get(v.name, "") for v in table.variants}
     able = [variant for variant in table.variants if not left_out[variant.name]]
     tested = all(run.summary.get("test_loss") is not None for v in able for run in v.finished)

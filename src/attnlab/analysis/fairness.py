@@ -211,21 +211,23 @@ def _compared_settings(variant: "Variant") -> dict[str, Any]:
     return found
 
 
-def on_other_text(record: StudyRecord) -> dict[str, str]:
-    """Return the variants whose losses per token are not comparable with the baseline's.
+def on_other_text(record: StudyRecord, variants: Sequence[str]) -> dict[str, str]:
+    """Return those of `variants` whose losses per token are not comparable with the baseline's.
 
     By design they read another text, or have another tokenizer. The reason stands beside each.
     """
     found = dict[str, str]()
-    for what in (DATA, TOKENIZER):
-        groups = record.by_design.get(what, ())
-        if groups:
-            home = next((group for group in groups if record.baseline in group), groups[0])
-            reason = (
-                f"by design its {what} is not that of {home[0]}, so that losses per token are not "
-                "comparable; see bits/byte"
-            )
-            found |= {name: reason for group in groups if group != home for name in group}
+    groups = comparable_groups(variants, record.by_design, record.baseline)
+    for name in variants:
+        for what in (TOKENIZER, DATA):
+            design = record.by_design.get(what, ())
+            home = next((group for group in design if groups[0][0] in group), ())
+            if design and name not in home:
+                found[name] = (
+                    f"by design its {what} is not that of {groups[0][0]}, so that losses per token "
+                    "are not comparable; see bits/byte"
+                )
+                break
     return found
 
 
