@@ -78,6 +78,7 @@ CAUGHT_BY = {
     "SinkLeftOutOfSteps": STEPS,
     "DistanceBySlotOfTheRing": STEPS,
     "SoftcapAfterTheMask": FUTURE,
+    "ExclusiveOfTheFirstValueInSteps": STEPS,
     "RingOverwritesEarly": STEPS,
     "RingStartsAnewAfterAPrompt": PROMPT,
     "StateSharedInDecoding": DECODED_ROWS,

@@ -21,9 +21,17 @@ SETTINGS = [
     {"sinks": True, "head_dim": 7, "rope_head_dim": 4, "v_head_dim": 12},
     {"alibi": True, "rope_head_dim": 0},
     {"logit_softcap": 1.5},
+    {"exclusive": True},
+    {"exclusive": True, "output_gate": "head", "v_head_dim": 3},
     {"logit_softcap": 0.7, "softmax_scale": 0.9, "alibi": True},
 ]
-ALL = {"output_gate": "element", "sinks": True, "alibi": True, "logit_softcap": 2.0}
+ALL = {
+    "output_gate": "element",
+    "sinks": True,
+    "alibi": True,
+    "logit_softcap": 2.0,
+    "exclusive": True,
+}
 NEW = frozenset(ALL)
 KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
 
@@ -54,7 +62,11 @@ def by_hand(mechanism, x_BTD):
             total = weights.sum(-1, keepdim=True)
             if c.sinks:
                 total = total + mechanism.sinks[h].exp()
-            rows.append(((weights / total)[:, None] @ v[:, g, first : t + 1])[:, 0])
+            y_BV, v_BV = ((weights / total)[:, None] @ v[:, g, first : t + 1])[:, 0], v[:, g, t]
+            if c.exclusive:
+                share_B = (y_BV * v_BV).sum(-1) / v_BV.square().sum(-1)
+                y_BV = y_BV - share_B[:, None] * v_BV
+            rows.append(y_BV)
         heads.append(torch.stack(rows, 1))
     y_BTHV = torch.stack(heads, 2)
     if c.output_gate:
@@ -98,7 +110,7 @@ def test_all_settings_together_keep_the_promises_in_a_window():
         ({"output_gate": "element"}, D * D),
         ({"output_gate": "element", "head_dim": 6, "v_head_dim": 5}, D * 4 * 5),
         ({"sinks": True}, 4),
-        ({"alibi": True, "logit_softcap": 5.0}, 0),
+        ({"alibi": True, "logit_softcap": 5.0, "exclusive": True}, 0),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from attnlab.analysis.fairness import comparable_groups
 from attnlab.cli import app
-from attnlab.config import ConfigError, setting_at
+from attnlab.config import ConfigError, differences, setting_at
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
@@ -305,6 +305,24 @@ def test_the_sweeps_are_at_the_size_and_on_the_data_of_study_1(name):
     named = [name for h in recorded for name in [*h.get("variants", ()), *h.get("than", ())]]
     assert named
     assert set(named) <= set(study.variants)
+
+
+def test_gates_and_sinks_change_one_setting_of_study_1_at_a_time():
+    study, first = load_study("gates_and_sinks"), load_study("mechanisms")
+    mha = first.variants["mha"]
+    assert study.variants["mha"] == mha
+    assert (study.seeds, study.tuning, study.margin) == (5, first.tuning, first.margin)
+    changed = {
+        name: [path.rpartition(".")[2] for path in differences(mha.to_dict(), config.to_dict())]
+        for name, config in study.variants.items()
+    }
+    assert {name: len(paths) for name, paths in changed.items() if len(paths) != 1} == {
+        **{"mha": 0, "alibi": 2, "gate_and_qk_norm": 2}
+    }
+    assert {name for paths in changed.values() for name in paths} == {
+        *("output_gate", "sinks", "logit_softcap", "qk_norm", "exclusive", "alibi"),
+        "rope_head_dim",
+    }
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -237,8 +237,8 @@ class GateLeftOutOfSteps(GatedHeads):
 
 class GateOfTheNextToken(GatedHeads):
     class Module(GroupedQueryAttention):
-        def _output(self, x_BTD, y_BHTV):
-            return super()._output(x_BTD.roll(-1, 1), y_BHTV)
+        def _output(self, x_BTD, y_BHTV, v_BGTV):
+            return super()._output(x_BTD.roll(-1, 1), y_BHTV, v_BGTV)
 
 
 class GateThatCostsNothing(GatedHeads):
@@ -283,6 +283,19 @@ class SoftcapAfterTheMask(Planted, GroupedQuery):
         def weights(self, scores_BHTS):
             masked_BHTS = self.masked(scores_BHTS, self.past(scores_BHTS))
             return (5 * (masked_BHTS / 5).tanh()).softmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExclusiveOfTheFirstValueInSteps(Planted, GroupedQuery):
+    exclusive: bool = True
+
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            state = state.append(k_BG1K, v_BG1K)
+            y_BH1K = state.attend(q_BH1K[:, :, 0])[:, :, None]
+            first_BG1K = state.v_BGSV[:, :, :1]
+            return self._output(x_BD[:, None], y_BH1K, first_BG1K)[:, 0], state
 
 
 class RingOverwritesEarly(Planted, SlidingWindow):

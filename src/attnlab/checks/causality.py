@@ -199,7 +199,9 @@ def prefixes(subject: Subject) -> Iterator[Finding]:
         for cut in (cut for cut in cuts if cut < tokens):
             with subject.at(mode, batch, cut, f" of {tokens}") as place:
                 alone_BTD = subject.forward(mechanism, mode, x_BTD[:, :cut])
-                deviation, first = by_position(relative(alone_BTD, y_BTD[:, :cut]), limit)
+                # relative to the whole: the output of the first token alone may rightly be 0
+                joined_BTD = torch.cat([alone_BTD, y_BTD[:, cut:]], 1)
+                deviation, first = by_position(relative(joined_BTD, y_BTD), limit)
                 yield Finding(f"position {first} differs", deviation, limit, place=place)
 
 

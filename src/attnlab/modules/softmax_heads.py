@@ -8,6 +8,9 @@ The kinds of attention that share them differ in the tokens s that a token atten
 
 - `output_gate`: gate_t = sigmoid(W_g x_t), one number per head, or one per element of the heads'
   outputs; W_g is `g_proj`. Qiu et al. 2025 (arXiv:2505.06708).
+- `exclusive`: a_t <- a_t - (a_t . u_t) u_t, where u_t = v_t / |v_t| is the direction of the token's
+  own value: a head adds nothing that the token has already (exclusive self-attention).
+  Zhai 2026 (arXiv:2603.09078).
 - `sinks`, `alibi` and `logit_softcap` change the scores before the softmax. `kernels/scores.py` has
   their equations and sources. ALiBi is usual without RoPE, which `rope_head_dim=0` gives.
 
@@ -24,6 +27,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from attnlab.config import Problem
 from attnlab.kernels.scores import Scores, alibi_slopes
@@ -44,6 +48,8 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
     sinks: bool = False  # a learned logit per head in the softmax, without a value
     alibi: bool = False  # penalty on the distance of query and key
     logit_softcap: float | None = None  # scores are squeezed smoothly to between - and + this
+
+    exclusive: bool = False  # remove the part of a head's output along the token's own value
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -122,7 +128,7 @@ class SoftmaxHeads(Mechanism[KVCache]):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
-        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV))
+        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV), v_BGTV)
 
     def init_state(self, batch_size: int, capacity: int) -> KVCache:
         slots, widths = self.config.attended(capacity), (self.head_dim, self.v_head_dim)
@@ -132,14 +138,14 @@ class SoftmaxHeads(Mechanism[KVCache]):
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
         q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
         state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTV)
-        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV)), state
+        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV), v_BGTV), state
 
     def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         x_B1D = x_BD[:, None]
         q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start=state.seen)
         state = state.append(k_BG1K, v_BG1V)
         y_BH1V = state.attend(q_BH1K[:, :, 0], self._scores())[:, :, None]
-        return self._output(x_B1D, y_BH1V)[:, 0], state
+        return self._output(x_B1D, y_BH1V, v_BG1V)[:, 0], state
 
     def _scores(self) -> Scores:
         """Return the changes of the scores."""
@@ -156,10 +162,21 @@ class SoftmaxHeads(Mechanism[KVCache]):
         q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
         return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
 
-    def _output(self, x_BTD: Tensor, y_BHTV: Tensor) -> Tensor:
-        """Return `y_BTD` of what the heads have read."""
+    def _output(self, x_BTD: Tensor, y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
+        """Return `y_BTD` of what the heads have read, and of the tokens' own values."""
+        if self.config.exclusive:
+            y_BHTV = without_direction(y_BHTV, v_BGTV)
         y_BTHV = rearrange(y_BHTV, "B H T V -> B T H V")
         if self.g_proj is not None:
             gate_BTHV = self.g_proj(x_BTD).unflatten(-1, (self.config.n_heads, -1)).sigmoid()
             y_BTHV = y_BTHV * gate_BTHV
         return self.o_proj(y_BTHV.flatten(2))
+
+
+def without_direction(y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
+    """Return `y` without its part along `v`, computed in float32 or wider; zeros remove nothing."""
+    wide = torch.promote_types(y_BHTV.dtype, torch.float32)
+    repeats = y_BHTV.shape[1] // v_BGTV.shape[1]
+    u_BHTV = normalize(v_BGTV.to(wide), dim=-1).repeat_interleave(repeats, 1)
+    along_BHT1 = (y_BHTV * u_BHTV).sum(-1, keepdim=True)
+    return (y_BHTV - along_BHT1 * u_BHTV).to(y_BHTV.dtype)
