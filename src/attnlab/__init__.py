@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
     from attnlab.analysis.hypotheses.ordered import OrderedByCost as OrderedByCost
+    from attnlab.analysis.hypotheses.ordered import SameOrder as SameOrder
     from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
     from attnlab.analysis.runs_table import load_results as load_results
     from attnlab.benchmarking.bench import Bench as Bench
