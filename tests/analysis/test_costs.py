@@ -1,5 +1,6 @@
 """Costs of variants: decoding, time and its noise, and parts of the loss."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from support.reported_study import steady, write_run, write_study
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost, Serving
 from attnlab.analysis.statistics.paired import Estimate, differences_on_text
@@ -155,6 +157,11 @@ def test_they_are_drawn_on_the_page_and_for_papers(tmp_path, seeds, said):
     assert said in html
     assert "delta, from position 5: +0.3" in html
     assert "| Δ recall tokens (nats/token) |" in text
+    assert "| Δ from position 5 (nats/token) |" in text
+    late = numbers.comparison(analysis.parts["delta"].position[4])
+    assert re.search(rf"\| delta \|.*\| {re.escape(late)} \|", text)
+    # the loss by position itself has the standard deviation over seeds
+    assert (re.search(r"mha, from position 5: [0-9.]+ ± ", html) is None) == (seeds == 1)
     assert {"recall", "other", "positions"} <= panel_pdfs(analysis).keys()
 
 

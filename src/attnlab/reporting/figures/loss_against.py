@@ -33,7 +33,7 @@ def by_position(variant: Variant, read: Read) -> dict[int, Estimate]:
 
 
 def positions(axes: Axes, rows: Sequence[Row], styles: Styles, read: Read) -> None:
-    """Draw the loss against the position, counted from 1, on a log axis."""
+    """Draw the loss against the position, from 1, on a log axis: mean ± standard deviation."""
     found = {row.name: by_position(row.variant, read) for row in rows}
     found = {name: line for name, line in found.items() if line}
     if not found:
@@ -47,8 +47,14 @@ def positions(axes: Axes, rows: Sequence[Row], styles: Styles, read: Read) -> No
             [at + 1 for at in line], means, color=style.colour, ls=style.line, marker=style.marker,
             ms=5, mec="white", mew=0.5, lw=1.6, zorder=2 if style.line == "-" else 2.5,
         )  # fmt: skip
-        tips = [f"{name}, from position {at + 1}: {e.mean:.4f}" for at, e in line.items()]
+        tips = [f"{name}, from position {at + 1}: {numbers.estimate(e)}" for at, e in line.items()]
         mark(drawn, style.group, tips=tips)
+        bars = axes.errorbar(
+            [at + 1 for at in line], means, yerr=[e.spread or 0 for e in line.values()],
+            fmt="none", ecolor=style.colour, elinewidth=1.1 * scale(), alpha=0.55, zorder=1.9,
+        )  # fmt: skip
+        for artist in bars.get_children():
+            mark(artist, style.group, tips=[name])
         ends.append(Extent(min(means), max(means)))
     axes.set_ylim(*window(ends))
     last = {name: [*line.items()][-1] for name, line in found.items()}

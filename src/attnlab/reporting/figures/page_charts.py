@@ -177,8 +177,8 @@ class Charts:
             return ()
         title = "Loss by position in the sequence (nats/token)"
         text = (
-            "Means over ranges of positions, each twice as long as the one before. Where the loss "
-            f"falls, more context helps.{self._of_all(shown)}"
+            "Mean ± standard deviation over seeds, in ranges of positions that double. Where the "
+            f"loss falls, more context helps.{self._of_all(shown)}"
         )
 
         def draw(axes: Axes) -> None:
@@ -227,7 +227,8 @@ class Charts:
             self.svg_charts.chart(
                 at_longest,
                 f"Loss by position in windows of {numbers.tokens(length)} tokens (nats/token)",
-                "Dashed: the training length. Beyond it, a rising loss shows a limit.",
+                "Mean ± standard deviation over seeds; dashed: the training length. Beyond it, a "
+                "rising loss shows a limit.",
             ),
         )
 

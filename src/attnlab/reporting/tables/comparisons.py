@@ -47,10 +47,16 @@ def lengths(analysis: Analysis) -> list[Column]:
 
 
 def parts_of_loss(analysis: Analysis) -> list[Column]:
-    """Return differences to the baseline on recall tokens, on the others, and between these."""
+    """Return differences to the baseline on recall tokens, on others, between these, and late."""
+    starts = [start for of in analysis.parts.values() for start in of.position]
+    late = max(starts, default=0)
 
     def pair(kind: str, row: Row) -> Comparison | None:
         return getattr(analysis.parts.get(row.name), kind, None)
+
+    def at_end(row: Row) -> Comparison | None:
+        of = analysis.parts.get(row.name)
+        return of and of.position.get(late)
 
     than = f"minus that of {analysis.baseline}"
     return [
@@ -62,6 +68,19 @@ def parts_of_loss(analysis: Analysis) -> list[Column]:
                 ("Δ other tokens", "other", f"loss on all other tokens, {than}"),
                 ("recall minus other", "recall_more", "the first of these minus the second"),
             )
+        ),
+        *(
+            [
+                _of_means(
+                    f"Δ from position {late + 1:,}",
+                    at_end,
+                    numbers.comparison,
+                    f"loss at the last positions of the window, {than}; the interval holds for all "
+                    "ranges of positions at once",
+                )
+            ]
+            if late
+            else []
         ),
     ]
 
