@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.statistics.letters import MOST_SHOWN, shown
 from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
 
@@ -73,9 +74,11 @@ def forest_caption(analysis: Analysis, reference: str) -> str:
     bars = f"Bars: simultaneous {numbers.confidence(analysis.level)} intervals"
     tuned = any(analysis.tuning.allowance.values())
     bars += ", thick of the seeds, thin of seeds and tuning" if tuned else " of the seeds"
+    cut = any(len(shown(letters)) > MOST_SHOWN for letters in analysis.letters.values())
     return (
         f"{better}. {bars}. Filled: distinguishable from {reference}; hollow: not. "
-        f"{band} Variants that share a letter are not distinguishable."
+        f"{band} Variants that share a letter are not distinguishable"
+        f"{'; …: more letters, in the table.' if cut else '.'}"
     )
 
 

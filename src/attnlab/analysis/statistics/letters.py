@@ -21,6 +21,8 @@ MOST_NODES = 10_000  # of a search; one that needs more gives a bound, and so a 
 
 Pair = tuple[int, int]
 
+MOST_SHOWN = 10  # characters, beside a row of a figure
+
 
 def letter_display(same_VV: NDArray[np.bool_]) -> list[tuple[str, ...]]:
     """Return letters for variants, the best first: i and j share one exactly if `same_VV[i, j]`.
@@ -129,3 +131,12 @@ def _most_alike(
     )
     assert found.mip_dual_bound is not None, found.message
     return math.floor(-found.mip_dual_bound + 1e-6)
+
+
+def first_of(text: str) -> str:
+    """Return letters as `shown` prints them, at most `MOST_SHOWN` characters: more leave no room.
+
+    >>> first_of("abc"), first_of("y, z, a1, b1, c1")
+    ('abc', 'y, z, a1…')
+    """
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1].rstrip(', ')}…"

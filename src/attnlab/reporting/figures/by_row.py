@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Comparison
+from attnlab.analysis.statistics.letters import first_of
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.reporting.figures.axes import Extent, filled, off_scale, show_message, window
 from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, scale
@@ -76,7 +77,8 @@ def forest(
         found = {name: pair for name, pair in shown.items() if pair is not None}
         for y, row in enumerate(rows):
             if row.letters:
-                axes.text(1.02, y, row.letters, transform=axes.get_yaxis_transform(), va="center")
+                text, across = first_of(row.letters), axes.get_yaxis_transform()
+                axes.text(1.02, y, text, transform=across, va="center")
     else:
         found = {row.name: pairs[row.name] for row in rows if row.name in pairs}
     if not found:

@@ -47,20 +47,30 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
         [cost for cost, _ in steps], [loss for _, loss in steps],
         where="post", color=GREY, lw=1, ls=(0, (3, 2)), zorder=1.5,
     )  # fmt: skip
-    for name, (cost, loss) in points.items():
-        style = styles[name]
-        if name in front.front or len(points) <= MOST_BARS:
-            bar, measured = bars[name], by_name[name].numbers.get(front.key)
-            spread = (measured.spread or 0) if measured else 0
-            for ends in (
-                ((cost, cost), (bar.low, bar.high)),
-                ((cost - spread, cost + spread), (loss, loss)),
-            ):
-                (line,) = axes.plot(*ends, "-", color=style.colour, alpha=0.6, lw=1.2, zorder=2)
-                mark(line, style.group)
+    barred = [name for name in points if name in front.front or len(points) <= MOST_BARS]
+    _bars(axes, [by_name[name] for name in barred], styles, front, bars)
     _points(axes, points, styles, front)
     _name(axes, points, [name for name in front.front if name in points], styles)
     beyond(axes, low, high, {name: loss for name, (_, loss) in points.items()})
+
+
+def _bars(
+    axes: Axes, rows: Sequence[Row], styles: Styles, front: Front, bars: Mapping[str, Extent]
+) -> None:
+    """Draw the bars of all variants at once, down and across."""
+    if not rows:
+        return
+    at = [front.points[row.name] for row in rows]
+    costs, losses = [cost for cost, _ in at], [loss for _, loss in at]
+    measured = [row.numbers.get(front.key) for row in rows]
+    spreads = [(of.spread or 0.0) if of else 0.0 for of in measured]
+    ends = [bars[row.name] for row in rows]
+    left = [cost - spread for cost, spread in zip(costs, spreads, strict=True)]
+    right = [cost + spread for cost, spread in zip(costs, spreads, strict=True)]
+    look: Any = {"colors": [styles[row.name].colour for row in rows], "alpha": 0.6, "lw": 1.2}
+    down = axes.vlines(costs, [e.low for e in ends], [e.high for e in ends], zorder=2, **look)
+    for drawn in (down, axes.hlines(losses, left, right, zorder=2, **look)):
+        mark_each(drawn, [styles[row.name].group for row in rows])
 
 
 def _points(

@@ -193,7 +193,7 @@ def mark(artist: Any, *groups: str, tips: Sequence[str] = ()) -> None:
     artist.set_gid(json.dumps([list(groups), list(tips)]))
 
 
-def mark_each(artist: Any, groups: Sequence[str], tips: Sequence[str]) -> None:
+def mark_each(artist: Any, groups: Sequence[str], tips: Sequence[str] = ()) -> None:
     """Attach a class and a text to each point of an artist that holds those of many variants."""
     artist.set_gid(json.dumps([[], list(tips), list(groups)]))
 

@@ -136,10 +136,10 @@ def _add_marks(element: Element, identity: str, names: dict[str, str]) -> None:
     groups, tips, *own = cast("list[list[str]]", json.loads(identity))
     if groups:
         element.set("class", " ".join(groups))
-    points = _points(element) if len(tips) > 1 else []
+    points = _points(element) if own or len(tips) > 1 else []
     for point, group in zip(points, own[0] if own else (), strict=False):
         point.set("class", group)
-    for target, tip in zip(points if len(points) > 1 else [element], tips, strict=False):
+    for target, tip in zip(points if own or len(points) > 1 else [element], tips, strict=False):
         child = Element("title")
         child.text = tip
         target.insert(0, child)
