@@ -146,9 +146,11 @@ def _add_marks(element: Element, identity: str, names: dict[str, str]) -> None:
 
 
 def _points(element: Element) -> list[Element]:
-    """Return the markers of an artist, or the lines of one that has no markers."""
+    """Return the markers of an artist, or the lines of one without; no definitions."""
     found = [use for use in element.iter() if use.tag in ("use", f"{SVG}use")]
-    paths = [of for of in element.iter() if of.tag in ("path", f"{SVG}path")]
+    paths = [
+        of for of in element.iter() if of.tag in ("path", f"{SVG}path") and "id" not in of.attrib
+    ]
     return found or paths
 
 
