@@ -79,6 +79,7 @@ CAUGHT_BY = {
     "DistanceBySlotOfTheRing": STEPS,
     "SoftcapAfterTheMask": FUTURE,
     "ExclusiveOfTheFirstValueInSteps": STEPS,
+    "HalvesSwappedInSteps": STEPS,
     "RingOverwritesEarly": STEPS,
     "RingStartsAnewAfterAPrompt": PROMPT,
     "StateSharedInDecoding": DECODED_ROWS,

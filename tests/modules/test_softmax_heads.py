@@ -23,6 +23,8 @@ SETTINGS = [
     {"logit_softcap": 1.5},
     {"exclusive": True},
     {"exclusive": True, "output_gate": "head", "v_head_dim": 3},
+    {"differential": True},
+    {"differential": True, "output_gate": "head", "v_head_dim": 3, "exclusive": True},
     {"logit_softcap": 0.7, "softmax_scale": 0.9, "alibi": True},
 ]
 ALL = {
@@ -31,6 +33,7 @@ ALL = {
     "alibi": True,
     "logit_softcap": 2.0,
     "exclusive": True,
+    "differential": True,
 }
 NEW = frozenset(ALL)
 KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
@@ -44,10 +47,26 @@ def made(config):
     return mechanism
 
 
+def difference(m, y_BTHV, v_BGTV):
+    """Return the normed difference of the first and the second half of the heads."""
+    first, second = y_BTHV.chunk(2, 2)
+    factor = (m.lambda_q1 @ m.lambda_k1).exp() - (m.lambda_q2 @ m.lambda_k2).exp() + 0.8
+    y_BTHV = first - factor * second
+    y_BTHV = 0.2 * y_BTHV / (y_BTHV.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    if m.config.exclusive:
+        v_BT1V = v_BGTV[:, 0, :, None]
+        share = (y_BTHV * v_BT1V).sum(-1, keepdim=True) / v_BT1V.square().sum(-1, keepdim=True)
+        y_BTHV = y_BTHV - share * v_BT1V
+    return y_BTHV
+
+
 def by_hand(mechanism, x_BTD):
     """Return y by a loop over heads and queries, from queries, keys and values of the module."""
     c = mechanism.config
     q, k, v = mechanism._qkv(x_BTD, start=0)
+    if c.differential:  # of two key-value heads, each has the values of both
+        v = torch.cat([v, v.flip(1)], -1)
+        v = torch.stack([v[:, 0], v[:, 0]], 1)
     heads = []
     for h in range(c.n_heads):
         g, rows = h * c.n_kv_heads // c.n_heads, []
@@ -63,16 +82,19 @@ def by_hand(mechanism, x_BTD):
             if c.sinks:
                 total = total + mechanism.sinks[h].exp()
             y_BV, v_BV = ((weights / total)[:, None] @ v[:, g, first : t + 1])[:, 0], v[:, g, t]
-            if c.exclusive:
+            if c.exclusive and not c.differential:
                 share_B = (y_BV * v_BV).sum(-1) / v_BV.square().sum(-1)
                 y_BV = y_BV - share_B[:, None] * v_BV
             rows.append(y_BV)
         heads.append(torch.stack(rows, 1))
     y_BTHV = torch.stack(heads, 2)
+    n_outputs = c.n_heads
+    if c.differential:
+        n_outputs, y_BTHV = c.n_heads // 2, difference(mechanism, y_BTHV, v)
     if c.output_gate:
         gate = mechanism.g_proj(x_BTD)
         width = {"head": 1, "element": v.shape[-1]}[c.output_gate]
-        y_BTHV = y_BTHV / (1 + (-gate.reshape(*x_BTD.shape[:2], c.n_heads, width)).exp())
+        y_BTHV = y_BTHV / (1 + (-gate.reshape(*x_BTD.shape[:2], n_outputs, width)).exp())
     return mechanism.o_proj(y_BTHV.flatten(2))
 
 
@@ -99,7 +121,7 @@ def test_each_setting_keeps_the_promises(settings):
 
 
 def test_all_settings_together_keep_the_promises_in_a_window():
-    config = SlidingWindow(n_kv_heads=1, window=7, qk_norm=True, rope_head_dim=4, **ALL)
+    config = SlidingWindow(n_kv_heads=2, window=7, qk_norm=True, rope_head_dim=4, **ALL)
     assert_correct(config, d_model=D, quick=True)
 
 
@@ -110,6 +132,7 @@ def test_all_settings_together_keep_the_promises_in_a_window():
         ({"output_gate": "element"}, D * D),
         ({"output_gate": "element", "head_dim": 6, "v_head_dim": 5}, D * 4 * 5),
         ({"sinks": True}, 4),
+        ({"differential": True}, 4 * 8),
         ({"alibi": True, "logit_softcap": 5.0, "exclusive": True}, 0),
     ],
     ids=str,
@@ -136,6 +159,10 @@ def test_a_setting_that_is_off_does_not_count_in_the_identity_of_a_run():
         ({"logit_softcap": 0.0}, "logit_softcap: must be positive and finite, got 0.0"),
         ({"logit_softcap": -5.0}, "logit_softcap: must be positive and finite, got -5.0"),
         ({"sinks": 1}, "sinks: "),
+        (
+            {"differential": True, "n_kv_heads": 1},
+            "n_kv_heads: must be even for pairs of heads, got 1",
+        ),
     ],
 )
 def test_impossible_settings_are_named(settings, message):

@@ -25,6 +25,8 @@ from transformers import modeling_rope_utils
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.diffllama import modeling_diffllama
+from transformers.models.diffllama.configuration_diffllama import DiffLlamaConfig
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 from transformers.models.gpt_oss import modeling_gpt_oss
@@ -49,6 +51,7 @@ from attnlab.modules.rope_scaling import Linear, Llama3, Yarn
 
 D = 48
 MODELS = {  # the module, its names' prefix, and the class of its settings
+    "diffllama": (modeling_diffllama, "DiffLlama", DiffLlamaConfig),
     "gemma2": (modeling_gemma2, "Gemma2", Gemma2Config),
     "gpt_oss": (modeling_gpt_oss, "GptOss", GptOssConfig),
     "llama": (modeling_llama, "Llama", LlamaConfig),
@@ -64,6 +67,7 @@ def assert_same(
     name: str,
     x_BTD: torch.Tensor,
     to_ours: Callable[[Weights], Weights] = dict,
+    layer: int = 0,
     **settings: Any,
 ) -> None:
     """Compare with the attention of a model; `settings` are those of the reference alone."""
@@ -80,7 +84,7 @@ def assert_same(
     windowed = "sliding_window" in settings
     masked = create_sliding_window_causal_mask if windowed else create_causal_mask
     with computing_in(x_BTD.dtype, modeling):
-        theirs = getattr(modeling, f"{prefix}Attention")(config, layer_idx=0).to(x_BTD.dtype)
+        theirs = getattr(modeling, f"{prefix}Attention")(config, layer_idx=layer).to(x_BTD.dtype)
         position_1T = torch.arange(x_BTD.shape[1])[None]
         angles = getattr(modeling, f"{prefix}RotaryEmbedding")(config)(x_BTD, position_1T)
         mask = masked(config, x_BTD, attention_mask=None, past_key_values=None)
@@ -193,6 +197,16 @@ def test_its_sinks_are_those_of_gpt_oss(window, number, dtype):
     settings = {"head_dim": 8, "attention_bias": True, "layer_types": [kind]}
     settings |= {} if window is None else {"sliding_window": window}
     assert_same(ours, "gpt_oss", tokens(2, number, D, dtype), num_hidden_layers=1, **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [1, 75])
+@pytest.mark.parametrize("n_kv_heads", [2, 6])
+def test_its_difference_of_softmaxes_is_diff_llamas(n_kv_heads, number, dtype):
+    """In a late layer, where the reference's initial factor is 0.8."""
+    ours = GroupedQuery(n_heads=6, n_kv_heads=n_kv_heads, differential=True)
+    settings = {"layer": 10_000, "rms_norm_eps": 1e-6}
+    assert_same(ours, "diffllama", tokens(2, number, D, dtype), **settings)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

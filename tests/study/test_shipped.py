@@ -321,7 +321,7 @@ def test_gates_and_sinks_change_one_setting_of_study_1_at_a_time():
     }
     assert {name for paths in changed.values() for name in paths} == {
         *("output_gate", "sinks", "logit_softcap", "qk_norm", "exclusive", "alibi"),
-        "rope_head_dim",
+        *("differential", "rope_head_dim"),
     }
 
 

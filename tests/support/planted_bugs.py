@@ -298,6 +298,21 @@ class ExclusiveOfTheFirstValueInSteps(Planted, GroupedQuery):
             return self._output(x_BD[:, None], y_BH1K, first_BG1K)[:, 0], state
 
 
+@dataclass(frozen=True, kw_only=True)
+class HalvesSwappedInSteps(Planted, GroupedQuery):
+    """A step subtracts the first softmax from the second."""
+
+    differential: bool = True
+
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            state = state.append(k_BG1K, v_BG1K)
+            whole = state._replace(v_BGSV=self._values(state.v_BGSV))
+            y_BH1K = whole.attend(q_BH1K[:, :, 0])[:, :, None].roll(q_BH1K.shape[1] // 2, 1)
+            return self._output(x_BD[:, None], y_BH1K, self._values(v_BG1K))[:, 0], state
+
+
 class RingOverwritesEarly(Planted, SlidingWindow):
     class Module(SlidingWindowAttention):
         def init_state(self, batch_size, capacity):

@@ -33,7 +33,7 @@ class GroupedQuery(SoftmaxHeadsConfig, MechanismConfig):
         """Return the FLOPs of the kernel, which may compute with wider heads."""
         of_head = attention.flops(
             context,
-            *self.head_widths(d_model),
+            *self.attention_widths(d_model),
             self.kernel,
             products=self.scores_are_products,
             sinks=self.sinks,
@@ -55,7 +55,10 @@ class GroupedQueryAttention(SoftmaxHeads):
             device,
             dtype,
             dropout=self.dropout,
-            width=max(self.head_dim + self.config.sinks, self.v_head_dim),
+            width=max(
+                self.head_dim + self.config.sinks,
+                self.v_head_dim * (1 + self.config.differential),
+            ),
             products=self.config.scores_are_products,
         )
 

@@ -40,7 +40,7 @@ class SlidingWindow(SoftmaxHeadsConfig, MechanismConfig):
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs with all pairs that the kernel computes, masked ones included."""
-        widths = self.head_widths(d_model)
+        widths = self.attention_widths(d_model)
         of_head = windowed_attention.flops(
             context,
             *widths,

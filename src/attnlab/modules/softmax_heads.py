@@ -8,6 +8,11 @@ The kinds of attention that share them differ in the tokens s that a token atten
 
 - `output_gate`: gate_t = sigmoid(W_g x_t), one number per head, or one per element of the heads'
   outputs; W_g is `g_proj`. Qiu et al. 2025 (arXiv:2505.06708).
+- `differential`: heads h and h + H / 2 are one head with two softmaxes over the same values, those
+  of two heads side by side, of which a part of the second is subtracted:
+      a = (1 - i) norm(a_1 - l a_2)    l = exp(p_1 . r_1) - exp(p_2 . r_2) + i    i = 0.8
+  with p and r learned (`lambda_q1` and so on) and i the same in all layers. Every token pays for
+  two sums over values, of twice the width. Ye et al. 2024 (arXiv:2410.05258).
 - `exclusive`: a_t <- a_t - (a_t . u_t) u_t, where u_t = v_t / |v_t| is the direction of the token's
   own value: a head adds nothing that the token has already (exclusive self-attention).
   Zhai 2026 (arXiv:2603.09078).
@@ -37,6 +42,9 @@ from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rotary import rotate, rotation
 from attnlab.modules.rotary_heads import RotaryHeadsConfig, latent
 
+_LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+_LAMBDA_INIT = 0.8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxHeadsConfig(RotaryHeadsConfig):
@@ -49,12 +57,15 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
     alibi: bool = False  # penalty on the distance of query and key
     logit_softcap: float | None = None  # scores are squeezed smoothly to between - and + this
 
+    differential: bool = False  # the difference of two softmaxes, by pairs of heads
     exclusive: bool = False  # remove the part of a head's output along the token's own value
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
             yield Problem("logit_softcap", f"must be positive and finite, got {self.logit_softcap}")
+        if self.differential and self.n_kv_heads % 2:
+            yield Problem("n_kv_heads", f"must be even for pairs of heads, got {self.n_kv_heads}")
 
     @property
     def scores_are_products(self) -> bool:
@@ -75,23 +86,36 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
         matrices = d_model * (latents + outputs + gates)
         matrices += q_input * queries + kv_input * keys_values
         biases = self.bias * (latents + queries + keys_values + gates + d_model)
-        norms = latents + self.qk_norm * 2 * key + self.sinks * self.n_heads
+        norms = latents + self.qk_norm * 2 * key
+        others = self.sinks * self.n_heads + self.differential * 4 * key
         seen = self.attended(context)
-        scores_and_sums = self.n_heads * (key + value) * seen
+        scores_and_sums = self.n_heads * sum(self.attention_widths(d_model)) * seen
         return Cost(
-            params=matrices + biases + norms,
+            params=matrices + biases + norms + others,
             flops=2 * (matrices + scores_and_sums),
             state_bytes=itemsize * keys_values * seen,
         )
 
+    def attention_widths(self, d_model: int) -> tuple[int, int]:
+        """Return the widths of a key head, and of the values that a head sums."""
+        key, value = self.head_widths(d_model)
+        return key, value * (1 + self.differential)
+
     def n_gates(self, d_model: int) -> int:
         """Return the number of gates per token."""
-        per_head = {None: 0, "head": 1, "element": self.head_widths(d_model)[1]}
-        return self.n_heads * per_head[self.output_gate]
+        if self.output_gate is None:
+            return 0
+        of_elements = self.n_heads * self.head_widths(d_model)[1]
+        return of_elements if self.output_gate == "element" else self.n_outputs
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of heads that the output projection reads."""
+        return self.n_heads // (1 + self.differential)
 
     def forward_flops_with(self, d_model: int, context: int, of_head: int) -> int:
         """Return the FLOPs per token of `forward` if attention takes `of_head` per head."""
-        of_step = 2 * self.n_heads * sum(self.head_widths(d_model)) * self.attended(context)
+        of_step = 2 * self.n_heads * sum(self.attention_widths(d_model)) * self.attended(context)
         of_projections = self.cost(d_model, context).flops - of_step
         return of_projections + self.n_heads * of_head // context
 
@@ -119,6 +143,9 @@ class SoftmaxHeads(Mechanism[KVCache]):
         gates = config.n_gates(d_model)
         self.g_proj = nn.Linear(d_model, gates, bias) if gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if config.sinks else None
+        if config.differential:
+            for name in _LAMBDAS:
+                setattr(self, name, nn.Parameter(torch.empty(key).normal_(0, 0.1)))
         slopes_H = alibi_slopes(config.n_heads) if config.alibi else None
         self.register_buffer("alibi_slopes", slopes_H, persistent=False)
 
@@ -128,7 +155,7 @@ class SoftmaxHeads(Mechanism[KVCache]):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
-        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV), v_BGTV)
+        return self._all(x_BTD, q_BHTK, k_BGTK, self._values(v_BGTV))
 
     def init_state(self, batch_size: int, capacity: int) -> KVCache:
         slots, widths = self.config.attended(capacity), (self.head_dim, self.v_head_dim)
@@ -138,14 +165,37 @@ class SoftmaxHeads(Mechanism[KVCache]):
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
         q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
         state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTV)
-        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV), v_BGTV), state
+        return self._all(x_BTD, q_BHTK, k_BGTK, self._values(v_BGTV)), state
 
     def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         x_B1D = x_BD[:, None]
         q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start=state.seen)
         state = state.append(k_BG1K, v_BG1V)
-        y_BH1V = state.attend(q_BH1K[:, :, 0], self._scores())[:, :, None]
-        return self._output(x_B1D, y_BH1V, v_BG1V)[:, 0], state
+        whole = state._replace(v_BGSV=self._values(state.v_BGSV))
+        y_BH1V = whole.attend(q_BH1K[:, :, 0], self._scores())[:, :, None]
+        return self._output(x_B1D, y_BH1V, self._values(v_BG1V))[:, 0], state
+
+    def _all(self, x_BTD: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
+        """Return `y_BTD` of all tokens at once."""
+        return self._output(x_BTD, self._attend(q_BHTK, k_BGTK, v_BGTV), v_BGTV)
+
+    def _values(self, v_BGTV: Tensor) -> Tensor:
+        """Return the values that a head sums: of pairs of heads, side by side, those of both."""
+        if not self.config.differential:
+            return v_BGTV
+        return torch.cat(v_BGTV.chunk(2, 1), -1).repeat(1, 2, 1, 1)
+
+    def _difference(self, y_BHTV: Tensor) -> Tensor:
+        """Return the normed difference of pairs of heads, in float32 or wider inside."""
+        wide = torch.promote_types(y_BHTV.dtype, torch.float32)
+        first, second = (
+            (self.get_parameter(q).to(wide) * self.get_parameter(k).to(wide)).sum().exp()
+            for q, k in (_LAMBDAS[:2], _LAMBDAS[2:])
+        )
+        plus_BHTV, minus_BHTV = y_BHTV.to(wide).chunk(2, 1)
+        left_BHTV = plus_BHTV - (first - second + _LAMBDA_INIT) * minus_BHTV
+        normed_BHTV = left_BHTV * (left_BHTV.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return ((1 - _LAMBDA_INIT) * normed_BHTV).to(y_BHTV.dtype)
 
     def _scores(self) -> Scores:
         """Return the changes of the scores."""
@@ -164,11 +214,13 @@ class SoftmaxHeads(Mechanism[KVCache]):
 
     def _output(self, x_BTD: Tensor, y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
         """Return `y_BTD` of what the heads have read, and of the tokens' own values."""
+        if self.config.differential:
+            y_BHTV, v_BGTV = self._difference(y_BHTV), v_BGTV[:, : v_BGTV.shape[1] // 2]
         if self.config.exclusive:
             y_BHTV = without_direction(y_BHTV, v_BGTV)
         y_BTHV = rearrange(y_BHTV, "B H T V -> B T H V")
         if self.g_proj is not None:
-            gate_BTHV = self.g_proj(x_BTD).unflatten(-1, (self.config.n_heads, -1)).sigmoid()
+            gate_BTHV = self.g_proj(x_BTD).unflatten(-1, (self.config.n_outputs, -1)).sigmoid()
             y_BTHV = y_BTHV * gate_BTHV
         return self.o_proj(y_BTHV.flatten(2))
 

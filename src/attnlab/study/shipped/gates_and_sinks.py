@@ -1,9 +1,10 @@
 """Which setting of attention pays? Study 1's model with gates, sinks or other scores.
 
 Each variant is multi-head attention with one setting changed: a gate on the heads' outputs, a sink
-in the softmax, a cap on the scores, a norm of queries and keys, another notion of position, or no
-share of the token's own value. `gate_and_qk_norm` has two. The gates have more parameters and FLOPs
-than the others; nothing is shrunk to make up for them.
+in the softmax, a cap on the scores, a norm of queries and keys, another notion of position, no
+share of the token's own value, or the difference of two softmaxes. `gate_and_qk_norm` has two. The
+gates have more parameters, and they and `differential` more FLOPs than the others; nothing is
+shrunk to make up for them.
 """
 
 from attnlab.analysis.hypotheses.better import Better
@@ -19,6 +20,7 @@ SETTINGS = {
     "softcap": GroupedQuery(logit_softcap=50.0),
     "qk_norm": GroupedQuery(qk_norm=True),
     "exclusive": GroupedQuery(exclusive=True),
+    "differential": GroupedQuery(differential=True),
     "alibi": GroupedQuery(rope_head_dim=0, alibi=True),
     "half_rope": GroupedQuery(rope_head_dim=16),
     "no_position": GroupedQuery(rope_head_dim=0),
@@ -41,6 +43,11 @@ study = Study(
             variants=("exclusive",),
             than=("mha",),
             source="Zhai 2026 (arXiv:2603.09078): models of up to 2.7 B parameters",
+        ),
+        Better(
+            variants=("differential",),
+            than=("mha",),
+            source="Ye et al. 2024 (arXiv:2410.05258): models of 830 M to 13 B parameters",
         ),
         Better(variants=("mha", "alibi", "half_rope"), than=("no_position",)),
     ),
