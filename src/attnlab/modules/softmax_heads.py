@@ -50,8 +50,7 @@ _LAMBDA_INIT = 0.8
 class SoftmaxHeadsConfig(RotaryHeadsConfig):
     """Settings of the heads. A mechanism's config inherits it before `MechanismConfig`."""
 
-    # gate on the heads' outputs: a number per head, or per element of a head
-    output_gate: Literal["head", "element"] | None = None
+    output_gate: Literal["head", "element"] | None = None  # gate on the outputs, one per this
 
     sinks: bool = False  # a learned logit per head in the softmax, without a value
     alibi: bool = False  # penalty on the distance of query and key
