@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from attnlab.analysis.scaling import crossover
 from attnlab.analysis.statistics.comparisons import compare
 from attnlab.analysis.statistics.letters import letter_display, tau_range
 from attnlab.analysis.statistics.noise import fit
 from attnlab.analysis.statistics.power import detectable, seeds_to_decide
+from attnlab.analysis.statistics.power_law import Point, fit_of, speedup
 from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
 from attnlab.analysis.statistics.sequential import level_of, seeds_needed
 from attnlab.analysis.texts import decided_order
@@ -290,3 +292,102 @@ def test_the_interval_of_kendalls_tau_covers_the_true_one_with_errors_of_seeds_a
         widths += [high - low for _, low, high in ranges]
     assert np.mean(found) >= 0.95
     assert np.mean(widths) <= width
+
+
+X_I = np.geomspace(1e14, 1e16, 6)
+
+
+def fitted(loss_I, sd=0.0, family="f", x_I=X_I, seed=0, draws=400):
+    """Return a fit to planted losses, with draws of means over three seeds of this deviation."""
+    rng, loss_I = np.random.default_rng(seed), np.asarray(loss_I)
+    runs_SI = loss_I + sd * rng.standard_normal((3, len(loss_I)))
+    mean_I, error = runs_SI.mean(0), np.sqrt(runs_SI.var(0, ddof=1).mean() / 3)
+    noise_RI = error * rng.standard_t(2 * len(loss_I), (draws, len(loss_I)))
+    loss_RI = mean_I + np.concatenate([np.zeros((1, len(loss_I))), noise_RI])
+    points = [Point(f"{family}{i}", str(i), "long", x_I[i], mean_I[i]) for i in range(len(loss_I))]
+    drawn = {point.variant: loss_RI[:, i] for i, point in enumerate(points)}
+    return fit_of(family, points, drawn)
+
+
+def law(exponent, offset=0.0, scale=2.0, x_I=X_I):
+    return offset + scale * (x_I / 1e15) ** -exponent
+
+
+@pytest.mark.parametrize(
+    ("exponent", "offset", "sd", "points"),
+    [(0.05, 0.0, 0.02, 4), (0.3, 0.0, 0.01, 4), (0.3, 2.0, 0.01, 6), (0.15, 3.0, 0.005, 6)],
+)
+def test_the_exponent_of_a_planted_law_is_in_its_interval(exponent, offset, sd, points):
+    x_I = np.geomspace(1e13, 1e17, points)
+    planted, inside = law(exponent, offset, x_I=x_I), 0
+    for seed in range(60):
+        low, high = fitted(planted, sd, x_I=x_I, seed=seed, draws=100).exponent
+        inside += low <= exponent <= high
+    assert inside >= 0.88 * 60  # 0.95 less two standard errors
+
+
+def test_without_noise_law_and_offset_are_found():
+    found = fitted(law(0.2, 1.5)).laws
+    assert found.exponent_R[0] == pytest.approx(0.2, abs=0.01)
+    assert found.offset_R[0] == pytest.approx(1.5, abs=0.1)
+    assert found.loss(1e15)[0] == pytest.approx(3.5, abs=1e-3)
+    few = fitted(law(0.2)[:4], x_I=X_I[:4])
+    assert (few.offset, few.laws.offset_R[0]) == (None, 0.0)
+
+
+def test_a_size_that_breaks_the_law_is_an_error_without_that_size():
+    broken = law(0.2)
+    broken[-1] += 0.1
+    assert fitted(law(0.2)).error < 0.02
+    assert fitted(broken).error > 0.08
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+def test_a_planted_speedup_is_found_with_its_interval(ratio):
+    inside = 0
+    for seed in range(20):
+        base = fitted(law(0.2, 2.0), 0.01, "base", seed=seed)
+        other = fitted(law(0.2, 2.0, x_I=X_I * ratio), 0.01, seed=100 + seed)
+        found = speedup(other, base)
+        low, high = found.interval
+        inside += low < ratio < high
+        assert high / low < 1.3
+        assert max(found.x, found.baseline_x) <= X_I[-1] * 1.01  # within the measured range
+    assert inside >= 17
+    wider = speedup(other, base, {"f": 0.01, "base": 0.01}, among=5).interval
+    assert wider[0] < low < high < wider[1]
+
+
+def test_a_loss_that_the_baseline_never_had_is_beyond_the_measured_range():
+    found = speedup(fitted(law(0.3, 9.0)), fitted(law(0.3, 1.0), family="base"))
+    assert (found.ratio, found.interval) == (None, None)
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 1.0])
+def test_crossovers_are_claimed_where_they_are_and_nowhere_else(scale):
+    inside = 0
+    for seed in range(20):
+        one = fitted(law(0.3), 0.01, seed=seed)
+        found = crossover(one, fitted(law(0.1, scale=scale), 0.01, "g", seed=100 + seed))
+        if scale == 2.0:  # they cross at 1e15; the others far beyond, and far before
+            low, high = found.interval
+            inside += found.shown and low < 1e15 < high
+        else:
+            inside += found.excluded
+    assert inside >= 17
+
+
+def test_equal_families_have_no_crossover_and_none_is_excluded():
+    found = crossover(fitted(law(0.2), 0.01), fitted(law(0.2), 0.01, "g", seed=1))
+    assert not found.shown
+    assert not found.excluded
+
+
+def test_extrapolation_goes_to_ten_times_the_largest_run_with_an_interval():
+    broken = law(0.2)
+    broken[2] += 0.05
+    found = fitted(broken, 0.001)
+    x, loss, (low, high) = found.extrapolated
+    assert x == pytest.approx(10 * X_I[-1])
+    assert low < loss < high
+    assert high - low > 2 * found.error

@@ -24,7 +24,7 @@ from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
-from attnlab.analysis.scaling import cells_of_table
+from attnlab.analysis.scaling import Scaling, cells_of_table, scaling_of
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.sweeps import SweptSetting, swept_settings
@@ -68,6 +68,7 @@ class Analysis(Verdict):
     whole: Table  # of all texts, sizes and lengths; `table` holds those compared with the baseline
     text: str  # name of the baseline's text
     texts: Mapping[str, "Analysis"]  # of each other text, by its name; empty for a study of one
+    scaling: Scaling | None  # of a ladder
     agreements: tuple[Agreement, ...]  # one per two texts, on the order of mechanisms
 
     @property
@@ -83,12 +84,12 @@ def analyse(study_dir: Path | str) -> Analysis:
 
 def analysis_of(table: Table) -> Analysis:
     """Analyse a table, of one study or of several folders; each text of a study by itself."""
-    cells = cells_of_table(table)
-    tables = by_text(next(iter(cells.values())))
+    tables = by_text(next(iter(cells_of_table(table).values())))
     verdicts = {text: verdict_of(of_text) for text, of_text in tables.items()}
     agreed = agreements(verdicts)
     found = {text: _analysis_of(table, text, verdicts, agreed) for text in verdicts}
     first, *others = found
+    found[first] = replace(found[first], scaling=scaling_of(table))
     if not others:
         return found[first]
     said = {text: of.headline[0] for text, of in found.items()}
@@ -130,5 +131,6 @@ def _analysis_of(
         whole=whole,
         text=text,
         texts={},
+        scaling=None,
         agreements=(),
     )

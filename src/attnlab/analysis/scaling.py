@@ -1,9 +1,91 @@
-"""Scaling: the loss of each family of a ladder against FLOPs, parameters, tokens and seconds."""
+"""Scaling: the loss of each family of a ladder against FLOPs, parameters, tokens and seconds.
 
-from dataclasses import replace
+A power law (`statistics.power_law`) is fitted to each family along
 
-from attnlab.analysis.table import Table
-from attnlab.record import Cell, cells_of
+    FLOPs, seconds    of training, on the frontier: the lower convex hull of the loss over log x
+    parameters        outside the embedding, at the longest training
+    tokens            at the largest size
+
+**Intervals** are of a bootstrap over seeds: the mean of each variant is drawn from the t
+distribution of its estimate, with the moderated variance of its size and length (`noise`). Three
+seeds drawn with replacement would cover far too little. All families share the draws, and frontiers
+stay those of the means. Seed effects that a comparison removes are removed here, too: they cancel
+in differences. The noise of times is left out.
+
+**Crossover** of two families: the x within the range of both at which their lines cross. It is
+shown where 95 % of the draws have one, and there is none where at most 5 % have.
+
+Variants are compared, by the same rules as in any study, with those of their own size and length.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from attnlab.analysis.eligibility import FEWEST
+from attnlab.analysis.statistics.noise import fit as fit_noise
+from attnlab.analysis.statistics.power_law import (
+    LEVEL,
+    Array,
+    Fit,
+    Interval,
+    Point,
+    Speedup,
+    fit_of,
+    interval_of,
+    speedup,
+)
+from attnlab.analysis.table import Table, Variant
+from attnlab.analysis.texts import by_text
+from attnlab.analysis.verdict import Verdict, verdict_of
+from attnlab.record import Cell, Rung, cells_of
+
+Quantity = Literal["flops", "parameters", "tokens", "seconds"]
+TRAINING: tuple[Quantity, ...] = ("flops", "seconds")  # with a frontier
+DRAWS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossover:
+    """Where the laws of two families are equal."""
+
+    families: tuple[str, str]
+    share: float  # of the draws that have one in the measured range
+    x: float | None  # of the estimate; None if it has none
+    interval: Interval | None
+
+    @property
+    def shown(self) -> bool:
+        """True if there is one."""
+        return self.x is not None and self.interval is not None and self.share >= 1 - LEVEL
+
+    @property
+    def excluded(self) -> bool:
+        """True if there is none in the measured range."""
+        return self.x is None and self.share <= LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """All families along one quantity."""
+
+    fits: Mapping[str, Fit]
+    speedups: Mapping[str, Speedup]
+    crossovers: tuple[Crossover, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """The families of a ladder."""
+
+    baseline: str  # family
+    cells: Mapping[Cell, Verdict]  # the comparisons within each size and length
+    along: Mapping[Quantity, Along]  # quantities that were recorded
+    missing: Mapping[str, tuple[str, ...]]  # family: variants without a loss that is compared
 
 
 def cells_of_table(table: Table) -> dict[Cell, Table]:
@@ -23,3 +105,159 @@ def cells_of_table(table: Table) -> dict[Cell, Table]:
         )
         for cell in cells
     }
+
+
+def scaling_of(whole: Table) -> Scaling | None:
+    """Return the laws of a ladder's families; None for a study that is none."""
+    rungs = whole.study.rungs
+    cells = {cell: verdict_of(next(iter(by_text(of).values()))) for cell, of in _cells(whole)}
+    baseline = rungs.get(whole.study.baseline or "")
+    if not cells or baseline is None:
+        return None
+    drawn = _drawn(cells)
+    variants = {variant.name: variant for variant in whole.variants}
+    families = tuple(dict.fromkeys(rung.family for rung in rungs.values()))
+    missing = {
+        family: tuple(n for n, rung in rungs.items() if rung.family == family and n not in drawn)
+        for family in families
+    }
+    along = dict[Quantity, Along]()
+    timed = len(whole.devices) < 2
+    for quantity in ("flops", "parameters", "tokens", "seconds")[: 4 if timed else 3]:
+        fits = dict[str, Fit]()
+        for family in families:
+            points = [
+                Point(name, rung.size, rung.budget, x, float(drawn[name][0]))
+                for name, rung in rungs.items()
+                if rung.family == family
+                and name in drawn
+                and (x := _x(variants[name], quantity)) is not None
+            ]
+            chosen = _chosen(quantity, points)
+            found = fit_of(
+                family,
+                chosen,
+                drawn,
+                others=[p for p in points if p not in chosen] if quantity in TRAINING else (),
+                left_out="budget" if quantity == "tokens" else "size",
+            )
+            if found is not None:
+                fits[family] = found
+        if fits:
+            missed = _allowances(cells, rungs)
+            along[quantity] = _along(fits, baseline.family, missed)
+    return Scaling(
+        baseline=baseline.family,
+        cells=cells,
+        along=along,
+        missing={family: names for family, names in missing.items() if names},
+    )
+
+
+def _cells(whole: Table) -> list[tuple[Cell, Table]]:
+    return list(cells_of_table(whole).items()) if whole.study.ladder else []
+
+
+def _drawn(cells: Mapping[Cell, Verdict]) -> dict[str, Array]:
+    """Return the mean loss of each variant that is compared, and its draws (R)."""
+    rng, found = np.random.default_rng(0), dict[str, Array]()
+    several = all(count >= FEWEST for verdict in cells.values() for count in verdict.runs.values())
+    for verdict in cells.values():
+        losses = {v.name: v.by_seed(verdict.metric) for v in verdict.table.variants}
+        losses = {name: losses[name] for name in verdict.means}
+        if len(losses) < 2 or not several:
+            found |= {name: np.array([mean]) for name, mean in verdict.means.items()}
+            continue
+        noise = fit_noise(losses)
+        for v, name in enumerate(noise.names):
+            t_R = rng.standard_t(noise.df_V[v], DRAWS) * math.sqrt(noise.part_V[v])
+            found[name] = noise.mean_V[v] + np.concatenate([[0.0], t_R])
+    if len({len(of) for of in found.values()}) > 1:  # some are without an error
+        return {name: of[:1] for name, of in found.items()}
+    return found
+
+
+def _x(variant: Variant, quantity: Quantity) -> float | None:
+    """Return the x of a variant, a mean over its finished seeds; None if it was not recorded."""
+    if quantity == "parameters":
+        parts = variant.parameters
+        return parts["total"] - parts["embedding"] if parts else None
+    key = {"flops": "training_flops", "tokens": "tokens", "seconds": "train_time"}[quantity]
+    values = list(variant.by_seed(key).values())
+    return math.fsum(values) / len(values) if values and min(values) > 0 else None
+
+
+def _chosen(quantity: Quantity, points: Sequence[Point]) -> list[Point]:
+    """Return the points that are fitted, ascending in x."""
+    in_order = sorted(points, key=lambda point: (point.x, point.loss))
+    if quantity in TRAINING:
+        return _hull(in_order)
+    same = "budget" if quantity == "parameters" else "size"
+    sets = dict[str, list[Point]]()
+    for point in in_order:
+        sets.setdefault(getattr(point, same), []).append(point)
+    # the longest training, or the largest size, has the lowest loss
+    return min(sets.values(), key=lambda of: min(p.loss for p in of), default=[])
+
+
+def _hull(in_order: Sequence[Point]) -> list[Point]:
+    """Return the lower convex hull of the loss over log x, as far as the loss falls."""
+    kept = list[Point]()
+    for point in in_order:
+        if kept and point.loss >= kept[-1].loss:
+            continue
+        while len(kept) > 1 and _slope(kept[-2], point) <= _slope(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(point)
+    return kept
+
+
+def _slope(first: Point, second: Point) -> float:
+    along = math.log(second.x / first.x)
+    return (second.loss - first.loss) / along if along > 0 else -math.inf
+
+
+def _allowances(cells: Mapping[Cell, Verdict], rungs: Mapping[str, Rung]) -> dict[str, float]:
+    """Return what tuning may have missed of each family, nats/token: the median over its cells."""
+    found = dict[str, list[float]]()
+    for verdict in cells.values():
+        for name, missed in verdict.tuning.allowance.items():
+            if name in rungs:
+                found.setdefault(rungs[name].family, []).append(missed)
+    return {family: float(np.median(of)) for family, of in found.items()}
+
+
+def _along(fits: Mapping[str, Fit], baseline: str, missed: Mapping[str, float]) -> Along:
+    others = [family for family in fits if family != baseline]
+    return Along(
+        fits=fits,
+        speedups={
+            family: speedup(fits[family], fits[baseline], missed, len(others))
+            for family in others
+            if baseline in fits
+        },
+        crossovers=tuple(crossover(one, other) for one, other in combinations(fits.values(), 2)),
+    )
+
+
+def crossover(one: Fit, other: Fit) -> Crossover:
+    """Return where the laws of two families are equal, within the range of both."""
+    low, high = max(one.range[0], other.range[0]), min(one.range[1], other.range[1])
+    names = one.family, other.family
+    if low >= high:
+        return Crossover(families=names, share=0.0, x=None, interval=None)
+    log_I = np.linspace(math.log(low), math.log(high), 65)
+    difference_IR = one.measured(log_I) - other.measured(log_I)
+    changes_IR = np.sign(difference_IR[1:]) != np.sign(difference_IR[:-1])
+    has_R, place_R = changes_IR.any(0), changes_IR.argmax(0)
+    before_R, after_R = (
+        np.take_along_axis(difference_IR, place_R[None] + step, 0)[0] for step in (0, 1)
+    )
+    gap_R = np.where(has_R, before_R - after_R, 1.0)
+    root_R = log_I[place_R] + (log_I[1] - log_I[0]) * before_R / gap_R
+    x = math.exp(root_R[0]) if has_R[0] else None
+    if len(has_R) < 2:
+        return Crossover(families=names, share=float(has_R[0]), x=x, interval=None)
+    share = float(has_R[1:].mean())
+    ends = interval_of(np.exp(root_R[1:][has_R[1:]]), LEVEL) if share > 0 else None
+    return Crossover(families=names, share=share, x=x, interval=ends)

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from attnlab.analysis import numbers
+from attnlab.analysis.sentences import listed
 from attnlab.cli.console import Output, first_line
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Ended, Held, Lost, Progress, RunEvent
@@ -180,6 +181,8 @@ def _tuning_outcome(tuned: TuningResult) -> Text:
         return Text(f"{beside}; now {mean} on average")
     found = f"{name}: learning rate {recipe.learning_rate:g}, warm-up {recipe.warmup_steps} steps"
     found += "".join(f", {setting} {value:g}" for setting, value in recipe.settings)
+    if tuned.carried_from:
+        return Text(f"{found}; carried from {listed(tuned.carried_from)}")
     tried = f"{min(tuned.rates()):g} to {max(tuned.rates()):g}"
     if tuned.allowance is not None:
         return Text(f"{found}; {len(tuned.search.tried)} runs from {tried}")

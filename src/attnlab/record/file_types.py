@@ -111,6 +111,7 @@ class SummaryForm(TypedDict, total=False):
     step_time: Number
     tokens_per_second: Number
     peak_memory_bytes: Number
+    training_flops: Number
     flops_per_token: Number
     state_bytes: Number
 

@@ -15,6 +15,7 @@ from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
 from attnlab.reporting.tables.comparisons import Matrix, matrix_of
 from attnlab.reporting.tables.rows import Row, rows
+from attnlab.reporting.tables.scaling import scaling_tables
 from attnlab.reporting.tables.text_tables import (
     JUDGED,
     TextTable,
@@ -28,6 +29,7 @@ from attnlab.version import __version__
 SECTIONS = {
     "ranking": "Ranking",
     "sweep": "Along the swept settings",
+    "scaling": "Scaling",
     "texts": "On other texts",
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
@@ -84,6 +86,7 @@ class ReportContext:
     matrix: Matrix | None  # the differences of all pairs; None for too many variants
     texts: Sequence[OnText]  # the other texts of the study
     texts_note: str  # empty for a study of one text
+    scaling: Sequence[TextTable]  # empty for a study that is no ladder
     agreements: Sequence[TextTable]  # one; empty for a study of one text
     costs: Sequence[Column]
     parts: Sequence[Column]
@@ -134,6 +137,7 @@ class ReportContext:
             if analysis.texts
             else "",
             agreements=agreement_tables(analysis),
+            scaling=scaling_tables(analysis),
             costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
             loss_parts=comparisons.parts_of_loss(analysis),

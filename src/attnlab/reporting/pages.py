@@ -7,7 +7,8 @@ picture in place of the charts. Their text is in `templates/`.
 
 import re
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -15,6 +16,11 @@ from markupsafe import Markup, escape
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.context import SECTIONS, ReportContext
 from attnlab.reporting.tables import columns
+from attnlab.reporting.tables.scaling import QUANTITIES
+
+if TYPE_CHECKING:
+    from attnlab.reporting.figures.page_charts import Charts
+    from attnlab.reporting.figures.svg import Chart
 
 
 def page(analysis: Analysis) -> str:
@@ -31,6 +37,7 @@ def page(analysis: Analysis) -> str:
         "settings": False,  # within the method
         "again": False,
         "texts": analysis.texts,
+        "scaling": context.scaling,
         "hypotheses": analysis.judgements,
         "families": context.families,
         "lengths": drawn["lengths"],
@@ -46,11 +53,28 @@ def page(analysis: Analysis) -> str:
             texts=[replace(of, ranking=columns.for_page(of.ranking)) for of in context.texts],
         ),
         **drawn,
+        laws=_laws(analysis, charts),
         colours=charts.styles,
         forests=[it for of in analysis.texts.values() if (it := Charts(of).forest())],
         styles={row.name: charts.styles[row.name] for row in context.rows},
         sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
     )
+
+
+def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:
+    """Return the charts of a ladder, one per quantity; empty for a study that is none."""
+    from attnlab.reporting.figures.loss_against import scaling_laws
+
+    found = analysis.scaling
+    return [
+        charts.svg_charts.chart(
+            partial(scaling_laws, along=along, label=title, styles=charts.styles),
+            f"Loss against {title} (nats/token)",
+            f"Points: means over seeds, filled {where}. Lines: power laws with 95 % intervals.",
+        )
+        for quantity, (title, where) in QUANTITIES.items()
+        if found is not None and (along := found.along.get(quantity)) is not None
+    ]
 
 
 def markdown(analysis: Analysis, picture: str | None) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 
@@ -10,6 +11,7 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import RateCurve
 from attnlab.analysis.lengths import AtLengths
 from attnlab.analysis.parts import AgainstBaseline
+from attnlab.analysis.scaling import Along
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.sweeps import SweptPoint, SweptSetting
 from attnlab.analysis.table import Run, Variant
@@ -264,3 +266,32 @@ def _ends(point: SweptPoint) -> tuple[float, float, float]:
     if found.low is None or found.high is None:
         return found.mean, found.mean, found.mean
     return found.low, found.mean, found.high
+
+
+def scaling_laws(axes: Axes, along: Along, label: str, styles: Styles) -> None:
+    """Draw the points and the law of each family, with its interval, on a log axis."""
+    axes.set_xscale("log")
+    whose = {point.variant: fit for fit in along.fits.values() for point in fit.points}
+    ends = dict[str, tuple[float, float]]()
+    for name, style in styles.items():
+        fit = whose.get(name) or next(
+            (of for of in along.fits.values() if any(p.variant == name for p in of.others)), None
+        )
+        if fit is None:
+            continue
+        x_I = np.geomspace(*fit.range, 60)
+        law_I, low_I, high_I = fit.band(x_I)
+        band = axes.fill_between(x_I, low_I, high_I, color=style.colour, alpha=0.15, lw=0)
+        (line,) = axes.plot(x_I, law_I, color=style.colour, ls=style.line, lw=1.4)
+        for artist in (band, line):
+            mark(artist, style.group, tips=[fit.family])
+        for points, face in ((fit.others, "none"), (fit.points, style.colour)):
+            (drawn,) = axes.plot(
+                [p.x for p in points], [p.loss for p in points], style.marker,
+                ms=5, mec=style.colour, mfc=face, mew=0.8,
+            )  # fmt: skip
+            tips = [f"{p.variant}: {p.loss:.4f} at {p.x:.3g}" for p in points]
+            mark(drawn, style.group, tips=tips)
+        ends[name] = fit.points[-1].x, fit.points[-1].loss
+    axes.set_xlabel(label)
+    name_ends(axes, ends, styles)
