@@ -225,9 +225,15 @@ class SoftmaxHeads(Mechanism[KVCache]):
 
 
 def without_direction(y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
-    """Return `y` without its part along `v`, computed in float32 or wider; zeros remove nothing."""
+    """Return `y` without its part along `v`, computed in float32 or wider.
+
+    It is 0 where the rest is rounding alone, as at the first token, which reads only itself.
+    """
     wide = torch.promote_types(y_BHTV.dtype, torch.float32)
     repeats = y_BHTV.shape[1] // v_BGTV.shape[1]
     u_BHTV = normalize(v_BGTV.to(wide), dim=-1).repeat_interleave(repeats, 1)
     along_BHT1 = (y_BHTV * u_BHTV).sum(-1, keepdim=True)
-    return (y_BHTV - along_BHT1 * u_BHTV).to(y_BHTV.dtype)
+    rest_BHTV = y_BHTV - along_BHT1 * u_BHTV
+    largest_BHT1 = rest_BHTV.detach().abs().amax(-1, keepdim=True)
+    is_rounding_BHT1 = largest_BHT1 <= 8 * torch.finfo(wide).eps * along_BHT1.detach().abs()
+    return rest_BHTV.masked_fill(is_rounding_BHT1, 0.0).to(y_BHTV.dtype)
