@@ -114,7 +114,8 @@ def test_what_the_hypotheses_of_a_shipped_study_name_is_there():
             named += [name for name, _ in hypothesis.published]
             named += [fields["variant"]] if "variant" in fields else []
             assert set(named) <= study.variants.keys(), (study.name, hypothesis)
-            assert fields.get("study", study.name) in studies
+            lengths = {f"{study.name}_{length}" for length in study.lengths}
+            assert fields.get("study", study.name) in studies.keys() | lengths
 
 
 def test_the_records_that_ship_hold_hypotheses_that_their_study_has():

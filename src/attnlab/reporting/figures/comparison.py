@@ -157,6 +157,8 @@ class _Panels:
                     axes.set_axis_off()
                     continue
                 panels[name].draw(axes)
+                if name in ("recall", "other"):  # beside each other, under titles
+                    axes.set_xlabel("difference (nats/token)")
                 if name in by_row:
                     name_rows(axes, self.shown, self.styles)
                     axes.tick_params(axis="y", length=0, labelleft=name == by_row[0])
@@ -213,7 +215,8 @@ class _Panels:
         found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
         pairs = {name: pair for name, pair in found.items() if pair is not None}
         forest(axes, self.shown, self.styles, self.analysis.baseline or "", pairs)
-        axes.set(title=f"Difference on {tokens}", xlabel="difference (nats/token)")
+        title = f"Difference on {tokens}"
+        axes.set(title=title, xlabel=f"{title.lower()} (nats/token)")
 
     @property
     def _baseline(self) -> str:
