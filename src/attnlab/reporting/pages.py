@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting.context import SECTIONS, ReportContext
 from attnlab.reporting.tables import columns
-from attnlab.reporting.tables.scaling import QUANTITIES
+from attnlab.reporting.tables.scaling import QUANTITIES, amount
 
 if TYPE_CHECKING:
     from attnlab.reporting.figures.page_charts import Charts
@@ -68,7 +68,12 @@ def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:
     found = analysis.scaling
     return [
         charts.svg_charts.chart(
-            partial(scaling_laws, along=along, label=title, styles=charts.styles),
+            partial(
+                scaling_laws,
+                along=along,
+                styles=charts.styles,
+                text=partial(amount, quantity=quantity),
+            ),
             f"Loss against {title} (nats/token)",
             f"Points: means over seeds, filled {where}. Lines: power laws with 95 % intervals.",
         )

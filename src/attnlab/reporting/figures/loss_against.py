@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import RateCurve
@@ -16,7 +16,7 @@ from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.sweeps import SweptPoint, SweptSetting
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import Extent, filled, name_ends, show_message, window
-from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
+from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
 FIRST = 4  # position from which differences set the axis
@@ -268,11 +268,11 @@ def _ends(point: SweptPoint) -> tuple[float, float, float]:
     return found.low, found.mean, found.high
 
 
-def scaling_laws(axes: Axes, along: Along, label: str, styles: Styles) -> None:
+def scaling_laws(axes: Axes, along: Along, styles: Styles, text: Callable[[float], str]) -> None:
     """Draw the points and the law of each family, with its interval, on a log axis."""
     axes.set_xscale("log")
     whose = {point.variant: fit for fit in along.fits.values() for point in fit.points}
-    ends = dict[str, tuple[float, float]]()
+    ends, named = dict[str, tuple[float, float]](), dict[str, Style]()
     for name, style in styles.items():
         fit = whose.get(name) or next(
             (of for of in along.fits.values() if any(p.variant == name for p in of.others)), None
@@ -290,8 +290,11 @@ def scaling_laws(axes: Axes, along: Along, label: str, styles: Styles) -> None:
                 [p.x for p in points], [p.loss for p in points], style.marker,
                 ms=5, mec=style.colour, mfc=face, mew=0.8,
             )  # fmt: skip
-            tips = [f"{p.variant}: {p.loss:.4f} at {p.x:.3g}" for p in points]
-            mark(drawn, style.group, tips=tips)
+            said = [f"{p.variant}: {p.loss:.4f} at {text(p.x)}" for p in points]
+            mark(drawn, style.group, tips=said)
         ends[name] = fit.points[-1].x, fit.points[-1].loss
-    axes.set_xlabel(label)
-    name_ends(axes, ends, styles)
+        named[name] = style._replace(label=fit.family)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(lambda x, _: text(x))
+    axes.xaxis.set_minor_locator(NullLocator())
+    name_ends(axes, ends, named)

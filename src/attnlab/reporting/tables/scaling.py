@@ -45,7 +45,8 @@ def _by_cell(found: Scaling) -> TextTable:
     families = dict.fromkeys(rung.family for rung in rungs.values())
     others = [family for family in families if family != found.baseline]
     lines = list[tuple[str, ...]]()
-    for cell, verdict in found.cells.items():
+    places = list(dict.fromkeys(rung[1:] for rung in rungs.values()))
+    for cell, verdict in sorted(found.cells.items(), key=lambda of: places.index(of[0][:2])):
         names = {rungs[name].family: name for name in cell.variants if name in rungs}
         base = names.get(found.baseline, "")
         differences = (
@@ -82,7 +83,7 @@ def _laws(found: Scaling, quantity: Quantity, title: str, where: str) -> TextTab
         laws, gained, beyond = fit.laws, along.speedups.get(family), fit.extrapolated
         far = numbers.UNKNOWN
         if beyond is not None:
-            far = f"{beyond[1]:.2f} {_ends(beyond[2], 2)} at {_amount(beyond[0], quantity)}"
+            far = f"{beyond[1]:.2f} {_ends(beyond[2], 2)} at {amount(beyond[0], quantity)}"
         lines.append(
             (
                 family,
@@ -113,7 +114,7 @@ def _gain(gained: Speedup | None, quantity: Quantity) -> tuple[str, ...]:
     if gained.x is None or gained.baseline_x is None or gained.ratio is None:
         return (numbers.UNKNOWN, *["beyond the measured range"] * 3)
     ratio = f"{gained.ratio:.2f}x {_ends(gained.interval, 2)}".strip()
-    amounts = (_amount(x, quantity) for x in (gained.x, gained.baseline_x))
+    amounts = (amount(x, quantity) for x in (gained.x, gained.baseline_x))
     return (f"{gained.loss:.3f}", *amounts, ratio)
 
 
@@ -124,8 +125,8 @@ def _crossovers(found: Scaling) -> TextTable:
         for it in along.crossovers:
             names = listed(it.families)
             if it.shown and it.x is not None and it.interval is not None:
-                ends = " to ".join(_amount(end, quantity) for end in it.interval)
-                lines.append((names, title, _amount(it.x, quantity), ends))
+                ends = " to ".join(amount(end, quantity) for end in it.interval)
+                lines.append((names, title, amount(it.x, quantity), ends))
             elif it.excluded:
                 none += 1
             else:
@@ -142,7 +143,8 @@ def _crossovers(found: Scaling) -> TextTable:
     )
 
 
-def _amount(x: float, quantity: Quantity) -> str:
+def amount(x: float, quantity: Quantity) -> str:
+    """Return a value of a quantity with its unit."""
     return (
         f"{x:.3g}"
         if quantity == "flops"
