@@ -16,7 +16,7 @@ from attnlab.analysis.efficiency import Span, first_reached
 from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, read_table, variant_of
-from attnlab.record import RunFolder, StudyRecord
+from attnlab.record import RunFolder, Rung, StudyRecord
 from attnlab.reporting import files
 from attnlab.reporting.pages import markdown
 from attnlab.reporting.tables.data_files import results
@@ -389,3 +389,52 @@ def test_a_target_of_ones_own_is_kept(three_curves, monkeypatch):
     assert replace(record, target_loss=None).joined(three_curves).target_loss == 8.01
     with pytest.raises(ValueError, match="target loss: must not be negative or infinite, got nan"):
         files.report(three_curves, target_loss=math.nan)
+
+
+def test_a_ladder_is_compared_within_a_size_and_length_and_what_is_missing_is_said(tmp_path):
+    sizes, budgets = {"small": 1e6, "middle": 3e6, "large": 9e6}, {"short": 1e6, "long": 1e7}
+    rungs = {
+        f"{family}_{size}_{budget}": Rung(family, size, budget)
+        for family in ("mha", "delta", "other")
+        for size in sizes
+        for budget in budgets
+    }
+    StudyRecord(
+        name="ladder",
+        question="?",
+        baseline="mha_large_long",
+        variants=tuple(rungs),
+        seeds=(0, 1, 2),
+        command="",
+        attnlab_version="0",
+        ladder=rungs,
+    ).write(tmp_path)
+    for name, (family, size, budget) in rungs.items():
+        parameters, tokens = sizes[size], budgets[budget]
+        flops = 6 * parameters * tokens
+        for seed in range(3) if name != "other_large_long" else ():
+            run = RunFolder(tmp_path, name, seed)
+            run.open({"identity": f"{name}{seed}", "train": {"steps": int(tokens / 1e4)}}, {})
+            loss = 2 + 4 * (flops / 1e12) ** -0.2 - 0.1 * (family == "delta") + 0.002 * seed
+            parts = {"embedding": 100, "total": int(parameters) + 100}
+            run.finish(
+                {
+                    "status": "finished",
+                    "final_loss": loss,
+                    "tokens": int(tokens),
+                    "training_flops": flops,
+                    "train_time": flops / 1e13,
+                    "parameters": parts,
+                }
+            )
+    found = analyse(tmp_path)
+    assert set(found.order) == {"mha_large_long", "delta_large_long"}
+    assert len(found.scaling.cells) == 6
+    assert found.scaling.missing == {"other": ("other_large_long",)}
+    assert set(found.scaling.along) == {"flops", "parameters", "tokens", "seconds"}
+    assert found.scaling.along["parameters"].fits["mha"].range == (1e6, 9e6)
+    faster = found.scaling.along["flops"].speedups["delta"]
+    assert 1 < faster.interval[0] < faster.ratio < faster.interval[1]
+    report = markdown(found, None)
+    assert "## Scaling" in report
+    assert "other has no loss that is compared of other_large_long." in report

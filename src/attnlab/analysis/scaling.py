@@ -51,7 +51,7 @@ DRAWS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
-    """Where the laws of two families are equal."""
+    """The place at which the lines of two families cross."""
 
     families: tuple[str, str]
     share: float  # of the draws that have one in the measured range
@@ -241,7 +241,7 @@ def _along(fits: Mapping[str, Fit], baseline: str, missed: Mapping[str, float]) 
 
 
 def crossover(one: Fit, other: Fit) -> Crossover:
-    """Return where the laws of two families are equal, within the range of both."""
+    """Return the place at which two families cross, within the range of both."""
     low, high = max(one.range[0], other.range[0]), min(one.range[1], other.range[1])
     names = one.family, other.family
     if low >= high:

@@ -166,7 +166,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Speedup:
-    """How much less of a quantity a family takes than the baseline's, to the same loss."""
+    """The ratio of what the baseline takes to a loss to what a family takes to it."""
 
     family: str
     loss: float  # nats/token, the lowest that both reach
