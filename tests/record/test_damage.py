@@ -345,7 +345,7 @@ def test_a_damaged_packed_run_is_run_again_in_a_folder(copy):
         pack(copy)
 
 
-VALUES = st.recursive(
+JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(0, 3) | st.floats(0, 1) | st.sampled_from(("a", "7")),
     lambda inner: (
         st.lists(inner, max_size=3)
@@ -360,7 +360,7 @@ FORMS = (
 )
 
 
-@given(st.sampled_from(FORMS), VALUES)
+@given(st.sampled_from(FORMS), JSON_VALUES)
 def test_the_fast_test_of_a_type_and_the_one_that_explains_agree(form, value):
     form = NoneType if form is None else form
     assert _test(form)(value) == (mismatch(form, value) is None)
