@@ -9,6 +9,7 @@ import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig, state_bytes
 from attnlab.mechanisms.identity import Identity
+from attnlab.modules.rotary_heads import RotaryHeads
 from attnlab.modules.softmax_heads import SoftmaxHeads
 
 D_MODEL, TOKENS, BATCH = 64, 75, 2  # an odd length, no multiple of any block or chunk
@@ -120,17 +121,19 @@ def test_a_mechanism_is_written_out_in_its_file(config):
     """Its file has equations, cost, forward, step and state; it inherits none of them.
 
     Full and windowed attention differ in the tokens that a query attends to alone: they share the
-    rest in attnlab.modules.softmax_heads.
+    rest in attnlab.modules.softmax_heads. Sparse attention shares their projections.
     """
     module = type(config.build(D_MODEL))
     assert module.__module__ == type(config).__module__
     bases = [base for base in module.__mro__[1:] if base.__module__.startswith("attnlab")]
     if config.kind() in ("grouped_query", "sliding_window"):
-        assert bases == [SoftmaxHeads, Mechanism]
+        assert bases == [SoftmaxHeads, RotaryHeads, Mechanism]
         assert {"_attend", "kernel_on"} <= vars(module).keys()
         assert {"forward_flops", "build"} <= vars(type(config)).keys()
         return
-    assert bases == [Mechanism]
+    projections = [RotaryHeads] if config.kind() == "deepseek_sparse" else []
+    assert bases == [*projections, Mechanism]
+    assert not {"forward", "step", "init_state"} & vars(RotaryHeads).keys()
     assert {"forward", "step", "init_state"} <= vars(module).keys()
     assert {"cost", "build"} <= vars(type(config)).keys()
     shared = [it for it in type(config).__mro__ if it.__module__.startswith("attnlab.modules")]

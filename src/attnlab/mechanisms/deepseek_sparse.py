@@ -29,11 +29,10 @@ from torch import Tensor, nn
 
 from attnlab.config import Problem
 from attnlab.kernels import lightning_indexer, sparse_attention
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
-from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rotary import Rope, rotate, rotation
-from attnlab.modules.rotary_heads import RotaryHeadsConfig, latent
+from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,24 +150,12 @@ class SparseCache(NamedTuple):
         return SparseCache(self.k_BGSK, self.v_BGSV, self.index_k_BSI, seen)
 
 
-class DeepseekSparseAttention(Mechanism[SparseCache]):
+class DeepseekSparseAttention(RotaryHeads[SparseCache]):
     is_dense: Tensor
 
     def __init__(self, config: DeepseekSparse, d_model: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.config, self.dropout = config, dropout
-        self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
-        self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
-        q_input, kv_input = config.projection_inputs(d_model)
-        bias = config.bias
-        self.q_latent = latent(d_model, config.q_lora_rank, bias)
-        self.kv_latent = latent(d_model, config.kv_lora_rank, bias)
-        self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
-        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
-        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
-        self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
-        self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
         self.indexer = LightningIndexer(config, d_model)
         self.register_buffer("is_dense", torch.tensor(False), persistent=False)
         self.at_step(0)
@@ -222,17 +209,6 @@ class DeepseekSparseAttention(Mechanism[SparseCache]):
         )
         y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, kept.values.bool())
         return self.o_proj(y_BHV.flatten(1)), state
-
-    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
-        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
-        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
-        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
-        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
-        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
-        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
-        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
 
     def _inputs(self, x_BTD: Tensor) -> "_Inputs":
         q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)

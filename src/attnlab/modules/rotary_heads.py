@@ -1,4 +1,4 @@
-"""Settings of grouped query heads with rotary queries and keys, and the latent they may read.
+"""Grouped query heads with rotary queries and keys: settings, projections, and latents they read.
 
     q_t = rotate(norm(W_q c_t))    k_t = rotate(norm(W_k c'_t))    v_t = W_v c'_t
 
@@ -10,18 +10,21 @@ queries and keys, `qk_norm`, and biases are off by default.
 With the dynamic scaling of RoPE, decoding equals `forward` up to the original length only.
 
 DeepSeek-AI 2024 (arXiv:2405.04434) for the latents.
-Shapes: T tokens, D model width, R rank of a latent.
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads,
+K width of a query and a key head, V width of a value head, R rank of a latent, M = H K.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from attnlab.config import Config, Problem
+from attnlab.mechanism import Mechanism, State
 from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
-from attnlab.modules.rotary import Rope, rope_problems
+from attnlab.modules.rotary import Rope, rope_problems, rotate, rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,36 @@ class Latent(nn.Module):
         return self.norm(self.proj(x_TD))
 
 
-def latent(d_model: int, rank: int | None, bias: bool) -> nn.Module:
+class RotaryHeads(Mechanism[State]):
+    """The projections of a mechanism with such heads. What the heads read is the mechanism's."""
+
+    def __init__(self, config: RotaryHeadsConfig, d_model: int) -> None:
+        super().__init__()
+        self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
+        self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
+        q_input, kv_input = config.projection_inputs(d_model)
+        bias = config.bias
+        self.q_latent = _latent(d_model, config.q_lora_rank, bias)
+        self.kv_latent = _latent(d_model, config.kv_lora_rank, bias)
+        self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
+        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
+        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
+        self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
+        self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
+
+    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
+        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
+        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
+        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
+        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
+        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
+        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
+        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
+
+
+def _latent(d_model: int, rank: int | None, bias: bool) -> nn.Module:
     """Return a `Latent`, or the identity where `rank` is None."""
     return nn.Identity() if rank is None else Latent(d_model, rank, bias)

@@ -36,11 +36,9 @@ from torch.nn.functional import normalize
 
 from attnlab.config import Problem
 from attnlab.kernels.scores import Scores, alibi_slopes
-from attnlab.mechanism import Cost, Mechanism
+from attnlab.mechanism import Cost
 from attnlab.modules.kv_cache import KVCache
-from attnlab.modules.norms import RMSNorm
-from attnlab.modules.rotary import rotate, rotation
-from attnlab.modules.rotary_heads import RotaryHeadsConfig, latent
+from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
 
 _LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 _LAMBDA_INIT = 0.8
@@ -119,32 +117,20 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
         return of_projections + self.n_heads * of_head // context
 
 
-class SoftmaxHeads(Mechanism[KVCache]):
+class SoftmaxHeads(RotaryHeads[KVCache]):
     """A mechanism of such heads, without the rule of which tokens attend to which."""
 
     alibi_slopes: Tensor | None
 
     def __init__(self, config: SoftmaxHeadsConfig, d_model: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(config, d_model)
         self.config, self.dropout = config, dropout
-        self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
-        self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
-        q_input, kv_input = config.projection_inputs(d_model)
-        bias = config.bias
-        self.q_latent = latent(d_model, config.q_lora_rank, bias)
-        self.kv_latent = latent(d_model, config.kv_lora_rank, bias)
-        self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
-        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
-        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
-        self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
-        self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
         gates = config.n_gates(d_model)
-        self.g_proj = nn.Linear(d_model, gates, bias) if gates else None
+        self.g_proj = nn.Linear(d_model, gates, config.bias) if gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if config.sinks else None
         if config.differential:
             for name in _LAMBDAS:
-                setattr(self, name, nn.Parameter(torch.empty(key).normal_(0, 0.1)))
+                setattr(self, name, nn.Parameter(torch.empty(self.head_dim).normal_(0, 0.1)))
         slopes_H = alibi_slopes(config.n_heads) if config.alibi else None
         self.register_buffer("alibi_slopes", slopes_H, persistent=False)
 
@@ -199,17 +185,6 @@ class SoftmaxHeads(Mechanism[KVCache]):
     def _scores(self) -> Scores:
         """Return the changes of the scores."""
         return Scores(self.config.logit_softcap, self.alibi_slopes, self.sinks)
-
-    def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
-        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
-        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
-        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
-        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
-        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
-        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
-        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
 
     def _output(self, x_BTD: Tensor, y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
         """Return `y_BTD` of what the heads have read, and of the tokens' own values."""
