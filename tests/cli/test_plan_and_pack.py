@@ -60,6 +60,7 @@ def plan(*, measured=True, not_timed=None, nats_known=True, **changes):
             standard_deviations=3.25,
             residual_sd=0.01 if nats_known else None,
             residual_sd_source="given" if nats_known else None,
+            variants=2,
         ),
         "variants": {"mha": variant, "mqa": variant},
     }
@@ -87,8 +88,8 @@ def test_the_plan_is_printed(printed):
 
 def test_an_unknown_residual_standard_deviation_is_the_unit(printed):
     assert "3.2 residual standard deviations per run, between any" in printed(nats_known=False)
-    power = Power(standard_deviations=None, residual_sd=None, residual_sd_source=None)
-    assert "it needs at least two variants and two seeds" in printed(power=power)
+    power = Power(standard_deviations=None, residual_sd=None, residual_sd_source=None, variants=1)
+    assert "it needs at least two variants, and two seeds" in printed(power=power)
 
 
 def test_lower_bounds_are_marked(printed):

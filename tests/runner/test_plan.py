@@ -27,6 +27,7 @@ from attnlab.runner.events import Activity
 from attnlab.runner.forecast import WORKER_START, Forecast, RunTime, time_run
 from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.workers import ray_cluster
+from attnlab.study.load import load_study
 from attnlab.training.checkpoint import Best, Checkpoint, save
 
 STUDY = fake_workers.TUNED
@@ -44,6 +45,29 @@ def quick(tmp_path, monkeypatch, cache):
     monkeypatch.setattr(forecasting, "TIMED_SECONDS", 0.02)
     monkeypatch.setattr(plan, "TrialProcess", fake_workers.trial_here)
     return {"check": False, "trial_seconds": 60, "cache": cache, "device": "cpu", "out": "out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "variants", "shared"),
+    [
+        ("quickstart", [], 11, ""),
+        ("texts", [], 5, " that read the same text"),
+        ("ladder", [], 6, " of the same size and training length"),
+        (
+            "ladder",
+            ["mla_8x160_long", "delta_8x160_long", "mla_8x256_long"],
+            2,
+            " of the same size",
+        ),
+        ("ladder", ["mla_8x160_long", "mla_8x160_short"], 1, " of the same training length"),
+        ("ladder", ["mla_8x160_long", "delta_8x160_long"], 2, ""),
+    ],
+)
+def test_the_power_is_about_variants_that_are_compared(tmp_path, name, only, variants, shared):
+    study = load_study(name)
+    power = plan._power(study.only(only) if only else study, tmp_path, 0.01)
+    assert (power.variants, power.shared) == (variants, shared)
+    assert (power.standard_deviations is None) == (variants < 2)
 
 
 def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):

@@ -158,6 +158,20 @@ def compared_groups(
         yield from ((group, cell.baseline, len(texts)) for group in texts)
 
 
+def shared_by_compared(cells: Collection[Cell], texts: int) -> str:
+    """Return what variants that are compared share, after "variants"; empty where all are compared.
+
+    >>> small, large = (Cell(size, "long", ("mha", "mla"), "mha") for size in ("4x128", "8x256"))
+    >>> shared_by_compared([small, large], texts=1), shared_by_compared([small], texts=4)
+    (' of the same size', ' that read the same text')
+    """
+    places = {"size": {cell.size for cell in cells}, "length": {cell.budget for cell in cells}}
+    several = [name for name, values in places.items() if len(values) > 1]
+    of_cell = " and ".join(several).replace("length", "training length")
+    said = f" of the same {of_cell}" if several else ""
+    return f"{said} that read the same text" if texts > 1 else said
+
+
 def n_texts(record: StudyRecord) -> int:
     """Return the number of texts with comparisons of their own, among which errors are divided."""
     return max(1, len(comparable_groups(record.variants, record.by_design, record.baseline)))

@@ -89,10 +89,9 @@ def _time(plan: Plan) -> str:
 def _power(plan: Plan) -> str:
     power = plan.power
     if power.standard_deviations is None:
-        return "no verdict: it needs at least two variants and two seeds"
+        return f"no verdict: it needs at least two variants{power.shared}, and two seeds"
     title = "minimum detectable difference (80 % power)"
-    pairs = f"between any two of {len(plan.variants)} variants"
-    pairs += " that read the same text" if power.texts > 1 else ""
+    pairs = f"between any two of {power.variants} variants{power.shared}"
     if power.nats is None:
         residual = f"{power.standard_deviations:.1f} residual standard deviations per run"
         return f"{title}: {residual}, {pairs}; --residual-sd gives it in nats/token"

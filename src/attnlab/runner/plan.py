@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attnlab.analysis.analysis import analyse
-from attnlab.analysis.fairness import comparable_groups
+from attnlab.analysis.fairness import compared_groups, shared_by_compared
 from attnlab.analysis.statistics.power import Power, detectable
 from attnlab.analysis.statistics.sequential import level_of
 from attnlab.checks.targets import of_study
@@ -102,6 +102,7 @@ class Plan:
                 "standard_deviations": self.power.standard_deviations,
                 "residual_sd": self.power.residual_sd,
                 "residual_sd_source": self.power.residual_sd_source,
+                "variants_compared": self.power.variants,
             },
             "variants": {
                 name: {
@@ -287,11 +288,19 @@ def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
     if residual_sd is None and (study_dir / "study.json").is_file():
         residual_sd = analyse(study_dir).residual_sd
         source = None if residual_sd is None else f"of the runs in {study_dir}"
-    texts = comparable_groups(study.cells()[0].variants, study.by_design, study.baseline)
-    most, level = max(map(len, texts)), level_of(study.seeds, study.all_seeds, among=len(texts))
+    cells, seeds = study.cells(), study.all_seeds
+    groups = {
+        (len(group), texts)
+        for group, _, texts in compared_groups(cells, study.variants, study.by_design)
+    }
+    found = (
+        detectable(1.0, variants=n, seeds=seeds, level=level_of(study.seeds, seeds, among=texts))
+        for n, texts in groups
+    )
     return Power(
-        standard_deviations=detectable(1.0, variants=most, seeds=study.all_seeds, level=level),
+        standard_deviations=max(filter(None, found), default=None),
         residual_sd=residual_sd,
         residual_sd_source=source,
-        texts=len(texts),
+        variants=max(n for n, _ in groups),
+        shared=shared_by_compared(cells, max(texts for _, texts in groups)),
     )

@@ -33,10 +33,11 @@ _NUMBERS = 20_000  # variances that are simulated; enough for two digits
 class Power:
     """The smallest difference between two variants that is found with a probability of 80 %."""
 
-    standard_deviations: float | None  # in residual SDs; None for one seed or one variant
+    standard_deviations: float | None  # in residual SDs; None without comparisons
     residual_sd: float | None  # of one run, seed effects removed, nats/token; None if unknown
     residual_sd_source: str | None  # where `residual_sd` comes from
-    texts: int = 1  # within which variants are compared
+    variants: int  # that are compared with one another; the most, where groups of them are
+    shared: str = ""  # what these share, in words; empty where all variants are compared
 
     @property
     def nats(self) -> float | None:
