@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from attnlab.config import Config, Problem
 from attnlab.mechanism import Mechanism, State
+from attnlab.modules.joint_linear import joint_linear
 from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.modules.rotary import Rope, rope_problems, rotate, rotation
@@ -134,14 +135,22 @@ class RotaryHeads(Mechanism[State]):
 
     def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
-        latent_BTR, q_BTM = self.kv_latent(x_BTD), self.q_proj(self.q_latent(x_BTD))
+        q_BTM, k_BTM, v_BTM = self._projected(x_BTD)
         q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
-        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
-        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
+        k_BGTK = rearrange(k_BTM, "B T (G K) -> B G T K", K=self.head_dim)
+        v_BGTV = rearrange(v_BTM, "B T (G V) -> B G T V", V=self.v_head_dim)
         q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
         by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
         q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
         return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
+
+    def _projected(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each of all heads side by side."""
+        projections = self.q_proj, self.k_proj, self.v_proj
+        if isinstance(self.q_latent, nn.Identity) and isinstance(self.kv_latent, nn.Identity):
+            return joint_linear(x_BTD, *projections)
+        of_kv = joint_linear(self.kv_latent(x_BTD), *projections[1:])
+        return self.q_proj(self.q_latent(x_BTD)), *of_kv
 
 
 def _latent(d_model: int, rank: int | None, bias: bool) -> nn.Module:

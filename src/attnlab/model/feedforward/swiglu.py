@@ -13,6 +13,7 @@ from torch.nn.functional import dropout, silu
 from attnlab.config import Problem
 from attnlab.mechanism import Cost
 from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
+from attnlab.modules.joint_linear import joint_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,5 +47,6 @@ class _SwiGLU(FeedForwardLayer):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_D: Tensor) -> Tensor:
-        hidden_F = silu(self.gate_proj(x_D)) * self.up_proj(x_D)
+        gate_F, up_F = joint_linear(x_D, self.gate_proj, self.up_proj)
+        hidden_F = silu(gate_F) * up_F
         return self.down_proj(dropout(hidden_F, self.dropout, self.training))
