@@ -130,7 +130,7 @@ def _published(source: Path, target: str) -> Path | None:
     path = (source.parent / target).resolve()
     if not path.is_relative_to(ROOT / "published"):
         return None
-    if path.stem == "report" and (path.parent / "study.json").is_file():
+    if path.stem == "report" and (path.parent / "runs.jsonl.gz").is_file():
         return path.with_name(REPORT)
     return path if path.is_file() else None
 

@@ -1,6 +1,7 @@
 """`attnlab run --plan` prints the plan; `pack` and `unpack` make a study one file, and back."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,13 +150,23 @@ def study(tmp_path, monkeypatch):
 
 
 def test_a_study_is_packed_reported_and_unpacked(study):
-    before = json.loads(attnlab("report", study, "--json").stdout)
+    commands = [["report", study], ["list", study], ["list", study / "mha" / "seed-1"]]
+    commands += [["compare", study / "mha", study / "mqa", "--out", study.with_name("out")]]
+
+    def shown():
+        return [json.loads(attnlab(*command, "--json").stdout) for command in commands]
+
+    before = shown()
     done = attnlab("pack", study)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"{study / PACKED}: 12 runs, ")
-    assert not (study / "mha").exists()
-    assert json.loads(attnlab("report", study, "--json").stdout) == before
-    assert not (study / "mha").exists()
+    alone = study.with_name("alone")
+    alone.mkdir()
+    shutil.copy(study / PACKED, alone)
+    shutil.rmtree(study)
+    alone.rename(study)
+    assert shown() == before
+    assert not {"mha", "study.json"} & {path.name for path in study.iterdir()}
     done = attnlab("unpack", study)
     assert done.stdout == f"{study}: 12 runs restored\n"
     assert RunFolder(study, "mha", 0).in_folder()

@@ -55,7 +55,7 @@ def test_every_link_leads_somewhere(page):
         if target in GENERATED:
             continue
         if target.name == "report.html":  # made from the runs
-            target = target.with_name("study.json")
+            target = target.with_name("runs.jsonl.gz")
         assert target.exists(), f"{path} in {page.name}"
         if anchor:
             assert anchor in anchors(target), f"{path}#{anchor} in {page.name}"

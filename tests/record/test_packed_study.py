@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,20 +18,23 @@ from support.reported_study import steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.compare_folders import read_folders
+from attnlab.analysis.runs_table import load_results
 from attnlab.record import (
     TUNING_SEED,
+    DamagedError,
     RunFolder,
     StudyRecord,
     lease,
     pack,
     packed_file,
+    packed_study,
     runs_in,
     to_json,
     tuning_runs,
     unpack,
     write_tuning_choice,
 )
-from attnlab.record.packed_file import PACKED, read_packed
+from attnlab.record.packed_file import PACKED, STUDY, read_packed
 
 DERIVED = ("config.json", "metrics.json")
 
@@ -55,6 +59,18 @@ def as_read(folder: Path) -> dict[object, object]:
         )
         for run in found
     }
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    return gzip.decompress((folder / PACKED).read_bytes()).splitlines(keepends=True)
+
+
+def as_an_earlier_version(folder: Path) -> None:
+    """Turn a packed study into format 1: study.json beside a packed file without it."""
+    content = read_packed(folder).record
+    assert content is not None
+    (folder / STUDY).write_bytes(content)
+    (folder / PACKED).write_bytes(gzip.compress(b"".join(lines_of(folder)[1:])))
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +105,7 @@ def study(tmp_path):
 def test_a_study_is_packed_into_one_file_and_unpacked_byte_for_byte(study):
     before, read = files(study), as_read(study)
     done = pack(study)
-    assert set(files(study)) == {"study.json", PACKED}
+    assert set(files(study)) == {PACKED}
     assert (done.runs, done.n_bytes) == (11, (study / PACKED).stat().st_size)
     assert [path.name for path in study.iterdir() if path.is_dir()] == []
     assert as_read(study) == read
@@ -100,8 +116,8 @@ def test_a_study_is_packed_into_one_file_and_unpacked_byte_for_byte(study):
 
 def test_a_line_of_the_file_is_a_run_that_other_programs_can_read(study):
     pack(study)
-    text = gzip.decompress((study / PACKED).read_bytes()).decode()
-    lines = [json.loads(line) for line in text.splitlines()]
+    record, *lines = map(json.loads, lines_of(study))
+    assert (record["format"], record["study"]["variants"]) == (2, ["mha", "hybrid 3:1", "new"])
     by_key = {(line["variant"], line.get("seed"), line.get("recipe")): line for line in lines}
     finished = by_key["mha", 0, None]
     assert (finished["status"], finished["summary"]["final_loss"]) == ("finished", 5.0)
@@ -163,7 +179,7 @@ def test_new_runs_lie_beside_the_packed_file_and_win(study):
     assert {key for key in union if union[key] != read.get(key)} == {new.key, again.key}
     pack(study)
     assert as_read(study) == union
-    assert set(files(study)) == {"study.json", PACKED}
+    assert set(files(study)) == {PACKED}
     unpack(study)
     assert as_read(study) == union
 
@@ -183,7 +199,7 @@ def test_what_is_decided_again_makes_no_folder_in_a_packed_study(study):
     write_tuning_choice(study, "mha", {"learning_rate": 0.00141421, "failure": None})
     RunFolder(study, "hybrid 3:1", 2).fail("out of memory")
     RunFolder(study, "mha", 0).finalize()
-    assert set(files(study)) == {"study.json", PACKED}
+    assert set(files(study)) == {PACKED}
     write_tuning_choice(study, "mha", {"learning_rate": 1.0})
     assert "mha/tuning/choice.json" in files(study)
 
@@ -198,7 +214,7 @@ def test_weights_are_never_lost_silently(study):
         pack(study)
     assert files(study) == before
     pack(study, drop_checkpoints=True)
-    assert set(files(study)) == {"study.json", PACKED}
+    assert set(files(study)) == {PACKED}
 
 
 def test_files_of_others_are_not_removed(study):
@@ -208,7 +224,7 @@ def test_files_of_others_are_not_removed(study):
         pack(study)
     note.rename(study / "mha" / "note.txt")
     pack(study)
-    assert set(files(study)) == {"study.json", PACKED, "mha/note.txt"}
+    assert set(files(study)) == {PACKED, "mha/note.txt"}
     in_the_way = study / "mha" / "seed-0" / "note.txt"
     in_the_way.parent.mkdir()
     in_the_way.write_text("mine")
@@ -223,7 +239,7 @@ def test_derived_files_of_variants_go_with_their_runs(study):
     for name in DERIVED:
         (study / "mha" / name).write_text("{}")
     pack(study)
-    assert set(files(study)) == {"study.json", PACKED}
+    assert set(files(study)) == {PACKED}
 
 
 def test_what_cannot_be_packed_or_unpacked_says_why(study, tmp_path):
@@ -349,11 +365,137 @@ def test_a_run_that_another_process_writes_is_named_and_nothing_is_changed(study
     assert (study / PACKED).exists() == (work is pack)
 
 
+def test_a_record_that_was_edited_by_hand_is_restored_byte_for_byte(study):
+    content = json.dumps(json.loads((study / STUDY).read_text()) | {"question": "Why?"})
+    (study / STUDY).write_text(content.replace('"sha256"', '"no sum"'))
+    before = files(study)
+    pack(study)
+    assert json.loads(lines_of(study)[0])["raw"] == {STUDY: before[STUDY].decode()}
+    assert StudyRecord.read(study).question == "Why?"
+    unpack(study)
+    assert files(study) == before
+
+
+def test_a_study_of_an_earlier_version_is_read_unpacked_and_packed_anew(study, tmp_path):
+    before, read = files(study), as_read(study)
+    pack(study)
+    packed = files(study)
+    as_an_earlier_version(study)
+    assert as_read(study) == read
+    shutil.copytree(study, tmp_path / "copy")
+    unpack(tmp_path / "copy")
+    assert files(tmp_path / "copy") == before
+    pack(study)
+    assert files(study) == packed
+
+
+def test_a_record_beside_the_packed_file_is_newer_and_counts(study):
+    pack(study)
+    record = StudyRecord.read(study)
+    record.write(study)
+    assert set(files(study)) == {PACKED}  # it is packed with the same content
+    replace(record, margin=0.5).write(study)
+    assert set(files(study)) == {PACKED, STUDY}
+    assert StudyRecord.read(study).margin == 0.5
+    record.write(study)
+    assert StudyRecord.read(study) == record
+    replace(record, margin=0.25).write(study)
+    pack(study)
+    assert set(files(study)) == {PACKED}
+    assert StudyRecord.read(study).margin == 0.25
+    newer = replace(record, margin=0.125)
+    newer.write(study)
+    unpack(study)
+    assert StudyRecord.read(study) == newer
+
+
+def test_a_record_that_is_written_to_meanwhile_is_kept(study, monkeypatch):
+    newer = replace(StudyRecord.read(study), margin=0.5)
+    written = packed_study.write_packed
+    monkeypatch.setattr(
+        packed_study, "write_packed", lambda *of: (written(*of), newer.write(study))
+    )
+    assert pack(study).changed == (study / STUDY,)
+    assert StudyRecord.read(study) == newer
+
+
+def test_a_packed_study_without_a_record_says_so(study):
+    pack(study)
+    as_an_earlier_version(study)
+    (study / STUDY).unlink()
+    missing = rf"no study in .*: there is no .*/{STUDY}, which {PACKED} lacks, too: restore it"
+    for work in (as_read, analyse, pack):
+        with pytest.raises(ValueError, match=missing):
+            work(study)
+    assert RunFolder(study, "mha", 0).summary()["final_loss"] == 5.0
+
+
+RECORDS = {
+    "null": "expected an object, got null",
+    "7": "expected an object, got 7",
+    '{"format": 2}': "study is missing",
+    '{"format": 2, "study": []}': r"study: expected an object, got \[\]",
+    '{"format": 2, "raw": {"study.json": 1}}': r"raw\.study\.json: expected a text, got 1",
+    '{"format": "2", "study": {}}': 'format: expected a whole number, got "2"',
+    '{"format": true, "study": {}}': "format: expected a whole number, got true",
+    '{"format": 1, "study": {}}': "format: expected 2, got 1",
+    '{"study": {}}': "ended is missing",
+}
+
+
+@pytest.mark.parametrize("line", RECORDS)
+def test_a_first_line_that_is_no_record_is_damage(study, line):
+    pack(study)
+    content = gzip.compress(b"".join([line.encode(), b"\n", *lines_of(study)[1:]]))
+    (study / PACKED).write_bytes(content)
+    for work in (as_read, analyse, load_results, pack, unpack, runs_in):
+        with pytest.raises(DamagedError, match=rf"damaged at line 1 \({RECORDS[line]}\); restore"):
+            work(study)
+    assert files(study) == {PACKED: content}
+
+
+def test_a_record_on_a_later_line_is_damage(study):
+    pack(study)
+    (study / PACKED).write_bytes(gzip.compress(b"".join(lines_of(study)[:2] * 2)))
+    with pytest.raises(DamagedError, match="damaged at line 3"):
+        as_read(study)
+
+
+def test_a_format_of_a_later_version_is_no_damage(study):
+    pack(study)
+    lines = [b'{"format": 3, "cells": []}\n', *lines_of(study)[1:]]
+    (study / PACKED).write_bytes(gzip.compress(b"".join(lines)))
+    for work in (as_read, analyse, load_results, pack, unpack, runs_in):
+        with pytest.raises(
+            ValueError, match=r"format 3, .* reads 2 at most: install a later"
+        ) as of:
+            work(study)
+        assert not isinstance(of.value, DamagedError)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record | {"margin": 0.5}, "was altered: its checksum differs; restore it"),
+        (lambda record: {"name": "toy"}, "lacks attnlab_version, .*; restore it from a copy$"),
+        (lambda record: record | {"sha256": 1}, r"is damaged \(sha256: expected an object, got 1"),
+    ],
+)
+def test_a_packed_record_that_is_not_as_it_was_written_is_named(study, change, words):
+    pack(study)
+    first, *lines = lines_of(study)
+    record = json.loads(first)
+    first = json.dumps(record | {"study": change(record["study"])}).encode() + b"\n"
+    (study / PACKED).write_bytes(gzip.compress(b"".join([first, *lines])))
+    for work in (as_read, analyse, load_results, pack):
+        with pytest.raises(DamagedError, match=rf"{PACKED}, line 1/{STUDY} {words}"):
+            work(study)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "deep", "no seed", "empty"])
 def test_a_damaged_file_is_named_with_its_line(study, damage):
     pack(study)
-    path = study / PACKED
-    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path, lines = study / PACKED, lines_of(study)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-20])
         line = r"\d+"
@@ -449,6 +591,6 @@ def test_any_runs_are_packed_and_unpacked_byte_for_byte(written):
                 run.finalize()
         before = files(folder)
         pack(folder)
-        assert set(files(folder)) == {"study.json", PACKED}
+        assert set(files(folder)) == {PACKED}
         unpack(folder)
         assert files(folder) == before

@@ -73,7 +73,7 @@ def test_a_packed_study_is_continued_and_its_ended_runs_are_not_trained_again(tm
     TUNED.record(command="attnlab run tuned", checked=False).write(tmp_path)
     work(make(TUNED, tmp_path))
     pack(tmp_path)
-    packed = {"study.json", "runs.jsonl.gz"}
+    packed = {"runs.jsonl.gz"}
     assert work(make(TUNED, tmp_path)) == []
     assert {path.name for path in tmp_path.iterdir()} == packed
     with pytest.raises(ValueError, match="different settings"):

@@ -119,11 +119,13 @@ def test_what_the_hypotheses_of_a_shipped_study_name_is_there():
 
 
 def test_the_records_that_ship_hold_hypotheses_that_their_study_has():
-    for path in (ROOT / "published").glob("*/study.json"):
-        record = json.loads(path.read_text())
-        if record["hypotheses"]:
-            of_study = [h.to_dict() for h in load_study(record["name"]).hypotheses]
-            assert [h for h in record["hypotheses"] if h not in json_form(of_study)] == []
+    packed = list((ROOT / "published").glob("*/runs.jsonl.gz"))
+    assert packed
+    for path in packed:
+        record = StudyRecord.read(path.parent)
+        if record.hypotheses:
+            of_study = [h.to_dict() for h in load_study(record.name).hypotheses]
+            assert [h for h in record.hypotheses if h not in json_form(of_study)] == []
 
 
 def json_form(value):

@@ -66,8 +66,8 @@ def _held(given: Path) -> Folders:
         found.setdefault(run.ended.parent, []).append(run)
     if all(run.status() == "absent" for runs in found.values() for run in runs):
         raise ValueError(
-            f"{given} holds no run: give the folder of a study (with study.json), of a variant "
-            "(with seed-0 and so on) or of a run (seed-0)"
+            f"{given} holds no run: give the folder of a study (with study.json or runs.jsonl.gz), "
+            "of a variant (with seed-0 and so on) or of a run (seed-0)"
         )
     return found
 
@@ -99,7 +99,7 @@ def _refuse_to_overwrite(out: Path, given: Sequence[Path]) -> None:
     for path in given:
         if path.resolve() in (out.resolve(), *out.resolve().parents):
             raise ValueError(f"--out {out} lies in {path}, which is compared and never written to")
-    if (out / "study.json").is_file():
+    if StudyRecord.find(out):
         raise ValueError(f"--out {out} is a study's folder, and has a report of its own")
 
 
@@ -112,7 +112,7 @@ def _study(
 ) -> StudyRecord:
     """Return the record of the comparison: its question, and how the runs were made."""
     homes = dict.fromkeys(folder.parent for folder in folders)
-    records = {home: _record(home) for home in homes}
+    records = {home: StudyRecord.find(home) for home in homes}
     known = [record for record in records.values() if record is not None]
     first = next(iter(folders))
     usual = records[first.parent]
@@ -132,10 +132,6 @@ def _study(
         checked=all(record is not None and record.checked for record in records.values()),
         margin=min((record.margin for record in known), default=MARGIN),
     )
-
-
-def _record(home: Path) -> StudyRecord | None:
-    return StudyRecord.read(home) if (home / "study.json").is_file() else None
 
 
 def _with_data(run: Run) -> Run:

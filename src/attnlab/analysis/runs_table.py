@@ -66,8 +66,8 @@ def _runs(folder: Path) -> Iterator[tuple[str, RunFolder]]:
     if not runs:
         raise ValueError(f"{folder} holds no run: give the folder of a study, a variant or a run")
     study_dir = runs[0].study_dir
-    has_record = (study_dir / "study.json").is_file()
-    study = StudyRecord.read(study_dir).name if has_record else study_dir.name
+    record = StudyRecord.find(study_dir)
+    study = record.name if record else study_dir.name
     if not folder.resolve().name.startswith("seed-"):
         for variant in dict.fromkeys(run.variant for run in runs):
             runs.extend(tuning_runs(study_dir, variant))

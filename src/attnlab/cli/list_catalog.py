@@ -58,6 +58,8 @@ def _all(catalog: "Catalog") -> dict[str, dict[str, Any]]:
 
 def _named(catalog: "Catalog", name: str) -> dict[str, dict[str, Any]]:
     """Return everything with this name; one name may be a study and a family."""
+    from attnlab.record import runs_in
+
     found = dict[str, dict[str, Any]]()
     if name in catalog.studies or name.endswith(".py"):
         found["studies"] = {name: _study(name)}
@@ -65,7 +67,7 @@ def _named(catalog: "Catalog", name: str) -> dict[str, dict[str, Any]]:
         found[name] = _kinds(catalog.families[name])
     if name in catalog.settings:
         found["settings"] = {name: dict(catalog.settings[name])}
-    if not found and Path(name).is_dir():
+    if not found and (Path(name).is_dir() or runs_in(Path(name))):
         recipes = _recipes(Path(name))
         return {**({"recipes": recipes} if recipes else {}), "runs": _runs(name)}
     return found or {family: _kinds([kind]) for family, kind in catalog.kinds(name).items()}
@@ -75,10 +77,9 @@ def _recipes(folder: Path) -> dict[str, Any]:
     """Return the recipe that was chosen for each variant of a study; empty if none was."""
     from attnlab.record import StudyRecord, read_tuning_choice
 
-    if not (folder / "study.json").is_file():
+    if (study := StudyRecord.find(folder)) is None:
         return {}
-    names = StudyRecord.read(folder).variants
-    choices = {name: read_tuning_choice(folder, name) for name in names}
+    choices = {name: read_tuning_choice(folder, name) for name in study.variants}
     return {
         name: {
             "learning_rate": choice["learning_rate"],

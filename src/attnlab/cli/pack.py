@@ -1,4 +1,4 @@
-"""`attnlab pack` and `attnlab unpack`: pack the runs of a study into one file, and restore them."""
+"""`attnlab pack` and `attnlab unpack`: pack a study into one file, and restore its folders."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,11 +26,12 @@ def pack(
         ),
     ] = False,
 ) -> None:
-    """Pack all runs of a study into one file, DIR/runs.jsonl.gz, and remove their folders.
+    """Pack a study into one file, DIR/runs.jsonl.gz, and remove study.json and the run folders.
 
-    It holds the settings, environment, measurements and summary of every run, one line of JSON per
-    run. All commands read a packed study like its folders, and attnlab unpack restores them byte
-    for byte. Weights cannot be packed: without --drop-checkpoints, a study that has any is refused.
+    It holds the record of the study, and the settings, environment, measurements and summary of
+    every run, one line of JSON per run. All commands read a packed study like its folders, and
+    attnlab unpack restores them byte for byte. Weights cannot be packed: without
+    --drop-checkpoints, a study that has any is refused.
     """
     import attnlab
 
@@ -44,7 +45,7 @@ def pack(
 @app.command()
 @reports_user_errors
 def unpack(studies: StudiesArgument) -> None:
-    """Restore the run folders of packed studies, byte for byte, and remove DIR/runs.jsonl.gz."""
+    """Restore study.json and the run folders, byte for byte, and remove DIR/runs.jsonl.gz."""
     import attnlab
 
     for study in studies:

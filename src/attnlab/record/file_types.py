@@ -116,6 +116,14 @@ class SummaryForm(TypedDict, total=False):
     state_bytes: Number
 
 
+class RecordForm(TypedDict, total=False):
+    """Types of the first line of runs.jsonl.gz, which holds study.json."""
+
+    format: Required[int]
+    study: dict[str, Any]
+    raw: dict[str, str]
+
+
 class RunForm(TypedDict, total=False):
     """Types of a run's line in runs.jsonl.gz."""
 

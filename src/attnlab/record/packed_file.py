@@ -1,15 +1,17 @@
-"""Read and write `runs.jsonl.gz`, which holds the runs of a study, one line of JSON per run.
+"""Read and write `runs.jsonl.gz`, which holds a whole study: its record, and a line per run.
 
+    {"format": 2, "study": {...}}
     {"tokenizer": "<sha256>", "text": "..."}
     {"variant": "mha", "seed": 0, "recipe": null, "status": "finished", "ended": true,
      "config": {...}, "environment": {...}, "metrics": [{...}, ...], "summary": {...},
      "tokenizer": "<sha256>"}
     {"variant": "mha", "tuning_choice": {...}}
 
-A line of a run holds the files of its folder as JSON values. A file that is not exactly the text
-that this package writes for its values, such as one that a kill cut short, is stored as text under
-"raw", so that every file is restored byte for byte. A tokenizer that runs share is stored once,
-before the first of them. Equal runs give equal bytes.
+The first line holds `study.json`; files of format 1 have no such line, and `study.json` lies beside
+them. A line of a run holds the files of its folder as JSON values. A file that is not exactly the
+text that this package writes for its values, such as one that a kill cut short, is stored as text
+under "raw", so that every file is restored byte for byte. A tokenizer that runs share is stored
+once, before the first of them. Equal studies give equal bytes.
 """
 
 import gzip
@@ -22,11 +24,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from attnlab.record.atomic_files import DamagedError, open_regular, replace_file
-from attnlab.record.file_types import ChoiceForm, RunForm, TokenizerForm
+from attnlab.record.atomic_files import DamagedError, open_regular, read_file, replace_file
+from attnlab.record.file_types import ChoiceForm, RecordForm, RunForm, TokenizerForm
 from attnlab.record.json_text import Json, mismatch, to_json, to_line
 
-PACKED = "runs.jsonl.gz"
+PACKED, STUDY = "runs.jsonl.gz", "study.json"
+FORMAT = 2  # of the packed file
 RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
 TOKENIZER = "tokenizer.json"
 CHOICE = "choice.json"
@@ -55,10 +58,15 @@ class PackedRun(NamedTuple):
 
 
 class PackedStudy(NamedTuple):
-    """The runs of a study, and `choice.json` of each variant that was tuned."""
+    """The runs of a study, its record, and `choice.json` of each variant that was tuned."""
 
     runs: dict[RunKey, PackedRun]
     choices: dict[str, bytes]  # by variant
+    record: bytes | None = None  # study.json; None in files of format 1
+
+
+class NewerFormatError(ValueError):
+    """A packed file was written by a later version of attnlab."""
 
 
 def rate_of(recipe: str) -> float:
@@ -71,10 +79,10 @@ def rate_of(recipe: str) -> float:
 
 
 def read_packed(study_dir: Path) -> PackedStudy:
-    """Return the packed runs of a study; none if it is not packed.
+    """Return the packed runs and the packed record of a study; none if it is not packed.
 
     Raises:
-        ValueError: the file is damaged. The message names the line.
+        ValueError: the file is damaged, or of a later version. The message names the line.
     """
     path = study_dir / PACKED
     if not os.path.lexists(path):
@@ -82,6 +90,20 @@ def read_packed(study_dir: Path) -> PackedStudy:
     with open_regular(path) as file:
         stat = os.fstat(file.fileno())
     return _read(path.absolute(), (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+
+
+def read_record(study_dir: Path) -> tuple[bytes, Path] | None:
+    """Return the content of `study.json`, packed or not, and its place; None if there is none.
+
+    A file beside the packed one counts: it was written later. Raises ValueError as `read_packed`.
+    """
+    path = study_dir / STUDY
+    for _ in range(2):  # it may be packed or unpacked meanwhile
+        if os.path.lexists(path) and (content := read_file(path)) is not None:
+            return content, path
+        if (content := read_packed(study_dir).record) is not None:
+            return content, Path(f"{study_dir / PACKED}, line 1") / STUDY
+    return None
 
 
 def write_packed(study_dir: Path, study: PackedStudy) -> None:
@@ -98,8 +120,7 @@ def write_packed(study_dir: Path, study: PackedStudy) -> None:
 
     path = study_dir / PACKED
     replace_file(path, write)
-    found = _parse(path)
-    if dict(found.runs) != dict(study.runs) or dict(found.choices) != dict(study.choices):
+    if _parse(path) != study:
         raise OSError(f"{path} is not as it was written: check the disk; no run was removed")
 
 
@@ -108,6 +129,8 @@ def _lines(study: PackedStudy) -> Iterator[bytes]:
         rate = 0.0 if key.recipe is None else rate_of(key.recipe)
         return key.variant, rate, key.recipe or "", key.seed
 
+    if study.record is not None:
+        yield _line({"format": FORMAT, **_to_fields({STUDY: study.record})})
     tokenizers = set[str]()
     for key in sorted(study.runs, key=order):
         run = study.runs[key]
@@ -188,7 +211,13 @@ def _parse(path: Path) -> PackedStudy:
     try:
         for line in _lines_of(path):
             n += 1
-            _add(cast("Json", json.loads(line)), study, tokenizers)
+            _require(Json, fields := cast("Json", json.loads(line)))
+            if n == 1 and "format" in fields:
+                study = study._replace(record=_record(fields))
+            else:
+                _add(fields, study, tokenizers)
+    except NewerFormatError as error:
+        raise NewerFormatError(f"{path} {error}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(path, n + 1, error) from None
     except (ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
@@ -196,6 +225,21 @@ def _parse(path: Path) -> PackedStudy:
     if not study.runs:
         raise _damaged(path, 1, EOFError("it holds no run"))
     return study
+
+
+def _record(fields: Json) -> bytes:
+    """Return study.json from the first line. Raises ValueError."""
+    _require(RecordForm, fields)
+    if fields["format"] > FORMAT:
+        raise NewerFormatError(
+            f"has format {fields['format']}, and this version of attnlab reads {FORMAT} at most: "
+            "install a later one"
+        )
+    if fields["format"] != FORMAT:
+        raise ValueError(f"format: expected {FORMAT}, got {fields['format']}")
+    if (content := _from_fields(fields, [STUDY]).get(STUDY)) is None:
+        raise ValueError("study is missing")
+    return content
 
 
 def _add(fields: Json, study: PackedStudy, tokenizers: dict[str, bytes]) -> None:

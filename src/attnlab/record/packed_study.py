@@ -1,15 +1,16 @@
-"""Pack the run folders of a study into `runs.jsonl.gz`, and unpack them again, byte for byte.
+"""Pack the files of a study into `runs.jsonl.gz`, and unpack them again, byte for byte.
 
-The packed file is written, flushed, read back and compared before any folder is removed, and it is
-removed only after every folder is restored. A process that is killed at any instant loses nothing:
+The packed file is written, flushed, read back and compared before any file is removed, and it is
+removed only after every file is restored. A process that is killed at any instant loses nothing:
 each run is then in a folder, in the packed file, or in both, and readers find it once.
 
-Packed are config.json, environment.json, metrics.jsonl and summary.json of every run, and
+Packed are study.json, config.json, environment.json, metrics.jsonl and summary.json of every run,
 choice.json of every tuned variant, and tokenizer.json, which runs usually share. Weights are not
 packed, nor the sources, which only serve to load them.
 """
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Generator, Iterable, Iterator
@@ -28,12 +29,14 @@ from attnlab.record.packed_file import (
     CHOICE,
     PACKED,
     RUN_FILES,
+    STUDY,
     TOKENIZER,
     PackedRun,
     PackedStudy,
     RunKey,
     rate_of,
     read_packed,
+    read_record,
     write_packed,
 )
 from attnlab.record.recorded_run import folder_name
@@ -51,13 +54,14 @@ class Packed(NamedTuple):
     path: Path  # the packed file
     runs: int  # runs in it
     n_bytes: int  # its size
-    changed: tuple[Path, ...]  # folders that were written to meanwhile, and therefore kept
+    changed: tuple[Path, ...]  # run folders or study.json, written meanwhile and therefore kept
 
 
 def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
-    """Pack all runs of a study into one file and remove their folders.
+    """Pack the record and all runs of a study into one file, and remove their files.
 
-    Runs that are already packed stay in the file. If a run is in both, its folder counts.
+    What is already packed stays in the file. Of a run in both, its folder counts, and of the
+    record `study.json`. A file that an earlier version packed without the record is written anew.
 
     Args:
         study_dir: the study's folder, such as results/quickstart.
@@ -76,7 +80,7 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
     before = read_packed(study_dir)
     remove_temporary(study_dir)
     folders = [run for run in _run_folders(study_dir) if run.in_folder()]
-    with _holding(folders):
+    with StudyRecord.held(study_dir), _holding(folders):
         _refuse_damaged(folders)
         for run in folders:
             run.finalize()
@@ -85,21 +89,24 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
             _refuse_weights(folders)
         choices = {unquote(_variant(path)): path.read_bytes() for path in _choices(study_dir)}
         runs = {run.key: _read(run) for run in folders}
-        study = PackedStudy({**before.runs, **runs}, {**before.choices, **choices})
+        record, _ = read_record(study_dir) or (None, None)
+        study = PackedStudy({**before.runs, **runs}, {**before.choices, **choices}, record)
         if not study.runs:
             raise ValueError(f"{study_dir} holds no run: there is nothing to pack")
         if study != before:
             write_packed(study_dir, study)
-        changed = [run for run in folders if not _remove(run, study.runs[run.key])]
+        changed = [run.path for run in folders if not _remove(run, study.runs[run.key])]
+        if (study_dir / STUDY).is_file() and not _remove_file(study_dir / STUDY, record):
+            changed.append(study_dir / STUDY)
     _remove_rest(study_dir, study)
     path = study_dir / PACKED
-    return Packed(path, len(study.runs), path.stat().st_size, tuple(run.path for run in changed))
+    return Packed(path, len(study.runs), path.stat().st_size, tuple(changed))
 
 
 def unpack(study_dir: Path | str) -> int:
-    """Restore the folders of all packed runs of a study and remove the packed file.
+    """Restore `study.json` and the folders of all packed runs, and remove the packed file.
 
-    A run that is in a folder, too, is not replaced.
+    A run that is in a folder, too, is not replaced, nor is a `study.json` beside the packed file.
 
     Args:
         study_dir: the study's folder.
@@ -125,7 +132,9 @@ def unpack(study_dir: Path | str) -> int:
     for folder in (folder for run in left for folder in (run.ended, run.partial)):
         if _has_files(folder):
             raise ValueError(f"{folder} holds other files: move them elsewhere, then unpack")
-    with _holding(left):
+    with StudyRecord.held(study_dir), _holding(left):
+        if study.record is not None and not os.path.lexists(study_dir / STUDY):
+            replace_file(study_dir / STUDY, study.record)
         for run, packed in left.items():
             for folder in (run.ended, run.partial):
                 shutil.rmtree(folder, ignore_errors=True)  # it holds empty folders at most
@@ -247,11 +256,18 @@ def _remove(run: RunFolder, packed: PackedRun) -> bool:
     return True
 
 
+def _remove_file(path: Path, packed: bytes | None) -> bool:
+    """Remove a packed file; return False if it has changed since it was read."""
+    if path.read_bytes() != packed:
+        return False
+    path.unlink()
+    return True
+
+
 def _remove_rest(study_dir: Path, study: PackedStudy) -> None:
     """Remove what belongs to packed runs: tuning choices, derived files and empty folders."""
     for choice in _choices(study_dir):
-        if study.choices.get(unquote(_variant(choice))) == choice.read_bytes():
-            choice.unlink()
+        _remove_file(choice, study.choices.get(unquote(_variant(choice))))
     for variant in {key.variant for key in study.runs}:
         folder = study_dir / folder_name(variant)
         if not any(folder.glob("**/seed-*")):

@@ -25,6 +25,7 @@ from attnlab.record.packed_file import (
     PackedRun,
     RunKey,
     read_packed,
+    read_record,
 )
 from attnlab.record.verified_folder import add_checksums, split_checksums
 
@@ -277,9 +278,9 @@ def summary_with_checksums(summary: Mapping[str, Any], folder: Path) -> Json:
 def command_of(study_dir: Path) -> str:
     """Return the last command that ran a study, as its record names it."""
     try:
-        recorded = parse(read_file(study_dir / "study.json") or b"", study_dir / "study.json")
+        recorded = parse(*found) if (found := read_record(study_dir)) else Json()
         return str(recorded["command"]).strip().splitlines()[-1]
-    except (OSError, DamagedError, LookupError):
+    except (OSError, ValueError, LookupError):
         return "the command that made it"
 
 

@@ -1,7 +1,7 @@
 """A run on disk: a folder that is readable after a kill at any instant, or a line of a packed file.
 
     results/<study>/study.json                 the question, its variants and seeds
-    results/<study>/runs.jsonl.gz              packed runs (`attnlab pack`)
+    results/<study>/runs.jsonl.gz              after `attnlab pack`: study.json and all runs
     results/<study>/<variant>/seed-0.partial/  a run that is in progress, interrupted or failed
     results/<study>/<variant>/seed-0/          a run that has ended: finished or diverged
     results/<study>/<variant>/seed-0.lease/    the process that writes the run now; see `lease`

@@ -1,4 +1,4 @@
-"""A study's record: `study.json` with its question and settings, and the runs of its folder."""
+"""A study's record: `study.json` with its question and settings, packed or not, and its runs."""
 
 import os
 import re
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
-from attnlab.record.atomic_files import DamagedError
+from attnlab.record.atomic_files import DamagedError, replace_file
 from attnlab.record.file_types import BenchForm, JudgementForm
-from attnlab.record.json_text import Json, mismatch
+from attnlab.record.json_text import Json, mismatch, to_json
 from attnlab.record.lease import waiting_for
-from attnlab.record.packed_file import read_packed
+from attnlab.record.packed_file import PACKED, STUDY, read_packed, read_record
 from attnlab.record.recorded_run import folder_name
 from attnlab.record.run_folder import RunFolder
-from attnlab.record.verified_folder import read_object, write_object
+from attnlab.record.verified_folder import add_checksums, parse_object, read_object
 
-STUDY, BENCH = "study.json", "bench.json"
+BENCH = "bench.json"
 
 
 class Rung(NamedTuple):
@@ -99,9 +99,9 @@ class StudyRecord:
 
     def joined(self, study_dir: Path) -> Self:
         """Return this record with the variants and seeds of the folder's record added."""
-        if not (study_dir / "study.json").is_file():
+        before = type(self).find(study_dir)
+        if before is None:
             return self
-        before = type(self).read(study_dir)
         left_out = [name for name in before.variants if name not in self.variants]
         first, then = (before, self) if left_out else (self, before)
         # the baseline of runs that are left out stays the baseline, unless another is declared
@@ -160,7 +160,10 @@ class StudyRecord:
             yield
 
     def write(self, study_dir: Path) -> None:
-        """Write `study.json`. Raises ValueError if two variants would share a folder."""
+        """Write `study.json`, unless it is packed with the same content.
+
+        Raises ValueError if two variants would share a folder.
+        """
         folders: dict[str, str] = {}
         for variant in self.variants:
             other = folders.setdefault(folder_name(variant).casefold(), variant)
@@ -170,20 +173,33 @@ class StudyRecord:
                     "ignore case; rename one"
                 )
         study_dir.mkdir(parents=True, exist_ok=True)
-        write_object(study_dir / STUDY, asdict(self))
+        path, content = study_dir / STUDY, to_json(add_checksums(asdict(self), STUDY, {}))
+        if os.path.lexists(path) or read_packed(study_dir).record != content:
+            replace_file(path, content)
 
     @classmethod
     def read(cls, study_dir: Path) -> Self:
-        """Read `study.json`. Fields that only another version of attnlab knows are ignored.
+        """Return the record of a folder. Raises ValueError as `find`, and if it has none."""
+        found = cls.find(study_dir)
+        if found is None:
+            packed = os.path.lexists(study_dir / PACKED)
+            besides = f", which {PACKED} lacks, too: restore it from a copy" if packed else ""
+            raise ValueError(f"no study in {study_dir}: there is no {study_dir / STUDY}{besides}")
+        return found
 
-        Raises:
-            ValueError: the folder holds no study, or its record is damaged or incomplete.
+    @classmethod
+    def find(cls, study_dir: Path) -> Self | None:
+        """Return the record of a folder, packed or not; None if it has none.
+
+        Fields that only another version of attnlab knows are ignored. Raises ValueError if the
+        record is damaged or incomplete.
         """
-        path = study_dir / STUDY
-        if not os.path.lexists(path):
-            raise ValueError(f"no study in {study_dir}: there is no {path}")
+        there = read_record(study_dir)
+        if there is None:
+            return None
+        content, path = there
         try:
-            recorded = read_object(path) or {}
+            recorded = parse_object(content, path)
             recorded.setdefault("tuning", recorded.get("learning_rates"))  # in older records
             known = get_type_hints(cls)
             found = {name: value for name, value in recorded.items() if name in known}
@@ -197,9 +213,8 @@ class StudyRecord:
             if wrong := [m for name in found if (m := mismatch(known[name], found[name], name))]:
                 raise DamagedError(f"{path} is damaged ({wrong[0]})")
         except DamagedError as error:
-            raise DamagedError(
-                f"{error}; restore it from a copy, or delete it and run the study again"
-            ) from None
+            advice = ", or delete it and run the study again" if path == study_dir / STUDY else ""
+            raise DamagedError(f"{error}; restore it from a copy{advice}") from None
         for name in ("variants", "seeds", "hypotheses", "judgements", "swept"):
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
@@ -250,9 +265,8 @@ def runs_in(path: Path) -> list[RunFolder]:
     the one that this package gives it.
     """
     folder = path.resolve()
-    if (folder / "study.json").is_file():
-        by_variant = StudyRecord.read(folder).runs(folder)
-        return [run for runs in by_variant.values() for run in runs]
+    if (study := StudyRecord.find(folder)) is not None:
+        return [run for runs in study.runs(folder).values() for run in runs]
     asked = _seed(folder.name)
     variant = folder if asked is None else folder.parent
     study_dir, name = variant.parent, unquote(variant.name)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.record.atomic_files import DamagedError, replace_file, require_within
-from attnlab.record.json_text import Json, parse, to_json
+from attnlab.record.json_text import Json, to_json
 from attnlab.record.packed_file import CHOICE, rate_of, read_packed
 from attnlab.record.recorded_run import command_of, folder_name
 from attnlab.record.run_folder import RunFolder
-from attnlab.record.verified_folder import add_checksums, read_object, split_checksums
+from attnlab.record.verified_folder import add_checksums, parse_object, read_object
 
 TUNING_SEED = 1000  # the seeds of the verdict's runs are 0, 1, 2, ..., all lower
 SEARCH_NOISE = 0.48  # standard deviations of a run by which noise misleads a search, by simulation
@@ -59,7 +59,7 @@ def read_tuning_choice(study_dir: Path, variant: str) -> Json:
         if (found := read_object(path)) is not None:
             return found
         packed = read_packed(study_dir).choices.get(variant)
-        return split_checksums(parse(packed, path), path)[0] if packed else {}
+        return parse_object(packed, path) if packed else {}
     except DamagedError as error:
         again = f"delete it, then {command_of(study_dir)} writes it again"
         raise DamagedError(f"{error}; {again}") from None

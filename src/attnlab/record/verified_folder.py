@@ -96,7 +96,15 @@ def read_object(path: Path, form: Any = Json) -> Json | None:
     Raises DamagedError if it is not as it was written, or not of the type `form`.
     """
     content = read_file(path)
-    return None if content is None else split_checksums(parse(content, path, form), path)[0]
+    return None if content is None else parse_object(content, path, form)
+
+
+def parse_object(content: bytes, path: Path, form: Any = Json) -> Json:
+    """Return the object of the content of a JSON file, without its checksum if it has one.
+
+    The checksum is that of the name of `path`. Raises DamagedError as `read_object`.
+    """
+    return split_checksums(parse(content, path, form), path)[0]
 
 
 def read_verified(folder: Path) -> Json:

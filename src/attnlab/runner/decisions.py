@@ -101,8 +101,9 @@ class Outcomes:
                     found._add(folder)
                 if not folder.ended.is_dir() and folder.status() == "failed":
                     found.failed_before.add(folder.key)
-        others = (study_dir / "study.json").is_file() and StudyRecord.read(study_dir).variants
-        chosen = [read_tuning_choice(study_dir, name) for name in {*names, *(others or ())}]
+        record = StudyRecord.find(study_dir)
+        known = {*names, *(record.variants if record else ())}
+        chosen = [read_tuning_choice(study_dir, name) for name in known]
         levels = [choice.get("warmup_level") for choice in chosen if choice.get("recipe")]
         found.warmup_level = max((level for level in levels if level is not None), default=None)
         return found

@@ -193,8 +193,8 @@ def _begin(new: RunFolder, identity: str, state: Checkpoint, parent: RunFolder) 
 def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> StudyRecord:
     """Return the record of the extended run, to be joined with that of its folder."""
     home = parent.ended.parent.parent
-    before = StudyRecord.read(home) if (home / "study.json").is_file() else None
-    there = StudyRecord.read(study_dir) if (study_dir / "study.json").is_file() else None
+    before = StudyRecord.find(home)
+    there = StudyRecord.find(study_dir)
     commands = [*(there.command.splitlines() if there else ()), command]
     return StudyRecord(
         name=study_dir.name,

@@ -17,6 +17,7 @@ from attnlab.analysis.statistics.sequential import level_of
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
 from attnlab.device.memory import gpu_bytes
+from attnlab.record import StudyRecord
 from attnlab.runner.comparable import require_comparable
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
@@ -285,7 +286,7 @@ def _variant_plan(name: str, forecast: Forecast, not_timed: str | None) -> Varia
 
 def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
     source = None if residual_sd is None else "given"
-    if residual_sd is None and (study_dir / "study.json").is_file():
+    if residual_sd is None and StudyRecord.find(study_dir):
         residual_sd = analyse(study_dir).residual_sd
         source = None if residual_sd is None else f"of the runs in {study_dir}"
     cells, seeds = study.cells(), study.all_seeds

@@ -285,10 +285,9 @@ def _joined(record: StudyRecord, study_dir: Path, *, trains: bool) -> StudyRecor
 
     If no run remains, the provenance of the runs stays as it was recorded.
     """
-    joined = record.joined(study_dir)
-    if trains or not (study_dir / "study.json").is_file():
+    joined, before = record.joined(study_dir), StudyRecord.find(study_dir)
+    if trains or before is None:
         return joined
-    before = StudyRecord.read(study_dir)
     return dataclasses.replace(
         joined,
         command=before.command,

@@ -15,7 +15,6 @@ A hypothesis may read the results of another study, whose folder lies beside the
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from attnlab.analysis.sentences import compared, several
 from attnlab.analysis.table import Table, Variant, read_table
 from attnlab.analysis.texts import Agreement, by_text
 from attnlab.analysis.verdict import Verdict, verdict_of
+from attnlab.record import StudyRecord
 
 Ruling = Literal["supported", "refuted", "undecided", "not judged"]
 Fact = bool | None  # None: the data do not decide it
@@ -193,12 +193,12 @@ class Evidence:
 
 
 def _read(folder: Path, absent: str) -> Table:
-    if not os.path.lexists(folder / "study.json"):
-        raise NotJudgedError(absent)
     try:
-        table = read_table(folder)
+        table = read_table(folder) if StudyRecord.find(folder) else None
     except (ValueError, OSError) as error:
         raise NotJudgedError(f"Study {folder.name} cannot be read: {error}.") from None
+    if table is None:
+        raise NotJudgedError(absent)
     if table.damage:
         raise NotJudgedError(f"Study {folder.name} is damaged: {table.damage[0]}.")
     return table
