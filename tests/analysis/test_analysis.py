@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from scipy import stats
+from support.fake_workers import ladder, law_on_ladder, make, work
 from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse, analysis_of
@@ -438,3 +439,111 @@ def test_a_ladder_is_compared_within_a_size_and_length_and_what_is_missing_is_sa
     report = markdown(found, None)
     assert "## Scaling" in report
     assert "other has no loss that is compared of other_large_long." in report
+
+
+@pytest.fixture(scope="module")
+def worked_ladder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder")
+    study = ladder("mha", "delta", seeds=3, baseline="mha_64_long")
+    work(make(study, folder), law_on_ladder)
+    study.record(command="", checked=True).write(folder)
+    return study, read_table(folder)
+
+
+@pytest.fixture
+def part(worked_ladder):
+    study, table = worked_ladder
+
+    def of(*names, seeds=3):
+        """The analysis of `--only` these variants (all without names), with these seeds."""
+        record = (study.only(names) if names else study).record(command="", checked=True)
+        variants = [
+            variant_of(v.name, v.folder, v.runs[:seeds])
+            for v in table.variants
+            if v.name in record.variants
+        ]
+        record = replace(record, seeds=tuple(range(seeds)))
+        return analysis_of(replace(table, study=record, variants=tuple(variants)))
+
+    def names(*families, sizes=(16, 32, 64), lengths=("short", "long")):
+        return [f"{f}_{size}_{length}" for f in families for size in sizes for length in lengths]
+
+    of.names = names
+    return of
+
+
+def test_the_rates_of_a_ladder_stand_beside_those_of_the_plain_rule(part):
+    found = part()
+    by_place = {(it.family, it.size): it for it in found.scaling.rates}
+    # m is 2 at the smallest size, 4 at the next, and 2^1.5 with q = 0, the geometric mean
+    for size, own, m, searched in (
+        ("2x16", 0.01, 2, ("short",)),
+        ("2x32", 0.005, 4, ("short",)),
+        ("2x64", 0.0025, 8, ()),
+    ):
+        it = by_place["delta", size]
+        assert (it.budgets, it.searched) == (("short", "long"), searched)
+        assert (it.rate, it.own, it.factor) == pytest.approx((0.02, own, m), rel=1e-4)
+        assert (it.exponent, it.plain) == pytest.approx((0.5, own * 2**1.5), rel=1e-4)
+    text = markdown(found, None)
+    assert "| delta | 2x64 | short, long | carried | 0.02 | 8 | +0.500 | 0.00707 | 2.83x |" in text
+    assert "Carried rates are 2.83 to 2.83 times those with q = 0" in text
+    assert "Learning rates: carried along the ladder for 2 variants, from the searches of" in text
+
+
+def test_a_ladder_without_a_search_has_no_table_of_rates(worked_ladder, part, monkeypatch):
+    monkeypatch.setattr("attnlab.analysis.rates.read_tuning_choice", lambda *_: {})
+    monkeypatch.setattr("attnlab.analysis.rates.tuning_runs", lambda *_: [])
+    text = markdown(part(), None)
+    assert "Peak learning rates along the ladder" not in text
+    assert "not tuned: each variant trained with the rate in its settings" in text
+    assert "the intervals of one row hold at once, of seeds. n.s.:" in text
+
+
+def test_a_family_that_lacks_a_size_is_fitted_to_the_others(part):
+    found = part(*part.names("mha"), *part.names("delta", sizes=(16, 32)))
+    assert found.scaling.along["parameters"].fits["delta"].range == (2 * 16**2, 2 * 32**2)
+    assert found.order == ("mha_64_long",)
+    text = markdown(found, None)
+    assert "| 2x64 | long | 3.3930 | – |" in text
+    assert "No error for delta, and nothing at ten times the largest run: without one size" in text
+    assert found.scaling.along["parameters"].fits["delta"].extrapolated is None
+    assert found.scaling.along["parameters"].fits["mha"].extrapolated[0] == 10 * 2 * 64**2
+
+
+def test_a_family_without_the_baselines_is_shown_by_its_losses(part):
+    found = part(*part.names("delta"))
+    assert (found.scaling.families, found.scaling.baseline) == (("delta",), "mha")
+    assert set(found.scaling.along["flops"].fits) == {"delta"}
+    assert found.scaling.along["flops"].speedups == {}
+    assert "(loss): there is no mha to compare with." in markdown(found, None)
+
+
+def test_one_cell_of_a_ladder_is_a_study_like_any_other(part):
+    found = part("mha_16_short", "delta_16_short")
+    assert found.scaling is None
+    assert (found.baseline, set(found.to_baseline)) == ("mha_16_short", {"delta_16_short"})
+    alone = part("delta_16_short")
+    assert (alone.scaling, alone.order) == (None, ("delta_16_short",))
+
+
+def test_a_ladder_of_one_size_has_a_law_along_tokens_and_one_length_along_parameters(part):
+    wide = part(*part.names("mha", "delta", sizes=(64,))).scaling.along
+    assert "parameters" not in wide
+    assert wide["tokens"].fits["mha"].error is None
+    short = part(*part.names("mha", "delta", lengths=("short",))).scaling.along
+    assert "tokens" not in short
+    assert short["parameters"].fits["mha"].error is not None
+
+
+def test_one_seed_of_a_ladder_has_no_intervals_and_says_so(part):
+    found = part(seeds=1)
+    for along in found.scaling.along.values():
+        assert {fit.exponent for fit in along.fits.values()} == {None}
+        assert {fit.extrapolated for fit in along.fits.values()} == {None}
+        assert {gained.interval for gained in along.speedups.values()} == {None}
+        assert not any(it.shown or it.excluded for it in along.crossovers)
+    text = markdown(found, None)
+    assert "one seed per variant gives no intervals, so that no difference is shown" in text
+    assert "No intervals, and nothing at ten times the largest run: some have one seed." in text
+    assert "Without intervals, no crossover is shown or excluded." in text

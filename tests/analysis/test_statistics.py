@@ -383,6 +383,17 @@ def test_equal_families_have_no_crossover_and_none_is_excluded():
     assert not found.excluded
 
 
+def test_families_that_share_no_range_have_no_crossover_to_show_or_to_exclude():
+    far = crossover(fitted(law(0.2), 0.01), fitted(law(0.3), 0.01, "g", x_I=X_I * 1e9, seed=1))
+    assert (far.measured, far.shown, far.excluded) == (False, False, False)
+
+
+def test_two_sizes_give_a_law_without_an_error_and_without_an_extrapolation():
+    two = fitted(law(0.2)[:2], 0.001)
+    assert (two.error, two.extrapolated) == (None, None)
+    assert two.exponent is not None
+
+
 def test_extrapolation_goes_to_ten_times_the_largest_run_with_an_interval():
     broken = law(0.2)
     broken[2] += 0.05

@@ -8,11 +8,23 @@ from dataclasses import replace
 
 import pytest
 from support import fake_workers
-from support.fake_workers import BASE, BEST, TUNED, TUNING_RUNS, finish, key, loss_of, make, work
+from support.fake_workers import (
+    BASE,
+    BEST,
+    TUNED,
+    TUNING_RUNS,
+    finish,
+    key,
+    ladder,
+    loss_of,
+    loss_on_ladder,
+    make,
+    work,
+)
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.table import read_table
-from attnlab.config import ConfigError, override
+from attnlab.config import ConfigError
 from attnlab.record import (
     SEARCH_NOISE,
     RunFolder,
@@ -27,7 +39,6 @@ from attnlab.runner import workers
 from attnlab.runner.events import Ended, Held
 from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.workers import run_schedule
-from attnlab.study.study import Study
 from attnlab.training.config import Recipe, Tuning
 
 FIRST = "lr-0.01,warmup_steps-2"
@@ -596,31 +607,6 @@ def test_a_study_stops_at_once_where_the_disk_refuses_its_files(tmp_path, study)
     assert (workers.started, workers.stopped) == (1, True)
 
 
-def ladder(*families):
-    """Return a study of families at widths 16, 32 and 64, two of them searched, of two lengths."""
-    short = {width: BASE.with_size(2, width) for width in (16, 32, 64)}
-    long = {width: override(config, ["train.steps=24"]) for width, config in short.items()}
-    at = {
-        f"{family}_{width}_{budget}": (Rung(family, f"2x{width}", budget), config)
-        for family in families
-        for budget, configs in (("short", short), ("long", long))
-        for width, config in configs.items()
-    }
-    only = tuple(f"{family}_{width}_short" for family in families for width in (16, 32))
-    return Study(
-        question="?",
-        variants={name: config for name, (_, config) in at.items()},
-        ladder={name: rung for name, (rung, _) in at.items()},
-        seeds=2,
-        tuning=Tuning(multiples=(1, 2, 4), most=6, challenge=False, warmup=False, only=only),
-    )
-
-
-def loss_on_ladder(run):
-    """The best rate is 0.02 at each size, 2 and 4 times the own one: 8 times at the next."""
-    return 5 + round(math.log2(run.config.train.learning_rate / 0.02) ** 2, 4)
-
-
 @pytest.mark.parametrize("cut", [0, 3, 14, 20])
 def test_recipes_are_carried_along_a_ladder_wherever_it_was_cut(tmp_path, cut):
     study = ladder("mha")
@@ -637,7 +623,9 @@ def test_recipes_are_carried_along_a_ladder_wherever_it_was_cut(tmp_path, cut):
     assert carried["carried_from"] == ["mha_16_short", "mha_32_short"]
     assert carried["allowance"] == pytest.approx(4 * source["allowance"], rel=1e-3)
     assert carried["losses"] == {}
-    assert "carried_from" not in source
+    assert (carried["exponent"], carried["own_learning_rate"]) == (pytest.approx(0.5), 0.0025)
+    assert source["own_learning_rate"] == 0.01
+    assert not {"carried_from", "exponent"} & source.keys()
     assert not make(study, tmp_path).unfinished_variants()
     assert make(study, tmp_path).tuning_count(["mha_64_long"]) == (0, 0, 0, 0)
 
@@ -651,6 +639,55 @@ def test_a_family_without_a_recipe_fails_at_all_sizes_and_no_other_does(tmp_path
     assert (
         "bad_16_short and bad_32_short" in RunFolder(tmp_path, "bad_64_long", 0).summary()["reason"]
     )
+
+
+def test_without_tuning_the_rates_of_a_ladder_are_those_of_the_settings(tmp_path):
+    study = ladder("mha", tuning=None)
+    runs = work(make(study, tmp_path), loss_on_ladder)
+    assert {run.config.train.learning_rate * run.config.model.d_model for run in runs} == {0.16}
+    assert not list(tmp_path.rglob("choice.json"))
+
+
+def test_one_cell_of_a_ladder_is_made_again_without_the_others(tmp_path):
+    study, cell = ladder("mha", "delta"), ("mha_64_short", "delta_64_short")
+    work(make(study, tmp_path), loss_on_ladder)
+    for name in cell:
+        shutil.rmtree(tmp_path / name)
+    runs = work(make(study, tmp_path), loss_on_ladder)
+    assert [run.variant for run in runs] == [*cell, *cell]
+    shutil.rmtree(tmp_path / "mha_32_short")  # searched, for both other sizes
+    with pytest.raises(ValueError, match="carried from mha_16_short and mha_32_short, whose searc"):
+        make(study, tmp_path)
+
+
+def test_seeds_are_added_within_the_cells_of_a_ladder_that_are_open(tmp_path):
+    study = ladder("mha", "delta", seeds=4, most_seeds=6, tuning=None)
+    clear = {f"delta_{width}_{of}": 1.0 for width in (16, 32, 64) for of in ("short", "long")}
+    clear["delta_32_long"] = 0.004  # within the noise
+
+    def loss(run):
+        own = 0.01 * math.sin(7 * run.seed + len(run.variant))
+        size = 1000 / run.config.model.d_model  # far apart between cells
+        return size + clear.get(run.variant, 0.0) + own
+
+    runs = work(make(study, tmp_path), loss)
+    more = {run.variant for run in runs if run.seed >= 4}
+    assert more == {"mha_32_long", "delta_32_long"}
+
+
+def test_variants_of_a_ladder_are_challenged_within_their_cell(tmp_path):
+    tuned = replace(ladder("mha").tuning, challenge=True)
+    study = ladder("mha", "delta", tuning=tuned, seeds=3)
+
+    def loss(run):
+        own = 0.0005 * math.sin(5 * run.seed + len(run.variant)) * (run.seed < 3)
+        beside = 0.05 if run.variant == "mha_64_long" else float("mha" in run.variant)
+        rate = math.log2(run.config.train.learning_rate / 0.02)
+        return 1000 / run.config.model.d_model + beside + 0.3 * rate**2 + own
+
+    runs = work(make(study, tmp_path), loss)
+    challenged = {run.variant for run in runs if not run.tunes and run.recipe is not None}
+    assert challenged == {"mha_64_long"}
 
 
 def test_a_part_of_a_ladder_without_searched_variants_is_searched_itself(tmp_path):

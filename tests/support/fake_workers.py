@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from attnlab.config import override
 from attnlab.device import child_process
+from attnlab.record import Rung
 from attnlab.runner.execute import ended, execute
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Trial
@@ -49,6 +51,48 @@ def loss_of(run):
     return 5 + round(math.log2(rate / BEST.get(run.variant, 0.02)) ** 2, 4)  # rates are rounded
 
 
+def ladder(*families, **more):
+    """Return a study of families at widths 16, 32 and 64, two of them searched, of two lengths."""
+    at = {
+        f"{family}_{width}_{budget}": (
+            Rung(family, f"2x{width}", budget),
+            override(config.with_size(2, width), [f"train.steps={steps}"]),
+        )
+        for family, config in zip(families, tiny_study.study.variants.values(), strict=False)
+        for budget, steps in (("short", 12), ("long", 24))
+        for width in (16, 32, 64)
+    }
+    only = tuple(f"{family}_{width}_short" for family in families for width in (16, 32))
+    study = Study(
+        question="?",
+        variants={name: config for name, (_, config) in at.items()},
+        ladder={name: rung for name, (rung, _) in at.items()},
+        seeds=2,
+        tuning=Tuning(multiples=(1, 2, 4), most=6, challenge=False, warmup=False, only=only),
+    )
+    return replace(study, **more)
+
+
+def loss_on_ladder(run):
+    """The best rate is 0.02 at each size, 2 and 4 times the own one: 8 times at the next."""
+    return 5 + round(math.log2(run.config.train.learning_rate / 0.02) ** 2, 4)
+
+
+def law_on_ladder(run):
+    """Return a summary: a power law of the compute, by which `delta` is a tenth better."""
+    size = run.config.model.n_layers * run.config.model.d_model**2
+    flops = float(size * run.config.train.steps)
+    rate = math.log2(run.config.train.learning_rate / 0.02)
+    loss = 2 + 4 * (flops / 1e3) ** -0.2 - 0.1 * run.variant.startswith("delta")
+    return {
+        "final_loss": loss + 0.01 * rate**2 + 0.002 * run.seed % 0.007,
+        "training_flops": flops,
+        "tokens": run.config.train.steps,
+        "train_time": flops / 1e4,
+        "parameters": {"embedding": 100, "total": size + 100},
+    }
+
+
 def make(study, study_dir, fingerprint="data"):
     return open_schedule(study, study_dir, dict.fromkeys(study.variants, fingerprint))
 
@@ -63,7 +107,8 @@ def finish(planned, study_dir, loss=loss_of):
     elif found is None:
         folder.finish({"status": "diverged", "reason": "loss is nan at step 3"})
     else:
-        folder.finish({"status": "finished", "final_loss": found})
+        summary = found if isinstance(found, dict) else {"final_loss": found}
+        folder.finish({"status": "finished", **summary})
 
 
 def work(schedule, loss=loss_of, runs=10**9, at_a_time=1):

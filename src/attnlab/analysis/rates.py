@@ -4,6 +4,8 @@
 
 fitted through the best rate that was tried and its two neighbours: a parabola in the logarithm of
 the rate. They are runs with the chosen warm-up and the other chosen settings.
+
+On a ladder, the searched rates of a family are carried to its other variants (`training.carried`).
 """
 
 import math
@@ -15,8 +17,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from attnlab.analysis.sentences import several
 from attnlab.analysis.table import Table, Variant
-from attnlab.record import SEARCH_NOISE, TUNING_SEED, rate_of, read_tuning_choice, tuning_runs
+from attnlab.record import SEARCH_NOISE, TUNING_SEED, Rung, rate_of, read_tuning_choice, tuning_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,75 @@ def _rise(fitted: tuple[float, float], x: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LadderRate:
+    """A peak learning rate of one family of a ladder at one size."""
+
+    family: str
+    size: str
+    budgets: tuple[str, ...]  # training lengths that have it
+    searched: tuple[str, ...]  # those at which it was searched; empty: it was carried
+    rate: float
+    own: float  # rate in the settings, before the searches
+    exponent: float | None  # q of the family; None if nothing was carried, or from other folders
+    plain: float | None  # rate if q were 0: the own one times the mean factor of the searches
+
+    @property
+    def factor(self) -> float:
+        """m: the rate relative to the own one."""
+        return self.rate / self.own
+
+    @property
+    def correction(self) -> float | None:
+        """The rate relative to the one if q were 0."""
+        return None if self.plain is None else self.rate / self.plain
+
+
+def ladder_rates(table: Table) -> tuple[LadderRate, ...]:
+    """Return the rates of a ladder, by family and size; empty where none was searched."""
+    rungs = table.study.rungs
+    choices = {variant.name: _choice(variant) for variant in table.variants}
+    known = {
+        name: choice
+        for name, choice in choices.items()
+        if name in rungs and choice.get("learning_rate") and choice.get("own_learning_rate")
+    }
+    places = dict[tuple[str, str, str], list[str]]()
+    for name, choice in known.items():
+        rate = f"{choice['learning_rate']:.3g}"
+        places.setdefault((rungs[name].family, rungs[name].size, rate), []).append(name)
+    laws = {family: _law(family, rungs, known) for family, _, _ in places}
+    found = list[LadderRate]()
+    for (family, size, _), names in places.items():
+        of, law = known[names[0]], laws[family]
+        found.append(
+            LadderRate(
+                family=family,
+                size=size,
+                budgets=tuple(rungs[name].budget for name in names),
+                searched=tuple(rungs[n].budget for n in names if "exponent" not in known[n]),
+                rate=of["learning_rate"],
+                own=of["own_learning_rate"],
+                exponent=law and law[0],
+                plain=law and of["own_learning_rate"] * law[1],
+            )
+        )
+    order = [list(dict.fromkeys(rung[i] for rung in rungs.values())) for i in (0, 1)]
+    return tuple(sorted(found, key=lambda it: (order[0].index(it.family), order[1].index(it.size))))
+
+
+def _law(
+    family: str, rungs: Mapping[str, Rung], known: Mapping[str, Mapping[str, Any]]
+) -> tuple[float, float] | None:
+    """Return q of a family and the mean factor of its searches; None if either is unknown."""
+    carried = [c for name, c in known.items() if rungs[name].family == family and "exponent" in c]
+    sources = dict.fromkeys(source for choice in carried for source in choice["carried_from"])
+    if not sources or not known.keys() >= sources.keys():
+        return None
+    factors = [known[n]["learning_rate"] / known[n]["own_learning_rate"] for n in sources]
+    return carried[0]["exponent"], math.prod(factors) ** (1 / len(factors))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """The tuning of the variants that are compared, and the losses that it may have missed."""
 
@@ -116,6 +188,7 @@ class Tuning:
     derived: tuple[str, ...]  # allowances derived from a grid of rates, by `_half_step`
     unknown: tuple[str, ...]  # tuned, but without an estimate of what tuning may have missed
     untuned: tuple[str, ...]  # compared at the recipe of the study
+    carried: Mapping[str, tuple[str, ...]]  # variants whose recipe was carried: from which
 
     @property
     def at_recipe(self) -> bool:
@@ -137,11 +210,14 @@ def tuning_of(table: Table, names: Sequence[str]) -> Tuning:
     """Return how the named variants were tuned."""
     allowance, noise = dict[str, float](), dict[str, float]()
     derived, unknown, untuned = list[str](), list[str](), list[str]()
+    carried = dict[str, tuple[str, ...]]()
     for variant in table.variants:
         name = variant.name
         if name not in names:
             continue
         choice = _choice(variant)
+        if sources := choice.get("carried_from"):
+            carried[name] = tuple(sources)
         if "allowance" in choice:
             bound = choice["allowance"]
             allowance[name] = math.inf if bound is None else float(bound)
@@ -159,7 +235,38 @@ def tuning_of(table: Table, names: Sequence[str]) -> Tuning:
         derived=tuple(derived),
         unknown=tuple(unknown),
         untuned=tuple(untuned),
+        carried=carried,
     )
+
+
+def how_rates_were_chosen(
+    curves: Mapping[str, RateCurve], tuning: Tuning, variants: Sequence[str]
+) -> str:
+    """Return how the learning rates of variants were chosen, in words.
+
+    Args:
+        curves: of the variants whose recipe was searched.
+        tuning: of the variants that are compared.
+        variants: all that were started.
+    """
+    if not curves and not tuning.carried:
+        return "not tuned: each variant trained with the rate in its settings"
+    said = list[str]()
+    if curves:
+        said.append(f"tuned for {len(curves)} variants on the validation split")
+    if tuning.carried:
+        sources = dict.fromkeys(source for of in tuning.carried.values() for source in of)
+        said.append(
+            f"carried along the ladder for {len(tuning.carried)} variants, from the searches of "
+            f"{several(list(sources))}"
+        )
+    if untuned := [n for n in variants if n not in curves and n not in tuning.carried]:
+        said[-1] += f", not for {', '.join(untuned)}"
+    if edge := [name for name, curve in curves.items() if not curve.interior]:
+        said.append(f"optimum not bracketed for {', '.join(edge)}")
+    elif curves:
+        said.append("optimum bracketed for all")
+    return "; ".join(said)
 
 
 def _half_step(curve: RateCurve) -> float | None:

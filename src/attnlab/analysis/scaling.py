@@ -7,10 +7,10 @@ A power law (`statistics.power_law`) is fitted to each family along
     tokens            at the largest size
 
 **Intervals** are of a bootstrap over seeds: the mean of each variant is drawn from the t
-distribution of its estimate, with the moderated variance of its size and length (`noise`). Three
-seeds drawn with replacement would cover far too little. All families share the draws, and frontiers
-stay those of the means. Seed effects that a comparison removes are removed here, too: they cancel
-in differences. The noise of times is left out.
+distribution of its estimate, with the moderated variance of its size and length (`noise`), in
+logarithms, so that none is negative. Three seeds drawn with replacement would cover far too little.
+All families share the draws, and frontiers stay those of the means. Seed effects that a comparison
+removes are removed here, too: they cancel in differences. The noise of times is left out.
 
 **Crossover** of two families: the x within the range of both at which their lines cross. It is
 shown where 95 % of the draws have one, and there is none where at most 5 % have.
@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 from attnlab.analysis.eligibility import FEWEST
+from attnlab.analysis.rates import LadderRate, ladder_rates
 from attnlab.analysis.statistics.noise import fit as fit_noise
 from attnlab.analysis.statistics.power_law import (
     LEVEL,
@@ -47,6 +48,7 @@ from attnlab.record import Cell, Rung, cells_of
 Quantity = Literal["flops", "parameters", "tokens", "seconds"]
 TRAINING: tuple[Quantity, ...] = ("flops", "seconds")  # with a frontier
 DRAWS = 2000
+MOST_LOG = 5.0  # of the ratio of a draw to its mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +56,20 @@ class Crossover:
     """The place at which the lines of two families cross."""
 
     families: tuple[str, str]
-    share: float  # of the draws that have one in the measured range
+    measured: bool  # the ranges of both overlap
+    share: float | None  # of the draws that have one in the measured range; None without draws
     x: float | None  # of the estimate; None if it has none
     interval: Interval | None
 
     @property
     def shown(self) -> bool:
         """True if there is one."""
-        return self.x is not None and self.interval is not None and self.share >= 1 - LEVEL
+        return self.x is not None and self.interval is not None and (self.share or 0) >= 1 - LEVEL
 
     @property
     def excluded(self) -> bool:
         """True if there is none in the measured range."""
-        return self.x is None and self.share <= LEVEL
+        return self.measured and self.x is None and self.share is not None and self.share <= LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,11 @@ class Scaling:
     """The families of a ladder."""
 
     baseline: str  # family
+    families: tuple[str, ...]  # in the study's order
     cells: Mapping[Cell, Verdict]  # the comparisons within each size and length
     along: Mapping[Quantity, Along]  # quantities that were recorded
     missing: Mapping[str, tuple[str, ...]]  # family: variants without a loss that is compared
+    rates: tuple[LadderRate, ...]  # empty where no recipe was searched
 
 
 def cells_of_table(table: Table) -> dict[Cell, Table]:
@@ -95,8 +100,8 @@ def cells_of_table(table: Table) -> dict[Cell, Table]:
     """
     study, names = table.study, [variant.name for variant in table.variants]
     cells = cells_of(names, study.baseline, study.rungs)
-    if len(cells) < 2:
-        return dict.fromkeys(cells or (Cell("", "", (), study.baseline),), table)
+    if not study.ladder or not cells:
+        return {Cell("", "", tuple(names), study.baseline): table}
     return {
         cell: replace(
             table,
@@ -108,15 +113,16 @@ def cells_of_table(table: Table) -> dict[Cell, Table]:
 
 
 def scaling_of(whole: Table) -> Scaling | None:
-    """Return the laws of a ladder's families; None for a study that is none."""
-    rungs = whole.study.rungs
-    cells = {cell: verdict_of(next(iter(by_text(of).values()))) for cell, of in _cells(whole)}
-    baseline = rungs.get(whole.study.baseline or "")
-    if not cells or baseline is None:
+    """Return the laws of a ladder's families; None for a study of one size and length."""
+    every, variants = whole.study.rungs, {variant.name: variant for variant in whole.variants}
+    rungs = {name: rung for name, rung in every.items() if name in variants}
+    tables = cells_of_table(whole)
+    if len(tables) < 2 or not rungs:
         return None
+    cells = {cell: verdict_of(next(iter(by_text(of).values()))) for cell, of in tables.items()}
     drawn = _drawn(cells)
-    variants = {variant.name: variant for variant in whole.variants}
     families = tuple(dict.fromkeys(rung.family for rung in rungs.values()))
+    baseline = every[whole.study.baseline].family if whole.study.baseline in every else families[0]
     missing = {
         family: tuple(n for n, rung in rungs.items() if rung.family == family and n not in drawn)
         for family in families
@@ -145,17 +151,15 @@ def scaling_of(whole: Table) -> Scaling | None:
                 fits[family] = found
         if fits:
             missed = _allowances(cells, rungs)
-            along[quantity] = _along(fits, baseline.family, missed)
+            along[quantity] = _along(fits, baseline, missed)
     return Scaling(
-        baseline=baseline.family,
+        baseline=baseline,
+        families=families,
         cells=cells,
         along=along,
         missing={family: names for family, names in missing.items() if names},
+        rates=ladder_rates(whole),
     )
-
-
-def _cells(whole: Table) -> list[tuple[Cell, Table]]:
-    return list(cells_of_table(whole).items()) if whole.study.ladder else []
 
 
 def _drawn(cells: Mapping[Cell, Verdict]) -> dict[str, Array]:
@@ -170,8 +174,9 @@ def _drawn(cells: Mapping[Cell, Verdict]) -> dict[str, Array]:
             continue
         noise = fit_noise(losses)
         for v, name in enumerate(noise.names):
-            t_R = rng.standard_t(noise.df_V[v], DRAWS) * math.sqrt(noise.part_V[v])
-            found[name] = noise.mean_V[v] + np.concatenate([[0.0], t_R])
+            relative = math.sqrt(noise.part_V[v]) / noise.mean_V[v]
+            log_R = np.clip(rng.standard_t(noise.df_V[v], DRAWS) * relative, -MOST_LOG, MOST_LOG)
+            found[name] = noise.mean_V[v] * np.exp(np.concatenate([[0.0], log_R]))
     if len({len(of) for of in found.values()}) > 1:  # some are without an error
         return {name: of[:1] for name, of in found.items()}
     return found
@@ -245,7 +250,7 @@ def crossover(one: Fit, other: Fit) -> Crossover:
     low, high = max(one.range[0], other.range[0]), min(one.range[1], other.range[1])
     names = one.family, other.family
     if low >= high:
-        return Crossover(families=names, share=0.0, x=None, interval=None)
+        return Crossover(families=names, measured=False, share=None, x=None, interval=None)
     log_I = np.linspace(math.log(low), math.log(high), 65)
     difference_IR = one.measured(log_I) - other.measured(log_I)
     changes_IR = np.sign(difference_IR[1:]) != np.sign(difference_IR[:-1])
@@ -257,7 +262,7 @@ def crossover(one: Fit, other: Fit) -> Crossover:
     root_R = log_I[place_R] + (log_I[1] - log_I[0]) * before_R / gap_R
     x = math.exp(root_R[0]) if has_R[0] else None
     if len(has_R) < 2:
-        return Crossover(families=names, share=float(has_R[0]), x=x, interval=None)
+        return Crossover(families=names, measured=True, share=None, x=x, interval=None)
     share = float(has_R[1:].mean())
     ends = interval_of(np.exp(root_R[1:][has_R[1:]]), LEVEL) if share > 0 else None
-    return Crossover(families=names, share=share, x=x, interval=ends)
+    return Crossover(families=names, measured=True, share=share, x=x, interval=ends)

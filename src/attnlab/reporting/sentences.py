@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.rates import how_rates_were_chosen
 from attnlab.analysis.statistics.letters import MOST_SHOWN, shown
 from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
@@ -112,7 +113,8 @@ def facts(analysis: Analysis) -> dict[str, str]:
         found["Error of tuning"] = _tuning_error(analysis)
     if analysis.order:
         found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"
-    found["Learning rates"] = _rates(analysis)
+    started = [variant.name for variant in analysis.table.variants if variant.config]
+    found["Learning rates"] = how_rates_were_chosen(analysis.rates, analysis.tuning, started)
     found["Checks before training"] = (
         "passed: every mechanism is causal, decodes as it trains, and has the cost it states"
         if study.checked
@@ -282,17 +284,3 @@ def _seeds(analysis: Analysis) -> str:
     if analysis.table.unfair or analysis.table.by_design:
         return listed
     return f"{listed}; all variants of a seed share batches and initial weights"
-
-
-def _rates(analysis: Analysis) -> str:
-    rates = analysis.rates
-    if not rates:
-        return "not tuned: each variant trained with the rate in its settings"
-    edge = [name for name, curve in rates.items() if not curve.interior]
-    text = f"tuned for {len(rates)} variants on the validation split"
-    untuned = [v.name for v in analysis.table.variants if v.config and v.name not in rates]
-    if untuned:
-        text += f", not for {', '.join(untuned)}"
-    if edge:
-        return f"{text}; optimum not bracketed for {', '.join(edge)}"
-    return f"{text}; optimum bracketed for all"

@@ -21,6 +21,8 @@ from attnlab.training.config import Recipe
 from attnlab.training.recipe import start_of
 from attnlab.training.run import Run, RunConfig
 
+BEFORE_SEARCH = "it was trained before its recipe was searched"
+
 
 def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Conditions]) -> None:
     """Raise ValueError if the study's folder holds runs that its own cannot be compared with.
@@ -125,7 +127,7 @@ def conflicts(
 
     `chosen` is the recipe of the variant's runs for the verdict; None if it is not known yet.
     """
-    tuning = study.tuning
+    tuning, sources = study.tuning, study.sources().get(variant)
     if tuning is not None:
         own = start_of(study.variants[variant], tuning).recipe
         for folder in tuning_runs(study_dir, variant):
@@ -144,7 +146,8 @@ def conflicts(
         run = study.verdict_run(variant, seed, chosen)
         folder = run.folder(study_dir)
         if tuning is not None and chosen is None and _before_search(folder):
-            yield folder, "it was trained before its recipe was searched"
+            carried = f"its recipe is carried from {listed(sources or ())}, whose searches are "
+            yield folder, f"{carried}not in the folder" if sources else BEFORE_SEARCH
         elif why := conflict(run, folder, fingerprint):
             yield folder, why
 

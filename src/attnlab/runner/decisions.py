@@ -190,7 +190,13 @@ def decisions(study: Study, outcomes: Outcomes) -> Decisions:
             results[name] = replace(results[name], challenge=challenge)
         else:
             wanted += challenge
-    ended = {name: results[name] for name in study.variants if name in results}
+    ended = {
+        name: replace(
+            results[name], own_rate=of.train.learning_rate if name in study.ladder else None
+        )
+        for name, of in study.variants.items()
+        if name in results
+    }
     return Decisions(ended, wanted, seeds)
 
 

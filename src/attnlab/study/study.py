@@ -171,7 +171,11 @@ class Study:
             hypotheses=tuple(of.to_dict() for of in self.hypotheses if self.name not in of.reads),
             families=self.families,
             swept=self.swept,
-            ladder={name: of for name, of in self.ladder.items() if name in self.variants},
+            ladder={
+                name: of
+                for name, of in self.ladder.items()
+                if name in self.variants or name == self.baseline  # whose family is compared with
+            },
             labels={name: of for name, of in self.labels.items() if name in self.variants},
             by_design=self.by_design,
         )

@@ -80,11 +80,12 @@ def _carried(
             error=f"{' and '.join(sources)}, whose recipe it carries, found none",
         )
     from_ = tuple(source for source in sources if results[source].search.recipe is not None)
-    return TuningResult(variant=name, search=carry(variants[name], known), carried_from=from_)
+    search, q = carry(variants[name], known)
+    return TuningResult(variant=name, search=search, carried_from=from_, exponent=q)
 
 
-def carry(config: RunConfig, sources: Sequence[tuple[RunConfig, Search]]) -> Search:
-    """Return the recipe of a variant, carried from searched ones of its family.
+def carry(config: RunConfig, sources: Sequence[tuple[RunConfig, Search]]) -> tuple[Search, float]:
+    """Return the recipe of a variant, carried from searched ones of its family, and q.
 
     Args:
         config: the settings of the variant.
@@ -99,11 +100,11 @@ def carry(config: RunConfig, sources: Sequence[tuple[RunConfig, Search]]) -> Sea
     ]
     assert len(points) == len(found) > 0, "only recipes that were found are carried"
     x, y = np.array(points).T
-    at = _log_size(config)
-    log_m = float(y.mean() + exponent(points) * (at - x.mean()))
+    at, q = _log_size(config), exponent(points)
+    log_m = float(y.mean() + q * (at - x.mean()))
     _, nearest, recipe = found[int(np.abs(x - at).argmin())]
     assert recipe is not None
-    return Search(
+    search = Search(
         ended=True,
         recipe=Recipe(
             float(f"{config.train.learning_rate * math.exp(log_m):g}"),
@@ -114,6 +115,7 @@ def carry(config: RunConfig, sources: Sequence[tuple[RunConfig, Search]]) -> Sea
         bracketed=all(search.bracketed for _, search, _ in found),
         allowance=ALLOWANCE * max(search.allowance for _, search, _ in found),
     )
+    return search, q
 
 
 def exponent(points: list[tuple[float, float]]) -> float:

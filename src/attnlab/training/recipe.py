@@ -167,6 +167,8 @@ class TuningResult:
     challenge: Challenge | None = None
     error: str | None = None  # the reason why a recipe could not be tried
     carried_from: tuple[str, ...] = ()  # variants; empty: it was searched
+    exponent: float | None = None  # q of `training.carried`; None: it was searched
+    own_rate: float | None = None  # in the settings, of a variant of a ladder
 
     @property
     def failure(self) -> str | None:
@@ -200,6 +202,11 @@ class TuningResult:
     def to_json(self) -> dict[str, Any]:
         """Return the content of `choice.json`; losses in nats/token, null for a diverged run."""
         recipe, challenge = self.search.recipe, self.challenge
+        of_ladder = {
+            "own_learning_rate": self.own_rate,
+            "carried_from": list(self.carried_from) or None,
+            "exponent": self.exponent,
+        }
         tried = sorted(self.search.tried.items())
         return {
             "learning_rate": recipe and recipe.learning_rate,
@@ -221,7 +228,7 @@ class TuningResult:
                 "recipe_by_seed": {str(s): tried.name for s, tried in challenge.by_seed().items()},
             },
             "failure": self.failure,
-        } | ({"carried_from": list(self.carried_from)} if self.carried_from else {})
+        } | {name: value for name, value in of_ladder.items() if value is not None}
 
     def write(self, study_dir: Path) -> None:
         """Write `tuning/choice.json` in the variant's folder."""

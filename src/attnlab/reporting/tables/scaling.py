@@ -17,14 +17,18 @@ QUANTITIES: Mapping[Quantity, tuple[str, str]] = {  # title, and where the point
     "parameters": ("parameters outside the embedding", "at the longest training"),
     "tokens": ("training tokens", "at the largest size"),
 }
-SCALING_NOTE = (
-    "Law: loss = E + A x^-a, fitted to means over seeds; E is 0 with fewer than five points. "
-    "Intervals: 95 %, of draws of the means (seeds). Error: the largest at points of a size (of "
-    "tokens: a length) that the fit did not see. Effective speedup: how much more the baseline "
-    "takes to the lowest loss that both reach, with power laws between neighbouring points; its "
-    "intervals are simultaneous over the families and hold tuning, too. At ten times the largest "
-    "run: with the interval of the seeds, widened at both ends by that error."
+LAW = "Law: loss = E + A x^-a, fitted to means over seeds; E is 0 with fewer than five points. "
+ERRORS = (
+    "Error: the largest at points of a size (of tokens: a length) that the fit did not see. "
+    "Effective speedup: how much more the baseline takes to the lowest loss that both reach, with "
+    "power laws between neighbouring points"
 )
+INTERVALS = (
+    "Intervals: 95 %, of draws of the means (seeds); those of effective speedups are simultaneous "
+    "over the families and hold tuning, too. At ten times the largest run: with the interval of "
+    "the seeds, widened at both ends by that error."
+)
+NO_INTERVALS = "No intervals, and nothing at ten times the largest run: some have one seed."
 
 
 def scaling_tables(analysis: Analysis) -> tuple[TextTable, ...]:
@@ -37,43 +41,51 @@ def scaling_tables(analysis: Analysis) -> tuple[TextTable, ...]:
         for quantity, texts in QUANTITIES.items()
         if quantity in found.along
     ]
-    return (_by_cell(found), *laws, _crossovers(found))
+    return (_by_cell(found), *laws, _crossovers(found), *_rates(found))
 
 
 def _by_cell(found: Scaling) -> TextTable:
     rungs = next(iter(found.cells.values())).table.study.rungs
-    families = dict.fromkeys(rung.family for rung in rungs.values())
-    others = [family for family in families if family != found.baseline]
+    others = [family for family in found.families if family != found.baseline]
     lines = list[tuple[str, ...]]()
     places = list(dict.fromkeys(rung[1:] for rung in rungs.values()))
+    alone = False
     for cell, verdict in sorted(found.cells.items(), key=lambda of: places.index(of[0][:2])):
         names = {rungs[name].family: name for name in cell.variants if name in rungs}
-        base = names.get(found.baseline, "")
-        differences = (
-            numbers.comparison(verdict.to_baseline.get(names.get(family, "")), 3)
-            + ("" if _separable(verdict, names.get(family, "")) else " n.s.")
-            for family in others
-        )
-        loss = verdict.means.get(base)
-        lines.append((cell.size, cell.budget, numbers.number(loss), *differences))
+        alone |= verdict.baseline is None and bool(verdict.means)
+        loss = numbers.number(verdict.means.get(names.get(found.baseline, "")))
+        differences = (_to_baseline(verdict, names.get(family, "")) for family in others)
+        lines.append((cell.size, cell.budget, loss, *differences))
     missing = "".join(
         f" {family} has no loss that is compared of {listed(list(names))}."
         for family, names in found.missing.items()
+    )
+    alone_note = f" (loss): there is no {found.baseline} to compare with." if alone else ""
+    tuned = any(any(verdict.tuning.allowance.values()) for verdict in found.cells.values())
+    intervals = (
+        f"the intervals of one row hold at once, of seeds{' and tuning' if tuned else ''}. n.s.: "
+        f"not distinguishable from {found.baseline}."
+        if any(verdict.judged for verdict in found.cells.values())
+        else "one seed per variant gives no intervals, so that no difference is shown to be one."
     )
     return TextTable(
         caption=f"Loss of {found.baseline}, and differences to it, by size and training length",
         heading=("size", "length", found.baseline, *(f"Δ {family}" for family in others)),
         lines=lines,
         n_text_columns=2,
-        note="Nats/token. Variants are compared within one size and length; the intervals of one "
-        f"row hold at once, of seeds and tuning. n.s.: not distinguishable from the "
-        f"baseline.{missing}",
+        note="Nats/token. Variants are compared within one size and length; "
+        f"{intervals}{alone_note}{missing}",
     )
 
 
-def _separable(verdict: Verdict, name: str) -> bool:
+def _to_baseline(verdict: Verdict, name: str) -> str:
+    """Return the difference of a variant to its baseline; its loss, where there is none."""
+    if verdict.baseline is None:
+        loss = verdict.means.get(name)
+        return numbers.UNKNOWN if loss is None else f"{loss:.4f} (loss)"
     pair = verdict.to_baseline.get(name)
-    return pair is None or pair.separable
+    tie = pair is not None and pair.half_width is not None and not pair.separable
+    return f"{numbers.comparison(pair, 3)}{' n.s.' if tie else ''}"
 
 
 def _laws(found: Scaling, quantity: Quantity, title: str, where: str) -> TextTable:
@@ -103,8 +115,25 @@ def _laws(found: Scaling, quantity: Quantity, title: str, where: str) -> TextTab
         caption=f"Loss against {title}, {where}",
         heading=heading,
         lines=lines,
-        note=SCALING_NOTE if quantity == next(iter(found.along)) else "",
+        note=_note(found, quantity),
     )
+
+
+def _note(found: Scaling, quantity: Quantity) -> str:
+    """Return what the columns are, beside the first table, and which errors are unknown."""
+    fits = found.along[quantity].fits
+    sure = any(fit.exponent for along in found.along.values() for fit in along.fits.values())
+    said = f"{LAW}{ERRORS}. {INTERVALS if sure else NO_INTERVALS}"
+    said = said if quantity == next(iter(found.along)) else ""
+    if few := [family for family, fit in fits.items() if fit.error is None]:
+        left_out = "length" if quantity == "tokens" else "size"
+        said += (
+            f" No error for {listed(few)}, and nothing at ten times the largest run: without one "
+            f"{left_out}, fewer than two points are left to fit."
+        )
+    if absent := [family for family in found.families if family not in fits]:
+        said += f" No law for {listed(absent)}: it needs two points."
+    return said.strip()
 
 
 def _gain(gained: Speedup | None, quantity: Quantity) -> tuple[str, ...]:
@@ -119,7 +148,8 @@ def _gain(gained: Speedup | None, quantity: Quantity) -> tuple[str, ...]:
 
 
 def _crossovers(found: Scaling) -> TextTable:
-    lines, open_, none = list[tuple[str, ...]](), list[str](), 0
+    lines, none = list[tuple[str, ...]](), 0
+    open_, unsure, apart = list[str](), list[str](), list[str]()
     for quantity, along in found.along.items():
         title = QUANTITIES[quantity][0]
         for it in along.crossovers:
@@ -129,17 +159,84 @@ def _crossovers(found: Scaling) -> TextTable:
                 lines.append((names, title, amount(it.x, quantity), ends))
             elif it.excluded:
                 none += 1
-            else:
-                open_.append(f"{names} ({title}: in {it.share:.0%} of the draws)")
-    said = f"No crossover within the measured range: {none} other pairs of families and quantities."
-    if open_:
-        said += f" Neither shown nor excluded: {'; '.join(open_)}."
+            elif not it.measured:
+                apart.append(f"{names} ({title})")
+            elif it.share is not None:
+                open_.append(f"{names} ({title}: in {it.share * 100:.0f} % of the draws)")
+            elif it.x is not None:
+                unsure.append(f"{names} ({title}: {amount(it.x, quantity)})")
+    sure = none or open_ or lines
+    said = [
+        f"No crossover within the measured range: {none} pairs of families and quantities."
+        if sure
+        else "Without intervals, no crossover is shown or excluded.",
+        f"Neither shown nor excluded: {'; '.join(open_)}." if open_ else "",
+        f"The means of these cross: {'; '.join(unsure)}." if unsure else "",
+        f"Measured at no common value: {'; '.join(apart)}." if apart else "",
+        "Intervals hold the error of the seeds, and none of tuning." if lines else "",
+    ]
     return TextTable(
         caption="Crossovers within the measured range",
         heading=("families", "along", "at", "95 % interval"),
         lines=lines or [("none is shown", "", "", "")],
         n_text_columns=2,
-        note=f"{said} Intervals hold the error of the seeds, and none of tuning.",
+        note=" ".join(filter(None, said)),
+    )
+
+
+def _rates(found: Scaling) -> tuple[TextTable, ...]:
+    """Return the table of learning rates; empty where none was searched."""
+    if not found.rates:
+        return ()
+    lines = [
+        (
+            *(it.family, it.size, ", ".join(it.budgets)),
+            f"searched at {listed(it.searched)}" if it.searched else "carried",
+            f"{it.rate:.3g}",
+            f"{it.factor:.3g}",
+            numbers.UNKNOWN if it.exponent is None else f"{it.exponent:+.3f}",
+            numbers.UNKNOWN if it.plain is None else f"{it.plain:.3g}",
+            numbers.UNKNOWN if it.correction is None else f"{it.correction:.2f}x",
+        )
+        for it in found.rates
+    ]
+    return (
+        TextTable(
+            caption="Peak learning rates along the ladder",
+            heading=(
+                *("family", "size", "length", "origin", "rate", "m", "q"),
+                *("rate with q = 0", "rate relative to that"),
+            ),
+            lines=lines,
+            n_text_columns=4,
+            note=f"{_corrections(found)} m: rate relative to the one in the settings, which falls "
+            "as 1/width where `model.size` sets the size; carried rates have log m = a + q log(L "
+            "D^2) for L layers of width D, through the searched optima, |q| at most 1/2. With q = "
+            "0: the rate in the settings times the geometric mean of the searched m.",
+        ),
+    )
+
+
+def _corrections(found: Scaling) -> str:
+    """Return a sentence on the difference between the carried rates and those with q = 0."""
+    carried = [it for it in found.rates if not it.searched]
+    ratios = {it: it.correction for it in carried if it.correction is not None}
+    if not ratios:
+        return "No rate was carried." if not carried else "The searches are not in this folder."
+    low, high = min(ratios.values()), max(ratios.values())
+    farthest = max(ratios, key=lambda it: abs(math.log(ratios[it])))
+    at_optima = {(it.family, it.size) for it in found.rates if it.searched}
+    beside = dict.fromkeys(it.family for it in carried if (it.family, it.size) in at_optima)
+    missed = (
+        f" Those of {listed(list(beside))} do not pass through the optima (least squares, |q| at "
+        "most 1/2)."
+        if beside
+        else ""
+    )
+    return (
+        f"Carried rates are {low:.2f} to {high:.2f} times those with q = 0, by which rates would "
+        f"change as 1/width alone; the farthest is that of {farthest.family} at {farthest.size} "
+        f"({ratios[farthest]:.2f}x).{missed}"
     )
 
 
