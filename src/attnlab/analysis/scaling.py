@@ -166,20 +166,31 @@ def _drawn(cells: Mapping[Cell, Verdict]) -> dict[str, Array]:
     """Return the mean loss of each variant that is compared, and its draws (R)."""
     rng, found = np.random.default_rng(0), dict[str, Array]()
     several = all(count >= FEWEST for verdict in cells.values() for count in verdict.runs.values())
+    if not several:
+        return {n: np.array([of]) for verdict in cells.values() for n, of in verdict.means.items()}
     for verdict in cells.values():
-        losses = {v.name: v.by_seed(verdict.metric) for v in verdict.table.variants}
-        losses = {name: losses[name] for name in verdict.means}
-        if len(losses) < 2 or not several:
-            found |= {name: np.array([mean]) for name, mean in verdict.means.items()}
-            continue
-        noise = fit_noise(losses)
-        for v, name in enumerate(noise.names):
-            relative = math.sqrt(noise.part_V[v]) / noise.mean_V[v]
-            log_R = np.clip(rng.standard_t(noise.df_V[v], DRAWS) * relative, -MOST_LOG, MOST_LOG)
-            found[name] = noise.mean_V[v] * np.exp(np.concatenate([[0.0], log_R]))
-    if len({len(of) for of in found.values()}) > 1:  # some are without an error
-        return {name: of[:1] for name, of in found.items()}
+        for name, (mean, error, df) in _estimates(verdict).items():
+            log_R = np.clip(rng.standard_t(df, DRAWS) * error / mean, -MOST_LOG, MOST_LOG)
+            found[name] = mean * np.exp(np.concatenate([[0.0], log_R]))
     return found
+
+
+def _estimates(verdict: Verdict) -> dict[str, tuple[float, float, float]]:
+    """Return mean, standard error and its degrees of freedom by variant, of two runs or more each.
+
+    A variant that is alone has the variance of its own runs.
+    """
+    losses = {v.name: v.by_seed(verdict.metric) for v in verdict.table.variants}
+    losses = {name: losses[name] for name in verdict.means}
+    if len(losses) < 2:
+        own = {name: np.array([*of.values()]) for name, of in losses.items()}
+        return {
+            name: (float(of_S.mean()), float(of_S.std(ddof=1) / len(of_S) ** 0.5), len(of_S) - 1)
+            for name, of_S in own.items()
+        }
+    noise = fit_noise(losses)
+    each = zip(noise.names, noise.mean_V, np.sqrt(noise.part_V), noise.df_V, strict=True)
+    return {name: (float(mean), float(error), float(df)) for name, mean, error, df in each}
 
 
 def _x(variant: Variant, quantity: Quantity) -> float | None:
