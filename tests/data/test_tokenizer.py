@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from threading import Event
 from unittest import mock
 
@@ -405,6 +406,10 @@ def refused(call, words):
     assert "\n" not in str(error.value)
 
 
+def refused_to_restore(tokenizer, text, words):
+    refused(partial(tokenizer.restore, text, "run/tokenizer.json"), words)
+
+
 WHOLE = [  # a change of a run's tokenizer.json, or of its text
     (lambda w: json.dumps(w)[:-20], "run/tokenizer.json is cut or damaged"),
     (lambda w: "", "run/tokenizer.json is cut or damaged"),
@@ -428,7 +433,7 @@ def test_a_damaged_record_of_a_tokenizer_is_refused(trained, change, words):
     changed = change(trained[0])
     text = changed if isinstance(changed, str) else json.dumps(changed)
     for tokenizer in (BPE(vocab_size=340), GPT2(vocab_size=340)):
-        refused(lambda: tokenizer.restore(text, "run/tokenizer.json"), words)  # noqa: B023
+        refused_to_restore(tokenizer, text, words)
     intact = json.dumps(trained[0])
     assert json.loads(BPE(vocab_size=340).restore(intact).to_json()) == trained[0]
     refused(lambda: BPE(vocab_size=300).restore(intact), "data.tokenizer.vocab_size=3")
@@ -437,7 +442,7 @@ def test_a_damaged_record_of_a_tokenizer_is_refused(trained, change, words):
 @pytest.mark.parametrize("tokenizer", [Bytes(), Ids(vocab_size=9)])
 def test_a_tokenizer_without_files_has_an_empty_record(tokenizer):
     assert tokenizer.restore("{}").vocab_size == tokenizer.vocab_size
-    refused(lambda: tokenizer.restore("{", "run/tokenizer.json"), "run/tokenizer.json is cut")
+    refused_to_restore(tokenizer, "{", "run/tokenizer.json is cut")
 
 
 def test_special_tokens_have_no_bytes(folder, trained, tmp_path):

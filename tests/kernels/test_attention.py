@@ -69,7 +69,10 @@ def changes(products, device=CPU, dtype=torch.float64):
 def of_changed_scores(kernel, products, qkv):
     """Return y, and the gradients of q, k, v and the sinks."""
     scores = changes(products, qkv[0].device, qkv[0].dtype)
-    form = lambda *qkvb: kernels.attention(*qkvb[:3], kernel=kernel, scores=scores)  # noqa: E731
+
+    def form(q_BHTK, k_BGTK, v_BGTV, _):
+        return kernels.attention(q_BHTK, k_BGTK, v_BGTV, kernel=kernel, scores=scores)
+
     return value_and_gradients(form, [*qkv, scores.sinks_H])
 
 

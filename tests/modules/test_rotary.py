@@ -264,14 +264,6 @@ ALL = {
 }
 
 
-def made(config):
-    torch.manual_seed(0)
-    mechanism = config.build(D).double().eval()
-    for parameter in mechanism.parameters():
-        torch.nn.init.normal_(parameter, mean=0.1, std=0.5)
-    return mechanism
-
-
 def rms_norm(x, norm):
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
 
@@ -315,26 +307,20 @@ def by_hand(mechanism, x_BTD):
 @pytest.mark.parametrize("settings", [*KNOBS, ALL], ids=str)
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 def test_each_setting_is_its_definition_with_gradients(n_kv_heads, settings):
-    mechanism = made(GroupedQuery(n_kv_heads=n_kv_heads, **settings))
-    x_BTD = torch.randn(2, 9, D, dtype=torch.float64, requires_grad=True)
-    inputs = [x_BTD, *mechanism.parameters()]
-    got, expected = mechanism(x_BTD), by_hand(mechanism, x_BTD)
-    assert_close(got, expected)
-    assert_close(
-        torch.autograd.grad(got.square().sum(), inputs),
-        torch.autograd.grad(expected.square().sum(), inputs),
-    )
+    mechanism = agreement.drawn(GroupedQuery(n_kv_heads=n_kv_heads, **settings))
+    x_BTD = torch.randn(2, 9, D, dtype=torch.float64)
+    agreement.assert_is_definition(mechanism, by_hand, x_BTD)
 
 
 @pytest.mark.parametrize("settings", [{}, *KNOBS, ALL], ids=str)
 def test_windows_and_selections_that_reach_everything_are_full_attention(settings):
-    full = made(GroupedQuery(n_kv_heads=2, **settings))
+    full = agreement.drawn(GroupedQuery(n_kv_heads=2, **settings))
     x_BTD = torch.randn(2, 9, D, dtype=torch.float64)
     for config in (
         SlidingWindow(n_kv_heads=2, window=9, **settings),
         DeepseekSparse(n_kv_heads=2, top_k=9, index_head_dim=8, **settings),
     ):
-        mechanism = made(config)
+        mechanism = agreement.drawn(config)
         mechanism.load_state_dict(full.state_dict(), strict=False)
         assert_close(mechanism(x_BTD), full(x_BTD))
 
@@ -352,7 +338,7 @@ def test_every_mixture_of_settings_keeps_the_promises():
 
 def test_decoding_keeps_keys_and_values_and_not_the_latent():
     config = GroupedQuery(n_kv_heads=2, kv_lora_rank=6, head_dim=10, v_head_dim=14)
-    state = made(config).init_state(1, 50)
+    state = agreement.drawn(config).init_state(1, 50)
     assert state_bytes(state) == 8 * 50 * 2 * (10 + 14)
     assert config.cost(D, 50, itemsize=8).state_bytes == state_bytes(state)
 

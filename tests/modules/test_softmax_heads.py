@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import tiny_study
+from support import agreement, tiny_study
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
@@ -41,14 +41,6 @@ ALL = {
 }
 NEW = frozenset(ALL)
 KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
-
-
-def made(config):
-    torch.manual_seed(0)
-    mechanism = config.build(D).double().eval()
-    for parameter in mechanism.parameters():
-        torch.nn.init.normal_(parameter, mean=0.1, std=0.5)
-    return mechanism
 
 
 @contextmanager
@@ -123,15 +115,9 @@ def by_hand(mechanism, x_BTD):
 )
 def test_each_setting_is_its_definition_with_gradients(kind, kernel, settings):
     bound = {"window": 4} if kind is SlidingWindow else {}
-    mechanism = made(kind(n_kv_heads=2, kernel=kernel, **bound, **settings))
-    x_BTD = torch.randn(2, 9, D, dtype=torch.float64, requires_grad=True)
-    inputs = [x_BTD, *mechanism.parameters()]
-    got, expected = mechanism(x_BTD), by_hand(mechanism, x_BTD)
-    assert_close(got, expected)
-    assert_close(
-        torch.autograd.grad(got.square().sum(), inputs),
-        torch.autograd.grad(expected.square().sum(), inputs),
-    )
+    mechanism = agreement.drawn(kind(n_kv_heads=2, kernel=kernel, **bound, **settings))
+    x_BTD = torch.randn(2, 9, D, dtype=torch.float64)
+    agreement.assert_is_definition(mechanism, by_hand, x_BTD)
 
 
 @pytest.mark.parametrize("settings", [{"sinks": True, "exclusive": True}, ALL], ids=["two", "all"])

@@ -165,9 +165,13 @@ def test_nothing_is_written_outside_a_folder_which_may_be_a_link_itself(tmp_path
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_weights_have_the_mode_of_other_files(tmp_path, umask):
+
+    def hidden(path):
+        path.write_bytes(b"weights")
+        path.chmod(0o600)
+
     before = os.umask(umask)
     try:
-        hidden = lambda path: (path.write_bytes(b"weights"), path.chmod(0o600))  # noqa: E731
         write_verified(tmp_path / "a", {"weights": hidden, "text": b""}, {})
     finally:
         os.umask(before)

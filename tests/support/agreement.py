@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnlab.mechanism import Mechanism
+from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.modules import rotary
 
 Weights = dict[str, Tensor]
@@ -65,6 +65,36 @@ def randomize(module: nn.Module, seed: int = 0) -> None:
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
             inputs = weight[0].numel()
             weight.copy_(noise * inputs**-0.5 if weight.ndim > 1 else 1 + 0.2 * noise)
+
+
+def drawn(config: MechanismConfig, d_model: int = 32) -> Mechanism:
+    """Return a mechanism in float64 whose parameters are all drawn, biases and norms, too."""
+    torch.manual_seed(0)
+    mechanism = config.build(d_model).double().eval()
+    for parameter in mechanism.parameters():
+        nn.init.normal_(parameter, mean=0.1, std=0.5)
+    return mechanism
+
+
+Definition = Callable[[Any, Tensor], Tensor]
+
+
+def assert_is_definition(mechanism: Mechanism, definition: Definition, x_BTD: Tensor) -> None:
+    """Assert that outputs, and the gradients of their squares, are those of a definition by hand.
+
+    Args:
+        mechanism: the mechanism.
+        definition: returns `y_BTD` of the mechanism, whose parameters it reads, and `x_BTD`.
+        x_BTD: the input.
+    """
+    x_BTD = x_BTD.detach().requires_grad_()
+    inputs = [x_BTD, *mechanism.parameters()]
+    got, expected = mechanism(x_BTD), definition(mechanism, x_BTD)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+    )
 
 
 def assert_agree(
