@@ -27,7 +27,9 @@ from attnlab.data.arithmetic import Arithmetic
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
 from attnlab.data.places import cached
+from attnlab.data.recall import MQAR, SelectiveCopying
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
+from attnlab.data.state_tracking import StateTracking
 from attnlab.data.stdlib import SitePackages, Stdlib
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
@@ -42,6 +44,9 @@ CONFIGS = [
     SitePackages(),
     Arithmetic(),
     Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
+    MQAR(),
+    SelectiveCopying(),
+    StateTracking(),
 ]
 SPLITS = {"train": "the cat sat on the mat. " * 9, "valid": "the élan. ", "test": "sat, 東京. "}
 
@@ -67,7 +72,8 @@ def test_the_examples_are_all_the_kinds_there_are():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind())
 def test_the_file_is_named_after_the_source(config):
-    file = {"site_packages": "stdlib"}.get(config.kind(), config.kind())  # they share their code
+    shared = {"site_packages": "stdlib", "mqar": "recall", "selective_copying": "recall"}
+    file = shared.get(config.kind(), config.kind())
     assert type(config).__module__ == f"attnlab.data.{file}"
 
 

@@ -119,7 +119,7 @@ def test_evaluation_leaves_the_model_in_its_mode(corpus):
 
 @pytest.mark.parametrize("seq_len", [2, 7, 84])
 def test_loss_by_block_of_the_text_makes_up_the_whole(corpus, seq_len, monkeypatch):
-    monkeypatch.setattr("attnlab.training.evaluate._BLOCKS", 5)
+    monkeypatch.setattr("attnlab.training.quality._BLOCKS", 5)
     model = ModelConfig(mechanisms=(Identity(),), n_layers=1, d_model=16).build(256).double()
     held_out = HeldOut(corpus, "valid", seq_len=seq_len, batch_size=3, device=CPU)
     quality = held_out.quality(model, nullcontext())

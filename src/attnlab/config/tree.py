@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import types
 import typing
+from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -85,7 +86,7 @@ class Choice(Config):
             return
         if is_own(cls):
             cls.defined_in = file_of(cls)
-        if ":" in cls.name():  # found by its prefix
+        if ABC in cls.__bases__ or ":" in cls.name():  # no kind itself, or found by its prefix
             return
         known = cls.kinds.get(cls.name(), cls)
         if known.__module__ == cls.__module__ or is_own(known):

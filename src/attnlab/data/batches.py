@@ -3,12 +3,18 @@
 Training: an epoch is a seeded permutation of the non-overlapping windows of `seq_len + 1` tokens,
 and a batch is a pure function of (seed, step). Tokens that do not fill a last window are not used.
 Evaluation: every token except the first is predicted exactly once.
+
+The windows of a task are its sequences, which have their own length.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from attnlab.config import ConfigError, Problem
+from attnlab.data.source import Corpus
 
 
 def window_starts(
@@ -65,6 +71,42 @@ def evaluation_starts(n_tokens: int, seq_len: int) -> EvaluationWindows:
     length = min(seq_len, n_targets)
     ends = np.minimum(np.arange(length, n_targets + length, length), n_targets)
     return EvaluationWindows(ends - length, np.diff(ends, prepend=0), length)
+
+
+def window_problems(corpus: Corpus, seq_len: int, lengths: Sequence[int]) -> Iterator[Problem]:
+    """Yield why windows of `seq_len`, or of other `lengths` in evaluation, are impossible."""
+    if corpus.examples is None:
+        yield from _splits_too_short(corpus, seq_len)
+    elif (of_task := corpus.examples["train"].length) != seq_len:
+        remedy = f"set train.seq_len={of_task}, or data.length={seq_len}"
+        yield Problem(
+            "train.seq_len", f"the task has sequences of {of_task} tokens, got {seq_len}: {remedy}"
+        )
+    for length in lengths:
+        if corpus.at_length is not None:
+            try:
+                corpus.at_length(length)
+            except ConfigError as error:
+                yield Problem("eval.lengths", f"{length}: {error}")
+        elif length >= len(corpus.valid):
+            yield Problem(
+                "eval.lengths",
+                f"a window of {length} needs {length + 1} tokens, but the validation split has "
+                f"{len(corpus.valid)}: remove this length, or use more text",
+            )
+
+
+def _splits_too_short(corpus: Corpus, length: int) -> Iterator[Problem]:
+    n_train, total = len(corpus.train), sum(map(len, corpus.splits().values()))
+    single = [split for split, tokens in corpus.splits().items() if len(tokens) < 2]
+    needed = f"a window of {length} needs {length + 1} tokens"
+    if total <= length:
+        yield Problem("data", f"{needed}, but the whole corpus has {total}: use more text")
+    elif single:
+        yield Problem("data", f"the {single[0]} split has one token, and needs more: use more text")
+    elif n_train <= length:
+        remedy = f"set train.seq_len={n_train - 1} or less, or use more text"
+        yield Problem("train.seq_len", f"{needed}, but the training split has {n_train}: {remedy}")
 
 
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnlab.config import Choice
 from attnlab.data.codec import Codec, TokenIds
@@ -24,7 +25,7 @@ from attnlab.data.hold_out import seen_in_training
 from attnlab.data.places import DataError, Places, cached
 from attnlab.data.tokenizer import Tokenizer
 
-__all__ = ["Corpus", "DataConfig", "DataError", "Places", "Texts"]
+__all__ = ["Corpus", "DataConfig", "DataError", "Examples", "Places", "Texts"]
 
 
 OVERLAP = 0.02  # fraction of a held-out split; natural text repeats less of another
@@ -48,6 +49,30 @@ class Texts:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Sequences of a task, one per window, and their answers: N sequences of T tokens."""
+
+    tokens_NT: NDArray[np.int32]
+    answers_NT: NDArray[np.int32]  # what to predict after each token; negative: nothing
+    groups_NT: NDArray[np.int8]  # of each answer, the place of its group in `groups`
+    groups: tuple[str, ...]  # names of groups of answers, whose accuracy is recorded separately
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.tokens_NT.shape[1]
+
+    def rows(self, chosen: Any) -> "Examples":
+        """Return some of the sequences."""
+        return replace(
+            self,
+            tokens_NT=self.tokens_NT[chosen],
+            answers_NT=self.answers_NT[chosen],
+            groups_NT=self.groups_NT[chosen],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
     """Token ids of each split, with their codec. Arrays may be read-only memory maps."""
 
@@ -61,6 +86,10 @@ class Corpus:
     notes: tuple[str, ...] = ()  # what the user should know of the data, a sentence each
     duplicated: Mapping[str, float] = field(default_factory=dict)
     # ^ by held-out split, the fraction of its bytes in documents that are also for training
+    examples: Mapping[str, Examples] | None = None
+    # ^ of a task, by split: the ids then are those of its sequences, each with one more token
+    at_length: Callable[[int], Examples] | None = None
+    # ^ of a task: validation sequences of another length
 
     @property
     def vocab_size(self) -> int:
@@ -77,6 +106,8 @@ class Corpus:
 
     def overlaps(self) -> list[str]:
         """Return a sentence on each held-out split that is partly in another split."""
+        if self.examples is not None:  # a task keeps its splits apart
+            return []
         held_out = {split: ids for split, ids in self.splits().items() if split != "train"}
         n_bytes = self.bytes["train"] or 4 * len(self.train)
         window = OVERLAP_BYTES if n_bytes < 2 * len(self.train) else OVERLAP_BYTES // 4

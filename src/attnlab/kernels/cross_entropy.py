@@ -8,10 +8,13 @@ products run in the dtype of autocast, the rest in float32. The vocabulary is pa
 width at which matrix products are fast: a padded logit is zero, and so is its gradient. On CUDA the
 elementwise part is one compiled kernel.
 
-Shapes: N tokens, C tokens per chunk, D model width, V vocabulary, P padded vocabulary.
+Of a task, the answers alone have a loss, and nothing is computed elsewhere.
+
+Shapes: B batch, T positions, A answers of a sequence, at most; N tokens, C tokens per chunk, D
+model width, V vocabulary, P padded vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +26,65 @@ CHUNK = 8192  # tokens per chunk: 0.8 GB of bfloat16 logits at a vocabulary of 5
 ALIGNED = 64  # matrix products are fast for widths divisible by it
 
 
+class Answers(NamedTuple):
+    """The predictions that count, in sequences of a task."""
+
+    position_BA: Tensor  # after which token
+    target_BA: Tensor  # the token to predict
+    weight_BA: Tensor | None  # of the loss: 0 where a sequence has fewer answers; None: all 1
+
+    def split(self, rows: int) -> "list[Answers]":
+        """Return the answers of every so many sequences."""
+        position, target = self.position_BA.split(rows), self.target_BA.split(rows)
+        weight = [None] * len(target) if self.weight_BA is None else self.weight_BA.split(rows)
+        return [Answers(*part) for part in zip(position, target, weight, strict=True)]
+
+
+def mean_loss(
+    x_BTD: Tensor, weight_VD: Tensor, tokens_BT1: Tensor, answers: Answers | None = None
+) -> Tensor:
+    """Return the mean loss of the next tokens, or of the answers, in nats per prediction."""
+    if answers is None:
+        return linear_cross_entropy(x_BTD.flatten(0, 1), weight_VD, tokens_BT1[:, 1:].flatten())
+    x_BAD = x_BTD.take_along_dim(answers.position_BA[:, :, None], 1)
+    weight_BA = answers.weight_BA
+    return linear_cross_entropy(
+        x_BAD.flatten(0, 1),
+        weight_VD,
+        answers.target_BA.flatten(),
+        weight_N=None if weight_BA is None else weight_BA.flatten(),
+    )
+
+
 def definition(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     """Return the mean loss by the definition, which `linear_cross_entropy` is tested against."""
     return cross_entropy((x_ND @ weight_VD.mT).float(), target_N)
 
 
 def linear_cross_entropy(
-    x_ND: Tensor, weight_VD: Tensor, target_N: Tensor, chunk: int = CHUNK
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    chunk: int = CHUNK,
+    weight_N: Tensor | None = None,
 ) -> Tensor:
-    """Return the cross-entropy of `x @ weight.T` in nats/token, in float32 or wider."""
-    return _LinearCrossEntropy.apply(x_ND, weight_VD, target_N, chunk)  # pyright: ignore[reportReturnType]
+    """Return the cross-entropy of `x @ weight.T` in nats/token, in float32 or wider.
+
+    It is the mean over the tokens of loss times `weight_N`, by default 1.
+    """
+    return _LinearCrossEntropy.apply(x_ND, weight_VD, target_N, chunk, weight_N)  # pyright: ignore[reportReturnType]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, target_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        target_N: Tensor,
+        chunk: int,
+        weight_N: Tensor | None,
+    ) -> Tensor:
         device = x_ND.device.type
         dtype = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
@@ -50,11 +97,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
             losses, dx_chunks = list[Tensor](), list[Tensor]()
             dweight_VD = torch.zeros_like(weight_VD)
-            for x_CD, target_C in zip(
-                x_ND.to(dtype).split(chunk), target_N.split(chunk), strict=True
+            weights = [None] * len(target_N) if weight_N is None else weight_N.split(chunk)
+            for x_CD, target_C, weight_C in zip(
+                x_ND.to(dtype).split(chunk), target_N.split(chunk), weights, strict=False
             ):
                 logits_CP = x_CD @ low_PD.mT
                 losses.append(differentiate(logits_CP[:, :vocab], target_C))
+                if weight_C is not None:
+                    losses[-1] = losses[-1] * weight_C
+                    logits_CP *= weight_C[:, None]
                 dx_chunks.append(logits_CP @ low_PD)
                 dweight_VD += (logits_CP.mT @ x_CD)[:vocab]
             ctx.save_for_backward(torch.cat(dx_chunks), dweight_VD)
@@ -62,10 +113,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             return torch.cat(losses).mean()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, None, None, None]:
         dx_ND, dweight_VD = ctx.saved_tensors
         scale = grad_outputs[0] / ctx.tokens
-        return (dx_ND * scale).to(ctx.x_dtype), dweight_VD * scale, None, None
+        return (dx_ND * scale).to(ctx.x_dtype), dweight_VD * scale, None, None, None
 
 
 def _as_written(logits_CV: Tensor, target_C: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import dropout, linear
 
 from attnlab.config import Config, Problem
 from attnlab.kernels.compiled import compile_once
-from attnlab.kernels.cross_entropy import linear_cross_entropy
+from attnlab.kernels.cross_entropy import Answers, mean_loss
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.model.feedforward import Dense, FeedForward, FeedForwardLayer
 from attnlab.model.initialization import constructed, initialise, linear_default
@@ -198,16 +198,16 @@ class LanguageModel(nn.Module):
             after.append(state_after)
         return linear(self.norm(x_BD), self.embed.weight), after
 
-    def losses(self, tokens_BT1: Tensor, *, compiled: bool = False) -> Losses:
-        """Return the mean loss over T predicted tokens per row; a row has T + 1 tokens.
+    def losses(
+        self, tokens_BT1: Tensor, *, answers: Answers | None = None, compiled: bool = False
+    ) -> Losses:
+        """Return the mean loss over T predicted tokens per row, or over the answers of a task.
 
-        With `compiled`, each block is compiled, once per kind of layer in a process. Compiling more
-        than a block at once would gain nothing.
+        A row has T + 1 tokens. With `compiled`, each block is compiled, once per kind of layer in a
+        process. Compiling more than a block at once would gain nothing.
         """
         x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1], compiled=compiled)
-        target_N = tokens_BT1[:, 1:].flatten()
-        loss = linear_cross_entropy(x_BTD.flatten(0, 1), self.embed.weight, target_N)
-        return Losses(loss, auxiliary)
+        return Losses(mean_loss(x_BTD, self.embed.weight, tokens_BT1, answers), auxiliary)
 
     def at_step(self, step: int) -> None:
         """Set the training step, from 0, in every mechanism."""

@@ -29,7 +29,7 @@ from attnlab.runner.schedule import StudySchedule
 from attnlab.training import checkpoint
 from attnlab.training.assemble import memory_per_gpu, step_of_run
 from attnlab.training.checkpoint import KEPT
-from attnlab.training.evaluate import HeldOut
+from attnlab.training.evaluate import held_out
 from attnlab.training.recipe import start_of
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
@@ -268,14 +268,14 @@ def _score(step: TrainingStep, config: RunConfig, corpus: Corpus, batches: int) 
     """Score some batches of the validation split; return the number of tokens."""
     train = config.train
     part = corpus.valid[: batches * train.eval_batch_size * train.seq_len + 1]
-    held_out = HeldOut(
+    split = held_out(
         dataclasses.replace(corpus, valid=part),
         "valid",
         seq_len=train.seq_len,
         batch_size=train.eval_batch_size,
         device=step.device,
     )
-    held_out.quality(step.model, step.autocast)
+    split.quality(step.model, step.autocast)
     return len(part)
 
 

@@ -5,7 +5,7 @@ place, `Request.apply_options`.
 """
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from attnlab.config import ConfigError, Problem, forget_names, is_own, own_kind
 from attnlab.config.signature import require_types
 from attnlab.data import Corpus, DataConfig, Places
+from attnlab.data.batches import window_problems
 from attnlab.device.ranks import uneven
 from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
@@ -22,7 +23,7 @@ from attnlab.study.load import load_study
 from attnlab.study.study import Study
 from attnlab.study.sweep import sweep, typed_sweep
 from attnlab.study.targets import addition
-from attnlab.training.config import EvalConfig, Tuning
+from attnlab.training.config import Tuning
 
 MOST_SEEDS = 10  # until decided, unless another number is asked for
 OPTIONS = (
@@ -245,9 +246,8 @@ def read_data(study: Study, places: Places) -> dict[str, Corpus]:
     problems = dict.fromkeys(
         problem
         for name, config in study.variants.items()
-        for problem in (
-            *_splits_too_short(config.train.seq_len, by_variant[name]),
-            *_windows_too_long(config.eval, len(by_variant[name].valid)),
+        for problem in window_problems(
+            by_variant[name], config.train.seq_len, config.eval.lengths or ()
         )
     )
     if problems:
@@ -269,26 +269,3 @@ def notes_on_data(study: Study, read: Mapping[str, Corpus]) -> list[str]:
             if len(tokens) <= length
         ]
     return list(dict.fromkeys(notes))
-
-
-def _splits_too_short(length: int, corpus: Corpus) -> Iterator[Problem]:
-    n_train, total = len(corpus.train), sum(map(len, corpus.splits().values()))
-    single = [split for split, tokens in corpus.splits().items() if len(tokens) < 2]
-    needed = f"a window of {length} needs {length + 1} tokens"
-    if total <= length:
-        yield Problem("data", f"{needed}, but the whole corpus has {total}: use more text")
-    elif single:
-        yield Problem("data", f"the {single[0]} split has one token, and needs more: use more text")
-    elif n_train <= length:
-        remedy = f"set train.seq_len={n_train - 1} or less, or use more text"
-        yield Problem("train.seq_len", f"{needed}, but the training split has {n_train}: {remedy}")
-
-
-def _windows_too_long(measured: EvalConfig, n_tokens: int) -> Iterator[Problem]:
-    for length in measured.lengths or ():
-        if length >= n_tokens:
-            yield Problem(
-                "eval.lengths",
-                f"a window of {length} needs {length + 1} tokens, but the validation split has "
-                f"{n_tokens}: remove this length, or use more text",
-            )

@@ -15,6 +15,7 @@ from attnlab.data.batches import window_starts
 from attnlab.device.ranks import Ranks
 from attnlab.kernels.cross_entropy import CHUNK
 from attnlab.model.language_model import LanguageModel, ModelConfig
+from attnlab.training.answers import AnswerTable
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
@@ -30,9 +31,13 @@ def step_of_run(
     The model has the initial values of the run's seed. It is compiled if the settings say so, or
     leave the choice to the arithmetic of the run.
 
-    Raises ValueError if the training split is shorter than one window.
+    Raises ValueError if the training split is shorter than one window, or if a task's sequences
+    have another length.
     """
     train, model = config.train, config.model.build(corpus.vocab_size, config.seed)
+    answers = None
+    if corpus.examples is not None:
+        answers = AnswerTable(corpus.examples["train"], device, seq_len=train.seq_len)
     return TrainingStep(
         train,
         model if ranks is not None and ranks.count > 1 else model.to(device),
@@ -47,6 +52,7 @@ def step_of_run(
         seed=config.seed,
         compiled=train.compiles_on(device.type, config.petaflops(corpus.vocab_size)),
         ranks=ranks,
+        answers=answers,
     )
 
 

@@ -7,87 +7,28 @@ The mean loss hides what the mechanism contributes (Arora et al. 2023, Zoology, 
 The loss by position in the window shows it, and the loss on recall tokens. A recall token is one
 that already followed the same token earlier in the window, so that a model can copy it.
 
+Of a task (`attnlab.data.task`), the answers count and nothing else, in total and by group.
+
 Shapes: B batch, T tokens, C counted targets of a row, N counted targets of a batch, W windows, P
 position bins, V vocabulary, D model width.
 """
 
-import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
 
 from attnlab.data import Corpus
 from attnlab.data.batches import evaluation_starts
 from attnlab.device.ranks import Ranks
 from attnlab.model.language_model import LanguageModel
+from attnlab.training.answers import HeldOutAnswers
 from attnlab.training.config import EvalConfig, TrainConfig
-
-_BLOCKS = 256  # of a split, in a summary
-_LOGITS = 1 << 26  # largest number of logits in memory: 256 MiB in float32
-
-
-class ByPosition(NamedTuple):
-    """Loss by position in the window, in bins; position 0 is predicted from one token."""
-
-    first: tuple[int, ...]  # first position of each bin
-    loss: tuple[float, ...]  # nats/token
-
-
-class ByBlock(NamedTuple):
-    """Loss by block of consecutive windows of the split, in the order of the text."""
-
-    tokens: tuple[int, ...]  # predicted in each block
-    loss: tuple[float, ...]  # nats/token
-
-
-class Quality(NamedTuple):
-    """The quality of a model on a split."""
-
-    loss: float  # nats/token
-    accuracy: float  # fraction of tokens that were the most likely prediction
-    bits_per_byte: float | None  # None: the number of bytes of the text is unknown
-    by_position: ByPosition
-    by_block: ByBlock
-    recall_loss: float | None  # nats/token over the recall tokens; None: there are none
-    other_loss: float | None  # nats/token over the other tokens; None: there are none
-    recall_fraction: float  # recall tokens / predicted tokens
-
-    @property
-    def perplexity(self) -> float:
-        """e to the power of the loss."""
-        return math.exp(min(self.loss, 700.0))
-
-    def mean(self, prefix: str) -> dict[str, float | None]:
-        """Return the means over all tokens, for metrics: `{"eval_loss": 5.1, ...}`."""
-        return {
-            f"{prefix}_loss": self.loss,
-            f"{prefix}_perplexity": self.perplexity,
-            f"{prefix}_accuracy": self.accuracy,
-            f"{prefix}_bits_per_byte": self.bits_per_byte,
-        }
-
-    def detailed(self, prefix: str) -> dict[str, Any]:
-        """Return all numbers, for a summary."""
-        return {
-            **self.mean(prefix),
-            f"{prefix}_loss_by_position": self.by_position._asdict(),
-            f"{prefix}_loss_by_block": self.by_block._asdict(),
-            f"{prefix}_recall_loss": self.recall_loss,
-            f"{prefix}_other_loss": self.other_loss,
-            f"{prefix}_recall_fraction": self.recall_fraction,
-        }
-
-    def without_prefix(self) -> dict[str, Any]:
-        """Return all numbers but those by block, for one length of `final_by_length`."""
-        found = self.detailed("final")
-        del found["final_loss_by_block"]
-        return {key.removeprefix("final_"): it for key, it in found.items()}
+from attnlab.training.quality import ByBlock, ByPosition, Quality, by_block, predict
 
 
 class _Batch(NamedTuple):
@@ -166,8 +107,8 @@ class HeldOut:
         model.train(training)
         totals = torch.cat([recall_nats, right, nats_T, *nats_W]).cpu().numpy()
         nats_T, nats_W = np.split(totals[2:], [len(nats_T)])
-        by_block = _by_block(nats_W, np.array(targets_W))
-        return self._quality(nats_T, by_block, float(totals[0]), float(totals[1]))
+        blocks = by_block(nats_W, np.array(targets_W))
+        return self._quality(nats_T, blocks, float(totals[0]), float(totals[1]))
 
     def _scored(self, model: LanguageModel) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
         """Yield for each batch its recall tokens, and the `score` of all its rows."""
@@ -180,7 +121,7 @@ class HeldOut:
         return zip((batch.recall_BC for batch in self.batches), scored, strict=True)
 
     def _quality(
-        self, nats_T: NDArray[np.float64], by_block: ByBlock, recall_nats: float, right: float
+        self, nats_T: NDArray[np.float64], blocks: ByBlock, recall_nats: float, right: float
     ) -> Quality:
         nats, targets = float(nats_T.sum()), int(self.targets_T.sum())
         loss, others = nats / targets, targets - self.recalls
@@ -191,11 +132,45 @@ class HeldOut:
             accuracy=right / targets,
             bits_per_byte=self.corpus.bits_per_byte(self.split, loss),
             by_position=ByPosition(first_P, tuple(loss_P.tolist())),
-            by_block=by_block,
+            by_block=blocks,
             recall_loss=recall_nats / self.recalls if self.recalls else None,
             other_loss=(nats - recall_nats) / others if others else None,
             recall_fraction=self.recalls / targets,
         )
+
+
+Measured: TypeAlias = HeldOut | HeldOutAnswers
+
+
+def held_out(
+    corpus: Corpus,
+    split: str,
+    *,
+    seq_len: int,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks | None = None,
+) -> Measured:
+    """Return a split of a text in windows of `seq_len` tokens, or of a task.
+
+    The validation split of a task has sequences of any length; those of others have their own.
+    """
+    if corpus.examples is None:
+        return HeldOut(
+            corpus, split, seq_len=seq_len, batch_size=batch_size, device=device, ranks=ranks
+        )
+    examples = corpus.examples[split]
+    if seq_len != examples.length:
+        assert split == "valid"
+        assert corpus.at_length is not None
+        examples = corpus.at_length(seq_len)
+    return HeldOutAnswers(
+        examples,
+        batch_size=batch_size,
+        device=device,
+        one_shape=device.type == "cuda",
+        ranks=ranks or Ranks.alone(device),
+    )
 
 
 class Splits:
@@ -207,14 +182,14 @@ class Splits:
         self.train, self.lengths = train, measured.lengths or ()
         self.corpus, self.ranks = corpus, ranks
 
-    def held_out(self, split: Literal["valid", "test"], length: int | None = None) -> HeldOut:
+    def held_out(self, split: Literal["valid", "test"], length: int | None = None) -> Measured:
         """Return a split in windows of `length` tokens, by default that of training.
 
         A batch has no more tokens than in training's evaluation.
         """
         length = length or self.train.seq_len
         tokens = self.train.eval_batch_size * self.train.seq_len
-        return HeldOut(
+        return held_out(
             self.corpus,
             split,
             seq_len=length,
@@ -246,28 +221,14 @@ class Splits:
         return {"final_by_length": found}
 
 
-def _by_block(nats_W: NDArray[np.float64], targets_W: NDArray[np.int64]) -> ByBlock:
-    """Return the losses of at most `_BLOCKS` runs of windows, as even in number as can be."""
-    blocks = min(_BLOCKS, len(nats_W))
-    first = np.arange(blocks) * len(nats_W) // blocks
-    nats, tokens = np.add.reduceat(nats_W, first), np.add.reduceat(targets_W, first)
-    return ByBlock(tuple(tokens.tolist()), tuple((nats / tokens).round(6).tolist()))
-
-
 def score(model: LanguageModel, tokens_BT: Tensor, target_BC: Tensor) -> tuple[Tensor, Tensor]:
     """Return the loss (nats, float32) and the correctness of the last C positions, shape (B, C).
 
     A prediction is correct if the most likely token is the target.
     """
     features_BCD = model.features(tokens_BT)[:, -target_BC.shape[1] :]
-    chunk = max(1, _LOGITS // model.embed.weight.shape[0])
-    x_ND, target_N = features_BCD.flatten(0, 1), target_BC.flatten()
-    nats, right = list[Tensor](), list[Tensor]()
-    for x_nD, target_n in zip(x_ND.split(chunk), target_N.split(chunk), strict=True):
-        logits_nV = linear(x_nD, model.embed.weight).float()
-        nats.append(cross_entropy(logits_nV, target_n, reduction="none"))
-        right.append(logits_nV.argmax(-1) == target_n)
-    return torch.cat(nats).view_as(target_BC), torch.cat(right).view_as(target_BC)
+    nats, right = predict(model, features_BCD.flatten(0, 1), target_BC.flatten())
+    return nats.view_as(target_BC), right.view_as(target_BC)
 
 
 def repeated_bigrams(tokens_BT1: Tensor) -> Tensor:

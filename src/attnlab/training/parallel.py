@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnlab.device.ranks import Ranks
 from attnlab.kernels.compiled import compile_once
+from attnlab.kernels.cross_entropy import Answers
 from attnlab.model.feedforward.layer import Division
 from attnlab.model.language_model import Block, LanguageModel, Losses
 from attnlab.training.config import TrainConfig
@@ -187,12 +188,16 @@ class DividedStep:
         """Return what the optimizer of this process updates."""
         return self.model.parameters() if self.shards is None else self.shards.own.values()
 
-    def gradients(self, batch_bT1: Tensor, context: Any, clip_norm: float) -> tuple[Losses, Tensor]:
+    def gradients(
+        self, batch_bT1: Tensor, answers: Answers | None, context: Any, clip_norm: float
+    ) -> tuple[Losses, Tensor]:
         """Compute the clipped gradients of the global batch; return its losses, and their norm.
 
-        `batch_bT1` are the rows of this process, `context` is the autocast of forward passes.
+        `batch_bT1` are the rows of this process, and `answers` theirs in a task; `context` is the
+        autocast of forward passes.
         """
         parts = batch_bT1.split(self.part)
+        answers_of = [None] * len(parts) if answers is None else answers.split(self.part)
         layers = [block.feedforward for block in self.model.layers()]
         division = Division(total=self.ranks.total, parts=len(parts))
         unknown = [layer for layer in layers if layer.loss_needs_whole_batch and len(parts) > 1]
@@ -204,7 +209,9 @@ class DividedStep:
                 first = self.rows.start + division.part * self.part
                 with self._rows_of_batch(first, len(part_bT1), rewind=len(parts) > 1 or unknown):
                     if losses_too:
-                        sums = sums + self._part_gradients(part_bT1, len(batch_bT1), context)
+                        share = len(part_bT1) / len(batch_bT1)
+                        of_part = answers_of[division.part]
+                        sums = sums + self._part_gradients(part_bT1, of_part, share, context)
                     else:
                         with torch.no_grad(), context:
                             self.model.features(part_bT1[:, :-1])
@@ -216,10 +223,11 @@ class DividedStep:
         means = self.ranks.total(sums) / self.ranks.count
         return Losses(means[0], means[1]), self._clip(clip_norm)
 
-    def _part_gradients(self, part_bT1: Tensor, rows: int, context: Any) -> Tensor:
+    def _part_gradients(
+        self, part_bT1: Tensor, answers: Answers | None, share: float, context: Any
+    ) -> Tensor:
         with context:
-            losses = self.model.losses(part_bT1)
-        share = len(part_bT1) / rows
+            losses = self.model.losses(part_bT1, answers=answers)
         ((losses.language_model + losses.auxiliary) * share).backward()
         return torch.stack([losses.language_model, losses.auxiliary]).detach().float() * share
 

@@ -15,7 +15,8 @@ on windows of the training split, in the length, the dtype and the batches of tr
 batches of eight if those are smaller: a leak may show in large batches only. The change is the
 median over a few windows, since in a single window a model that is about to diverge can amplify a
 rounding error. A suspicion that this test refutes is recorded as cleared: of a very large model, or
-on text with a rule that n-grams cannot learn, such as arithmetic.
+on text with a rule that n-grams cannot learn, such as arithmetic. The answers of a task can be
+predicted without a loss, so that no loss is suspicious there, and only the test at the end is made.
 
 Shapes: B batch, T input tokens, M measurements: modes x cuts.
 """
@@ -120,10 +121,9 @@ class PlausibilityMonitor:
         self.model, self.context = model, context
         own = config.batch_size
         self.batch_sizes = sorted({own, max(own, LARGE_BATCH)})
-        tokens_BT1 = _windows(corpus, config.seq_len, rows=max(LARGE_BATCH, own))
-        tokens_BT1 = tokens_BT1.to(model.embed.weight.device)
-        self.tokens_BT, self.target_BT = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-        self.ngrams = _ngram_loss(corpus, config.seq_len)
+        windows = _windows(corpus, config.seq_len, rows=max(LARGE_BATCH, own))
+        self.tokens_BT, self.target_BT = (x.to(model.embed.weight.device) for x in windows)
+        self.ngrams = _ngram_loss(corpus, config.seq_len) if corpus.examples is None else None
         windows = len(corpus.train) // (config.seq_len + 1)
         self.first_epoch = windows // config.batch_size  # steps in which every window is new
         self.alarms, self.cleared = list[str](), list[str]()
@@ -156,6 +156,8 @@ class PlausibilityMonitor:
         return {"ngram_loss": self.ngrams, "alarms": self.alarms, "cleared": self.cleared}
 
     def _suspicion(self, step: int, values: Mapping[str, float | None]) -> str | None:
+        if self.ngrams is None:
+            return None
         losses = {"validation": values.get("eval_loss")}
         if step <= self.first_epoch:
             losses["training"] = values.get("train_loss")
@@ -180,12 +182,21 @@ class PlausibilityMonitor:
         return found
 
 
-def _windows(corpus: Corpus, seq_len: int, rows: int) -> Tensor:
-    """Return windows of the training split, spread over it; short splits repeat them."""
+def _windows(corpus: Corpus, seq_len: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of windows that are spread over the training split.
+
+    Short splits repeat them. Of a task, the targets are the answers, and elsewhere the next tokens.
+    """
     last = len(corpus.train) - seq_len - 1
     start_B = np.linspace(0, last, rows).astype(int)
-    tokens_BT1 = corpus.train[start_B[:, None] + np.arange(seq_len + 1)]
-    return torch.from_numpy(tokens_BT1.astype("int64"))
+    if corpus.examples is not None:
+        start_B -= start_B % (seq_len + 1)
+    tokens_BT1 = corpus.train[start_B[:, None] + np.arange(seq_len + 1)].astype("int64")
+    tokens_BT, target_BT = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
+    if corpus.examples is not None:
+        answer_BT = corpus.examples["train"].answers_NT[start_B // (seq_len + 1)]
+        target_BT = np.where(answer_BT >= 0, answer_BT, target_BT)
+    return torch.from_numpy(tokens_BT), torch.from_numpy(target_BT)
 
 
 def _nats(model: LanguageModel, tokens_BT: Tensor, target_BT: Tensor, batch_size: int) -> Tensor:

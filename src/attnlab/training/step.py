@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from attnlab.device.memory import beside, side_stream
 from attnlab.device.ranks import Ranks
+from attnlab.kernels.cross_entropy import Answers
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import LanguageModel, Losses
+from attnlab.training.answers import AnswerTable
 from attnlab.training.config import TrainConfig
 from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
 from attnlab.training.parallel import DividedStep, apply
@@ -31,7 +33,7 @@ COLUMNS = ("train_loss", "auxiliary_loss", "gradient_norm")
 class TrainingStep:
     """A model in training: `advance` makes one update and increments `step`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one parameter per part
         self,
         config: TrainConfig,
         model: LanguageModel,
@@ -41,6 +43,7 @@ class TrainingStep:
         seed: int,
         compiled: bool,
         ranks: Ranks | None = None,
+        answers: AnswerTable | None = None,
     ) -> None:
         """Start at step 0.
 
@@ -52,8 +55,10 @@ class TrainingStep:
             seed: the seed of dropout.
             compiled: True to compile the blocks of the model.
             ranks: the processes of the run; None: this one alone.
+            answers: those of a task, whose sequences are the windows; None: every next token.
         """
         self.model, self.seed, self.clip_norm = model, seed, config.clip_norm
+        self.answers = answers
         self.device = device = tokens.device
         self.divided = _divided(config, model, ranks or Ranks.alone(device), compiled=compiled)
         if self.divided is not None:
@@ -183,13 +188,16 @@ class TrainingStep:
     def _update(self) -> None:
         starts_B = self.starts_SB.index_select(0, self._step_1)[0]
         batch_BT1 = self.tokens[starts_B[:, None] + self.offset_T1].long()
+        answers = None if self.answers is None else self.answers.at(starts_B)
         set_learning_rate(self.optimizer, self.rates_S.index_select(0, self._step_1)[0])
         self.optimizer.zero_grad(set_to_none=True)
         if self.divided is not None:
-            losses, norm = self.divided.gradients(batch_BT1, self.autocast, self.clip_norm)
+            losses, norm = self.divided.gradients(batch_BT1, answers, self.autocast, self.clip_norm)
         else:
             compiled = self.compiled
-            losses = forward_and_backward(self.model, batch_BT1, self.autocast, compiled=compiled)
+            losses = forward_and_backward(
+                self.model, batch_BT1, self.autocast, answers, compiled=compiled
+            )
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         row_C = torch.stack([losses.language_model, losses.auxiliary, norm]).detach()
@@ -225,14 +233,20 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter that ever had a g
 
 
 def forward_and_backward(
-    model: LanguageModel, tokens_BT1: Tensor, context: Any, *, compiled: bool = False
+    model: LanguageModel,
+    tokens_BT1: Tensor,
+    context: Any,
+    answers: Answers | None = None,
+    *,
+    compiled: bool = False,
 ) -> Losses:
     """Add the gradients of the losses of one batch to those of the parameters.
 
-    `context` is the autocast of the forward pass. Returns the losses.
+    `context` is the autocast of the forward pass; `answers` are those of a task. Returns the
+    losses.
     """
     with context:
-        losses = model.losses(tokens_BT1, compiled=compiled)
+        losses = model.losses(tokens_BT1, answers=answers, compiled=compiled)
     (losses.language_model + losses.auxiliary).backward()
     return losses
 

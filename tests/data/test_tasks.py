@@ -1,0 +1,348 @@
+"""Tasks: every generated answer is right, by a solver that reads the sequence and nothing else.
+
+Loss and accuracy are those of the answers, in training and in evaluation, in whatever parts.
+"""
+
+import itertools
+import re
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from attnlab.config import ConfigError
+from attnlab.data import DataConfig, Places
+from attnlab.data.batches import window_problems
+from attnlab.data.recall import MQAR, SelectiveCopying
+from attnlab.data.source import DataError
+from attnlab.data.state_tracking import StateTracking
+from attnlab.data.task import Draws, Task
+from attnlab.data.tokenizer import Ids
+from attnlab.device.ranks import Ranks
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
+from attnlab.model.feedforward import NoFeedForward
+from attnlab.model.language_model import ModelConfig
+from attnlab.training.answers import AnswerTable, HeldOutAnswers
+from attnlab.training.assemble import step_of_run
+from attnlab.training.config import TrainConfig
+from attnlab.training.evaluate import held_out
+from attnlab.training.plausibility import PlausibilityMonitor
+from attnlab.training.run import RunConfig
+
+CPU = torch.device("cpu")
+NOWHERE = Places(None, Path("nowhere"))
+
+
+def mqar(sequence, task):
+    """A key before a value defines it, and a key before anything else asks for it."""
+    half, known, answers = task.tokenizer.vocab_size // 2, {}, {}
+    for t, (token, after) in enumerate(itertools.pairwise([*sequence, 0])):
+        if 0 < token < half:
+            if after >= half:
+                known[token] = after
+            else:
+                answers[t] = known[token]
+    return answers
+
+
+def selective_copying(sequence, task):
+    asked = sequence.index(task.tokenizer.vocab_size - 1)
+    tokens = [token for token in sequence if token < task.tokenizer.vocab_size - 2]
+    assert len(tokens) == task.tokens_to_copy
+    return dict(enumerate(tokens, asked + 1))
+
+
+def state_tracking(sequence, task):
+    if task.group == "parity":
+        return {t: sum(sequence[: t + 1]) % 2 for t in range(len(sequence))}
+    things = range(int(task.group[1]))
+    elements = sorted(itertools.permutations(things))
+    if task.group == "a5":  # even: the determinant of the permutation matrix is 1
+        elements = [e for e in elements if round(np.linalg.det(np.eye(5)[list(e)])) == 1]
+    answers = {}
+    for t in range(len(sequence)):
+        where = list(things)
+        for g in sequence[: t + 1]:
+            where = [elements[g][thing] for thing in where]
+        answers[t] = elements.index(tuple(where))
+    return answers
+
+
+SMALL = {"train_examples": 40, "held_out_examples": 20}
+TASKS = [
+    MQAR(length=32, pairs=(2, 5), held_out_pairs=(3, 8), tokenizer=Ids(vocab_size=40), **SMALL),
+    MQAR(length=16, pairs=(4,), power=1.0, tokenizer=Ids(vocab_size=32), **SMALL),
+    SelectiveCopying(length=20, tokens_to_copy=3, **SMALL),
+    SelectiveCopying(length=9, tokens_to_copy=4, **SMALL),
+    *(StateTracking(group=g, length=20, **SMALL) for g in ("parity", "s3", "a5", "s5")),
+]
+SOLVERS = {"mqar": mqar, "selective_copying": selective_copying, "state_tracking": state_tracking}
+each = pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.kind()}-{task.length}")
+
+
+def test_every_task_has_a_solver():
+    kinds = {kind for kind, of in DataConfig.kinds.items() if issubclass(of, Task)}
+    assert {task.kind() for task in TASKS} == kinds == SOLVERS.keys()
+
+
+@each
+def test_every_answer_is_right_in_every_split_and_at_other_lengths(task):
+    corpus = task.load(NOWHERE)
+    for examples in (*corpus.examples.values(), corpus.at_length(2 * task.length)):
+        assert examples.tokens_NT.min() >= 0
+        assert examples.tokens_NT.max() < task.tokenizer.vocab_size
+        assert examples.answers_NT.max() < task.tokenizer.vocab_size
+        for tokens, answers in zip(
+            examples.tokens_NT.tolist(), examples.answers_NT.tolist(), strict=True
+        ):
+            given = {t: answer for t, answer in enumerate(answers) if answer >= 0}
+            assert given == SOLVERS[task.kind()](tokens, task)
+
+
+@each
+def test_no_held_out_sequence_is_also_for_training(task):
+    examples = task.load(NOWHERE).examples
+    train, valid, test = (set(map(bytes, examples[split].tokens_NT)) for split in examples)
+    assert len(valid) == len(test) == 20
+    assert not train & valid
+    assert not train & test
+    assert not valid & test
+
+
+@each
+def test_the_sequences_are_the_windows_of_the_split(task):
+    corpus = task.load(NOWHERE)
+    stream = corpus.train.reshape(-1, task.length + 1)
+    np.testing.assert_array_equal(stream[:, :-1], corpus.examples["train"].tokens_NT)
+    assert not list(window_problems(corpus, task.length, (2 * task.length,)))
+    [problem] = window_problems(corpus, task.length + 1, ())
+    assert f"set train.seq_len={task.length}, or data.length={task.length + 1}" in str(problem)
+
+
+def test_the_same_settings_give_the_same_sequences_everywhere():
+    found = {f"{task.kind()} {task.length}": task.load(NOWHERE).fingerprint for task in TASKS[:5]}
+    assert found == FINGERPRINTS
+    changed = replace(TASKS[0], seed=1).load(NOWHERE)
+    assert changed.fingerprint != found["mqar 32"]
+
+
+FINGERPRINTS = {
+    "mqar 32": "79fae621e04fa272",
+    "mqar 16": "4805a43918cc74b5",
+    "selective_copying 20": "9fc16f8997120f19",
+    "selective_copying 9": "e7b3bd8ab76786f6",
+    "state_tracking 20": "8e43fe0fd71c6551",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("mqar", {"pairs": [17]}, "pairs: 17 pairs and their queries need a length of 68, got 64"),
+        ("mqar", {"held_out_pairs": [32, 20]}, "held_out_pairs: 20 pairs and their queries need"),
+        ("mqar", {"pairs": []}, "pairs: name at least one number of pairs"),
+        ("mqar", {"pairs": [0]}, "pairs: name at least one number of pairs, from 1"),
+        ("mqar", {"pairs": [4, 4]}, "each once"),
+        ("mqar", {"power": 0}, "power: must be positive, got 0"),
+        ("mqar", {"tokenizer": {"kind": "ids", "vocab_size": 8}}, "must be at least 10 with these"),
+        ("mqar", {"tokenizer": "bytes"}, "tokenizer: a task has ids and no text: use ids"),
+        ("mqar", {"seed": -1}, "seed: must not be negative"),
+        ("mqar", {"length": 0}, "length: must be at least 1, got 0"),
+        ("mqar", {"train_examples": 10**8}, "train_examples: more than 500000000 tokens in all"),
+        ("selective_copying", {"length": 32}, "length: 16 tokens need at least 33, got 32"),
+        ("selective_copying", {"tokens_to_copy": 0}, "tokens_to_copy: must be at least 1"),
+        ("state_tracking", {"group": "s4"}, "group"),
+        (
+            "state_tracking",
+            {"group": "s5", "tokenizer": {"kind": "ids", "vocab_size": 60}},
+            "tokenizer.vocab_size: must be at least 120 with these settings, got 60",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(kind, settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        DataConfig.from_dict({"kind": kind, **settings})
+
+
+def test_too_few_different_sequences_are_refused():
+    with pytest.raises(DataError, match="state_tracking has too few different sequences of 4 tok"):
+        StateTracking(length=4, train_examples=50, held_out_examples=10).load(NOWHERE)
+    with pytest.raises(DataError, match="a task has no text"):
+        TASKS[0].texts(NOWHERE)
+
+
+def test_held_out_accuracy_is_kept_apart_by_pairs_and_by_position():
+    assert TASKS[0].load(NOWHERE).examples["train"].groups == ("2 pairs", "5 pairs")
+    assert TASKS[0].load(NOWHERE).examples["valid"].groups == ("3 pairs", "8 pairs")
+    short = replace(TASKS[0], length=24, held_out_pairs=(3, 8))
+    assert short.load(NOWHERE).examples["test"].groups == ("3 pairs",)
+    tracked = StateTracking(length=20, **SMALL).load(NOWHERE).examples["valid"]
+    assert tracked.groups == ("tokens 1 to 8", "tokens 9 to 16", "tokens 17 to 20")
+    assert tracked.groups_NT[0].tolist() == [0] * 8 + [1] * 8 + [2] * 4
+
+
+def test_draws_without_repetition_are_uniform_or_follow_their_weights():
+    draws = Draws(7)
+    drawn = draws.distinct(5, 6000, 2)
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    of_pair = np.bincount(5 * drawn[:, 0] + drawn[:, 1], minlength=25)
+    assert of_pair[of_pair > 0].size == 20
+    assert abs(of_pair[of_pair > 0] / 6000 - 1 / 20).max() < 0.012
+    first, second = draws.weighted(np.array([4.0, 2.0, 1.0, 1.0]), 8000, 2).T
+    assert abs(np.bincount(first) / 8000 - np.array([0.5, 0.25, 0.125, 0.125])).max() < 0.02
+    after_0 = np.bincount(second[first == 0], minlength=4) / (first == 0).sum()
+    assert draws.weighted(np.ones(3), 0, 2).shape == draws.distinct(3, 0, 2).shape == (0, 2)
+    assert abs(after_0 - np.array([0, 0.5, 0.25, 0.25])).max() < 0.03
+
+
+def model_of(task, mechanism=None, n_layers=1):
+    mechanism = mechanism or GroupedQuery(n_heads=2, n_kv_heads=2)
+    return ModelConfig(
+        mechanisms=(mechanism,), n_layers=n_layers, d_model=16, feedforward=NoFeedForward()
+    )
+
+
+def by_hand(model, examples):
+    """Loss and correctness of every answer, by group, one position at a time."""
+    found = {}
+    logits_NTV = model.logits(torch.from_numpy(examples.tokens_NT).long())
+    for n, t in np.argwhere(examples.answers_NT >= 0).tolist():
+        answer = examples.answers_NT[n, t]
+        nats = -log_softmax(logits_NTV[n, t], -1)[answer].item()
+        right = logits_NTV[n, t].argmax().item() == answer
+        group = examples.groups[examples.groups_NT[n, t]]
+        found.setdefault(group, []).append((n, nats, right))
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("one_shape", [False, True])
+@pytest.mark.parametrize("task", [TASKS[0], TASKS[2], TASKS[5]], ids=lambda task: task.kind())
+def test_quality_is_that_of_the_answers_alone(task, one_shape, monkeypatch):
+    monkeypatch.setattr("attnlab.training.quality._LOGITS", 200)
+    examples = task.load(NOWHERE).examples["valid"]
+    model = model_of(task).build(task.tokenizer.vocab_size).double().eval()
+    measured = HeldOutAnswers(
+        examples, batch_size=7, device=CPU, one_shape=one_shape, ranks=Ranks.alone(CPU)
+    )
+    assert len({tokens.shape for tokens in measured.tokens}) == 1 or not one_shape
+    quality = measured.quality(model, nullcontext())
+    expected = by_hand(model, examples)
+    every = [one for group in expected.values() for one in group]
+    assert quality.loss == pytest.approx(np.mean([nats for _, nats, _ in every]), rel=1e-6)
+    assert quality.accuracy == pytest.approx(np.mean([right for *_, right in every]))
+    assert quality.by_group.keys() == expected.keys()
+    for name, group in quality.by_group.items():
+        assert group["answers"] == len(expected[name])
+        assert group["loss"] == pytest.approx(np.mean([nats for _, nats, _ in expected[name]]))
+        assert group["accuracy"] == pytest.approx(np.mean([r for *_, r in expected[name]]))
+    of_each = [sum(nats for n, nats, _ in every if n == i) for i in range(20)]
+    counts = [sum(n == i for n, *_ in every) for i in range(20)]
+    assert quality.by_block.tokens == tuple(counts)
+    means = [nats / count for nats, count in zip(of_each, counts, strict=True)]
+    assert quality.by_block.loss == pytest.approx(means, abs=1e-5)
+    recorded = quality.detailed("final")
+    assert "final_recall_loss" not in recorded
+    assert "final_loss_by_position" not in recorded
+
+
+def run_of(task, mechanism=None, n_layers=1, **train):
+    train = {"steps": 2, "batch_size": 6, "warmup_steps": 0, "seq_len": task.length, **train}
+    return RunConfig(
+        data=task, model=model_of(task, mechanism, n_layers), train=TrainConfig(**train)
+    )
+
+
+@pytest.mark.parametrize("task", [TASKS[0], TASKS[5]], ids=["some", "everywhere"])
+def test_training_minimises_the_loss_of_the_answers_in_whatever_parts(task):
+    corpus = task.load(NOWHERE)
+    whole = step_of_run(run_of(task), corpus, CPU)
+    parts = step_of_run(run_of(task, micro_batch_size=4), corpus, CPU)
+    examples = corpus.examples["train"]
+    rows_B = whole.starts_SB[0].numpy() // (task.length + 1)
+    with torch.no_grad():
+        expected = by_hand(whole.model, examples.rows(rows_B))
+    nats = sum(nats for group in expected.values() for _, nats, _ in group)
+    mean_answers = (examples.answers_NT >= 0).sum() / len(examples.answers_NT)
+    for step in (whole, parts):
+        step.advance()
+        assert step.means(0, 1)["train_loss"] == pytest.approx(nats / (6 * mean_answers), rel=1e-5)
+    for name, weight in whole.model.named_parameters():
+        other = dict(parts.model.named_parameters())[name]
+        torch.testing.assert_close(other.grad, weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_sequences_of_another_length_are_refused_in_training_too():
+    task = TASKS[0]
+    with pytest.raises(ValueError, match=r"sequences of 32 tokens: set train.seq_len=32, or data"):
+        step_of_run(run_of(task, seq_len=16), task.load(NOWHERE), CPU)
+    table = AnswerTable(task.load(NOWHERE).examples["train"], CPU, seq_len=32)
+    assert not table.uniform
+    assert table.of(torch.arange(40)).weight_BA.mean().item() == pytest.approx(1)
+
+
+def test_a_validation_split_of_another_length_is_made_for_it():
+    corpus = TASKS[0].load(NOWHERE)
+    model = model_of(TASKS[0]).build(40)
+    longer = held_out(corpus, "valid", seq_len=64, batch_size=4, device=CPU)
+    assert longer.quality(model, nullcontext()).by_group.keys() == {"3 pairs", "8 pairs"}
+    own = held_out(corpus, "test", seq_len=32, batch_size=4, device=CPU)
+    assert own.examples is corpus.examples["test"]
+
+
+def test_a_leak_is_found_in_a_task_and_no_low_loss_is_suspicious():
+    task = TASKS[1]
+    corpus = task.load(NOWHERE)
+    config = run_of(task)
+    model = config.model.build(32)
+    monitor = PlausibilityMonitor(corpus, config.train, model, nullcontext())
+    assert monitor.check(1, {"eval_loss": 1e-6}) == {}
+    assert monitor.final_check() is None
+    assert monitor.summary() == {"ngram_loss": None, "alarms": [], "cleared": []}
+    windows = corpus.examples["train"].tokens_NT.tolist()
+    for tokens, targets in zip(monitor.tokens_BT.tolist(), monitor.target_BT.tolist(), strict=True):
+        assert tokens in windows
+        assert all(targets[t] == answer for t, answer in mqar(tokens, task).items())
+    leaky = PlausibilityMonitor(corpus, config.train, Leaky(model), nullcontext())
+    assert "sees the future" in (leaky.final_check() or "")
+
+
+class Leaky(torch.nn.Module):
+    """A model whose features hold those of all later tokens."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.embed = model, model.embed
+
+    def features(self, tokens_BT):
+        x_BTD = self.model.features(tokens_BT)
+        return x_BTD + 9 * x_BTD.flip(1).cumsum(1).flip(1)
+
+
+def trained(mechanism):
+    task = MQAR(
+        length=16,
+        pairs=(2,),
+        train_examples=6400,
+        held_out_examples=200,
+        tokenizer=Ids(vocab_size=16),
+    )
+    config = run_of(task, mechanism, 2, steps=240, warmup_steps=24, learning_rate=3e-3)
+    config = replace(config, train=replace(config.train, batch_size=32, weight_decay=0.1))
+    config = replace(config, model=replace(config.model, d_model=32))
+    corpus = task.load(NOWHERE)
+    step = step_of_run(config, corpus, CPU)
+    for _ in range(config.train.steps):
+        step.advance()
+    measured = held_out(corpus, "valid", seq_len=16, batch_size=200, device=CPU)
+    return measured.quality(step.model, nullcontext())
+
+
+def test_two_layers_of_attention_solve_recall_and_none_do_not():
+    assert trained(GroupedQuery(n_heads=1, n_kv_heads=1)).accuracy > 0.9
+    assert trained(Identity()).accuracy < 0.3
