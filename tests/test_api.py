@@ -263,7 +263,7 @@ def test_the_package_alone_does_without_torch(tmp_path, cache):
 def test_no_module_takes_the_place_of_a_function(tmp_path, cache):
     modules = [
         *("checks.targets", "inference.generate", "runner.execute", "cli", "runner.run"),
-        *("reporting.files", "reporting.compare", "benchmarking.session", "benchmarking.bench"),
+        *("reporting.files", "benchmarking.session", "benchmarking.bench"),
     ]
     program = (
         "import importlib, attnlab\n"

@@ -39,17 +39,17 @@ if TYPE_CHECKING:
     from attnlab.analysis.hypotheses.across_studies import (
         BetterThanInStudy as BetterThanInStudy,
     )
-    from attnlab.analysis.hypotheses.better import Better as Better
-    from attnlab.analysis.hypotheses.better import BetterAtLength as BetterAtLength
-    from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange
-    from attnlab.analysis.hypotheses.equivalent import Equivalent as Equivalent
-    from attnlab.analysis.hypotheses.needed_in_every_layer import (
+    from attnlab.analysis.hypotheses.across_studies import (
         NeededInEveryLayer as NeededInEveryLayer,
     )
+    from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
     from attnlab.analysis.hypotheses.ordered import OrderedByCost as OrderedByCost
+    from attnlab.analysis.hypotheses.ordered import Ranked as Ranked
     from attnlab.analysis.hypotheses.ordered import SameOrder as SameOrder
-    from attnlab.analysis.hypotheses.ranked import Ranked as Ranked
+    from attnlab.analysis.hypotheses.pairs import Better as Better
+    from attnlab.analysis.hypotheses.pairs import BetterAtLength as BetterAtLength
+    from attnlab.analysis.hypotheses.pairs import Equivalent as Equivalent
     from attnlab.analysis.runs_table import load_results as load_results
     from attnlab.benchmarking.bench import Bench as Bench
     from attnlab.benchmarking.bench import bench as bench
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from attnlab.model.layer_pattern import spread_evenly as spread_evenly
     from attnlab.record.packed_study import pack as pack
     from attnlab.record.packed_study import unpack as unpack
-    from attnlab.reporting.compare import compare as compare
+    from attnlab.reporting.files import compare as compare
     from attnlab.reporting.files import report as report
     from attnlab.runner.doctor import doctor as doctor
     from attnlab.runner.execute import train as train

@@ -10,14 +10,15 @@ from support.reported_study import edit, steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import between_studies
 from attnlab.analysis.hypotheses import Evidence, Hypothesis
-from attnlab.analysis.hypotheses.across_studies import AdvantageGrows, BetterThanInStudy
-from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.across_studies import (
+    AdvantageGrows,
+    BetterThanInStudy,
+    NeededInEveryLayer,
+)
 from attnlab.analysis.hypotheses.cost_in_range import CostInRange
-from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.evidence import NotJudgedError
-from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
-from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost, Ranked
+from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.config import ConfigError

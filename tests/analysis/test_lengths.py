@@ -10,7 +10,7 @@ from support.tiny_study import base, study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses import Evidence, Hypothesis
-from attnlab.analysis.hypotheses.better import BetterAtLength
+from attnlab.analysis.hypotheses.pairs import BetterAtLength
 from attnlab.analysis.lengths import sentences
 from attnlab.config import ConfigError, override
 from attnlab.data import Places

@@ -18,8 +18,7 @@ from attnlab.analysis.settings import shared_and_own
 from attnlab.cli import app
 from attnlab.cli.console import console, errors
 from attnlab.record import TUNING_SEED, RunFolder, StudyRecord
-from attnlab.reporting.compare import compare
-from attnlab.reporting.files import write_comparison
+from attnlab.reporting.files import compare, write_comparison
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.terminal import TerminalReport
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny_study
 
-from attnlab.cli.app import app, stored
+from attnlab.cli.app import app, decimal, stored
 from attnlab.cli.console import errors
-from attnlab.cli.numbers import decimal
 from attnlab.config import ConfigError, override
 from attnlab.study.load import load_study
 

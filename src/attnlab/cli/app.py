@@ -1,9 +1,12 @@
-"""The application that all commands share: its options, and its treatment of errors.
+"""The application that all commands share: its options, how numbers are read, and errors.
+
+Numbers are read as settings are: `--steps 10k` is 10,240 steps.
 
 Command files import what they need inside the command, so that `attnlab --help` and the commands
 that only read files do without torch.
 """
 
+import math
 import shlex
 import signal
 import sys
@@ -18,12 +21,13 @@ import typer.core
 
 from attnlab.cli.console import error, errors, verbatim, write
 from attnlab.cli.signals import exit_code
-from attnlab.config import ConfigError, own_error, suggestion
+from attnlab.config import ConfigError, own_error, suggestion, whole_number
 from attnlab.record import PUBLISHED
 from attnlab.version import __version__
 
 P = ParamSpec("P")
 R = TypeVar("R")
+N = TypeVar("N", int, float)
 
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # of the parser of arguments; also its base
@@ -164,3 +168,42 @@ def folder(given: str | None) -> Path | None:
 def command_line() -> str:
     """Return the command as it was typed, for records."""
     return shlex.join(["attnlab", *sys.argv[1:]])
+
+
+def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    """Return the parser of an option whose value is a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        value = whole_number(str(text))  # a default is a number already
+        if value is None:
+            raise _unfit("a whole number, such as 500 or 10k", text)
+        return _bounded(value, low, high)
+
+    return parse
+
+
+def decimal(low: float | None = None) -> Callable[[str], float]:
+    """Return the parser of an option whose value is a finite number, at least `low`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise _unfit("a number, such as 0.5", text) from None
+        if not math.isfinite(value):
+            raise _unfit("a finite number", text)
+        return _bounded(value, low, None)
+
+    return parse
+
+
+def _bounded(value: N, low: N | None, high: N | None) -> N:
+    if low is not None and value < low:
+        raise typer.BadParameter(f"must be at least {low:,}, got {value:,}")
+    if high is not None and value > high:
+        raise typer.BadParameter(f"must be at most {high:,}, got {value:,}")
+    return value
+
+
+def _unfit(expected: str, text: str) -> typer.BadParameter:
+    return typer.BadParameter(f"expected {expected}; got {text!r}")

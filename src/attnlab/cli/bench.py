@@ -10,11 +10,12 @@ from attnlab.cli.app import (
     JsonOption,
     app,
     command_line,
+    decimal,
     folder,
     reports_user_errors,
+    whole,
 )
 from attnlab.cli.console import ActivityStatus, console, errors, verbatim, write
-from attnlab.cli.numbers import decimal, whole
 
 
 def _size(what: str, default: str) -> Any:

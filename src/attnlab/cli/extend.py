@@ -14,9 +14,9 @@ from attnlab.cli.app import (
     folder,
     reports_user_errors,
     stored,
+    whole,
 )
 from attnlab.cli.console import console, verbatim
-from attnlab.cli.numbers import whole
 
 if TYPE_CHECKING:
     from attnlab.runner.events import Event

@@ -12,11 +12,12 @@ from attnlab.cli.app import (
     RunArgument,
     TrustOption,
     app,
+    decimal,
     reports_user_errors,
     stored,
+    whole,
 )
 from attnlab.cli.console import console, errors, verbatim
-from attnlab.cli.numbers import decimal, whole
 
 
 @app.command("generate")

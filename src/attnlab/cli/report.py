@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attnlab.cli.app import JsonOption, app, command_line, folder, reports_user_errors, stored
+from attnlab.cli.app import (
+    JsonOption,
+    app,
+    command_line,
+    decimal,
+    folder,
+    reports_user_errors,
+    stored,
+)
 from attnlab.cli.console import console, errors, verbatim, write
-from attnlab.cli.numbers import decimal
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis

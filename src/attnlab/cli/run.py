@@ -10,11 +10,12 @@ from attnlab.cli.app import (
     JsonOption,
     app,
     command_line,
+    decimal,
     folder,
     reports_user_errors,
+    whole,
 )
 from attnlab.cli.console import ActivityStatus, Output, console, error, errors, first_line, verbatim
-from attnlab.cli.numbers import decimal, whole
 from attnlab.cli.report import show
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from attnlab.cli.app import (
     command_line,
     folder,
     reports_user_errors,
+    whole,
 )
 from attnlab.cli.console import console, errors, verbatim
-from attnlab.cli.numbers import whole
 
 if TYPE_CHECKING:
     from attnlab.runner.events import Event

@@ -1,10 +1,8 @@
-"""The feed-forward layer of a block: one file per kind."""
+"""The feed-forward layer of a block: the same for every token, or a mixture of experts."""
 
-from attnlab.model.feedforward.dense import Dense
 from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
 from attnlab.model.feedforward.mixture_of_experts import MixtureOfExperts
-from attnlab.model.feedforward.no_feed_forward import NoFeedForward
-from attnlab.model.feedforward.swiglu import SwiGLU
+from attnlab.model.feedforward.mlp import Dense, NoFeedForward, SwiGLU
 
 __all__ = [
     "Dense",

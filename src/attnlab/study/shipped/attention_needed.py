@@ -8,7 +8,7 @@ in those layers is worth.
 
 from collections.abc import Iterator
 
-from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.sliding_window import SlidingWindow

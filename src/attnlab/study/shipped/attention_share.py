@@ -6,8 +6,8 @@ hidden units, so that n heads leave 768 - 64 n units: 12 heads and no feed-forwa
 each token, which has the parameters of one head.
 """
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.ordered import Ranked
+from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity

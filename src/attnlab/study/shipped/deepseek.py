@@ -17,9 +17,8 @@ scalings help there?
 
 from dataclasses import replace
 
-from attnlab.analysis.hypotheses.better import Better, BetterAtLength
-from attnlab.analysis.hypotheses.equivalent import Equivalent
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.ordered import Ranked
+from attnlab.analysis.hypotheses.pairs import Better, BetterAtLength, Equivalent
 from attnlab.data.tokenizer import BPE
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.grouped_query import GroupedQuery

@@ -5,8 +5,7 @@ two in the middle, multi-head or latent attention in the last. Each of the four 
 alone, in every layer, and the mixture upside down, which shows whether the places matter.
 """
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.shipped.mechanisms import study as study_1

@@ -27,11 +27,9 @@ and the rest of the model 159.4: embedding 25.2, experts 134.2. The published ra
 """
 
 from attnlab.analysis.hypotheses import Hypothesis
-from attnlab.analysis.hypotheses.better import Better
 from attnlab.analysis.hypotheses.cost_in_range import CostInRange
-from attnlab.analysis.hypotheses.equivalent import Equivalent
-from attnlab.analysis.hypotheses.ordered import Ordered
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.ordered import Ordered, Ranked
+from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.data.tokenizer import BPE
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.grouped_query import GroupedQuery

@@ -7,7 +7,7 @@ gates have more parameters, and they and `differential` more FLOPs than the othe
 shrunk to make up for them.
 """
 
-from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.study import Study

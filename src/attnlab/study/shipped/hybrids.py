@@ -18,9 +18,8 @@ test.txt (.gz is fine); `gpt2-tokenizer` beside it holds GPT-2's vocab.json and 
 
 from typing import Any
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.ordered import Ordered
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.ordered import Ordered, Ranked
+from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import GPT2
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

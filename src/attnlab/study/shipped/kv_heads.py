@@ -4,8 +4,8 @@ Four are multi-head attention, one is multi-query attention. Fewer heads make th
 the model smaller: nothing else grows to make up for their parameters.
 """
 
-from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.pairs import Equivalent
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.study import Study

@@ -21,7 +21,7 @@ test.txt (.gz is fine). Its 8,192 tokens are trained on it once.
 
 from dataclasses import replace
 
-from attnlab.analysis.hypotheses.better import Better
+from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import BPE
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

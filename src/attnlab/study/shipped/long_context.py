@@ -23,8 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from attnlab.analysis.hypotheses.across_studies import AdvantageGrows, BetterThanInStudy
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.equivalent import Equivalent
+from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import GPT2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse

@@ -11,11 +11,9 @@ size, then nothing. In speed, the less a layer computes with the past, the faste
 them, and they were written down after the first results.
 """
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.equivalent import Equivalent
-from attnlab.analysis.hypotheses.needed_in_every_layer import NeededInEveryLayer
-from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.across_studies import NeededInEveryLayer
+from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost, Ranked
+from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

@@ -3,8 +3,8 @@
 Three seeds each on two CPU cores. The text is always there: nothing is downloaded.
 """
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.ranked import Ranked
+from attnlab.analysis.hypotheses.ordered import Ranked
+from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.tokenizer import Bytes
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse

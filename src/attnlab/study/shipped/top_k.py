@@ -5,9 +5,8 @@ attends to, of up to 1,024 before it. Multi-head attention attends to all of the
 to it are what the choice costs.
 """
 
-from attnlab.analysis.hypotheses.better import Better
-from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.study import Study

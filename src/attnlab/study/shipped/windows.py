@@ -4,8 +4,8 @@ A window of 1,024 tokens is full attention, because the sequences of training an
 1,024. Through four layers a token can be reached by others up to four windows away.
 """
 
-from attnlab.analysis.hypotheses.equivalent import Equivalent
 from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.analysis.hypotheses.pairs import Equivalent
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.study import Study

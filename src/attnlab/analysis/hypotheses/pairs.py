@@ -1,14 +1,14 @@
-"""Hypotheses: some variants are better than others, as trained, or at another window length."""
+"""Hypotheses on pairs of variants: better, also at another window length; or equivalent."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 
 from attnlab.analysis.hypotheses.evidence import Evidence, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
 from attnlab.analysis.lengths import pairs_at
 from attnlab.analysis.numbers import tokens
-from attnlab.analysis.sentences import listed
+from attnlab.analysis.sentences import apart, listed
 from attnlab.config import Problem
 
 
@@ -71,3 +71,41 @@ class BetterAtLength(Better):
         yield from super().problems()
         if self.length < 1:
             yield Problem("length", f"must be at least 1 token, got {self.length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivalent(Hypothesis):
+    """No two of `variants` (of all, if none is named) differ by more than `margin` nats/token."""
+
+    variants: tuple[str, ...] = ()
+    margin: float | None = None  # None: the study's margin
+
+    @property
+    def statement(self) -> str:
+        who = f"{listed(self.variants)} are" if self.variants else "All variants are"
+        margin = "the study's margin" if self.margin is None else f"{self.margin:g} nats/token"
+        return f"{who} equivalent within {margin}."
+
+    def judge(self, evidence: Evidence) -> Finding:
+        verdict = evidence.verdict
+        every = tuple(variant.name for variant in verdict.table.variants)
+        known, missing = evidence.available(self.variants or every)
+        margin = verdict.margin if self.margin is None else self.margin
+        pairs = list(combinations(known, 2))
+        facts = [evidence.within(*pair, margin) for pair in pairs]
+        found = list(evidence.compared(pairs))
+        if len(pairs) > 1:
+            by_mean = sorted(known, key=lambda name: verdict.means[name])
+            first, last = by_mean[0], by_mean[-1]
+            found = [
+                f"The means span {apart(verdict.pairs[last, first])}, from {first} to {last}.",
+                f"Of {len(pairs)} pairs, {facts.count(True)} are within {margin:g} nats/token, and "
+                f"{facts.count(False)} differ by more.",
+            ]
+        return evidence.finding(facts, found, missing)
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from distinct_problems(self.variants, at_least=2 if self.variants else 0)
+        if self.margin is not None and self.margin <= 0:
+            yield Problem("margin", f"must be positive, got {self.margin}")
