@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from support.fake_workers import draw_nothing
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.benchmarking import bench, memory_check, session
+from attnlab.benchmarking import bench, session, work
 from attnlab.benchmarking.point import Point, points
 from attnlab.benchmarking.results_file import read
 from attnlab.benchmarking.table import BenchTable
@@ -203,7 +204,7 @@ def test_out_of_memory_gives_back_what_it_held(monkeypatch):
 
 
 def test_what_cannot_fit_is_not_tried(attnlab, monkeypatch):
-    monkeypatch.setattr(memory_check, "available_bytes", lambda device: 20_000)
+    monkeypatch.setattr(work, "available_bytes", lambda device: 20_000)
     done = attnlab("grouped_query", *SIZES, "--contexts", "16,128", "--what", "decode")
     assert done.exit_code == 0
     assert statuses("results/bench")[-1] == ("decode", 128, "out_of_memory")
@@ -211,8 +212,8 @@ def test_what_cannot_fit_is_not_tried(attnlab, monkeypatch):
 
 
 def test_a_device_says_what_memory_there_is():
-    assert memory_check.available_bytes(torch.device("meta")) is None
-    there = memory_check.available_bytes(torch.device("cpu"))
+    assert work.available_bytes(torch.device("meta")) is None
+    there = work.available_bytes(torch.device("cpu"))
     assert there is None or there > 1 << 20
 
 
@@ -450,29 +451,77 @@ def test_contexts_grow_from_the_sequence_length_where_none_are_named():
     ]
 
 
-def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeypatch, capsys):
+def speed_table(monkeypatch, out, *options):
+    """Return the module of the table; its `main` has these options."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    options = ("--tiny", "--seconds", "0.001", "--out", str(out), *options)
+    monkeypatch.setattr(sys, "argv", ["speed_table.py", *options])
+    return importlib.import_module("speed_table")
+
+
+def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeypatch, capsys):
     draw_nothing(monkeypatch)
-    table, threads = importlib.import_module("speed_table"), torch.get_num_threads()
-    lines = "step,transformer,decoding,prefill,layers,report,driver"
-    argv = ["speed_table.py", "--tiny", "--seconds", "0.001", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [*argv, "--only", lines])
+    rows = "step,sparse,transformer,decoding,decoding_others,batch_8,prefill,layers,report,driver"
+    table, threads = (
+        speed_table(monkeypatch, tmp_path, "--here", "--rows", rows),
+        torch.get_num_threads(),
+    )
     table.main()
     torch.set_num_threads(threads)
-    found = json.loads((tmp_path / "speed.json").read_text())
-    assert found["skipped"] == {}
-    assert len(found["lines"]) == 4 + 1 + 4 * 2 + 4 + 2 + 2 + 1
     shown = capsys.readouterr().out
     assert (tmp_path / "speed.md").read_text() == shown
-    for line in found["lines"]:
+    messages = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert [message["end"] for message in messages if "end" in message] == rows.split(",")
+    lines = [message["line"] for message in messages if "line" in message]
+    assert len(lines) == 2 + 2 * 4 + 2 + 2 + 3 + 4 + 4 + 3 + 2 + 1
+    assert "skipped" not in shown
+    for line in lines:
         assert f"| {line['work']} | " in shown
         assert line["value"] > 0
-        if line["reference"] is not None:
-            assert line["ratio"] == line["value"] / line["reference"]
-    monkeypatch.setattr(sys, "argv", [*argv[:1], *argv[2:], "--only", "decoding"])
-    monkeypatch.setattr(table, "CUDA", False)
-    table.main()
-    assert "| decoding | skipped | RuntimeError: it needs a GPU |" in capsys.readouterr().out
+        assert line["reference"] is None or line["reference"] > 0
+
+
+def test_a_row_of_the_table_that_fails_or_ends_its_process_leaves_the_others(
+    tmp_path, monkeypatch, capsys
+):
+    table = speed_table(monkeypatch, tmp_path, "--rows", "step,sparse,layers,report,driver")
+    goal = ["value", 2.0, False]
+    line = asdict(table.Line(work="w", value=1.0, unit="s")) | {"goal": goal}
+    says = [{"facts": {"card": "C"}}, {"begin": "step"}, {"row": "step", "line": line}]
+    says += [{"end": "step"}, {"begin": "sparse"}]
+    again = [{"facts": {"card": "C"}}, {"begin": "layers"}]
+    last = [{"begin": "report"}, {"row": "report", "skipped": "E: x"}, {"end": "report"}]
+    last += [{"begin": "driver"}, {"end": "driver"}]
+    program = f"""
+import json, sys, time
+rows = sys.argv[1].split(",")
+for message in {says} if "step" in rows else {again} if "layers" in rows else {last}:
+    print("of a library"), print(json.dumps(message), flush=True)
+if "step" in rows:
+    sys.exit(7)
+if "layers" in rows:
+    time.sleep(60)
+"""
+    monkeypatch.setitem(table.ROWS, "layers", table.ROWS["layers"]._replace(limit=0.5))
+    command = [sys.executable, "-c", program]
+    found = table.Table(tmp_path)
+    for message in table.measured_there(["step", "sparse", "layers", "report", "driver"], command,
+                                        tmp_path / "log"):  # fmt: skip
+        found.add(message)
+    text = (tmp_path / "speed.md").read_text()
+    assert text == capsys.readouterr().out
+    assert text.count("card C") == 1
+    assert "| w | 1 s |  |  |  | at most 2 | yes |" in text
+    assert "| sparse | skipped | exit code 7" in text
+    assert "| layers | skipped | given up after " in text
+    assert "| report | skipped | E: x |" in text
+
+
+def test_a_row_that_needs_a_gpu_says_so(monkeypatch, tmp_path):
+    table = speed_table(monkeypatch, tmp_path)
+    monkeypatch.setattr(table.speed_rows, "CUDA", False)
+    messages = list(table.measured_here(["decoding"], table.Effort(0.001, False)))
+    assert {"row": "decoding", "skipped": "RuntimeError: it needs a GPU"} in messages
 
 
 @pytest.mark.parametrize(
@@ -487,9 +536,8 @@ def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeyp
         (None, 1.0, 1.0, None),
     ],
 )
-def test_a_goal_of_speed_is_reached_or_not(monkeypatch, goal, value, reference, reached):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    table = importlib.import_module("speed_table")
+def test_a_goal_of_speed_is_reached_or_not(monkeypatch, tmp_path, goal, value, reference, reached):
+    table = speed_table(monkeypatch, tmp_path)
     goal = goal and table.Goal(*goal)
     line = table.Line(work="w", value=value, unit="ms", goal=goal, reference=reference)
     assert line.reached is reached

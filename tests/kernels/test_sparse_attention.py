@@ -70,6 +70,24 @@ def test_the_best_causal_positions_are_selected_and_the_most_recent_of_equals(
     scores = torch.tensor(data.draw(st.lists(row, min_size=tokens, max_size=tokens)))
     selected = selected_of(scores[None], top_k)[0]
     assert torch.equal(selected, selected_by_hand(scores, top_k))
+    if top_k <= earlier + 1:  # all queries have as many causal positions
+        causal_TS = indexer.causal(scores)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            late = scores[None].to(dtype).masked_fill(~causal_TS, -torch.inf)
+            both = (
+                indexer.bisected(late, causal_TS, top_k),
+                indexer.by_sorting(late, causal_TS, top_k),
+            )
+            assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
+def test_the_end_of_a_selection_is_the_same_by_counting_as_by_sorting():
+    scores = torch.randn(2, 40, 200, generator=torch.Generator().manual_seed(0)).exp()
+    causal_TS = indexer.causal(scores)
+    late = (scores - 1).masked_fill(~causal_TS, -torch.inf)
+    for top_k in (1, 50, 161):
+        both = indexer.bisected(late, causal_TS, top_k), indexer.by_sorting(late, causal_TS, top_k)
+        assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
 
 
 @pytest.mark.parametrize("fill", [0.0, -math.inf, math.inf, 1.0])

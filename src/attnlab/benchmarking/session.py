@@ -15,13 +15,12 @@ import torch
 
 from attnlab.analysis import numbers
 from attnlab.benchmarking.conditions import Conditions, release
-from attnlab.benchmarking.memory_check import check_memory
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.results_file import ResultsFile
 from attnlab.benchmarking.serving import NoStepError, measure_decoding, measure_prefill
 from attnlab.benchmarking.targets import Setup
 from attnlab.benchmarking.training import measure_training
-from attnlab.benchmarking.work import stated_flops
+from attnlab.benchmarking.work import check_memory, stated_flops
 from attnlab.device.timer import PATIENCE
 from attnlab.record import Json
 

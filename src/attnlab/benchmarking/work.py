@@ -1,17 +1,28 @@
-"""The work of a point in FLOPs, as stated and as counted.
+"""The work of a point in FLOPs, as stated and as counted, and the memory that it needs.
 
 Stated FLOPs are those of the mechanisms per token, independent of the kernel: a token attends to
 itself and to those before it; `Cost` gives them in decoding, `forward_flops` for tokens that are
 read at once. Counted FLOPs are those that torch's counter sees: it counts the whole square of
 causal attention, or the blocks that FlexAttention does not skip, counts recomputation, and does not
 see inside other libraries' kernels. A backward pass is stated as twice its forward pass.
+
+Before a point is measured, a check finds out whether it can fit into memory. On a CPU the operating
+system may kill a process that asks for too much, and nothing would be recorded. The check compares
+with the least that any implementation needs: a point that may fit is measured.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
+
+from attnlab.analysis import numbers
+from attnlab.benchmarking.conditions import Conditions
 from attnlab.benchmarking.point import Point
 from attnlab.benchmarking.targets import Setup
 from attnlab.device.flops import flop_counter
+
+_MEMORY = Path("/proc/meminfo")
 
 
 def stated_flops(setup: Setup, point: Point) -> int | None:
@@ -64,3 +75,34 @@ def counted_flops(work: Callable[[], object]) -> int | None:
     except Exception:  # an error in the work itself will be raised again when it is timed
         return None
     return counter.get_total_flops()
+
+
+def check_memory(setup: Setup, point: Point, under: Conditions) -> None:
+    """Raise MemoryError if the point cannot fit."""
+    least, available = least_bytes(setup, point, under), available_bytes(under.device)
+    if available is not None and least > available:
+        there = f"{numbers.size(available)} available"
+        raise MemoryError(f"not measured: needs at least {numbers.size(least)}, {there}")
+
+
+def least_bytes(setup: Setup, point: Point, under: Conditions) -> int:
+    """Return the bytes of weights and states; in training also of gradients, moments and one
+    activation per layer.
+    """
+    model, itemsize = setup.model, under.serving_dtype.itemsize
+    cost = model.cost(setup.vocab_size, point.context, itemsize)
+    if point.what != "train":
+        return itemsize * cost.params + point.batch * cost.state_bytes
+    activation = point.batch * point.context * model.d_model * itemsize
+    return 4 * 4 * cost.params + model.n_layers * activation
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the free memory of the device in bytes; None if it is unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != "cpu" or not _MEMORY.exists():
+        return None
+    lines = (line.split() for line in _MEMORY.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)

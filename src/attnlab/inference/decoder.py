@@ -17,6 +17,9 @@ from attnlab.device.memory import beside, side_stream
 from attnlab.model.language_model import LanguageModel
 from attnlab.training.step import EAGER_STEPS
 
+# products of one row are then reductions, which are fused with what surrounds them
+COMPILER_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
+
 
 class Decoder:
     """A model in decoding: `step` reads one token per sequence and returns the next logits.
@@ -41,7 +44,7 @@ class Decoder:
         hold: bool = False,
     ) -> None:
         self.model, self.states, self.hold = model.eval(), list(states), hold
-        self._step = torch.compile(model.step, dynamic=False) if compiled else model.step
+        self._step = _compiled(model) if compiled else model.step
         self.graph_problem = _problem(model, self.states)  # why no graph is possible; None: it is
         self._records = graph and model.embed.weight.is_cuda and self.graph_problem is None
         self._eager_steps_left = EAGER_STEPS
@@ -110,6 +113,11 @@ def tensors(state: Any) -> Iterator[Tensor]:
 def is_count(part: Tensor) -> bool:
     """True if this part of a state counts tokens."""
     return part.ndim == 0 and not part.is_floating_point()
+
+
+def _compiled(model: LanguageModel) -> Any:
+    options = COMPILER_OPTIONS if model.embed.weight.is_cuda else {}
+    return torch.compile(model.step, dynamic=False, options=options)
 
 
 def _problem(model: LanguageModel, states: Sequence[Any]) -> str | None:

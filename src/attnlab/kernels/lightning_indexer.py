@@ -21,6 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import kl_div, pad
 
+BISECTS = False  # True: a compiled graph on CUDA finds the end of a selection by counting
+_AS_INTEGER = {16: torch.int16, 32: torch.int32, 64: torch.int64}
+
 
 class Index(NamedTuple):
     """Queries, keys and head weights that the indexer computes from the tokens."""
@@ -63,6 +66,8 @@ def active_products(index: Index) -> Tensor:
 
 def weighted(index: Index, active_BTJS: Tensor) -> Tensor:
     """Return `index_BTS`, the sum of the active products by the weights of the index heads."""
+    if torch.compiler.is_compiling():  # one pass with the ReLU; a product would be a kernel apart
+        return (index.weights_BTJ[..., None] * active_BTJS).sum(2)
     return (index.weights_BTJ[:, :, None] @ active_BTJS).squeeze(2)
 
 
@@ -86,14 +91,62 @@ def cutoff(index_BTS: Tensor, top_k: int) -> Cutoff:
     early = max(0, early)
     causal_TS = causal(index_BTS)[early:]
     late_BTS = index_BTS[:, early:].masked_fill(~causal_TS, -torch.inf)
+    bisects = BISECTS and late_BTS.is_cuda and torch.compiler.is_compiling()
+    end = (bisected if bisects else by_sorting)(late_BTS, causal_TS, top_k)
+    at_start = 0, 0, early, 0
+    return Cutoff(pad(end.score_BT1, at_start, value=-torch.inf), pad(end.position_BT1, at_start))
+
+
+def by_sorting(late_BTS: Tensor, causal_TS: Tensor, top_k: int) -> Cutoff:
+    """Return the end of the selection of queries with at least `top_k` causal positions.
+
+    `late_BTS` are their index scores, -inf at future positions.
+    """
     lowest_BT1 = late_BTS.topk(top_k, sorted=False).values.amin(-1, keepdim=True)
     above_BT1 = (late_BTS > lowest_BT1).sum(-1, dtype=torch.int32, keepdim=True)
     tied_BTS = (late_BTS == lowest_BT1) & causal_TS  # not future positions
     oldest_first_BTS = tied_BTS.cumsum(-1, dtype=torch.int32)
     left_out_BT1 = oldest_first_BTS[..., -1:] - (top_k - above_BT1)
-    position_BT1 = torch.searchsorted(oldest_first_BTS, left_out_BT1 + 1)
-    at_start = 0, 0, early, 0
-    return Cutoff(pad(lowest_BT1, at_start, value=-torch.inf), pad(position_BT1, at_start))
+    return Cutoff(lowest_BT1, torch.searchsorted(oldest_first_BTS, left_out_BT1 + 1))
+
+
+def bisected(late_BTS: Tensor, causal_TS: Tensor, top_k: int) -> Cutoff:
+    """Return the same by counting alone, which a compiler can fuse with what makes the scores.
+
+    The bits of the lowest score, and then of the oldest position, are found from the highest on: a
+    bit is set if enough scores, or positions, are as high with it.
+    """
+    bits = 8 * late_BTS.element_size()
+    integer_BTS = late_BTS.masked_fill(late_BTS == 0, 0.0).view(_AS_INTEGER[bits])  # no -0.0
+    ordered_BTS = _reordered(integer_BTS, bits)  # ascending as the scores are
+    lowest_BT1 = torch.full_like(ordered_BTS[..., :1], -(1 << (bits - 1)))
+    for bit in range(bits):
+        candidate_BT1 = _with_bit(lowest_BT1, bits, bit)
+        enough_BT1 = _count(ordered_BTS >= candidate_BT1) >= top_k
+        lowest_BT1 = torch.where(enough_BT1, candidate_BT1, lowest_BT1)
+    tied_BTS = (ordered_BTS == lowest_BT1) & causal_TS
+    missing_BT1 = top_k - _count(ordered_BTS > lowest_BT1)
+    position_S = torch.arange(late_BTS.shape[-1], device=late_BTS.device)
+    position_BT1 = torch.zeros_like(missing_BT1, dtype=torch.int64)
+    for bit in reversed(range((late_BTS.shape[-1] - 1).bit_length())):
+        candidate_BT1 = position_BT1 + (1 << bit)
+        enough_BT1 = _count(tied_BTS & (position_S >= candidate_BT1)) >= missing_BT1
+        position_BT1 = torch.where(enough_BT1, candidate_BT1, position_BT1)
+    return Cutoff(_reordered(lowest_BT1, bits).view(late_BTS.dtype), position_BT1)
+
+
+def _with_bit(lowest_BT1: Tensor, bits: int, bit: int) -> Tensor:
+    """Return the number with its `bit`-th highest bit flipped: the sign first."""
+    return lowest_BT1 ^ (-(1 << (bits - 1)) if bit == 0 else 1 << (bits - 1 - bit))
+
+
+def _reordered(integer: Tensor, bits: int) -> Tensor:
+    """Return integers ordered as the floats with their bits are, and the inverse."""
+    return integer ^ ((integer >> (bits - 1)) & ((1 << (bits - 1)) - 1))
+
+
+def _count(is_counted_BTS: Tensor) -> Tensor:
+    return is_counted_BTS.sum(-1, dtype=torch.int32, keepdim=True)
 
 
 def select(index_BTS: Tensor, end: Cutoff) -> Tensor:

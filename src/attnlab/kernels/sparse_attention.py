@@ -4,11 +4,13 @@
 
 S_t is the selection of the `lightning_indexer`, whose loss comes beside the output.
 
-Scores exist for `BLOCK` queries at a time and the keys up to the last of them, forward and
+Scores exist for a block of queries at a time and the keys up to the last of them, forward and
 backward: memory grows linearly with T. The backward pass computes scores and weights again. It
 finds the selection by two numbers per query, the lowest score in it and the oldest position with
 that score. Only the weights of the last block are kept, so that one block is computed once. The
 gradient of the loss needs no other gradient, and is computed in the forward pass.
+
+A block has `BLOCK` queries; on CUDA, where small ones wait for launches, up to `PAIRS` scores.
 
 The code has no data-dependent branches or shapes, so that it can be recorded in a CUDA graph.
 
@@ -42,16 +44,26 @@ from attnlab.kernels.lightning_indexer import (
 )
 
 BLOCK = 256  # queries whose scores exist at once
+PAIRS = 1 << 20  # scores per head that exist at once on CUDA; more if `BLOCK` queries have more
 UNROLLED = 4  # largest number of blocks in a compiled graph
 
 
 def pairs(tokens: int) -> int:
-    """Return the number of pairs of a query and a key whose scores are computed.
+    """Return the number of pairs of a query and a key whose scores are computed on a CPU.
 
     >>> pairs(10) == 10 * 10, pairs(2 * BLOCK) == BLOCK * BLOCK + BLOCK * 2 * BLOCK
     (True, True)
     """
-    return sum((rows.stop - rows.start) * rows.stop for rows in _blocks(tokens))
+    return sum((rows.stop - rows.start) * rows.stop for rows in _blocks(tokens, "cpu"))
+
+
+def block_on(device_type: str, tokens: int) -> int:
+    """Return the number of queries whose scores exist at once, in a sequence of `tokens`.
+
+    >>> [block_on("cuda", tokens) for tokens in (128, 1024, 2048, 16_384)], block_on("cpu", 1024)
+    ([8192, 1024, 512, 256], 256)
+    """
+    return max(BLOCK, PAIRS // tokens) if device_type == "cuda" else BLOCK
 
 
 def attend(
@@ -116,7 +128,9 @@ def _run(
     if dropout:  # drawn for whole sequences, so that the backward pass finds the same masks
         words_BHT = torch.empty(q_BHTK.shape[:3], dtype=torch.int32, device=q_BHTK.device).random_()
     # a compiler unrolls the blocks: of many, that takes minutes
-    run = _attention if q_BHTK.shape[2] <= UNROLLED * BLOCK else _opaque_attention
+    tokens = q_BHTK.shape[2]
+    unrolls = tokens <= UNROLLED * block_on(q_BHTK.device.type, tokens)
+    run = _attention if unrolls else _opaque_attention
     detached = (x.detach() for x in index)
     return run(*heads, *detached, is_dense, words_BHT, top_k, dropout, with_loss)
 
@@ -144,7 +158,7 @@ class _Attention(torch.autograd.Function):
         ends: list[Cutoff] = []
         losses: list[IndexLoss] = []
         weights_BHTS = q_BHTK
-        for rows in _blocks(q_BHTK.shape[2]):
+        for rows in _blocks(q_BHTK.shape[2], q_BHTK.device.type):
             of_rows = index.part(rows)
             active_BTJS = active_products(of_rows)
             index_BTS = weighted(of_rows, active_BTJS)
@@ -179,7 +193,7 @@ class _Attention(torch.autograd.Function):
         with torch.autocast(q_BHTK.device.type, enabled=False):
             index, heads = Index(*saved), _Heads(q_BHTK, k_BGTK, v_BGTV)
             grad_BHTV = grad_BHTV / (1 - ctx.dropout) if ctx.dropout else grad_BHTV
-            for rows in _blocks(q_BHTK.shape[2]):
+            for rows in _blocks(q_BHTK.shape[2], q_BHTK.device.type):
                 weights_BHTS = last
                 if rows.stop < q_BHTK.shape[2]:
                     end = Cutoff(score_BT1[:, rows], position_BT1[:, rows])
@@ -253,10 +267,11 @@ class _Heads:
         return x_BGNX.unflatten(2, (self.repeats, -1)).flatten(1, 2)
 
 
-def _blocks(tokens: int) -> Iterator[slice]:
+def _blocks(tokens: int, device_type: str) -> Iterator[slice]:
     """Yield the queries of each block."""
-    for start in range(0, tokens, BLOCK):
-        yield slice(start, min(start + BLOCK, tokens))
+    block = block_on(device_type, tokens)
+    for start in range(0, tokens, block):
+        yield slice(start, min(start + block, tokens))
 
 
 def _bias(selected_BTS: Tensor, is_dense: Tensor | None, dtype: torch.dtype) -> Tensor:
