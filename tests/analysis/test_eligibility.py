@@ -19,6 +19,8 @@ from attnlab.analysis.table import read_table
 from attnlab.analysis.texts import by_text
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import TUNING_SEED, RunFolder, pack
+from attnlab.reporting.figures.comparison import _Panels
+from attnlab.reporting.figures.styles import matplotlib_style
 from attnlab.reporting.files import write_report
 from attnlab.reporting.pages import markdown
 from attnlab.reporting.tables.data_files import csv_table, results, runs_csv
@@ -253,6 +255,20 @@ def test_no_table_ranks_variants_across_texts(three):
     assert places["mla_code"] == ("code", 1)
     assert places["mha_wiki"] == ("wiki", 1)
     assert len(csv_table(found).splitlines()) == 10
+
+
+def test_the_picture_has_the_differences_on_each_text(three):
+    with matplotlib_style():
+        parts = _Panels(three).together().subfigs
+    shown = {
+        axes.get_title(loc="left"): [label.get_text() for label in axes.get_yticklabels()]
+        for axes in parts[1].axes
+        if axes.get_title(loc="left")
+    }
+    assert shown == {
+        "On code": ["mla_code", "mha_code", "delta_code"],
+        "On sums": ["mha_sums", "mla_sums", "delta_sums"],
+    }
 
 
 def test_kendalls_tau_says_how_far_two_texts_agree_and_which_pairs_they_do_not(three):

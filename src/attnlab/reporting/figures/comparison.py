@@ -36,6 +36,7 @@ from attnlab.reporting.tables.rows import Row, rows, split_name
 COLUMN_WIDTH = 3.4  # inches
 CAPTION_LETTERS = 165  # of a line
 COLUMN_LETTERS = 70  # of a line in that width
+MOST_TEXTS = 6  # with panels of their own
 
 
 def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
@@ -143,6 +144,12 @@ class _Panels:
         if "recall" in panels and "positions" in panels:
             rows.append(("recall", "other", "positions"))
             heights.append(max(height, 3.2))
+        texts = list(_on_texts(self.analysis).items())[:MOST_TEXTS]
+        for start in range(0, len(texts), 3):
+            some = dict(texts[start : start + 3])
+            panels |= some
+            rows.insert(1 + start // 3, (*some, *("",) * (3 - len(some))))
+            heights.insert(1 + start // 3, height)
         lines = wrap(_caption(self.analysis, self.reference), CAPTION_LETTERS)
         size = (12, sum(heights) + 0.3 + 0.17 * len(lines))
         figure = Figure(figsize=size, layout="constrained")
@@ -151,7 +158,8 @@ class _Panels:
         parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
         for names, part in zip(rows, parts[:, 0], strict=True):
             by_row = [name for name in names if name in panels and panels[name].by_row]
-            grid = part.subplots(1, 3, width_ratios=(1.25, 1.1, 0.9) if len(by_row) == 3 else None)
+            first = "differences" in names
+            grid = part.subplots(1, 3, width_ratios=(1.25, 1.1, 0.9) if first else None)
             for name, axes in zip(names, grid, strict=True):
                 if name not in panels:
                     axes.set_axis_off()
@@ -159,7 +167,9 @@ class _Panels:
                 panels[name].draw(axes)
                 if name in ("recall", "other"):  # beside each other, under titles
                     axes.set_xlabel("difference (nats/token)")
-                if name in by_row:
+                if name == "positions":
+                    axes.set_ylabel("difference (nats/token)")
+                if name in by_row and name not in dict(texts):  # which name their own rows
                     name_rows(axes, self.shown, self.styles)
                     axes.tick_params(axis="y", length=0, labelleft=name == by_row[0])
                     _few_ticks(axes)
@@ -229,6 +239,24 @@ class _Panels:
         than = shortened(self.styles[self.reference.name].label, 18)
         label = f"loss minus {than} (nats/token)"
         axes.set(title=f"The same minus {than}", xlabel="training step", ylabel=label)
+
+
+def _on_texts(analysis: Analysis) -> dict[str, _Panel]:
+    """Return a panel of differences for each other text of the study, by the text's name."""
+
+    def panel(text: str, of: Analysis) -> _Panel:
+        shown, reference = most(rows(of)), of.baseline or ""
+        styles = styles_of(families_of(of.table), of.table.study.labels)
+
+        def draw(axes: Axes) -> None:
+            forest(axes, shown, styles, reference)
+            name_rows(axes, shown, styles, 18)
+            axes.locator_params(axis="x", nbins=4)
+            axes.set(title=f"On {shortened(text, 24)}", xlabel="difference (nats/token)")
+
+        return _Panel(draw, f"Left of 0 {forest_caption(of, reference)}", True)
+
+    return {text: panel(text, of) for text, of in analysis.texts.items() if rows(of)}
 
 
 def _few_ticks(axes: Axes) -> None:
