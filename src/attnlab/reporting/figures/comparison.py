@@ -148,7 +148,8 @@ class _Panels:
         for start in range(0, len(texts), 3):
             some = dict(texts[start : start + 3])
             panels |= some
-            rows.insert(1 + start // 3, (*some, *("",) * (3 - len(some))))
+            names = [*some, "", ""]
+            rows.insert(1 + start // 3, (names[0], names[1], names[2]))
             heights.insert(1 + start // 3, height)
         lines = wrap(_caption(self.analysis, self.reference), CAPTION_LETTERS)
         size = (12, sum(heights) + 0.3 + 0.17 * len(lines))
