@@ -17,8 +17,9 @@ from attnlab.data import Places
 from attnlab.mechanisms.identity import TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
-from attnlab.record import RunFolder
-from attnlab.reporting.pages import markdown, page
+from attnlab.record import RunFolder, StudyRecord, pack
+from attnlab.reporting.figures.page_charts import Charts
+from attnlab.reporting.pages import along_lengths, markdown, page
 from attnlab.reporting.tables.data_files import csv_table
 from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
@@ -256,3 +257,63 @@ def test_a_report_shows_lengths_only_where_they_were_measured(tmp_path):
     assert 'id="lengths"' not in page(plain)
     assert "Beyond the training length" not in markdown(plain, None)
     assert "_tokens_minus" not in csv_table(plain)
+
+
+@pytest.fixture
+def three_lengths(tmp_path):
+    """Folders of a study at 4K and 8K tokens/sequence; its third length was not run."""
+    names = {"mine": "", "mine_8k": "8k", "mine_16k": "16k"}
+    for name, window, behind in (("mine", 4096, 0.02), ("mine_8k", 8192, 0.06)):
+        train = {"seq_len": window, "batch_size": 16_384 // window, "steps": 300}
+        more = {"train": train, "step_time": window / 1e6, "peak_memory_bytes": window * 2**20}
+        losses = {"mha": steady(5.0, 0, 3), "delta": steady(5.0 + behind, 1, 3)}
+        folder = write_study(tmp_path / name, losses, mha=dict(more), delta=dict(more))
+        for variant, by_seed in losses.items():
+            for seed, loss in enumerate(by_seed):
+                path = folder / variant / f"seed-{seed}" / "summary.json"
+                edit(path, final_recall_loss=loss - 2, final_other_loss=2 * loss)
+        replace(StudyRecord.read(folder), lengths=names).write(folder)
+    return tmp_path
+
+
+def test_the_training_lengths_of_a_study_stand_side_by_side(three_lengths):
+    pack(three_lengths / "mine_8k")
+    for name, other in (("mine", "mine_8k"), ("mine_8k", "mine")):
+        found = analyse(three_lengths / name)
+        lengths = found.training_lengths
+        assert [of.study for of in lengths.found] == ["mine", "mine_8k"]
+        assert lengths.missing == {"mine_16k": "16k"}
+        text = markdown(found, None)
+        assert f"Read beside this study's folder: {other}." in text
+        assert "mine_16k (`attnlab run` with --length 16k)" in text
+        (row,) = (line for line in text.splitlines() if line.startswith("| delta | 8,192"))
+        assert "| 4.92 M | 5.0603 | +0.060 ± 0." in row
+        assert "| +0.120 ± 0." in row  # on other tokens
+        assert row.endswith("| 8.19 | 8.00 |")
+        line = lengths.along(lambda of, name: of.verdict.to_baseline.get(name)).lines["delta"]
+        assert [(p.value, round(p.difference.mean, 3)) for p in line] == [
+            (4096, 0.02),
+            (8192, 0.06),
+        ]
+    assert [chart.title.split(",")[0] for chart in along_lengths(found, Charts(found))] == [
+        f"Difference to mha on {part} tokens" for part in ("all", "recall", "other")
+    ]
+
+
+def test_a_length_alone_has_no_table_and_a_damaged_one_is_named(three_lengths):
+    (three_lengths / "mine_8k").rename(three_lengths / "elsewhere")
+    assert analyse(three_lengths / "mine").training_lengths is None
+    (three_lengths / "elsewhere").rename(three_lengths / "mine_16k")
+    broken = three_lengths / "mine_8k" / "study.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    found = analyse(three_lengths / "mine")
+    assert list(found.training_lengths.damaged) == ["mine_8k"]
+    assert "mine_8k cannot be read:" in markdown(found, None)
+
+
+def test_a_study_records_the_names_of_its_lengths():
+    long, names = load_study("long_context"), ["long_context", "long_context_4k", "long_context_8k"]
+    for study_at in (long, long.at_length("4k"), long.at_length("8k"), long.at_length("16k")):
+        assert list(study_at.record(command="", checked=False).lengths) == names
+    assert load_study("mechanisms").record(command="", checked=False).lengths == {}

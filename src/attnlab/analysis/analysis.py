@@ -30,6 +30,7 @@ from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.sweeps import SweptSetting, swept_settings
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.texts import Agreement, agreements, by_text
+from attnlab.analysis.training_lengths import TrainingLengths, training_lengths
 from attnlab.analysis.verdict import Verdict, verdict_of
 
 __all__ = [
@@ -56,6 +57,7 @@ class Analysis(Verdict):
     parts: Mapping[str, AgainstBaseline]  # of the loss, minus the baseline; empty if unknown
     on_text: Mapping[str, Difference]  # minus the baseline, error of the text; empty if unknown
     lengths: Mapping[str, AtLengths]  # by variant; empty if no other length was measured
+    training_lengths: TrainingLengths | None  # None unless two are in folders beside one another
     efficiency: Efficiency | None  # None without curves, or without a target
     swept: tuple[SweptSetting, ...]  # by setting; empty if the study is no sweep
     fronts: tuple[Front, ...]  # one per cost
@@ -110,15 +112,16 @@ def _analysis_of(
     serving = Serving.read(table.path)
     costs = costs_of(table, serving)
     controls = controls_of(verdict)
-    families = families_of(verdict)
+    families, parts = families_of(verdict), against_baseline(verdict)
     return Analysis(
         **{field.name: getattr(verdict, field.name) for field in fields(Verdict)},
         controls=controls,
         diverged={v.name: (len(v.failures), len(v.runs)) for v in table.variants},
         rates=rate_curves(table),
-        parts=against_baseline(verdict),
+        parts=parts,
         on_text=on_text(verdict),
         lengths=at_lengths(table),
+        training_lengths=training_lengths(verdict, parts),
         efficiency=efficiency_of(verdict),
         swept=swept_settings(verdict),
         fronts=tuple(front_of(cost, verdict) for cost in costs),

@@ -82,6 +82,8 @@ class StudyRecord:
     swept: tuple[str, ...] = ()  # settings whose values the variants combine, by path
     ladder: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     # ^ family, size and budget of the variants of a ladder
+    lengths: Mapping[str, str] = field(default_factory=dict[str, str])
+    # ^ studies of all training lengths, by name: the value of --length, or "" without it
     by_design: Mapping[str, tuple[tuple[str, ...], ...]] = field(
         default_factory=dict[str, tuple[tuple[str, ...], ...]]
     )  # ^ conditions in which variants differ, such as "data": the groups of variants that share it
@@ -122,6 +124,7 @@ class StudyRecord:
             labels={**before.labels, **self.labels},
             swept=self.swept or before.swept,
             ladder={**before.ladder, **self.ladder},
+            lengths=self.lengths or before.lengths,
             target_loss=before.target_loss if self.target_loss is None else self.target_loss,
             by_design=self._designs(before),
             judgements=before.judgements,

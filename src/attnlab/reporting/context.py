@@ -37,6 +37,7 @@ SECTIONS = {
     "loss_parts": "Parts of the loss",
     "efficiency": "Steps, tokens and time to a target loss",
     "lengths": "Beyond the training length",
+    "training_lengths": "Over training lengths",
     "rates": "Learning rates",
     "cost": "Loss and cost",
     "bench": "Speed and memory against context",
@@ -97,6 +98,7 @@ class ReportContext:
     length_columns: Sequence[Column]
     length_rows: Sequence[Row]
     length_sentences: Sequence[str]
+    training_lengths: Sequence[TextTable]  # one; empty without another length beside the study
     rate_columns: Sequence[Column]
     rate_rows: Sequence[Row]
     families: Sequence[TextTable]
@@ -147,6 +149,7 @@ class ReportContext:
             length_columns=comparisons.lengths(analysis),
             length_rows=[row for row in shown if row.name in analysis.lengths],
             length_sentences=lengths.sentences(analysis.lengths),
+            training_lengths=comparisons.over_training_lengths(analysis),
             rate_columns=comparisons.rates(analysis),
             rate_rows=[row for row in shown if row.name in analysis.rates],
             families=family_tables(analysis),

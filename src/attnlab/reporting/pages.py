@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.sweeps import SweptSetting
+from attnlab.analysis.training_lengths import OfLength
 from attnlab.reporting.context import SECTIONS, ReportContext
 from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.scaling import QUANTITIES, amount
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from attnlab.reporting.figures.page_charts import Charts
     from attnlab.reporting.figures.svg import Chart
 
@@ -42,6 +46,7 @@ def page(analysis: Analysis) -> str:
         "families": context.families,
         "lengths": drawn["lengths"],
         "sweep": drawn["sweep"],
+        "training_lengths": context.training_lengths,
         "rates": drawn["rates"],
         "bench": drawn["bench"],
     }
@@ -54,6 +59,7 @@ def page(analysis: Analysis) -> str:
         ),
         **drawn,
         laws=_laws(analysis, charts),
+        along_lengths=along_lengths(analysis, charts),
         colours=charts.styles,
         forests=[it for of in analysis.texts.values() if (it := Charts(of).forest())],
         styles={row.name: charts.styles[row.name] for row in context.rows},
@@ -63,7 +69,7 @@ def page(analysis: Analysis) -> str:
 
 def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:
     """Return the charts of a ladder, one per quantity; empty for a study that is none."""
-    from attnlab.reporting.figures.loss_against import scaling_laws
+    from attnlab.reporting.figures.cost import scaling_laws
 
     found = analysis.scaling
     return [
@@ -80,6 +86,39 @@ def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:
         for quantity, (title, where) in QUANTITIES.items()
         if found is not None and (along := found.along.get(quantity)) is not None
     ]
+
+
+def along_lengths(analysis: Analysis, charts: "Charts") -> list["Chart"]:
+    """Return the charts over the training lengths of a study, one per part of the loss."""
+    from attnlab.reporting.figures.loss_against import along_setting
+
+    found, drawn = analysis.training_lengths, list["Chart"]()
+    for part in ("all", "recall", "other") if found else ():
+        assert found is not None
+
+        def pair(of: OfLength, name: str, part: str = part) -> Comparison | None:
+            if part == "all":
+                return of.verdict.to_baseline.get(name)
+            return getattr(of.parts.get(name), part, None)
+
+        setting = found.along(pair)
+        if not setting.lines:
+            continue
+
+        def draw(axes: "Axes", setting: SweptSetting = setting) -> None:
+            along_setting(axes, setting, charts.styles)
+            axes.set_xlabel(setting.path)
+
+        drawn.append(
+            charts.svg_charts.chart(
+                draw,
+                f"Difference to {analysis.table.study.baseline} on {part} tokens, by training "
+                "length (nats/token)",
+                f"Below 0 is better than {analysis.table.study.baseline} of the same length. Bars: "
+                f"intervals of each study, of seeds{' and tuning' if part == 'all' else ''}.",
+            )
+        )
+    return drawn
 
 
 def markdown(analysis: Analysis, picture: str | None) -> str:

@@ -109,3 +109,17 @@ def notes_of(
                 f"warm-up shortened in proportion, from {was.warmup_steps} of {was.steps} steps to "
                 f"{now.warmup_steps} of {now.steps}; train.warmup_steps=N sets it"
             )
+
+
+def names_of_lengths(study: str, lengths: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the studies of all lengths by name, each with the value of `--length`.
+
+    That of the study itself is empty, unless one of its lengths changes no setting. There are none
+    where no length changes any.
+
+    >>> names_of_lengths("mine", {"short": ("train.steps=10",), "full": ()})
+    {'mine': 'full', 'mine_short': 'short'}
+    """
+    found = {f"{study}_{length}": length for length, changes in lengths.items() if changes}
+    own = next((length for length, changes in lengths.items() if not changes), "")
+    return {study: own, **found} if found else {}

@@ -10,6 +10,7 @@ from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import Cell, Rung, StudyRecord, cells_of, tuning_seed
+from attnlab.study import shorter_runs
 from attnlab.study.matching import Match
 from attnlab.study.problems import (
     group_problems,
@@ -19,7 +20,7 @@ from attnlab.study.problems import (
     seeds_problems,
     swept_problems,
 )
-from attnlab.study.shorter_runs import changed_runs, in_proportion, notes_of, override_run
+from attnlab.study.shorter_runs import changed_runs, override_run
 from attnlab.training.carried import sources_of
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.recipe import at_recipe, tuning_problems
@@ -57,6 +58,7 @@ class Study:
     # ^ names of variants in figures and tables for papers, which may hold `\\cite{key}`
     lengths: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     name: str = ""  # by default that of the file that it is loaded from
+    length_of: str = ""  # name of the study that `at_length` changed
     notes: tuple[str, ...] = ()  # for the user: what options changed beyond what they name
     swept: tuple[str, ...] = ()  # settings along which the report shows the loss, by path
     ladder: Mapping[str, Rung] = field(default_factory=dict[str, Rung])
@@ -171,11 +173,8 @@ class Study:
             hypotheses=tuple(of.to_dict() for of in self.hypotheses if self.name not in of.reads),
             families=self.families,
             swept=self.swept,
-            ladder={
-                name: of
-                for name, of in self.ladder.items()
-                if name in self.variants or name == self.baseline  # whose family is compared with
-            },
+            ladder={n: of for n, of in self.ladder.items() if n in {*self.variants, self.baseline}},
+            lengths=shorter_runs.names_of_lengths(self.length_of or self.name, self.lengths),
             labels={name: of for name, of in self.labels.items() if name in self.variants},
             by_design=self.by_design,
         )
@@ -253,13 +252,14 @@ class Study:
             ConfigError: settings are invalid; a problem of some variants only names them.
         """
         changes = list(assignments)
-        of_run = in_proportion(changes, self.variants if self.ladder else {})
+        of_run = shorter_runs.in_proportion(changes, self.variants if self.ladder else {})
         variants = changed_runs(self.variants, lambda of: override_run(of, of_run(of)))
+        notes = shorter_runs.notes_of(self.variants, variants, changes)
         return dataclasses.replace(
             self,
             variants=variants,
             reference=self.reference and override_run(self.reference, changes),
-            notes=tuple(dict.fromkeys([*self.notes, *notes_of(self.variants, variants, changes)])),
+            notes=tuple(dict.fromkeys([*self.notes, *notes])),
         )
 
     def at_length(self, length: str) -> "Study":
@@ -270,10 +270,10 @@ class Study:
         if length not in self.lengths:
             known = suggestion(length, self.lengths)
             raise ConfigError([Problem("length", f"no length {length!r}{known}")])
-        changes = self.lengths[length]
-        if not changes:
+        if not (changes := self.lengths[length]):
             return self
-        return dataclasses.replace(self.override(changes), name=f"{self.name}_{length}")
+        changed = self.override(changes)
+        return dataclasses.replace(changed, name=f"{self.name}_{length}", length_of=self.name)
 
     @property
     def all_seeds(self) -> int:

@@ -1,24 +1,27 @@
-"""Loss against a cost, with the Pareto front."""
+"""Loss against a cost: with the Pareto front, or with the power laws of a ladder."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Front
+from attnlab.analysis.scaling import Along
 from attnlab.reporting.figures.axes import (
     Extent,
     beyond,
     in_units,
+    name_ends,
     shortened,
     show_message,
     unit_of,
     window,
 )
-from attnlab.reporting.figures.styles import GREY, Styles, mark, mark_each
+from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, mark_each
 from attnlab.reporting.tables.rows import Row
 
 SPARE = 0.02  # of the largest cost, on either side of the points
@@ -210,3 +213,35 @@ class _InUnits(MaxNLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks: Any = super().tick_values(vmin / self._unit, vmax / self._unit)
         return ticks * self._unit
+
+
+def scaling_laws(axes: Axes, along: Along, styles: Styles, text: Callable[[float], str]) -> None:
+    """Draw the points and the law of each family, with its interval, on a log axis."""
+    axes.set_xscale("log")
+    whose = {point.variant: fit for fit in along.fits.values() for point in fit.points}
+    ends, named = dict[str, tuple[float, float]](), dict[str, Style]()
+    for name, style in styles.items():
+        fit = whose.get(name) or next(
+            (of for of in along.fits.values() if any(p.variant == name for p in of.others)), None
+        )
+        if fit is None:
+            continue
+        x_I = np.geomspace(*fit.range, 60)
+        law_I, low_I, high_I = fit.band(x_I)
+        band = axes.fill_between(x_I, low_I, high_I, color=style.colour, alpha=0.15, lw=0)
+        (line,) = axes.plot(x_I, law_I, color=style.colour, ls=style.line, lw=1.4)
+        for artist in (band, line):
+            mark(artist, style.group, tips=[fit.family])
+        for points, face in ((fit.others, "none"), (fit.points, style.colour)):
+            (drawn,) = axes.plot(
+                [p.x for p in points], [p.loss for p in points], style.marker,
+                ms=5, mec=style.colour, mfc=face, mew=0.8,
+            )  # fmt: skip
+            said = [f"{p.variant}: {p.loss:.4f} at {text(p.x)}" for p in points]
+            mark(drawn, style.group, tips=said)
+        ends[name] = fit.points[-1].x, fit.points[-1].loss
+        named[name] = style._replace(label=fit.family)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(lambda x, _: text(x))
+    axes.xaxis.set_minor_locator(NullLocator())
+    name_ends(axes, ends, named)

@@ -3,20 +3,18 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import RateCurve
 from attnlab.analysis.lengths import AtLengths
 from attnlab.analysis.parts import AgainstBaseline
-from attnlab.analysis.scaling import Along
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.sweeps import SweptPoint, SweptSetting
 from attnlab.analysis.table import Run, Variant
 from attnlab.reporting.figures.axes import Extent, filled, name_ends, show_message, window
-from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, scale
+from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
 FIRST = 4  # position from which differences set the axis
@@ -218,7 +216,7 @@ def along_setting(axes: Axes, setting: SweptSetting, styles: Styles) -> None:
     Numbers have a log axis; other values have equal distances. There is a line per combination of
     the other settings.
     """
-    place = float if setting.numeric else setting.values.index
+    place, count = float if setting.numeric else setting.values.index, len(setting.lines)
     found = {fixed: [_ends(point) for point in line] for fixed, line in setting.lines.items()}
     finite = [
         Extent(*(end if math.isfinite(end) else mean for end in (low, high)))
@@ -228,16 +226,19 @@ def along_setting(axes: Axes, setting: SweptSetting, styles: Styles) -> None:
     bottom, top = window([Extent(0, 0), *finite])
     axes.set_ylim(bottom, top)
     axes.axhline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
-    for fixed, line in setting.lines.items():
+    for i, (fixed, line) in enumerate(setting.lines.items()):
+        aside = 0.2 * ((i + 0.5) / count - 0.5)  # so that intervals do not hide each other
+        places = [place(point.value) for point in line]
+        places = [x * 2**aside if setting.numeric else x + aside for x in places]
         style, ends = styles[line[0].variant], found[fixed]
         means = [mean for _, mean, _ in ends]
         out = 2 * (top - bottom)  # an unbounded interval leaves the panel
         below = [mean - low if math.isfinite(low) else out for low, mean, _ in ends]
         above = [high - mean if math.isfinite(high) else out for _, mean, high in ends]
         bar = axes.errorbar(
-            [place(point.value) for point in line], means, yerr=[below, above],
-            color=style.colour, marker=style.marker, ms=6, mec="white", mew=0.5, lw=1.6,
-            elinewidth=1.2, capsize=2, label=fixed,
+            places, means, yerr=[below, above],
+            color=style.colour, ls=style.line, marker=style.marker, ms=6, mec="white", mew=0.5,
+            lw=1.6, elinewidth=1.2, capsize=2, label=fixed,
         )  # fmt: skip
         tips = [
             f"{point.variant}: {numbers.comparison(point.difference)}"
@@ -266,35 +267,3 @@ def _ends(point: SweptPoint) -> tuple[float, float, float]:
     if found.low is None or found.high is None:
         return found.mean, found.mean, found.mean
     return found.low, found.mean, found.high
-
-
-def scaling_laws(axes: Axes, along: Along, styles: Styles, text: Callable[[float], str]) -> None:
-    """Draw the points and the law of each family, with its interval, on a log axis."""
-    axes.set_xscale("log")
-    whose = {point.variant: fit for fit in along.fits.values() for point in fit.points}
-    ends, named = dict[str, tuple[float, float]](), dict[str, Style]()
-    for name, style in styles.items():
-        fit = whose.get(name) or next(
-            (of for of in along.fits.values() if any(p.variant == name for p in of.others)), None
-        )
-        if fit is None:
-            continue
-        x_I = np.geomspace(*fit.range, 60)
-        law_I, low_I, high_I = fit.band(x_I)
-        band = axes.fill_between(x_I, low_I, high_I, color=style.colour, alpha=0.15, lw=0)
-        (line,) = axes.plot(x_I, law_I, color=style.colour, ls=style.line, lw=1.4)
-        for artist in (band, line):
-            mark(artist, style.group, tips=[fit.family])
-        for points, face in ((fit.others, "none"), (fit.points, style.colour)):
-            (drawn,) = axes.plot(
-                [p.x for p in points], [p.loss for p in points], style.marker,
-                ms=5, mec=style.colour, mfc=face, mew=0.8,
-            )  # fmt: skip
-            said = [f"{p.variant}: {p.loss:.4f} at {text(p.x)}" for p in points]
-            mark(drawn, style.group, tips=said)
-        ends[name] = fit.points[-1].x, fit.points[-1].loss
-        named[name] = style._replace(label=fit.family)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(lambda x, _: text(x))
-    axes.xaxis.set_minor_locator(NullLocator())
-    name_ends(axes, ends, named)

@@ -1,5 +1,7 @@
 """Columns of changes between window lengths, of parts of the loss, and of what tuning chose.
 
+The variants at all training lengths of a study are a table of their own.
+
 The differences of all pairs of variants are a triangular table, for up to 30 variants.
 """
 
@@ -10,10 +12,13 @@ from typing import Any, NamedTuple
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics.paired import Difference, Estimate
-from attnlab.reporting.sentences import at_recipe
+from attnlab.analysis.training_lengths import TOKENS, WINDOW, OfLength
+from attnlab.reporting.sentences import RECALL, at_recipe
 from attnlab.reporting.tables.columns import LOSS, VARIANT, Column
 from attnlab.reporting.tables.rows import Row
+from attnlab.reporting.tables.text_tables import TextTable
 
 MOST_IN_MATRIX = 30  # variants; of more, nobody reads a table of all pairs
 
@@ -44,6 +49,69 @@ def lengths(analysis: Analysis) -> list[Column]:
             for at in others
         ),
     ]
+
+
+def over_training_lengths(analysis: Analysis) -> tuple[TextTable, ...]:
+    """Return the table of all training lengths of a study; empty without another one beside it."""
+    found = analysis.training_lengths
+    if found is None:
+        return ()
+    names = dict.fromkeys(variant.name for of in found.found for variant in of.variants)
+    lines = [_of_length(name, of) for name in names for of in found.found]
+    missing = [
+        f"{study} (`attnlab run` with {f'--length {length}' if length else 'no --length'})"
+        for study, length in found.missing.items()
+    ]
+    others = [of.study for of in found.found if of.study != analysis.table.study.name]
+    said = [
+        "Losses in nats/token, each that of the split of its study's verdict. Δ: minus "
+        f"the baseline ({analysis.table.study.baseline}) of the same length, with the intervals of "
+        "that study; those on recall and other tokens are of the seeds alone. n.s.: not "
+        f"distinguishable. {RECALL} Read beside this study's folder: {listed(others)}.",
+        *([f"Not there, or without a run that is compared: {listed(missing)}."] if missing else []),
+        *(f"{study} cannot be read: {why}." for study, why in found.damaged.items()),
+    ]
+    return (
+        TextTable(
+            caption="Every variant at every training length",
+            heading=(
+                *("variant", WINDOW, TOKENS, "loss", "Δ", "recall tokens", "Δ recall"),
+                *("other tokens", "Δ other", "time/step (ms)", "peak memory (GiB)"),
+            ),
+            lines=[line for line in lines if line],
+            note=" ".join(said),
+        ),
+    )
+
+
+def _of_length(name: str, of: OfLength) -> tuple[str, ...]:
+    """Return a variant at one length; empty if it is not compared there."""
+    variant = next((variant for variant in of.variants if variant.name == name), None)
+    if variant is None:
+        return ()
+    verdict, split = of.verdict, of.verdict.metric.removesuffix("_loss")
+    parts = of.parts.get(name)
+
+    def mean(key: str) -> float | None:
+        return variant.numbers[key].mean if key in variant.numbers else None
+
+    def minus(pair: Comparison | None) -> str:
+        if name == verdict.baseline:
+            return "baseline"
+        tie = pair is not None and pair.half_width is not None and not pair.separable
+        return f"{numbers.comparison(pair, 3)}{' n.s.' if tie else ''}"
+
+    memory = mean("peak_memory_bytes")
+    return (
+        *(name, f"{of.window:,}", numbers.count(of.tokens), f"{verdict.means[name]:.4f}"),
+        minus(verdict.to_baseline.get(name)),
+        numbers.number(mean(f"{split}_recall_loss")),
+        minus(parts and parts.recall),
+        numbers.number(mean(f"{split}_other_loss")),
+        minus(parts and parts.other),
+        numbers.milliseconds(mean("step_time")),
+        numbers.UNKNOWN if memory is None else numbers.significant(memory / 2**30),
+    )
 
 
 def parts_of_loss(analysis: Analysis) -> list[Column]:
