@@ -4,10 +4,10 @@ Shapes: B batch, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from attnlab.config import Choice, Problem
 
 State = TypeVar("State", bound=tuple[Any, ...])
 Built = TypeVar("Built")
+Handed = dict[str, Any]  # tensors, or tuples of tensors, by the name that their giver states
+Giver = Literal["first", "nearest"]  # of the earlier layers that give something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,30 @@ class MechanismConfig(Choice, ABC):
         """Yield a problem for each field that is impossible at this model width. Default: none."""
         del d_model
         yield from ()
+
+    def gives(self, d_model: int) -> tuple[str, ...]:
+        """Return the names of what later layers may take from this one. Default: nothing.
+
+        A name says all that a taker must know, such as `values of 4 heads of 16`. See
+        `HandingMechanism`.
+        """
+        del d_model
+        return ()
+
+    def takes(self, d_model: int) -> Mapping[str, Giver]:
+        """Return the names of what this layer takes, and from which earlier layer. Default: none.
+
+        It is the first, or the nearest, of the earlier layers that give something of that name.
+        """
+        del d_model
+        return {}
+
+    def giver(self) -> "MechanismConfig | None":
+        """Return a layer that gives what this one takes, to stand before it in a check or a bench.
+
+        None, the default, if there is none: such a layer is checked in a study alone.
+        """
+        return None
 
     @property
     def states_cost(self) -> bool:
@@ -181,6 +207,38 @@ class Mechanism(nn.Module, ABC, Generic[State]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mechanism[State]":
         return super()._apply(partial(_keeping_complex, fn), recurse)
+
+
+class HandingMechanism(Mechanism[State]):
+    """A mechanism that may hand tensors to later layers, and take those of earlier ones.
+
+    Its config names what it `gives` and `takes`. `forward`, `prefill` and `step` get a dict,
+    `handed`, that holds what the layer takes, by name, and put in what it gives, as in
+    `handed["values"] = v_BGTV`. In `forward` and `prefill` that is for all tokens. In `step` it is
+    for the one more token, or it is the giver's decode state after that token, which a taker reads
+    and does not write, so that it is held, and counted, once. What is taken is not changed.
+    `handed` is None in a model in which no layer takes what this one gives.
+
+    A model whose layer takes what no earlier layer gives is refused. To decode, `prefill` is
+    needed, too.
+    """
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, handed: Handed | None = None) -> Tensor:
+        """Return `y_BTD`; see `Mechanism.forward`."""
+
+    def prefill(
+        self, x_BTD: Tensor, capacity: int, handed: Handed | None = None
+    ) -> tuple[Tensor, State]:
+        """Return `y_BTD` of a prompt and the state after it; see `Mechanism.prefill`."""
+        del x_BTD, capacity, handed
+        raise NotImplementedError(f"{type(self).__name__} has no prefill, which handing needs")
+
+    def forward_with_loss(
+        self, x_BTD: Tensor, handed: Handed | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `y_BTD` and an auxiliary loss or None; see `Mechanism.forward_with_loss`."""
+        return self(x_BTD, handed), None
 
 
 def _keeping_complex(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

@@ -30,8 +30,9 @@ from attnlab.device.ranks import Ranks
 from attnlab.inference.saved_model import export, load_run
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.model.block import Block
 from attnlab.model.feedforward import Dense, MixtureOfExperts, SwiGLU
-from attnlab.model.language_model import Block, ModelConfig
+from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder, runs_in
 from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import corpus_of, execute, execute_as

@@ -38,6 +38,9 @@ class SlidingWindow(SoftmaxHeadsConfig, MechanismConfig):
     def attended(self, context: int) -> int:
         return min(context, self.window)
 
+    def keys_values_name(self, d_model: int) -> str:
+        return f"{super().keys_values_name(d_model)} in a window of {self.window}"
+
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs with all pairs that the kernel computes, masked ones included."""
         widths = self.attention_widths(d_model)

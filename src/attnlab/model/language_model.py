@@ -4,6 +4,8 @@
     x   = x + mix_l(RMSNorm(x));  x = x + feedforward_l(RMSNorm(x))      for every layer l
     logits = RMSNorm(x) E^T                                              tied embedding E
 
+A mechanism may take tensors that earlier ones give (`model/handing.py`).
+
 Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
 """
 
@@ -13,15 +15,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import linear
 
 from attnlab.config import Config, Problem
 from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import Answers, mean_loss
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.model.feedforward import Dense, FeedForward, FeedForwardLayer
+from attnlab.model.block import Block
+from attnlab.model.feedforward import Dense, FeedForward
+from attnlab.model.handing import Handover, problems_of_handing, routes
 from attnlab.model.initialization import constructed, initialise, linear_default
-from attnlab.model.layer_pattern import ByLayer, layers_of, problems_in, shortest_tile
+from attnlab.model.layer_pattern import (
+    ByLayer,
+    layers_of,
+    path_of_layer,
+    problems_in,
+    shortest_tile,
+)
 
 
 class Parts(NamedTuple):
@@ -77,8 +87,17 @@ class ModelConfig(Config):
                 "d_model", f"must be at least 1, and at most {MOST_WIDTH}; got {self.d_model}"
             )
         else:
-            found = problems_in(self.mechanisms, self.n_layers, self.d_model)
+            found = list(problems_in(self.mechanisms, self.n_layers, self.d_model))
+            found = found or self._problems_of_handing()
             yield from (problem.under("mechanisms") for problem in found)
+
+    def _problems_of_handing(self) -> list[Problem]:
+        """Return one problem per mechanism that takes what no earlier layer gives."""
+        first = dict[str, Problem]()
+        for layer, message in problems_of_handing(self.per_layer(), self.d_model):
+            path = path_of_layer(self.mechanisms, layer)
+            first.setdefault(path, Problem(path, message))
+        return list(first.values())
 
     def per_layer(self) -> list[MechanismConfig]:
         """Return the mechanism of every layer, in order."""
@@ -153,12 +172,15 @@ class LanguageModel(nn.Module):
         `mechanisms` are those of the layers, by default built from the settings.
         """
         super().__init__()
-        self.config = config
+        self.config, per_layer = config, config.per_layer()
         if mechanisms is None:
-            per_layer = config.per_layer()
             mechanisms = [each.build(config.d_model, config.dropout) for each in per_layer]
         self.embed = nn.Embedding(vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(mechanism, config) for mechanism in mechanisms)
+        self.routes = routes(per_layer, config.d_model)
+        self.blocks = nn.ModuleList(
+            Block(mechanism, route, config.feedforward, config.d_model, config.dropout)
+            for mechanism, route in zip(mechanisms, self.routes, strict=True)
+        )
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
 
     def features(self, tokens_BT: Tensor) -> Tensor:
@@ -179,10 +201,11 @@ class LanguageModel(nn.Module):
 
         The states have room for `capacity` tokens, those of the prompt included.
         """
-        x_BTD = self.embed(tokens_BT)
+        x_BTD, handover = self.embed(tokens_BT), Handover(self.routes)
         states: list[Any] = []
-        for block in self.layers():
-            x_BTD, state = block.prefill(x_BTD, capacity)
+        for layer, block in enumerate(self.layers()):
+            x_BTD, state, given = block.prefill(x_BTD, capacity, handover.to(layer))
+            handover.keep(layer, given)
             states.append(state)
         return linear(self.norm(x_BTD[:, -1]), self.embed.weight), states
 
@@ -191,10 +214,11 @@ class LanguageModel(nn.Module):
 
         The states that are passed in must not be used again.
         """
-        x_BD = self.embed(tokens_B)
+        x_BD, handover = self.embed(tokens_B), Handover(self.routes)
         after: list[Any] = []  # torch.compile does not support list[Any]()
-        for block, state in zip(self.layers(), states, strict=True):
-            x_BD, state_after = block.step(x_BD, state)
+        for layer, (block, state) in enumerate(zip(self.layers(), states, strict=True)):
+            x_BD, state_after, given = block.step(x_BD, state, handover.to(layer))
+            handover.keep(layer, given)
             after.append(state_after)
         return linear(self.norm(x_BD), self.embed.weight), after
 
@@ -229,7 +253,7 @@ class LanguageModel(nn.Module):
         names |= {mechanism.kernel_on(device, dtype) for mechanism in self.mechanisms()}
         return sorted(name for name in names if name is not None)
 
-    def layers(self) -> Iterator["Block"]:
+    def layers(self) -> Iterator[Block]:
         """Return the blocks, in order."""
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -243,58 +267,11 @@ class LanguageModel(nn.Module):
         self, tokens_BT: Tensor, *, compiled: bool = False
     ) -> tuple[Tensor, Tensor]:
         run: Any = compile_once(Block.forward, dynamic=False) if compiled else Block.__call__
-        x_BTD = self.embed(tokens_BT)
+        x_BTD, handover = self.embed(tokens_BT), Handover(self.routes)
         auxiliary = x_BTD.new_zeros(())
-        for block in self.layers():
-            x_BTD, losses = run(block, x_BTD)
+        for layer, block in enumerate(self.layers()):
+            x_BTD, losses, given = run(block, x_BTD, handover.to(layer))
+            handover.keep(layer, given)
             for loss in losses:
                 auxiliary = auxiliary + loss
         return self.norm(x_BTD), auxiliary
-
-
-class Block(nn.Module):
-    """A mechanism and a feed-forward layer, each with a norm before and a residual connection."""
-
-    def __init__(self, mechanism: Mechanism[Any], config: ModelConfig) -> None:
-        super().__init__()
-        self.dropout = config.dropout
-        self.mix_norm = nn.RMSNorm(config.d_model, eps=1e-6)
-        self.mix = mechanism
-        fed = config.feedforward.present
-        self.feedforward_norm = nn.RMSNorm(config.d_model, eps=1e-6) if fed else nn.Identity()
-        self.feedforward = config.feedforward.build(config.d_model, config.dropout)
-
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return `y_BTD` and the auxiliary losses of the block's layers."""
-        mixed_BTD, of_mixing = self._run(self.mix, _autocast(self.mix_norm(x_BTD)))
-        x_BTD = self._add(x_BTD, mixed_BTD)
-        fed_BTD, of_feeding = self._run(self.feedforward, _autocast(self.feedforward_norm(x_BTD)))
-        losses = [loss for loss in (of_mixing, of_feeding) if loss is not None]
-        return self._add(x_BTD, fed_BTD), losses
-
-    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, Any]:
-        """Return `y_BTD` of a prompt and the decode state after it."""
-        mixed_BTD, state = self.mix.prefill(_autocast(self.mix_norm(x_BTD)), capacity)
-        return self._feed(self._add(x_BTD, mixed_BTD)), state
-
-    def step(self, x_BD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return `y_BD` of one more token and the new decode state."""
-        mixed_BD, state = self.mix.step(_autocast(self.mix_norm(x_BD)), state)
-        return self._feed(self._add(x_BD, mixed_BD)), state
-
-    def _feed(self, x_D: Tensor) -> Tensor:
-        return self._add(x_D, self.feedforward(_autocast(self.feedforward_norm(x_D))))
-
-    def _add(self, x_D: Tensor, branch_D: Tensor) -> Tensor:
-        return x_D + dropout(branch_D, self.dropout, self.training)
-
-    def _run(
-        self, layer: Mechanism[Any] | FeedForwardLayer, x_BTD: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        return layer.forward_with_loss(x_BTD) if self.training else (layer(x_BTD), None)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """Return `x` in the dtype of autocast if it is on: cast once, not in every projection."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

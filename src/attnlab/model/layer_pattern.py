@@ -77,6 +77,18 @@ def problems_in(
             yield problem.under(str(i))
 
 
+def path_of_layer(mechanisms: tuple[MechanismConfig, ...] | ByLayer, layer: int) -> str:
+    """Return the place of a layer's mechanism in the settings.
+
+    >>> from attnlab import Identity
+    >>> path_of_layer((Identity(), Identity()), 3), path_of_layer(ByLayer(layers={}), 3)
+    ('1', 'default')
+    """
+    if isinstance(mechanisms, ByLayer):
+        return f"layers.{layer}" if layer in mechanisms.layers else "default"
+    return str(layer % len(mechanisms))
+
+
 def shortest_tile(layers: Sequence[MechanismConfig]) -> tuple[MechanismConfig, ...]:
     """Return the shortest tuple whose whole repeats give these layers: one form for one model.
 

@@ -39,6 +39,10 @@ class KVCache(NamedTuple):
         self.v_BGSV.index_copy_(2, slot_T, v_BGTV[:, :, dropped:].to(self.v_BGSV.dtype))
         return KVCache(self.k_BGSK, self.v_BGSV, self.seen + tokens)
 
+    def last_values(self) -> Tensor:
+        """Return `v_BG1V` of the last token."""
+        return self.v_BGSV.index_select(2, ((self.seen - 1) % self.v_BGSV.shape[2])[None])
+
     def attend(self, q_BHK: Tensor, scores: Scores = UNCHANGED) -> Tensor:
         """Return `y_BHV`: attention of the last token's query to all tokens kept, scale K^-0.5."""
         slots = self.k_BGSK.shape[2]

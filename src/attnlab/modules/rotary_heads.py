@@ -25,7 +25,7 @@ from attnlab.mechanism import Mechanism, State
 from attnlab.modules.joint_linear import joint_linear
 from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
-from attnlab.modules.rotary import Rope, rope_problems, rotate, rotation
+from attnlab.modules.rotary import Rope, Rotation, rope_problems, rotate, rotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,18 @@ class RotaryHeadsConfig(Config):
             factor *= self.softmax_scale * key**0.5
         return factor
 
+    def values_name(self, d_model: int) -> str:
+        """Return the name of the values, as far as they must agree to be added."""
+        return f"values of {self.n_kv_heads} heads of {self.head_widths(d_model)[1]}"
+
+    def keys_values_name(self, d_model: int) -> str:
+        """Return the name of keys and values, as far as they must agree to be attended to."""
+        key, value = self.head_widths(d_model)
+        theta, rotary, scaling = self.rope(d_model)
+        rope = f"RoPE of {rotary} columns at theta {theta:g}" if rotary else "no RoPE"
+        scaled = "" if scaling is None or not rotary else f", scaled by {scaling}"
+        return f"keys of {self.n_kv_heads} heads of {key} with {rope}{scaled} and values of {value}"
+
 
 class Latent(nn.Module):
     """Narrow summary of a token, c_t = norm(W x_t), that projections read in its place."""
@@ -118,31 +130,45 @@ class Latent(nn.Module):
 class RotaryHeads(Mechanism[State]):
     """The projections of a mechanism with such heads. What the heads read is the mechanism's."""
 
-    def __init__(self, config: RotaryHeadsConfig, d_model: int) -> None:
+    def __init__(
+        self, config: RotaryHeadsConfig, d_model: int, *, has_keys_values: bool = True
+    ) -> None:
+        """Construct the projections, without those of keys and values if there are to be none."""
         super().__init__()
         self.rope, self.query_factor = config.rope(d_model), config.query_factor(d_model)
         self.head_dim, self.v_head_dim = key, value = config.head_widths(d_model)
         q_input, kv_input = config.projection_inputs(d_model)
         bias = config.bias
         self.q_latent = _latent(d_model, config.q_lora_rank, bias)
-        self.kv_latent = _latent(d_model, config.kv_lora_rank, bias)
+        if has_keys_values:
+            self.kv_latent = _latent(d_model, config.kv_lora_rank, bias)
         self.q_proj = nn.Linear(q_input, config.n_heads * key, bias)
-        self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
-        self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
+        if has_keys_values:
+            self.k_proj = nn.Linear(kv_input, config.n_kv_heads * key, bias)
+            self.v_proj = nn.Linear(kv_input, config.n_kv_heads * value, bias)
         self.o_proj = nn.Linear(config.n_heads * value, d_model, bias)
         self.q_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
+        if has_keys_values:
+            self.k_norm = RMSNorm(key) if config.qk_norm else nn.Identity()
 
     def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
         q_BTM, k_BTM, v_BTM = self._projected(x_BTD)
-        q_BHTK = rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim)
+        q_BHTK, by = self._rotated(q_BTM, start)
         k_BGTK = rearrange(k_BTM, "B T (G K) -> B G T K", K=self.head_dim)
         v_BGTV = rearrange(v_BTM, "B T (G V) -> B G T V", V=self.v_head_dim)
-        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        by = rotation(self.rope, start, x_BTD.shape[1], like=q_BHTK)
-        q_BHTK, k_BGTK = rotate(q_BHTK, by), rotate(k_BGTK, by)
-        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, k_BGTK, v_BGTV
+        return q_BHTK, rotate(self.k_norm(k_BGTK), by), v_BGTV
+
+    def _queries(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
+        """Return `q_BHTK` alone."""
+        return self._rotated(self.q_proj(self.q_latent(x_BTD)), start)[0]
+
+    def _rotated(self, q_BTM: Tensor, start: int | Tensor) -> tuple[Tensor, Rotation]:
+        """Return `q_BHTK` of projected queries, and the rotation of keys at the same positions."""
+        q_BHTK = self.q_norm(rearrange(q_BTM, "B T (H K) -> B H T K", K=self.head_dim))
+        by = rotation(self.rope, start, q_BTM.shape[1], like=q_BHTK)
+        q_BHTK = rotate(q_BHTK, by)
+        return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, by
 
     def _projected(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Return queries, keys and values, each of all heads side by side."""

@@ -16,6 +16,12 @@ The kinds of attention that share them differ in the tokens s that a token atten
 - `exclusive`: a_t <- a_t - (a_t . u_t) u_t, where u_t = v_t / |v_t| is the direction of the token's
   own value: a head adds nothing that the token has already (exclusive self-attention).
   Zhai 2026 (arXiv:2603.09078).
+- `value_residual`: v_t <- m_1 v_t + m_2 v_t', where v' are the values of the first layer that gives
+  any of this shape, and m is learned per layer, 0.5 at first; it is `value_mix`. The decode state
+  holds the mixed values, and no more. Zhou et al. 2024 (arXiv:2410.17897).
+- `shared_kv`: k and v are those of the nearest earlier layer that gives any of this shape, rotation
+  and window. The layer has queries alone, and no decode state. Brandon et al. 2024
+  (arXiv:2405.12981), Sun et al. 2024 (arXiv:2405.05254).
 - `sinks`, `alibi` and `logit_softcap` change the scores before the softmax. `kernels/scores.py` has
   their equations and sources. ALiBi is usual without RoPE, which `rope_head_dim=0` gives.
 
@@ -25,9 +31,9 @@ K width of a query and a key head, V width of a value head, R width of a latent,
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -36,12 +42,14 @@ from torch.nn.functional import normalize
 
 from attnlab.config import Problem
 from attnlab.kernels.scores import Scores, alibi_slopes
-from attnlab.mechanism import Cost
+from attnlab.mechanism import Cost, Giver, Handed, HandingMechanism
 from attnlab.modules.kv_cache import KVCache
 from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
 
 _LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 _LAMBDA_INIT = 0.8
+
+Cache = KVCache | tuple[()]  # decode state: nothing where keys and values are an earlier layer's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +65,39 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
     differential: bool = False  # the difference of two softmaxes, by pairs of heads
     exclusive: bool = False  # remove the part of a head's output along the token's own value
 
+    value_residual: bool = False  # add the values of the first layer to the layer's own
+    shared_kv: bool = False  # keys and values are those of an earlier layer
+
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
             yield Problem("logit_softcap", f"must be positive and finite, got {self.logit_softcap}")
         if self.differential and self.n_kv_heads % 2:
             yield Problem("n_kv_heads", f"must be even for pairs of heads, got {self.n_kv_heads}")
+        if self.shared_kv and self.value_residual:
+            yield Problem("value_residual", "has no values to add to with shared_kv: choose one")
+        if self.shared_kv and self.kv_lora_rank is not None:
+            message = "must be none with shared_kv: keys and values are an earlier layer's"
+            yield Problem("kv_lora_rank", message)
+
+    def gives(self, d_model: int) -> tuple[str, ...]:
+        """Return the names of its keys and values, and of its values; see `MechanismConfig`."""
+        if self.shared_kv:
+            return ()
+        of_values = () if self.value_residual else (self.values_name(d_model),)
+        return (*of_values, self.keys_values_name(d_model))
+
+    def takes(self, d_model: int) -> Mapping[str, Giver]:
+        """Return what the settings take from an earlier layer; see `MechanismConfig`."""
+        if self.shared_kv:
+            return {self.keys_values_name(d_model): "nearest"}
+        return {self.values_name(d_model): "first"} if self.value_residual else {}
+
+    def giver(self) -> Any:
+        """Return the same mechanism with keys and values of its own, if this one takes any."""
+        if not (self.shared_kv or self.value_residual):
+            return None
+        return replace(self, shared_kv=False, value_residual=False)
 
     @property
     def scores_are_products(self) -> bool:
@@ -78,13 +113,14 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
         key, value = self.head_widths(d_model)
         q_input, kv_input = self.projection_inputs(d_model)
         latents = (self.q_lora_rank or 0) + (self.kv_lora_rank or 0)
-        queries, keys_values = self.n_heads * key, self.n_kv_heads * (key + value)
+        queries = self.n_heads * key
+        keys_values = 0 if self.shared_kv else self.n_kv_heads * (key + value)
         outputs, gates = self.n_heads * value, self.n_gates(d_model)
         matrices = d_model * (latents + outputs + gates)
         matrices += q_input * queries + kv_input * keys_values
         biases = self.bias * (latents + queries + keys_values + gates + d_model)
-        norms = latents + self.qk_norm * 2 * key
-        others = self.sinks * self.n_heads + self.differential * 4 * key
+        norms = latents + self.qk_norm * (2 - self.shared_kv) * key
+        others = self.sinks * self.n_heads + self.differential * 4 * key + self.value_residual * 2
         seen = self.attended(context)
         scores_and_sums = self.n_heads * sum(self.attention_widths(d_model)) * seen
         return Cost(
@@ -117,17 +153,20 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
         return of_projections + self.n_heads * of_head // context
 
 
-class SoftmaxHeads(RotaryHeads[KVCache]):
+class SoftmaxHeads(RotaryHeads[Cache], HandingMechanism[Cache]):
     """A mechanism of such heads, without the rule of which tokens attend to which."""
 
     alibi_slopes: Tensor | None
 
     def __init__(self, config: SoftmaxHeadsConfig, d_model: int, dropout: float) -> None:
-        super().__init__(config, d_model)
+        super().__init__(config, d_model, has_keys_values=not config.shared_kv)
         self.config, self.dropout = config, dropout
+        self.values_name = config.values_name(d_model)
+        self.keys_values_name = config.keys_values_name(d_model)
         gates = config.n_gates(d_model)
         self.g_proj = nn.Linear(d_model, gates, config.bias) if gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if config.sinks else None
+        self.value_mix = nn.Parameter(torch.full((2,), 0.5)) if config.value_residual else None
         if config.differential:
             for name in _LAMBDAS:
                 setattr(self, name, nn.Parameter(torch.empty(self.head_dim).normal_(0, 0.1)))
@@ -138,27 +177,63 @@ class SoftmaxHeads(RotaryHeads[KVCache]):
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
         """Return `y_BHTV`: what each head reads, of all tokens at once."""
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
+    def forward(self, x_BTD: Tensor, handed: Handed | None = None) -> Tensor:
+        q_BHTK, k_BGTK, v_BGTV = self._read(x_BTD, handed)
         return self._all(x_BTD, q_BHTK, k_BGTK, self._values(v_BGTV))
 
-    def init_state(self, batch_size: int, capacity: int) -> KVCache:
+    def init_state(self, batch_size: int, capacity: int) -> Cache:
+        if self.config.shared_kv:
+            return ()  # the giver holds it
         slots, widths = self.config.attended(capacity), (self.head_dim, self.v_head_dim)
         like = self.o_proj.weight
         return KVCache.empty(batch_size, self.config.n_kv_heads, slots, widths, like)
 
-    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, KVCache]:
-        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start=0)
-        state = self.init_state(x_BTD.shape[0], capacity).append(k_BGTK, v_BGTV)
+    def prefill(
+        self, x_BTD: Tensor, capacity: int, handed: Handed | None = None
+    ) -> tuple[Tensor, Cache]:
+        q_BHTK, k_BGTK, v_BGTV = self._read(x_BTD, handed)
+        state = self.init_state(x_BTD.shape[0], capacity)
+        if isinstance(state, KVCache):
+            state = state.append(k_BGTK, v_BGTV)
         return self._all(x_BTD, q_BHTK, k_BGTK, self._values(v_BGTV)), state
 
-    def step(self, x_BD: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+    def step(
+        self, x_BD: Tensor, state: Cache, handed: Handed | None = None
+    ) -> tuple[Tensor, Cache]:
         x_B1D = x_BD[:, None]
-        q_BH1K, k_BG1K, v_BG1V = self._qkv(x_B1D, start=state.seen)
-        state = state.append(k_BG1K, v_BG1V)
-        whole = state._replace(v_BGSV=self._values(state.v_BGSV))
+        if isinstance(state, KVCache):
+            q_BH1K, k_BG1K, v_BG1V = self._read(x_B1D, handed, start=state.seen)
+            cache = state = state.append(k_BG1K, v_BG1V)
+            if handed is not None:
+                handed[self.keys_values_name] = cache
+        else:
+            cache = self._taken(handed, self.keys_values_name)  # the giver's, with this token
+            q_BH1K = self._queries(x_B1D, start=cache.seen - 1)
+            v_BG1V = cache.last_values().to(q_BH1K.dtype)
+        whole = cache._replace(v_BGSV=self._values(cache.v_BGSV))
         y_BH1V = whole.attend(q_BH1K[:, :, 0], self._scores())[:, :, None]
         return self._output(x_B1D, y_BH1V, self._values(v_BG1V))[:, 0], state
+
+    def _read(
+        self, x_BTD: Tensor, handed: Handed | None, start: int | Tensor = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `q_BHTK, k_BGTK, v_BGTV`, the layer's own or taken; hand on what is its own."""
+        if self.config.shared_kv:
+            return self._queries(x_BTD, start), *self._taken(handed, self.keys_values_name)
+        q_BHTK, k_BGTK, v_BGTV = self._qkv(x_BTD, start)
+        if self.value_mix is not None:
+            own, first = self.value_mix
+            v_BGTV = own * v_BGTV + first * self._taken(handed, self.values_name)
+        elif handed is not None:
+            handed[self.values_name] = v_BGTV
+        if handed is not None:
+            handed[self.keys_values_name] = k_BGTK, v_BGTV
+        return q_BHTK, k_BGTK, v_BGTV
+
+    @staticmethod
+    def _taken(handed: Handed | None, name: str) -> Any:
+        assert handed is not None, f"the model hands no {name}"
+        return handed[name]
 
     def _all(self, x_BTD: Tensor, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> Tensor:
         """Return `y_BTD` of all tokens at once."""

@@ -27,8 +27,10 @@ from torch.utils.checkpoint import checkpoint
 from attnlab.device.ranks import Ranks
 from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import Answers
+from attnlab.mechanism import Handed
+from attnlab.model.block import Block
 from attnlab.model.feedforward.layer import Division
-from attnlab.model.language_model import Block, LanguageModel, Losses
+from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
 
 
@@ -53,8 +55,10 @@ def apply(model: LanguageModel, config: TrainConfig, ranks: Ranks, *, compiled: 
         register_fsdp_forward_method(model, method)
 
 
-def _forward(block: Block, run: Callable[..., Any], x_BTD: Tensor) -> tuple[Tensor, list[Tensor]]:
-    return (run if torch.is_grad_enabled() else Block.forward)(block, x_BTD)
+def _forward(
+    block: Block, run: Callable[..., Any], x_BTD: Tensor, taken: Handed
+) -> tuple[Tensor, list[Tensor], Handed]:
+    return (run if torch.is_grad_enabled() else Block.forward)(block, x_BTD, taken)
 
 
 class Shards:
