@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -238,7 +238,7 @@ class HandingMechanism(Mechanism[State]):
         self, x_BTD: Tensor, handed: Handed | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return `y_BTD` and an auxiliary loss or None; see `Mechanism.forward_with_loss`."""
-        return self(x_BTD, handed), None
+        return (self(x_BTD) if handed is None else self(x_BTD, handed)), None
 
 
 def _keeping_complex(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
@@ -270,6 +270,8 @@ def without_memory(build: Callable[[], Built]) -> Built:
         return build()
 
 
-def state_bytes(state: Iterable[object]) -> int:
+def state_bytes(state: Sequence[Any]) -> int:
     """Return the bytes of a decode state's tensors, without token counts (no dimension)."""
-    return sum(part.nbytes for part in state if isinstance(part, Tensor) and part.ndim)
+    tensors = (part for part in state if isinstance(part, Tensor) and part.ndim)
+    nested = (part for part in state if isinstance(part, tuple))
+    return sum(part.nbytes for part in tensors) + sum(map(state_bytes, nested))

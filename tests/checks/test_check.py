@@ -36,6 +36,7 @@ from attnlab.kernels import flex
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model.handing import givers_alone
 
 PLANTED = PLANTED_BUGS
 OUTPUT = "output is finite, with the shape and dtype of the input"
@@ -52,6 +53,7 @@ REPEATED = "the same call twice gives the same bits and changes nothing else"
 DERIVATIVES = "gradients are the derivatives of the outputs"
 BITS = "same seed, same bits"
 CALLS = "no hidden state between calls"
+SHARED = "layers share only what they declare"
 CAUGHT_BY = {
     "MaskOffByOne": FUTURE,
     "InvertedMask": FUTURE,
@@ -80,6 +82,13 @@ CAUGHT_BY = {
     "SoftcapAfterTheMask": FUTURE,
     "ExclusiveOfTheFirstValueInSteps": STEPS,
     "HalvesSwappedInSteps": STEPS,
+    "GivesTheCacheBeforeTheToken": STEPS,
+    "TakerKeepsACacheOfItsOwn": "bytes of the decode state are as stated",
+    "TakerWritesIntoTheGiversCache": STEPS,
+    "GivesWhatItDoesNotName": SHARED,
+    "PrefillKeepsValuesWithoutTheResidual": PROMPT,
+    "ResidualLeftOutOfSteps": STEPS,
+    "TakesAndDoesNotRead": SHARED,
     "RingOverwritesEarly": STEPS,
     "RingStartsAnewAfterAPrompt": PROMPT,
     "StateSharedInDecoding": DECODED_ROWS,
@@ -100,7 +109,10 @@ CAUGHT_BY = {
     "LosesASetting": "settings survive JSON",
 }
 check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
-CORRECT = ("AttentionWrittenOut", "GatedHeads", "GatedIdentity", "OnlyInFloat32")
+CORRECT = (
+    *("AttentionWrittenOut", "GatedHeads", "GatedIdentity", "OnlyInFloat32"),
+    *("ResidualHeads", "SharedHeads"),
+)
 # bugs that violate these properties and no others
 ALONE = {
     "FutureInTheGradient": [GRADIENT, DERIVATIVES],
@@ -137,7 +149,9 @@ def violated(results: list[Result]) -> dict[str, Result]:
 def test_a_planted_bug_is_caught_by_the_right_property(planted, bug):
     """The check goes no further than that property."""
     config = small(getattr(planted, bug))
-    subject = Subject(config=config, d_model=fitting_width(config), quick=True, varies=True)
+    width = fitting_width(config)
+    givers = givers_alone(config, width)
+    subject = Subject(config=config, d_model=width, quick=True, varies=True, before=givers)
     result = next(one for one in results_of(PROPERTIES, subject) if one.name == CAUGHT_BY[bug])
     assert not result.holds
     assert result.deviation > 0

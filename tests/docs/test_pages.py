@@ -315,7 +315,7 @@ def test_examples_in_docstrings_become_code(generate):
 ALL = blocks("python")
 RUN_ELSEWHERE = (
     *("attnlab.run(", "def test_", 'load_run("my_model")', "class MovingAverage("),
-    *("comprehensive_results.json", "from moving_average import"),
+    *("class FirstOutput(", "comprehensive_results.json", "from moving_average import"),
 )
 
 
@@ -377,6 +377,12 @@ def test_the_mechanism_keeps_the_contract(tmp_path, monkeypatch):
     assert_correct(config)
     with pytest.raises(ConfigError, match="decay: must be in"):
         load_file(tmp_path / "moving_average.py").MovingAverage(decay=2.0)
+
+
+def test_the_mechanism_that_hands_keeps_the_contract(tmp_path):
+    path = tmp_path / "first_output.py"
+    path.write_text(python_block("class FirstOutput("))
+    assert_correct(load_file(path).FirstOutput(adds=True), quick=True)
 
 
 def test_the_mechanism_is_trained(tmp_path, monkeypatch):

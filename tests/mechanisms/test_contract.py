@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import ConfigError
-from attnlab.mechanism import Mechanism, MechanismConfig, state_bytes
+from attnlab.mechanism import HandingMechanism, Mechanism, MechanismConfig, state_bytes
 from attnlab.mechanisms.identity import Identity
 from attnlab.modules.rotary_heads import RotaryHeads
 from attnlab.modules.softmax_heads import SoftmaxHeads
@@ -127,7 +127,7 @@ def test_a_mechanism_is_written_out_in_its_file(config):
     assert module.__module__ == type(config).__module__
     bases = [base for base in module.__mro__[1:] if base.__module__.startswith("attnlab")]
     if config.kind() in ("grouped_query", "sliding_window"):
-        assert bases == [SoftmaxHeads, RotaryHeads, Mechanism]
+        assert bases == [SoftmaxHeads, RotaryHeads, HandingMechanism, Mechanism]
         assert {"_attend", "kernel_on"} <= vars(module).keys()
         assert {"forward_flops", "build"} <= vars(type(config)).keys()
         return

@@ -213,8 +213,8 @@ def test_a_layer_stands_alone_behind_those_that_it_takes_from():
     layers = STACKS["shared after a residual"]
     assert needed_by(layers, 2, D) == (own, mixed)
     assert needed_by(layers, 3, D) == ()
-    assert in_every_layer(own, D) == (own,)
-    assert in_every_layer(mixed, D).per_layer(3) == [own, mixed, mixed]
+    assert in_every_layer(own, 3, D) == in_every_layer(own, 1, D) == (own,)
+    assert in_every_layer(mixed, 3, D).per_layer(3) == [own, mixed, mixed]
 
 
 def test_tensors_are_released_after_their_last_taker():

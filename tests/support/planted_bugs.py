@@ -18,7 +18,7 @@ from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAtt
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
-from attnlab.modules.kv_cache import attend_once
+from attnlab.modules.kv_cache import KVCache, attend_once
 
 
 class Planted:
@@ -311,6 +311,91 @@ class HalvesSwappedInSteps(Planted, GroupedQuery):
             whole = state._replace(v_BGSV=self._values(state.v_BGSV))
             y_BH1K = whole.attend(q_BH1K[:, :, 0])[:, :, None].roll(q_BH1K.shape[1] // 2, 1)
             return self._output(x_BD[:, None], y_BH1K, self._values(v_BG1K))[:, 0], state
+
+
+# What layers hand to later ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedHeads(Planted, GroupedQuery):
+    """No mistake: base of the ones below."""
+
+    Module = GroupedQueryAttention
+    shared_kv: bool = True
+
+
+class GivesTheCacheBeforeTheToken(SharedHeads):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state, handed=None):
+            y_BD, after = super().step(x_BD, state, handed)
+            if handed is not None and not self.config.shared_kv:
+                handed[self.keys_values_name] = state
+            return y_BD, after
+
+
+class TakerKeepsACacheOfItsOwn(SharedHeads):
+    class Module(GroupedQueryAttention):
+        def init_state(self, batch_size, capacity):
+            widths = self.head_dim, self.v_head_dim
+            return KVCache.empty(batch_size, 4, capacity, widths, self.o_proj.weight)
+
+        def step(self, x_BD, state, handed=None):
+            if not self.config.shared_kv:
+                return super().step(x_BD, state, handed)
+            y_BD, _ = super().step(x_BD, (), handed)
+            return y_BD, state
+
+
+class TakerWritesIntoTheGiversCache(SharedHeads):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state, handed=None):
+            y_BD, state = super().step(x_BD, state, handed)
+            if self.config.shared_kv:
+                k_BGSK, _, seen = handed[self.keys_values_name]
+                k_BGSK[:, :, seen - 1] = 0
+            return y_BD, state
+
+
+class GivesWhatItDoesNotName(SharedHeads):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD, handed=None):
+            if handed is not None:
+                handed["tokens"] = x_BTD
+            return super().forward(x_BTD, handed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualHeads(Planted, GroupedQuery):
+    """No mistake: base of the ones below."""
+
+    Module = GroupedQueryAttention
+    value_residual: bool = True
+
+
+class PrefillKeepsValuesWithoutTheResidual(ResidualHeads):
+    class Module(GroupedQueryAttention):
+        def prefill(self, x_BTD, capacity, handed=None):
+            y_BTD, _ = super().prefill(x_BTD, capacity, handed)
+            _, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
+            return y_BTD, self.init_state(len(x_BTD), capacity).append(k_BGTK, v_BGTK)
+
+
+class ResidualLeftOutOfSteps(ResidualHeads):
+    class Module(GroupedQueryAttention):
+        def step(self, x_BD, state, handed=None):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            if handed is not None:
+                handed[self.values_name] = v_BG1K
+            state = state.append(k_BG1K, v_BG1K)
+            return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+class TakesAndDoesNotRead(ResidualHeads):
+    class Module(GroupedQueryAttention):
+        def _read(self, x_BTD, handed, start=0):
+            if self.value_mix is not None:
+                handed = {**handed, self.values_name: self._qkv(x_BTD, start)[2]}
+            return super()._read(x_BTD, handed, start)
 
 
 class RingOverwritesEarly(Planted, SlidingWindow):

@@ -51,6 +51,11 @@ STEPS, BATCH, LENGTH, VOCAB = 20, 4, 16, 33  # an odd number has shards of unequ
 EXPERTS = MixtureOfExperts(n_experts=4, d_ff=16, balance_loss=0.1, bias_rate=0.01)
 MHA = tiny_study.base.model.mechanisms
 CHECKPOINTED = {"activation_checkpointing": True}
+HANDING = (
+    GroupedQuery(n_heads=2, n_kv_heads=2),
+    GroupedQuery(n_heads=2, n_kv_heads=2, value_residual=True),
+    *[GroupedQuery(n_heads=2, n_kv_heads=2, shared_kv=True)] * 2,
+)
 
 
 def model(mechanism: MechanismConfig | None = None, **settings) -> ModelConfig:
@@ -68,6 +73,7 @@ CASES = {
     },
     "experts": (model(feedforward=EXPERTS), {}),
     "experts in parts": (model(feedforward=EXPERTS), {"micro_batch_size": 1, **CHECKPOINTED}),
+    "handing": (replace(model(), mechanisms=HANDING, n_layers=4), CHECKPOINTED),
     "dropout": (model(dropout=0.2), {"micro_batch_size": 1, **CHECKPOINTED}),
 }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from attnlab.config import Config, ConfigError, Problem, override, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense
+from attnlab.model.handing import in_every_layer
 from attnlab.model.language_model import ModelConfig
 from attnlab.study.study import Study
 from attnlab.study.targets import Named, NamedConfig
@@ -112,9 +113,12 @@ def _setups(one: Named, sizes: Sizes) -> Iterator[tuple[str, Setup]]:
 
 
 def _around(mechanism: MechanismConfig, sizes: Sizes) -> Setup:
-    """Return a model of these sizes with the mechanism in every layer."""
+    """Return a model of these sizes with the mechanism in every layer.
+
+    The first layer of one that takes tensors of earlier layers is its giver.
+    """
     model = ModelConfig(
-        mechanisms=(mechanism,),
+        mechanisms=in_every_layer(mechanism, sizes.n_layers, sizes.d_model),
         n_layers=sizes.n_layers,
         d_model=sizes.d_model,
         feedforward=Dense(d_ff=4 * sizes.d_model),

@@ -32,7 +32,8 @@ from attnlab.checks.modes import (
     Place,
 )
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
-from attnlab.checks.subject import CHEAP, Subject
+from attnlab.checks.small_configs import CHEAP
+from attnlab.checks.subject import Subject
 
 WHOLE_CHUNKS = (16, 32, 64, 128, 256)  # tokens: lengths at which no chunk is incomplete
 HUGE = 30.0  # scale of inputs that are far larger than those of training

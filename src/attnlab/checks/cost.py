@@ -18,7 +18,7 @@ from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJud
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
 from attnlab.device.flops import counts_flex_attention, flop_counter
-from attnlab.mechanism import state_bytes
+from attnlab.mechanism import Cost, state_bytes
 
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
 FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are whole per token
@@ -34,7 +34,7 @@ def params(subject: Subject) -> Iterator[Finding]:
     double = 2 * subject.d_model
     has_other = not subject.quick and not list(subject.config.problems_at(double))
     for width in (subject.d_model, double) if has_other else (subject.d_model,):
-        stated = subject.config.cost(width, 1).params
+        stated = _stated(replace(subject, d_model=width), 1).params
         built = replace(subject, d_model=width).build()
         counted = sum(parameter.numel() for parameter in built.parameters())
         yield _counted(f"d_model {width}", stated, counted, "parameters")
@@ -50,7 +50,7 @@ def flops(subject: Subject) -> Iterator[Finding]:
     """Count the FLOPs of a step: as stated, or at least that if `flops_are_exact` is False."""
     _require_cost(subject, decoding=True)
     for batch, context in _contexts(subject):
-        stated = subject.config.cost(subject.d_model, context).flops
+        stated = _stated(subject, context).flops
         counted = _of_step(subject, EVAL, batch, context).flops // batch
         yield _counted(f"batch {batch}, context {context}", *_bound(subject, stated, counted))
 
@@ -70,7 +70,7 @@ def forward_flops(subject: Subject) -> Iterator[Finding]:
             x_BTD = subject.tokens(batch, tokens)
             total = _counted_in(lambda x_BTD=x_BTD: subject.forward(mechanism, EVAL, x_BTD))
         counted = total.flops // (batch * tokens)
-        stated = subject.config.forward_flops(subject.d_model, tokens)
+        stated = sum(each.forward_flops(subject.d_model, tokens) for each in subject.judged)
         if abs(stated - counted) <= FORWARD_OFF * counted:
             counted = stated
         where = f"batch {batch}, {tokens} tokens"
@@ -92,7 +92,7 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
         dtypes = {EVAL: subject.dtype}
     for mode, dtype in dtypes.items():
         for batch, context in _contexts(subject) if mode == EVAL else ((4, CONTEXT),):
-            stated = subject.config.cost(subject.d_model, context, itemsize=dtype.itemsize)
+            stated = _stated(subject, context, dtype.itemsize)
             counted = _of_step(subject, mode, batch, context).state_bytes // batch
             name = str(dtype).removeprefix("torch.")
             where = f"{name}, batch {batch}, context {context}"
@@ -102,6 +102,12 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
 def _contexts(subject: Subject) -> list[tuple[int, int]]:
     """Return (batch size, context) pairs."""
     return [*((1, context) for context in sorted({1, 7, subject.past})), (4, CONTEXT)]
+
+
+def _stated(subject: Subject, context: int, itemsize: int = 2) -> Cost:
+    """Return the stated cost of a decode step of all layers that are judged."""
+    costs = [each.cost(subject.d_model, context, itemsize) for each in subject.judged]
+    return sum(costs[1:], costs[0])
 
 
 class Step(NamedTuple):
@@ -152,7 +158,8 @@ def _counted_in(call: Callable[[], object]) -> _Count:
 
 def _bound(subject: Subject, stated: int, counted: int) -> tuple[int, int]:
     """Return both numbers; where the stated one is a lower bound, the lesser for the counted."""
-    return stated, counted if subject.config.flops_are_exact else min(stated, counted)
+    exact = all(each.flops_are_exact for each in subject.judged)
+    return stated, counted if exact else min(stated, counted)
 
 
 def _counted(where: str, stated: int, counted: int, what: str = "FLOPs") -> Finding:
@@ -161,7 +168,7 @@ def _counted(where: str, stated: int, counted: int, what: str = "FLOPs") -> Find
 
 
 def _require_cost(subject: Subject, *, decoding: bool = False) -> None:
-    if not subject.config.states_cost:
+    if not all(each.states_cost for each in subject.judged):
         raise NotJudgedError("its settings have no cost")
     if decoding and not subject.decodes:
         raise NotJudgedError("it has no init_state and step")

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnlab.kernels.compiled import as_written, compiler_is_loaded, without_compiler
-from attnlab.mechanism import Mechanism, MechanismConfig
+from attnlab.mechanism import Mechanism
 
+Build = Callable[[], tuple[Mechanism[Any], int]]  # a mechanism, and its model width
 LATE = 1_000_000  # a training step after the end of every schedule
 
 
@@ -174,7 +175,9 @@ def placed(
     return mechanism
 
 
-def first_that_runs(config: MechanismConfig, d_model: int) -> tuple[torch.device, torch.dtype]:
+def first_that_runs(
+    build: Build, computes_in: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
     """Return the first device and dtype on which the mechanism runs; the first of all if none.
 
     The CPU comes before CUDA, and float64 before narrower dtypes. A mechanism that states its dtype
@@ -184,26 +187,27 @@ def first_that_runs(config: MechanismConfig, d_model: int) -> tuple[torch.device
     cpu = [("cpu", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
     on_cuda = [("cuda", torch.float32), ("cuda", torch.bfloat16)]  # some kernels have no float32
     places = [*cpu[:2], *on_cuda * cuda, *cpu[2:]]
-    if config.computes_in is not None:
-        places = [("cuda" if cuda else "cpu", config.computes_in)]
-    found = (place for place in places if _runs(config, d_model, *place))
+    if computes_in is not None:
+        places = [("cuda" if cuda else "cpu", computes_in)]
+    found = (place for place in places if _runs(build, *place))
     device, dtype = next(found, places[0])
     return torch.device(device), dtype
 
 
-def needs_cuda(config: MechanismConfig, d_model: int) -> bool:
+def needs_cuda(build: Build, computes_in: torch.dtype | None) -> bool:
     """Return whether there is a CUDA device, and the CPU does not run the mechanism."""
     if not torch.cuda.is_available():
         return False
-    dtypes = (torch.float64, torch.float32) if config.computes_in is None else ()
-    return not any(_runs(config, d_model, "cpu", dtype) for dtype in dtypes)
+    dtypes = (torch.float64, torch.float32) if computes_in is None else ()
+    return not any(_runs(build, "cpu", dtype) for dtype in dtypes)
 
 
-def _runs(config: MechanismConfig, d_model: int, device: str, dtype: torch.dtype) -> bool:
+def _runs(build: Build, device: str, dtype: torch.dtype) -> bool:
     """Return whether the mechanism builds, reads a sequence and decodes there without an error."""
     try:
         with torch.no_grad(), seeded(0):
-            mechanism = placed(config.build(d_model), device, dtype, EVAL)
+            built, d_model = build()
+            mechanism = placed(built, device, dtype, EVAL)
             x_BTD = torch.zeros(2, 5, d_model, device=device, dtype=dtype)
             mechanism(x_BTD)
             if mechanism.decodes:

@@ -124,7 +124,7 @@ def _send_results(
         torch.ones(1, requires_grad=True).sum().backward()
         if torch.cuda.is_available():  # optimizers ask this: an error if the parent's driver is on
             torch.cuda.is_current_stream_capturing()
-        if needs_cuda(subject.config, subject.d_model):  # to begin with it takes seconds
+        if needs_cuda(subject.trial, subject.config.computes_in):  # to begin with it takes seconds
             torch.cuda.init()
     except RuntimeError:
         sender.send(_CANNOT_BE_COPIED)

@@ -44,7 +44,7 @@ MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 def repeated(subject: Subject) -> Iterator[Finding]:
     """Call twice in every mode, and compare results, inputs, the module and global generators."""
     with seeded(0):
-        built = subject.config.build(subject.d_model)
+        built = subject.made()
     lazy = [name for name, parameter in built.named_parameters() if is_lazy(parameter)]
     for name in lazy:
         yield Finding(name, math.inf, words="has no shape until the first call of forward")

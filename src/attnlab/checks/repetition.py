@@ -8,18 +8,27 @@ import random
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import DROPOUT, EVAL, FLOAT32_EVAL, LATE, TRAIN, Place, tolerance
+from attnlab.checks.modes import (
+    DROPOUT,
+    EVAL,
+    FLOAT32_EVAL,
+    LATE,
+    TRAIN,
+    Place,
+    seeded,
+    tolerance,
+)
 from attnlab.checks.purity import global_state
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
 from attnlab.checks.subject import Subject
 from attnlab.checks.training import STEPS, batch, course, first_course
-from attnlab.mechanism import MechanismConfig
+from attnlab.mechanism import Handed, HandingMechanism, Mechanism, MechanismConfig
 from attnlab.model.initialization import constructed
 from attnlab.model.language_model import ModelConfig
 
@@ -37,11 +46,11 @@ def seeds(subject: Subject) -> Iterator[Finding]:
         with torch.random.fork_rng(devices=()), _other_streams(drawn_before):
             torch.default_generator.manual_seed(drawn_before)
             model = ModelConfig(
-                mechanisms=(subject.config,), n_layers=1, d_model=subject.d_model
+                mechanisms=subject.judged, n_layers=len(subject.judged), d_model=subject.d_model
             ).build(vocab_size=2, seed=3)
             torch_state = torch.default_generator.get_state().numpy().tobytes()
             streams.append({**global_state(), "torch's random generator": torch_state})
-        mechanism = next(model.mechanisms())
+        mechanism = [*model.mechanisms()][-1]
         models.append(dict([*mechanism.named_parameters(), *mechanism.named_buffers()]))
     for name, value in models[0].items():
         yield _same(name, models[1][name], value)
@@ -60,39 +69,49 @@ def seeds(subject: Subject) -> Iterator[Finding]:
 
 
 @mechanism_property(
-    "layers of a model share nothing",
+    "layers share only what they declare",
     cause="a tensor, list or counter in a class or a global, which every module of it reads and "
-    "writes, or a setting drawn or counted up in the constructor",
+    "writes, a setting drawn or counted up in the constructor, or something handed to later "
+    "layers that `gives` and `takes` do not name",
 )
 @torch.no_grad()
 def layers(subject: Subject) -> Iterator[Finding]:
-    """Run a model of two layers, and each of its layers' inputs in a module of its own."""
-    model, given = first_course(subject).model.eval(), list[tuple[Tensor, Tensor]]()
+    """Run a model, and each of its layers' inputs in a module of its own."""
+    model, calls = first_course(subject).model.eval(), list[_LayerCall]()
 
-    def record(_: Any, args: tuple[Tensor, ...], y_BTD: Any) -> None:
-        given.append((args[0], y_BTD))
+    def begins(_: Any, args: tuple[Any, ...]) -> None:
+        calls.append(_LayerCall(args[0], dict(*args[1:]), list[Tensor]()))
 
-    hooks = [mechanism.register_forward_hook(record) for mechanism in model.mechanisms()]
+    def ends(_: Any, args: tuple[Any, ...], y_BTD: Tensor) -> None:
+        del args
+        calls[-1].outputs.append(y_BTD)
+
+    hooks = [mechanism.register_forward_pre_hook(begins) for mechanism in model.mechanisms()]
+    hooks += [mechanism.register_forward_hook(ends) for mechanism in model.mechanisms()]
     autocast = subject.autocast_in(FLOAT32_EVAL)
-    with subject.at(FLOAT32_EVAL, 4, 37, ", two layers") as place, autocast:
+    more = f", {len(subject.layers)} layers"
+    with subject.at(FLOAT32_EVAL, 4, 37, more.replace("2", "two")) as place, autocast:
         model.features(batch(subject, 0, 0)[:, :-1])
         for hook in hooks:
             hook.remove()
-        first, second = (set(m.parameters()) for m in model.mechanisms())
-        words = "both layers have one and the same parameter" if first & second else ""
-        yield Finding("", math.inf if words else 0.0, words=words, place=place)
-        for i, (mechanism, (x_BTD, y_BTD)) in enumerate(
-            zip(model.mechanisms(), given, strict=True)
-        ):
-            prefix = f"blocks.{i}.mix."
-            alone = constructed(lambda: subject.config.build(subject.d_model), prefix, seed=0)
+        parameters = [id(p) for m in model.mechanisms() for p in m.parameters()]
+        words = "layers have one and the same parameter"
+        is_one = len(parameters) > len(set(parameters))
+        yield Finding("", math.inf if is_one else 0.0, words=words * is_one, place=place)
+        for i, (mechanism, call) in enumerate(zip(model.mechanisms(), calls, strict=True)):
+            prefix, config = f"blocks.{i}.mix.", subject.layers[i]
+            alone = constructed(lambda config=config: config.build(subject.d_model), prefix, seed=0)
             alone.load_state_dict(mechanism.state_dict())
             alone = alone.to(subject.device).eval()
             alone.at_step(LATE)
-            alone_BTD = subject.forward(alone, FLOAT32_EVAL, x_BTD)
-            yield _same(f"layer {i} differs from a module of its own", alone_BTD, y_BTD, place)
-        if subject.decodes:
-            x_BTD = given[0][0][:, :5]
+            hands = bool(subject.before) and isinstance(alone, HandingMechanism)
+            found = _again(alone, call.x_BTD, call.taken if hands else None)
+            where = f"layer {i} differs from a module of its own"
+            yield _same(where, found, call.outputs[0], place)
+            if hands:
+                yield from _handing(subject, alone, call, f"layer {i}", place)
+        if subject.decodes and not subject.before:
+            x_BTD = calls[0].x_BTD[:, :5]
             one, two = model.mechanisms()
             alone_BTD = subject.decode(one, x_BTD, mode=FLOAT32_EVAL)
             state, other = (mechanism.init_state(len(x_BTD), 5) for mechanism in (one, two))
@@ -103,6 +122,52 @@ def layers(subject: Subject) -> Iterator[Finding]:
                 outputs.append(y_BD)
             found_BTD = torch.stack(outputs, 1)
             yield _same("decoding beside another layer", found_BTD, alone_BTD, place)
+
+
+class _LayerCall(NamedTuple):
+    """One call of a layer's mechanism in a model."""
+
+    x_BTD: Tensor
+    taken: Handed
+    outputs: list[Tensor]  # one: filled when the call ends
+
+
+def _again(mechanism: Mechanism[Any], x_BTD: Tensor, taken: Handed | None) -> Tensor:
+    """Return `y_BTD` of a call outside of its model. `taken` is not changed."""
+    with seeded(0):
+        return mechanism(x_BTD) if taken is None else mechanism(x_BTD, dict(taken))
+
+
+def _handing(
+    subject: Subject, mechanism: Mechanism[Any], call: _LayerCall, layer: str, place: Place
+) -> Iterator[Finding]:
+    """Compare what a layer puts in and reads with what its settings declare."""
+    number = int(layer.split()[-1])
+    declared, handed = subject.layers[number].gives(subject.d_model), dict(call.taken)
+    with seeded(0):
+        mechanism(call.x_BTD, handed)
+    for name in sorted(handed.keys() | set(declared)):
+        words = ""
+        if name in call.taken:
+            changed = handed.get(name) is not call.taken[name]
+            words = "it replaces what it has taken" if changed else ""
+        elif name not in declared:
+            words = "it puts in what `gives` does not name"
+        elif name not in handed:
+            words = "`gives` names it, and it is not put in"
+        yield Finding(f"{layer}, {name}", math.inf if words else 0.0, words=words, place=place)
+    for name in call.taken:
+        other = {**call.taken, name: _other(call.taken[name])}
+        is_read = not torch.equal(_again(mechanism, call.x_BTD, other), call.outputs[0])
+        words = "" if is_read else "`takes` names it, and the output does not depend on it"
+        yield Finding(f"{layer}, {name}", math.inf if words else 0.0, words=words, place=place)
+
+
+def _other(handed: Any) -> Any:
+    """Return other numbers of the same shapes."""
+    if isinstance(handed, Tensor):
+        return 1 - 2 * handed
+    return type(handed)(map(_other, handed)) if type(handed) in (tuple, list) else handed
 
 
 @mechanism_property(

@@ -1,15 +1,18 @@
-"""Settings that are small enough for a check to take seconds."""
+"""Settings and shapes that are small enough for a check to take seconds."""
 
 import inspect
 from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
+from attnlab.checks.modes import MOST_TOKENS
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 
 REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that bound the reach
+CHEAP = 139  # tokens: a trial of at most so many is cheap
 SMALL = 16  # tokens: window, top-k or chunk of a kind that is checked by its name
 
 
@@ -59,3 +62,57 @@ def bounds(config: MechanismConfig) -> dict[str, int]:
         if any(word in field.name for word in REACH_WORDS)
     }
     return {name: value for name, value in named.items() if type(value) is int}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """The batch sizes and sequence lengths in which a mechanism is tried."""
+
+    config: MechanismConfig
+    quick: bool = False  # fewer shapes and modes, as before every study
+    batch_size: int | None = None  # sequences per batch of the study; None: there is no study
+    seq_len: int | None = None  # tokens per sequence of the study
+
+    @cached_property
+    def reach(self) -> int:
+        """The longest window, top-k, chunk or block in the settings; 0 if there is none."""
+        return max(bounds(self.config).values(), default=0)
+
+    @property
+    def past(self) -> int:
+        """An odd sequence length beyond the reach: about twice as long where that is cheap."""
+        if not self.reach:
+            return 37
+        return max(37, 2 * self.reach + 3) if self.reach <= 32 else (self.reach + 3) | 1
+
+    @property
+    def short(self) -> int:
+        """The length of trials that are made in many modes: past the reach where that is cheap."""
+        return self.past if self.past <= CHEAP else 37
+
+    @property
+    def lengths(self) -> list[int]:
+        """Sequence lengths to check, ascending; blocks of 64 and 128 tokens end inside."""
+        return [1, 7, self.past] if self.quick else sorted({1, 2, 7, 75, 139, self.past})
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(batch size, length): every length, with batch sizes 3 and 1 alternately."""
+        return [(1 if i % 2 else 3, tokens) for i, tokens in enumerate(self.lengths)]
+
+    @property
+    def of_study(self) -> tuple[int, int] | None:
+        """(batch size, length) of the study, the batch smaller if that is too large to check."""
+        if self.batch_size is None or self.seq_len is None:
+            return None
+        tokens = min(self.seq_len, MOST_TOKENS // 2)
+        return max(1, min(self.batch_size, MOST_TOKENS // tokens)), tokens
+
+    def cuts(self, tokens: int) -> list[int]:
+        """Return positions that split a sequence: at both ends, inside, and around boundaries."""
+        edges = {1, 2, tokens // 3, tokens // 2, tokens - 1}
+        boundaries = (self.reach,) if self.quick else (self.reach, 16, 32, 64, 128)
+        edges |= {b + offset for b in boundaries for offset in (-1, 0, 1)}
+        if tokens <= 12:
+            edges |= set(range(tokens))
+        return sorted(edge for edge in edges if 0 < edge < tokens)

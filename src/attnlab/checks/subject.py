@@ -25,7 +25,6 @@ from torch import Tensor
 from attnlab.checks.modes import (
     DROPOUT,
     EVAL,
-    MOST_TOKENS,
     TRAIN,
     EmptyAsZeros,
     Mode,
@@ -38,66 +37,41 @@ from attnlab.checks.modes import (
     seeded,
     tolerance,
 )
-from attnlab.checks.small_configs import bounds
+from attnlab.checks.small_configs import Shapes
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
-
-CHEAP = 139  # tokens: a trial of at most so many is cheap
+from attnlab.model.handing import Stack, stacked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A mechanism at one model width, and everything that its checks need."""
+class Subject(Shapes):
+    """A mechanism at one model width, and everything that its checks need.
 
-    config: MechanismConfig
+    One that takes tensors of earlier layers is judged in a `Stack` behind them.
+    """
+
     d_model: int
     seed: int = 0
-    quick: bool = False  # fewer shapes and modes, as before every study
-    batch_size: int | None = None  # sequences per batch of the study; None: there is no study
-    seq_len: int | None = None  # tokens per sequence of the study
     varies: bool = False  # a kind by its name, whose settings may be varied
-
-    @cached_property
-    def reach(self) -> int:
-        """The longest window, top-k, chunk or block in the settings; 0 if there is none."""
-        return max(bounds(self.config).values(), default=0)
+    before: tuple[MechanismConfig, ...] = ()  # the layers that it takes from
 
     @property
-    def past(self) -> int:
-        """An odd sequence length beyond the reach: about twice as long where that is cheap."""
-        if not self.reach:
-            return 37
-        return max(37, 2 * self.reach + 3) if self.reach <= 32 else (self.reach + 3) | 1
+    def judged(self) -> tuple[MechanismConfig, ...]:
+        """The settings of all layers that are judged: those before, and the mechanism's own."""
+        return (*self.before, self.config)
 
     @property
-    def short(self) -> int:
-        """The length of trials that are made in many modes: past the reach where that is cheap."""
-        return self.past if self.past <= CHEAP else 37
-
-    @property
-    def lengths(self) -> list[int]:
-        """Sequence lengths to check, ascending; blocks of 64 and 128 tokens end inside."""
-        return [1, 7, self.past] if self.quick else sorted({1, 2, 7, 75, 139, self.past})
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(batch size, length): every length, with batch sizes 3 and 1 alternately."""
-        return [(1 if i % 2 else 3, tokens) for i, tokens in enumerate(self.lengths)]
-
-    @property
-    def of_study(self) -> tuple[int, int] | None:
-        """(batch size, length) of the study, the batch smaller if that is too large to check."""
-        if self.batch_size is None or self.seq_len is None:
-            return None
-        tokens = min(self.seq_len, MOST_TOKENS // 2)
-        return max(1, min(self.batch_size, MOST_TOKENS // tokens)), tokens
+    def layers(self) -> tuple[MechanismConfig, ...]:
+        """The mechanisms of a small model: two, or those that are judged."""
+        return self.judged if self.before else (self.config,) * 2
 
     def exact(self, tokens: int) -> tuple[int, str]:
         """Return `tokens`, or the length up to which decoding is exact, and a note if it is less.
 
         Raises NotJudgedError if that length is no sequence.
         """
-        limit = self.config.exact_length
+        limits = [each.exact_length for each in self.judged if each.exact_length is not None]
+        limit = min(limits, default=None)
         if limit is None or limit >= tokens:
             return tokens, ""
         if limit < 2:
@@ -137,7 +111,9 @@ class Subject:
     @cached_property
     def has_schedule(self) -> bool:
         """True if the mechanism changes with the training step."""
-        return type(self.build()).at_step is not Mechanism.at_step
+        parts = (part for part in self.build().modules() if isinstance(part, Mechanism))
+        kinds = {type(part) for part in parts} - {Stack}
+        return any(kind.at_step is not Mechanism.at_step for kind in kinds)
 
     @cached_property
     def is_noisy(self) -> bool:
@@ -151,15 +127,6 @@ class Subject:
     def decodes(self) -> bool:
         """True if the mechanism has the methods of decoding."""
         return self.build().decodes
-
-    def cuts(self, tokens: int) -> list[int]:
-        """Return positions that split a sequence: at both ends, inside, and around boundaries."""
-        edges = {1, 2, tokens // 3, tokens // 2, tokens - 1}
-        boundaries = (self.reach,) if self.quick else (self.reach, 16, 32, 64, 128)
-        edges |= {b + offset for b in boundaries for offset in (-1, 0, 1)}
-        if tokens <= 12:
-            edges |= set(range(tokens))
-        return sorted(edge for edge in edges if 0 < edge < tokens)
 
     @cached_property
     def device(self) -> torch.device:
@@ -203,16 +170,24 @@ class Subject:
     def build(self, mode: Mode = EVAL) -> Mechanism[Any]:
         """Return the mechanism in this mode, with the same parameters every time."""
         with seeded(self.seed), EmptyAsZeros():
-            mechanism = self.config.build(self.d_model, mode.dropout)
+            mechanism = self.made(mode.dropout)
         enliven(mechanism, self.seed)
         dtype = torch.float32 if mode.autocast or mode.float32 else self.dtype
         return placed(mechanism, self.device, dtype, mode)
+
+    def made(self, dropout: float = 0.0) -> Mechanism[Any]:
+        """Return the mechanism with what its constructor sets."""
+        return stacked(self.before, self.config, self.d_model, dropout)
+
+    def trial(self) -> tuple[Mechanism[Any], int]:
+        """Return a mechanism to try devices and dtypes with, and its model width."""
+        return self.made(), self.d_model
 
     def can_drop(self) -> bool:
         """True if it supports dropout on this device; a kernel may refuse it."""
         try:
             with seeded(0):
-                mechanism = self.config.build(self.d_model, DROPOUT.dropout)
+                mechanism = self.made(DROPOUT.dropout)
         except ConfigError:
             return False
         try:
@@ -297,4 +272,4 @@ class Subject:
 
     @cached_property
     def _place(self) -> tuple[torch.device, torch.dtype]:
-        return first_that_runs(self.config, self.d_model)
+        return first_that_runs(self.trial, self.config.computes_in)

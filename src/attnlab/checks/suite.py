@@ -22,6 +22,7 @@ from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
 from attnlab.mechanism import Mechanism, MechanismConfig
+from attnlab.model.handing import givers_alone
 
 _WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 
@@ -58,7 +59,8 @@ def check_properties(  # noqa: PLR0913  one parameter per option
     Raises:
         ValueError: an unknown kind.
         ValueError: the settings build no mechanism; the message names the line.
-        ConfigError: settings that allow no width, or not the given one. It is a ValueError.
+        ConfigError: settings that allow no width, or not the given one; or it takes tensors of an
+            earlier layer, and has no `giver`. It is a ValueError.
 
     >>> results = check_properties("identity", quick=True)
     >>> all(result.holds for result in results)
@@ -67,6 +69,7 @@ def check_properties(  # noqa: PLR0913  one parameter per option
     config = mechanism if isinstance(mechanism, MechanismConfig) else small(mechanism)
     width = fitting_width(config) if d_model is None else d_model
     require_buildable(config, width)
+    before = givers_alone(config, width)
     subject = Subject(
         config=config,
         d_model=width,
@@ -75,6 +78,7 @@ def check_properties(  # noqa: PLR0913  one parameter per option
         batch_size=batch_size,
         seq_len=seq_len,
         varies=not isinstance(mechanism, MechanismConfig) if varies is None else varies,
+        before=before,
     )
     return (
         results_in_copies(PROPERTIES, [subject])[0]
@@ -139,7 +143,9 @@ def _with_odd_settings(subject: Subject) -> Iterator[tuple[str, Subject]]:
             continue  # it says that it does not support them
         if change:
             label = ", ".join(f"{name}={value}" for name, value in change.items())
-            yield label, replace(subject, config=config, d_model=d_model, quick=True)
+            before = givers_alone(config, d_model)
+            other = replace(subject, config=config, d_model=d_model, quick=True, before=before)
+            yield label, other
 
 
 _AT_ODD_SETTINGS = (

@@ -10,6 +10,7 @@ from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES, fitting_width, require_buildable
 from attnlab.config import override, settings
 from attnlab.mechanism import MechanismConfig
+from attnlab.model.handing import givers_alone, needed_by
 from attnlab.study.study import Study
 from attnlab.study.targets import Nameable, Named, NamedConfig, named
 
@@ -25,10 +26,12 @@ class Target(NamedTuple):
     batch_size: int | None = None  # sequences per batch in training; None: there is no study
     seq_len: int | None = None  # tokens per sequence in training
     varies: bool = False  # a kind by its name, whose settings may be varied
+    before: tuple[MechanismConfig, ...] = ()  # the layers that it takes from
 
     def subject(self, *, quick: bool = False) -> Subject:
         """Return what is checked. Raises ValueError if the settings build no mechanism."""
-        require_buildable(self.config, self.d_model)
+        for config in (*self.before, self.config):
+            require_buildable(config, self.d_model)
         return Subject(
             config=self.config,
             d_model=self.d_model,
@@ -36,6 +39,7 @@ class Target(NamedTuple):
             batch_size=self.batch_size,
             seq_len=self.seq_len,
             varies=self.varies,
+            before=self.before,
         )
 
 
@@ -110,20 +114,25 @@ def targets(what: Iterable[Nameable], overrides: Iterable[str] = ()) -> list[Tar
 
 
 def of_study(study: Study) -> list[Target]:
-    """Return the distinct mechanisms of a study's variants: settings, model width, batch shape."""
-    found = list[tuple[MechanismConfig, tuple[int, int, int], list[str]]]()
+    """Return the distinct mechanisms of a study's variants: settings, model width, batch shape.
+
+    One that takes tensors of earlier layers has those before it.
+    """
+    found = dict[tuple[tuple[MechanismConfig, ...], tuple[int, int, int]], list[str]]()
     for variant, run in study.variants.items():
-        sizes = run.model.d_model, run.train.batch_size, run.train.seq_len
-        for config in run.model.per_layer():
-            for known, known_sizes, variants in found:
-                if known == config and known_sizes == sizes:
-                    variants.append(variant)
-                    break
-            else:
-                found.append((config, sizes, [variant]))
+        layers, d_model = run.model.per_layer(), run.model.d_model
+        sizes = d_model, run.train.batch_size, run.train.seq_len
+        for layer, config in enumerate(layers):
+            judged = (*needed_by(layers, layer, d_model), config)
+            found.setdefault((judged, sizes), []).append(variant)
     return [
-        Target(", ".join(dict.fromkeys(variants)), shortened(config, LONGEST), *sizes)
-        for config, sizes, variants in found
+        Target(
+            ", ".join(dict.fromkeys(variants)),
+            shortened(judged[-1], LONGEST),
+            *sizes,
+            before=tuple(shortened(each, LONGEST) for each in judged[:-1]),
+        )
+        for (judged, sizes), variants in found.items()
     ]
 
 
@@ -135,4 +144,5 @@ def _targets(one: Named) -> list[Target]:
     else:
         config = small(one.kind, settings(one.assignments))
     varies = not isinstance(one, NamedConfig)
-    return [Target(one.name, config, fitting_width(config), varies=varies)]
+    width = fitting_width(config)
+    return [Target(one.name, config, width, varies=varies, before=givers_alone(config, width))]

@@ -99,9 +99,13 @@ def course(
     autocast: bool = False,
     tokens: int | None = None,
 ) -> Course:
-    """Train a model of two layers from its initial values for a few steps, as the trainer does."""
+    """Train a model from its initial values for a few steps, as the trainer does.
+
+    It has two layers of the mechanism, or those that it takes from and one.
+    """
     autocast = autocast or not subject.serves_float32
-    config = ModelConfig(mechanisms=(subject.config,), n_layers=2, d_model=subject.d_model)
+    layers = subject.layers
+    config = ModelConfig(mechanisms=layers, n_layers=len(layers), d_model=subject.d_model)
     with seeded(seed):
         model = config.build(VOCABULARY, seed).to(subject.device).train()
     optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, device=subject.device)

@@ -1,4 +1,4 @@
-"""What layers hand to later ones: who gives what to whom, known from the settings, and one pass.
+"""Tensors that layers hand to later ones: the giver of each, known from the settings, and one pass.
 
 A layer's settings name what it gives and what it takes (`attnlab.mechanism.HandingMechanism`). Of
 the earlier layers that give something of the same name, it takes that of the first or of the
@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attnlab.config import ConfigError, Problem
 from attnlab.mechanism import Handed, Mechanism, MechanismConfig
 from attnlab.model.layer_pattern import ByLayer
 
 
 class Route(NamedTuple):
-    """What one layer takes, and what is taken from it."""
+    """The givers of one layer, and its takers."""
 
     takes: Mapping[str, int]  # the layer that gives it, by name
     gives: tuple[str, ...]  # names that a later layer takes
@@ -70,28 +71,34 @@ def needed_by(
 def givers_alone(config: MechanismConfig, d_model: int) -> tuple[MechanismConfig, ...]:
     """Return the layer that stands before `config` where it is used alone; none if it takes none.
 
-    Raises ValueError if the mechanism takes something and names no giver.
+    Raises ConfigError if the mechanism takes something and names no giver.
     """
     if not config.takes(d_model):
         return ()
     giver = config.giver()
     if giver is None:
         names = ", ".join(config.takes(d_model))
-        raise ValueError(
+        message = (
             f"{config.kind()} takes {names} of an earlier layer, and has no `giver`: define one, "
             "or name a study in which a layer before it gives them"
         )
+        raise ConfigError([Problem("", message)])
     return (giver,)
 
 
-def in_every_layer(config: MechanismConfig, d_model: int) -> tuple[MechanismConfig, ...] | ByLayer:
-    """Return the mechanism for every layer; if it takes something, its giver is layer 0."""
-    givers = givers_alone(config, d_model)
+def in_every_layer(
+    config: MechanismConfig, n_layers: int, d_model: int
+) -> tuple[MechanismConfig, ...] | ByLayer:
+    """Return the mechanism for every layer; if it takes something, its giver is layer 0.
+
+    Raises ConfigError if it takes something and names no giver.
+    """
+    givers = givers_alone(config, d_model) if n_layers > 1 else ()
     return ByLayer(default=config, layers=dict(enumerate(givers))) if givers else (config,)
 
 
 class Handover:
-    """What the layers of one pass have given, until the last one has taken it."""
+    """Tensors that the layers of one pass have given, until the last layer has taken them."""
 
     def __init__(self, of_layers: Sequence[Route]) -> None:
         self.routes = of_layers

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D model width, V vocabulary, N = B T.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from attnlab.kernels.cross_entropy import Answers, mean_loss
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.model.block import Block
 from attnlab.model.feedforward import Dense, FeedForward
-from attnlab.model.handing import Handover, problems_of_handing, routes
+from attnlab.model.handing import Handover, in_every_layer, problems_of_handing, routes
 from attnlab.model.initialization import constructed, initialise, linear_default
 from attnlab.model.layer_pattern import (
     ByLayer,
@@ -102,6 +102,14 @@ class ModelConfig(Config):
     def per_layer(self) -> list[MechanismConfig]:
         """Return the mechanism of every layer, in order."""
         return layers_of(self.mechanisms, self.n_layers)
+
+    def in_every_layer(self, mechanism: MechanismConfig) -> "ModelConfig":
+        """Return the model with one mechanism; if it takes something, layer 0 is its giver.
+
+        Raises ConfigError if it does not fit, or takes something and names no giver.
+        """
+        pattern = in_every_layer(mechanism, self.n_layers, self.d_model)
+        return replace(self, mechanisms=pattern)
 
     def identity_fields(self) -> dict[str, Any]:
         """Return `to_dict`, equal for all ways to write the same layers."""

@@ -221,7 +221,9 @@ class Study:
                 problems.append(Problem("add", f"the study has a variant {name!r}; choose a name"))
                 continue
             try:
-                added[name] = self.variants[self.baseline].with_mechanisms(mechanism)
+                base = self.variants[self.baseline]
+                model = base.model.in_every_layer(mechanism)
+                added[name] = dataclasses.replace(base, model=model)
             except ConfigError as error:
                 problems += [problem.under(f"add.{name}") for problem in error.problems]
         if problems:
