@@ -221,9 +221,7 @@ class Study:
                 problems.append(Problem("add", f"the study has a variant {name!r}; choose a name"))
                 continue
             try:
-                base = self.variants[self.baseline]
-                model = base.model.in_every_layer(mechanism)
-                added[name] = dataclasses.replace(base, model=model)
+                added[name] = self.variants[self.baseline].in_every_layer(mechanism)
             except ConfigError as error:
                 problems += [problem.under(f"add.{name}") for problem in error.problems]
         if problems:

@@ -65,6 +65,10 @@ class RunConfig(Config):
             pattern = ByLayer(default=next(iter(mechanisms), None), layers=layers)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, mechanisms=pattern))
 
+    def in_every_layer(self, mechanism: MechanismConfig) -> "RunConfig":
+        """Return the same run with one mechanism; see `ModelConfig.in_every_layer`."""
+        return dataclasses.replace(self, model=self.model.in_every_layer(mechanism))
+
     def with_feedforward(self, feedforward: FeedForward) -> "RunConfig":
         """Return the same run with another feed-forward layer in every block."""
         return dataclasses.replace(
