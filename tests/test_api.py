@@ -193,7 +193,27 @@ def test_what_failed_is_in_the_analysis_and_no_exception(quick, monkeypatch):
     assert (variant.name, failed.status) == ("identity", "diverged")
 
 
-def test_a_broken_mechanism_is_not_trained_and_the_error_has_what_is_wrong(quick, bugs):
+def test_a_broken_mechanism_is_not_trained_and_the_error_has_what_is_wrong(
+    quick, bugs, monkeypatch
+):
+    calls = []
+
+    class Noting(fake_workers.InProcess):
+        def prepare(self, runs):
+            calls.append(("prepare", runs))
+
+        def start(self, planned):
+            calls.append("start")
+
+        def stop(self):
+            calls.append("stop")
+
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", Noting)
+    checked = attnlab.runner.run.check_targets
+    monkeypatch.setattr(
+        "attnlab.runner.run.check_targets",
+        lambda *given, **options: (calls.append("check"), checked(*given, **options))[1],
+    )
     variants = {"leaky": tiny_study.base.with_mechanisms(bugs.MeanOverTime())}
     study = replace(tiny_study.study, baseline="leaky", variants=variants)
     with pytest.raises(
@@ -204,6 +224,7 @@ def test_a_broken_mechanism_is_not_trained_and_the_error_has_what_is_wrong(quick
     assert checked.target.name == "leaky"
     assert not checked.holds
     assert not Path("out").exists()
+    assert calls == [("prepare", 1), "check", "stop"]
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypatch):

@@ -98,6 +98,12 @@ def constant(function: Function) -> Function:
     return function
 
 
+def load_compiler() -> None:
+    """Load what compiles functions for CUDA, which takes seconds, before there is one."""
+    with suppress(ImportError):
+        pass
+
+
 def compiler_is_loaded() -> bool:
     """Return whether this process has loaded the compiler; without it nothing is compiled."""
     return sys.modules.get("torch._dynamo") is not None

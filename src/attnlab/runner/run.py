@@ -13,7 +13,6 @@ from typing import Literal
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, check_targets, of_study
 from attnlab.data import Corpus
-from attnlab.device.selection import Slot
 from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, WriteError, remove_temporary
 from attnlab.reporting.files import write_report, write_results
@@ -23,7 +22,7 @@ from attnlab.runner.processes import require_processes
 from attnlab.runner.request import Request, notes_on_data, read_data, require_importable
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import Tracker
-from attnlab.runner.workers import Workers, run_schedule
+from attnlab.runner.workers import run_schedule, stopped_by_errors
 from attnlab.runner.workers.local import LocalWorkers
 from attnlab.runner.workers.ray import Cluster, RayWorkers
 from attnlab.study.buildable import require_buildable
@@ -198,13 +197,17 @@ def _run(
     if left and not anyway:
         requested = {name: of_run(chosen.variants[name], corpus) for name, corpus in read.items()}
         require_comparable(chosen, study_dir, requested)
-    if left and request.check:
-        _require_correct(chosen.only(left), watch)
-    record = chosen.record(command=command, checked=request.check)
-    with StudyRecord.held(study_dir):
-        _joined(record, study_dir, trains=bool(left)).write(study_dir)
-    watch(Started(schedule))
-    workers = _workers(request, cluster, slots, study_dir, read, watch)
+    local = LocalWorkers(slots, study_dir, request.places()) if cluster is None else None
+    with stopped_by_errors(local):
+        if left and request.check:
+            if local is not None:
+                local.prepare(len(left))  # processes load their libraries during the checks
+            _require_correct(chosen.only(left), watch)
+        record = chosen.record(command=command, checked=request.check)
+        with StudyRecord.held(study_dir):
+            _joined(record, study_dir, trains=bool(left)).write(study_dir)
+        watch(Started(schedule))
+        workers = local or _on_cluster(request, cluster, study_dir, read, watch)
     events = run_schedule(schedule, workers)
     try:
         with closing(events), tracker:
@@ -231,16 +234,14 @@ def _follow(events: Iterable[RunEvent], study_dir: Path, tracker: Tracker, watch
             results.update(study_dir)
 
 
-def _workers(
+def _on_cluster(
     request: Request,
     cluster: Cluster | None,
-    slots: Sequence[Slot],
     study_dir: Path,
     corpora: Mapping[str, Corpus],
     watch: Watch,
-) -> Workers:
-    if cluster is None:
-        return LocalWorkers(slots, study_dir, request.places())
+) -> RayWorkers:
+    assert cluster is not None
     return RayWorkers(
         cluster,
         study_dir,

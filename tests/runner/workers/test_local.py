@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from attnlab.record.temporary_files import TEMPORARY
 from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.runner.schedule import open_schedule
-from attnlab.runner.workers import run_schedule
+from attnlab.runner.workers import local, run_schedule
 from attnlab.runner.workers.local import LocalWorkers
 from attnlab.training import checkpoint
 from attnlab.training.run import Run
@@ -364,6 +365,31 @@ def test_a_run_that_was_taken_over_during_a_pause_ends_without_another_write(
     assert list(events) == [Held(f"process {os.getpid()} on node-2", lost=True)]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert list(trained(tmp_path, filled)) == [Held(f"process {os.getpid()} on node-2")]
+
+
+def test_processes_are_started_before_there_are_runs_for_them(tmp_path, places, monkeypatch):
+    begun = []
+
+    class NoProcess:
+        def __init__(self, target):
+            begun.append(self)
+            self.pipe, self.ended = Pipe()[0], False
+
+        def is_alive(self):
+            return not self.ended
+
+        def end(self, *, within_seconds=0.0):
+            self.ended = True
+
+    monkeypatch.setattr(local, "ChildProcess", NoProcess)
+    workers = LocalWorkers([Slot(("cpu",), 1)] * 3, tmp_path, places)
+    for runs in (0, 2, 1):
+        workers.prepare(runs)
+    assert len(begun) == 2
+    assert workers.idle()
+    assert not workers.busy()
+    workers.stop()
+    assert all(process.ended for process in begun)
 
 
 def test_slots_share_the_cores_of_the_cpu():

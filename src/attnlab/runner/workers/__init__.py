@@ -7,6 +7,7 @@ this machine, `ray.RayWorkers` an actor per device of a Ray cluster.
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from attnlab.record import WriteError
@@ -36,7 +37,7 @@ class Workers(Protocol):
         ...
 
     def prepare(self, runs: int) -> None:
-        """Prepare for this number of runs that could start now, if there were devices for them."""
+        """Prepare for this number of runs that could start now, or soon: processes, devices."""
         ...
 
     def start(self, planned: PlannedRun) -> None:
@@ -53,6 +54,17 @@ class Workers(Protocol):
     def stop(self) -> None:
         """Release all devices. Runs in progress keep their last checkpoint."""
         ...
+
+
+@contextmanager
+def stopped_by_errors(workers: Workers | None) -> Generator[None]:
+    """Stop the workers, if there are some, when an exception leaves the context."""
+    try:
+        yield
+    except BaseException:
+        if workers is not None:
+            workers.stop()
+        raise
 
 
 def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEvent, None, None]:

@@ -17,6 +17,7 @@ from attnlab.data import Places
 from attnlab.device.child_process import SIGNALS, ChildProcess
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
+from attnlab.kernels.compiled import load_compiler
 from attnlab.record.lease import remove_if_ended
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execute import execute, record_failure
@@ -32,7 +33,7 @@ class LocalWorkers:
     """`attnlab.runner.workers.Workers` as processes of this machine."""
 
     def __init__(self, slots: Sequence[Slot], study_dir: Path, places: Places) -> None:
-        """No process starts before there is a run for it."""
+        """No process starts before `prepare`, or before there is a run for it."""
         self._processes = [_WorkerProcess(slot, study_dir, places) for slot in slots]
 
     def idle(self) -> bool:
@@ -42,7 +43,9 @@ class LocalWorkers:
         return any(process.planned is not None for process in self._processes)
 
     def prepare(self, runs: int) -> None:
-        del runs  # the devices of this machine are what there is
+        idle = [process for process in self._processes if process.planned is None]
+        for process in idle[:runs]:
+            process.begin()
 
     def start(self, planned: PlannedRun) -> None:
         next(p for p in self._processes if p.planned is None).start(planned)
@@ -67,11 +70,15 @@ class _WorkerProcess:
     def __init__(self, slot: Slot, study_dir: Path, places: Places) -> None:
         self.slot, self.study_dir, self.places = slot, study_dir, places
         self.planned: PlannedRun | None = None  # the run in progress
-        self.process: ChildProcess | None = None  # None until there is a run for it
+        self.process: ChildProcess | None = None  # None until it begins
 
-    def start(self, planned: PlannedRun) -> None:
+    def begin(self) -> None:
         if self.process is None or not self.process.is_alive():
             self.process = self._spawn()
+
+    def start(self, planned: PlannedRun) -> None:
+        self.begin()
+        assert self.process is not None
         self.planned, run, pipe = planned, planned.run, self.process.pipe
         with suppress(BrokenPipeError):  # the process died: `receive` finds out
             folder, sources = run.folder(self.study_dir), run.config.sources()
@@ -127,6 +134,8 @@ def work(pipe: Connection) -> None:
     devices = [torch.device(device) for device in slot.devices]
     if devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
+        load_compiler()  # every step on CUDA compiles its loss
+        torch.zeros(1, device=devices[0])  # the first tensor takes seconds
     while True:
         try:
             variant, settings, recipe, identity = pipe.recv()
