@@ -14,11 +14,13 @@ import typer.main
 from support import SOURCE, TESTS, fake_workers, tiny_study
 
 import attnlab
+from attnlab.analysis.profile import Accuracy
 from attnlab.benchmarking.bench import Measured
 from attnlab.cli import app
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
+from attnlab.runner.probe import probe_study
 
 SCRIPT = """
 from pathlib import Path
@@ -301,3 +303,63 @@ def test_every_command_is_a_function():
     names = {"list": "catalog"}
     for command in typer.main.get_command(app).commands:
         assert callable(getattr(attnlab, names.get(command, command)))
+
+
+def test_a_probe_is_a_study_of_every_task_and_mechanism():
+    study = probe_study("mla:kv_lora_rank=8", "identity", tasks="recall, s5", n_layers=1, n_heads=4)
+    assert list(study.variants) == [
+        f"{task}_{kind}" for task in ("recall", "s5") for kind in ("mla:kv_lora_rank=8", "identity")
+    ]
+    for name, config in study.variants.items():
+        assert config.train.seq_len == config.data.length == config.eval.lengths[0]
+        assert config.eval.lengths[-1] == 4 * config.data.length
+        assert (config.model.n_layers, config.model.d_model) == (1, 128)
+        assert name.startswith("s5") == (config.data.kind() == "state_tracking")
+    assert study.variants["s5_mla:kv_lora_rank=8"].model.per_layer()[0].kv_lora_rank == 8
+    assert study.variants["recall_mla:kv_lora_rank=8"].model.per_layer()[0].n_heads == 4
+    quick = probe_study("gla", quick=True, overrides=["n_heads=2", "train.learning_rate=0.5"])
+    assert quick.name == "probe_quick"
+    assert {config.train.learning_rate for config in quick.variants.values()} == {0.5}
+    assert {config.model.per_layer()[0].n_heads for config in quick.variants.values()} == {2}
+    for tasks, message in (("recal", "no task 'recal'; did you mean 'recall'"), ([], "at least")):
+        with pytest.raises(ValueError, match=message):
+            probe_study("gla", tasks=tasks)
+    with pytest.raises(ValueError, match="no mechanism or study 'glaa'"):
+        probe_study("glaa")
+
+
+def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
+    monkeypatch.setattr("attnlab.runner.run.check_targets", lambda targets, **how: [])
+    analysis = attnlab.probe(
+        *("identity", "grouped_query"),
+        tasks=["parity", "recall"],
+        quick=True,
+        seeds=1,
+        steps=2,
+        d_model=8,
+        n_layers=1,
+        overrides=["data.train_examples=64", "data.held_out_examples=20"],
+        out=tmp_path / "probe",
+        device="cpu",
+        workers=1,
+    )
+    found = {(of.task, of.mechanism): of for of in attnlab.profile(analysis)}
+    assert list(found) == [
+        (task, kind) for task in ("parity", "mqar") for kind in ("identity", "grouped_query")
+    ]
+    recall = found["mqar", "grouped_query"]
+    (run,) = attnlab.load_results(tmp_path / "probe" / "recall_grouped_query")
+    assert recall.accuracy == Accuracy(mean=run["test_accuracy"], low=None, high=None, seeds=1)
+    two = Accuracy.of([0.5, 0.52])
+    assert two.high == pytest.approx(0.51 + 12.706 * 0.02 / 2, abs=1e-4)  # t(0.975, 1)
+    assert recall.chance == 1 / 32
+    assert set(recall.lengths) == {32, 64}
+    assert set(recall.parts) == {(n, f"{k} pairs") for n in (32, 64) for k in (2, 4, 8)}
+    assert recall.state_bytes == 2 * 2 * 8 * 32  # keys and values of 32 tokens in two bytes
+    assert found["mqar", "identity"].state_bytes == 0
+    lines = (tmp_path / "probe" / "profile.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * (1 + 2 + 2 * 3) + 2 * (1 + 2 + 2 + 3)
+    report = (tmp_path / "probe" / "report.md").read_text()
+    assert "## Answers on tasks" in report
+    assert "| 64 tokens, 8 pairs |" in report

@@ -7,6 +7,7 @@ Every command of the command line is a function:
     train      train one run of a study, also as one of torchrun's processes
     extend     continue a finished run for more steps
     check      check mechanisms for every property of the contract
+    probe      train small models on tasks: what mechanisms recall, copy and track
     bench      measure time, memory and decode state of mechanisms
     report     rebuild the report of a study
     compare    compare studies, variants and single runs in one report
@@ -103,10 +104,12 @@ if TYPE_CHECKING:
     from attnlab.record.packed_study import unpack as unpack
     from attnlab.reporting.files import compare as compare
     from attnlab.reporting.files import report as report
+    from attnlab.reporting.profile import profile as profile
     from attnlab.runner.doctor import doctor as doctor
     from attnlab.runner.execute import train as train
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
+    from attnlab.runner.probe import probe as probe
     from attnlab.runner.run import ViolatedPropertyError as ViolatedPropertyError
     from attnlab.runner.run import run as run
     from attnlab.study.catalog import Catalog as Catalog

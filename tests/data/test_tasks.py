@@ -136,7 +136,7 @@ FINGERPRINTS = {
     "mqar 16": "4805a43918cc74b5",
     "selective_copying 20": "9fc16f8997120f19",
     "selective_copying 9": "e7b3bd8ab76786f6",
-    "state_tracking 20": "8e43fe0fd71c6551",
+    "state_tracking 20": "b9acaa064394289e",
 }
 
 
@@ -182,7 +182,7 @@ def test_held_out_accuracy_is_kept_apart_by_pairs_and_by_position():
     short = replace(TASKS[0], length=24, held_out_pairs=(3, 8))
     assert short.load(NOWHERE).examples["test"].groups == ("3 pairs",)
     tracked = StateTracking(length=20, **SMALL).load(NOWHERE).examples["valid"]
-    assert tracked.groups == ("tokens 1 to 8", "tokens 9 to 16", "tokens 17 to 20")
+    assert tracked.groups == ("positions 1 to 8", "positions 9 to 16", "positions 17 to 20")
     assert tracked.groups_NT[0].tolist() == [0] * 8 + [1] * 8 + [2] * 4
 
 

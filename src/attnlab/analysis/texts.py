@@ -29,7 +29,7 @@ import numpy as np
 from attnlab.analysis.fairness import comparable_groups
 from attnlab.analysis.numbers import confidence
 from attnlab.analysis.sentences import listed
-from attnlab.analysis.settings import as_computed
+from attnlab.analysis.settings import as_computed, describe
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.letters import tau_range
 from attnlab.analysis.table import Table
@@ -226,10 +226,15 @@ def _mechanisms(table: Table) -> dict[str, str]:
 
 
 def _names_of(groups: Sequence[Sequence[str]], table: Table) -> list[str]:
-    """Return a name for the text of each group: its files, else its source, and its tokenizer."""
+    """Return a name for the text of each group: its files, else its source, and its tokenizer.
+
+    Tasks that share their source and tokenizer have the settings in which they differ.
+    """
     data = {v.name: v.config.get("data", {}) for v in table.variants if v.config}
     each = [next((data[name] for name in group if name in data), {}) for group in groups]
     names = list(map(_text, each))
+    if len(set(names)) < len(names) and len({str(of.get("tokenizer")) for of in each}) == 1:
+        names = [f"{name}{_apart(of, each)}" for name, of in zip(names, each, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} ({_tokenizer(of)})" for name, of in zip(names, each, strict=True)]
     twice = Counter(names)
@@ -240,7 +245,21 @@ def _names_of(groups: Sequence[Sequence[str]], table: Table) -> list[str]:
 
 def _text(data: Mapping[str, Any]) -> str:
     paths = [*(data.get("paths") or ()), *([data["path"]] if data.get("path") else ())]
-    return ", ".join(PurePath(path).name for path in paths) or data.get("kind") or "text"
+    files = ", ".join(PurePath(path).name for path in paths)
+    return files or data.get("group") or data.get("kind") or "text"
+
+
+def _apart(data: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """Return the settings in which a source differs from others of its kind, in parentheses."""
+    alike = [of for of in others if _text(of) == _text(data)]
+    apart = {
+        name: value
+        for name, value in data.items()
+        if name not in ("path", "paths") and any(of.get(name) != value for of in alike)
+    }
+    return (
+        f" ({', '.join(f'{name} {describe(of)}' for name, of in apart.items())})" if apart else ""
+    )
 
 
 def _tokenizer(data: Mapping[str, Any]) -> str:

@@ -37,7 +37,18 @@ class _Commands(typer.core.TyperGroup):
     """The commands, in the order in which a user needs them; an error of usage is one line."""
 
     ORDER = (
-        *("list", "doctor", "run", "train", "extend", "report", "compare", "check", "bench"),
+        *(
+            "list",
+            "doctor",
+            "run",
+            "train",
+            "extend",
+            "report",
+            "compare",
+            "check",
+            "bench",
+            "probe",
+        ),
         *("generate", "export", "pack", "unpack"),
     )
 

@@ -18,9 +18,18 @@ from rich.text import Text
 
 from attnlab.analysis import numbers
 from attnlab.analysis.sentences import listed
-from attnlab.cli.console import Output, first_line
+from attnlab.cli.console import ActivityStatus, Output, first_line, verbatim
 from attnlab.runner.decisions import RunCount
-from attnlab.runner.events import Ended, Held, Lost, Progress, RunEvent
+from attnlab.runner.events import (
+    Activity,
+    Ended,
+    Held,
+    Lost,
+    Notice,
+    Progress,
+    RunEvent,
+    Started,
+)
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
@@ -144,6 +153,29 @@ class StudyProgress:
         return f"{total.done:>3}/{total.at_least}{more}"
 
 
+class StudyWatch:
+    """Shows what `attnlab.run` tells its watcher: activities, notes, and the progress of runs."""
+
+    def __init__(self, shown: ActivityStatus, output: Output) -> None:
+        self.shown, self.output = shown, output
+        self.progress: StudyProgress | None = None  # None before the first run
+
+    def __call__(self, event: Activity | Started | RunEvent | Notice) -> None:
+        match event:
+            case Activity(description):
+                self.shown.start(description)
+            case Started(schedule):
+                self.shown.current.close()
+                _announce(schedule, self.output)
+                progress = StudyProgress(schedule, self.output)
+                self.progress = self.shown.current.enter_context(progress)
+            case RunEvent():
+                assert self.progress is not None
+                self.progress.show(event)
+            case Notice(text):
+                self.shown.note(text)
+
+
 @dataclass
 class _Active:
     """The bar and the step of an active run."""
@@ -188,3 +220,26 @@ def _tuning_outcome(tuned: TuningResult) -> Text:
         return Text(f"{found}; {len(tuned.search.tried)} runs from {tried}")
     beyond = (f"the optimum is not bracketed by {tried}", "yellow")
     return Text.assemble(f"{found}: ", beyond)
+
+
+def _announce(schedule: StudySchedule, output: Output) -> None:
+    """Print the question and the number of runs."""
+    study, verdict, tuning = schedule.study, schedule.verdict_count(), schedule.tuning_count()
+    done = f", {verdict.done} of them done" if verdict.done else ""
+    more = f" (until decided, at most {verdict.at_most})" if study.most_seeds else ""
+    verbatim(first_line(study.question), output, style="bold")
+    verbatim(
+        f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
+        f"{_count(verdict.at_least, 'run')}{more}{done}; results in {schedule.study_dir}",
+        output,
+    )
+    if tuning.at_most:
+        done = f", {tuning.done} of them done" if tuning.done else ""
+        bounds = f"{tuning.at_least}"
+        if tuning.at_most > tuning.at_least:
+            bounds = f"about {tuning.expected} ({tuning.at_least} to {tuning.at_most})"
+        verbatim(f"first, {bounds} runs to search recipes{done}", output)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,6 +1,6 @@
 """`attnlab run`: train the variants of a study and compare them."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,11 +15,8 @@ from attnlab.cli.app import (
     reports_user_errors,
     whole,
 )
-from attnlab.cli.console import ActivityStatus, Output, console, error, errors, first_line, verbatim
+from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim
 from attnlab.cli.report import show
-
-if TYPE_CHECKING:
-    from attnlab.runner.schedule import StudySchedule
 
 
 @app.command()
@@ -196,9 +193,8 @@ def run(  # noqa: PLR0913  one parameter per option
     import attnlab
     from attnlab.checks.table import ResultsTable
     from attnlab.cli.plan import show_plan
-    from attnlab.cli.progress import StudyProgress
+    from attnlab.cli.progress import StudyWatch
     from attnlab.reporting.files import PAGE
-    from attnlab.runner.events import Activity, Notice, RunEvent, Started
 
     options: dict[str, Any] = {
         "length": length,
@@ -223,25 +219,10 @@ def run(  # noqa: PLR0913  one parameter per option
         "check": not no_check,
     }
     output = errors if as_json else console
-    progress: StudyProgress | None = None
+    watch: StudyWatch | None = None
     try:
         with ActivityStatus(output, lines=True) as shown:
-
-            def watch(event: Activity | Started | RunEvent | Notice) -> None:
-                nonlocal progress
-                match event:
-                    case Activity(description):
-                        shown.start(description)
-                    case Started(schedule):
-                        shown.current.close()
-                        _announce(schedule, output)
-                        progress = shown.current.enter_context(StudyProgress(schedule, output))
-                    case RunEvent():
-                        assert progress is not None
-                        progress.show(event)
-                    case Notice(text):
-                        shown.note(text)
-
+            watch = StudyWatch(shown, output)
             if only_plan:
                 plan = attnlab.plan(
                     study,
@@ -265,32 +246,9 @@ def run(  # noqa: PLR0913  one parameter per option
         error("properties are violated; nothing was trained (use --no-check to train regardless)")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        if progress is not None:
-            page = progress.schedule.study_dir / PAGE
+        if watch is not None and watch.progress is not None:
+            page = watch.progress.schedule.study_dir / PAGE
             verbatim(f"report of the runs that have ended: {page}", output)
         raise
     show(analysis, as_json)
     raise typer.Exit(1 if analysis.whole.failures else 0)
-
-
-def _announce(schedule: "StudySchedule", output: Output) -> None:
-    """Print the question and the number of runs."""
-    study, verdict, tuning = schedule.study, schedule.verdict_count(), schedule.tuning_count()
-    done = f", {verdict.done} of them done" if verdict.done else ""
-    more = f" (until decided, at most {verdict.at_most})" if study.most_seeds else ""
-    verbatim(first_line(study.question), output, style="bold")
-    verbatim(
-        f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
-        f"{_count(verdict.at_least, 'run')}{more}{done}; results in {schedule.study_dir}",
-        output,
-    )
-    if tuning.at_most:
-        done = f", {tuning.done} of them done" if tuning.done else ""
-        bounds = f"{tuning.at_least}"
-        if tuning.at_most > tuning.at_least:
-            bounds = f"about {tuning.expected} ({tuning.at_least} to {tuning.at_most})"
-        verbatim(f"first, {bounds} runs to search recipes{done}", output)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -61,7 +61,7 @@ class StateTracking(Task):
         product_EE = products(self.group)
         ends = list(_ends(self.length))
         starts = [1, *(end + 1 for end in ends)]
-        names = [f"tokens {a} to {b}" for a, b in zip(starts, ends, strict=False)]
+        names = [f"positions {a} to {b}" for a, b in zip(starts, ends, strict=False)]
         made = blank(n, self.length, tuple(names))
         made.tokens_NT[:] = draws.below(len(product_EE), n, self.length)
         state_N = np.zeros(n, np.int64)

@@ -72,6 +72,14 @@ class PositionsForm(TypedDict):
     loss: list[Number]
 
 
+class GroupForm(TypedDict):
+    """Types of a group of answers of a task."""
+
+    accuracy: Number
+    loss: Number
+    answers: int
+
+
 class SummaryForm(TypedDict, total=False):
     """Types of summary.json."""
 
@@ -93,6 +101,7 @@ class SummaryForm(TypedDict, total=False):
     final_other_loss: Number
     final_recall_fraction: Number
     final_loss_by_position: PositionsForm
+    final_by_group: Mapping[str, GroupForm]
     final_by_length: Mapping[int, dict[str, Any]]
     test_loss: Number
     test_perplexity: Number
@@ -102,6 +111,7 @@ class SummaryForm(TypedDict, total=False):
     test_other_loss: Number
     test_recall_fraction: Number
     test_loss_by_position: PositionsForm
+    test_by_group: Mapping[str, GroupForm]
     steps: int
     tokens: int
     total_time: Number

@@ -11,6 +11,7 @@ from attnlab.analysis.table import Table
 from attnlab.analysis.texts import within_each
 from attnlab.record import StudyRecord
 from attnlab.reporting import sentences
+from attnlab.reporting.profile import profile_tables
 from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
 from attnlab.reporting.tables.comparisons import Matrix, matrix_of
@@ -30,6 +31,7 @@ SECTIONS = {
     "ranking": "Ranking",
     "sweep": "Along the swept settings",
     "scaling": "Scaling",
+    "profile": "Answers on tasks",
     "texts": "On other texts",
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
@@ -88,6 +90,7 @@ class ReportContext:
     texts: Sequence[OnText]  # the other texts of the study
     texts_note: str  # empty for a study of one text
     scaling: Sequence[TextTable]  # empty for a study that is no ladder
+    profile: Sequence[TextTable]  # empty for a study of texts
     agreements: Sequence[TextTable]  # one; empty for a study of one text
     costs: Sequence[Column]
     parts: Sequence[Column]
@@ -140,6 +143,7 @@ class ReportContext:
             else "",
             agreements=agreement_tables(analysis),
             scaling=scaling_tables(analysis),
+            profile=profile_tables(analysis),
             costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
             loss_parts=comparisons.parts_of_loss(analysis),

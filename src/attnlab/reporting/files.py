@@ -6,6 +6,7 @@
     comparison_*.pdf             its panels, one column of a paper wide
     table.csv, table.tex         for spreadsheets and papers
     runs.csv                     one row per run
+    profile.png, .csv            of tasks: the accuracy of their answers
     comprehensive_results.json   finished variants, the best first
     failures.json                unfinished runs with their reasons
     <variant>/config.json        every setting of the variant
@@ -39,6 +40,7 @@ from attnlab.record import (
     to_json,
 )
 from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.profile import profile, profile_csv, profile_png
 from attnlab.reporting.tables.data_files import csv_table, failures, metrics, results, runs_csv
 from attnlab.reporting.tables.latex import latex
 
@@ -134,6 +136,8 @@ def write_comparison(analysis: Analysis) -> None:
     _update(path / "comparison.svg", svg)
     for name, data in panel_pdfs(analysis).items():
         _update(path / f"comparison_{name}.pdf", data)
+    if profile(analysis):
+        _update(path / "profile.png", profile_png(analysis))
     _update(path / PAGE, page(analysis).encode())
     _write_results(analysis)
 
@@ -178,6 +182,8 @@ def _write_results(analysis: Analysis) -> None:
     _update(path / "report.md", markdown(analysis, picture).encode())
     _update(path / "table.csv", csv_table(analysis).encode())
     _update(path / "table.tex", latex(analysis).encode())
+    if profile(analysis):
+        _update(path / "profile.csv", profile_csv(analysis).encode())
 
 
 def _update(path: Path, data: bytes) -> None:

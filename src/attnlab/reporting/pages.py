@@ -17,6 +17,7 @@ from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.sweeps import SweptSetting
 from attnlab.analysis.training_lengths import OfLength
 from attnlab.reporting.context import SECTIONS, ReportContext
+from attnlab.reporting.profile import CAPTION, against_state, profile, styles_on, tasks_of
 from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.scaling import QUANTITIES, amount
 
@@ -42,6 +43,7 @@ def page(analysis: Analysis) -> str:
         "again": False,
         "texts": analysis.texts,
         "scaling": context.scaling,
+        "profile": context.profile,
         "hypotheses": analysis.judgements,
         "families": context.families,
         "lengths": drawn["lengths"],
@@ -60,6 +62,7 @@ def page(analysis: Analysis) -> str:
         **drawn,
         laws=_laws(analysis, charts),
         along_lengths=along_lengths(analysis, charts),
+        profiles=_profiles(analysis, charts),
         colours=charts.styles,
         forests=[it for of in analysis.texts.values() if (it := Charts(of).forest())],
         styles={row.name: charts.styles[row.name] for row in context.rows},
@@ -119,6 +122,20 @@ def along_lengths(analysis: Analysis, charts: "Charts") -> list["Chart"]:
             )
         )
     return drawn
+
+
+def _profiles(analysis: Analysis, charts: "Charts") -> list["Chart"]:
+    """Return the charts of a study of tasks, one per task; empty for a study of texts."""
+    found = profile(analysis)
+    styles = styles_on(found, charts.styles) if found else {}
+    return [
+        charts.svg_charts.chart(
+            partial(against_state, found=of_task, styles=styles),
+            f"{task}: accuracy of answers against decode state",
+            CAPTION,
+        )
+        for task, of_task in tasks_of(found).items()
+    ]
 
 
 def markdown(analysis: Analysis, picture: str | None) -> str:

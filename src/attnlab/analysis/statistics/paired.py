@@ -68,6 +68,11 @@ class Difference:
         return self.mean - self.half_width, self.mean + self.half_width
 
 
+def t_quantile(df: int, among: int = 1) -> float:
+    """Return the t quantile of a two-sided 95 % interval, one of `among` that hold at once."""
+    return float(stdtrit(df, 1 - (1 - CONFIDENCE) / (2 * among)))
+
+
 def paired_difference(
     first: Mapping[int, float], second: Mapping[int, float], among: int = 1
 ) -> Difference | None:
@@ -80,8 +85,7 @@ def paired_difference(
         return None
     half_width = None
     if estimate.spread is not None:
-        quantile = float(stdtrit(estimate.n - 1, 1 - (1 - CONFIDENCE) / (2 * among)))
-        half_width = quantile * estimate.spread / math.sqrt(estimate.n)
+        half_width = t_quantile(estimate.n - 1, among) * estimate.spread / math.sqrt(estimate.n)
     return Difference(mean=estimate.mean, half_width=half_width, n=estimate.n)
 
 

@@ -44,7 +44,7 @@ def pareto(axes: Axes, rows: Sequence[Row], styles: Styles, front: Front) -> Non
     low, high = window([Extent(*bar) for bar in bars.values()])
     axes.set_ylim(low, high)
     axes.set_ylabel("loss (nats/token)")
-    _cost_axis(axes, [cost for cost, _ in points.values()], front.label, front.unit)
+    cost_axis(axes, [cost for cost, _ in points.values()], front.label, front.unit)
     steps = [front.points[name] for name in front.front if name in points]
     axes.step(
         [cost for cost, _ in steps], [loss for _, loss in steps],
@@ -167,7 +167,7 @@ class _Box(NamedTuple):
         return around.x0 <= self.left and self.right <= around.x1 and self.bottom >= around.y0
 
 
-def _cost_axis(axes: Axes, costs: list[float], label: str, unit: str) -> None:
+def cost_axis(axes: Axes, costs: list[float], label: str, unit: str) -> None:
     positive = [cost for cost in costs if cost > 0]
     factor, name = unit_of(positive, unit)
     axes.set_xlabel(f"{label} ({name})" if name else label)

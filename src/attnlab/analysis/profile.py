@@ -1,0 +1,120 @@
+"""The profile of mechanisms on tasks: the accuracy of their answers, in total and in parts.
+
+    mean ± t(0.975, n - 1) sd / sqrt(n)     over n seeds, cut to [0, 1]
+
+Accuracy is the fraction of right answers on held-out sequences, of the length of training or
+another. Intervals are of one mechanism each, and hold one at a time: to compare mechanisms, use the
+intervals of the verdict.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnlab.analysis.lengths import KEY
+from attnlab.analysis.statistics.paired import Estimate, t_quantile
+from attnlab.analysis.table import Run, Table, Variant
+from attnlab.analysis.texts import named
+
+GROUPS = "by_group"  # of a summary: the accuracy of groups of answers, by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A mean over seeds with its interval; no interval for one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], among: int = 1) -> "Accuracy | None":
+        """Return the accuracy over seeds, with one of `among` intervals that hold at once.
+
+        >>> Accuracy.of([1.0, 1.0, 0.97]).high
+        1.0
+        """
+        estimate = Estimate.of(values)
+        if estimate is None:
+            return None
+        if estimate.spread is None:
+            return cls(mean=estimate.mean, low=None, high=None, seeds=1)
+        half = t_quantile(estimate.n - 1, among) * estimate.spread / math.sqrt(estimate.n)
+        low, high = max(0.0, estimate.mean - half), min(1.0, estimate.mean + half)
+        return cls(mean=estimate.mean, low=low, high=high, seeds=estimate.n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTask:
+    """One mechanism on one task."""
+
+    task: str
+    mechanism: str
+    variant: str
+    length: int  # tokens of a sequence in training
+    accuracy: Accuracy  # on the split of the verdict, at the length of training
+    parts: Mapping[tuple[int, str], Accuracy]  # on validation, by length and group of answers
+    lengths: Mapping[int, Accuracy]  # on validation, by length, ascending
+    chance: float | None  # of guessing
+    state_bytes: float | None  # of a sequence at the end of its training length
+
+
+def profile_of(tables: Mapping[str, Table], split: str) -> tuple[OnTask, ...]:
+    """Return what each mechanism does on each task, by tasks; empty for a study of texts.
+
+    Args:
+        tables: of each task or text, by name.
+        split: of the accuracy in total, "test" or "final" (validation).
+    """
+    names = named(tables)
+    found = list[OnTask]()
+    for of in names:
+        mechanism = {variant: name for name, variant in of.variants.items()}
+        for variant in tables[of.text].variants:
+            name = mechanism.get(variant.name, variant.name) if len(names) > 1 else variant.name
+            found.extend(_on_task(of.text, name, variant, split))
+    return tuple(found)
+
+
+def _on_task(task: str, mechanism: str, variant: Variant, split: str) -> Iterator[OnTask]:
+    runs = [run for run in variant.finished if f"final_{GROUPS}" in run.summary]
+    length = variant.config.get("train", {}).get("seq_len", 0)
+    values = [run.summary.get(f"{split}_accuracy") for run in runs]
+    accuracy = Accuracy.of([value for value in values if value is not None])
+    if accuracy is None:
+        return
+    by_length = [dict(_by_length(run, length)) for run in runs]
+    lengths = sorted({at for of in by_length for at in of})
+    parts = dict[tuple[int, str], Accuracy]()
+    totals = dict[int, Accuracy]()
+    for at in lengths:
+        there = [of[at] for of in by_length if at in of]
+        if (total := Accuracy.of([of["accuracy"] for of in there])) is not None:
+            totals[at] = total
+        for group in dict.fromkeys(group for of in there for group in of[GROUPS]):
+            of_group = [of[GROUPS][group]["accuracy"] for of in there if group in of[GROUPS]]
+            if (part := Accuracy.of(of_group)) is not None:
+                parts[at, group] = part
+    state = variant.numbers.get("state_bytes")
+    chance = next((run.environment.get("data", {}).get("chance") for run in runs), None)
+    yield OnTask(
+        task=task,
+        mechanism=mechanism,
+        variant=variant.name,
+        length=length,
+        accuracy=accuracy,
+        parts=parts,
+        lengths=totals,
+        chance=chance,
+        state_bytes=state and state.mean,
+    )
+
+
+def _by_length(run: Run, trained: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    summary = run.summary
+    yield trained, {"accuracy": summary["final_accuracy"], GROUPS: summary[f"final_{GROUPS}"]}
+    for length, of in summary.get(KEY, {}).items():
+        if int(length) != trained and GROUPS in of:
+            yield int(length), of

@@ -1,0 +1,142 @@
+"""`attnlab probe`: what mechanisms recall, copy and track, on small tasks."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from attnlab.cli.app import (
+    DeviceOption,
+    FlaPathOption,
+    JsonOption,
+    app,
+    command_line,
+    folder,
+    reports_user_errors,
+    whole,
+)
+from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim, write
+
+
+@app.command("probe")
+@reports_user_errors
+def probe_(  # noqa: PLR0913  one parameter per option
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KIND",
+            help="All, kinds (mla), classes (file.py:Class), layers (fla:Layer) or studies (name "
+            "or path), each perhaps with settings of its own (mla:kv_lora_rank=8); then settings "
+            "of all: window=16, train.learning_rate=1e-3 ...",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Probe only these, separated by commas: recall, copying, parity, s3, s5.",
+            show_default="all",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Shorter sequences, smaller models, fewer steps: minutes on a CPU."
+        ),
+    ] = False,
+    seeds: Annotated[
+        int, typer.Option(help="Seeds per mechanism and task.", parser=whole(1), metavar="N")
+    ] = 3,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Train for this number of steps.", parser=whole(1), metavar="N"),
+    ] = None,
+    d_model: Annotated[
+        int | None,
+        typer.Option(
+            help="Set the model width.",
+            parser=whole(1),
+            metavar="N",
+            show_default="128; 32 if quick",
+        ),
+    ] = None,
+    n_layers: Annotated[
+        int, typer.Option(help="Set the number of layers.", parser=whole(1), metavar="N")
+    ] = 2,
+    n_heads: Annotated[
+        int | None,
+        typer.Option(
+            help="Set the number of heads.",
+            parser=whole(1),
+            metavar="N",
+            show_default="2; 1 if quick",
+        ),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First search the learning rate of each, on each task.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Write results to this folder.", show_default="results/probe"
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at the same time.",
+            parser=whole(1),
+            metavar="N",
+            show_default="one per GPU or CPU core",
+        ),
+    ] = None,
+    fla_path: FlaPathOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train small models on tasks, and tell what each mechanism recalls, copies and tracks.
+
+    The results are a study's, with its report, and continue with the same command; profile.png has
+    the accuracy of each mechanism on each task against its decode state.
+    """
+    import attnlab
+    from attnlab.checks.table import ResultsTable
+    from attnlab.cli.progress import StudyWatch
+    from attnlab.reporting.profile import ProfileTable, profile_json
+    from attnlab.study.targets import split_assignments
+
+    names, assignments = split_assignments(what)
+    output = errors if as_json else console
+    try:
+        with ActivityStatus(output, lines=True) as shown:
+            analysis = attnlab.probe(
+                *names,
+                tasks=tasks,
+                overrides=assignments,
+                quick=quick,
+                seeds=seeds,
+                steps=steps,
+                d_model=d_model,
+                n_layers=n_layers,
+                n_heads=n_heads,
+                tune=tune,
+                out=folder(out),
+                device=device,
+                workers=workers,
+                fla_path=fla_path,
+                watch=StudyWatch(shown, output),
+                command=command_line(),
+            )
+    except attnlab.ViolatedPropertyError as violations:
+        output.print(ResultsTable(violations.checked))
+        error("properties are violated; nothing was trained")
+        raise typer.Exit(1) from None
+    if as_json:
+        write(json.dumps(profile_json(analysis), indent=2) + "\n")
+    else:
+        console.print(ProfileTable(analysis))
+        verbatim(
+            f"\nProfile: {analysis.table.path / 'profile.png'}; report.html beside it", console
+        )
+    raise typer.Exit(1 if analysis.whole.failures else 0)
