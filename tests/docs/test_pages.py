@@ -70,7 +70,7 @@ def test_every_file_that_is_named_is_there(page):
         if re.match(rf"(?:{top})/", name):
             there = ROOT / name
             made = name.startswith("results/") and re.search(
-                "quickstart|mine|my_study|compare|probe", name
+                "quickstart|mine|my_study|compare|probe|STUDY", name
             )
             assert made or there.exists(), f"{name} in {page.name}"
         else:
