@@ -20,7 +20,8 @@ from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, Rung, StudyRecord
 from attnlab.reporting import files
 from attnlab.reporting.pages import markdown
-from attnlab.reporting.tables.data_files import results
+from attnlab.reporting.tables.data_files import csv_table, results
+from attnlab.reporting.tables.latex import latex
 
 
 @pytest.fixture
@@ -547,3 +548,22 @@ def test_one_seed_of_a_ladder_has_no_intervals_and_says_so(part):
     assert "one seed per variant gives no intervals, so that no difference is shown" in text
     assert "No intervals, and nothing at ten times the largest run: some have one seed." in text
     assert "Without intervals, no crossover is shown or excluded." in text
+
+
+def test_every_file_of_a_ladder_has_all_sizes_and_lengths_and_compares_within_each(part):
+    found = part()
+    assert found.headline[0].startswith("At 2x64, long: delta_64_long")
+    assert "Against mha, of 6 sizes and lengths: delta better in 6." in found.headline[1]
+    assert "Effective speedup in training FLOPs: delta " in found.headline[1]
+    written = results(found)
+    assert set(written) == set(part.names("mha", "delta"))
+    for name, of in written.items():
+        assert (of["size"], of["length"]) == tuple(found.whole.study.ladder[name][1:])
+        assert of["rank"] == (1 if name.startswith("delta") else 2)
+    assert csv_table(found).count("\n") == 1 + 12
+    tables = latex(found)
+    assert tables.count(r"\begin{table}") == 6
+    assert r"\label{tab:2x16-short}" in tables.replace("tab:-", "tab:")
+    assert "loss at 2x16, short of 2 variants" in tables
+    alone = part("mha_16_short", "delta_16_short")
+    assert (alone.scope, len(alone.groups)) == ("", 1)

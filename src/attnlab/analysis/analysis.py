@@ -10,6 +10,7 @@ from pathlib import Path
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import Serving, costs_of
 from attnlab.analysis.efficiency import Efficiency, efficiency_of
+from attnlab.analysis.fairness import n_texts
 from attnlab.analysis.families import (
     Families,
     SizeAndLoss,
@@ -18,7 +19,7 @@ from attnlab.analysis.families import (
     sizes_of,
     spreads_of,
 )
-from attnlab.analysis.headline import headline, on_each_text
+from attnlab.analysis.headline import headline, on_each_text, scales
 from attnlab.analysis.hypotheses import Judgement, judge_all
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
@@ -32,6 +33,7 @@ from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.texts import Agreement, agreements, by_text
 from attnlab.analysis.training_lengths import TrainingLengths, training_lengths
 from attnlab.analysis.verdict import Verdict, verdict_of
+from attnlab.record import Cell
 
 __all__ = [
     "Agreement",
@@ -70,13 +72,26 @@ class Analysis(Verdict):
     whole: Table  # of all texts, sizes and lengths; `table` holds those compared with the baseline
     text: str  # name of the baseline's text
     texts: Mapping[str, "Analysis"]  # of each other text, by its name; empty for a study of one
+    cell: Cell | None  # of the baseline; None for a study of one size and length
+    cells: Mapping[str, "Analysis"]  # of each other size and length of a ladder, by name
     scaling: Scaling | None  # of a ladder
     agreements: tuple[Agreement, ...]  # one per two texts, on the order of mechanisms
 
     @property
-    def one_of_texts(self) -> bool:
+    def groups(self) -> tuple["Analysis", ...]:
+        """The analyses of all variants of the study, this one first."""
+        return (self, *self.texts.values(), *(of for it in self.cells.values() for of in it.groups))
+
+    @property
+    def several_texts(self) -> bool:
         """True if the study has comparisons on other texts, too."""
-        return self.table is not self.whole
+        return n_texts(self.table.study) > 1
+
+    @property
+    def scope(self) -> str:
+        """The text, size and length in words, after a space; empty if the study has one of each."""
+        text = f" on {self.text}" if self.several_texts else ""
+        return f"{text} at {self.cell.size}, {self.cell.budget}" if self.cell else text
 
 
 def analyse(study_dir: Path | str) -> Analysis:
@@ -85,13 +100,27 @@ def analyse(study_dir: Path | str) -> Analysis:
 
 
 def analysis_of(table: Table) -> Analysis:
-    """Analyse a table, of one study or of several folders; each text of a study by itself."""
-    tables = by_text(next(iter(cells_of_table(table).values())))
-    verdicts = {text: verdict_of(of_text) for text, of_text in tables.items()}
+    """Analyse a table, of one study or of several folders; each text, size and length by itself."""
+    tables = cells_of_table(table)
+    several = len(tables) > 1
+    cells = {it: _of_cell(table, of, it if several else None) for it, of in tables.items()}
+    first, *others = cells
+    found = cells[first]
+    scaling = scaling_of(table, cells)
+    lengths = training_lengths(found, found.parts)
+    named = {f"{it.size}, {it.budget}": cells[it] for it in others}
+    said = found.headline
+    if scaling is not None:
+        said = (f"{found.scope.strip().capitalize()}: {said[0]}", f"{said[1]} {scales(scaling)}")
+    return replace(found, scaling=scaling, cells=named, training_lengths=lengths, headline=said)
+
+
+def _of_cell(whole: Table, table: Table, cell: Cell | None) -> Analysis:
+    """Analyse one size and training length of a study, or all of a study that has one of each."""
+    verdicts = {text: verdict_of(of_text) for text, of_text in by_text(table).items()}
     agreed = agreements(verdicts)
-    found = {text: _analysis_of(table, text, verdicts, agreed) for text in verdicts}
+    found = {text: _analysis_of(whole, text, verdicts, agreed, cell) for text in verdicts}
     first, *others = found
-    found[first] = replace(found[first], scaling=scaling_of(table))
     if not others:
         return found[first]
     said = {text: of.headline[0] for text, of in found.items()}
@@ -104,7 +133,11 @@ def analysis_of(table: Table) -> Analysis:
 
 
 def _analysis_of(
-    whole: Table, text: str, verdicts: Mapping[str, Verdict], agreed: tuple[Agreement, ...]
+    whole: Table,
+    text: str,
+    verdicts: Mapping[str, Verdict],
+    agreed: tuple[Agreement, ...],
+    cell: Cell | None,
 ) -> Analysis:
     """Analyse one text of a study, with its verdicts on all of them."""
     verdict = verdicts[text]
@@ -121,7 +154,7 @@ def _analysis_of(
         parts=parts,
         on_text=on_text(verdict),
         lengths=at_lengths(table),
-        training_lengths=training_lengths(verdict, parts),
+        training_lengths=None,
         efficiency=efficiency_of(verdict),
         swept=swept_settings(verdict),
         fronts=tuple(front_of(cost, verdict) for cost in costs),
@@ -134,6 +167,8 @@ def _analysis_of(
         whole=whole,
         text=text,
         texts={},
+        cell=cell,
+        cells={},
         scaling=None,
         agreements=(),
     )

@@ -5,16 +5,19 @@ equivalent to it within the margin. Variants that may be the best, and variants 
 it, are named as such; no order among either is stated.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.numbers import nats
+from attnlab.analysis.scaling import Scaling
 from attnlab.analysis.sentences import listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.power import MOST_SEEDS, seeds_to_decide
 from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 
+STANDINGS = ("better", "not distinguishable", "worse")
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
 
@@ -62,6 +65,37 @@ def on_each_text(
         within = f", with intervals within [{min(ends):.2f}, {max(ends):.2f}]" if ends else ""
         said.append(f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}.")
     return f"On {text}: {lead}", " ".join(said)
+
+
+def scales(found: Scaling) -> str:
+    """Return sentences on the sizes and lengths of a ladder, and on speedups in training FLOPs."""
+    said, others = list[str](), [f for f in found.families if f != found.baseline]
+    rungs = next(iter(found.cells.values())).table.study.rungs
+    for family in others:
+        counts = Counter[str]()
+        for verdict in found.cells.values():
+            name = next((n for n in verdict.to_baseline if rungs[n].family == family), None)
+            if name is None or not verdict.judged:
+                continue
+            separable = verdict.to_baseline[name].separable
+            better = "better" if verdict.to_baseline[name].mean < 0 else "worse"
+            counts[better if separable else "not distinguishable"] += 1
+        if counts:
+            parts = [f"{what} in {counts[what]}" for what in STANDINGS if counts[what]]
+            said.append(f"{family} {', '.join(parts)}")
+    if not said:
+        return ""
+    sentences = [f"Against {found.baseline}, of {len(found.cells)} sizes and lengths: "]
+    sentences[0] += f"{'; '.join(said)}."
+    gains = found.along["flops"].speedups if "flops" in found.along else {}
+    shown = [
+        f"{family} {gain.ratio:.2f}x [{gain.interval[0]:.2f}, {gain.interval[1]:.2f}]"
+        for family, gain in gains.items()
+        if gain.ratio is not None and gain.interval is not None
+    ]
+    if shown:
+        sentences.append(f"Effective speedup in training FLOPs: {', '.join(shown)}.")
+    return " ".join(sentences)
 
 
 def winner(verdict: Verdict) -> tuple[str, ...]:

@@ -41,8 +41,7 @@ from attnlab.analysis.statistics.power_law import (
     speedup,
 )
 from attnlab.analysis.table import Table, Variant
-from attnlab.analysis.texts import by_text
-from attnlab.analysis.verdict import Verdict, verdict_of
+from attnlab.analysis.verdict import Verdict
 from attnlab.record import Cell, Rung, cells_of
 
 Quantity = Literal["flops", "parameters", "tokens", "seconds"]
@@ -105,21 +104,29 @@ def cells_of_table(table: Table) -> dict[Cell, Table]:
     return {
         cell: replace(
             table,
-            study=replace(study, variants=cell.variants, baseline=cell.baseline),
+            study=replace(
+                study,
+                variants=cell.variants,
+                baseline=cell.baseline,
+                hypotheses=study.hypotheses if cell == cells[0] else (),
+            ),
             variants=tuple(v for v in table.variants if v.name in cell.variants),
         )
         for cell in cells
     }
 
 
-def scaling_of(whole: Table) -> Scaling | None:
-    """Return the laws of a ladder's families; None for a study of one size and length."""
+def scaling_of(whole: Table, cells: Mapping[Cell, Verdict]) -> Scaling | None:
+    """Return the laws of a ladder's families; None for a study of one size and length.
+
+    Args:
+        whole: the study.
+        cells: the comparisons within each size and length, of `cells_of_table`.
+    """
     every, variants = whole.study.rungs, {variant.name: variant for variant in whole.variants}
     rungs = {name: rung for name, rung in every.items() if name in variants}
-    tables = cells_of_table(whole)
-    if len(tables) < 2 or not rungs:
+    if len(cells) < 2 or not rungs:
         return None
-    cells = {cell: verdict_of(next(iter(by_text(of).values()))) for cell, of in tables.items()}
     drawn = _drawn(cells)
     families = tuple(dict.fromkeys(rung.family for rung in rungs.values()))
     baseline = every[whole.study.baseline].family if whole.study.baseline in every else families[0]

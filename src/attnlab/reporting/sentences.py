@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.rates import how_rates_were_chosen
+from attnlab.analysis.sentences import several
 from attnlab.analysis.statistics.letters import MOST_SHOWN, shown
 from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
@@ -160,7 +161,7 @@ def unfinished(table: Table) -> list[str]:
             if any(run.status in ("absent", "partial") for run in variant.runs)
         ]
         lines.append(
-            f"still to run: {table.remaining} of {len(table.runs)} runs ({', '.join(names)})"
+            f"still to run: {table.remaining} of {len(table.runs)} runs ({several(names)})"
         )
     return lines
 

@@ -268,7 +268,7 @@ def _few_ticks(axes: Axes) -> None:
 def _title(analysis: Analysis) -> str:
     table = analysis.table
     count, of = len(analysis.order), len(table.variants)
-    name = f"{table.study.name} on {analysis.text}" if analysis.one_of_texts else table.study.name
+    name = f"{table.study.name}{analysis.scope}"
     name += " (not a fair comparison)" if analysis.whole.unfair else ""
     text = f"{name}: {count if count == of else f'{count} of {of}'} variants"
     seeds = len(analysis.seeds)

@@ -14,7 +14,7 @@ from typing import Any
 from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.table import PARTS, Run, Table, Variant
-from attnlab.reporting.tables.rows import Row, rows_of_all_texts
+from attnlab.reporting.tables.rows import Row, rows_of_all_groups
 
 TIMES = ("train_time", "eval_time", "compile_time", "total_time")
 
@@ -24,9 +24,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would execute a text
 def results(analysis: Analysis) -> dict[str, dict[str, Any]]:
     """Return comprehensive_results.json: each variant with a finished run, the best first.
 
-    Of several texts, those of one text follow those of another: their losses are not comparable.
+    Those of one text, size and length follow those of another, with which they are not compared.
     """
-    return {row.name: _result(row) for row in rows_of_all_texts(analysis)}
+    return {row.name: _result(row) for row in rows_of_all_groups(analysis)}
 
 
 def failures(table: Table) -> dict[str, dict[str, Any]]:
@@ -89,7 +89,7 @@ def _result(row: Row) -> dict[str, Any]:
         "rank": row.place,
         "letters": row.letters,
         "left_out": row.left_out,
-        **({"text": analysis.text} if analysis.one_of_texts else {}),
+        **_group(analysis),
         "verdict_from": analysis.metric,
         "spread": {key: estimate.spread for key, estimate in row.numbers.items()},
         "seeds": [run.seed for run in variant.finished],
@@ -99,6 +99,13 @@ def _result(row: Row) -> dict[str, Any]:
         "to_target": _to_target(analysis, row.name),
         "folder": str(variant.folder) if analysis.table.sources else variant.folder.name,
     }
+
+
+def _group(analysis: Analysis) -> dict[str, str]:
+    """Return the text, and the size and length, within which variants are compared."""
+    found = {"text": analysis.text} if analysis.several_texts else {}
+    cell = analysis.cell
+    return found | ({"size": cell.size, "length": cell.budget} if cell else {})
 
 
 def _to_target(analysis: Analysis, name: str) -> dict[str, Any] | None:
@@ -161,11 +168,11 @@ WITH_SPREAD = ("final_loss", "final_perplexity", "test_loss", "step_time")
 
 def csv_table(analysis: Analysis) -> str:
     """Return a header and one row per variant; those without a finished run come last."""
-    shown = rows_of_all_texts(analysis)
+    shown = rows_of_all_groups(analysis)
     ranked = {row.name for row in shown}
     unfinished = [
         Row(variant, of)
-        for of in (analysis, *analysis.texts.values())
+        for of in analysis.groups
         for variant in of.table.variants
         if variant.name not in ranked
     ]
@@ -184,7 +191,7 @@ def _row(row: Row) -> dict[str, Any]:
         "place": row.place,
         "letters": row.letters,
         "variant": variant.name,
-        **({"text": analysis.text} if analysis.one_of_texts else {}),
+        **_group(analysis),
         "mechanism": variant.mechanism,
         "seeds_finished": len(variant.finished),
         "seeds_planned": len(variant.runs),

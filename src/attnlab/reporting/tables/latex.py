@@ -29,8 +29,8 @@ SPECIAL = {
 
 
 def latex(analysis: Analysis) -> str:
-    """Return a table environment with caption and label; one per text of the study."""
-    return "\n".join(map(_latex, (analysis, *analysis.texts.values())))
+    """Return a table environment with caption and label; one per text, size and length."""
+    return "\n".join(map(_latex, analysis.groups))
 
 
 def _latex(analysis: Analysis) -> str:
@@ -44,8 +44,8 @@ def _latex(analysis: Analysis) -> str:
         *(c for c in columns.costs(shown) if c.title in COST),
     ]
     chosen = columns.for_page(columns.known(chosen, shown))
-    name = analysis.table.study.name
-    name += f" {analysis.text}" if analysis.one_of_texts else ""
+    scope = analysis.scope.replace(" on ", " ").replace(" at ", " ")
+    name = f"{analysis.table.study.name}{scope}"
     lines = [
         *(f"% {' '.join(line.split())}" for line in unfair(analysis.whole)),
         r"\begin{table}",
@@ -70,10 +70,9 @@ def _latex(analysis: Analysis) -> str:
 def _caption(analysis: Analysis) -> str:
     study, several = analysis.table.study, len(analysis.seeds) > 1
     spread = ", mean ± standard deviation over seeds" if several else ", one seed"
-    text = f" on {analysis.text}" if analysis.one_of_texts else ""
     said = [
-        f"{split_name(analysis).capitalize()} loss{text} of {len(rows(analysis))} variants"
-        f"{spread}; lower is better{at_recipe(analysis).replace(' at', '; at')}."
+        f"{split_name(analysis).capitalize()} loss{analysis.scope} of {len(rows(analysis))} "
+        f"variants{spread}; lower is better{at_recipe(analysis).replace(' at', '; at')}."
     ]
     if analysis.judged:
         if analysis.baseline:

@@ -94,9 +94,9 @@ def rows(analysis: Analysis) -> tuple[Row, ...]:
     return tuple(Row(by_name[name], analysis) for name in (*analysis.order, *others))
 
 
-def rows_of_all_texts(analysis: Analysis) -> tuple[Row, ...]:
-    """Return every variant with a finished run, text by text; places are within each text."""
-    return tuple(row for of in (analysis, *analysis.texts.values()) for row in rows(of))
+def rows_of_all_groups(analysis: Analysis) -> tuple[Row, ...]:
+    """Return every variant with a finished run, by text, size and length; places are in each."""
+    return tuple(row for of in analysis.groups for row in rows(of))
 
 
 def split_of(analysis: Analysis) -> str:
