@@ -90,6 +90,8 @@ CAUGHT_BY = {
     "ResidualLeftOutOfSteps": STEPS,
     "TakesAndDoesNotRead": SHARED,
     "RingOverwritesEarly": STEPS,
+    "RingOverwritesTheKeptToken": STEPS,
+    "PromptKeepsItsLastTokensAlone": PROMPT,
     "RingStartsAnewAfterAPrompt": PROMPT,
     "StateSharedInDecoding": DECODED_ROWS,
     "MeanOverTheBatch": ROWS,

@@ -12,7 +12,7 @@ W = 8
 LENGTHS = [1, 2, W - 1, W, W + 1, 2 * W, 3 * W + 5]
 
 
-def by_hand(q_BHTK, k_BGTK, v_BGTV, window):
+def by_hand(q_BHTK, k_BGTK, v_BGTV, window, kept=0):
     """Return y by a loop over queries, each with a slice of the keys and no mask."""
     group = q_BHTK.shape[1] // k_BGTK.shape[1]
     heads = []
@@ -20,7 +20,7 @@ def by_hand(q_BHTK, k_BGTK, v_BGTV, window):
         q_BTK, k_BTK, v_BTV = q_BHTK[:, head], k_BGTK[:, head // group], v_BGTV[:, head // group]
         rows = []
         for t in range(q_BTK.shape[1]):
-            seen = slice(max(0, t - window + 1), t + 1)
+            seen = [s for s in range(t + 1) if s < kept or s > t - window]
             scores_BS = torch.einsum("bk,bsk->bs", q_BTK[:, t], k_BTK[:, seen])
             weights_BS = (scores_BS / q_BTK.shape[-1] ** 0.5).softmax(-1)
             rows.append(torch.einsum("bs,bsv->bv", weights_BS, v_BTV[:, seen]))
@@ -54,6 +54,19 @@ def test_each_form_is_the_definition_written_by_hand(tokens, window, n_kv_heads,
     expected = value_and_gradients(lambda q, k, v: by_hand(q, k, v, window), qkv)
     got = value_and_gradients(
         lambda q, k, v: kernel.windowed_attention(q, k, v, window=window, kernel=name), qkv
+    )
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, W, W + 1, 3 * W + 5])
+@pytest.mark.parametrize("window", [1, 3, W])
+@pytest.mark.parametrize("kept", [1, 3, 2 * W, 100])
+@pytest.mark.parametrize("name", ["plain", "banded"])
+def test_kept_tokens_are_seen_by_all_later_ones_and_once(tokens, window, kept, name):
+    qkv, settings = inputs(tokens), {"window": window, "kept": kept}
+    expected = value_and_gradients(lambda *qkv: by_hand(*qkv, **settings), qkv)
+    got = value_and_gradients(
+        lambda *qkv: kernel.windowed_attention(*qkv, kernel=name, **settings), qkv
     )
     assert_close(got, expected)
 
@@ -127,13 +140,16 @@ def test_flex_says_why_it_cannot_run():
 
 @pytest.mark.parametrize("tokens", [1, 128, 129, 640, 1000])
 @pytest.mark.parametrize("window", [1, 100, 128, 129, 255, 256, 2000])
+@pytest.mark.parametrize("kept", [0, 1, 128, 200])
 def test_the_block_mask_holds_every_pair_of_the_window_and_whole_blocks_nothing_else(
-    tokens, window
+    tokens, window, kept
 ):
-    mask = flex._block_mask(tokens, window, CPU)
+    mask = flex._block_mask(tokens, window, CPU, kept)
     position = torch.arange(-(-tokens // 128) * 128)
     age = position[:, None] - position
-    inside = ((age >= 0) & (age < window)).unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
+    seen = (age >= 0) & ((age < window) | (position < kept))
+    assert torch.equal(mask.mask_mod(0, 0, position[:, None], position), seen)
+    inside = seen.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
     count = inside.sum((1, 3))
 
     def blocks(number, which):
@@ -146,13 +162,17 @@ def test_the_block_mask_holds_every_pair_of_the_window_and_whole_blocks_nothing_
     partial = blocks(mask.kv_num_blocks, mask.kv_indices)
     assert torch.equal(whole, count == 128 * 128)
     assert torch.equal(partial, (count > 0) & ~whole)
+    rows = (tokens - torch.arange(len(count)) * 128).clamp(max=128)
+    listed = (rows[:, None] * rows * (count > 0)).sum()
+    assert flex.pairs(tokens, window, kept) == listed
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("tokens", "window"), [(1, 4), (300, 128), (1000, 256), (257, 37)])
 @pytest.mark.parametrize("n_kv_heads", [1, 4])
+@pytest.mark.parametrize("kept", [0, 3, 130])
 @pytest.mark.parametrize("name", ["banded", "flex"])
-def test_each_form_is_the_definition_on_cuda(tokens, window, n_kv_heads, name):
+def test_each_form_is_the_definition_on_cuda(tokens, window, n_kv_heads, kept, name):
     generator = torch.Generator().manual_seed(0)
     qkv = [
         torch.randn(2, heads, tokens, 32, generator=generator).cuda().requires_grad_()
@@ -161,7 +181,7 @@ def test_each_form_is_the_definition_on_cuda(tokens, window, n_kv_heads, name):
     expected, got = (
         value_and_gradients(
             lambda q, k, v, form=form: kernel.windowed_attention(
-                q, k, v, window=window, kernel=form
+                q, k, v, window=window, kernel=form, kept=kept
             ),
             qkv,
         )

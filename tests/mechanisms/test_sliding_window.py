@@ -56,6 +56,22 @@ def test_a_token_reaches_exactly_the_next_window_tokens():
     assert moved_T.nonzero()[:, 0].tolist() == list(range(3, 3 + W))
 
 
+def test_kept_tokens_reach_every_later_one_and_stay_in_the_state():
+    config = SlidingWindow(window=W, n_sink_tokens=2)
+    mechanism, x_BTD = config.build(32).double(), torch.randn(1, 4 * W, 32, dtype=torch.float64)
+    for token, last in ((1, 4 * W), (2, 2 + W)):
+        changed_BTD = x_BTD.clone()
+        changed_BTD[:, token] += 1
+        moved_T = (mechanism(changed_BTD) - mechanism(x_BTD)).abs().amax((0, 2)) > 1e-12
+        assert moved_T.nonzero()[:, 0].tolist() == list(range(token, last))
+    _, state = mechanism.prefill(x_BTD, capacity=5 * W)
+    held = state_bytes(state)
+    assert held == config.cost(32, 5 * W, itemsize=8).state_bytes
+    assert held == 8 * 2 * 32 * (W + 2)
+    keys_TK = mechanism._qkv(x_BTD, start=0)[1][0, 0]
+    assert_close(state.k_BGSK[0, 0, :2], keys_TK[:2])
+
+
 @pytest.mark.parametrize("tokens", [1, W, 20])
 def test_a_window_over_everything_is_full_attention(tokens):
     sliding = made(window=20)

@@ -40,6 +40,7 @@ ALL = {
     "differential": True,
 }
 NEW = frozenset(ALL)
+BOUNDS = {GroupedQuery: [{}], SlidingWindow: [{"window": 4}, {"window": 3, "n_sink_tokens": 2}]}
 KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
 
 
@@ -82,17 +83,18 @@ def by_hand(mechanism, x_BTD):
     for h in range(c.n_heads):
         g, rows = h * c.n_kv_heads // c.n_heads, []
         for t in range(x_BTD.shape[1]):
-            first = max(0, t + 1 - getattr(c, "window", t + 1))
-            scores = (k[:, g, first : t + 1] @ q[:, h, t, :, None])[..., 0] * q.shape[-1] ** -0.5
+            first, kept = t - getattr(c, "window", t + 1), c.kept_tokens
+            seen = [s for s in range(t + 1) if s > first or s < kept]
+            scores = (k[:, g, seen] @ q[:, h, t, :, None])[..., 0] * q.shape[-1] ** -0.5
             if c.logit_softcap is not None:
                 scores = c.logit_softcap * torch.tanh(scores / c.logit_softcap)
             if c.alibi:
-                scores = scores - (1 / 4 ** (h + 1)) * (t - torch.arange(first, t + 1))
+                scores = scores - (1 / 4 ** (h + 1)) * (t - torch.tensor(seen))
             weights = scores.exp()
             total = weights.sum(-1, keepdim=True)
             if c.sinks:
                 total = total + mechanism.sinks[h].exp()
-            y_BV, v_BV = ((weights / total)[:, None] @ v[:, g, first : t + 1])[:, 0], v[:, g, t]
+            y_BV, v_BV = ((weights / total)[:, None] @ v[:, g, seen])[:, 0], v[:, g, t]
             if c.exclusive and not c.differential:
                 share_B = (y_BV * v_BV).sum(-1) / v_BV.square().sum(-1)
                 y_BV = y_BV - share_B[:, None] * v_BV
@@ -111,10 +113,15 @@ def by_hand(mechanism, x_BTD):
 
 @pytest.mark.parametrize("settings", [*SETTINGS, ALL], ids=str)
 @pytest.mark.parametrize(
-    ("kind", "kernel"), [(kind, kernel) for kind, names in KERNELS.items() for kernel in names]
+    ("kind", "kernel", "bound"),
+    [
+        (kind, kernel, bound)
+        for kind, names in KERNELS.items()
+        for kernel in names
+        for bound in BOUNDS[kind]
+    ],
 )
-def test_each_setting_is_its_definition_with_gradients(kind, kernel, settings):
-    bound = {"window": 4} if kind is SlidingWindow else {}
+def test_each_setting_is_its_definition_with_gradients(kind, kernel, bound, settings):
     mechanism = agreement.drawn(kind(n_kv_heads=2, kernel=kernel, **bound, **settings))
     x_BTD = torch.randn(2, 9, D, dtype=torch.float64)
     agreement.assert_is_definition(mechanism, by_hand, x_BTD)
@@ -126,7 +133,8 @@ def test_settings_keep_the_promises(settings):
 
 
 def test_all_settings_together_keep_the_promises_in_a_window():
-    config = SlidingWindow(n_kv_heads=2, window=7, qk_norm=True, rope_head_dim=4, **ALL)
+    more = {"window": 7, "n_sink_tokens": 2, "qk_norm": True, "rope_head_dim": 4}
+    config = SlidingWindow(n_kv_heads=2, **more, **ALL)
     assert_correct(config, d_model=D, quick=True)
 
 

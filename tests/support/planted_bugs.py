@@ -418,6 +418,30 @@ class RingStartsAnewAfterAPrompt(Planted, SlidingWindow):
             return y_BTD, first._replace(seen=state.seen)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RingOverwritesTheKeptToken(Planted, SlidingWindow):
+    """A step writes into all slots in turn."""
+
+    n_sink_tokens: int = 2
+
+    class Module(SlidingWindowAttention):
+        def step(self, x_BD, state, handed=None):
+            q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
+            state = state.append(k_BG1K, v_BG1K)
+            return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptKeepsItsLastTokensAlone(Planted, SlidingWindow):
+    n_sink_tokens: int = 2
+
+    class Module(SlidingWindowAttention):
+        def prefill(self, x_BTD, capacity, handed=None):
+            y_BTD, _ = super().prefill(x_BTD, capacity)
+            _, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
+            return y_BTD, self.init_state(len(x_BTD), capacity).append(k_BGTK, v_BGTK)
+
+
 # Sequences of a batch influence each other
 
 

@@ -49,9 +49,11 @@ def attention(
     v_BGTV: Tensor,
     window: int | None = None,
     scores: Scores = UNCHANGED,
+    kept: int = 0,
 ) -> Tensor:
     """Return `y_BHTV`: attention to the last `window` tokens, the query's included, or to all.
 
+    The first `kept` tokens are seen by all later ones.
     A sink with logit b multiplies y by Z / (Z + exp(b)), Z being the sum of a row's exponentials.
     """
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
@@ -65,7 +67,7 @@ def attention(
         padded(q_BHTK, key_width),
         padded(k_BGTK, key_width),
         padded(v_BGTV, value_width),
-        block_mask=_block_mask(tokens, tokens if window is None else window, device),
+        block_mask=_block_mask(tokens, tokens if window is None else window, device, kept),
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
         score_mod=for_flex(scores),
@@ -87,15 +89,16 @@ def padded_widths(key: int, value: int) -> tuple[int, int]:
     return max(key, _NARROWEST if value <= _WIDE else value), max(value, _NARROWEST)
 
 
-def pairs(tokens: int, window: int) -> int:
+def pairs(tokens: int, window: int, kept: int = 0) -> int:
     """Return the number of scores in the blocks that are not skipped, masked ones included.
 
     >>> pairs(100, 100), pairs(256, 256), pairs(512, 1) == 4 * 128**2
     (10000, 49152, True)
     """
     reach = (window + _BLOCK - 2) // _BLOCK  # earlier blocks of keys that a block of queries sees
+    first = kept + -kept % _BLOCK  # keys in the blocks with kept ones
     return sum(
-        min(_BLOCK, tokens - at) * (min(at + _BLOCK, tokens) - max(0, at - reach * _BLOCK))
+        min(_BLOCK, tokens - at) * (min(at + _BLOCK, tokens) - max(0, at - reach * _BLOCK - first))
         for at in range(0, tokens, _BLOCK)
     )
 
@@ -107,21 +110,25 @@ def padded(x_BHTK: Tensor, width: int) -> Tensor:
 
 
 @cache
-def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
+def _block_mask(tokens: int, window: int, device: torch.device, kept: int = 0) -> Any:
     """Return the blocks of keys that each block of queries attends to, partly or fully."""
     from torch.nn.attention.flex_attention import BlockMask
 
     row_N = torch.arange(-(-tokens // _BLOCK), device=device)
     age_NN = (row_N[:, None] - row_N) * _BLOCK  # distance of a block's first key and first query
-    visible_NN = (age_NN >= 0) & (age_NN - _BLOCK + 1 < window)
-    full_NN = (age_NN > 0) & (age_NN + _BLOCK - 1 < window)
+    kept_N = (kept - row_N * _BLOCK).clamp(0, _BLOCK)  # kept keys of a block: its first ones
+    visible_NN = (age_NN >= 0) & ((age_NN - _BLOCK + 1 < window) | (kept_N > 0))
+    full_NN = (age_NN > 0) & ((age_NN + _BLOCK - 1 - kept_N < window) | (kept_N == _BLOCK))
 
-    # a tensor, so that one compilation serves all windows
-    width = torch.tensor(window, device=device)
+    # tensors, so that one compilation serves all windows
+    width, first = (torch.tensor(number, device=device) for number in (window, kept))
 
     def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del batch, head
         return (query >= key) & (query - key < width)
+
+    def inside_or_kept(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return inside(batch, head, query, key) | ((query >= key) & (key < first))
 
     def listed(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
         number_N = blocks_NN.sum(-1, dtype=torch.int32)
@@ -132,6 +139,6 @@ def _block_mask(tokens: int, window: int, device: torch.device) -> Any:
         *listed(visible_NN & ~full_NN),
         *listed(full_NN),
         BLOCK_SIZE=_BLOCK,
-        mask_mod=inside,
+        mask_mod=inside_or_kept if kept else inside,
         seq_lengths=(tokens, tokens),
     )

@@ -1,4 +1,7 @@
-"""Ring buffer of the last `capacity` tokens' keys and values, and attention of one query to it.
+"""Ring buffer of the last tokens' keys and values, and attention of one query to it.
+
+The first `kept` tokens of a text may stay: their slots come before the ring, which never overwrites
+them.
 
 All shapes are those of the full ring, and the number of tokens seen is a tensor: every decode step
 does the same work and can be recorded as a CUDA graph.
@@ -16,7 +19,10 @@ from attnlab.kernels.scores import UNCHANGED, Scores
 
 
 class KVCache(NamedTuple):
-    """Ring buffer. Slot order is irrelevant: softmax attention is permutation-invariant in keys."""
+    """Ring buffer. Slot order is irrelevant: softmax attention is permutation-invariant in keys.
+
+    `kept`, the number of first tokens that stay, is the same in all calls of one cache.
+    """
 
     k_BGSK: Tensor
     v_BGSV: Tensor
@@ -30,26 +36,46 @@ class KVCache(NamedTuple):
         k_BGSK, v_BGSV = (like.new_zeros(batch_size, n_kv_heads, capacity, w) for w in widths)
         return cls(k_BGSK, v_BGSV, none_seen(like))
 
-    def append(self, k_BGTK: Tensor, v_BGTV: Tensor) -> "KVCache":
-        """Write T more tokens in place. If T exceeds the number of slots, the last ones stay."""
+    def append(self, k_BGTK: Tensor, v_BGTV: Tensor, kept: int = 0) -> "KVCache":
+        """Write T more tokens in place. If T exceeds the number of slots, the last ones stay.
+
+        Tokens are kept of the first call, where T exceeds the number of slots.
+        """
         slots, tokens = self.k_BGSK.shape[2], k_BGTK.shape[2]
-        dropped = max(0, tokens - slots)
-        slot_T = next_positions(self.seen, tokens)[dropped:] % slots
-        self.k_BGSK.index_copy_(2, slot_T, k_BGTK[:, :, dropped:].to(self.k_BGSK.dtype))
-        self.v_BGSV.index_copy_(2, slot_T, v_BGTV[:, :, dropped:].to(self.v_BGSV.dtype))
+        position_T, kept = next_positions(self.seen, tokens), min(kept, slots - 1)
+        if tokens > slots:
+            last = slice(tokens - slots + kept, None)
+            position_T = torch.cat([position_T[:kept], position_T[last]])
+            k_BGTK, v_BGTV = (
+                torch.cat([x[:, :, :kept], x[:, :, last]], 2) if kept else x[:, :, last]
+                for x in (k_BGTK, v_BGTV)
+            )
+        slot_T = self._slot(position_T, kept)
+        self.k_BGSK.index_copy_(2, slot_T, k_BGTK.to(self.k_BGSK.dtype))
+        self.v_BGSV.index_copy_(2, slot_T, v_BGTV.to(self.v_BGSV.dtype))
         return KVCache(self.k_BGSK, self.v_BGSV, self.seen + tokens)
 
-    def last_values(self) -> Tensor:
+    def last_values(self, kept: int = 0) -> Tensor:
         """Return `v_BG1V` of the last token."""
-        return self.v_BGSV.index_select(2, ((self.seen - 1) % self.v_BGSV.shape[2])[None])
+        return self.v_BGSV.index_select(2, self._slot(self.seen - 1, kept)[None])
 
-    def attend(self, q_BHK: Tensor, scores: Scores = UNCHANGED) -> Tensor:
-        """Return `y_BHV`: attention of the last token's query to all tokens kept, scale K^-0.5."""
+    def attend(self, q_BHK: Tensor, scores: Scores = UNCHANGED, kept: int = 0) -> Tensor:
+        """Return `y_BHV`: attention of the last token's query to all tokens held, scale K^-0.5."""
         slots = self.k_BGSK.shape[2]
-        slot_S = torch.arange(slots, device=self.seen.device)
-        age_S = (self.seen - 1 - slot_S) % slots  # of the last token that was written there
+        slot_S, kept = torch.arange(slots, device=self.seen.device), min(kept, slots - 1)
+        last = self.seen - 1
+        age_S = (last - slot_S) % (slots - kept)  # of the last token that was written there
+        if kept:
+            age_S = torch.where(slot_S < kept, last - slot_S, age_S)
         is_seen_S = filled(self.seen, slots)
         return attend_once(q_BHK, self.k_BGSK, self.v_BGSV, is_seen_S, scores, age_S)
+
+    def _slot(self, position_T: Tensor, kept: int) -> Tensor:
+        """Return the slots of tokens at these positions."""
+        slots = self.k_BGSK.shape[2]
+        kept = min(kept, slots - 1)
+        ring_T = kept + (position_T - kept) % (slots - kept)
+        return torch.where(position_T < kept, position_T, ring_T) if kept else ring_T
 
 
 def attend_once(

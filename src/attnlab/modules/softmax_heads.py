@@ -104,6 +104,11 @@ class SoftmaxHeadsConfig(RotaryHeadsConfig):
         """True if every kernel serves the scores, but for sinks; see `Scores.are_products`."""
         return not self.alibi and self.logit_softcap is None
 
+    @property
+    def kept_tokens(self) -> int:
+        """Number of first tokens that the decode state keeps, whatever it drops."""
+        return 0
+
     def attended(self, context: int) -> int:
         """Return the number of `context` tokens that are attended to, and kept for decoding."""
         return context
@@ -194,24 +199,24 @@ class SoftmaxHeads(RotaryHeads[Cache], HandingMechanism[Cache]):
         q_BHTK, k_BGTK, v_BGTV = self._read(x_BTD, handed)
         state = self.init_state(x_BTD.shape[0], capacity)
         if isinstance(state, KVCache):
-            state = state.append(k_BGTK, v_BGTV)
+            state = state.append(k_BGTK, v_BGTV, self.config.kept_tokens)
         return self._all(x_BTD, q_BHTK, k_BGTK, self._values(v_BGTV)), state
 
     def step(
         self, x_BD: Tensor, state: Cache, handed: Handed | None = None
     ) -> tuple[Tensor, Cache]:
-        x_B1D = x_BD[:, None]
+        x_B1D, kept = x_BD[:, None], self.config.kept_tokens
         if isinstance(state, KVCache):
             q_BH1K, k_BG1K, v_BG1V = self._read(x_B1D, handed, start=state.seen)
-            cache = state = state.append(k_BG1K, v_BG1V)
+            cache = state = state.append(k_BG1K, v_BG1V, kept)
             if handed is not None:
                 handed[self.keys_values_name] = cache
         else:
             cache = self._taken(handed, self.keys_values_name)  # the giver's, with this token
             q_BH1K = self._queries(x_B1D, start=cache.seen - 1)
-            v_BG1V = cache.last_values().to(q_BH1K.dtype)
+            v_BG1V = cache.last_values(kept).to(q_BH1K.dtype)
         whole = cache._replace(v_BGSV=self._values(cache.v_BGSV))
-        y_BH1V = whole.attend(q_BH1K[:, :, 0], self._scores())[:, :, None]
+        y_BH1V = whole.attend(q_BH1K[:, :, 0], self._scores(), kept)[:, :, None]
         return self._output(x_B1D, y_BH1V, self._values(v_BG1V))[:, 0], state
 
     def _read(
