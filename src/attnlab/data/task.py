@@ -34,6 +34,7 @@ from attnlab.data.tokenizer import Ids, Tokenizer
 Integers: TypeAlias = NDArray[np.int64]
 
 NO_ANSWER = -1
+STREAM = 0x7461736B  # "task": no other stream of the same seeds, such as the order of windows
 SPLITS = ("train", "valid", "test")
 ROUNDS = 20  # of replacing held-out sequences that are also for training
 MOST_TOKENS = 500_000_000  # of all splits
@@ -141,7 +142,9 @@ class Draws:
     """Random numbers of a stream, named by whole numbers."""
 
     def __init__(self, *stream: int) -> None:
-        self._raw: Callable[[int], Any] = np.random.PCG64(np.random.SeedSequence(stream)).random_raw
+        self._raw: Callable[[int], Any] = np.random.PCG64(
+            np.random.SeedSequence([STREAM, *stream])
+        ).random_raw
 
     def uniform(self, *shape: int) -> NDArray[np.float64]:
         """Return numbers in [0, 1)."""
