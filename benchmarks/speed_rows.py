@@ -22,7 +22,6 @@ from unittest import mock
 import torch
 from beside_fla_models import SIDES, measured
 from many_runs import memory_of_the_driver, report_of
-from torch import Tensor
 from training_step import time_plain, warm
 
 from attnlab.benchmarking.conditions import Conditions
@@ -31,10 +30,9 @@ from attnlab.benchmarking.session import measure
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.device.flops import measure_ceilings
 from attnlab.device.timer import time_calls
-from attnlab.inference import decoder
-from attnlab.kernels import lightning_indexer, sparse_attention
+from attnlab.kernels import compiled, lightning_indexer, sparse_attention
 from attnlab.mechanism import MechanismConfig
-from attnlab.model.feedforward import swiglu
+from attnlab.model.feedforward import mlp
 from attnlab.modules import rotary_heads
 from attnlab.study.load import load_study
 from attnlab.study.targets import named
@@ -157,7 +155,7 @@ SPARSE_FORMS: dict[str, Callable[[], Any]] = {
 
 def compilation(effort: Effort) -> Iterator[Line]:
     """Yield what compiling costs in a process, and from how many steps on it pays."""
-    for variant in ("mha", "sparse_256", "linear"):
+    for variant in ("mha", "sparse_256"):
         with tempfile.TemporaryDirectory() as folder:
             found = {
                 state: _in_a_process(variant, effort, Path(folder) / "compiled", compiled)
@@ -177,13 +175,13 @@ def compilation(effort: Effort) -> Iterator[Line]:
 def _in_a_process(variant: str, effort: Effort, kept: Path, compiled: bool) -> dict[str, float]:
     """Return the seconds of the first steps, and the milliseconds of one, in a new process."""
     code = (
-        "import json, sys, time; begin = time.perf_counter(); import speed_table as table; "
+        "import json, sys, time; begin = time.perf_counter(); import speed_rows as rows; "
         "from attnlab.kernels.compiled import keep_compiled; from pathlib import Path; "
         "keep_compiled(Path(sys.argv[1])); variant, seconds, tiny, compiled = sys.argv[2:]; "
-        "effort = table.Effort(float(seconds), tiny == 'True'); "
+        "effort = rows.Effort(float(seconds), tiny == 'True'); "
         "config = effort.config('mechanisms', variant); loaded = time.perf_counter() - begin; "
-        "on = compiled == 'True' and table.CUDA; "
-        "step, took = table.warm(config, table.DEVICE, compiled=on); "
+        "on = compiled == 'True' and rows.CUDA; "
+        "step, took = rows.warm(config, rows.DEVICE, compiled=on); "
         "print(json.dumps({'load_s': loaded, 'warm_up_s': took, 'ms': effort.ms(step.advance)}))"
     )
     given = [str(kept), variant, str(effort.seconds), str(effort.tiny), str(compiled)]
@@ -219,7 +217,7 @@ def apart() -> Generator[None]:
     by_one = lambda x_D, *layers: tuple(layer(x_D) for layer in layers)  # noqa: E731
     with (
         mock.patch.object(rotary_heads, "joint_linear", by_one),
-        mock.patch.object(swiglu, "joint_linear", by_one),
+        mock.patch.object(mlp, "joint_linear", by_one),
     ):
         yield
 
@@ -270,9 +268,18 @@ def serving(
             found = measure(setup, point := Point(name, what, context, batch), under)
             yield served(work, found, batch)
             if (what, name, context, batch) == ("decode", "grouped_query", contexts[0], 1):
-                with mock.patch.object(decoder, "COMPILER_OPTIONS", {}):
+                with untuned():
                     found = measure(setup, point, under)
                 yield replace(served(f"{work}, products of cuBLAS", found, batch), goal=None)
+
+
+@contextmanager
+def untuned() -> Generator[None]:
+    """Compile a decoding step inside as any other function."""
+    with mock.patch.object(compiled, "TUNED", {}):
+        compiled.compile_once.cache_clear()  # it keeps the functions with their options
+        yield
+    compiled.compile_once.cache_clear()
 
 
 def served(work: str, found: dict[str, Any], batch: int) -> Line:
@@ -299,12 +306,18 @@ def layers(effort: Effort) -> Iterator[Line]:
     def took(kind: str, **own: int) -> float:
         given = {"kind": kind, "n_heads": heads, "n_kv_heads": heads, **own}
         layer = MechanismConfig.from_dict(given).build(width).to(DEVICE).train()
-        run: Callable[[Tensor], Tensor] = torch.compile(layer) if CUDA else layer
+        run: Any = layer.forward_with_loss
+        run = torch.compile(run) if CUDA else run
+        train = effort.config("mechanisms", "mha").train
 
         def call() -> None:
-            with autocast(effort.config("mechanisms", "mha").train, DEVICE):
-                y_BTD = run(x_BTD)
-            y_BTD.backward(like_BTD.to(y_BTD.dtype))
+            with autocast(train, DEVICE):
+                y_BTD, loss = run(x_BTD)
+            of_y = like_BTD.to(y_BTD.dtype)
+            if loss is None:
+                y_BTD.backward(of_y)
+            else:
+                torch.autograd.backward([y_BTD, loss], [of_y, torch.ones_like(loss)])
 
         return effort.ms(call)
 

@@ -12,6 +12,7 @@ import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import override
 from attnlab.data import Places
 from attnlab.device.ranks import Ranks
+from attnlab.inference.decoder import tensors
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import gated_delta_rule, sparse_attention
 from attnlab.kernels.compiled import compile_once, constant, keep_compiled
@@ -38,7 +39,7 @@ def graphs(monkeypatch):
 
     found = list[torch.fx.GraphModule]()
 
-    def keep(graph, _):
+    def keep(graph, _, **options):
         found.append(graph)
         return graph.forward
 
@@ -77,6 +78,33 @@ def test_blocks_of_sparse_attention_that_a_graph_leaves_out_compute_the_same(gra
     sparse = MechanismConfig.kinds["deepseek_sparse"](top_k=8)
     torch.testing.assert_close(losses(sparse), losses(sparse, compiled=False))
     assert len(graphs) > 1
+
+
+@pytest.mark.parametrize("kind", [*ATTENTION, "gated_delta_net", "mamba2"])
+def test_decoding_is_one_graph_per_kind_of_layer_and_one_for_the_logits(kind, graphs):
+    mechanisms = (MechanismConfig.kinds[kind](),)
+    model = ModelConfig(mechanisms=mechanisms, n_layers=3, d_model=32).build(50).eval()
+    tokens_BT = torch.randint(50, (1, 6), generator=torch.Generator().manual_seed(0))
+    for compiled in (False, True):
+        with torch.inference_mode():
+            _, states = model.prefill(tokens_BT[:, :5], 8)
+            logits_BV, after = model.step(tokens_BT[:, 5], states, compiled=compiled)
+        if not compiled:
+            expected = logits_BV.clone(), [part.clone() for part in tensors(after)]
+    torch.testing.assert_close((logits_BV, list(tensors(after))), expected)
+    assert len(graphs) == 2
+
+
+def test_a_prompt_is_read_by_one_graph_per_kind_of_layer(graphs):
+    model = ModelConfig(mechanisms=(GroupedQuery(),), n_layers=3, d_model=32).build(50).eval()
+    tokens_BT = torch.randint(50, (2, 6), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, (found, _) = (
+            model.prefill(tokens_BT, 8)[0],
+            model.prefill(tokens_BT, 8, compiled=True),
+        )
+    torch.testing.assert_close(found, expected)
+    assert len(graphs) == 1
 
 
 def test_a_kind_of_layer_is_compiled_once_for_all_models(graphs):

@@ -9,7 +9,8 @@ reads that many bytes, half of the time of a copy, which reads and writes each b
     bound = (bytes of weights + bytes of state) / (copy bandwidth / 2)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
     memory = PeakMemory(under.device)
     model = served(setup, under)
     prompt_BT = random_tokens(setup, (point.batch, point.context), under.device)
-    prefill: Callable[..., Any] = torch.compile(model.prefill) if under.compiled else model.prefill
+    prefill = partial(model.prefill, compiled=under.compiled)
     with torch.inference_mode():
         flops = counted_flops(lambda: model.prefill(prompt_BT, point.context))
         held = bytes_of(tensors(model.prefill(prompt_BT, point.context)[1]))

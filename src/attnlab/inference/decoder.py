@@ -8,6 +8,7 @@ Shapes: B batch, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,6 @@ from torch import Tensor
 from attnlab.device.memory import beside, side_stream
 from attnlab.model.language_model import LanguageModel
 from attnlab.training.step import EAGER_STEPS
-
-# products of one row are then reductions, which are fused with what surrounds them
-COMPILER_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
 
 
 class Decoder:
@@ -29,7 +27,7 @@ class Decoder:
         states: the decode state of every layer, from `LanguageModel.prefill` or `full_state`. They
             are changed in place.
         graph: True to record a CUDA graph, where that is possible.
-        compiled: True to compile the step.
+        compiled: True to compile the step, once for each kind of layer.
         hold: True to keep the token counts of the states constant, so that every step does the work
             of the same context, for measurements.
     """
@@ -44,7 +42,7 @@ class Decoder:
         hold: bool = False,
     ) -> None:
         self.model, self.states, self.hold = model.eval(), list(states), hold
-        self._step = _compiled(model) if compiled else model.step
+        self._step = partial(model.step, compiled=compiled)
         self.graph_problem = _problem(model, self.states)  # why no graph is possible; None: it is
         self._records = graph and model.embed.weight.is_cuda and self.graph_problem is None
         self._eager_steps_left = EAGER_STEPS
@@ -113,11 +111,6 @@ def tensors(state: Any) -> Iterator[Tensor]:
 def is_count(part: Tensor) -> bool:
     """True if this part of a state counts tokens."""
     return part.ndim == 0 and not part.is_floating_point()
-
-
-def _compiled(model: LanguageModel) -> Any:
-    options = COMPILER_OPTIONS if model.embed.weight.is_cuda else {}
-    return torch.compile(model.step, dynamic=False, options=options)
 
 
 def _problem(model: LanguageModel, states: Sequence[Any]) -> str | None:

@@ -204,31 +204,41 @@ class LanguageModel(nn.Module):
         """True if every mechanism can compute token by token."""
         return all(mechanism.decodes for mechanism in self.mechanisms())
 
-    def prefill(self, tokens_BT: Tensor, capacity: int) -> tuple[Tensor, list[Any]]:
+    def prefill(
+        self, tokens_BT: Tensor, capacity: int, *, compiled: bool = False
+    ) -> tuple[Tensor, list[Any]]:
         """Read a prompt; return `logits_BV` of the next token and the decode state of every layer.
 
-        The states have room for `capacity` tokens, those of the prompt included.
+        The states have room for `capacity` tokens, those of the prompt included. `compiled` is as
+        for `losses`.
         """
+        run: Any = compile_once(Block.prefill, dynamic=False) if compiled else Block.prefill
         x_BTD, handover = self.embed(tokens_BT), Handover(self.routes)
-        states: list[Any] = []
+        states = list[Any]()
         for layer, block in enumerate(self.layers()):
-            x_BTD, state, given = block.prefill(x_BTD, capacity, handover.to(layer))
+            x_BTD, state, given = run(block, x_BTD, capacity, handover.to(layer))
             handover.keep(layer, given)
             states.append(state)
         return linear(self.norm(x_BTD[:, -1]), self.embed.weight), states
 
-    def step(self, tokens_B: Tensor, states: list[Any]) -> tuple[Tensor, list[Any]]:
+    def step(
+        self, tokens_B: Tensor, states: list[Any], *, compiled: bool = False
+    ) -> tuple[Tensor, list[Any]]:
         """Read one more token per sequence; return `logits_BV` of the next and the new states.
 
-        The states that are passed in must not be used again.
+        The states that are passed in must not be used again. `compiled` is as for `losses`.
         """
+        parts: tuple[Any, ...] = Block.step, _logits_of_one
+        if compiled:
+            parts = tuple(compile_once(part, dynamic=False, tuned=True) for part in parts)
+        run, project = parts
         x_BD, handover = self.embed(tokens_B), Handover(self.routes)
-        after: list[Any] = []  # torch.compile does not support list[Any]()
+        after = list[Any]()
         for layer, (block, state) in enumerate(zip(self.layers(), states, strict=True)):
-            x_BD, state_after, given = block.step(x_BD, state, handover.to(layer))
+            x_BD, state_after, given = run(block, x_BD, state, handover.to(layer))
             handover.keep(layer, given)
             after.append(state_after)
-        return linear(self.norm(x_BD), self.embed.weight), after
+        return project(self.norm, x_BD, self.embed.weight), after
 
     def losses(
         self, tokens_BT1: Tensor, *, answers: Answers | None = None, compiled: bool = False
@@ -283,3 +293,8 @@ class LanguageModel(nn.Module):
             for loss in losses:
                 auxiliary = auxiliary + loss
         return self.norm(x_BTD), auxiliary
+
+
+def _logits_of_one(norm: nn.Module, x_BD: Tensor, weight_VD: Tensor) -> Tensor:
+    """Return `logits_BV` of the next token."""
+    return linear(norm(x_BD), weight_VD)
