@@ -40,7 +40,7 @@ def test_a_correct_mechanism_gets_one_line_and_exit_code_0(attnlab):
 
 
 def test_a_broken_one_of_ones_own_says_where_and_why_and_makes_exit_code_1(attnlab):
-    done = attnlab("check", "identity", f"{PLANTED}:FlopsOffByThree")
+    done = attnlab("check", "identity", f"{PLANTED}:FlopsOffByThree", "--quick")
     assert done.exit_code == 1
     words = " ".join(done.output.split())
     assert f"identity d_model=32 all {len(PROPERTIES)} properties hold" in words
@@ -70,7 +70,7 @@ def test_the_same_in_json(attnlab):
 
 
 def test_a_name_may_carry_settings_of_its_own(attnlab):
-    done = attnlab("check", "mla:kv_lora_rank=8", "n_heads=2")
+    done = attnlab("check", "mla:kv_lora_rank=8", "n_heads=2", "--quick")
     assert done.exit_code == 0, done.output
     assert "mla:kv_lora_rank=8" in done.output
     assert "n_heads=2, kv_lora_rank=8" in done.output

@@ -83,6 +83,7 @@ def report(tmp_path_factory):
     reported_study.complete(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnlab.reporting.figures.comparison.panel_pdfs", lambda _: {})
+        patch.setattr("attnlab.reporting.figures.comparison.png", lambda _: b"")
         write_report(folder)
     return folder
 

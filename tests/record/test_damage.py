@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import fake_workers
 from support.reported_study import NOISE
 from typer.testing import CliRunner
 
@@ -289,7 +290,8 @@ def test_swapped_files_and_runs_are_named(copy, name, other):
     assert sorted(runs) == sorted([("mha", 0), (other.split("/")[0], int(other[-1]))])
 
 
-def test_one_bit_of_a_loss_is_no_verdict_and_the_other_runs_still_report(copy):
+def test_one_bit_of_a_loss_is_no_verdict_and_the_other_runs_still_report(copy, monkeypatch):
+    fake_workers.draw_nothing(monkeypatch)
     path = copy / "mha" / "seed-0" / "summary.json"
     path.write_text(path.read_text().replace('"final_loss": 5.0', '"final_loss": 1.0'))
     done = CliRunner().invoke(app, ["report", str(copy)])

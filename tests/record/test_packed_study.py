@@ -297,6 +297,7 @@ def killed_at(n: int, work, monkeypatch) -> bool:
     with monkeypatch.context() as patch:
         patch.setattr(lease.Holder, "of_this_process", lambda: ended)
         patch.setattr(lease.Lease, "_keep", lambda _: None)
+        patch.setattr(lease, "_PAUSE_SECONDS", 0.0)
         for owner, name in CHANGES:
             patch.setattr(owner, name, counting(getattr(owner, name)))
         try:
@@ -308,7 +309,10 @@ def killed_at(n: int, work, monkeypatch) -> bool:
 
 @pytest.mark.parametrize("work", [pack, unpack])
 def test_a_kill_at_any_change_of_the_disk_loses_nothing(study, tmp_path, monkeypatch, work):
-    for variant, seed in (("mha", 1), ("mha", 2), ("hybrid 3:1", 0), ("new", 0)):
+    monkeypatch.setattr(lease, "_PAUSE_SECONDS", 0.0)
+    for variant, seed in (
+        *(("mha", 1), ("mha", 2), ("hybrid 3:1", 0), ("hybrid 3:1", 1), ("new", 0)),
+    ):
         shutil.rmtree(RunFolder(study, variant, seed).path)
     for rate in (3e-4, 1.2e-3):
         shutil.rmtree(RunFolder(study, "mha", TUNING_SEED, recipe=f"lr-{rate:g}").path.parent)

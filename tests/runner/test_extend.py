@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import tiny_study
+from support import fake_workers, tiny_study
 from support.reported_study import edit
 from typer.testing import CliRunner
 
@@ -149,6 +149,7 @@ def test_it_is_reported_compared_generated_from_and_exported_like_any_other(
     parent, places, monkeypatch
 ):
     monkeypatch.setattr(extending, "write_report", write_report)
+    fake_workers.draw_nothing(monkeypatch)
     extended = extend(parent, places, steps=20)
     analysis = attnlab.analyse(Path("results/tiny_to_20"))
     (variant,) = analysis.table.variants

@@ -413,9 +413,12 @@ def examined(tmp_path: Path, data: Path | None = None) -> dict[str, doctor.Findi
     return {finding.part: finding for finding in findings}
 
 
+PLACES = ("ATTNLAB_DATA", "ATTNLAB_FLA_PATH")
+
+
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch):
-    for name in ("ATTNLAB_DATA", "ATTNLAB_FLA_PATH"):
+    for name in PLACES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -428,23 +431,31 @@ def data_of(study: str, findings: dict[str, doctor.Finding]) -> doctor.Finding:
     return found
 
 
-def test_the_default_study_can_run_here(tmp_path):
-    findings = examined(tmp_path)
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory) -> dict[str, doctor.Finding]:
+    """The findings here, where there is no text of the user's; the doctor leaves no file."""
+    folder = tmp_path_factory.mktemp("doctor")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLACES:
+            patch.delenv(name, raising=False)
+        found = examined(folder)
+    assert not list(folder.iterdir())
+    return found
+
+
+def test_the_default_study_can_run_here(findings):
     assert doctor.can_run(list(findings.values()))
     assert findings["data of quickstart"].ok
-    assert not list(tmp_path.iterdir())
 
 
-def test_every_mechanism_names_its_kernel(tmp_path):
-    findings = examined(tmp_path)
+def test_every_mechanism_names_its_kernel(findings):
     assert MechanismConfig.kinds.keys() <= findings.keys()
     if not torch.cuda.is_available():
         assert findings["grouped_query"].found == "kernel sdpa on cpu; with dropout blocked"
         assert findings["gated_delta_net"].found == "kernel chunked on cpu"
 
 
-def test_missing_data_has_a_remedy_and_does_not_stop_the_default_study(tmp_path):
-    findings = examined(tmp_path)
+def test_missing_data_has_a_remedy_and_does_not_stop_the_default_study(findings, tmp_path):
     missing = data_of("mechanisms", findings)
     assert missing is data_of("deepseek", findings)  # one source is one line
     assert missing is not data_of("hybrids", findings)

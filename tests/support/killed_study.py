@@ -25,10 +25,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from typer.testing import CliRunner
 
 from attnlab.cli import app, signals
 from attnlab.cli.console import console, errors
@@ -220,6 +222,8 @@ def prepare(folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["ATTNLAB_CACHE"] = str(folder / "cache")
     corpus_of(BASE.data, Places.from_environment()), describe(torch.device("cpu"))
+    import_module("attnlab.runner.run")
+    CliRunner().invoke(app, ["list", "mla"])  # the parser of arguments imports more
     (folder / "study.py").write_text(SOURCE)
     comparison.comparison = lambda _: (b"PNG", b"<svg/>")
     comparison.panel_pdfs = lambda _: {}

@@ -47,7 +47,7 @@ from attnlab.training.sharded_checkpoint import is_sharded, write_shards
 from attnlab.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-STEPS, BATCH, LENGTH, VOCAB = 20, 4, 16, 33  # an odd number has shards of unequal size
+STEPS, BATCH, LENGTH, VOCAB = 12, 4, 16, 33  # an odd number has shards of unequal size
 EXPERTS = MixtureOfExperts(n_experts=4, d_ff=16, balance_loss=0.1, bias_rate=0.01)
 MHA = tiny_study.base.model.mechanisms
 CHECKPOINTED = {"activation_checkpointing": True}
@@ -103,7 +103,7 @@ def trained(
 
 
 BASE = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
-SETTINGS = {"steps": 40, "checkpoint_every": 5}
+SETTINGS = {"steps": 30, "checkpoint_every": 5}
 LONGER = replace(tiny_study.base, train=replace(tiny_study.base.train, **SETTINGS))
 RUNS = {  # by name: the run, and up to which step how many processes train
     "whole": (BASE, [(2, None)]),
@@ -112,16 +112,12 @@ RUNS = {  # by name: the run, and up to which step how many processes train
 }
 
 
-def steps_of(case: str) -> int:
-    return STEPS if case in MechanismConfig.kinds else 8
-
-
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # each run collects garbage first
     ranks, losses = Ranks.join(CPU), {}
     for name, (config, settings) in CASES.items():
-        losses[name] = trained(config, ranks, steps_of(name), **settings)
+        losses[name] = trained(config, ranks, **settings)
     for name, (config, parts) in RUNS.items():
         sharded_checkpoint.WHOLE_BYTES = 0 if "shards" in name else 2**30
         for processes, until in parts:
@@ -212,7 +208,7 @@ def found_by(folder: Path, rank: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name, of_two_processes):
     found = found_by(of_two_processes, rank=0)["losses"][name]
-    one = torch.tensor(trained(CASES[name][0], steps=steps_of(name)))
+    one = torch.tensor(trained(CASES[name][0]))
     two = torch.tensor(found)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
     assert one[0, 0] > one[-1, 0]

@@ -63,10 +63,10 @@ def fingerprint(places):
     return tiny_study.base.data.load(places).fingerprint
 
 
-def ended(study, study_dir, fingerprint, places, slots=1):
+def ended(study, study_dir, fingerprint, places):
     """Execute the runs that remain; return their ends by variant and seed."""
     schedule = open_schedule(study, study_dir, dict.fromkeys(study.variants, fingerprint))
-    workers = LocalWorkers([Slot(("cpu",), 1)] * slots, study_dir, places)
+    workers = LocalWorkers([Slot(("cpu",), 1)], study_dir, places)
     events = list(run_schedule(schedule, workers))
     assert schedule.unfinished_variants() == []
     assert schedule.next() is None
@@ -78,7 +78,7 @@ def test_runs_that_have_ended_are_not_run_again_nor_with_other_settings(
 ):
     study = replace(tiny_study.study.only(["mha", "identity"]), seeds=1)
     fake_workers.work(fake_workers.make(study, tmp_path, fingerprint))
-    second = ended(replace(study, seeds=2), tmp_path, fingerprint, places, slots=2)
+    second = ended(replace(study, seeds=2), tmp_path, fingerprint, places)
     assert {run: end.status for run, end in second.items()} == {
         ("mha", 1): "finished",
         ("identity", 1): "finished",
@@ -233,6 +233,7 @@ def test_a_killed_study_resumes_to_the_same_bits_choices_and_verdict(
     assert 2 <= len(losses(cut)) < 10
     times = {path: path.stat().st_mtime_ns for path in cut.rglob("seed-*/summary.json")}
     study = tiny_study.twins
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
     attnlab.run(study, out=cut, check=False, device="cpu", workers=1, cache=places.cache)
     schedule = open_schedule(study, whole, dict.fromkeys(study.variants, fingerprint))
     list(run_schedule(schedule, fake_workers.InProcess((), whole, places)))
