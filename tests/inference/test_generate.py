@@ -28,7 +28,10 @@ from attnlab.training.run import Run
 
 KINDS = {
     "grouped_query": {"n_heads": 2, "n_kv_heads": 1},
+    "grouped_query with shared keys": {"n_heads": 2, "n_kv_heads": 1, "shared_kv": True},
+    "grouped_query with a residual": {"n_heads": 2, "n_kv_heads": 1, "value_residual": True},
     "sliding_window": {"n_heads": 2, "n_kv_heads": 2, "window": 4},
+    "sliding_window with a sink": {"n_heads": 2, "n_kv_heads": 2, "window": 4, "n_sink_tokens": 1},
     "deepseek_sparse": {"n_heads": 2, "n_kv_heads": 2, "top_k": 4, "index_head_dim": 8},
     "mla": {"n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4},
     "gated_delta_net": {"n_heads": 2, "head_dim": 8},
@@ -42,9 +45,9 @@ ROWS, GIVEN, STEPS = 3, 5, 9
 
 
 def seeded(kind, device="cpu"):
-    mechanism = MechanismConfig.from_dict({"kind": kind, **KINDS[kind]})
-    config = ModelConfig(mechanisms=(mechanism,), n_layers=2, d_model=16)
-    return config.build(vocab_size=50).to(device).eval()
+    mechanism = MechanismConfig.from_dict({"kind": kind.split()[0], **KINDS[kind]})
+    config = ModelConfig(mechanisms=(GroupedQuery(),), n_layers=2, d_model=16)
+    return config.in_every_layer(mechanism).build(vocab_size=50).to(device).eval()
 
 
 def prompt_and_tokens(device="cpu"):

@@ -13,6 +13,8 @@ import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.data.batches import window_starts
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
@@ -22,13 +24,26 @@ STEPS = 12
 SHORTENED = {"window": 40, "top_k": 40, "dense_warmup_steps": 6}
 
 
+HANDING = (
+    GroupedQuery(),
+    GroupedQuery(value_residual=True),
+    GroupedQuery(shared_kv=True),
+    SlidingWindow(window=40, n_sink_tokens=2),
+)
+KINDS = [*sorted(MechanismConfig.kinds), "handing"]
+
+
 def trained(kind: str, dropout: float, kernel: str = "auto", **changes: object) -> TrainingStep:
-    cls = MechanismConfig.kinds[kind]
-    given = SHORTENED | {"kernel": kernel}
-    fields = {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
+    mechanisms: tuple[MechanismConfig, ...] = HANDING
+    if kind != "handing":
+        cls = MechanismConfig.kinds[kind]
+        given = SHORTENED | {"kernel": kernel}
+        fields = {k: v for k, v in given.items() if k in cls.__dataclass_fields__}
+        mechanisms = (cls(**fields),) * 2
+    n_layers = len(mechanisms)
     config = RunConfig(
         data=tiny_study.base.data,
-        model=ModelConfig(mechanisms=(cls(**fields),), n_layers=2, d_model=128, dropout=dropout),
+        model=ModelConfig(mechanisms=mechanisms, n_layers=n_layers, d_model=128, dropout=dropout),
         train=replace(tiny_study.base.train, steps=STEPS, seq_len=200, batch_size=4, **changes),
     )
     tokens = (torch.arange(50_000) % 97).int().cuda()  # something that can be learnt
@@ -44,7 +59,7 @@ def losses(step: TrainingStep) -> torch.Tensor:
     return step.measured_SC[:, 0].cpu()
 
 
-@pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_recorded_step_trains_as_the_eager_one(kind):
     recorded = trained(kind, 0.0)
     recorded_S = losses(recorded)
@@ -96,10 +111,11 @@ def test_with_deterministic_kernels_it_goes_on_to_the_same_bits(kind, kernel, co
     assert torch.equal(stopped_and_gone_on(kind, 0.0, kernel, compile=compile), whole_S)
 
 
-def test_a_compiled_step_trains_as_the_eager_one():
+@pytest.mark.parametrize("kind", ["grouped_query", "handing"])
+def test_a_compiled_step_trains_as_the_eager_one(kind):
     """In float32: what bfloat16 rounds differently, a few steps of AdamW make large."""
-    compiled_S = losses(trained("grouped_query", 0.0, precision="float32", compile="on"))
-    eager_S = losses(trained("grouped_query", 0.0, precision="float32"))
+    compiled_S = losses(trained(kind, 0.0, precision="float32", compile="on"))
+    eager_S = losses(trained(kind, 0.0, precision="float32"))
     torch.testing.assert_close(compiled_S, eager_S, rtol=1e-3, atol=0)
 
 
