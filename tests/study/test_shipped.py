@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -307,14 +308,22 @@ def test_the_sweeps_are_at_the_size_and_on_the_data_of_study_1(name):
     assert set(named) <= set(study.variants)
 
 
+HANDING = ("value_residual", "shared_kv")
+
+
 def test_gates_and_sinks_change_one_setting_of_study_1_at_a_time():
     study, first = load_study("gates_and_sinks"), load_study("mechanisms")
     mha = first.variants["mha"]
     assert study.variants["mha"] == mha
     assert (study.seeds, study.tuning, study.margin) == (5, first.tuning, first.margin)
+    handing = {name: study.variants[name].model.per_layer() for name in HANDING}
+    (plain,) = mha.model.mechanisms
+    assert handing["value_residual"] == [plain, *[replace(plain, value_residual=True)] * 3]
+    assert handing["shared_kv"] == [plain, replace(plain, shared_kv=True)] * 2
     changed = {
         name: [path.rpartition(".")[2] for path in differences(mha.to_dict(), config.to_dict())]
         for name, config in study.variants.items()
+        if name not in HANDING
     }
     assert {name: len(paths) for name, paths in changed.items() if len(paths) != 1} == {
         **{"mha": 0, "alibi": 2, "gate_and_qk_norm": 2}

@@ -102,7 +102,7 @@ class Handover:
 
     def __init__(self, of_layers: Sequence[Route]) -> None:
         self.routes = of_layers
-        self.given: dict[int, Handed] = {}  # torch.compile knows no dict[...]()
+        self.given = dict[int, Handed]()
 
     def to(self, layer: int) -> Handed:
         """Return what a layer takes, by name."""

@@ -2,9 +2,10 @@
 
 Each variant is multi-head attention with one setting changed: a gate on the heads' outputs, a sink
 in the softmax, a cap on the scores, a norm of queries and keys, another notion of position, no
-share of the token's own value, or the difference of two softmaxes. `gate_and_qk_norm` has two. The
-gates have more parameters, and they and `differential` more FLOPs than the others; nothing is
-shrunk to make up for them.
+share of the token's own value, or the difference of two softmaxes. `gate_and_qk_norm` has two. In
+`value_residual` all layers but the first add its values to theirs; in `shared_kv` every second
+layer has the keys and values of the one before. The gates have more parameters, and they and
+`differential` more FLOPs than the others, `shared_kv` fewer; nothing is changed to make up for it.
 """
 
 from attnlab.analysis.hypotheses.pairs import Better
@@ -50,6 +51,15 @@ study = Study(
             source="Ye et al. 2024 (arXiv:2410.05258): models of 830 M to 13 B parameters",
         ),
         Better(variants=("mha", "alibi", "half_rope"), than=("no_position",)),
+        Better(
+            variants=("value_residual",),
+            than=("mha",),
+            source="Zhou et al. 2024 (arXiv:2410.17897)",
+        ),
     ),
-    variants={name: base.with_mechanisms(config) for name, config in SETTINGS.items()},
+    variants={
+        **{name: base.with_mechanisms(config) for name, config in SETTINGS.items()},
+        "value_residual": base.in_every_layer(GroupedQuery(value_residual=True)),
+        "shared_kv": base.with_mechanisms(GroupedQuery(), GroupedQuery(shared_kv=True)),
+    },
 )
