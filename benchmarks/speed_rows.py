@@ -132,24 +132,28 @@ def step(effort: Effort) -> Iterator[Line]:
 def sparse(effort: Effort) -> Iterator[Line]:
     """Yield the sparse step beside that of full attention, and its other forms."""
     mha, chosen = (effort.config("mechanisms", name) for name in ("mha", "sparse_256"))
-    for how in ("compiled", "eager"):
+    for how, forms in SPARSE_FORMS.items():
         full = effort.step_ms(mha, compiled=how == "compiled")
         line = Line(
             work=f"training step of sparse_256 there, {how}",
             value=effort.step_ms(chosen, compiled=how == "compiled"), unit="ms",
-            goal=Goal("ratio", 1.5), beside=f"mha, {how}", reference=full,
+            goal=Goal("ratio", 1.5) if how == "compiled" else None,
+            beside=f"mha, {how}", reference=full,
         )  # fmt: skip
         yield line
-        for name, changed in SPARSE_FORMS.items():
-            with changed():
+        for name, (module, constant, value) in forms.items():
+            with mock.patch.object(module, constant, value):
                 other = effort.step_ms(chosen, compiled=how == "compiled")
             yield replace(line, work=f"{line.work}, {name}", value=other, goal=None)
 
 
-SPARSE_FORMS: dict[str, Callable[[], Any]] = {
-    "blocks of 256 queries": partial(mock.patch.object, sparse_attention, "PAIRS", 1 << 18),
-    "blocks of 512 queries": partial(mock.patch.object, sparse_attention, "PAIRS", 1 << 19),
-    "selection by counting": partial(mock.patch.object, lightning_indexer, "BISECTS", True),
+IN_BLOCKS = {
+    f"blocks of {queries} queries": (sparse_attention, "PAIRS", 1024 * queries)
+    for queries in (512, 256)
+}
+SPARSE_FORMS: dict[str, dict[str, tuple[Any, str, object]]] = {
+    "eager": IN_BLOCKS,
+    "compiled": {"selection by counting": (lightning_indexer, "BISECTS", True), **IN_BLOCKS},
 }
 
 
@@ -185,10 +189,15 @@ def _in_a_process(variant: str, effort: Effort, kept: Path, compiled: bool) -> d
         "print(json.dumps({'load_s': loaded, 'warm_up_s': took, 'ms': effort.ms(step.advance)}))"
     )
     given = [str(kept), variant, str(effort.seconds), str(effort.tiny), str(compiled)]
-    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment = without_compiled()
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     return json.loads(_output([sys.executable, "-c", code, *given], environment).splitlines()[-1])
+
+
+def without_compiled() -> dict[str, str]:
+    """Return the environment, in which nothing says where compiled code is kept."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def _output(command: Sequence[str], environment: dict[str, str]) -> str:
@@ -341,9 +350,7 @@ def commands(study: str, goals: dict[str, float], options: str, effort: Effort) 
     at_a_time = 1 if CUDA else len(os.sched_getaffinity(0))
     names = ("total_time", "compile_time", "train_time", "eval_time", "step_time")
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {
-            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"
-        }  # fmt: skip
+        environment = without_compiled() | {"ATTNLAB_CACHE": f"{folder}/cache"}
         for state, goal in goals.items():
             out, begin = Path(folder) / state, time.time()
             _output([*command, "--out", str(out)], environment)
@@ -397,9 +404,9 @@ CONTEXTS = (1024, 16_384)
 OF_STUDY = {"cold": 100.0, "warm": 60.0}
 ROWS = {
     "step": Row(step, 90),
-    "sparse": Row(sparse, 180),
+    "sparse": Row(sparse, 200),
     "compile": Row(compilation, 240),
-    "transformer": Row(transformer, 150),
+    "transformer": Row(transformer, 200),
     "deltanet": Row(deltanet, 150),
     "decoding": Row(partial(serving, "decode", ("grouped_query",), CONTEXTS, 1), 180),
     "decoding_others": Row(partial(serving, "decode", OTHERS, CONTEXTS, 1), 300),
@@ -407,6 +414,9 @@ ROWS = {
     "prefill": Row(partial(serving, "prefill", ("grouped_query", *OTHERS), CONTEXTS, 1), 400),
     "layers": Row(layers, 90),
     "study": Row(partial(commands, "mechanisms", OF_STUDY, "--seeds 1 --no-tune"), 400),
+    "study_compiled": Row(
+        partial(commands, "mechanisms", OF_STUDY, "--seeds 1 --no-tune train.compile=on"), 500
+    ),
     "quickstart": Row(
         partial(commands, "quickstart", {"checks included": 150.0}, ""), 900, needs_gpu=False
     ),

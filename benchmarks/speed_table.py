@@ -6,22 +6,25 @@ Each line has a value, its reference measured beside it in the same process, the
 goal. Times on a GPU are medians by CUDA events after a warm-up, on random tokens (`time_calls`);
 ratios are never taken between cards or processes. A reference that is a bound is named so.
 
-| row           | seconds | what                                                                   |
-|---------------|---------|------------------------------------------------------------------------|
-| `step`        | 30, 12  | study 1's training step, beside an eager loop of the same model        |
-| `sparse`      | 70, 30  | its sparse step beside full attention; its other forms                 |
-| `compile`     | 110     | seconds of the first steps in a new process, with and without files    |
-| `transformer` | 70, 35  | tokens/s of 12 x 768, batch 48 x 1,024, beside a plain compiled model  |
-| `deltanet`    | 60, 30  | Gated DeltaNet there, beside flash-linear-attention's own model class  |
-| `decoding`    | 80, 30  | a token of 12 x 768 at batch 1, beside the memory bound; other form    |
-| `decoding_others` | 150, 60 | the same of MLA, Gated DeltaNet and a sliding window               |
-| `batch_8`     | 110, 50 | the same of all four at batch 8, with 1K tokens                        |
-| `prefill`     | 160, 80 | a prompt, beside the device's matrix rate                              |
-| `layers`      | 40, 15  | a layer, forward and backward, at 16K tokens, beside full attention    |
-| `study`       | 200     | `attnlab run mechanisms --seeds 1 --no-tune`, cold and warm            |
-| `quickstart`  |         | `attnlab run quickstart`                                               |
-| `report`      |         | CPU seconds of a report of 500 runs                                    |
-| `driver`      |         | memory of a study's driver after 1,000 runs                            |
+| row               | seconds  | what                                                              |
+|-------------------|----------|-------------------------------------------------------------------|
+| `step`            | 35, 15   | study 1's training step, beside an eager loop of the same model   |
+| `sparse`          | 120, 50  | its sparse step beside full attention; its other forms            |
+| `compile`         | 120      | seconds of the first steps in a new process, with and without     |
+|                   |          | files of the compiler, and from how many steps compiling pays     |
+| `transformer`     | 100, 50  | tokens/s of 12 x 768, batch 48 x 1,024, beside a plain model      |
+| `deltanet`        | 60, 30   | Gated DeltaNet there, beside flash-linear-attention's own model   |
+| `decoding`        | 45, 20   | a token of 12 x 768 at batch 1, beside the memory bound           |
+| `decoding_others` | 90, 40   | the same of MLA, Gated DeltaNet and a sliding window              |
+| `batch_8`         | 60, 30   | the same of all four at batch 8, with 1K tokens                   |
+| `prefill`         | 60, 30   | a prompt, beside the device's matrix rate                         |
+| `layers`          | 50, 20   | a layer, forward and backward, at 16K tokens, beside full         |
+|                   |          | attention                                                         |
+| `study`           | 130 + 70 | `attnlab run mechanisms --seeds 1 --no-tune`, cold and warm       |
+| `study_compiled`  | 220 + 90 | the same with all models compiled                                 |
+| `quickstart`      |          | `attnlab run quickstart`                                          |
+| `report`          |          | CPU seconds of a report of 500 runs                               |
+| `driver`          |          | memory of a study's driver after 1,000 runs                       |
 
 Seconds are those expected on one H100, without and with the compiler's files of an earlier call.
 The rows run in a process of their own. One that exceeds its time, or whose process dies, gives a
@@ -153,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default=",".join(ROWS), help="by default all")
     parser.add_argument("--seconds", type=float, default=1.0, help="of timed calls, about")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/speed"))

@@ -17,7 +17,7 @@ from attnlab.data import Places
 from attnlab.device.child_process import SIGNALS, ChildProcess
 from attnlab.device.selection import Slot
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels.compiled import load_compiler
+from attnlab.kernels.compiled import keep_compiled, load_compiler
 from attnlab.record.lease import remove_if_ended
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execute import execute, record_failure
@@ -134,6 +134,7 @@ def work(pipe: Connection) -> None:
     devices = [torch.device(device) for device in slot.devices]
     if devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
+        keep_compiled(places.cache / "compiled")
         load_compiler()  # every step on CUDA compiles its loss
         torch.zeros(1, device=devices[0])  # the first tensor takes seconds
     while True:
