@@ -314,6 +314,7 @@ def test_a_probe_is_a_study_of_every_task_and_mechanism():
         assert config.train.seq_len == config.data.length == config.eval.lengths[0]
         assert config.eval.lengths[-1] == 4 * config.data.length
         assert (config.model.n_layers, config.model.d_model) == (1, 128)
+        assert config.model.feedforward.present == name.startswith("s5")
         assert name.startswith("s5") == (config.data.kind() == "state_tracking")
     assert study.variants["s5_mla:kv_lora_rank=8"].model.per_layer()[0].kv_lora_rank == 8
     assert study.variants["recall_mla:kv_lora_rank=8"].model.per_layer()[0].n_heads == 4
@@ -353,13 +354,13 @@ def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick,
     assert recall.accuracy == Accuracy(mean=run["test_accuracy"], low=None, high=None, seeds=1)
     two = Accuracy.of([0.5, 0.52])
     assert two.high == pytest.approx(0.51 + 12.706 * 0.02 / 2, abs=1e-4)  # t(0.975, 1)
-    assert recall.chance == 1 / 32
-    assert set(recall.lengths) == {32, 64}
-    assert set(recall.parts) == {(n, f"{k} pairs") for n in (32, 64) for k in (2, 4, 8)}
-    assert recall.state_bytes == 2 * 2 * 8 * 32  # keys and values of 32 tokens in two bytes
+    assert recall.chance == 1 / 8
+    assert set(recall.lengths) == {16, 32}
+    assert set(recall.parts) == {(n, f"{k} pairs") for n in (16, 32) for k in (2, 4)}
+    assert recall.state_bytes == 2 * 2 * 8 * 16  # keys and values of 16 tokens in two bytes
     assert found["mqar", "identity"].state_bytes == 0
     lines = (tmp_path / "probe" / "profile.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * (1 + 2 + 2 * 3) + 2 * (1 + 2 + 2 + 3)
+    assert len(lines) == 1 + 2 * (1 + 2 + 2 * 2) + 2 * (1 + 2 + 2 + 3)
     report = (tmp_path / "probe" / "report.md").read_text()
     assert "## Answers on tasks" in report
-    assert "| 64 tokens, 8 pairs |" in report
+    assert "| 32 tokens, 4 pairs |" in report

@@ -34,6 +34,7 @@ from attnlab.config import suggestion
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
     from attnlab.analysis.analysis import analyse as analyse
+    from attnlab.analysis.hypotheses.accuracy import AccuracyInRange as AccuracyInRange
     from attnlab.analysis.hypotheses.across_studies import (
         AdvantageGrows as AdvantageGrows,
     )

@@ -10,6 +10,7 @@ from support.reported_study import edit, steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import between_studies
 from attnlab.analysis.hypotheses import Evidence, Hypothesis
+from attnlab.analysis.hypotheses.accuracy import AccuracyInRange
 from attnlab.analysis.hypotheses.across_studies import (
     AdvantageGrows,
     BetterThanInStudy,
@@ -71,6 +72,11 @@ def pair(first, second):
             "a is worse than all but 2 of the other variants.",
         ),
         (Equivalent(variants=("a", "b")), "a and b are equivalent within the study's margin."),
+        (AccuracyInRange(variants=("a",), low=0.99), "a has an accuracy of at least 0.99."),
+        (
+            AccuracyInRange(variants=("a", "b"), low=0.1, high=0.2, length=2048),
+            "Each of a and b has an accuracy of 0.1 to 0.2 in sequences of 2,048 tokens.",
+        ),
         (Equivalent(margin=0.1056), "All variants are equivalent within 0.1056 nats/token."),
         (
             CostInRange(cost="parameters", low=162.6e6, high=177.8e6),
@@ -370,6 +376,44 @@ def test_every_layer_is_judged_from_the_study_beside(tmp_path):
     needed = losses | {"without_0": steady(5.1, 2)}
     write_study(tmp_path / "again" / "layers", needed, **more)
     assert judged(tmp_path / "again" / "study", hypothesis)[0] == "supported"
+
+
+@pytest.mark.parametrize(
+    ("settings", "ruling"),
+    [
+        ({"low": 0.9}, "supported"),
+        ({"low": 0.97}, "undecided"),
+        ({"low": 0.99}, "refuted"),
+        ({"high": 0.9}, "refuted"),
+        ({"low": 0.1, "high": 0.2, "length": 512}, "supported"),
+        ({"low": 0.9, "length": 4096}, "not judged"),
+        ({"low": 0.9, "variants": ("mha", "nobody")}, "not judged"),
+        ({"high": 0.9, "variants": ("mha", "nobody")}, "refuted"),
+    ],
+)
+def test_an_accuracy_is_judged_by_its_interval_over_seeds(tmp_path, settings, ruling):
+    hypothesis = AccuracyInRange(**{"variants": ("mha",), **settings})
+    losses = {"mha": [0.1, 0.2, 0.15], "delta": [0.5, 0.4, 0.6]}
+    more = {"final_by_length": {"512": {"accuracy": 0.15}}}
+    folder = write_study(tmp_path, losses, hypotheses=[hypothesis.to_dict()], mha=more)
+    for seed, accuracy in enumerate((0.96, 0.97, 0.965)):  # 0.965 +- 0.0124
+        edit(folder / "mha" / f"seed-{seed}" / "summary.json", final_accuracy=accuracy)
+    (found,) = analyse(folder).judgements
+    assert found.ruling == ruling
+    if not settings.keys() - {"low", "high"}:
+        assert found.found == ("mha: 0.965 [0.953, 0.977].",)
+
+
+def test_a_range_of_accuracies_is_one():
+    for settings, message in (
+        ({}, "give low or high"),
+        ({"low": 0.5, "high": 0.4}, "must lie from 0 to high"),
+        ({"high": 1.5}, "must lie from 0 to high"),
+        ({"low": 0.5, "length": 0}, "at least 1 token"),
+        ({"low": 0.5, "variants": ()}, "name at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            AccuracyInRange(**{"variants": ("a",), **settings})
 
 
 TWO = {name: LOSSES[name] for name in ("mha", "delta")}

@@ -332,25 +332,32 @@ class Leaky(torch.nn.Module):
         return x_BTD + 9 * x_BTD.flip(1).cumsum(1).flip(1)
 
 
-def trained(mechanism):
+def best_accuracy(mechanism, steps):
+    """The best held-out accuracy in training, which ends when the task is solved."""
     task = MQAR(
         length=16,
-        pairs=(2,),
-        train_examples=6400,
+        pairs=(4,),
+        train_examples=25_600,
         held_out_examples=200,
         tokenizer=Ids(vocab_size=16),
     )
-    config = run_of(task, mechanism, 2, steps=240, warmup_steps=24, learning_rate=3e-3)
-    config = replace(config, train=replace(config.train, batch_size=32, weight_decay=0.1))
-    config = replace(config, model=replace(config.model, d_model=32))
+    config = run_of(task, mechanism, 2, steps=600, warmup_steps=40, learning_rate=3e-3)
+    config = replace(
+        config,
+        model=replace(config.model, d_model=32),
+        train=replace(config.train, batch_size=64, weight_decay=0.1),
+    )
     corpus = task.load(NOWHERE)
     step = step_of_run(config, corpus, CPU)
-    for _ in range(config.train.steps):
-        step.advance()
     measured = held_out(corpus, "valid", seq_len=16, batch_size=200, device=CPU)
-    return measured.quality(step.model, nullcontext())
+    best = 0.0
+    while step.step < steps and best < 0.95:
+        for _ in range(50):
+            step.advance()
+        best = max(best, measured.quality(step.model, nullcontext()).accuracy)
+    return best
 
 
 def test_two_layers_of_attention_solve_recall_and_none_do_not():
-    assert trained(GroupedQuery(n_heads=1, n_kv_heads=1)).accuracy > 0.9
-    assert trained(Identity()).accuracy < 0.3
+    assert best_accuracy(GroupedQuery(n_heads=1, n_kv_heads=1), steps=600) > 0.95
+    assert best_accuracy(Identity(), steps=150) < 0.25  # 1 of 4 pairs is 0.25; 1 of 8 values 0.125

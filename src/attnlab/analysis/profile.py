@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnlab.analysis.lengths import KEY
+from attnlab.analysis.lengths import KEY, read_at
 from attnlab.analysis.statistics.paired import Estimate, t_quantile
 from attnlab.analysis.table import Run, Table, Variant
 from attnlab.analysis.texts import named
@@ -78,12 +78,22 @@ def profile_of(tables: Mapping[str, Table], split: str) -> tuple[OnTask, ...]:
     return tuple(found)
 
 
+def accuracy_at(variant: Variant, split: str, length: int | None = None) -> list[float]:
+    """Return the accuracy of each finished run: of a split, or of validation at a length."""
+    found = [
+        run.summary.get(f"{split}_accuracy")
+        if length is None or length == variant.config["train"]["seq_len"]
+        else read_at(run, length, "accuracy")
+        for run in variant.finished
+    ]
+    return [value for value in found if value is not None]
+
+
 def _on_task(task: str, mechanism: str, variant: Variant, split: str) -> Iterator[OnTask]:
     runs = [run for run in variant.finished if f"final_{GROUPS}" in run.summary]
     length = variant.config.get("train", {}).get("seq_len", 0)
-    values = [run.summary.get(f"{split}_accuracy") for run in runs]
-    accuracy = Accuracy.of([value for value in values if value is not None])
-    if accuracy is None:
+    accuracy = Accuracy.of(accuracy_at(variant, split))
+    if not runs or accuracy is None:
         return
     by_length = [dict(_by_length(run, length)) for run in runs]
     lengths = sorted({at for of in by_length for at in of})

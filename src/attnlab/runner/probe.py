@@ -5,9 +5,10 @@
     parity    whether the number of ones so far is odd       attnlab.data.state_tracking
     s3, s5    the running product of permutations of three and of five things
 
-Each task trains a small model per mechanism and seed, and is measured on longer sequences, too. The
-study has a variant TASK_MECHANISM of each; its runs, checks, report and continuation are those of
-any study, and its profile is `attnlab.analysis.profile`.
+Each task trains a small model per mechanism and seed, and is measured on longer sequences, too.
+Models of kinds have a feed-forward layer for tracking and none for recall and copying. The study
+has a variant TASK_MECHANISM of each; its runs, checks, report and continuation are those of any
+study, and its profile is `attnlab.analysis.profile`.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from attnlab.data.recall import MQAR, SelectiveCopying
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.task import Task
 from attnlab.data.tokenizer import Ids
+from attnlab.model.feedforward import NoFeedForward
 from attnlab.runner.events import Watch
 from attnlab.runner.run import run
 from attnlab.study.events import ignore
@@ -31,6 +33,7 @@ from attnlab.study.targets import Nameable, named
 from attnlab.training.config import EvalConfig, TrainConfig
 from attnlab.training.run import RunConfig
 
+WITHOUT_FEEDFORWARD = ("recall", "copying")  # as in Zoology: the mechanism has to do it alone
 QUESTION = "What does each mechanism recall, copy and track?"
 
 
@@ -88,15 +91,15 @@ FULL = Effort(
 QUICK = Effort(
     tasks={
         "recall": MQAR(
-            length=32,
+            length=16,
             pairs=(4,),
-            held_out_pairs=(2, 4, 8),
-            train_examples=20_000,
+            held_out_pairs=(2, 4),
+            train_examples=40_000,
             held_out_examples=400,
-            tokenizer=Ids(vocab_size=64),
+            tokenizer=Ids(vocab_size=16),
         ),
         "copying": SelectiveCopying(
-            length=24, tokens_to_copy=4, train_examples=20_000, held_out_examples=400
+            length=16, tokens_to_copy=3, train_examples=40_000, held_out_examples=400
         ),
         "parity": _tracking("parity", 16, 8_000),
         "s3": _tracking("s3", 16, 8_000),
@@ -106,7 +109,7 @@ QUICK = Effort(
     train=TrainConfig(
         steps=600,
         batch_size=64,
-        learning_rate=5e-3,
+        learning_rate=3e-3,
         warmup_steps=60,
         weight_decay=0.1,
         eval_batch_size=200,
@@ -216,10 +219,13 @@ def probe_study(
         vocab_size=1,
     )
     setups = setups_of(targets, sizes)
+    of_studies = setups_of([one for one in targets if isinstance(one, Study)], sizes)
     variants = {
         f"{task}_{name.replace('/', '-')}": RunConfig(
             data=effort.tasks[task],
-            model=setup.model,
+            model=setup.model
+            if task not in WITHOUT_FEEDFORWARD or name in of_studies
+            else dataclasses.replace(setup.model, feedforward=NoFeedForward()),
             train=dataclasses.replace(effort.train, seq_len=effort.tasks[task].length),
             eval=EvalConfig(lengths=tuple(n * effort.tasks[task].length for n in effort.longer)),
         )

@@ -1,0 +1,111 @@
+"""Which mechanisms track a state? Parity, and products in the groups S3, A5 and S5.
+
+After each element of a group the answer is the product of all so far. Models of two layers are
+trained on 64 elements and measured on up to 256: a shortcut that was learnt for the length of
+training does not hold beyond it. Variants are named GROUP_MECHANISM.
+
+What is expected: neither a Transformer of fixed depth nor a linear recurrence with diagonal
+transitions tracks S5 or A5 at every length (Merrill, Petty & Sabharwal 2024, arXiv:2404.08819), and
+a recurrence with eigenvalues in [0, 1] does not even track parity (Grazzi et al. 2024,
+arXiv:2411.12537). All recurrent kinds here have such eigenvalues, those of `gla` and `mamba2` on
+the diagonal.
+"""
+
+from attnlab.analysis.hypotheses.accuracy import AccuracyInRange
+from attnlab.data.state_tracking import StateTracking
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.gla import GLA
+from attnlab.mechanisms.grouped_query import GroupedQuery
+from attnlab.mechanisms.identity import Identity
+from attnlab.mechanisms.mamba2 import Mamba2
+from attnlab.model.feedforward import Dense
+from attnlab.model.language_model import ModelConfig
+from attnlab.study.study import Study
+from attnlab.training.config import EvalConfig, TrainConfig
+from attnlab.training.run import RunConfig
+
+LENGTH = 64
+MECHANISMS = {
+    "attention": GroupedQuery(n_heads=4, n_kv_heads=4),
+    "gla": GLA(n_heads=4, head_dim=32, expand_v=1.0),
+    "mamba2": Mamba2(n_heads=4, head_dim=32),
+    "delta": GatedDeltaNet(n_heads=4, head_dim=32),
+    "identity": Identity(),
+}
+TASKS = {
+    "parity": StateTracking(group="parity"),
+    "s3": StateTracking(group="s3"),
+    "a5": StateTracking(group="a5"),
+    "s5": StateTracking(group="s5"),
+}
+
+
+def on(task: StateTracking) -> RunConfig:
+    """Return the run of attention on a task."""
+    return RunConfig(
+        data=task,
+        model=ModelConfig(
+            mechanisms=(MECHANISMS["attention"],),
+            n_layers=2,
+            d_model=128,
+            feedforward=Dense(d_ff=512),
+        ),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=128,
+            seq_len=LENGTH,
+            learning_rate=1e-3,
+            warmup_steps=300,
+            weight_decay=0.1,
+            eval_every=1000,
+            eval_batch_size=500,
+            keep="none",
+        ),
+        eval=EvalConfig(lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH)),
+    )
+
+
+study = Study(
+    question=__doc__ or "",
+    baseline="parity_attention",
+    seeds=3,
+    lengths={
+        "full": (),
+        "fast": (
+            "data.length=16",
+            "data.train_examples=8000",
+            "data.held_out_examples=400",
+            "model.d_model=128",
+            "train.seq_len=16",
+            "train.batch_size=32",
+            "train.steps=300",
+            "train.eval_every=150",
+            "eval.lengths=16,32",
+        ),
+    },
+    hypotheses=(
+        *(
+            AccuracyInRange(
+                variants=(f"parity_{name}",),
+                high=0.9,
+                length=4 * LENGTH,
+                source="Grazzi et al. 2024 (arXiv:2411.12537): eigenvalues in [0, 1]",
+            )
+            for name in ("gla", "mamba2", "delta")
+        ),
+        *(
+            AccuracyInRange(
+                variants=tuple(f"{group}_{name}" for group in ("a5", "s5")),
+                high=0.5,
+                length=4 * LENGTH,
+                source="Merrill, Petty & Sabharwal 2024 (arXiv:2404.08819)",
+            )
+            for name in ("attention", "gla", "mamba2")
+        ),
+    ),
+    variants={
+        f"{task}_{name}": on(data).with_mechanisms(mechanism)
+        for task, data in TASKS.items()
+        for name, mechanism in MECHANISMS.items()
+    },
+)
