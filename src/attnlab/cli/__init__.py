@@ -11,7 +11,6 @@ import os
 from attnlab.cli import (
     bench,
     check,
-    doctor,
     extend,
     generate,
     list_catalog,
@@ -29,7 +28,6 @@ __all__ = [
     "app",
     "bench",
     "check",
-    "doctor",
     "extend",
     "generate",
     "list_catalog",

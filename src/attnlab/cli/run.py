@@ -8,6 +8,8 @@ from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
     JsonOption,
+    StepsOption,
+    StudyArgument,
     app,
     command_line,
     decimal,
@@ -22,12 +24,7 @@ from attnlab.cli.report import show
 @app.command()
 @reports_user_errors
 def run(  # noqa: PLR0913  one parameter per option
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY", help="A shipped study's name, or a Python file.", show_default=False
-        ),
-    ],
+    study: StudyArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -76,10 +73,7 @@ def run(  # noqa: PLR0913  one parameter per option
             show_default="10",
         ),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Train for this number of steps.", parser=whole(), metavar="N"),
-    ] = None,
+    steps: StepsOption = None,
     out: Annotated[
         str | None,
         typer.Option(

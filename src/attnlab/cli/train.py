@@ -7,6 +7,8 @@ import typer
 from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
+    StepsOption,
+    StudyArgument,
     app,
     command_line,
     folder,
@@ -22,12 +24,7 @@ if TYPE_CHECKING:
 @app.command()
 @reports_user_errors
 def train(  # noqa: PLR0913  one parameter per option
-    study: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY", help="A shipped study's name, or a Python file.", show_default=False
-        ),
-    ],
+    study: StudyArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -47,10 +44,7 @@ def train(  # noqa: PLR0913  one parameter per option
         str | None,
         typer.Option(metavar="NAME", help="Train at one of the study's named lengths."),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Train for this number of steps.", parser=whole(), metavar="N"),
-    ] = None,
+    steps: StepsOption = None,
     out: Annotated[
         str | None,
         typer.Option(
