@@ -117,6 +117,7 @@ def test_flex_on_a_cpu_is_refused():
     ("settings", "message"),
     [
         ({"window": 0}, "window: must be at least 1"),
+        ({"n_sink_tokens": 0}, "n_sink_tokens: must be at least 1, or none, got 0"),
         ({"n_heads": 0}, "n_heads: must be at least 1"),
         ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads: 3 does not divide n_heads 4"),
         ({"rope_theta": 0.0}, "rope_theta: must be positive"),

@@ -111,6 +111,29 @@ def test_a_model_is_its_definition_with_gradients(stack, train):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("stack", "of"),
+    [("of the first layer that gives", "nearest"), ("shared after a residual", "first")],
+)
+def test_the_definition_finds_values_of_another_layer(stack, of, monkeypatch):
+    """Each of the two is consistent with itself: checks alone cannot tell."""
+    takes = GroupedQuery.takes
+    monkeypatch.setattr(GroupedQuery, "takes", lambda *args: dict.fromkeys(takes(*args), of))
+    model, tokens_BT = built(STACKS[stack]), tokens(batch=1)
+    off = model.logits(tokens_BT)[0] - by_hand(model, tokens_BT[0])
+    assert off.abs().max() > 1e-3
+
+
+def test_a_layer_that_gives_less_than_it_names_is_an_error(monkeypatch):
+    monkeypatch.setattr(GroupedQuery, "gives", lambda *_: ("hidden states",))
+    monkeypatch.setattr(
+        GroupedQuery, "takes", lambda self, _: {"hidden states": "first"} if self.shared_kv else {}
+    )
+    with pytest.raises(KeyError, match="has not put in what its `gives` names: hidden states"):
+        built((own, shared)).logits(tokens())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("prompt", [1, 3, 9])
 def test_decoding_after_a_prompt_is_the_forward_pass(stack, prompt):

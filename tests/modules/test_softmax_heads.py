@@ -162,6 +162,9 @@ def test_a_setting_that_is_off_does_not_count_in_the_identity_of_a_run():
         return tiny_study.base.with_mechanisms(GroupedQuery(**settings)).identity("data")
 
     assert not NEW & drop_unset(GroupedQuery().to_dict()).keys()
+    plain = {"kind", "n_heads", "n_kv_heads", "rope_theta", "kernel"}  # in records of all versions
+    assert drop_unset(GroupedQuery().to_dict()).keys() == plain
+    assert drop_unset(SlidingWindow().to_dict()).keys() == plain | {"window"}
     assert len({identity(), *(identity(**settings) for settings in SETTINGS)}) == 1 + len(SETTINGS)
 
 

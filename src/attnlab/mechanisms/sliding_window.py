@@ -34,22 +34,23 @@ from attnlab.modules.softmax_heads import SoftmaxHeads, SoftmaxHeadsConfig
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow(SoftmaxHeadsConfig, MechanismConfig):
     window: int = 256  # tokens that a query attends to, itself included
-    n_sink_tokens: int = 0  # first tokens of a text that a query attends to, beside its window
+    n_sink_tokens: int | None = None  # first tokens of a text that a query attends to, too
     kernel: windowed_attention.Kernel = "auto"  # implementation; all compute the same function
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
         if self.window < 1:
             yield Problem("window", f"must be at least 1, the token itself, got {self.window}")
-        if self.n_sink_tokens < 0:
-            yield Problem("n_sink_tokens", f"must not be negative, got {self.n_sink_tokens}")
+        if self.n_sink_tokens is not None and self.n_sink_tokens < 1:
+            message = f"must be at least 1, or none, got {self.n_sink_tokens}"
+            yield Problem("n_sink_tokens", message)
 
     @property
     def kept_tokens(self) -> int:
-        return self.n_sink_tokens
+        return self.n_sink_tokens or 0
 
     def attended(self, context: int) -> int:
-        return min(context, self.window + self.n_sink_tokens)
+        return min(context, self.window + self.kept_tokens)
 
     def keys_values_name(self, d_model: int) -> str:
         first = f" and the first {self.n_sink_tokens}" if self.n_sink_tokens else ""
@@ -65,7 +66,7 @@ class SlidingWindow(SoftmaxHeadsConfig, MechanismConfig):
             self.kernel,
             products=self.scores_are_products,
             sinks=self.sinks,
-            kept=self.n_sink_tokens,
+            kept=self.kept_tokens,
         )
         return self.forward_flops_with(d_model, context, of_head)
 
@@ -92,5 +93,5 @@ class SlidingWindowAttention(SoftmaxHeads):
             kernel=self.kernel_on(q_BHTK.device, q_BHTK.dtype),
             dropout=self.dropout if self.training else 0.0,
             scores=self._scores(),
-            kept=self.config.n_sink_tokens,
+            kept=self.config.kept_tokens,
         )

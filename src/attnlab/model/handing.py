@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.config import ConfigError, Problem
-from attnlab.mechanism import Handed, Mechanism, MechanismConfig
+from attnlab.mechanism import Giver, Handed, Mechanism, MechanismConfig
 from attnlab.model.layer_pattern import ByLayer
 
 
@@ -123,6 +123,9 @@ def handing(
         return run(*inputs), {}
     handed = dict(taken)  # the mechanism puts in what it gives
     result = run(*inputs, handed)
+    for name in gives:
+        if name not in handed:
+            raise KeyError(f"a layer has not put in what its `gives` names: {name}")
     return result, {name: handed[name] for name in gives}
 
 
@@ -206,12 +209,12 @@ def stacked(
 
 def _givers(layers: Sequence[MechanismConfig], d_model: int) -> list[dict[str, int | None]]:
     """Return the layer that gives each name that a layer takes, or None, for every layer."""
-    first, nearest = dict[str, int](), dict[str, int]()
+    earlier: dict[Giver, dict[str, int]] = {"first": {}, "nearest": {}}
     found = list[dict[str, int | None]]()
     for i, layer in enumerate(layers):
         takes = layer.takes(d_model).items()
-        found.append({n: (first if of == "first" else nearest).get(n) for n, of in takes})
+        found.append({name: earlier[of].get(name) for name, of in takes})
         for name in layer.gives(d_model):
-            first.setdefault(name, i)
-            nearest[name] = i
+            earlier["first"].setdefault(name, i)
+            earlier["nearest"][name] = i
     return found
