@@ -116,7 +116,7 @@ def named(tables: Mapping[str, Table]) -> list[Named]:
         seen, variants = Counter[str](), dict[str, str]()
         mechanisms = _mechanisms(table)
         here = [v.name for v in table.variants if v.name in mechanisms]
-        for name, short in zip(here, _without_common(here), strict=True):
+        for name, short in zip(here, without_common(here), strict=True):
             key = mechanisms[name], seen[mechanisms[name]]
             seen[mechanisms[name]] += 1
             variants[names.setdefault(key, short)] = name
@@ -267,10 +267,10 @@ def _tokenizer(data: Mapping[str, Any]) -> str:
     return " ".join(str(of[name]) for name in ("kind", "vocab_size") if name in of)
 
 
-def _without_common(names: Sequence[str]) -> list[str]:
+def without_common(names: Sequence[str]) -> list[str]:
     """Return names without the parts, between underscores, with which all of them end, or begin.
 
-    >>> _without_common(["mha_code", "sliding_256_code"]), _without_common(["mha", "mla"])
+    >>> without_common(["mha_code", "sliding_256_code"]), without_common(["mha", "mla"])
     (['mha', 'sliding_256'], ['mha', 'mla'])
     """
     parts = [name.split("_") for name in names]

@@ -19,7 +19,7 @@ from attnlab.analysis.training_lengths import OfLength
 from attnlab.reporting.context import SECTIONS, ReportContext
 from attnlab.reporting.profile import CAPTION, against_state, profile, styles_on, tasks_of
 from attnlab.reporting.tables import columns
-from attnlab.reporting.tables.scaling import QUANTITIES, amount
+from attnlab.reporting.tables.scaling import QUANTITIES, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,31 +64,48 @@ def page(analysis: Analysis) -> str:
         along_lengths=along_lengths(analysis, charts),
         profiles=_profiles(analysis, charts),
         colours=charts.styles,
-        forests=[it for of in analysis.texts.values() if (it := Charts(of).forest())],
+        forests=[
+            replace(it, forms={"": it.forms["narrow"]})  # two beside one another
+            for of in analysis.texts.values()
+            if (it := Charts(of).forest())
+        ],
         styles={row.name: charts.styles[row.name] for row in context.rows},
         sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
     )
 
 
 def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:
-    """Return the charts of a ladder, one per quantity; empty for a study that is none."""
-    from attnlab.reporting.figures.cost import scaling_laws
+    """Return the charts of a ladder, two per quantity; empty for a study that is none."""
+    from attnlab.reporting.figures.cost import scaling_differences, scaling_laws
 
-    found = analysis.scaling
-    return [
-        charts.svg_charts.chart(
-            partial(
-                scaling_laws,
-                along=along,
-                styles=charts.styles,
-                text=partial(amount, quantity=quantity),
-            ),
-            f"Loss against {title} (nats/token)",
-            f"Points: means over seeds, filled {where}. Lines: power laws with 95 % intervals.",
+    found, drawn = analysis.scaling, list["Chart"]()
+    for quantity, (title, where) in QUANTITIES.items():
+        if found is None or (along := found.along.get(quantity)) is None:
+            continue
+        more: dict[str, Any] = {
+            "along": along,
+            "styles": charts.styles,
+            "text": partial(tick, quantity=quantity),
+        }
+        sure = any(fit.exponent for fit in along.fits.values())
+        drawn.append(
+            charts.svg_charts.chart(
+                partial(scaling_laws, **more),
+                f"Loss against {title} (nats/token)",
+                f"Points: means over seeds, filled {where}. Lines: power laws"
+                f"{' with 95 % intervals' if sure else '; one seed gives no intervals'}.",
+            )
         )
-        for quantity, (title, where) in QUANTITIES.items()
-        if found is not None and (along := found.along.get(quantity)) is not None
-    ]
+        if found.baseline in along.fits and len(along.fits) > 1:
+            drawn.append(
+                charts.svg_charts.chart(
+                    partial(scaling_differences, baseline=found.baseline, **more),
+                    f"Loss minus that of {found.baseline} at equal {title} (nats/token)",
+                    "Below 0 is better. Lines through the means that are filled in the figure "
+                    f"before{', with 95 % intervals of the seeds' if sure else ''}.",
+                )
+            )
+    return drawn
 
 
 def along_lengths(analysis: Analysis, charts: "Charts") -> list["Chart"]:

@@ -22,12 +22,11 @@ from attnlab.reporting.figures.loss_against import MOST_BARS, positions_minus
 from attnlab.reporting.figures.styles import (
     GREY,
     Styles,
-    families_of,
     matplotlib_style,
     pdf,
     place,
     png,
-    styles_of,
+    styles_in,
 )
 from attnlab.reporting.figures.svg import whole_svg
 from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, parts_caption
@@ -94,7 +93,7 @@ class _Panels:
         self.analysis = analysis
         every = rows(analysis)
         self.shown: list[Row] = most(every)
-        self.styles: Styles = styles_of(families_of(analysis.table), analysis.table.study.labels)
+        self.styles: Styles = styles_in(analysis)
         compared = {row.name: row.variant for row in every if row.compared}
         best = next(iter(compared.values()), None)
         self.reference: Variant | None = compared.get(analysis.table.study.baseline or "", best)
@@ -247,7 +246,7 @@ def _on_texts(analysis: Analysis) -> dict[str, _Panel]:
 
     def panel(text: str, of: Analysis) -> _Panel:
         shown, reference = most(rows(of)), of.baseline or ""
-        styles = styles_of(families_of(of.table), of.table.study.labels)
+        styles = styles_in(of)
 
         def draw(axes: Axes) -> None:
             forest(axes, shown, styles, reference)

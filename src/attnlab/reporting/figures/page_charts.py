@@ -29,7 +29,7 @@ from attnlab.reporting.figures.loss_against import (
     positions_minus,
     rates,
 )
-from attnlab.reporting.figures.styles import Styles, families_of, styles_of
+from attnlab.reporting.figures.styles import Styles, styles_in
 from attnlab.reporting.figures.svg import WIDTH, Chart, SvgCharts, samples
 from attnlab.reporting.sentences import RECALL, at_recipe, forest_caption, intervals, parts_caption
 from attnlab.reporting.tables.rows import Row, rows, split_name, split_of
@@ -46,7 +46,7 @@ class Charts:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self.rows = rows(analysis)
-        self.styles: Styles = styles_of(families_of(analysis.table))
+        self.styles: Styles = styles_in(analysis)
         self.split = split_of(analysis)
         self.svg_charts = SvgCharts(self.styles)
 

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -22,7 +23,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Table
+from attnlab.analysis.texts import without_common
 from attnlab.reporting.tables.rows import plain
 
 BASELINE, FLOOR = "baseline", "floor"
@@ -156,6 +159,23 @@ def styles_of(families: Families, labels: Mapping[str, str] | None = None) -> St
         )
         for i, (name, family) in enumerate(families.items())
     }
+
+
+def styles_in(analysis: Analysis) -> Styles:
+    """Return the styles of an analysis: of its variants, and of each other family of a ladder.
+
+    On a ladder, and of several texts, labels are short: the family, or the mechanism's name.
+    """
+    table, rungs = analysis.table, analysis.whole.study.rungs
+    names = [variant.name for variant in table.variants]
+    short = dict(zip(names, without_common(names), strict=True)) if analysis.several_texts else {}
+    if analysis.cell is not None:
+        seen = {rungs[name].family for name in names if name in rungs}
+        others = [v for v in analysis.whole.variants if v.name in rungs and v.name not in names]
+        more = {rungs[v.name].family: v for v in others if rungs[v.name].family not in seen}
+        table = replace(table, variants=(*table.variants, *more.values()))
+        short = {name: rung.family for name, rung in rungs.items()}
+    return styles_of(families_of(table), short | dict(table.study.labels))
 
 
 def _with_hue(families: Families) -> dict[tuple[str, ...], None]:

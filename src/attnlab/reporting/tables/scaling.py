@@ -17,6 +17,7 @@ QUANTITIES: Mapping[Quantity, tuple[str, str]] = {  # title, and where the point
     "parameters": ("parameters outside the embedding", "at the longest training"),
     "tokens": ("training tokens", "at the largest size"),
 }
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LAW = "Law: loss = E + A x^-a, fitted to means over seeds; E is 0 with fewer than five points. "
 ERRORS = (
     "Error: the largest at points of a size (of tokens: a length) that the fit did not see. "
@@ -243,10 +244,25 @@ def _corrections(found: Scaling) -> str:
 def amount(x: float, quantity: Quantity) -> str:
     """Return a value of a quantity with its unit."""
     return (
-        f"{x:.3g}"
+        f"{x:.3g}".replace("e+", "e")
         if quantity == "flops"
         else (numbers.duration(x) if quantity == "seconds" else numbers.count(x))
     )
+
+
+def tick(x: float, quantity: Quantity) -> str:
+    """Return a value of a quantity as short as an axis needs it.
+
+    >>> tick(3e15, "flops"), tick(1e16, "flops"), tick(1e7, "tokens"), tick(0.3, "seconds")
+    ('3·10¹⁵', '10¹⁶', '10 M', '0.3 s')
+    """
+    if quantity == "flops" and x > 0:
+        power = math.floor(math.log10(x) + 1e-9)
+        digits = f"{x / 10**power:.2g}"
+        raised = f"10{str(power).translate(RAISED)}"
+        return raised if digits == "1" else f"{digits}·{raised}"
+    number, _, unit = amount(x, quantity).partition(" ")
+    return f"{float(number):g} {unit}".strip()
 
 
 def _ends(interval: tuple[float, float] | None, digits: int) -> str:
