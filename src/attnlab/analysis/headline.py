@@ -63,8 +63,24 @@ def on_each_text(
         span = " to ".join(dict.fromkeys(f"{tau:.2f}" for tau in (taus[0], taus[-1])))
         ends = [end for it in agreed for end in (it.low, it.high) if end is not None]
         within = f", with intervals within [{min(ends):.2f}, {max(ends):.2f}]" if ends else ""
+        said.append(_same_order(agreed))
         said.append(f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}.")
     return f"On {text}: {lead}", " ".join(said)
+
+
+def _same_order(agreed: Sequence[Agreement]) -> str:
+    """Return in words how far the order of the mechanisms holds over the texts."""
+    texts = dict.fromkeys(text for it in agreed for text in it.texts)
+    same = all(it.tau > 1 - 1e-9 for it in agreed)
+    of = f"all {len(texts)} texts" if len(texts) > 2 else "both texts"
+    means = f"the same on {of}" if same else "not the same on " + of
+    changes = [f"{listed(pair)} ({listed(it.texts)})" for it in agreed for pair in it.opposite]
+    shown = (
+        f"shown to change places: {several(changes)}"
+        if changes
+        else "no two are shown to change places"
+    )
+    return f"By mean losses, the order of the mechanisms is {means}; {shown}."
 
 
 def scales(found: Scaling) -> str:
