@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import random
+import re
 import warnings
 
 import pytest
@@ -20,9 +21,10 @@ from attnlab.analysis.texts import by_text
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import TUNING_SEED, RunFolder, pack
 from attnlab.reporting.figures.comparison import _Panels
+from attnlab.reporting.figures.page_charts import Charts
 from attnlab.reporting.figures.styles import matplotlib_style
 from attnlab.reporting.files import write_report
-from attnlab.reporting.pages import markdown
+from attnlab.reporting.pages import forests, markdown
 from attnlab.reporting.tables.data_files import csv_table, results, runs_csv
 
 
@@ -273,6 +275,14 @@ def test_the_picture_has_the_differences_on_each_text(three):
         "On code": ["mla", "mha", "delta"],
         "On sums": ["mha", "mla", "delta"],
     }
+
+
+def test_figures_of_several_texts_share_no_id(three):
+    drawn = [Charts(three).forest(), *forests(three)]
+    svgs = [svg for chart in drawn for svg in chart.forms.values()]
+    ids = [name for svg in svgs for name in re.findall(r'id="([^"]+)"', svg)]
+    assert len(drawn) == 3
+    assert len(ids) == len(set(ids))
 
 
 def test_kendalls_tau_says_how_far_two_texts_agree_and_which_pairs_they_do_not(three):

@@ -280,17 +280,6 @@ def without_common(names: Sequence[str]) -> list[str]:
     return ["_".join(of[begins : len(of) - ends]) for of in parts]
 
 
-def _common_end(names: Sequence[str]) -> str:
-    """Return the parts with which all names end; empty if there are none.
-
-    >>> _common_end(["mha_code", "sliding_256_code"]), _common_end(["mha", "mla"])
-    ('code', '')
-    """
-    each = zip(names, without_common(names), strict=True)
-    ends = {name.removeprefix(f"{short}_") if short != name else "" for name, short in each}
-    return ends.pop() if len(ends) == 1 else ""
-
-
 def _alike(parts: Sequence[Sequence[str]], at_most: int) -> int:
     """Return with how many equal parts all begin."""
     alike = (len(set(of)) == 1 for of in zip(*parts, strict=False))

@@ -64,14 +64,21 @@ def page(analysis: Analysis) -> str:
         along_lengths=along_lengths(analysis, charts),
         profiles=_profiles(analysis, charts),
         colours=charts.styles,
-        forests=[
-            replace(it, forms={"": it.forms["narrow"]})  # two beside one another
-            for of in analysis.texts.values()
-            if (it := Charts(of).forest())
-        ],
+        forests=forests(analysis),
         styles={row.name: charts.styles[row.name] for row in context.rows},
         sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
     )
+
+
+def forests(analysis: Analysis) -> list["Chart"]:
+    """Return the differences to the baseline of each other text, two beside one another."""
+    from attnlab.reporting.figures.page_charts import Charts
+
+    drawn = (
+        Charts(of, f"text{place}-").forest()
+        for place, of in enumerate(analysis.texts.values(), start=2)
+    )
+    return [replace(it, forms={"": it.forms["narrow"]}) for it in drawn if it is not None]
 
 
 def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:

@@ -43,12 +43,13 @@ MOST_WITH_SEEDS = 30  # variants with a line per seed and logarithmic forms
 class Charts:
     """Draws the charts of an analysis; None or empty where it has no data for one."""
 
-    def __init__(self, analysis: Analysis) -> None:
+    def __init__(self, analysis: Analysis, prefix: str = "") -> None:
+        """`prefix` begins the ids of the charts, where a page has several analyses."""
         self.analysis = analysis
         self.rows = rows(analysis)
         self.styles: Styles = styles_in(analysis)
         self.split = split_of(analysis)
-        self.svg_charts = SvgCharts(self.styles)
+        self.svg_charts = SvgCharts(self.styles, prefix)
 
     def all(self) -> dict[str, Any]:
         """Every chart by the name that the template uses, and what the curves can be against."""

@@ -189,8 +189,9 @@ class Chart:
 class SvgCharts:
     """Draws the charts of one page, with ids that are unique on it."""
 
-    def __init__(self, styles: Styles) -> None:
-        self._drawn = 0
+    def __init__(self, styles: Styles, prefix: str = "") -> None:
+        """`prefix` begins the ids, where a page has charts of several."""
+        self._drawn, self._prefix = 0, prefix
         own = {style.colour.lower(): f"var(--{style.group})" for style in styles.values()}
         self._variables = own | VARIABLES
 
@@ -207,7 +208,9 @@ class SvgCharts:
             figure = Figure(figsize=inches, layout="constrained")
             draw(figure.subplots())
             self._drawn += 1
-            return inline_svg(figure, f"chart{self._drawn}-", title, text, self._variables)
+            return inline_svg(
+                figure, f"{self._prefix}chart{self._drawn}-", title, text, self._variables
+            )
 
 
 def samples(styles: Styles) -> str:
