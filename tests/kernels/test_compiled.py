@@ -1,6 +1,7 @@
 """Compiled models share graphs; the fused loss and the grouped product equal their definitions."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -15,7 +16,13 @@ from attnlab.device.ranks import Ranks
 from attnlab.inference.decoder import tensors
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import gated_delta_rule, sparse_attention
-from attnlab.kernels.compiled import compile_once, constant, keep_compiled
+from attnlab.kernels.compiled import (
+    compile_once,
+    compiler_is_loaded,
+    constant,
+    keep_compiled,
+    load_compiler,
+)
 from attnlab.kernels.cross_entropy import definition as of_logits
 from attnlab.kernels.cross_entropy import linear_cross_entropy
 from attnlab.kernels.grouped_matmul import definition, grouped_matmul, resolve
@@ -105,6 +112,18 @@ def test_a_prompt_is_read_by_one_graph_per_kind_of_layer(graphs):
         )
     torch.testing.assert_close(found, expected)
     assert len(graphs) == 1
+
+
+def test_the_compiler_is_loaded_before_it_is_needed(monkeypatch):
+    for name in ("torch._dynamo", "torch._inductor.compile_fx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(
+        "attnlab.kernels.compiled.import_module",
+        lambda name: monkeypatch.setitem(sys.modules, name, torch),
+    )
+    assert not compiler_is_loaded()
+    load_compiler()
+    assert compiler_is_loaded()
 
 
 def test_a_kind_of_layer_is_compiled_once_for_all_models(graphs):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
+from importlib import import_module
 from inspect import unwrap
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -110,8 +111,8 @@ def constant(function: Function) -> Function:
 
 def load_compiler() -> None:
     """Load what compiles functions for CUDA, which takes seconds, before there is one."""
-    with suppress(ImportError):
-        pass
+    for name in ("torch._dynamo", "torch._inductor.compile_fx"):
+        import_module(name)
 
 
 def compiler_is_loaded() -> bool:
