@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 from support.fake_workers import ladder, law_on_ladder, make, work
 from support.reported_study import edit, steady, write_study
@@ -19,6 +20,8 @@ from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, Rung, StudyRecord
 from attnlab.reporting import files
+from attnlab.reporting.figures.cost import scaling_differences, scaling_laws
+from attnlab.reporting.figures.styles import matplotlib_style, styles_in
 from attnlab.reporting.pages import markdown
 from attnlab.reporting.tables.data_files import csv_table, results
 from attnlab.reporting.tables.latex import latex
@@ -524,6 +527,10 @@ def test_one_cell_of_a_ladder_is_a_study_like_any_other(part):
     found = part("mha_16_short", "delta_16_short")
     assert found.scaling is None
     assert (found.baseline, set(found.to_baseline)) == ("mha_16_short", {"delta_16_short"})
+    waiting = part("mha_16_short", seeds=1)
+    assert "--seeds 4" in waiting.headline[1]
+    begun = replace(waiting.whole, study=replace(waiting.whole.study, seeds=(0, 1, 2)))
+    assert "--seeds" not in analysis_of(begun).headline[1]  # more are planned
     alone = part("delta_16_short")
     assert (alone.scaling, alone.order) == (None, ("delta_16_short",))
 
@@ -567,3 +574,18 @@ def test_every_file_of_a_ladder_has_all_sizes_and_lengths_and_compares_within_ea
     assert "loss at 2x16, short of 2 variants" in tables
     alone = part("mha_16_short", "delta_16_short")
     assert (alone.scope, len(alone.groups)) == ("", 1)
+
+
+def test_every_family_of_a_ladder_has_its_line_whatever_the_largest_size_holds(part):
+    found = part(*part.names("mha"), *part.names("delta", sizes=(16, 32)))
+    styles, along = styles_in(found), found.scaling.along["flops"]
+    with matplotlib_style():
+        left, right = Figure().subplots(1, 2)
+        scaling_laws(left, along, styles, str)
+        scaling_differences(right, along, "mha", styles, str)
+    assert [text.get_text() for text in left.texts] == ["mha", "delta"]
+    assert [text.get_text() for text in right.texts] == ["delta"]
+    low, high = right.get_ylim()
+    assert low < -0.1 < 0 < high  # delta is a tenth better at every size and length
+    assert {axes.get_xscale() for axes in (left, right)} == {"log"}
+    assert min(len(axes.get_xticks()) for axes in (left, right)) >= 3

@@ -234,7 +234,8 @@ def _left_out(verdict: Verdict) -> str:
 
 
 def _more(verdict: Verdict) -> str:
-    return " Run it with --seeds 4 or more for error bars." if len(verdict.seeds) == 1 else ""
+    one = len(verdict.seeds) == 1 == len(verdict.table.study.seeds)
+    return " Run it with --seeds 4 or more for error bars." if one else ""
 
 
 def _plus_minus(pair: Comparison) -> str:

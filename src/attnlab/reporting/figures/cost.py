@@ -27,6 +27,7 @@ from attnlab.reporting.tables.rows import Row
 
 SPARE = 0.02  # of the largest cost, on either side of the points
 MOST_BARS = 40  # of more variants, only those on the front have bars
+FEWEST_TICKS = 3
 ENDS = (0.025, 0.975)  # of an interval of draws
 WIDE = 8.0  # costs that differ by more than this factor get a logarithmic axis
 
@@ -282,9 +283,13 @@ def _by_style(along: Along, styles: Styles) -> dict[str, tuple[Style, Fit]]:
 
 
 def _ticks_in(axes: Axes, text: Callable[[float], str]) -> None:
-    """Set the ticks of a log axis at powers of ten, and at three times these where it is short."""
+    """Set three to six ticks of a log axis, at the roundest multiples of powers of ten."""
     low, high = axes.get_xlim()
-    subs = (1.0,) if high > 150 * low else (1.0, 3.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(lambda x, _: text(x))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [m * 10.0**power for power in powers for m in multiples]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= FEWEST_TICKS:
+            break
+    axes.set_xticks(ticks, [text(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())

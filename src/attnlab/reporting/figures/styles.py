@@ -170,10 +170,15 @@ def styles_in(analysis: Analysis) -> Styles:
     names = [variant.name for variant in table.variants]
     short = dict(zip(names, without_common(names), strict=True)) if analysis.several_texts else {}
     if analysis.cell is not None:
-        seen = {rungs[name].family for name in names if name in rungs}
-        others = [v for v in analysis.whole.variants if v.name in rungs and v.name not in names]
-        more = {rungs[v.name].family: v for v in others if rungs[v.name].family not in seen}
-        table = replace(table, variants=(*table.variants, *more.values()))
+        started = {
+            rungs[v.name].family: v for v in analysis.whole.variants if v.name in rungs and v.config
+        }
+        here = {rungs[name].family: name for name in names if name in rungs}
+        of_family = [replace(v, name=here.get(of, v.name)) for of, v in started.items()]
+        known = {v.name for v in of_family}
+        table = replace(
+            table, variants=(*of_family, *(v for v in table.variants if v.name not in known))
+        )
         short = {name: rung.family for name, rung in rungs.items()}
     return styles_of(families_of(table), short | dict(table.study.labels))
 

@@ -17,6 +17,7 @@ QUANTITIES: Mapping[Quantity, tuple[str, str]] = {  # title, and where the point
     "parameters": ("parameters outside the embedding", "at the longest training"),
     "tokens": ("training tokens", "at the largest size"),
 }
+MOST_SECONDS = 1000.0  # of a tick, beyond which minutes are shorter
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LAW = "Law: loss = E + A x^-a, fitted to means over seeds; E is 0 with fewer than five points. "
 ERRORS = (
@@ -261,6 +262,8 @@ def tick(x: float, quantity: Quantity) -> str:
         digits = f"{x / 10**power:.2g}"
         raised = f"10{str(power).translate(RAISED)}"
         return raised if digits == "1" else f"{digits}·{raised}"
+    if quantity == "seconds" and x < MOST_SECONDS:
+        return f"{x:g} s"
     number, _, unit = amount(x, quantity).partition(" ")
     return f"{float(number):g} {unit}".strip()
 
