@@ -78,6 +78,7 @@ CAUGHT_BY = {
     "GateOfTheNextToken": FUTURE,
     "GateThatCostsNothing": "parameters are as stated",
     "SinkLeftOutOfSteps": STEPS,
+    "SinkLeftOutOfAbsorbedSteps": STEPS,
     "DistanceBySlotOfTheRing": STEPS,
     "SoftcapAfterTheMask": FUTURE,
     "ExclusiveOfTheFirstValueInSteps": STEPS,

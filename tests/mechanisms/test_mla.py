@@ -6,7 +6,8 @@ from support.agreement import assert_is_definition, rotate
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnlab.config import ConfigError
+from attnlab.checks import assert_correct
+from attnlab.config import ConfigError, drop_unset
 from attnlab.mechanisms.mla import MLA
 
 SMALL = {"kv_lora_rank": 12, "qk_nope_head_dim": 5, "qk_rope_head_dim": 4, "v_head_dim": 7}
@@ -15,13 +16,20 @@ SHAPES = [
     SMALL | {"n_heads": 1},
     SMALL | {"n_heads": 3, "v_head_dim": 20},  # wider than the keys
     SMALL | {"kv_lora_rank": 1},
+    SMALL | {"output_gate": "head"},
+    SMALL | {"output_gate": "element", "n_heads": 3},
+    SMALL | {"sinks": True},
+    SMALL | {"logit_softcap": 0.7},
 ]
+ALL = SMALL | {"output_gate": "element", "sinks": True, "logit_softcap": 0.7}
 
 
 def made(dropout=0.0, **settings):
     torch.manual_seed(0)
     mechanism = MLA(**settings).build(32, dropout).double()
     torch.nn.init.normal_(mechanism.kv_a_layernorm.weight)
+    if mechanism.sinks is not None:
+        torch.nn.init.normal_(mechanism.sinks)
     return mechanism
 
 
@@ -43,14 +51,21 @@ def by_hand(mechanism, x_BTD):
         rows = []
         for t in range(x_BTD.shape[1]):
             scores = torch.einsum("bk,bsk->bs", q[:, t], k[:, : t + 1]) / (nope + rope) ** 0.5
-            rows.append(torch.einsum("bs,bsv->bv", scores.softmax(-1), v[:, : t + 1]))
+            if c.logit_softcap is not None:
+                scores = c.logit_softcap * torch.tanh(scores / c.logit_softcap)
+            weights = scores.exp()
+            total = weights.sum(-1, keepdim=True) + (mechanism.sinks[h].exp() if c.sinks else 0)
+            rows.append(torch.einsum("bs,bsv->bv", weights / total, v[:, : t + 1]))
         heads.append(torch.stack(rows, 1))
+        if c.output_gate:
+            gates = mechanism.g_proj.weight.chunk(c.n_heads)[h]
+            heads[-1] = heads[-1] / (1 + (-x_BTD @ gates.T).exp())
     return torch.cat(heads, -1) @ mechanism.o_proj.weight.T
 
 
-@pytest.mark.parametrize("settings", SHAPES)
+@pytest.mark.parametrize("settings", [*SHAPES, ALL])
 @pytest.mark.parametrize("tokens", [1, 2, 13])
-@pytest.mark.parametrize("kernel", ["plain", "sdpa", "blocked"])
+@pytest.mark.parametrize("kernel", ["plain", "auto", "blocked"])
 def test_it_is_its_definition_with_gradients(settings, tokens, kernel):
     mechanism = made(**settings, kernel=kernel)
     x_BTD = torch.randn(2, tokens, 32, dtype=torch.float64)
@@ -58,7 +73,7 @@ def test_it_is_its_definition_with_gradients(settings, tokens, kernel):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", SHAPES)
+@pytest.mark.parametrize("settings", [*SHAPES, ALL])
 def test_the_absorbed_step_equals_the_definition(settings):
     mechanism = made(**settings)
     x_BTD = torch.randn(2, 13, 32, dtype=torch.float64)
@@ -66,6 +81,17 @@ def test_the_absorbed_step_equals_the_definition(settings):
     y_BD, state = mechanism.step(x_BTD[:, 12], state)
     assert_close(y_BD, by_hand(mechanism, x_BTD)[:, 12])
     assert state.seen == 13
+
+
+def test_all_settings_together_keep_the_promises():
+    assert_correct(MLA(**ALL), d_model=32, quick=True)
+
+
+def test_settings_that_are_off_do_not_count_in_the_identity_of_a_run():
+    assert drop_unset(MLA().to_dict()).keys() == {
+        *("kind", "n_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"),
+        *("v_head_dim", "rope_theta", "kernel"),
+    }
 
 
 @torch.no_grad()

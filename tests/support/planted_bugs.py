@@ -5,6 +5,7 @@ Each is a shipped mechanism with the smallest change that makes the mistake.
 Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K head width, S keys.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,9 +15,11 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, layer_norm
 
+from attnlab.kernels.scores import UNCHANGED
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAttention
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+from attnlab.mechanisms.mla import MLA, MultiHeadLatentAttention
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
 from attnlab.modules.kv_cache import KVCache, attend_once
 
@@ -257,6 +260,17 @@ class SinkLeftOutOfSteps(Planted, GroupedQuery):
             q_BH1K, k_BG1K, v_BG1K = self._qkv(x_BD[:, None], start=state.seen)
             state = state.append(k_BG1K, v_BG1K)
             return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkLeftOutOfAbsorbedSteps(Planted, MLA):
+    sinks: bool = True
+
+    class Module(MultiHeadLatentAttention):
+        def step(self, x_BD, state):
+            without = copy.copy(self)
+            without._scores = lambda: UNCHANGED
+            return MultiHeadLatentAttention.step(without, x_BD, state)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,18 @@ With `q_lora_rank` the queries are computed from a latent of their own, norm(W_d
 DeepSeek-V3. Projections have the names of DeepSeek's code: `kv_a_proj_with_mqa` is W_dkv above
 W_kr, `kv_b_proj` is W_uk and W_uv by head.
 
+A gate on the heads' outputs, sinks and a softcap of the scores are those of
+`modules/softmax_heads.py`; they are off by default.
+
 DeepSeek-AI 2024 (arXiv:2405.04434, arXiv:2412.19437).
 Shapes: B batch, T tokens, D model width, H heads, N width of the part without rotary, P width of
 the rotary part, K = N + P, V value width, R latent rank, M = H K, S slots, C = R + P.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import einsum, rearrange
@@ -28,8 +32,9 @@ from torch import Tensor, nn
 
 from attnlab.config import Problem
 from attnlab.kernels import attention
+from attnlab.kernels.scores import Scores
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.kv_cache import filled, next_positions, none_seen, softmax_over_seen
+from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
 from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.modules.rotary import Rope, rope_problems, rotate, rotation
@@ -45,6 +50,9 @@ class MLA(MechanismConfig):
     v_head_dim: int = 32  # width of a value head
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_scaling: RopeScaling | None = None  # change of the frequencies for longer texts
+    output_gate: Literal["head", "element"] | None = None  # gate on the outputs, one per this
+    sinks: bool = False  # a learned logit per head in the softmax, without a value
+    logit_softcap: float | None = None  # scores are squeezed smoothly to between - and + this
     kernel: attention.Kernel = "auto"  # implementation of attention; all compute the same function
 
     def problems(self) -> Iterator[Problem]:
@@ -60,6 +68,8 @@ class MLA(MechanismConfig):
         if self.q_lora_rank is not None and self.q_lora_rank < 1:
             yield Problem("q_lora_rank", f"must be at least 1, got {self.q_lora_rank}")
         yield from rope_problems(self.rope_theta, self.rope_scaling)
+        if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
+            yield Problem("logit_softcap", f"must be positive and finite, got {self.logit_softcap}")
 
     @property
     def exact_length(self) -> int | None:
@@ -80,18 +90,36 @@ class MLA(MechanismConfig):
         """Number of values stored per token while decoding: its latent and its rotary key."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
+    @property
+    def n_gates(self) -> int:
+        """Number of gates per token."""
+        widths = {None: 0, "head": 1, "element": self.v_head_dim}
+        return self.n_heads * widths[self.output_gate]
+
+    @property
+    def scores_are_products(self) -> bool:
+        """True if every kernel serves the scores, but for sinks; see `Scores.are_products`."""
+        return self.logit_softcap is None
+
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
         matrices, norms = self._matrices(d_model), self.kv_lora_rank + (self.q_lora_rank or 0)
         scores_and_sums = self.n_heads * (self.cache_width + self.kv_lora_rank) * context
         return Cost(
-            params=matrices + norms,
+            params=matrices + norms + self.sinks * self.n_heads,
             flops=2 * (matrices + scores_and_sums),
             state_bytes=itemsize * self.cache_width * context,
         )
 
     def forward_flops(self, d_model: int, context: int) -> int:
         """Return the FLOPs with keys and values computed, which are narrower than the latent."""
-        of_head = attention.flops(context, self.qk_head_dim, self.v_head_dim, self.kernel)
+        of_head = attention.flops(
+            context,
+            self.qk_head_dim,
+            self.v_head_dim,
+            self.kernel,
+            products=self.scores_are_products,
+            sinks=self.sinks,
+        )
         return 2 * self._matrices(d_model) + self.n_heads * of_head // context
 
     def _matrices(self, d_model: int) -> int:
@@ -100,14 +128,14 @@ class MLA(MechanismConfig):
         The absorbed form multiplies the query by the matrices that `forward` applies to the latent.
         """
         heads, q_rank = self.n_heads, self.q_lora_rank or 0
-        outer = self.cache_width + heads * self.v_head_dim + q_rank  # matrices that have a side D
+        outer = self.cache_width + heads * self.v_head_dim + q_rank + self.n_gates  # of a side D
         inner = heads * (self.qk_nope_head_dim + self.v_head_dim) * self.kv_lora_rank
         queries = (q_rank or d_model) * heads * self.qk_head_dim
         return d_model * outer + inner + queries
 
     def build(self, d_model: int, dropout: float = 0.0) -> "MultiHeadLatentAttention":
-        """Return the module. Raise ConfigError if the chosen kernel does not support dropout."""
-        attention.require(self.kernel, dropout)
+        """Return the module. Raise ConfigError if the chosen kernel does not serve the settings."""
+        attention.require(self.kernel, dropout, products=self.scores_are_products)
         return MultiHeadLatentAttention(self, d_model, dropout)
 
 
@@ -140,9 +168,12 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
             rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(heads * config.v_head_dim, d_model, bias=False)
+        gates = config.n_gates
+        self.g_proj = nn.Linear(d_model, gates, bias=False) if gates else None
+        self.sinks = nn.Parameter(torch.zeros(heads)) if config.sinks else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self._attend(self._queries(x_BTD, start=0), self._latents(x_BTD, start=0))
+        return self._attend(x_BTD, self._latents(x_BTD, start=0))
 
     def init_state(self, batch_size: int, capacity: int) -> LatentCache:
         weight, width = self.o_proj.weight, self.config.cache_width
@@ -151,7 +182,7 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, LatentCache]:
         latent_BTC = self._latents(x_BTD, start=0)
         state = self.init_state(x_BTD.shape[0], capacity).append(latent_BTC)
-        return self._attend(self._queries(x_BTD, start=0), latent_BTC), state
+        return self._attend(x_BTD, latent_BTC), state
 
     def step(self, x_BD: Tensor, state: LatentCache) -> tuple[Tensor, LatentCache]:
         config, x_B1D = self.config, x_BD[:, None]
@@ -164,17 +195,29 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
         )
         q_BHN, q_BHP = q_BHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         q_BHR = einsum(q_BHN, w_uk_HNR.to(q_BHN.dtype), "B H N, H N R -> B H R")
-        q_BHC = torch.cat([q_BHR, q_BHP], -1) * config.qk_head_dim**-0.5
-        is_seen_S = filled(state.seen, latent_BSC.shape[1])
-        weights_BHS = softmax_over_seen(q_BHC @ latent_BSC.mT, is_seen_S)
-        y_BHR = weights_BHS @ latent_BSC[..., : config.kv_lora_rank]
+        k_B1SC, slots = latent_BSC[:, None], latent_BSC.shape[1]
+        y_BHR = attend_once(
+            torch.cat([q_BHR, q_BHP], -1),
+            k_B1SC,
+            k_B1SC[..., : config.kv_lora_rank],
+            filled(state.seen, slots),
+            self._scores(),
+            age_S=state.seen - 1 - torch.arange(slots, device=state.seen.device),
+            scale=config.qk_head_dim**-0.5,
+        )
         y_BHV = einsum(y_BHR, w_uv_HVR.to(y_BHR.dtype), "B H R, H V R -> B H V")
-        return self.o_proj(y_BHV.flatten(1)), state
+        return self._output(x_B1D, y_BHV[:, :, None])[:, 0], state
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> attention.Kernel:
         config = self.config
-        width = max(config.qk_head_dim, config.v_head_dim)
-        return attention.resolve(config.kernel, device, dtype, dropout=self.dropout, width=width)
+        return attention.resolve(
+            config.kernel,
+            device,
+            dtype,
+            dropout=self.dropout,
+            width=max(config.qk_head_dim + config.sinks, config.v_head_dim),
+            products=config.scores_are_products,
+        )
 
     def _queries(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
         """Return `q_BHTK` of tokens whose first is at position `start`.
@@ -202,9 +245,21 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
     def _rotate(self, x_TP: Tensor, start: int | Tensor) -> Tensor:
         return rotate(x_TP, rotation(self.config.rope, start, x_TP.shape[-2], like=x_TP))
 
-    def _attend(self, q_BHTK: Tensor, latent_BTC: Tensor) -> Tensor:
+    def _scores(self) -> Scores:
+        """Return the changes of the scores."""
+        return Scores(self.config.logit_softcap, None, self.sinks)
+
+    def _output(self, x_BTD: Tensor, y_BHTV: Tensor) -> Tensor:
+        """Return `y_BTD` of what the heads have read."""
+        y_BTHV = rearrange(y_BHTV, "B H T V -> B T H V")
+        if self.g_proj is not None:
+            gate_BTHV = self.g_proj(x_BTD).unflatten(-1, (self.config.n_heads, -1)).sigmoid()
+            y_BTHV = y_BTHV * gate_BTHV
+        return self.o_proj(y_BTHV.flatten(2))
+
+    def _attend(self, x_BTD: Tensor, latent_BTC: Tensor) -> Tensor:
         """Return `y_BTD` of all tokens at once, with keys and values computed."""
-        config = self.config
+        config, q_BHTK = self.config, self._queries(x_BTD, start=0)
         latent_BTR, k_BTP = latent_BTC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         k_BHTN, v_BHTV = rearrange(
             self.kv_b_proj(latent_BTR), "B T (H M) -> B H T M", H=config.n_heads
@@ -216,5 +271,6 @@ class MultiHeadLatentAttention(Mechanism[LatentCache]):
             v_BHTV,
             kernel=self.kernel_on(q_BHTK.device, q_BHTK.dtype),
             dropout=self.dropout if self.training else 0.0,
+            scores=self._scores(),
         )
-        return self.o_proj(rearrange(y_BHTV, "B H T V -> B T (H V)"))
+        return self._output(x_BTD, y_BHTV)

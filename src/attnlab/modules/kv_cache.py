@@ -85,14 +85,17 @@ def attend_once(
     is_seen_S: Tensor,
     scores: Scores = UNCHANGED,
     age_S: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
-    """Return `y_BHV`: attention of one query per head to the slots in `is_seen`, scale K^-0.5.
+    """Return `y_BHV`: attention of one query per head to the slots in `is_seen`.
 
+    `scale` is the factor on the products; None: K^-0.5.
     `is_seen` has shape (S) or (B, S). `age`, which changes of the scores need, is the distance to
     the query in tokens.
     """
     n_kv_heads = k_BGSK.shape[1]
-    q_BGRK = (q_BHK * q_BHK.shape[-1] ** -0.5).unflatten(1, (n_kv_heads, -1))
+    scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
+    q_BGRK = (q_BHK * scale).unflatten(1, (n_kv_heads, -1))
     scores_BGRS = q_BGRK @ k_BGSK.to(q_BHK.dtype).mT
     if scores.are_unchanged:
         weights_BGRS = softmax_over_seen(scores_BGRS, is_seen_S)
