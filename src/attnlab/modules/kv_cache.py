@@ -94,8 +94,8 @@ def attend_once(
     the query in tokens.
     """
     n_kv_heads = k_BGSK.shape[1]
-    scale = q_BHK.shape[-1] ** -0.5 if scale is None else scale
-    q_BGRK = (q_BHK * scale).unflatten(1, (n_kv_heads, -1))
+    factor = q_BHK.shape[-1] ** -0.5 if scale is None else scale
+    q_BGRK = (q_BHK * factor).unflatten(1, (n_kv_heads, -1))
     scores_BGRS = q_BGRK @ k_BGSK.to(q_BHK.dtype).mT
     if scores.are_unchanged:
         weights_BGRS = softmax_over_seen(scores_BGRS, is_seen_S)
