@@ -58,8 +58,11 @@ if TYPE_CHECKING:
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
     from attnlab.data.arithmetic import Arithmetic as Arithmetic
+    from attnlab.data.mad import InContextRecall as InContextRecall
+    from attnlab.data.mad import Memorization as Memorization
+    from attnlab.data.mad import SelectiveCopying as SelectiveCopying
     from attnlab.data.recall import MQAR as MQAR
-    from attnlab.data.recall import SelectiveCopying as SelectiveCopying
+    from attnlab.data.recall import Needle as Needle
     from attnlab.data.state_tracking import StateTracking as StateTracking
     from attnlab.data.stdlib import SitePackages as SitePackages
     from attnlab.data.stdlib import Stdlib as Stdlib

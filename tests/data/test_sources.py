@@ -26,11 +26,13 @@ from attnlab.data import stdlib
 from attnlab.data.arithmetic import Arithmetic
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
+from attnlab.data.mad import InContextRecall, Memorization, SelectiveCopying
 from attnlab.data.places import cached
-from attnlab.data.recall import MQAR, SelectiveCopying
+from attnlab.data.recall import MQAR, Needle
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.stdlib import SitePackages, Stdlib
+from attnlab.data.task import Task
 from attnlab.data.text import Text
 from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
 from attnlab.data.tokens import Tokens
@@ -45,6 +47,9 @@ CONFIGS = [
     Arithmetic(),
     Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
     MQAR(),
+    InContextRecall(),
+    Memorization(),
+    Needle(),
     SelectiveCopying(),
     StateTracking(),
 ]
@@ -72,8 +77,10 @@ def test_the_examples_are_all_the_kinds_there_are():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind())
 def test_the_file_is_named_after_the_source(config):
-    shared = {"site_packages": "stdlib", "mqar": "recall", "selective_copying": "recall"}
-    file = shared.get(config.kind(), config.kind())
+    file = config.kind()
+    if isinstance(config, Task):
+        file = {"mqar": "recall", "needle": "recall", "state_tracking": file}.get(file, "mad")
+    file = {"site_packages": "stdlib"}.get(file, file)  # they share their code
     assert type(config).__module__ == f"attnlab.data.{file}"
 
 

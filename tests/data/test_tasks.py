@@ -17,7 +17,8 @@ from torch.nn.functional import log_softmax
 from attnlab.config import ConfigError
 from attnlab.data import DataConfig, Places
 from attnlab.data.batches import window_problems, window_starts
-from attnlab.data.recall import MQAR, SelectiveCopying
+from attnlab.data.mad import InContextRecall, Memorization, SelectiveCopying
+from attnlab.data.recall import MQAR, Needle
 from attnlab.data.source import DataError
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.task import Draws, Task
@@ -73,15 +74,53 @@ def state_tracking(sequence, task):
     return answers
 
 
+def in_context_recall(sequence, task):
+    known, answers = {}, {}
+    for t in range(0, len(sequence), 2):
+        key, value = sequence[t : t + 2]
+        if key < task.keys:
+            assert known.get(key, value) == value
+            if key in known:
+                answers[t] = value
+            known[key] = value
+    return answers
+
+
+def memorization(sequence, task):
+    facts = task.value_of_key().tolist()
+    assert sorted(facts) == list(range(task.keys, 2 * task.keys))
+    return {t: facts[sequence[t - 1]] for t in range(1, len(sequence), 2)}
+
+
+def needle(sequence, task):
+    third = task.tokenizer.vocab_size // 3
+    *before, asked = sequence
+    keys = [t for t, token in enumerate(before) if third <= token < 2 * third]
+    assert len({sequence[t] for t in keys}) == len(keys) == task.needles
+    assert all(sequence[t + 1] >= 2 * third for t in keys)
+    return {len(before): sequence[before.index(asked) + 1]}
+
+
 SMALL = {"train_examples": 40, "held_out_examples": 20}
 TASKS = [
     MQAR(length=32, pairs=(2, 5), held_out_pairs=(3, 8), tokenizer=Ids(vocab_size=40), **SMALL),
     MQAR(length=16, pairs=(4,), power=1.0, tokenizer=Ids(vocab_size=32), **SMALL),
     SelectiveCopying(length=20, tokens_to_copy=3, **SMALL),
     SelectiveCopying(length=9, tokens_to_copy=4, **SMALL),
+    InContextRecall(length=12, keys=3, train_on="answers", **SMALL),
+    InContextRecall(length=16, keys=4, noise=0.5, noise_tokens=5, train_on="answers", **SMALL),
+    Memorization(length=9, keys=5, **SMALL),
+    Needle(length=12, **SMALL),
+    Needle(length=15, needles=7, **SMALL),
     *(StateTracking(group=g, length=20, **SMALL) for g in ("parity", "s3", "a5", "s5")),
 ]
-SOLVERS = {"mqar": mqar, "selective_copying": selective_copying, "state_tracking": state_tracking}
+SOLVERS = {
+    of.__name__: of
+    for of in (
+        *(mqar, selective_copying, state_tracking),
+        *(in_context_recall, memorization, needle),
+    )
+}
 each = pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.kind()}-{task.length}")
 
 
@@ -104,9 +143,23 @@ def test_every_answer_is_right_in_every_split_and_at_other_lengths(task):
             assert given == SOLVERS[task.kind()](tokens, task)
 
 
+def test_in_context_recall_trains_on_every_next_token_as_the_original_does():
+    examples = replace(TASKS[4], train_on="next_tokens").load(NOWHERE).examples
+    train = examples["train"]
+    np.testing.assert_array_equal(train.answers_NT[:, :-1], train.tokens_NT[:, 1:])
+    assert (train.answers_NT[:, -1] < 0).all()
+    assert (examples["valid"].answers_NT < 0).any()
+    own = replace(TASKS[5], seed=9).load(NOWHERE).examples["train"]
+    noisy = (own.tokens_NT[:, 0:-2:2] >= 8).mean()
+    assert 0.3 < noisy < 0.55  # half, but for the pair that each sequence has
+
+
 @each
 def test_no_held_out_sequence_is_also_for_training(task):
     examples = task.load(NOWHERE).examples
+    if not task.disjoint:
+        assert isinstance(task, Memorization)
+        return
     train, valid, test = (set(map(bytes, examples[split].tokens_NT)) for split in examples)
     assert len(valid) == len(test) == 20
     assert not train & valid
@@ -125,19 +178,27 @@ def test_the_sequences_are_the_windows_of_the_split(task):
 
 
 def test_the_same_settings_give_the_same_sequences_everywhere():
-    found = {f"{task.kind()} {task.length}": task.load(NOWHERE).fingerprint for task in TASKS[:5]}
+    found = [task.load(NOWHERE).fingerprint for task in TASKS]
     assert found == FINGERPRINTS
-    changed = replace(TASKS[0], seed=1).load(NOWHERE)
-    assert changed.fingerprint != found["mqar 32"]
+    for task in TASKS:
+        assert replace(task, seed=1).load(NOWHERE).fingerprint not in found
 
 
-FINGERPRINTS = {
-    "mqar 32": "d80aa516f3e3dde8",
-    "mqar 16": "e9218f5689cc391b",
-    "selective_copying 20": "736431ec5bbbcca2",
-    "selective_copying 9": "343e69fda40b108e",
-    "state_tracking 20": "eb908244e3401d3f",
-}
+FINGERPRINTS = [
+    "d80aa516f3e3dde8",
+    "e9218f5689cc391b",
+    "736431ec5bbbcca2",
+    "343e69fda40b108e",
+    "b8a6fdaba2a43d38",
+    "781c5b765d085e1a",
+    "1e3c4e0164d43252",
+    "d724ebcefd89ab2c",
+    "d63f380b4bf43c63",
+    "eb908244e3401d3f",
+    "d428b9bb87f2d989",
+    "412aecc55c6964fa",
+    "3b4ca2ca33d1e260",
+]
 
 
 def test_the_order_of_training_tells_nothing_of_the_sequences():
@@ -164,6 +225,14 @@ def test_the_order_of_training_tells_nothing_of_the_sequences():
         ("mqar", {"train_examples": 10**8}, "train_examples: more than 500000000 tokens in all"),
         ("selective_copying", {"length": 32}, "length: 16 tokens need at least 33, got 32"),
         ("selective_copying", {"tokens_to_copy": 0}, "tokens_to_copy: must be at least 1"),
+        ("in_context_recall", {"noise": 0.2}, "noise_tokens: must be at least 1, got 0"),
+        ("in_context_recall", {"noise": 1}, "noise: must be in [0, 1)"),
+        ("in_context_recall", {"length": 7}, "length: must be even and at least 4, got 7"),
+        ("in_context_recall", {"keys": 20}, "must be at least 40 with these settings, got 32"),
+        ("memorization", {"keys": 0}, "keys: must be at least 1"),
+        ("memorization", {"length": 1}, "length: must be at least 2"),
+        ("needle", {"needles": 0}, "needles: must be at least 1"),
+        ("needle", {"length": 6, "needles": 3}, "length: 3 needles need at least 7, got 6"),
         ("state_tracking", {"group": "s4"}, "group"),
         (
             "state_tracking",
@@ -230,7 +299,9 @@ def by_hand(model, examples):
 
 @torch.no_grad()
 @pytest.mark.parametrize("one_shape", [False, True])
-@pytest.mark.parametrize("task", [TASKS[0], TASKS[2], TASKS[5]], ids=lambda task: task.kind())
+@pytest.mark.parametrize(
+    "task", [TASKS[0], TASKS[2], TASKS[8], TASKS[9]], ids=lambda task: task.kind()
+)
 def test_quality_is_that_of_the_answers_alone(task, one_shape, monkeypatch):
     monkeypatch.setattr("attnlab.training.quality._LOGITS", 200)
     examples = task.load(NOWHERE).examples["valid"]
@@ -266,7 +337,7 @@ def run_of(task, mechanism=None, n_layers=1, **train):
     )
 
 
-@pytest.mark.parametrize("task", [TASKS[0], TASKS[5]], ids=["some", "everywhere"])
+@pytest.mark.parametrize("task", [TASKS[0], TASKS[-1]], ids=["some", "everywhere"])
 def test_training_minimises_the_loss_of_the_answers_in_whatever_parts(task):
     corpus = task.load(NOWHERE)
     whole = step_of_run(run_of(task), corpus, CPU)

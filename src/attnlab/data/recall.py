@@ -1,7 +1,7 @@
-"""Recall tasks: tokens that were read earlier in the sequence are asked for later.
+"""Recall tasks: what stood beside a token earlier in the sequence is asked for later.
 
-    mqar                key-value pairs, then the keys again, each answered by its value
-    selective_copying   tokens among blanks, then the tokens alone, in their order
+    mqar      key-value pairs, then the keys again, each answered by its value
+    needle    one pair, or several, anywhere among filler; the last token asks for one
 
 `mqar` is multi-query associative recall (Arora et al. 2023, Zoology, arXiv:2312.04927):
 
@@ -12,14 +12,11 @@ Queries stand at even distances from the end of the pairs; the i-th place has th
 of a power law with a = `power`, so that most queries come early. A model that recalls that there
 was a value, but not whose, has an accuracy of 1 / pairs.
 
-`selective_copying` is that of Gu & Dao 2023 (Mamba, arXiv:2312.00752) in the layout of Poli et al.
-2024 (MAD, arXiv:2403.17844):
+`needle` is that of RULER in its synthetic form (Hsieh et al. 2024, arXiv:2404.06654):
 
-    3 _ _ 7 _ 3 _ C _ _ _     answers after the three last blanks: 3, 7, 3
+    f f 4 8 f f 4     the answer after the last 4 is 8
 
-Places and tokens are drawn uniformly; a token may occur again.
-
-Shapes: N sequences, T tokens of a sequence, K pairs, or tokens to copy.
+Shapes: N sequences, T tokens of a sequence, K pairs.
 """
 
 from collections.abc import Iterator
@@ -106,44 +103,51 @@ class MQAR(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveCopying(Task):
-    """Tokens among blanks are copied in their order, after a token that asks for it.
+class Needle(Task):
+    """Pairs of a key and a value at random places among filler; the last token asks for one.
 
-    The last two ids of the vocabulary are the blank and the token that asks.
+    A third of the vocabulary each is filler, keys and values. Held-out accuracy is recorded by
+    depth, the place of the pair that is asked for in quarters of the sequence.
     """
 
     length: int = 256
-    tokens_to_copy: int = 16  # per sequence
-    train_examples: int = 12_800
-    held_out_examples: int = 1_280
-    tokenizer: Tokenizer = field(default_factory=lambda: Ids(vocab_size=16))
+    needles: int = 1  # pairs per sequence, of different keys
+    train_examples: int = 50_000
+    held_out_examples: int = 2_000
+    tokenizer: Tokenizer = field(default_factory=lambda: Ids(vocab_size=96))
 
     def problems(self) -> Iterator[Problem]:
-        if self.tokens_to_copy < 1:
-            yield Problem("tokens_to_copy", f"must be at least 1, got {self.tokens_to_copy}")
+        if self.needles < 1:
+            yield Problem("needles", f"must be at least 1, got {self.needles}")
         yield from super().problems()
-        if self.length < (least := 2 * self.tokens_to_copy + 1):
+        if self.length < (least := 2 * self.needles + 1):
             yield Problem(
-                "length", f"{self.tokens_to_copy} tokens need at least {least}, got {self.length}"
+                "length", f"{self.needles} needles need at least {least}, got {self.length}"
             )
 
     @property
     def tokens_needed(self) -> int:
-        return 4
+        return 3 * self.needles
 
     @property
     def chance(self) -> float:
-        return 1 / (self.tokenizer.vocab_size - 2)
+        return 1 / (self.tokenizer.vocab_size - 2 * (self.tokenizer.vocab_size // 3))
 
     def generate(self, draws: Draws, n: int, *, training: bool) -> Examples:
         del training
-        made, copied = blank(n, self.length), self.tokens_to_copy
-        ids = self.tokenizer.vocab_size - 2
-        asking = self.length - copied - 1
-        made.tokens_NT[:] = ids
-        made.tokens_NT[:, asking] = ids + 1
-        token_NK = draws.below(ids, n, copied)
-        place_NK = np.sort(draws.order(n, asking)[:, :copied], 1)
-        np.put_along_axis(made.tokens_NT, place_NK, token_NK, 1)
-        made.answers_NT[:, -copied:] = token_NK
+        third, row_N1 = self.tokenizer.vocab_size // 3, np.arange(n)[:, None]
+        made = blank(n, self.length, tuple(f"depth {q} of 4" for q in range(1, 5)))
+        made.tokens_NT[:] = draws.below(third, n, self.length)
+        key_NK = third + draws.distinct(third, n, self.needles)
+        value_NK = 2 * third + draws.below(self.tokenizer.vocab_size - 2 * third, n, self.needles)
+        # places of K pairs without overlap are K of the places that are left when pairs are points
+        free = self.length - 1 - self.needles
+        place_NK = np.sort(draws.distinct(free, n, self.needles), 1) + np.arange(self.needles)
+        made.tokens_NT[row_N1, place_NK] = key_NK
+        made.tokens_NT[row_N1, place_NK + 1] = value_NK
+        asked_N1 = draws.below(self.needles, n)[:, None]
+        made.tokens_NT[:, -1:] = np.take_along_axis(key_NK, asked_N1, 1)
+        made.answers_NT[:, -1:] = np.take_along_axis(value_NK, asked_N1, 1)
+        depth_N1 = np.take_along_axis(place_NK, asked_N1, 1) * 4 // self.length
+        made.groups_NT[:] = depth_N1
         return made

@@ -1,7 +1,7 @@
 """`attnlab.probe`: what mechanisms recall, copy and track, as a study that is made on the fly.
 
     recall    multi-query associative recall                 attnlab.data.recall
-    copying   selective copying
+    copying   selective copying                              attnlab.data.mad
     parity    whether the number of ones so far is odd       attnlab.data.state_tracking
     s3, s5    the running product of permutations of three and of five things
 
@@ -20,7 +20,8 @@ from pathlib import Path
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.config import suggestion
-from attnlab.data.recall import MQAR, SelectiveCopying
+from attnlab.data.mad import SelectiveCopying
+from attnlab.data.recall import MQAR
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.task import Task
 from attnlab.data.tokenizer import Ids
