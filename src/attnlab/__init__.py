@@ -73,10 +73,10 @@ if TYPE_CHECKING:
     from attnlab.data.tokenizer import Ids as Ids
     from attnlab.data.tokens import Tokens as Tokens
     from attnlab.data.wikitext2 import WikiText2 as WikiText2
+    from attnlab.inference.export import export as export
     from attnlab.inference.generate import Sampling as Sampling
     from attnlab.inference.generate import generate as generate
     from attnlab.inference.generate import generate_tokens as generate_tokens
-    from attnlab.inference.saved_model import export as export
     from attnlab.inference.saved_model import load_run as load_run
     from attnlab.kernels.flash_linear_attention import use_fla as use_fla
     from attnlab.mechanism import Cost as Cost

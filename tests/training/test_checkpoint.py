@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from attnlab.cli import app
 from attnlab.data import Places
-from attnlab.inference.saved_model import export, load_run
+from attnlab.inference.export import export
+from attnlab.inference.saved_model import load_run
 from attnlab.record import RunFolder
 from attnlab.record.atomic_files import DamagedError
 from attnlab.record.verified_folder import read_verified, write_verified

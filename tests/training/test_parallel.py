@@ -27,7 +27,8 @@ from attnlab.checks.suite import fitting_width
 from attnlab.cli import app
 from attnlab.data import Places
 from attnlab.device.ranks import Ranks
-from attnlab.inference.saved_model import export, load_run
+from attnlab.inference.export import export
+from attnlab.inference.saved_model import load_run
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.block import Block

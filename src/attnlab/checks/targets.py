@@ -65,9 +65,11 @@ def check(
 
     Args:
         what: `"all"`, a kind (`"mla"`), a class (`"my_file.py:Mine"`), a layer
-            (`"fla:GatedLinearAttention"`), a study's name or path, each perhaps with settings of
-            its own (`"mla:kv_lora_rank=8"`); or a mechanism's config, its class, or a study. Kinds
-            and classes are checked at small sizes, configs and the variants of a study as given.
+            (`"fla:GatedLinearAttention"`), a study's name or path, the folder of a checkpoint
+            of Llama, Mistral, Qwen2 or Qwen3 in the form of Hugging Face, each perhaps with
+            settings of its own (`"mla:kv_lora_rank=8"`); or a mechanism's config, its class, or a
+            study. Kinds and classes are checked at small sizes, configs and the variants of a study
+            as given.
         overrides: dotted settings of every mechanism: `window=64`.
         quick: check fewer shapes and modes, as `attnlab.run` does before it trains.
         watch: called with each target before it is checked.

@@ -31,9 +31,9 @@ def bench_(  # noqa: PLR0913  one parameter per option
         list[str],
         typer.Argument(
             metavar="WHAT",
-            help="Studies (name or path), all, kinds (mla), classes (file.py:Class) or layers "
-            "(fla:Layer), each perhaps with settings of its own (mla:kv_lora_rank=128); then "
-            "settings of all: train.seq_len=512 ...",
+            help="Studies (name or path), all, kinds (mla), classes (file.py:Class), layers "
+            "(fla:Layer) or folders of checkpoints (Llama, Qwen), each perhaps with settings of "
+            "its own (mla:kv_lora_rank=128); then settings of all: train.seq_len=512 ...",
             show_default=False,
         ),
     ],

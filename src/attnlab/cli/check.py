@@ -18,9 +18,9 @@ def check(
         list[str],
         typer.Argument(
             metavar="WHAT",
-            help="all, kinds (mla), classes (file.py:Class), layers (fla:Layer) or studies (name "
-            "or path), each perhaps with settings of its own (mla:kv_lora_rank=8); then settings "
-            "of all: window=64 ...",
+            help="all, kinds (mla), classes (file.py:Class), layers (fla:Layer), studies (name "
+            "or path) or folders of checkpoints (Llama, Qwen), each perhaps with settings of its "
+            "own (mla:kv_lora_rank=8); then settings of all: window=64 ...",
             show_default=False,
         ),
     ],

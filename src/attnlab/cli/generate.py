@@ -1,7 +1,7 @@
 """`attnlab generate` and `attnlab export`: a trained run's text, and its model in one folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def generate_(  # noqa: PLR0913  one parameter per option
         Path | None,
         typer.Argument(
             metavar="[RUN]",
-            help="A run's folder, or an exported one.",
+            help="A run's folder, an exported one, or a checkpoint of Llama or Qwen.",
             show_default="the newest run with weights below results/",
         ),
     ] = None,
@@ -65,7 +65,8 @@ def generate_(  # noqa: PLR0913  one parameter per option
     device: DeviceOption = "auto",
     fla_path: FlaPathOption = None,
 ) -> None:
-    """Generate text from a trained run, or from a folder that attnlab export wrote.
+    """Generate text from a trained run, from a folder that attnlab export wrote, or from a folder
+    with a checkpoint of Llama, Mistral, Qwen2 or Qwen3 in the form of Hugging Face.
 
     One text is printed while it is generated.
     """
@@ -101,19 +102,37 @@ def generate_(  # noqa: PLR0913  one parameter per option
 def export(
     run: RunArgument,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="A new folder.",
+            show_default="in the current folder, named after the run",
+        ),
+    ] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORM",
+            help="Write it for attnlab, or for the transformers library (hf).",
+        ),
+    ] = "attnlab",
     best: BestOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Write a run's weights (safetensors), settings, tokenizer and own code into a new folder.
 
-    attnlab.load_run(DIR) loads the model, attnlab generate DIR generates text with it.
+    attnlab.load_run(DIR) loads the model, attnlab generate DIR generates text with it. With
+    --to hf, AutoModelForCausalLM and AutoTokenizer do: a model that is one of Llama or Qwen3 is
+    written as their checkpoint, any other with code that uses the installed attnlab.
     """
     import attnlab
 
-    exported = attnlab.export(stored(run), folder, which="best" if best else "last", trust=trust)
+    which = "best" if best else "last"
+    form: Any = to  # export refuses others
+    exported = attnlab.export(stored(run), folder, to=form, which=which, trust=trust)
     if exported.note is not None:
         verbatim(exported.note, errors, style="yellow")
     files = ", ".join(sorted(path.name for path in exported.folder.iterdir()))
     verbatim(f"{exported.folder}: {files}, of step {exported.step}")
+    if to == "hf":
+        verbatim(f"It is {exported.form}.")

@@ -16,8 +16,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as TrainedTokenizer
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 
+from attnlab.data.byte_level_files import byte_level
 from attnlab.data.documents import MARKER
 from attnlab.data.places import DataError
 
@@ -55,6 +57,10 @@ class Codec(ABC):
     def to_json(self) -> str:
         """Return the whole codec as JSON, the inverse of `Tokenizer.restore`."""
 
+    def to_hugging_face(self) -> str:
+        """Return tokenizer.json in the form of Hugging Face. Raises DataError without an equal."""
+        raise DataError(f"{type(self).__name__} has no equal in the form of Hugging Face")
+
 
 class ByteLevelCodec(Codec):
     """Byte-level BPE with GPT-2's pre-tokenisation, run by the tokenizers library on all cores.
@@ -90,6 +96,9 @@ class ByteLevelCodec(Codec):
 
     def to_json(self) -> str:
         return self.trained.to_str()
+
+    def to_hugging_face(self) -> str:
+        return self.to_json()
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -139,6 +148,13 @@ class BytesCodec(Codec):
     def to_json(self) -> str:
         return "{}"
 
+    def to_hugging_face(self) -> str:
+        """Return a byte-level BPE without merges: its tokens are the 256 bytes."""
+        alphabet = sorted(ByteLevel.alphabet())  # GPT-2's: of printable bytes, then of the others
+        printable = [ord(character) for character in alphabet if ord(character) < 256]
+        vocab = dict(zip(alphabet, printable + sorted({*range(256)} - {*printable}), strict=True))
+        return byte_level(BPE(vocab=vocab, merges=[])).to_str()
+
 
 class IdsCodec(Codec):
     """Token ids without known text, shown as numbers."""
@@ -166,6 +182,38 @@ class IdsCodec(Codec):
 
     def to_json(self) -> str:
         return "{}"
+
+    def to_hugging_face(self) -> str:
+        """Return a tokenizer of words that are the numbers below the vocabulary's size."""
+        vocab = {str(i): i for i in range(self.vocab_size)}
+        tokenizer = TrainedTokenizer(WordLevel(vocab=vocab, unk_token=""))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        return tokenizer.to_str()
+
+
+class HuggingFaceCodec(Codec):
+    """Any tokenizer of the tokenizers library, with the special tokens that it adds to a text."""
+
+    def __init__(self, trained: TrainedTokenizer, vocab_size: int) -> None:
+        self.trained, self.vocab_size = trained, vocab_size
+        self.n_tokens = trained.get_vocab_size()
+        self.fingerprint = hashlib.sha256(f"{vocab_size} {trained.to_str()}".encode()).hexdigest()
+
+    def encode(self, documents: Iterable[str]) -> TokenIds:
+        ids = [i for document in documents for i in self.trained.encode(document).ids]
+        return np.array(ids, id_dtype(self.vocab_size))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.trained.decode([int(i) for i in ids])
+
+    def n_bytes(self, ids: TokenIds) -> None:
+        del ids
+
+    def to_json(self) -> str:
+        return self.trained.to_str()
+
+    def to_hugging_face(self) -> str:
+        return self.to_json()
 
 
 def id_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:

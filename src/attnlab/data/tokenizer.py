@@ -23,7 +23,14 @@ from attnlab.data.byte_level_files import (
     read_utf8,
     read_vocab_and_merges,
 )
-from attnlab.data.codec import ByteLevelCodec, BytesCodec, Codec, IdsCodec, pieces
+from attnlab.data.codec import (
+    ByteLevelCodec,
+    BytesCodec,
+    Codec,
+    HuggingFaceCodec,
+    IdsCodec,
+    pieces,
+)
 from attnlab.data.documents import measure
 from attnlab.data.places import DataError, Places, cached
 
@@ -132,6 +139,38 @@ class GPT2(Tokenizer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HuggingFace(Tokenizer):
+    """A tokenizer.json in the form of Hugging Face, of any kind, as the tokenizers library runs it.
+
+    `path` is the file or its folder. Every document has the special tokens that the file adds.
+    Bytes per token are not known, since such a tokenizer may normalise the text.
+    """
+
+    path: str
+
+    def problems(self) -> Iterator[Problem]:
+        if self.vocab_size < 1:
+            yield Problem("vocab_size", f"must be at least 1, got {self.vocab_size}")
+
+    def fit(self, training: Iterable[str], places: Places) -> HuggingFaceCodec:
+        del training, places
+        given = Path(self.path).expanduser()
+        file = given / "tokenizer.json" if given.is_dir() else given
+        if not file.is_file():
+            remedy = "Name it with data.tokenizer.path=FILE or DIR."
+            raise DataError.missing("tokenizer.json", [file], remedy)
+        return self.restore(read_utf8(file), file)
+
+    def restore(self, text: str, where: object = "tokenizer.json") -> HuggingFaceCodec:
+        try:
+            trained = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(f"{where} is no tokenizer.json: {error}") from None
+        _require_ids_below(self.vocab_size, trained, where)
+        return HuggingFaceCodec(trained, self.vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bytes(Tokenizer):
     """One token per byte: 256 tokens, without training."""
 
@@ -168,13 +207,17 @@ class Ids(Tokenizer):
 
 
 def _codec(tokenizer: tokenizers.Tokenizer, vocab_size: int, where: object) -> ByteLevelCodec:
-    least = max(tokenizer.get_vocab().values()) + 1
+    _require_ids_below(vocab_size, tokenizer, where)
+    return ByteLevelCodec(tokenizer, vocab_size)
+
+
+def _require_ids_below(vocab_size: int, tokenizer: tokenizers.Tokenizer, where: object) -> None:
+    least = max(tokenizer.get_vocab().values(), default=-1) + 1
     if least > vocab_size:
         raise DataError(
             f"{where} has {tokenizer.get_vocab_size()} tokens, tokenizer.vocab_size is "
             f"{vocab_size}: set data.tokenizer.vocab_size={least}"
         )
-    return ByteLevelCodec(tokenizer, vocab_size)
 
 
 def _restored(text: str, where: object, vocab_size: int) -> ByteLevelCodec:

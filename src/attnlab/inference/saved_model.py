@@ -1,12 +1,8 @@
 """Trained models on disk: loaded from a run's folder, or from one that `export` wrote.
 
-    <exported>/{model.safetensors, config.json, tokenizer.json, sources/..., state.json}
-
-An exported folder has the weights, settings and tokenizer of a run, and the source of the user's
-own classes in it. It needs no other file. Nothing is exported that cannot be loaded.
+A checkpoint of Llama or Qwen in the form of Hugging Face is loaded, too, as a run of no steps.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,20 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from attnlab.data import Places
 from attnlab.data.codec import Codec
 from attnlab.device.selection import choose_device
-from attnlab.inference.recorded import (
-    DESCRIBED,
-    SOURCES,
-    Recorded,
-    carried_in,
-    read_recorded,
-    tokenizer_bytes,
-)
+from attnlab.inference.recorded import Recorded, read_recorded, tokenizer_bytes
 from attnlab.model.language_model import LanguageModel
+from attnlab.model.llama_checkpoint import is_checkpoint, read_settings, read_weights
 from attnlab.record.atomic_files import DamagedError
-from attnlab.record.verified_folder import STATE, write_verified
-from attnlab.training.checkpoint import Checkpoint, load_newest, load_weights, tensor_file
+from attnlab.record.verified_folder import STATE
+from attnlab.training.checkpoint import Checkpoint, load_newest, load_weights
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast
 
@@ -50,14 +41,6 @@ class Trained(NamedTuple):
         return autocast(self.config.train, self.model.embed.weight.device)
 
 
-class Exported(NamedTuple):
-    """An exported folder."""
-
-    folder: Path
-    step: int  # number of training steps of the weights
-    note: str | None  # the damaged checkpoint, and the one exported instead; None: none is damaged
-
-
 def load_run(
     folder: Path | str,
     device: torch.device | str = "cpu",
@@ -70,7 +53,8 @@ def load_run(
     If the newest checkpoint is damaged, the one before it is used, and `note` says so.
 
     Args:
-        folder: a run's folder, such as results/quickstart/mha/seed-0, or an exported one.
+        folder: a run's folder, such as results/quickstart/mha/seed-0, or an exported one, or a
+            checkpoint of Llama, Mistral, Qwen2 or Qwen3 in the form of Hugging Face.
         device: a torch device, or auto, cpu, cuda or cuda:1.
         which: weights of the last step, or of the lowest validation loss ("best").
         trust: True to execute code that the folder carries, which runs as any program does. Code
@@ -81,11 +65,13 @@ def load_run(
             weights, its code is not trusted or its original was edited, or there is no such device.
     """
     folder = Path(folder)
+    place = choose_device(device) if isinstance(device, str) else device
+    if is_checkpoint(folder):
+        return _of_checkpoint(folder, place)
     recorded = read_recorded(folder, trust=trust)
-    found = _weights(folder, recorded, which)
+    found = weights_of(folder, recorded, which)
     tokenizer = recorded.config.data.tokenizer
     codec = _codec(folder, recorded)
-    place = choose_device(device) if isinstance(device, str) else device
     model = recorded.config.model.build(tokenizer.vocab_size, recorded.config.seed).to(place).eval()
     try:
         model.load_state_dict(found.model)
@@ -95,38 +81,22 @@ def load_run(
     return Trained(recorded.config, model, codec, found.step, found.note)
 
 
-def export(
-    run: Path | str, folder: Path | str, *, which: Which = "last", trust: bool = False
-) -> Exported:
-    """Write weights, settings, tokenizer and own code of a run into a new folder, for `load_run`.
-
-    Args:
-        run: the run's folder.
-        folder: a new folder.
-        which: the weights of the last step, or those of the lowest validation loss.
-        trust: as for `load_run`.
-
-    Raises ValueError as `load_run` does, or if the new folder is not empty.
-    """
-    run, folder = Path(run), Path(folder)
-    trained = load_run(run, which=which, trust=trust)  # what cannot be loaded is not exported
-    recorded = read_recorded(run, trust=trust)
-    if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
-        raise ValueError(f"{folder} already exists and is not replaced: give a new folder")
-    files: dict[str, bytes | Callable[[Path], object]] = {
-        **{name: (run / name).read_bytes() for name in DESCRIBED},
-        **{f"{SOURCES}/{name}": source for name, source in carried_in(run).items()},
-        "model.safetensors": tensor_file(_weights(run, recorded, which).model),
-    }
-    state = {
-        "step": trained.step,
-        "identity": recorded.identity,
-        "which": which,
-        "data": recorded.fingerprint,
-        "own_code": recorded.own_code,
-    }
-    write_verified(folder, files, state)
-    return Exported(folder, trained.step, trained.note)
+def _of_checkpoint(folder: Path, device: torch.device) -> Trained:
+    config, settings = RunConfig.of_checkpoint(folder), read_settings(folder)
+    tokenizer = config.data.tokenizer
+    with torch.device("meta"):
+        model = LanguageModel(config.model, tokenizer.vocab_size)
+    weights = read_weights(folder, model)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights in {folder} do not fit its settings: {reason}") from None
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.RMSNorm):
+            layer.eps = settings.norm_eps
+    codec = tokenizer.fit([], Places.from_environment())
+    return Trained(config, model.to(device, torch.float32).eval(), codec, 0, None)
 
 
 def newest_run(results: Path) -> Path:
@@ -159,31 +129,34 @@ def checkpoint_of(run: Path, identity: str) -> tuple[Checkpoint, str | None]:
     return found.checkpoint, found.note
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
+    """The parameters of a run after a step."""
+
     step: int
     model: dict[str, Tensor]
     note: str | None
 
 
-def _weights(folder: Path, recorded: Recorded, which: Which) -> _Weights:
+def weights_of(folder: Path, recorded: Recorded, which: Which) -> Weights:
+    """Return the weights in the folder of a run. Raises ValueError as `load_run`."""
     if recorded.state is not None:
         if which == "best" and recorded.state.get("which") != "best":
             raise ValueError(f"{folder} has the last weights only: export the best ones of its run")
-        return _Weights(recorded.state["step"], _tensors(folder / "model.safetensors"), None)
+        return Weights(recorded.state["step"], _tensors(folder / "model.safetensors"), None)
     try:
         alone = load_weights(folder / "checkpoints", recorded.identity)
     except (DamagedError, SafetensorError) as error:
         raise ValueError(f"no usable weights in {folder}: {error}") from None
     if alone is not None and which == "last":
-        return _Weights(*alone, note=None)
+        return Weights(*alone, note=None)
     if alone is not None:
         raise ValueError(f"{folder} has no best weights: only train.keep=best_and_last keeps them")
     newest, note = checkpoint_of(folder, recorded.identity)
     if which == "last":
-        return _Weights(newest.step, newest.model, note)
+        return Weights(newest.step, newest.model, note)
     if newest.best is None:
         raise ValueError(f"{folder} has no best weights: only train.keep=best_and_last keeps them")
-    return _Weights(newest.best.step, newest.best.model, note)
+    return Weights(newest.best.step, newest.best.model, note)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -205,7 +178,3 @@ def _codec(folder: Path, recorded: Recorded) -> Codec:
             f"{path} has {codec.vocab_size} tokens, but the settings have {tokenizer.vocab_size}"
         )
     return codec
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

@@ -5,6 +5,7 @@
     my_file.py:MyMechanism     a class of your own
     fla:GatedLinearAttention   a layer of flash-linear-attention
     quickstart, my_study.py    a study, shipped or your own: its variants
+    models/Qwen3-0.6B          a folder with a checkpoint of Llama or Qwen: a study of one variant
 
 Each name may carry settings of its own, `mla:kv_lora_rank=8,n_heads=2`. Assignments that stand
 alone, `n_heads=2`, hold for every name.
@@ -12,13 +13,16 @@ alone, `n_heads=2`, hold for every name.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
 from attnlab.config import is_own, settings, suggestion
 from attnlab.mechanism import MechanismConfig
+from attnlab.model.llama_checkpoint import is_checkpoint
 from attnlab.study.load import load_study, shipped_names
 from attnlab.study.study import Study
+from attnlab.training.run import RunConfig
 
 _KEY = r"[A-Za-z_][\w.]*="
 _OWN_SETTINGS = re.compile(rf"(?P<name>.+?):(?P<settings>{_KEY}.*)", re.DOTALL)
@@ -130,10 +134,18 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
         yield load_study(name).override([*changes, *own])
     elif name in MechanismConfig.kinds or ":" in name:
         yield NamedKind(word, MechanismConfig.of_kind(name), [*changes, *own])
+    elif is_checkpoint(Path(name)):
+        yield _of_checkpoint(Path(name)).override([*changes, *own])
     else:
         known = ["all", *MechanismConfig.kinds, *shipped_names()]
         raise ValueError(
             f"no mechanism or study {name!r}{suggestion(name, known)}; a class "
             "(my_file.py:MyMechanism), a layer (fla:GatedLinearAttention) or the path of a study "
-            "works too"
+            "or of a checkpoint's folder works too"
         )
+
+
+def _of_checkpoint(folder: Path) -> Study:
+    name = folder.resolve().name
+    question = f"What does {name} compute, and what does it cost?"
+    return Study(question=question, name=name, variants={name: RunConfig.of_checkpoint(folder)})

@@ -23,10 +23,13 @@ from attnlab.config import (
     without_folders,
 )
 from attnlab.data import DataConfig
+from attnlab.data.tokenizer import HuggingFace, Ids, Tokenizer
+from attnlab.data.tokens import Tokens
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.feedforward import FeedForward
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import ByLayer
+from attnlab.model.llama_checkpoint import read_settings
 from attnlab.model.scale import scaled
 from attnlab.record import TUNING_SEED, RunFolder
 from attnlab.training.config import EvalConfig, Schedule, TrainConfig
@@ -45,6 +48,18 @@ class RunConfig(Config):
     def problems(self) -> Iterator[Problem]:
         if self.seed < 0:
             yield Problem("seed", f"must not be negative, got {self.seed}")
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> "RunConfig":
+        """Return the run that a checkpoint of Llama or Qwen stands for: its model, unknown data.
+
+        Raises ValueError if attnlab's model has no equal of a setting, or config.json is damaged.
+        """
+        settings = read_settings(folder)
+        tokenizer: Tokenizer = Ids(vocab_size=settings.vocab_size)
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = HuggingFace(path=str(folder), vocab_size=settings.vocab_size)
+        return cls(data=Tokens(path=str(folder), tokenizer=tokenizer), model=settings.model)
 
     def with_mechanisms(
         self, *mechanisms: MechanismConfig, layers: Mapping[int, MechanismConfig] | None = None
