@@ -264,6 +264,24 @@ def test_a_folder_without_text_says_what_it_would_take(tmp_path):
         texts(tmp_path)
 
 
+def test_rows_of_parquet_and_arrow_are_documents_of_the_splits_that_names_say(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import ipc, parquet
+
+    rows = arrow.table({"body": ["one", "", "twö"], "n": [1, 2, 3]})
+    parquet.write_table(rows, tmp_path / "train-00000-of-00002.parquet")
+    with ipc.new_file(str(tmp_path / "train-00001-of-00002.arrow"), rows.schema) as file:
+        file.write(rows)
+    with ipc.new_stream(str(tmp_path / "validation.arrow"), rows.schema) as file:
+        file.write(rows.slice(2))
+    found = texts(tmp_path, text_field="body")
+    assert (found.train, found.valid, found.test) == (["one", "twö"] * 2, ["twö"], None)
+    with pytest.raises(DataError, match=r"no column 'text'; it has body, n\. Set data\.text_field"):
+        texts(tmp_path)
+    with pytest.raises(DataError, match="row 0 of 'n' is 1, not text"):
+        texts(tmp_path, text_field="n")
+
+
 def test_the_field_of_a_line_is_a_setting(tmp_path):
     path = write(tmp_path / "a.jsonl", lines_of(*({"body": f"{i:03}"} for i in range(100))))
     assert len(texts(path, text_field="body").train) == 90
@@ -310,10 +328,10 @@ REFUSED = [  # name, bytes, words of the error
     ("a.jsonl", LINES.encode("utf-16"), "UTF-16 text"),
     ("a.txt.gz", gzip.compress(PROSE.encode("utf-16-le")), "UTF-16LE text"),
     ("a.txt", "Ærøskøbing café".encode("latin-1"), "not UTF-8 at byte 0; .*iconv -f LATIN1"),
-    ("a.txt", b"PAR1" + NOISE + b"PAR1", "a Parquet file.*read_parquet.a.txt"),
-    ("a.parquet", b"PAR1" + NOISE + b"PAR1", "a Parquet file.*JSON lines"),
+    ("a.txt", b"PAR1" + NOISE + b"PAR1", "a Parquet file.*end in .parquet"),
+    ("a.parquet", b"PAR1" + NOISE + b"PAR1", "need pyarrow|is damaged"),
     ("a.txt", b"ARROW1\0\0" + NOISE, "an Arrow file"),
-    ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0" + NOISE, "an Arrow stream"),
+    ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0" + NOISE, "need pyarrow|is damaged"),
     ("a.txt", b"ORC" + NOISE, "an ORC file"),
     ("a.txt", b"Obj\x01" + NOISE, "an Avro file"),
     ("a.txt", b"\x89HDF\r\n\x1a\n" + NOISE, "an HDF5 file"),

@@ -226,6 +226,29 @@ def test_what_a_user_named_is_text_and_not_markup(study_dir):
     assert NASTY in outline.said("li")  # the reason of a failure
 
 
+def test_a_notebook_shows_headline_ranking_and_figure_and_no_markup_of_a_user(study_dir):
+    nasty(study_dir)
+    analysis = in_full(study_dir)
+    outline = Outline(analysis._repr_html_())
+    assert {tag for tag, _ in outline.tags} <= {
+        "p",
+        "strong",
+        "small",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "img",
+    }
+    (picture,) = outline.all("img")
+    assert picture["src"].startswith("data:image/png;base64,iVBOR")
+    assert "onerror" not in picture
+    assert analysis.headline[0] in outline.said("strong")
+    assert NASTY in outline.said("td")
+    plan(study_dir.parent / "planned")
+    assert "<img" not in analyse(study_dir.parent / "planned")._repr_html_()
+
+
 STRUCTURE = {"status", "kind", "identity", "sha256", "variant", "variants", "baseline", "started"}
 
 

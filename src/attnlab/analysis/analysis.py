@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 
 from attnlab.analysis.controls import Control, controls_of
@@ -92,6 +93,11 @@ class Analysis(Verdict):
         """The text, size and length in words, after a space; empty if the study has one of each."""
         text = f" on {self.text}" if self.several_texts else ""
         return f"{text} at {self.cell.size}, {self.cell.budget}" if self.cell else text
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows in place of the object: headline, ranking and figure."""
+        # reports are made from analyses, so that their package is named here and not imported
+        return import_module("attnlab.reporting.terminal").for_notebook(self)
 
 
 def analyse(study_dir: Path | str) -> Analysis:

@@ -1,4 +1,4 @@
-"""`attnlab report` and `attnlab compare`: the report of a study's runs, or of several studies'."""
+"""`attnlab report`, `compare`, `pack` and `unpack`: the report of studies, and their one file."""
 
 import json
 from pathlib import Path
@@ -19,6 +19,11 @@ from attnlab.cli.console import console, errors, verbatim, write
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis
+
+StudiesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="DIR", help="Folders of studies.", show_default=False),
+]
 
 
 @app.command()
@@ -120,3 +125,45 @@ def show(analysis: "Analysis", as_json: bool) -> None:
         verbatim(f"error: {line}", errors)
     if analysis.whole.damage:
         raise typer.Exit(2)
+
+
+@app.command()
+@reports_user_errors
+def pack(
+    studies: StudiesArgument,
+    drop_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--drop-checkpoints",
+            help="Delete the weights of the runs, which a packed study cannot hold.",
+        ),
+    ] = False,
+) -> None:
+    """Pack a study into one file, DIR/runs.jsonl.gz, and remove study.json and the run folders.
+
+    It holds the record of the study, and the settings, environment, measurements and summary of
+    every run, one line of JSON per run. All commands read a packed study like its folders, and
+    attnlab unpack restores them byte for byte. Weights cannot be packed: without
+    --drop-checkpoints, a study that has any is refused.
+    """
+    import attnlab
+
+    for study in studies:
+        done = attnlab.pack(study, drop_checkpoints=drop_checkpoints)
+        for kept in done.changed:
+            verbatim(f"{kept} was changed in the meantime and is kept", errors, style="yellow")
+        verbatim(f"{done.path}: {_runs(done.runs)}, {done.n_bytes / 1000:,.0f} kB")
+
+
+@app.command()
+@reports_user_errors
+def unpack(studies: StudiesArgument) -> None:
+    """Restore study.json and the run folders, byte for byte, and remove DIR/runs.jsonl.gz."""
+    import attnlab
+
+    for study in studies:
+        verbatim(f"{study}: {_runs(attnlab.unpack(study))} restored")
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"

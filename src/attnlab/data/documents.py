@@ -1,6 +1,7 @@
 """Read documents from files.
 
-A text file is one document, and so is a line of a .jsonl file; .gz is decompressed. Text is UTF-8.
+A text file is one document, and so is a line of a .jsonl file, and a row of a .parquet or .arrow
+file, which pyarrow reads; .gz is decompressed. Text is UTF-8.
 A byte-order mark at the beginning of a file is removed; line ends and blank lines are kept.
 """
 
@@ -11,14 +12,25 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attnlab.data.file_formats import LINES_ENDINGS, require_text
 from attnlab.data.named_files import require_file
 from attnlab.data.places import DataError
 
-TEXT_ENDINGS = (".txt", ".text", ".raw", ".tokens", ".jsonl", ".ndjson", ".jsonlines")
+ROWS_ENDINGS = (".parquet", ".arrow")
+TEXT_ENDINGS = (
+    ".txt",
+    ".text",
+    ".raw",
+    ".tokens",
+    ".jsonl",
+    ".ndjson",
+    ".jsonlines",
+    *ROWS_ENDINGS,
+)
 MARKER = re.compile(r"<\|\w{1,40}\|>")  # <|endoftext|> and its kind: no text, so no bytes
 EXPANSION = 100  # times; text does not compress so well
 CHUNK = 1 << 24
@@ -64,8 +76,10 @@ def read_documents(path: Path, field: str = "text") -> Reading:
     """Return the documents of one file.
 
     Raises DataError if the file cannot be read or decompressed, if it is not text in UTF-8, or if a
-    line of .jsonl has no text in `field`.
+    line of .jsonl, or a row, has no text in `field`.
     """
+    if path.name.lower().endswith(ROWS_ENDINGS):
+        return Reading([document for document in _rows(path, field) if document], crlf=False)
     lines = path.name.lower().removesuffix(".gz").endswith(LINES_ENDINGS)
     text = read_text(path, lines=lines)
     if not lines:
@@ -117,6 +131,39 @@ def _decompressed(path: Path) -> bytes:
                     "yourself if it is text"
                 )
     return b"".join(parts)
+
+
+def _rows(path: Path, field: str) -> list[str]:
+    """Return the column `field` of a Parquet file, or of an Arrow file or stream."""
+    require_file(path)
+    try:
+        arrow: Any = import_module("pyarrow")
+        ipc: Any = import_module("pyarrow.ipc")
+        parquet: Any = import_module("pyarrow.parquet")
+    except ImportError:
+        raise DataError(
+            f"{path}: .parquet and .arrow files need pyarrow: pip install 'attnlab[hub]'"
+        ) from None
+    try:
+        if path.name.lower().endswith(".parquet"):
+            table = parquet.ParquetFile(path).read()
+        else:
+            with arrow.memory_map(str(path)) as file:
+                is_file = bytes(file.read(6)) == b"ARROW1"
+                file.seek(0)
+                table = (ipc.open_file if is_file else ipc.open_stream)(file).read_all()
+    except (arrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is damaged, or no such file: {reason}") from None
+    if field not in table.column_names:
+        known = ", ".join(table.column_names) or "none"
+        raise DataError(f"{path} has no column {field!r}; it has {known}. Set data.text_field")
+    texts: list[Any] = table.column(field).to_pylist()
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            shown = repr(text)[:20]
+            raise DataError(f"{path}: row {row} of {field!r} is {shown}, not text; remove it")
+    return texts
 
 
 def _fields(text: str, field: str, path: Path) -> Iterator[str]:

@@ -24,11 +24,11 @@ _PICKLE = "pickles can run code and are never read: save its text in a .txt or .
 _NAME = "let its name end in .gz"
 
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, format, remedy
-    (0, b"PAR1", "a Parquet file", _TO_LINES.format("parquet")),
+    (0, b"PAR1", "a Parquet file", "let its name end in .parquet"),
     (0, b"PARE", "an encrypted Parquet file", _TO_LINES.format("parquet")),
-    (0, b"ARROW1", "an Arrow file", _TO_LINES.format("feather")),
+    (0, b"ARROW1", "an Arrow file", "let its name end in .arrow"),
     (0, b"FEA1", "a Feather file", _TO_LINES.format("feather")),
-    (0, b"\xff\xff\xff\xff", "an Arrow stream", "datasets.Dataset.from_file(FILE).to_json(NAME)"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream", "let its name end in .arrow"),
     (0, b"ORC", "an ORC file", _TO_LINES.format("orc")),
     (0, b"Obj\x01", "an Avro file", "write its text as JSON lines"),
     (0, b"\x89HDF\r\n", "an HDF5 file", "write its text as JSON lines"),

@@ -28,7 +28,9 @@ _WORD = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
 _FILLER = "sets?|data|splits?|files?|texts?|corpus|tokens?|ids|shards?|parts?"
 _COMPOUND = re.compile(rf"(?:{_WORD}|{_FILLER})+")  # testset, trainval
 _LETTERS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_ENDINGS = re.compile(r"(\.(txt|text|raw|tokens|jsonl?|jsonlines|ndjson|npy|npz|bin|gz))+$", re.I)
+_ENDINGS = re.compile(
+    r"(\.(txt|text|raw|tokens|jsonl?|jsonlines|ndjson|npy|npz|bin|gz|parquet|arrow))+$", re.I
+)
 NOT_DATA = (  # endings of files that lie beside data and are none
     *(".py", ".sh", ".md", ".rst", ".log", ".yaml", ".yml", ".toml", ".ipynb", ".cfg", ".ini"),
     *(".lock", ".html", ".css", ".js", ".png", ".jpg", ".svg", ".sha256", ".md5", ".crc"),

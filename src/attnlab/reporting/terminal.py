@@ -1,7 +1,12 @@
-"""The ranking and the verdict in the terminal. Columns that do not fit are dropped and named."""
+"""The ranking and the verdict in the terminal and in a notebook.
 
+In the terminal, columns that do not fit are dropped and named.
+"""
+
+import base64
 from collections.abc import Sequence
 
+from markupsafe import Markup
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
@@ -46,6 +51,38 @@ class TerminalReport:
                 yield Text(title, style="bold")
             for line in lines:
                 yield _indented(line, "red" if ": diverged" in line or ": failed" in line else "")
+
+
+def for_notebook(analysis: Analysis) -> str:
+    """Return HTML without scripts: the headline, the ranking, its notes and the figure."""
+    from attnlab.reporting.figures.comparison import comparison  # matplotlib takes a second
+
+    shown = rows(analysis)
+    columns = _columns(analysis, shown)
+    first, second = analysis.headline
+    heads = (Markup("<th>{}</th>").format(column.heading) for column in columns)
+    lines = [Markup("").join(heads)]
+    for row in shown:
+        cells = (Markup("<td>{}</td>").format(column.text(row)) for column in columns)
+        lines.append(Markup("").join(cells))
+    table = Markup("").join(Markup("<tr>{}</tr>").format(line) for line in lines)
+    parts = [
+        *(
+            Markup("<p><strong>{}</strong></p>").format(line)
+            for line in sentences.unfair(analysis.whole)
+        ),
+        Markup("<p><strong>{}</strong> {}</p>").format(first, second),
+        Markup("<table>{}</table>").format(table) if shown else "",
+        *(
+            Markup("<p><small>{}</small></p>").format(line)
+            for line in _notes(analysis, columns, [])
+        ),
+    ]
+    if shown:
+        picture = base64.b64encode(comparison(analysis)[0]).decode()
+        source = f"data:image/png;base64,{picture}"
+        parts.append(Markup('<img src="{}" alt="{}" width="900">').format(source, first))
+    return str(Markup("\n").join(parts))
 
 
 def _verdict(analysis: Analysis) -> RenderResult:
