@@ -94,6 +94,11 @@ class _Class(NamedTuple):
     def is_dataclass(self) -> bool:
         return any("dataclass" in ast.unparse(each) for each in self.node.decorator_list)
 
+    @property
+    def is_abstract(self) -> bool:
+        """True if the class is no kind itself: `ABC` is one of its bases."""
+        return any(ast.unparse(base) == "ABC" for base in self.node.bases)
+
     def bases(self) -> Iterator["_Class"]:
         """Yield the base classes that attnlab defines."""
         for base in self.node.bases:
@@ -116,7 +121,8 @@ def _kinds(family: _Family) -> Iterator[Kind]:
         for node in _parse(path).body:
             if isinstance(node, ast.ClassDef):
                 found = _Class(module, node)
-                if base in list(found.lineage())[1:] and (name := _kind_name(found)):
+                below = base in list(found.lineage())[1:] and not found.is_abstract
+                if below and (name := _kind_name(found)):
                     yield _kind(name, found)
             elif registered := _by_prefix(node, base.node.name):
                 prefix, function = registered
