@@ -1,6 +1,7 @@
 """Models go to the transformers library and come from it: equal logits, tokens and text."""
 
 import json
+import os
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +329,20 @@ def test_a_weight_that_is_missing_cut_or_unknown_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"model\.safetensors is missing or damaged"):
         attnlab.load_run(tmp_path / "of")
+
+
+def test_nothing_waits_for_a_pipe_or_reads_beside_the_folder_of_a_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(WRITTEN | {"tie_word_embeddings": True}))
+    weights = tmp_path / "model.safetensors"
+    os.mkfifo(weights)
+    with pytest.raises(ValueError, match=r"model\.safetensors is .*a pipe, not a file"):
+        attnlab.load_run(tmp_path)
+    weights.unlink()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}')
+    with pytest.raises(ValueError, match="which is no file of its folder"):
+        attnlab.load_run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    done = CliRunner().invoke(app, ["generate", str(tmp_path), "--prompt", "a"])
+    assert (done.exit_code, "it has no config.json" in " ".join(done.output.split())) == (2, True)

@@ -21,6 +21,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import SwiGLU
 from attnlab.model.language_model import LanguageModel, ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, RopeScaling
+from attnlab.record.atomic_files import DamagedError, open_regular
 
 Json = dict[str, Any]
 
@@ -186,6 +187,7 @@ def read_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
     found = dict[str, Tensor]()
     for path in _weight_files(folder):
         try:
+            open_regular(path).close()  # which load_file would wait for, were it a pipe
             found |= load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is missing or damaged: {error}") from None
@@ -259,14 +261,20 @@ def _weight_files(folder: Path) -> Iterator[Path]:
     placed = _json(index).get("weight_map")
     if not isinstance(placed, dict):
         raise ValueError(f"{index} has no weight_map: it is cut or was edited")
-    yield from sorted({folder / str(name) for name in cast("Json", placed).values()})
+    for name in sorted({str(name) for name in cast("Json", placed).values()}):
+        if Path(name).name != name:
+            raise ValueError(f"{index} names {name}, which is no file of its folder")
+        yield folder / name
 
 
 def _json(path: Path) -> Json:
     try:
-        value = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            value = json.loads(file.read())
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except DamagedError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
