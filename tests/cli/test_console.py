@@ -17,8 +17,7 @@ from support.fake_workers import TUNED, finish, loss_of, make
 
 from attnlab.cli import progress as showing
 from attnlab.cli.console import ActivityStatus, Output, first_line
-from attnlab.cli.progress import StudyProgress
-from attnlab.cli.run import _announce
+from attnlab.cli.progress import StudyProgress, _announce
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Lost, Progress, RunEvent
 
