@@ -461,7 +461,7 @@ def speed_table(monkeypatch, out, *options):
 
 def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeypatch, capsys):
     draw_nothing(monkeypatch)
-    rows = "step,sparse,transformer,decoding,decoding_others,batch_8,prefill,layers,report,driver"
+    rows = "step,sparse,decoding,prefill,report,driver"
     table, threads = (
         speed_table(monkeypatch, tmp_path, "--here", "--rows", rows),
         torch.get_num_threads(),
@@ -473,7 +473,7 @@ def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeyp
     messages = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert [message["end"] for message in messages if "end" in message] == rows.split(",")
     lines = [message["line"] for message in messages if "line" in message]
-    assert len(lines) == 2 + 7 + 2 + 2 + 3 + 4 + 4 + 3 + 2 + 1
+    assert len(lines) == 2 + 7 + 2 + 4 + 2 + 1
     assert "skipped" not in shown
     for line in lines:
         assert f"| {line['work']} | " in shown
