@@ -223,7 +223,10 @@ def transformer(effort: Effort) -> Iterator[Line]:
 @contextmanager
 def apart() -> Generator[None]:
     """Compute a product for each projection inside."""
-    by_one = lambda x_D, *layers: tuple(layer(x_D) for layer in layers)  # noqa: E731
+
+    def by_one(x_D: torch.Tensor, *layers: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+        return tuple(layer(x_D) for layer in layers)
+
     with (
         mock.patch.object(rotary_heads, "joint_linear", by_one),
         mock.patch.object(mlp, "joint_linear", by_one),
