@@ -83,6 +83,7 @@ CAUGHT_BY = {
     "SoftcapAfterTheMask": FUTURE,
     "ExclusiveOfTheFirstValueInSteps": STEPS,
     "HalvesSwappedInSteps": STEPS,
+    "WritesHalvedInSteps": STEPS,
     "GivesTheCacheBeforeTheToken": STEPS,
     "TakerKeepsACacheOfItsOwn": "bytes of the decode state are as stated",
     "TakerWritesIntoTheGiversCache": STEPS,

@@ -27,8 +27,12 @@ def inputs(
     batch=2,
     dtype=torch.float64,
     seed=0,
+    strongest=2.0,
 ):
-    """Return q, k, v, g, beta and an initial memory; queries and keys have length 1."""
+    """Return q, k, v, g, beta and an initial memory; queries and keys have length 1.
+
+    beta is in (0, `strongest`).
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -39,7 +43,7 @@ def inputs(
         normalize(normal(batch, tokens, heads, key), dim=-1),
         normal(batch, tokens, heads, value),
         -decay * normal(batch, tokens, heads, *([key] if gate == "channel" else [])).exp(),
-        normal(batch, tokens, heads).sigmoid(),
+        strongest * normal(batch, tokens, heads).sigmoid(),
         normal(batch, heads, key, value),
     )
     return [x.to(dtype).requires_grad_() for x in made]
@@ -114,7 +118,7 @@ def test_a_strong_decay_gives_finite_gradients_and_the_definition(gate, g, dtype
 
 
 @pytest.mark.parametrize("chunk", [32, 64])
-@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("keys", ["equal", "nearly equal", "alternating", "few"])
 def test_repeated_keys_lose_no_precision_in_float32(keys, beta, chunk):
     exact = inputs(200, key=32, value=32, decay=1e-4)
@@ -135,7 +139,18 @@ def test_repeated_keys_lose_no_precision_in_float32(keys, beta, chunk):
     )
     for name, value in expected.items():
         error = (actual[name] - value).norm() / value.norm().clamp_min(1e-12)
-        assert error < 2e-5, f"{name}: {error:.1e}"
+        assert error < (1e-4 if beta > 1 else 2e-5), f"{name}: {error:.1e}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("run", [recurrent, chunked])
+def test_with_beta_2_the_sign_of_what_a_key_recalls_counts_its_repetitions(run):
+    _, k, v, _, beta, memory = inputs(70, decay=0.0)
+    k, v = k[:, :1].expand_as(k), torch.zeros_like(v)
+    y, _ = run(k, k, v, None, torch.full_like(beta, 2.0), memory)
+    sign_T = torch.tensor([-1.0, 1.0], dtype=y.dtype).repeat(35)
+    first = (k[:, 0, :, None] * k.shape[-1] ** -0.5 @ memory)[:, :, 0]
+    torch.testing.assert_close(y, sign_T[:, None, None] * first[:, None])
 
 
 @torch.no_grad()

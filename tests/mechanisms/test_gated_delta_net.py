@@ -17,10 +17,11 @@ VARIANTS = [
     GatedDeltaNet(n_heads=3, head_dim=8),
     GatedDeltaNet(n_heads=2, head_dim=8, expand_v=2.0, output_gate=False),
     GatedDeltaNet(n_heads=1, head_dim=5, expand_v=0.6, conv_size=1),
+    GatedDeltaNet(n_heads=3, head_dim=8, negative_eigenvalues=True),
 ]
 
 
-@pytest.fixture(params=VARIANTS, ids=["narrow", "wide values", "no convolution"])
+@pytest.fixture(params=VARIANTS, ids=["narrow", "wide values", "no convolution", "flips"])
 def config(request):
     return request.param
 
@@ -57,6 +58,7 @@ def written_out(config, weights, x_TD):
             q, k = q / (q @ q + 1e-6).sqrt(), k / (k @ k + 1e-6).sqrt()
             v = v_TC[t, h * V : (h + 1) * V]
             beta = torch.sigmoid(weights["b_proj.weight"][h] @ x_TD[t])
+            beta = 2 * beta if config.negative_eigenvalues else beta
             rate = softplus(weights["a_proj.weight"][h] @ x_TD[t] + weights["dt_bias"][h])
             memory_KV = (-weights["A_log"][h].exp() * rate).exp() * memory_KV
             memory_KV = memory_KV + beta * torch.outer(k, v - k @ memory_KV)

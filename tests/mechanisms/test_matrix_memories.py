@@ -21,10 +21,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CONFIGS = {
     "delta_net": DeltaNet(n_heads=3, head_dim=8),
     "delta_net, gated, wide": DeltaNet(n_heads=2, head_dim=4, expand_v=2.0, output_gate=True),
+    "delta_net, flips": DeltaNet(n_heads=3, head_dim=8, negative_eigenvalues=True),
     "gla": GLA(n_heads=3, head_dim=4),
     "gla, narrow": GLA(n_heads=2, head_dim=8, expand_v=0.5, gate_rank=3, gate_normalizer=2.0),
     "kda": KDA(n_heads=3, head_dim=8),
     "kda, wide": KDA(n_heads=2, head_dim=5, expand_v=2.0, conv_size=2),
+    "kda, flips": KDA(n_heads=3, head_dim=8, negative_eigenvalues=True),
     "mamba2": Mamba2(n_heads=3, head_dim=8, d_state=10),
     "mamba2, one head": Mamba2(n_heads=1, head_dim=5, d_state=3, conv_size=1),
 }
@@ -93,6 +95,8 @@ def delta_rule(layer, log_decay_TC):
     heads, width = layer.config.n_heads, layer.config.head_dim
     q_TC, k_TC, v_TC = layer.convolved()
     beta_TH, outputs = torch.sigmoid(layer.project("b_proj")), []
+    if layer.config.negative_eigenvalues:
+        beta_TH = 2 * beta_TH
     for h in range(heads):
         q, k, v = (
             unit(of_head(q_TC, h, heads)),

@@ -214,7 +214,7 @@ def inputs(batch, number, heads, key, value, dtype, gate="head"):
         normalize(normal(batch, number, heads, key), dim=-1),
         normal(batch, number, heads, value),
         -0.1 * normal(batch, number, heads, *([key] if gate == "channel" else [])).exp(),
-        normal(batch, number, heads).sigmoid(),
+        2 * normal(batch, number, heads).sigmoid(),  # beyond 1: negative eigenvalues
         normal(batch, heads, key, value),
     )
     return [x.to(dtype).requires_grad_() for x in made]

@@ -17,11 +17,13 @@ from torch.nn.functional import dropout, layer_norm
 
 from attnlab.kernels.scores import UNCHANGED
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAttention
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.mla import MLA, MultiHeadLatentAttention
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
 from attnlab.modules.kv_cache import KVCache, attend_once
+from attnlab.modules.matrix_memory import MemoryHeadsConfig
 
 
 class Planted:
@@ -30,6 +32,8 @@ class Planted:
     def build(self, d_model, dropout=0.0):
         if isinstance(self, Identity):
             return self.Module(d_model)
+        if isinstance(self, MemoryHeadsConfig):
+            return self.Module(self, d_model)
         return self.Module(self, d_model, dropout)
 
 
@@ -325,6 +329,19 @@ class HalvesSwappedInSteps(Planted, GroupedQuery):
             whole = state._replace(v_BGSV=self._values(state.v_BGSV))
             y_BH1K = whole.attend(q_BH1K[:, :, 0])[:, :, None].roll(q_BH1K.shape[1] // 2, 1)
             return self._output(x_BD[:, None], y_BH1K, self._values(v_BG1K))[:, 0], state
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritesHalvedInSteps(Planted, GatedDeltaNet):
+    """A step has eigenvalues in [0, 1], `forward` in [-1, 1]."""
+
+    negative_eigenvalues: bool = True
+
+    class Module(GatedDeltaNetMixer):
+        def step(self, x_BD, state):
+            without = copy.copy(self)
+            without.config = replace(self.config, negative_eigenvalues=False)
+            return GatedDeltaNetMixer.step(without, x_BD, state)
 
 
 # What layers hand to later ones

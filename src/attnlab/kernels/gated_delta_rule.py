@@ -18,7 +18,8 @@ before the chunk, where
     (I + A) [U W] = [beta v, beta exp(G) k]
 
 With R = (exp(G_last - G) k)^T the memory after the chunk is Diag(exp(G_last)) S + R (U - W S),
-which is linear in S: only one product per chunk is sequential. beta is in [0, 1].
+which is linear in S: only one product per chunk is sequential. beta is in [0, 2]: beyond 1,
+I - beta k k^T has the eigenvalue 1 - beta < 0, and no memory grows, since |1 - beta| <= 1.
 
 Yang, Kautz, Hatamizadeh 2024 (arXiv:2412.06464); Yang et al. 2024 (arXiv:2406.06484); Kimi Team
 2025 (arXiv:2510.26692).
@@ -81,7 +82,7 @@ def gated_delta_rule(
         k_BTHK: keys of any length; they are scaled to length 1.
         v_BTHV: values.
         g_BTH: log decays by head, by channel (B, T, H, K), or None for no decay.
-        beta_BTH: strength of each write, in [0, 1].
+        beta_BTH: strength of each write, in [0, 2].
         kernel: the form, or `auto`.
 
     Raises:
@@ -235,8 +236,8 @@ class _UnitLowerSolve(torch.autograd.Function):
         [ L  . ]^-1   [ L^-1             .    ]
         [ A  M ]    = [ -M^-1 A L^-1     M^-1 ]
 
-    which takes log2 C rounds of batched products of numbers that are at most 1 where keys have
-    length 1, g <= 0 and 0 <= beta <= 1. The product (I - A)(I + A^2)(I + A^4)... is as short but
+    which takes log2 C rounds of batched products of numbers that are at most beta where keys have
+    length 1, g <= 0 and 0 <= beta <= 2. The product (I - A)(I + A^2)(I + A^4)... is as short but
     unusable: its powers grow like binomial coefficients, and for 64 nearly equal keys its error in
     float32 is 1e11, compared to 3e-7 here.
     """

@@ -5,6 +5,10 @@
     q, k, v = conv(W x)  each, q and k then of length 1        beta_t = sigmoid(w_b x_t)
     out_t = W_o rms(y_t), and with an output gate W_o [rms(y_t) silu(W_g x_t)]
 
+With `negative_eigenvalues`, beta_t = 2 sigmoid(w_b x_t): along k_t the memory is multiplied by
+1 - beta_t, which then lies in (-1, 1), so that a token can flip what is stored (Grazzi et al. 2024,
+arXiv:2411.12537), as parity needs.
+
 The cost per token is the same at every context length. Names and initial values of parameters are
 those of flash-linear-attention's layer of this name, except for its three convolutions: here
 `qkv_conv1d` is one convolution over the channels of queries, keys and values.
@@ -24,7 +28,12 @@ from torch.nn.functional import linear
 from attnlab.config import Problem
 from attnlab.kernels import gated_delta_rule as rule
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.matrix_memory import MemoryHeadsConfig, MemoryState, at_least_1
+from attnlab.modules.matrix_memory import (
+    MemoryHeadsConfig,
+    MemoryState,
+    at_least_1,
+    write_strength,
+)
 from attnlab.modules.norms import gated_norm, widened
 from attnlab.modules.short_convolution import ShortConvolution
 
@@ -33,6 +42,7 @@ from attnlab.modules.short_convolution import ShortConvolution
 class DeltaNet(MemoryHeadsConfig, MechanismConfig):
     conv_size: int = 4  # tokens that the convolution covers, the current one included
     output_gate: bool = False  # multiply the output by silu(W_g x)
+    negative_eigenvalues: bool = False  # beta in (0, 2) in place of (0, 1)
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -127,7 +137,8 @@ class DeltaNetMixer(Mechanism[MemoryState]):
         heads, keys, values = self.config.n_heads, self.config.keys, self.config.values
         q_C, k_C, v_C = qkv_C.split([keys, keys, values], -1)
         q_HK, k_HK, v_HV = (each_C.unflatten(-1, (heads, -1)) for each_C in (q_C, k_C, v_C))
-        return q_HK, k_HK, v_HV, widened(self.b_proj(x_D)).sigmoid()
+        beta_H = write_strength(self.b_proj(x_D), self.config.negative_eigenvalues)
+        return q_HK, k_HK, v_HV, beta_H
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         gate_C = self.g_proj(x_D) if self.config.output_gate else None

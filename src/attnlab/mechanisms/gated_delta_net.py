@@ -5,6 +5,10 @@
     q, k, v = conv(W x)  each, q and k then of length 1        beta_t = sigmoid(w_b x_t)
     g_t = -exp(A_log) softplus(w_a x_t + dt_bias)              out_t = W_o [rms(y_t) silu(W_g x_t)]
 
+With `negative_eigenvalues`, beta_t = 2 sigmoid(w_b x_t): along k_t the memory is multiplied by
+1 - beta_t, which then lies in (-1, 1), so that a token can flip what is stored (Grazzi et al. 2024,
+arXiv:2411.12537), as parity needs.
+
 The cost per token is the same at every context length. Names and initial values of parameters are
 those of flash-linear-attention's layer of this name, except for its three convolutions: here
 `qkv_conv1d` is one convolution over the channels of queries, keys and values.
@@ -32,6 +36,7 @@ from attnlab.modules.matrix_memory import (
     initial_A_log,
     initial_dt_bias,
     log_decay,
+    write_strength,
 )
 from attnlab.modules.norms import gated_norm, widened
 from attnlab.modules.short_convolution import ShortConvolution
@@ -41,6 +46,7 @@ from attnlab.modules.short_convolution import ShortConvolution
 class GatedDeltaNet(MemoryHeadsConfig, MechanismConfig):
     conv_size: int = 4  # tokens that the convolution covers, the current one included
     output_gate: bool = True  # multiply the output by silu(W_g x)
+    negative_eigenvalues: bool = False  # beta in (0, 2) in place of (0, 1)
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -141,7 +147,7 @@ class GatedDeltaNetMixer(Mechanism[MemoryState]):
         q_HK, k_HK, v_HV = (each_C.unflatten(-1, (heads, -1)) for each_C in (q_C, k_C, v_C))
         a_H, b_H = joint_linear(x_D, self.a_proj, self.b_proj)
         g_H = log_decay(a_H, self.A_log, self.dt_bias)
-        return q_HK, k_HK, v_HV, g_H, widened(b_H).sigmoid()
+        return q_HK, k_HK, v_HV, g_H, write_strength(b_H, self.config.negative_eigenvalues)
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         gate_C = self.g_proj(x_D) if self.config.output_gate else None

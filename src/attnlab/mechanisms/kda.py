@@ -6,6 +6,10 @@
     g_t = -exp(A_log) softplus(F_2 F_1 x_t + dt_bias)
     out_t = W_o [rms(y_t) sigmoid(G_2 G_1 x_t + b)]
 
+With `negative_eigenvalues`, beta_t = 2 sigmoid(w_b x_t): along k_t the memory is multiplied by
+1 - beta_t, which then lies in (-1, 1), so that a token can flip what is stored (Grazzi et al. 2024,
+arXiv:2411.12537), as parity needs.
+
 F_1 and G_1 map to the width of a value head. The cost per token is the same at every context
 length. Names of parameters are those of flash-linear-attention's layer KimiDeltaAttention, except
 for its three convolutions: here `qkv_conv1d` is one convolution over the channels of queries, keys
@@ -33,6 +37,7 @@ from attnlab.modules.matrix_memory import (
     initial_A_log,
     initial_dt_bias,
     log_decay,
+    write_strength,
 )
 from attnlab.modules.norms import gated_norm, widened
 from attnlab.modules.short_convolution import ShortConvolution
@@ -41,6 +46,7 @@ from attnlab.modules.short_convolution import ShortConvolution
 @dataclass(frozen=True, kw_only=True)
 class KDA(MemoryHeadsConfig, MechanismConfig):
     conv_size: int = 4  # tokens that the convolution covers, the current one included
+    negative_eigenvalues: bool = False  # beta in (0, 2) in place of (0, 1)
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -146,7 +152,8 @@ class KDAMixer(Mechanism[MemoryState]):
         q_HK, k_HK, v_HV = (each_C.unflatten(-1, (heads, -1)) for each_C in (q_C, k_C, v_C))
         f_HK = self.f_proj(x_D).unflatten(-1, (heads, -1))
         g_HK = log_decay(f_HK, self.A_log[:, None], self.dt_bias.view(heads, -1))
-        return q_HK, k_HK, v_HV, g_HK, widened(self.b_proj(x_D)).sigmoid()
+        beta_H = write_strength(self.b_proj(x_D), self.config.negative_eigenvalues)
+        return q_HK, k_HK, v_HV, g_HK, beta_H
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         y_C = gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel, "sigmoid")

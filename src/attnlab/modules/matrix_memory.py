@@ -76,6 +76,12 @@ def log_decay(a_H: Tensor, A_log_H: Tensor, dt_bias_H: Tensor) -> Tensor:
     return -widened(A_log_H).exp() * softplus(widened(a_H) + widened(dt_bias_H))
 
 
+def write_strength(b_H: Tensor, negative_eigenvalues: bool) -> Tensor:
+    """Return `beta_H` of its logits in float32 or wider: in (0, 1), or else in (0, 2)."""
+    beta_H = widened(b_H).sigmoid()
+    return 2 * beta_H if negative_eigenvalues else beta_H
+
+
 def initial_A_log(
     heads: int, generator: torch.Generator | None = None, lowest: float = 0.0
 ) -> Tensor:

@@ -7,12 +7,13 @@ training does not hold beyond it. Variants are named GROUP_MECHANISM.
 What is expected: neither a Transformer of fixed depth nor a linear recurrence with diagonal
 transitions tracks S5 or A5 at every length (Merrill, Petty & Sabharwal 2024, arXiv:2404.08819), and
 a recurrence with eigenvalues in [0, 1] does not even track parity (Grazzi et al. 2024,
-arXiv:2411.12537). All recurrent kinds here have such eigenvalues, those of `gla` and `mamba2` on
-the diagonal.
+arXiv:2411.12537). `gla`, `mamba2` and `delta` have such eigenvalues, the first two on the diagonal.
+`delta_negative` and `deltanet_negative` have them in (-1, 1) and should track parity.
 """
 
 from attnlab.analysis.hypotheses.accuracy import AccuracyInRange
 from attnlab.data.state_tracking import StateTracking
+from attnlab.mechanisms.delta_net import DeltaNet
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.gla import GLA
 from attnlab.mechanisms.grouped_query import GroupedQuery
@@ -30,6 +31,8 @@ MECHANISMS = {
     "gla": GLA(n_heads=4, head_dim=32, expand_v=1.0),
     "mamba2": Mamba2(n_heads=4, head_dim=32),
     "delta": GatedDeltaNet(n_heads=4, head_dim=32),
+    "delta_negative": GatedDeltaNet(n_heads=4, head_dim=32, negative_eigenvalues=True),
+    "deltanet_negative": DeltaNet(n_heads=4, head_dim=32, negative_eigenvalues=True),
     "identity": Identity(),
 }
 TASKS = {
@@ -92,6 +95,15 @@ study = Study(
                 source="Grazzi et al. 2024 (arXiv:2411.12537): eigenvalues in [0, 1]",
             )
             for name in ("gla", "mamba2", "delta")
+        ),
+        *(
+            AccuracyInRange(
+                variants=(f"parity_{name}",),
+                low=0.9,
+                length=4 * LENGTH,
+                source="Grazzi et al. 2024 (arXiv:2411.12537): eigenvalues in (-1, 1)",
+            )
+            for name in ("delta_negative", "deltanet_negative")
         ),
         *(
             AccuracyInRange(
