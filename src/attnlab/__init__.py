@@ -67,12 +67,12 @@ if TYPE_CHECKING:
     from attnlab.data.stdlib import SitePackages as SitePackages
     from attnlab.data.stdlib import Stdlib as Stdlib
     from attnlab.data.text import Text as Text
+    from attnlab.data.text import WikiText2 as WikiText2
     from attnlab.data.tokenizer import BPE as BPE
     from attnlab.data.tokenizer import GPT2 as GPT2
     from attnlab.data.tokenizer import Bytes as Bytes
     from attnlab.data.tokenizer import Ids as Ids
     from attnlab.data.tokens import Tokens as Tokens
-    from attnlab.data.wikitext2 import WikiText2 as WikiText2
     from attnlab.inference.export import export as export
     from attnlab.inference.generate import Sampling as Sampling
     from attnlab.inference.generate import generate as generate

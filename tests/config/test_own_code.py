@@ -20,8 +20,8 @@ from attnlab.config import (
     without_folders,
 )
 from attnlab.mechanism import MechanismConfig
-from attnlab.study.buildable import require_buildable
 from attnlab.study.load import load_study
+from attnlab.study.variants import require_buildable
 
 MECHANISM = """
 from dataclasses import dataclass

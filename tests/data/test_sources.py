@@ -33,10 +33,9 @@ from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.stdlib import SitePackages, Stdlib
 from attnlab.data.task import Task
-from attnlab.data.text import Text
+from attnlab.data.text import Text, WikiText2
 from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
 from attnlab.data.tokens import Tokens
-from attnlab.data.wikitext2 import WikiText2
 
 SMALL = BPE(vocab_size=300)
 CONFIGS = [

@@ -28,11 +28,11 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.model.feedforward import NoFeedForward
 from attnlab.model.language_model import ModelConfig
-from attnlab.training.answers import AnswerTable, HeldOutAnswers
 from attnlab.training.assemble import step_of_run
 from attnlab.training.config import TrainConfig
 from attnlab.training.evaluate import held_out
 from attnlab.training.plausibility import PlausibilityMonitor
+from attnlab.training.quality import AnswerTable, HeldOutAnswers
 from attnlab.training.run import RunConfig
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from attnlab.checks import cost as cost_checks
 from attnlab.checks.subject import Subject
 from attnlab.checks.targets import targets
 from attnlab.config import ConfigError, own_classes
-from attnlab.config.override import override
+from attnlab.config.dotted_paths import override
 from attnlab.data.batches import window_starts
 from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.kernels import flash_linear_attention as fla

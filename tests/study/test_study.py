@@ -14,7 +14,7 @@ from support.tiny_study import study as TINY
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import compared_groups, tuned_batch
 from attnlab.config import ConfigError, drop_unset
-from attnlab.data.wikitext2 import WikiText2
+from attnlab.data.text import WikiText2
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity

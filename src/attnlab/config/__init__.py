@@ -1,7 +1,6 @@
 """Settings: frozen and strict, converted to JSON and back, hashed into a run's identity."""
 
-from attnlab.config.differences import differences, drop_unset
-from attnlab.config.override import override, setting_at, settings
+from attnlab.config.dotted_paths import differences, drop_unset, override, setting_at, settings
 from attnlab.config.own_code import (
     OwnCodeError,
     is_own,

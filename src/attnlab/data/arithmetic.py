@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from attnlab.config import Problem
-from attnlab.data.named_files import SPLITS
-from attnlab.data.places import DataError, Places
+from attnlab.data.places import SPLITS, DataError, Places
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import Bytes, Tokenizer
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attnlab.data.file_formats import LINES_ENDINGS, require_text
-from attnlab.data.named_files import require_file
-from attnlab.data.places import DataError
+from attnlab.data.places import DataError, require_file
 
 ROWS_ENDINGS = (".parquet", ".arrow")
 TEXT_ENDINGS = (

@@ -24,8 +24,7 @@ from pathlib import Path
 from attnlab.config import Problem
 from attnlab.data.documents import read_bytes
 from attnlab.data.hold_out import hold_out, rank
-from attnlab.data.named_files import SPLITS, walk
-from attnlab.data.places import DataError, Places
+from attnlab.data.places import SPLITS, DataError, Places, walk
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
 

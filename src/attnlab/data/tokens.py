@@ -2,7 +2,7 @@
 
 A folder holds .npy files, or the raw uint16 ids of nanoGPT's `train.bin` and `val.bin`, which are
 memory-mapped; files of one split are joined in the order of their names. Splits are recognised by
-words in names, as in `attnlab.data.named_files`. An optional `train_bytes` (`valid_bytes`,
+words in names, as in `attnlab.data.places`. An optional `train_bytes` (`valid_bytes`,
 `test_bytes`) is the number of UTF-8 bytes of the split's text; without it, the tokenizer computes
 it if it can. Nothing is unpickled.
 """
@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from attnlab.config import Problem
 from attnlab.data.codec import TokenIds, id_dtype
 from attnlab.data.documents import expands_too_much
-from attnlab.data.named_files import (
+from attnlab.data.places import (
+    DataError,
     NamedFile,
+    Places,
     by_split,
     files_in,
     find,
     require_file,
     split_word,
 )
-from attnlab.data.places import DataError, Places
 from attnlab.data.source import Corpus, DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
 

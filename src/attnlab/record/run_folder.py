@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
 
-from attnlab.config import differences
 from attnlab.record.atomic_files import (
     DamagedError,
     WriteError,

@@ -25,9 +25,9 @@ from attnlab.runner.forecast import Forecast
 from attnlab.runner.request import Request
 from attnlab.runner.schedule import StudySchedule, open_schedule
 from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
-from attnlab.study.buildable import require_buildable
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
+from attnlab.study.variants import require_buildable
 
 TRIAL_SECONDS = 4.0  # with the start of two processes, a plan takes less than ten
 

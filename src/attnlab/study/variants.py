@@ -1,9 +1,12 @@
-"""The variants of a study in words: the mechanisms of each, and what else differs."""
+"""The variants of a study: described in words, and built once before anything is trained."""
 
 import dataclasses
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from attnlab.config import differences
-from attnlab.mechanism import MechanismConfig
+from attnlab.config import OwnCodeError, differences, is_own, own_error
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig, without_memory
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -53,3 +56,58 @@ def _mechanism(mechanism: MechanismConfig) -> str:
 def _without_mechanisms(config: RunConfig) -> dict[str, object]:
     tree = config.to_dict()
     return {**tree, "model": {**tree["model"], "mechanisms": None}}
+
+
+def require_buildable(study: Study) -> tuple[str, ...]:
+    """Return a sentence for each optional method that a mechanism of the user's lacks.
+
+    Raises OwnCodeError if one cannot be built, or states no valid cost. The message is one line
+    with file, line and exception.
+    """
+    done, notes = set[tuple[MechanismConfig, int, float]](), list[str]()
+    for run in study.variants.values():
+        for mechanism in run.model.per_layer():
+            key = mechanism, run.model.d_model, run.model.dropout
+            if is_own(type(mechanism)) and key not in done:
+                done.add(key)
+                notes.extend(_lacks(mechanism, _built(*key)))
+    return tuple(dict.fromkeys(notes))
+
+
+def _lacks(config: MechanismConfig, mechanism: Mechanism[Any]) -> Iterator[str]:
+    if not config.states_cost:
+        yield (
+            f"{type(config).__name__} has no `cost`: its FLOPs and decode state are not checked, "
+            "and stay empty in tables"
+        )
+    if not mechanism.decodes:
+        yield (
+            f"{type(mechanism).__name__} has no `init_state` and `step`: decoding is not checked, "
+            "and attnlab generate reads the whole text for each token"
+        )
+
+
+def _built(mechanism: MechanismConfig, d_model: int, dropout: float) -> Mechanism[Any]:
+    def build() -> object:
+        return without_memory(lambda: mechanism.build(d_model, dropout))
+
+    built = _returned(mechanism.build, build, Mechanism)
+    if mechanism.states_cost:
+        _returned(mechanism.cost, lambda: mechanism.cost(d_model, 4, 2), Cost)
+        _returned(mechanism.forward_flops, lambda: mechanism.forward_flops(d_model, 4), int)
+    return built
+
+
+def _returned(method: Callable[..., Any], call: Callable[[], object], expected: type) -> Any:
+    """Return the call's result; raise OwnCodeError if it fails or has another type."""
+    code = getattr(method, "__code__", None)
+    place = f"{code.co_filename}:{code.co_firstlineno}: {method.__qualname__}" if code else "?"
+    try:
+        found = call()
+    except (Exception, SystemExit) as error:
+        line = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+        raise OwnCodeError(own_error(error) or f"{place}: {line}") from error
+    if not isinstance(found, expected):
+        kind = type(found).__name__
+        raise OwnCodeError(f"{place}: returns {kind}, not {expected.__name__}")
+    return found

@@ -15,8 +15,8 @@ from attnlab.data.batches import window_starts
 from attnlab.device.ranks import Ranks
 from attnlab.kernels.cross_entropy import CHUNK
 from attnlab.model.language_model import LanguageModel, ModelConfig
-from attnlab.training.answers import AnswerTable
 from attnlab.training.config import TrainConfig
+from attnlab.training.quality import AnswerTable
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
 

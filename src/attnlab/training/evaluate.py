@@ -26,9 +26,8 @@ from attnlab.data import Corpus
 from attnlab.data.batches import evaluation_starts
 from attnlab.device.ranks import Ranks
 from attnlab.model.language_model import LanguageModel
-from attnlab.training.answers import HeldOutAnswers
 from attnlab.training.config import EvalConfig, TrainConfig
-from attnlab.training.quality import ByBlock, ByPosition, Quality, by_block, predict
+from attnlab.training.quality import ByBlock, ByPosition, HeldOutAnswers, Quality, by_block, predict
 
 
 class _Batch(NamedTuple):

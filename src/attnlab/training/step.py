@@ -21,10 +21,10 @@ from attnlab.device.ranks import Ranks
 from attnlab.kernels.cross_entropy import Answers
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import LanguageModel, Losses
-from attnlab.training.answers import AnswerTable
 from attnlab.training.config import TrainConfig
 from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
 from attnlab.training.parallel import DividedStep, apply
+from attnlab.training.quality import AnswerTable
 
 EAGER_STEPS = 3  # training steps that warm up kernels and allocator before the recording
 COLUMNS = ("train_loss", "auxiliary_loss", "gradient_norm")

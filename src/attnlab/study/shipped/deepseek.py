@@ -19,8 +19,8 @@ from dataclasses import replace
 
 from attnlab.analysis.hypotheses.ordered import Ranked
 from attnlab.analysis.hypotheses.pairs import Better, BetterAtLength, Equivalent
+from attnlab.data.text import WikiText2
 from attnlab.data.tokenizer import BPE
-from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.model.language_model import ModelConfig

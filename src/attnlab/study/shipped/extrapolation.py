@@ -15,7 +15,7 @@ no positions but the order that the causal mask gives.
 
 from dataclasses import replace
 
-from attnlab.data.wikitext2 import WikiText2
+from attnlab.data.text import WikiText2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery

@@ -30,8 +30,8 @@ from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.analysis.hypotheses.cost_in_range import CostInRange
 from attnlab.analysis.hypotheses.ordered import Ordered, Ranked
 from attnlab.analysis.hypotheses.pairs import Better, Equivalent
+from attnlab.data.text import WikiText2
 from attnlab.data.tokenizer import BPE
-from attnlab.data.wikitext2 import WikiText2
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.model.language_model import ModelConfig

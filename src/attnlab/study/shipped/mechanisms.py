@@ -14,7 +14,7 @@ them, and they were written down after the first results.
 from attnlab.analysis.hypotheses.across_studies import NeededInEveryLayer
 from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost, Ranked
 from attnlab.analysis.hypotheses.pairs import Better, Equivalent
-from attnlab.data.wikitext2 import WikiText2
+from attnlab.data.text import WikiText2
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery

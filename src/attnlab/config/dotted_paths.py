@@ -1,7 +1,13 @@
-"""Change settings by dotted assignments: `train.steps=100 model.mechanisms.0.window=64`."""
+"""Settings at dotted paths: assigned, read, and compared in two trees.
+
+    train.steps=100 model.mechanisms.0.window=64
+
+Trees are JSON values, as from `Config.to_dict`. Unset settings do not count as a difference: a
+record that was written before a setting existed equals one in which that setting is none or false.
+"""
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from attnlab.config.problem import ConfigError, Problem, join, suggestion
 from attnlab.config.tree import Config
@@ -97,3 +103,38 @@ def _item(tree: Any, part: str, absent: Any = None) -> Any:
     if isinstance(tree, dict):
         return tree.get(part, absent)
     return tree[int(part)] if part.isdigit() and int(part) < len(tree) else absent
+
+
+def differences(first: Any, second: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return `{dotted path: (first value, second value)}` where two trees differ.
+
+    >>> differences({"train": {"steps": 1}, "seed": 0}, {"train": {"steps": 2}, "seed": 0})
+    {'train.steps': (1, 2)}
+    """
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        first, second = dict(enumerate(first)), dict(enumerate(second))
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return {} if first == second else {path: (first, second)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys([*first, *second]):
+        found |= differences(first.get(key), second.get(key), join(path, str(key)))
+    return found
+
+
+def drop_unset(settings: Any) -> Any:
+    """Return a tree without the fields that are none or false, and without empty sections.
+
+    >>> drop_unset({"window": 64, "bias": False, "norm": {"eps": None, "gain": 0}})
+    {'window': 64, 'norm': {'gain': 0}}
+    >>> drop_unset({"seed": 0, "eval": {"lengths": None}})
+    {'seed': 0}
+    """
+    if isinstance(settings, dict):
+        items = cast("dict[str, Any]", settings).items()
+        kept = {
+            name: drop_unset(item) for name, item in items if item is not None and item is not False
+        }
+        return {name: item for name, item in kept.items() if item != {}}
+    if isinstance(settings, list):
+        return [drop_unset(value) for value in cast("list[Any]", settings)]
+    return settings
