@@ -79,7 +79,7 @@ def test_the_file_is_named_after_the_source(config):
     file = config.kind()
     if isinstance(config, Task):
         file = {"mqar": "recall", "needle": "recall", "state_tracking": file}.get(file, "mad")
-    file = {"site_packages": "stdlib"}.get(file, file)  # they share their code
+    file = {"site_packages": "stdlib", "wikitext2": "text"}.get(file, file)  # they share a file
     assert type(config).__module__ == f"attnlab.data.{file}"
 
 
