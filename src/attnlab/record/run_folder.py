@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
 
+from attnlab.config import differences
 from attnlab.record.atomic_files import (
     DamagedError,
     WriteError,

@@ -13,6 +13,7 @@ from pathlib import Path
 from attnlab.analysis.fairness import Conditions, conditions, recorded, tuned_batch, unequal
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
+from attnlab.config import differences
 from attnlab.data import Corpus
 from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, tuning_runs, tuning_seed
 from attnlab.study.study import Study

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attnlab.config import differences
 from attnlab.data import Corpus, Places
 from attnlab.device.ranks import Ranks
 from attnlab.kernels import flash_linear_attention as fla
