@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from support import tiny_study
 
 import attnlab.mechanisms  # noqa: F401  loads the zoo
-from attnlab.config import Choice, Config, ConfigError, identity_sources, override, own_classes
+from attnlab.config import (
+    Choice,
+    Config,
+    ConfigError,
+    drop_unset,
+    identity_sources,
+    override,
+    own_classes,
+)
 from attnlab.data import DataConfig
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.text import Text
@@ -119,6 +127,33 @@ def test_what_is_no_whole_number_is_refused(typed):
 def test_a_warm_up_longer_than_the_run_is_an_error_that_says_what_to_do():
     with pytest.raises(ConfigError, match="100 of 10 steps: the peak is never reached; set it"):
         TrainConfig(steps=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (("warmup_steps=801",), "801 steps end after the decay begins, at step 800: lower it"),
+        (("schedule.decay_fraction=1",), "100 steps end after the decay begins, at step 0"),
+        (("schedule.decay_fraction=0",), r"decay_fraction: must be in \(0, 1\], got 0"),
+        (("schedule.shape=cosine",), "expected one of linear, sqrt"),
+        (("final_learning_rate_ratio=0.3",), "warmup_stable_decay ends at zero: leave it out"),
+    ],
+)
+def test_a_schedule_fits_the_steps_of_its_run(changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        override(TrainConfig(), ["schedule=warmup-stable-decay", *changes])
+
+
+def test_the_default_schedule_is_unset_by_any_name():
+    decays = override(TrainConfig(), ["schedule=warmup-stable-decay", "schedule.shape=sqrt"])
+    assert decays.to_dict()["schedule"] == {
+        "kind": "warmup_stable_decay",
+        "decay_fraction": 0.2,
+        "shape": "sqrt",
+    }
+    assert decays.decay_starts == 800
+    assert "schedule" not in drop_unset(TrainConfig().to_dict())
+    assert override(decays, ["schedule=cosine"]) == replace(decays, schedule=None) == TrainConfig()
 
 
 @given(

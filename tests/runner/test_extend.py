@@ -25,6 +25,7 @@ from attnlab.runner.events import Progress
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.training.checkpoint import load_newest
 from attnlab.training.config import Extension
+from attnlab.training.learning_rate import WarmupStableDecay
 from attnlab.training.run import Run, RunConfig
 from attnlab.training.step import _rates
 
@@ -99,6 +100,32 @@ def test_an_extended_run_has_the_bits_of_one_that_was_this_long(parent, places, 
     assert_same(extended, whole, after=12)
     before = timeless(RunFolder.at(parent).metrics())
     assert timeless(extended.metrics())[: len(before)] == before
+
+
+def test_a_longer_run_branches_off_before_the_decay(tmp_path, places, monkeypatch):
+    """It is the run that trains alone to that length: settings, identity, weights, moments."""
+    monkeypatch.setattr(extending, "write_report", Path.is_dir)
+    decays = WarmupStableDecay(decay_fraction=0.5)
+    short = replace(tiny_study.base, train=replace(tiny_study.base.train, schedule=decays))
+    alone = replace(short, train=replace(short.train, steps=20))
+    first = trained(short, tmp_path / "short", places, "mha")
+    kept = sorted(path.name for path in first.checkpoints.iterdir())
+    assert kept == ["step-000006-stable", "step-000008", "step-000012"]
+
+    def interrupt(event: object) -> None:
+        if isinstance(event, Progress) and event.step == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extend(first.path, places, steps=20, watch=interrupt, out=tmp_path / "long")
+    begun = RunFolder(tmp_path / "long", "mha", 0)
+    assert begun.environment()["begins"]["step"] == 6
+    longer = extend(first.path, places, steps=20, out=tmp_path / "long")
+    whole = trained(alone, tmp_path / "alone", places, "mha")
+    assert_same(longer, whole, after=0)
+    assert longer.identity() == whole.identity()
+    parents = [run.summary()["parent"] for run in (first, longer, whole)]
+    assert parents == [None, first.identity(), None]
 
 
 def test_a_run_extended_twice_has_the_bits_of_one_with_the_same_rates(parent, places):

@@ -3,16 +3,18 @@
 import importlib.util
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import ROOT
+from support import ROOT, tiny_study
 
 from attnlab.config import ConfigError
 from attnlab.training.config import Recipe, Tuning
-from attnlab.training.recipe import allowance_ratio, cross_fit, to_challenge
+from attnlab.training.learning_rate import WarmupStableDecay
+from attnlab.training.recipe import allowance_ratio, cross_fit, start_of, to_challenge
 from attnlab.training.search import Start, decide, vertex
 
 OWN = 3e-4
@@ -139,6 +141,9 @@ def test_a_warm_up_is_tried_up_to_half_of_the_steps():
         ].recipe.warmup_steps
         == 100
     )
+    decays = replace(tiny_study.base.train, schedule=WarmupStableDecay(decay_fraction=0.75))
+    assert start_of(tiny_study.base, Tuning()).longest_warmup == 6
+    assert start_of(replace(tiny_study.base, train=decays), Tuning()).longest_warmup == 3
     none = Start(Recipe(OWN, 0), 500)
     assert search(loss=convex(OWN), starts={"a": none})["a"].recipe.warmup_steps == 0
 

@@ -87,6 +87,33 @@ def describe(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def of_schedules(configs: Mapping[str, Settings]) -> str:
+    """Return the schedule of the learning rate of each variant in words; empty if all are cosines.
+
+    >>> of_schedules({"a": {"train": {"schedule": {"kind": "warmup_stable_decay",
+    ...     "decay_fraction": 0.2, "shape": "linear"}}}})
+    'constant after the warm-up, with linear decay to zero in the last 20 % of the steps'
+    """
+    names = dict[str, list[str]]()
+    for name, config in configs.items():
+        names.setdefault(_schedule(config.get("train", {}).get("schedule")), []).append(name)
+    if list(names) == [_schedule(None)]:
+        return ""
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{words} in {', '.join(those)}" for words, those in names.items())
+
+
+def _schedule(settings: Settings | None) -> str:
+    if settings is None:
+        return "cosine decay after the warm-up"
+    if settings["kind"] != "warmup_stable_decay":
+        return f"schedule {describe(settings)}"
+    shape = {"linear": "linear decay", "sqrt": "decay as 1 - sqrt"}[settings["shape"]]
+    last = f"{100 * settings['decay_fraction']:.3g} % of the steps"
+    return f"constant after the warm-up, with {shape} to zero in the last {last}"
+
+
 def without_kernels(settings: Any) -> Any:
     """Return the settings without every `kernel` in them, at any depth.
 

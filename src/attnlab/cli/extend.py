@@ -67,6 +67,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
     """Continue a finished run to --steps, or by --by, as a new run; the old run is not changed.
 
     The learning rate follows the schedule of a run of that length, and therefore rises at first.
+    With train.schedule=warmup-stable-decay the new run begins before the decay of the old one.
     """
     from rich.progress import (
         BarColumn,

@@ -122,8 +122,8 @@ class Choice(Config):
         if path in cls.elsewhere:
             return cast("type[Self]", cls.elsewhere[path](class_name))
         if not path.endswith(".py"):
-            if kind in cls.kinds:
-                return cast("type[Self]", cls.kinds[kind])
+            if (known := kind.replace("-", "_")) in cls.kinds:
+                return cast("type[Self]", cls.kinds[known])
             raise ValueError(f"unknown kind {kind!r}{suggestion(kind, cls.kinds)}")
         found = getattr(load_file(find_file(kind, path)), class_name, None)
         if not (isinstance(found, type) and issubclass(found, cls)):

@@ -114,15 +114,20 @@ def newest_run(results: Path) -> Path:
     return max(written, key=lambda run: written[run])
 
 
-def checkpoint_of(run: Path, identity: str) -> tuple[Checkpoint, str | None]:
+def checkpoint_of(
+    run: Path, identity: str, *, stable: bool = False
+) -> tuple[Checkpoint, str | None]:
     """Return the newest usable checkpoint of a run, and a note on newer ones that are damaged.
+
+    With `stable`, it is that before the decay of the learning rate.
 
     Raises ValueError if there is none.
     """
     folder = run / "checkpoints"
-    found = load_newest(folder, identity)
+    found = load_newest(folder, identity, stable=stable)
     if found.checkpoint is None:
-        why = "; ".join(found.skipped) or "there is none, as with train.keep=none"
+        which = "none before the decay of the learning rate" if stable else "none"
+        why = "; ".join(found.skipped) or f"there is {which}, as with train.keep=none"
         if any(folder.glob("weights-*")):
             why = "its weights alone were kept (train.keep=weights); train it with train.keep=last"
         raise ValueError(f"no usable checkpoint in {folder}: {why}")

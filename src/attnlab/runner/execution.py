@@ -54,6 +54,8 @@ class Execution:
         self.config, self.folder, self.identity, self.device = config, folder, identity, device
         self.clock = Clock()
         self.best: Best | None = None
+        parent = config.parent()
+        self.parent = parent and parent.identity(corpus.fingerprint)
         self.metrics = dict[int, Json]()  # by step
         self.corpus = corpus
         self.tokenizer = self.corpus.codec.to_json().encode()
@@ -131,6 +133,7 @@ class Execution:
         if state is not None:
             self.step.restore(state.step, state.model, state.optimizer)
             self.clock.resume(state.seconds)
+            self.parent = self.parent or state.parent
             self.best = state.best and state.best._replace(model=self.step.own(state.best.model))
         return found
 
@@ -180,6 +183,8 @@ class Execution:
             self.best and self.best._replace(model=written(self.best.model)),
             torch.get_num_threads(),
             digest_of(lines),
+            stable=self.config.train.is_stable(step),
+            parent=self.parent,
         )
         if self.ranks.writes:
             self.folder.flush_metrics()  # a run that continues from here relies on them
@@ -198,7 +203,6 @@ class Execution:
         self.folder.write_metrics(self.metrics.values())
         evaluated = [m for m in self.metrics.values() if m.get("eval_loss") is not None]
         best = min(evaluated, key=lambda m: m["eval_loss"], default={})
-        parent = self.config.parent()
         if keeps:
             checkpoint.save_weights(self.folder.checkpoints, self.step.step, weights, self.identity)
         self.folder.finish(
@@ -210,7 +214,7 @@ class Execution:
                 "peak_memory_bytes": peak_memory_bytes,
                 "kernels": self._kernels(),
                 "device": self.environment["device"]["name"],
-                "parent": parent and parent.identity(self.corpus.fingerprint),
+                "parent": self.parent,
             }
         )
 

@@ -28,7 +28,7 @@ from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.runner.execute import corpus_of, execute_held
 from attnlab.study.events import ignore
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
-from attnlab.training.config import Schedule
+from attnlab.training.config import Continuation
 from attnlab.training.run import Run
 from attnlab.version import __version__
 
@@ -38,7 +38,7 @@ def extend(  # noqa: PLR0913  one parameter per option
     *,
     steps: int | None = None,
     by: int | None = None,
-    schedule: Schedule = "rederived",
+    schedule: Continuation = "rederived",
     out: Path | str | None = None,
     trust: bool = False,
     anyway: bool = False,
@@ -60,7 +60,9 @@ def extend(  # noqa: PLR0913  one parameter per option
         steps: training steps of the new run in total.
         by: training steps of the new run beyond those of the finished one, in place of `steps`.
         schedule: "rederived": the learning rate is that of a run of `steps` steps, and so rises
-            again at first. "constant": it stays at its last value.
+            again at first. With the schedule `warmup_stable_decay` the new run begins at the
+            checkpoint before the decay instead, and equals one that was this long from the start.
+            "constant": it stays at its last value.
         out: the study folder of the new run, results/NAME_to_STEPS by default. The variant keeps
             its name.
         trust: True to execute code that the run's folder carries; see `attnlab.load_run`.
@@ -83,8 +85,11 @@ def extend(  # noqa: PLR0913  one parameter per option
     parent = RunFolder.at(Path(run))
     recorded = _finished(parent, trust=trust)
     steps = _total(recorded.config.train.steps, steps, by, parent)
-    state, note = checkpoint_of(parent.path, recorded.identity)
     longer, where = recorded.config.extended(steps, schedule), Places.from_environment(data, cache)
+    branches = longer.parent() is None
+    state, note = checkpoint_of(parent.path, recorded.identity, stable=branches)
+    if branches:
+        state = state._replace(stable=False, parent=recorded.identity)
     choose_device(device)  # an unknown one is an error before anything is written
     corpus = corpus_of(longer.data, where)
     fingerprint = corpus.fingerprint

@@ -157,11 +157,12 @@ class Forecast:
             keep, params = config.train.keep, config.cost().params
             one = 4 * (NUMBERS_PER_WEIGHT + (keep == "best_and_last")) * params
             written = config.train.n_checkpoints
-            kept = min(KEPT, written) if keep in ("best_and_last", "last") else 0
+            stable = config.train.keeps_stable
+            kept = min(KEPT + stable, written) if keep in ("best_and_last", "last") else 0
             stays = 2 * params if keep == "weights" else kept * one  # weights are bfloat16
             kept_bytes += self.schedule.verdict_count([variant]).left()[-1] * stays
             # the next checkpoint is written before an old one is removed
-            passing = max(passing, (min(KEPT + 1, written) - kept) * one)
+            passing = max(passing, (min(KEPT + stable + 1, written) - kept) * one)
         left = self.schedule.unfinished_variants()
         return kept_bytes + self.workers * passing if left else 0
 

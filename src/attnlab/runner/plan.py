@@ -27,7 +27,7 @@ from attnlab.runner.schedule import StudySchedule, open_schedule
 from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
-from attnlab.study.variants import require_buildable
+from attnlab.study.variants import notes_on_training, require_buildable
 
 TRIAL_SECONDS = 4.0  # with the start of two processes, a plan takes less than ten
 
@@ -256,6 +256,7 @@ def plan(  # noqa: PLR0913  one parameter per option
         problems=tuple(tried.problems),
         notes=(
             *chosen.notes,
+            *notes_on_training(chosen),
             *offered.notes,
             *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
             *tried.notes(trial_seconds),

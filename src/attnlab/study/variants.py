@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from attnlab.analysis.settings import of_schedules
 from attnlab.config import OwnCodeError, differences, is_own, own_error
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig, without_memory
 from attnlab.study.study import Study
@@ -111,3 +112,10 @@ def _returned(method: Callable[..., Any], call: Callable[[], object], expected: 
         kind = type(found).__name__
         raise OwnCodeError(f"{place}: returns {kind}, not {expected.__name__}")
     return found
+
+
+def notes_on_training(study: Study) -> Iterator[str]:
+    """Yield the schedule of the learning rate, unless all variants have the default."""
+    settings = {name: config.to_dict() for name, config in study.variants.items()}
+    if schedules := of_schedules(settings):
+        yield f"learning rate: {schedules}"

@@ -1,6 +1,7 @@
 """Checkpoints: the complete state of a run after a step, and its best weights so far.
 
     checkpoints/step-000500/{model.safetensors, optimizer.safetensors, best.safetensors, state.json}
+    checkpoints/step-000800-stable/...: before the decay of the learning rate, and stays
 
 A run that continues from a checkpoint gets the same bits as one that was not interrupted, on a CPU
 with the number of threads that is recorded. Tied parameters are written once per name.
@@ -33,6 +34,7 @@ from attnlab.training.config import TrainConfig
 from attnlab.training.loop import measured_steps
 from attnlab.training.sharded_checkpoint import Empty, has_shards, read_shards, write_shards
 
+_STABLE = "-stable"
 KEPT = 2  # the newest checkpoint, and the one before in case the newest is damaged
 
 
@@ -54,6 +56,8 @@ class Checkpoint(NamedTuple):
     best: Best | None  # None: the run keeps its last weights only
     threads: int | None  # CPU threads of the process; None: not recorded
     metrics_digest: str | None = None  # of the measurements up to the step; `digest_of`
+    stable: bool = False  # True: it stays, for longer runs to start from
+    parent: str | None = None  # identity of the run whose stable checkpoint it follows
 
 
 class Loaded(NamedTuple):
@@ -92,8 +96,9 @@ def save(
         "threads": checkpoint.threads,
         "best": best and {"step": best.step, "loss": best.loss},
         "metrics_digest": checkpoint.metrics_digest,
+        "parent": checkpoint.parent,
     }
-    path = folder / f"step-{checkpoint.step:06d}"
+    path = folder / f"step-{checkpoint.step:06d}{_STABLE if checkpoint.stable else ''}"
     with explains_failure(folder, checkpoint.step):
         if shared_by is not None:
             write_shards(path, sections, state, shared_by)
@@ -168,20 +173,27 @@ def tensor_file(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
 def remove_old(folder: Path) -> None:
     """Remove unfinished checkpoints of a killed process, and all but the newest `KEPT`.
 
+    One before the decay stays beside them.
+
     Only the process that holds the run may do this.
     """
     remove_temporary(folder, held=True)
-    for old in _folders(folder)[:-KEPT]:
+    passing = [path for path in _folders(folder) if not path.name.endswith(_STABLE)]
+    for old in passing[:-KEPT]:
         remove_folder(old)
 
 
-def load_newest(folder: Path, identity: str, empty: Empty | None = None) -> Loaded:
+def load_newest(
+    folder: Path, identity: str, empty: Empty | None = None, *, stable: bool = False
+) -> Loaded:
     """Load the newest checkpoint of the run `identity` that is complete and unaltered.
 
     Its tensors are whole. Of one in shards, a process reads the parts that `empty` has room for.
+    With `stable`, only that before the decay of the learning rate counts.
     """
     skipped = list[str]()
-    for candidate in reversed(_folders(folder)):
+    found = [path for path in _folders(folder) if not stable or path.name.endswith(_STABLE)]
+    for candidate in reversed(found):
         try:
             return Loaded(_load(candidate, identity, empty), tuple(skipped))
         except DamagedError as error:
@@ -222,8 +234,17 @@ def _load(folder: Path, identity: str, empty: Empty | None) -> Checkpoint:
     model = sections["model"]
     if best is not None:
         best = Best(best["step"], best["loss"], sections.get("best", model))
-    threads, digest = state.get("threads"), state.get("metrics_digest")
-    return Checkpoint(step, model, sections["optimizer"], state["seconds"], best, threads, digest)
+    return Checkpoint(
+        step,
+        model,
+        sections["optimizer"],
+        state["seconds"],
+        best,
+        threads=state.get("threads"),
+        metrics_digest=state.get("metrics_digest"),
+        stable=folder.name.endswith(_STABLE),
+        parent=state.get("parent"),
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

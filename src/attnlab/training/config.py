@@ -11,8 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 from attnlab.config import Config, Problem
 from attnlab.record import NO_INFLUENCE
+from attnlab.training.learning_rate import Cosine, Schedule
 
-Schedule = Literal["rederived", "constant"]
+Continuation = Literal["rederived", "constant"]
+_OF_COSINE = 0.1  # default of `final_learning_rate_ratio`
 COMPILE_FROM_PETAFLOPS = 2.0  # of a whole run: below, compiling costs more time than it saves
 
 
@@ -21,7 +23,7 @@ class Extension(Config):
     """The shorter run that a run continues, as far as it decides the later steps."""
 
     steps: int  # steps of the shorter run
-    schedule: Schedule  # learning rate of the later steps; see `TrainConfig.extended`
+    schedule: Continuation  # learning rate of the later steps; see `TrainConfig.extended`
     extends: "Extension | None" = None  # the run that the shorter run continues; None: no run
 
     def problems(self) -> Iterator[Problem]:
@@ -39,7 +41,8 @@ class TrainConfig(Config):
     seq_len: int = 1024  # tokens per sequence
     learning_rate: float = 3e-4  # peak learning rate, reached after the warm-up
     warmup_steps: int = 100  # steps of linear warm-up to the peak learning rate
-    final_learning_rate_ratio: float = 0.1  # learning rate of the last step, relative to the peak
+    schedule: Schedule | None = None  # learning rate after the warm-up; None: cosine
+    final_learning_rate_ratio: float = _OF_COSINE  # of the last step to the peak rate, for a cosine
     weight_decay: float = 0.01  # rate of decay of matrices; vectors (norms, biases) do not decay
     betas: tuple[float, float] = (0.9, 0.95)  # decay rates of AdamW's two moment estimates
     eps: float = 1e-8  # AdamW's epsilon, added to the denominator
@@ -59,6 +62,11 @@ class TrainConfig(Config):
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA, for long runs
     cuda_graph: Literal["auto", "off"] = "auto"  # auto: on CUDA the whole step is one CUDA graph
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.schedule, Cosine):  # one form of it: that of records without a schedule
+            object.__setattr__(self, "schedule", None)
+
     def problems(self) -> Iterator[Problem]:
         counts = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batch_size")
         for name in (*counts, "checkpoint_every", "micro_batch_size"):
@@ -71,21 +79,48 @@ class TrainConfig(Config):
         for name in ("weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 yield Problem(name, f"must not be negative, got {getattr(self, name)}")
-        if 1 <= self.steps <= self.warmup_steps:
-            advice = f"the peak is never reached; set it below {self.steps}"
-            yield Problem("warmup_steps", f"{self.warmup_steps} of {self.steps} steps: {advice}")
+        yield from self._problems_of_rates()
         yield from _not_shorter(self.extends, self.steps)
-        if not 0 <= self.final_learning_rate_ratio <= 1:
-            yield Problem("final_learning_rate_ratio", "must be in [0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             yield Problem("betas", f"must be in [0, 1), got {list(self.betas)}")
 
-    def extended(self, steps: int, schedule: Schedule) -> "TrainConfig":
+    def _problems_of_rates(self) -> Iterator[Problem]:
+        if 1 <= self.steps <= self.warmup_steps:
+            advice = f"the peak is never reached; set it below {self.steps}"
+            yield Problem("warmup_steps", f"{self.warmup_steps} of {self.steps} steps: {advice}")
+        elif self.decay_starts is not None and self.warmup_steps > self.decay_starts:
+            yield Problem(
+                "warmup_steps",
+                f"{self.warmup_steps} steps end after the decay begins, at step "
+                f"{self.decay_starts}: lower it, or train.schedule.decay_fraction",
+            )
+        if not 0 <= self.final_learning_rate_ratio <= 1:
+            yield Problem("final_learning_rate_ratio", "must be in [0, 1]")
+        elif self.schedule is not None and self.final_learning_rate_ratio not in (0, _OF_COSINE):
+            message = f"is that of a cosine; {self.schedule.kind()} ends at zero: leave it out"
+            yield Problem("final_learning_rate_ratio", message)
+
+    @property
+    def decay_starts(self) -> int | None:
+        """Steps before the decay, which longer runs have, too; None for a cosine."""
+        return None if self.schedule is None else self.schedule.decay_starts(self.steps)
+
+    @property
+    def keeps_stable(self) -> bool:
+        """True if the checkpoint before the decay stays, for longer runs to start from."""
+        return self.keep in ("best_and_last", "last") and bool(self.decay_starts)
+
+    def extended(self, steps: int, schedule: Continuation) -> "TrainConfig":
         """Return these settings with `steps` steps in total, as the continuation of this run.
 
         The learning rate of the steps of this run stays as it was. Then it is that of a run of
         `steps` steps from the start ("rederived"), or that of this run's last step ("constant").
+        With a checkpoint before the decay, "rederived" continues from there instead: these are the
+        settings of a run of `steps` steps that continues none, with the same periods.
         """
+        if schedule == "rederived" and self.decay_starts and self.extends is None:
+            periods = {"log_every": self.log_period, "eval_every": self.eval_period}
+            return replace(self, steps=steps, **periods)
         extends = Extension(steps=self.steps, schedule=schedule, extends=self.extends)
         return replace(self, steps=steps, extends=extends)
 
@@ -107,12 +142,18 @@ class TrainConfig(Config):
         """
         if step == self.steps:
             return self.keep in ("best_and_last", "last")
-        return step % self.checkpoint_every == 0
+        return step % self.checkpoint_every == 0 or self.is_stable(step)
+
+    def is_stable(self, step: int) -> bool:
+        """True for the step (counted from 1) whose checkpoint stays for longer runs."""
+        return self.keeps_stable and step == self.decay_starts
 
     @property
     def n_checkpoints(self) -> int:
         """Number of checkpoints that a whole run writes."""
         before_the_last = math.ceil(self.steps / self.checkpoint_every) - 1
+        if self.keeps_stable and (self.decay_starts or 0) % self.checkpoint_every:
+            before_the_last += 1
         return before_the_last + self.checkpoint_due(self.steps)
 
     @property

@@ -138,7 +138,10 @@ def measured_steps(config: TrainConfig, last: int) -> Iterator[int]:
 
 def _next_due(step: int, config: TrainConfig) -> int:
     periods = (config.log_period, config.eval_period, config.checkpoint_every)
-    return min(config.steps, *(step // every * every + every for every in periods))
+    ends = [step // every * every + every for every in periods]
+    if config.keeps_stable and step < (start := config.decay_starts or 0):
+        ends.append(start)
+    return min(config.steps, *ends)
 
 
 def _is_due(step: int, every: int, config: TrainConfig) -> bool:

@@ -1,10 +1,8 @@
-"""AdamW with two parameter groups, and the learning rate of every step.
+"""AdamW with two parameter groups: matrices decay, vectors do not.
 
 Loshchilov & Hutter 2019 (arXiv:1711.05101).
 """
 
-import math
-from collections.abc import Sequence
 from inspect import unwrap
 
 import torch
@@ -58,22 +56,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: Tensor) -> None:
     """Write `rate` into the optimizer's own tensors, in place."""
     for group in optimizer.param_groups:
         group["lr"].copy_(rate)
-
-
-def learning_rates(
-    steps: int, *, peak: float, warmup_steps: int, final_ratio: float
-) -> Sequence[float]:
-    """Return the learning rate of every step: linear warm-up, then cosine decay.
-
-    The first rate is above zero, the last one is `final_ratio` times the peak.
-
-    >>> [round(rate, 3) for rate in learning_rates(6, peak=1.0, warmup_steps=2, final_ratio=0.1)]
-    [0.5, 1.0, 0.868, 0.55, 0.232, 0.1]
-    """
-    rates = list[float]()
-    for step in range(steps):
-        progress = (step + 1 - warmup_steps) / max(1, steps - warmup_steps)
-        cosine = (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
-        warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-        rates.append(peak * warm * (final_ratio + (1 - final_ratio) * cosine))
-    return rates

@@ -42,7 +42,8 @@ def start_of(config: RunConfig, tuning: Tuning) -> Start:
     """Return the recipe that a variant has in its settings, where its search begins."""
     own = tuple((_short(path), float(_value(config, path))) for path in tuning.settings)
     recipe = Recipe(float(f"{config.train.learning_rate:g}"), config.train.warmup_steps, own)
-    return Start(recipe, MOST_WARMUP * config.train.steps)
+    steps, starts = config.train.steps, config.train.decay_starts
+    return Start(recipe, min(MOST_WARMUP * steps, steps if starts is None else starts))
 
 
 def at_recipe(config: RunConfig, recipe: Recipe, tuning: Tuning) -> RunConfig:

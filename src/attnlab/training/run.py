@@ -32,7 +32,7 @@ from attnlab.model.layer_pattern import ByLayer
 from attnlab.model.llama_checkpoint import read_settings
 from attnlab.model.scale import scaled
 from attnlab.record import TUNING_SEED, RunFolder
-from attnlab.training.config import EvalConfig, Schedule, TrainConfig
+from attnlab.training.config import Continuation, EvalConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class RunConfig(Config):
         """Return the same run with another peak learning rate."""
         return dataclasses.replace(self, train=dataclasses.replace(self.train, learning_rate=rate))
 
-    def extended(self, steps: int, schedule: Schedule) -> "RunConfig":
+    def extended(self, steps: int, schedule: Continuation) -> "RunConfig":
         """Return the same run with more steps; see `TrainConfig.extended`."""
         return dataclasses.replace(self, train=self.train.extended(steps, schedule))
 

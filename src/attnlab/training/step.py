@@ -22,7 +22,8 @@ from attnlab.kernels.cross_entropy import Answers
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
-from attnlab.training.optimizer import adamw, learning_rates, set_learning_rate
+from attnlab.training.learning_rate import Cosine, learning_rates
+from attnlab.training.optimizer import adamw, set_learning_rate
 from attnlab.training.parallel import DividedStep, apply
 from attnlab.training.quality import AnswerTable
 
@@ -273,6 +274,7 @@ def _rates(config: TrainConfig) -> list[float]:
     if config.extends is not None and config.extends.schedule == "constant":
         return before + [before[-1]] * (config.steps - len(before))
     whole = learning_rates(
+        config.schedule or Cosine(),
         config.steps,
         peak=config.learning_rate,
         warmup_steps=config.warmup_steps,
