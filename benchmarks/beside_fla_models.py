@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
 from training_step import warm
 
-from attnlab.device.memory import PeakMemory
-from attnlab.device.timer import time_calls
+from attnlab.device.measuring import PeakMemory, time_calls
 from attnlab.model.feedforward import Dense
 from attnlab.record import write_json
 from attnlab.study.load import load_study

@@ -29,9 +29,8 @@ from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.data.stdlib import Stdlib
 from attnlab.data.tokenizer import Bytes
-from attnlab.device.memory import PeakMemory
+from attnlab.device.measuring import PeakMemory, time_each, wait_for_device
 from attnlab.device.ranks import Ranks
-from attnlab.device.timer import time_each, wait_for_device
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import SwiGLU
 from attnlab.model.language_model import ModelConfig

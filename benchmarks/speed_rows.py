@@ -24,12 +24,11 @@ from beside_fla_models import SIDES, measured
 from many_runs import memory_of_the_driver, report_of
 from training_step import time_plain, warm
 
-from attnlab.benchmarking.conditions import Conditions
-from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.point import Conditions, Point
 from attnlab.benchmarking.session import measure
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.device.flops import measure_ceilings
-from attnlab.device.timer import time_calls
+from attnlab.device.measuring import time_calls
 from attnlab.kernels import compiled, lightning_indexer, sparse_attention
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import mlp

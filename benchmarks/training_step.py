@@ -21,8 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attnlab.data.batches import window_starts
-from attnlab.device.memory import PeakMemory
-from attnlab.device.timer import MOST_CALLS, time_calls
+from attnlab.device.measuring import MOST_CALLS, PeakMemory, time_calls
 from attnlab.record import write_json
 from attnlab.study.load import load_study
 from attnlab.training.loop import Clock, train

@@ -34,7 +34,6 @@ from attnlab.config import suggestion
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis as Analysis
     from attnlab.analysis.analysis import analyse as analyse
-    from attnlab.analysis.hypotheses.accuracy import AccuracyInRange as AccuracyInRange
     from attnlab.analysis.hypotheses.across_studies import (
         AdvantageGrows as AdvantageGrows,
     )
@@ -44,7 +43,8 @@ if TYPE_CHECKING:
     from attnlab.analysis.hypotheses.across_studies import (
         NeededInEveryLayer as NeededInEveryLayer,
     )
-    from attnlab.analysis.hypotheses.cost_in_range import CostInRange as CostInRange
+    from attnlab.analysis.hypotheses.in_range import AccuracyInRange as AccuracyInRange
+    from attnlab.analysis.hypotheses.in_range import CostInRange as CostInRange
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
     from attnlab.analysis.hypotheses.ordered import OrderedByCost as OrderedByCost
     from attnlab.analysis.hypotheses.ordered import Ranked as Ranked

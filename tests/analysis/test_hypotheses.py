@@ -10,14 +10,13 @@ from support.reported_study import edit, steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import between_studies
 from attnlab.analysis.hypotheses import Evidence, Hypothesis
-from attnlab.analysis.hypotheses.accuracy import AccuracyInRange
 from attnlab.analysis.hypotheses.across_studies import (
     AdvantageGrows,
     BetterThanInStudy,
     NeededInEveryLayer,
 )
-from attnlab.analysis.hypotheses.cost_in_range import CostInRange
 from attnlab.analysis.hypotheses.evidence import NotJudgedError
+from attnlab.analysis.hypotheses.in_range import AccuracyInRange, CostInRange
 from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost, Ranked
 from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.analysis.table import read_table

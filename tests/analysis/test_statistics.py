@@ -16,10 +16,9 @@ from attnlab.analysis.scaling import crossover
 from attnlab.analysis.statistics.comparisons import compare
 from attnlab.analysis.statistics.letters import letter_display, tau_range
 from attnlab.analysis.statistics.noise import fit
-from attnlab.analysis.statistics.power import detectable, seeds_to_decide
 from attnlab.analysis.statistics.power_law import Point, fit_of, speedup
 from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
-from attnlab.analysis.statistics.sequential import level_of, seeds_needed
+from attnlab.analysis.statistics.seeds import detectable, level_of, seeds_needed, seeds_to_decide
 from attnlab.analysis.texts import decided_order
 
 STUDIES = 200  # a standard error of 1.5 % at 5 %

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnlab.benchmarking.conditions import Conditions
-from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.point import Conditions, Point
 from attnlab.benchmarking.session import measure
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.benchmarking.work import stated_flops
 from attnlab.device.flops import Ceilings, measure_ceilings
-from attnlab.device.timer import LEAST, MOST, PATIENCE, time_calls
+from attnlab.device.measuring import LEAST, MOST, PATIENCE, time_calls
 from attnlab.mechanism import Mechanism
 from attnlab.study.targets import named
 

@@ -10,7 +10,7 @@ import pytest
 from support import fake_workers, reported_study, tiny_study
 from typer.testing import CliRunner
 
-from attnlab.analysis.statistics.power import Power
+from attnlab.analysis.statistics.seeds import Power
 from attnlab.cli.app import app
 from attnlab.cli.console import console
 from attnlab.cli.plan import show_plan

@@ -14,11 +14,10 @@ import torch
 from support import fake_workers, tiny_study
 
 import attnlab
-from attnlab.analysis.statistics.power import detectable
+from attnlab.analysis.statistics.seeds import detectable
 from attnlab.config import ConfigError
 from attnlab.data import Places
-from attnlab.device.environment import usable_cores
-from attnlab.device.selection import Slot
+from attnlab.device.machine import Slot, usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner import doctor, plan, trial

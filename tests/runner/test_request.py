@@ -18,7 +18,7 @@ from attnlab.checks import suite
 from attnlab.config import ConfigError, override
 from attnlab.data import Places
 from attnlab.data.stdlib import Stdlib
-from attnlab.device.selection import Slot
+from attnlab.device.machine import Slot
 from attnlab.record import RunFolder, pack
 from attnlab.reporting.pages import markdown
 from attnlab.reporting.sentences import facts, how_sure

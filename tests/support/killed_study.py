@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 from attnlab.cli import app, signals
 from attnlab.cli.console import console, errors
 from attnlab.data import Places
-from attnlab.device.environment import describe
+from attnlab.device.machine import describe
 from attnlab.record import RunFolder
 from attnlab.reporting import files
 from attnlab.reporting.figures import comparison

@@ -137,7 +137,7 @@ def test_the_fused_loss_equals_float32_cross_entropy():
 def test_the_first_run_of_a_process_measures_the_memory_that_a_later_one_does():
     code = """
 import torch
-from attnlab.device.memory import PeakMemory, side_stream
+from attnlab.device.measuring import PeakMemory, side_stream
 
 device = torch.device("cuda", 0)
 for _ in range(2):

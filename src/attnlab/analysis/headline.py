@@ -13,7 +13,7 @@ from attnlab.analysis.numbers import nats
 from attnlab.analysis.scaling import Scaling
 from attnlab.analysis.sentences import listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
-from attnlab.analysis.statistics.power import MOST_SEEDS, seeds_to_decide
+from attnlab.analysis.statistics.seeds import MOST_SEEDS, seeds_to_decide
 from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 

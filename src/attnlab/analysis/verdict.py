@@ -25,8 +25,7 @@ from attnlab.analysis.settings import (
 )
 from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
 from attnlab.analysis.statistics.layout import Spike
-from attnlab.analysis.statistics.power import detectable
-from attnlab.analysis.statistics.sequential import level_of, looked_at
+from attnlab.analysis.statistics.seeds import detectable, level_of, looked_at
 from attnlab.analysis.table import Table
 
 Method = Literal["unpaired", "paired", "none"]

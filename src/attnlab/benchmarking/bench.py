@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.benchmarking.conditions import Conditions
-from attnlab.benchmarking.point import Point, numbers, points, workloads
+from attnlab.benchmarking.point import Conditions, Point, numbers, points, workloads
 from attnlab.benchmarking.results_file import FILE, ResultsFile
 from attnlab.benchmarking.session import measure_all
 from attnlab.benchmarking.table import device_sentence
 from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.data import Places
-from attnlab.device.environment import describe
 from attnlab.device.flops import measure_ceilings
-from attnlab.device.selection import one_worker
+from attnlab.device.machine import describe, one_worker
 from attnlab.kernels.compiled import keep_compiled
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import Json, replace_file, require_results_folder

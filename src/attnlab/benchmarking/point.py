@@ -1,10 +1,18 @@
-"""A point of a bench: a variant, a workload, a context length and a batch size."""
+"""A point of a bench: a variant, a workload, a context length and a batch size; and its conditions."""
 
+import gc
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
+from torch import Tensor
+
 from attnlab.analysis.numbers import tokens
+from attnlab.benchmarking.targets import Setup
 from attnlab.config import whole_number
+from attnlab.device.flops import Ceilings
+from attnlab.model.language_model import LanguageModel
 
 Workload = Literal["train", "prefill", "decode"]
 WORKLOADS: tuple[Workload, ...] = ("train", "prefill", "decode")
@@ -90,3 +98,42 @@ def workloads(given: Iterable[str] | str) -> list[Workload]:
         if word not in WORKLOADS:
             raise ValueError(f"what: {word!r} is not one of {', '.join(WORKLOADS)}")
     return cast("list[Workload]", found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Device, its peak rates, and how long each point is timed."""
+
+    device: torch.device
+    ceilings: Ceilings
+    compiled: bool = False
+    seconds: float = 1.0  # approximate duration of the timed calls of a point
+
+    @property
+    def serving_dtype(self) -> torch.dtype:
+        """Dtype of weights and states in prefill and decoding."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+
+def bare_model(setup: Setup, device: torch.device) -> LanguageModel:
+    """Return the model with its layers' own initial weights, allocated on the device itself.
+
+    The initialization of a study draws each parameter on the CPU, which takes a second and does not
+    change how fast the model is.
+    """
+    with torch.device(device):
+        return LanguageModel(setup.model, setup.vocab_size)
+
+
+def random_tokens(setup: Setup, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return int64 token ids of this shape, drawn uniformly from the vocabulary."""
+    return torch.randint(setup.vocab_size, shape, device=device)
+
+
+def release(under: Conditions) -> None:
+    """Free the memory of the last point, and its compiled model."""
+    gc.collect()  # a model and its optimizer refer to each other
+    if under.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if under.compiled:  # torch stops compiling silently after some number of models
+        torch.compiler.reset()

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 from attnlab.analysis import numbers
-from attnlab.benchmarking.conditions import Conditions, release
-from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.point import Conditions, Point, release
 from attnlab.benchmarking.results_file import ResultsFile
-from attnlab.benchmarking.serving import NoStepError, measure_decoding, measure_prefill
 from attnlab.benchmarking.targets import Setup
-from attnlab.benchmarking.training import measure_training
 from attnlab.benchmarking.work import check_memory, stated_flops
-from attnlab.device.timer import PATIENCE
+from attnlab.benchmarking.workloads import (
+    NoStepError,
+    measure_decoding,
+    measure_prefill,
+    measure_training,
+)
+from attnlab.device.measuring import PATIENCE
 from attnlab.record import Json
 
 _MEASURE = {"train": measure_training, "prefill": measure_prefill, "decode": measure_decoding}

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 
-from attnlab.benchmarking.conditions import Conditions, random_tokens, release
-from attnlab.benchmarking.point import Point
-from attnlab.benchmarking.serving import served, states_at, warm_decoder
+from attnlab.benchmarking.point import Conditions, Point, random_tokens, release
 from attnlab.benchmarking.targets import Setup
-from attnlab.device.timer import time_calls, wait_for_device
+from attnlab.benchmarking.workloads import served, states_at, warm_decoder
+from attnlab.device.measuring import time_calls, wait_for_device
 from attnlab.inference.decoder import Decoder
 from attnlab.record import Json
 

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from attnlab.analysis import numbers
-from attnlab.benchmarking.conditions import Conditions
-from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.point import Conditions, Point
 from attnlab.benchmarking.targets import Setup
 from attnlab.device.flops import flop_counter
 

@@ -18,7 +18,7 @@ from attnlab.checks.modes import needs_cuda
 from attnlab.checks.result import Property, Result
 from attnlab.checks.subject import Subject
 from attnlab.device.child_process import begin_child, signals_blocked
-from attnlab.device.environment import usable_cores
+from attnlab.device.machine import usable_cores
 
 _END, _CANNOT_BE_COPIED = "end", "this process cannot be copied"
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from attnlab.device.timer import time_calls
+from attnlab.device.measuring import time_calls
 from attnlab.kernels.compiled import as_written, without_compiler
 
 without_compiler(_FlopCounterMode)

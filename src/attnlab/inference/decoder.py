@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.device.memory import beside, side_stream
+from attnlab.device.measuring import beside, side_stream
 from attnlab.model.language_model import LanguageModel
 from attnlab.training.step import EAGER_STEPS
 

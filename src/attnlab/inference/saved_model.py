@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnlab.data import Places
 from attnlab.data.codec import Codec
-from attnlab.device.selection import choose_device
+from attnlab.device.machine import choose_device
 from attnlab.inference.recorded import Recorded, read_recorded, tokenizer_bytes
 from attnlab.model.language_model import LanguageModel
 from attnlab.model.llama_checkpoint import is_checkpoint, read_settings, read_weights

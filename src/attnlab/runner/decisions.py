@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from attnlab.analysis.fairness import compared_groups
 from attnlab.analysis.statistics.comparisons import ERROR, compare
-from attnlab.analysis.statistics.sequential import seeds_needed
+from attnlab.analysis.statistics.seeds import seeds_needed
 from attnlab.record import (
     SEARCH_NOISE,
     RunFolder,

@@ -12,7 +12,7 @@ import torch
 from attnlab.analysis.numbers import size
 from attnlab.checks.suite import fitting_width
 from attnlab.data import DataConfig, DataError, Places
-from attnlab.device.environment import usable_cores
+from attnlab.device.machine import usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
 from attnlab.mechanism import MechanismConfig

@@ -12,8 +12,8 @@ import torch
 
 from attnlab.config import ConfigError, Problem
 from attnlab.data import Corpus, DataConfig, Places
+from attnlab.device.machine import worker_slots
 from attnlab.device.ranks import Ranks, uneven
-from attnlab.device.selection import worker_slots
 from attnlab.kernels.compiled import keep_compiled
 from attnlab.record import (
     HeldError,

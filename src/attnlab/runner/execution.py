@@ -11,8 +11,8 @@ import torch
 
 from attnlab.config import digest
 from attnlab.data import Corpus
-from attnlab.device.environment import describe
-from attnlab.device.memory import PeakMemory
+from attnlab.device.machine import describe
+from attnlab.device.measuring import PeakMemory
 from attnlab.device.ranks import Ranks
 from attnlab.inference.recorded import own_code_record, write_sources
 from attnlab.record import (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attnlab.data import Places
-from attnlab.device.selection import choose_device, one_worker
+from attnlab.device.machine import choose_device, one_worker
 from attnlab.inference.recorded import Recorded, read_recorded
 from attnlab.inference.saved_model import checkpoint_of
 from attnlab.record import (

@@ -23,8 +23,7 @@ import torch
 from attnlab.analysis.numbers import size
 from attnlab.data import Corpus
 from attnlab.device.flops import matrix_rate
-from attnlab.device.memory import PeakMemory
-from attnlab.device.timer import wait_for_device
+from attnlab.device.measuring import PeakMemory, wait_for_device
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training import checkpoint
 from attnlab.training.assemble import memory_per_gpu, step_of_run

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import compared_groups, shared_by_compared
-from attnlab.analysis.statistics.power import Power, detectable
-from attnlab.analysis.statistics.sequential import level_of
+from attnlab.analysis.statistics.seeds import Power, detectable, level_of
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
-from attnlab.device.memory import gpu_bytes
+from attnlab.device.measuring import gpu_bytes
 from attnlab.record import StudyRecord
 from attnlab.runner.comparable import require_comparable
 from attnlab.runner.decisions import RunCount

@@ -14,8 +14,8 @@ from attnlab.config import ConfigError, Problem, forget_names, is_own, own_kind
 from attnlab.config.signature import require_types
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.data.batches import window_problems
+from attnlab.device.machine import Slot, worker_slots
 from attnlab.device.ranks import uneven
-from attnlab.device.selection import Slot, worker_slots
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import require_results_folder
 from attnlab.runner.workers.ray_cluster import Capacity, Cluster, capacity

@@ -23,7 +23,7 @@ from attnlab.analysis.sentences import several
 from attnlab.checks.targets import check_targets, of_study
 from attnlab.data import Corpus, DataError, Places
 from attnlab.device.child_process import ChildProcess
-from attnlab.device.selection import Slot
+from attnlab.device.machine import Slot
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.comparable import of_run
 from attnlab.runner.events import Watch

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from attnlab.device.memory import PeakMemory
-from attnlab.device.timer import time_each, wait_for_device
+from attnlab.device.measuring import PeakMemory, time_each, wait_for_device
 from attnlab.training.config import TrainConfig
 from attnlab.training.step import TrainingStep
 

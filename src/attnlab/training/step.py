@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnlab.device.memory import beside, side_stream
+from attnlab.device.measuring import beside, side_stream
 from attnlab.device.ranks import Ranks
 from attnlab.kernels.cross_entropy import Answers
 from attnlab.model.initialization import stream

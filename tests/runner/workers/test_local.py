@@ -23,7 +23,7 @@ from support import SOURCE, fake_workers, killed_study, tiny_study
 
 import attnlab
 from attnlab.data import Places
-from attnlab.device.selection import Slot, choose_device, one_worker, worker_slots
+from attnlab.device.machine import Slot, choose_device, one_worker, worker_slots
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import RunFolder, lease, remove_temporary, tuning_runs
 from attnlab.record.temporary_files import TEMPORARY

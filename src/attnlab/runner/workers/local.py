@@ -15,7 +15,7 @@ import torch
 
 from attnlab.data import Places
 from attnlab.device.child_process import SIGNALS, ChildProcess
-from attnlab.device.selection import Slot
+from attnlab.device.machine import Slot
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.compiled import keep_compiled, load_compiler
 from attnlab.record.lease import remove_if_ended

@@ -27,7 +27,7 @@ and the rest of the model 159.4: embedding 25.2, experts 134.2. The published ra
 """
 
 from attnlab.analysis.hypotheses import Hypothesis
-from attnlab.analysis.hypotheses.cost_in_range import CostInRange
+from attnlab.analysis.hypotheses.in_range import CostInRange
 from attnlab.analysis.hypotheses.ordered import Ordered, Ranked
 from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.data.text import WikiText2

@@ -14,7 +14,7 @@ sequences, of up to four times the length and with up to four times as many pair
 after training.
 """
 
-from attnlab.analysis.hypotheses.accuracy import AccuracyInRange
+from attnlab.analysis.hypotheses.in_range import AccuracyInRange
 from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.data.recall import MQAR
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

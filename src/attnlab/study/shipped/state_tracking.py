@@ -11,7 +11,7 @@ arXiv:2411.12537). `gla`, `mamba2` and `delta` have such eigenvalues, the first 
 `delta_negative` and `deltanet_negative` have them in (-1, 1) and should track parity.
 """
 
-from attnlab.analysis.hypotheses.accuracy import AccuracyInRange
+from attnlab.analysis.hypotheses.in_range import AccuracyInRange
 from attnlab.data.state_tracking import StateTracking
 from attnlab.mechanisms.delta_net import DeltaNet
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

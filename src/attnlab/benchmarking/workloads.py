@@ -1,34 +1,78 @@
-"""Serving: the time to the first token of a prompt, and the time of each further token.
+"""The workloads of a bench: a training step, the prefill of a prompt, a decoded token.
 
-Weights and states are bfloat16 on CUDA and float32 elsewhere. A decoded token is measured at a full
-context: each step does the work of the token at position `context`, in a CUDA graph on CUDA.
+A training step is that of a run: forward, backward, clipping and AdamW; on CUDA it is one CUDA
+graph. Tokens are random, the same in every step.
 
-A step must read every weight and the whole state. Its lower bound is the time in which the device
-reads that many bytes, half of the time of a copy, which reads and writes each byte once:
+In serving, weights and states are bfloat16 on CUDA and float32 elsewhere. Prefill is the time to
+the first token of a prompt. A decoded token is measured at a full context: each step does the work
+of the token at position `context`, in a CUDA graph on CUDA.
+
+A decode step must read every weight and the whole state. Its lower bound is the time in which the
+device reads that many bytes, half of the time of a copy, which reads and writes each byte once:
 
     bound = (bytes of weights + bytes of state) / (copy bandwidth / 2)
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from attnlab.benchmarking.conditions import Conditions, bare_model, random_tokens
-from attnlab.benchmarking.point import Point
+from attnlab.benchmarking.point import Conditions, Point, bare_model, random_tokens
 from attnlab.benchmarking.targets import Setup
 from attnlab.benchmarking.work import counted_flops
-from attnlab.device.memory import PeakMemory
-from attnlab.device.timer import MOST_CALLS, Times, time_calls
+from attnlab.device.measuring import MOST_CALLS, PeakMemory, Times, time_calls
 from attnlab.inference.decoder import Decoder, full_state, is_count, tensors
 from attnlab.model.language_model import LanguageModel
 from attnlab.record import Json
-from attnlab.training.step import EAGER_STEPS
+from attnlab.training.assemble import step_of_one_batch
+from attnlab.training.config import TrainConfig
+from attnlab.training.step import EAGER_STEPS, autocast, forward_and_backward
 
 
 class NoStepError(ValueError):
     """A mechanism of the model has no decode state, which prefill and decoding need."""
+
+
+def measure_training(setup: Setup, point: Point, under: Conditions) -> Json:
+    """Measure one step at this context and batch."""
+    device = under.device
+    config = replace(
+        setup.train,
+        seq_len=point.context,
+        batch_size=point.batch,
+        steps=EAGER_STEPS + 1 + MOST_CALLS,
+        warmup_steps=0,
+    )
+    tokens_BT1 = random_tokens(setup, (point.batch, point.context + 1), device)
+    flops = counted_flops(lambda: _forward_and_backward(setup, config, tokens_BT1))
+    memory = PeakMemory(device)
+    model = bare_model(setup, device).train()
+    with memory.measuring():
+        step = step_of_one_batch(config, model, tokens_BT1, compiled=under.compiled)
+        while not step.warm:
+            step.advance()
+        times = time_calls(step.advance, device, under.seconds)
+    dtype = config.precision_on(device.type)
+    kernels = {m.kernel_on(device, getattr(torch, dtype)) for m in model.mechanisms()}
+    return {
+        **times._asdict(),
+        "tokens_per_second": point.batch * point.context / times.seconds,
+        "peak_memory_bytes": memory.peak_bytes,
+        "flops_counted": flops,
+        "dtype": dtype,
+        "kernels": sorted(kernels),
+        "cuda_graph": device.type == "cuda" and config.cuda_graph == "auto",
+    }
+
+
+def _forward_and_backward(setup: Setup, config: TrainConfig, tokens_BT1: Tensor) -> None:
+    """Run one step without a graph, on a model of its own: a later graph must not refer to it."""
+    model = bare_model(setup, tokens_BT1.device).train()
+    forward_and_backward(model, tokens_BT1, autocast(config, tokens_BT1.device))
 
 
 def measure_prefill(setup: Setup, point: Point, under: Conditions) -> Json:
