@@ -1,4 +1,4 @@
-"""A point of a bench: a variant, a workload, a context length and a batch size; and its conditions."""
+"""A point of a bench (variant, workload, context length, batch size), and its conditions."""
 
 import gc
 from collections.abc import Iterable, Iterator

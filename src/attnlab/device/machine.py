@@ -1,4 +1,4 @@
-"""This machine: its devices and CPU threads for worker processes, and the record of a run's environment.
+"""This machine: the devices and CPU threads of its workers, and the record of its environment.
 
 A device is named `auto`, `cpu`, `cuda` or `cuda:1`. `auto` is every GPU, or the CPU if there is
 none.
