@@ -38,17 +38,15 @@ def on_config(config: "MkDocsConfig") -> None:
 def on_files(files: "Files", config: "MkDocsConfig") -> None:
     """Add the generated pages, and the result files that pages link to."""
     sys.path[:0] = [str(HERE), str(ROOT / "src")]
-    import api
-    import command_line
+    import reference
     import settings
-    import source_files
     from mkdocs.structure.files import File
 
     generated = {
-        "reference/api.md": api.page(),
-        "reference/command-line.md": command_line.page(),
+        "reference/api.md": reference.api(),
+        "reference/command-line.md": reference.command_line(),
         "reference/settings.md": settings.page(),
-        "reference/source-files.md": source_files.page(),
+        "reference/source-files.md": reference.source_files(),
         **{uri: source.read_text(encoding="utf-8") for uri, source in PAGES.items()},
     }
     for uri, content in generated.items():

@@ -1,6 +1,6 @@
 """The error of means in the worlds of noise that studies meet, simulated.
 
-Larger simulations are in docs/decisions/which-differences-are-separable.md.
+Larger simulations are in docs/decisions/verdicts.md.
 
 Simultaneous comparisons of all runs, and the differences that a study can detect.
 """

@@ -97,9 +97,9 @@ def test_reports(report, form):
 
 def test_help_texts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs/generate"))
-    import command_line
+    import reference
 
-    assert not offences(command_line.page())
+    assert not offences(reference.command_line())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[str(p.relative_to(SOURCE)) for p in MODULES])

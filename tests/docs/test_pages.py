@@ -182,7 +182,7 @@ def generate(monkeypatch):
     """The modules of docs/generate, importable."""
     monkeypatch.syspath_prepend(str(ROOT / "docs/generate"))
     yield
-    for name in ("api", "command_line", "docstrings", "settings", "source_files", "site_hook"):
+    for name in ("docstrings", "reference", "settings", "site_hook"):
         sys.modules.pop(name, None)
 
 
@@ -216,12 +216,12 @@ def test_a_row_has_type_default_and_comment(generate):
 
 
 def test_every_command_and_option_is_listed(generate):
-    import command_line
+    import reference
     import typer.main
 
     from attnlab.cli import app
 
-    page = command_line.page()
+    page = reference.command_line()
     for name, command in typer.main.get_command(app).commands.items():
         section = page.partition(f"## attnlab {name}\n")[2].partition("\n## ")[0]
         for parameter in command.params:
@@ -230,21 +230,21 @@ def test_every_command_and_option_is_listed(generate):
 
 
 def test_every_exported_name_is_listed(generate):
-    import api
+    import reference
 
-    page = api.page()
+    page = reference.api()
     for name in attnlab.__all__:
         assert f"::: attnlab.{name}\n" in page or name == "__version__"
     assert "## Other names" not in page
 
 
 def test_every_file_of_the_source_is_listed(generate):
-    import source_files
+    import reference
 
-    page = source_files.page()
-    for path in source_files.SOURCE.rglob("*.py"):
+    page = reference.source_files()
+    for path in reference.SOURCE.rglob("*.py"):
         if path.read_text(encoding="utf-8").strip():
-            assert f"| `{path.relative_to(source_files.SOURCE).as_posix()}` |" in page
+            assert f"| `{path.relative_to(reference.SOURCE).as_posix()}` |" in page
 
 
 def test_every_public_name_is_there():

@@ -33,7 +33,7 @@ class Study:
     """A question and the variants that are compared, each trained with seeds 0 to `seeds` - 1.
 
     With `most_seeds`, variants whose comparison with the best or with the baseline is still open
-    get more, up to that number (`analysis.statistics.sequential`).
+    get more, up to that number (`analysis.statistics.seeds`).
     With `tuning`, each variant's recipe is searched first. With `match`, the constructor makes
     every variant as large as the baseline: `variants` are those that are trained.
 
