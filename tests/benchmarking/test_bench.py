@@ -21,8 +21,7 @@ from typer.testing import CliRunner
 from attnlab import cli
 from attnlab.benchmarking import bench, session, work
 from attnlab.benchmarking.point import Point, points
-from attnlab.benchmarking.results_file import read
-from attnlab.benchmarking.table import BenchTable
+from attnlab.benchmarking.results import BenchTable, read
 from attnlab.benchmarking.targets import Sizes, only_named, setups_of
 from attnlab.cli.console import console, errors
 from attnlab.config import ConfigError

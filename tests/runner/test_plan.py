@@ -174,7 +174,7 @@ def slow_study(path, seconds):
         "import time\n"
         "from support.tiny_study import base, study as tiny\n"
         "from dataclasses import replace\n"
-        "from attnlab.model.feedforward.mlp import Dense\n"
+        "from attnlab.model.feedforward.layer import Dense\n"
         "class Slow(Dense):\n"
         "    def build(self, *given, **more):\n"
         f"        time.sleep({seconds})\n"

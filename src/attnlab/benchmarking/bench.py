@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.benchmarking.point import Conditions, Point, numbers, points, workloads
-from attnlab.benchmarking.results_file import FILE, ResultsFile
+from attnlab.benchmarking.results import FILE, ResultsFile, device_sentence
 from attnlab.benchmarking.session import measure_all
-from attnlab.benchmarking.table import device_sentence
 from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
 from attnlab.data import Places
@@ -33,7 +32,7 @@ class Bench:
     """The results of a bench and the files that it wrote."""
 
     folder: Path
-    contents: Json  # of bench.json, see `attnlab.benchmarking.results_file`
+    contents: Json  # of bench.json, see `attnlab.benchmarking.results`
     files: tuple[str, ...]  # names in the folder: bench.json, and a figure per batch size
 
     @property

@@ -15,7 +15,7 @@ import torch
 
 from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Conditions, Point, release
-from attnlab.benchmarking.results_file import ResultsFile
+from attnlab.benchmarking.results import ResultsFile
 from attnlab.benchmarking.targets import Setup
 from attnlab.benchmarking.work import check_memory, stated_flops
 from attnlab.benchmarking.workloads import (

@@ -11,7 +11,6 @@ import os
 from attnlab.cli import (
     bench,
     check,
-    extend,
     generate,
     list_catalog,
     probe,
@@ -27,7 +26,6 @@ __all__ = [
     "app",
     "bench",
     "check",
-    "extend",
     "generate",
     "list_catalog",
     "main",

@@ -25,8 +25,7 @@ from attnlab.config import Problem
 from attnlab.kernels import grouped_matmul
 from attnlab.kernels.compiled import opaque
 from attnlab.mechanism import Cost
-from attnlab.model.feedforward.layer import FeedForward, FeedForwardLayer
-from attnlab.model.feedforward.mlp import Dense, SwiGLU
+from attnlab.model.feedforward.layer import Dense, FeedForward, FeedForwardLayer, SwiGLU
 from attnlab.model.feedforward.routing import Routing, combine, dispatch, route
 
 
