@@ -31,7 +31,7 @@ from attnlab.device.flops import measure_ceilings
 from attnlab.device.measuring import time_calls
 from attnlab.kernels import compiled, lightning_indexer, sparse_attention
 from attnlab.mechanism import MechanismConfig
-from attnlab.model.feedforward import mlp
+from attnlab.model.feedforward import layer as feedforward_layer
 from attnlab.modules import rotary_heads
 from attnlab.study.load import load_study
 from attnlab.study.targets import named
@@ -228,7 +228,7 @@ def apart() -> Generator[None]:
 
     with (
         mock.patch.object(rotary_heads, "joint_linear", by_one),
-        mock.patch.object(mlp, "joint_linear", by_one),
+        mock.patch.object(feedforward_layer, "joint_linear", by_one),
     ):
         yield
 

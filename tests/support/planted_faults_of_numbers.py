@@ -8,8 +8,17 @@ from torch import nn
 from torch.nn.functional import dropout, pad, softplus
 
 from attnlab.modules.norms import widened
-from support.planted_faults import TABLE, Average, AverageConfig, Noisy, at, plant, planted
-from support.planted_faults_in_use import WithGain, cost_with
+from support.planted_faults import (
+    TABLE,
+    Average,
+    AverageConfig,
+    Noisy,
+    WithGain,
+    at,
+    cost_with,
+    plant,
+    planted,
+)
 
 # Sequences of a batch, shapes, and the order of memory
 
