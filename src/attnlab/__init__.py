@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
     from attnlab.data.arithmetic import Arithmetic as Arithmetic
+    from attnlab.data.fuzzy_recall import FuzzyRecall as FuzzyRecall
+    from attnlab.data.mad import Compression as Compression
     from attnlab.data.mad import InContextRecall as InContextRecall
     from attnlab.data.mad import Memorization as Memorization
     from attnlab.data.mad import SelectiveCopying as SelectiveCopying

@@ -26,7 +26,8 @@ from attnlab.data import stdlib
 from attnlab.data.arithmetic import Arithmetic
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
-from attnlab.data.mad import InContextRecall, Memorization, SelectiveCopying
+from attnlab.data.fuzzy_recall import FuzzyRecall
+from attnlab.data.mad import Compression, InContextRecall, Memorization, SelectiveCopying
 from attnlab.data.places import cached
 from attnlab.data.recall import MQAR, Needle
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
@@ -46,6 +47,8 @@ CONFIGS = [
     Arithmetic(),
     Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
     MQAR(),
+    Compression(),
+    FuzzyRecall(),
     InContextRecall(),
     Memorization(),
     Needle(),
@@ -78,7 +81,9 @@ def test_the_examples_are_all_the_kinds_there_are():
 def test_the_file_is_named_after_the_source(config):
     file = config.kind()
     if isinstance(config, Task):
-        file = {"mqar": "recall", "needle": "recall", "state_tracking": file}.get(file, "mad")
+        shared = dict.fromkeys(("mqar", "needle"), "recall")
+        own = dict.fromkeys(("fuzzy_recall", "state_tracking"), file)
+        file = {**shared, **own}.get(file, "mad")
     file = {"site_packages": "stdlib", "wikitext2": "text"}.get(file, file)  # they share a file
     assert type(config).__module__ == f"attnlab.data.{file}"
 

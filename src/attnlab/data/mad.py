@@ -1,23 +1,28 @@
-"""Tasks of MAD: copying, recall and memorization (Poli et al. 2024, arXiv:2403.17844).
+"""Tasks of MAD: copying, recall, memorization, compression (Poli et al. 2024, arXiv:2403.17844).
 
     selective_copying   tokens among blanks, then the tokens alone, in their order
     in_context_recall   pairs in a row; a key that occurs again is answered by its value
     memorization        keys of a fixed map, each answered by its value
+    compression         tokens, all of which are recovered from the vector of the last one
 
     3 _ _ 7 _ 3 _ C _ _ _     selective_copying: answers after the three last blanks: 3, 7, 3
     2 9 5 8 2 9 5 8           in_context_recall: answers after the second 2 and 5: 9, 8
     7 I 3 I                   memorization: answers after each I (insert): the values of 7 and 3
+    5 0 2 C                   compression: answers after C: 5, 0 and 2
 
 Selective copying is that of Gu & Dao 2023 (Mamba, arXiv:2312.00752): places and tokens are drawn
 uniformly, and a token may occur again. With `noise`, in-context recall is MAD's noisy recall: pairs
-are replaced by two tokens of a vocabulary of their own. MAD's fuzzy recall is not here, nor is its
-compression, which needs a decoder beside the language model.
+are replaced by two tokens of a vocabulary of their own. Fuzzy recall is in `fuzzy_recall`.
+
+MAD's compression has a decoder: an MLP of two layers, which reads the vector of C, and the code of
+a position, and gives the token there. Here the output projection of the language model reads the
+same vector: the token i places before C has ids of its own, and the softmax is over these.
 
 Shapes: N sequences, T tokens of a sequence, K pairs, or tokens to copy; V keys of the vocabulary.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -173,4 +178,43 @@ class Memorization(Task):
         made.tokens_NT[:] = 2 * self.keys
         made.tokens_NT[:, 0 : 2 * asked : 2] = key_NK
         made.answers_NT[:, 1 : 2 * asked : 2] = self.value_of_key()[key_NK]
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression(Task):
+    """Tokens in a row; after the last one, which asks for it, all others are the answers.
+
+    With v values, the input has ids 0 to v - 1, the answer i places before the end those from i v
+    on, and the last id asks. Sequences longer than those of training have answers never trained.
+    """
+
+    length: int = 32
+    values: int = 15  # number of different tokens
+    train_examples: int = 12_800
+    held_out_examples: int = 1_280
+    tokenizer: Tokenizer = field(default_factory=lambda: Ids(vocab_size=481))
+
+    def problems(self) -> Iterator[Problem]:
+        if self.values < 2:
+            yield Problem("values", f"must be at least 2, got {self.values}")
+        yield from super().problems()
+        if self.length < 2:
+            yield Problem("length", f"must be at least 2, got {self.length}")
+
+    @property
+    def tokens_needed(self) -> int:
+        return self.values * self.length + 1
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.values
+
+    def generate(self, draws: Draws, n: int, *, training: bool) -> Examples:
+        del training
+        made = replace(blank(n, self.length), choices=self.values)
+        made.tokens_NT[:, :-1] = draws.below(self.values, n, self.length - 1)
+        made.tokens_NT[:, -1] = self.tokenizer.vocab_size - 1
+        first_T = self.values * np.arange(self.length - 1, 0, -1)
+        made.answers_NT[:, :-1] = first_T + made.tokens_NT[:, :-1]
         return made

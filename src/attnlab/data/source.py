@@ -56,6 +56,8 @@ class Examples:
     answers_NT: NDArray[np.int32]  # what to predict after each token; negative: nothing
     groups_NT: NDArray[np.int8]  # of each answer, the place of its group in `groups`
     groups: tuple[str, ...]  # names of groups of answers, whose accuracy is recorded separately
+    choices: int | None = None  # None: each answer is read after its token, among all ids
+    # ^ else all are read after the last token, each among its block of so many consecutive ids
 
     @property
     def length(self) -> int:

@@ -1,7 +1,8 @@
 """A task: sequences of a seeded generator, and the answers that a model is to give in them.
 
 After token t of a sequence the model predicts `answers_NT[:, t]`, a token that need not be the next
-one. Where there is no answer, the model is neither trained nor measured: loss and accuracy are
+one; in a task with `Examples.choices` all are predicted after the last token. Where there is no
+answer, the model is neither trained nor measured: loss and accuracy are
 those of the answers alone. Sequences are independent, and each is one window.
 
     nats of a step = sum of the losses of its answers / (sequences * mean answers per sequence)
@@ -114,11 +115,11 @@ class Task(DataConfig, ABC):
             found.append(made.rows(np.flatnonzero(new)))
             n += sum(new)
             if n == self.held_out_examples:
-                return Examples(
+                return replace(
+                    made,
                     tokens_NT=np.concatenate([each.tokens_NT for each in found]),
                     answers_NT=np.concatenate([each.answers_NT for each in found]),
                     groups_NT=np.concatenate([each.groups_NT for each in found]),
-                    groups=made.groups,
                 )
         raise DataError(
             f"{self.kind()} has too few different sequences of {self.length} tokens for its "

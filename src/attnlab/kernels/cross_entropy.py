@@ -8,17 +8,18 @@ products run in the dtype of autocast, the rest in float32. The vocabulary is pa
 width at which matrix products are fast: a padded logit is zero, and so is its gradient. On CUDA the
 elementwise part is one compiled kernel.
 
-Of a task, the answers alone have a loss, and nothing is computed elsewhere.
+Of a task, the answers alone have a loss, and nothing is computed elsewhere. An answer may be one of
+a block of consecutive ids, over which alone its softmax then is.
 
 Shapes: B batch, T positions, A answers of a sequence, at most; N tokens, C tokens per chunk, D
-model width, V vocabulary, P padded vocabulary.
+model width, V vocabulary, P padded vocabulary; B blocks of C choices.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy, linear, pad
 
 from attnlab.kernels.compiled import compile_once
 
@@ -32,12 +33,14 @@ class Answers(NamedTuple):
     position_BA: Tensor  # after which token
     target_BA: Tensor  # the token to predict
     weight_BA: Tensor | None  # of the loss: 0 where a sequence has fewer answers; None: all 1
+    choices: int | None = None  # an answer is among its block of so many ids; None: among all
 
     def split(self, rows: int) -> "list[Answers]":
         """Return the answers of every so many sequences."""
         position, target = self.position_BA.split(rows), self.target_BA.split(rows)
         weight = [None] * len(target) if self.weight_BA is None else self.weight_BA.split(rows)
-        return [Answers(*part) for part in zip(position, target, weight, strict=True)]
+        parts = zip(position, target, weight, strict=True)
+        return [Answers(*part, choices=self.choices) for part in parts]
 
 
 def mean_loss(
@@ -48,12 +51,25 @@ def mean_loss(
         return linear_cross_entropy(x_BTD.flatten(0, 1), weight_VD, tokens_BT1[:, 1:].flatten())
     x_BAD = x_BTD.take_along_dim(answers.position_BA[:, :, None], 1)
     weight_BA = answers.weight_BA
+    if answers.choices is not None:
+        logits_NV, target_N = linear(x_BAD.flatten(0, 1), weight_VD), answers.target_BA.flatten()
+        loss_N = cross_entropy(*among(logits_NV, target_N, answers.choices), reduction="none")
+        return (loss_N if weight_BA is None else loss_N * weight_BA.flatten()).mean()
     return linear_cross_entropy(
         x_BAD.flatten(0, 1),
         weight_VD,
         answers.target_BA.flatten(),
         weight_N=None if weight_BA is None else weight_BA.flatten(),
     )
+
+
+def among(logits_NV: Tensor, target_N: Tensor, choices: int) -> tuple[Tensor, Tensor]:
+    """Return the logits of the target's block of ids, in float32 or wider, and its place there."""
+    blocks = logits_NV.shape[1] // choices
+    logits_NBC = logits_NV[:, : blocks * choices].unflatten(1, (blocks, choices))
+    logits_NC = logits_NBC.take_along_dim((target_N // choices)[:, None, None], 1)[:, 0]
+    wide = torch.promote_types(logits_NC.dtype, torch.float32)
+    return logits_NC.to(wide), target_N % choices
 
 
 def definition(x_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:

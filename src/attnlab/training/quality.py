@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from attnlab.data import Examples
 from attnlab.device.ranks import Ranks
-from attnlab.kernels.cross_entropy import Answers
+from attnlab.kernels.cross_entropy import Answers, among
 from attnlab.model.language_model import LanguageModel
 
 _BLOCKS = 256  # of a split, in a summary
@@ -96,15 +96,20 @@ class Quality(NamedTuple):
         return {key.removeprefix("final_"): it for key, it in found.items()}
 
 
-def predict(model: LanguageModel, x_nD: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
+def predict(
+    model: LanguageModel, x_nD: Tensor, target_n: Tensor, choices: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the loss (nats, float32) and the correctness of predictions from features.
 
-    A prediction is correct if the most likely token is the target.
+    A prediction is correct if the most likely token is the target: of all tokens, or of the
+    target's block of `choices` consecutive ones.
     """
     chunk = max(1, _LOGITS // model.embed.weight.shape[0])
     nats, right = list[Tensor](), list[Tensor]()
     for x_cD, target_c in zip(x_nD.split(chunk), target_n.split(chunk), strict=True):
         logits_cV = linear(x_cD, model.embed.weight).float()
+        if choices is not None:
+            logits_cV, target_c = among(logits_cV, target_c, choices)
         nats.append(cross_entropy(logits_cV, target_c, reduction="none"))
         right.append(logits_cV.argmax(-1) == target_c)
     return torch.cat(nats), torch.cat(right)
@@ -136,7 +141,9 @@ class AnswerTable:
         valid_NA = torch.arange(most) < self.counts_N[:, None]
         target_NA = torch.from_numpy(examples.answers_NT).gather(1, position_NA)
         group_NA = torch.from_numpy(examples.groups_NT).gather(1, position_NA)
-        self.length = seq_len
+        if examples.choices is not None:
+            position_NA.fill_(seq_len - 1)
+        self.length, self.choices = seq_len, examples.choices
         self.position_NA = position_NA.int().to(device)
         self.target_NA = target_NA.clamp(min=0).to(device)
         self.group_NA = group_NA.to(device)
@@ -151,7 +158,8 @@ class AnswerTable:
     def of(self, rows_B: Tensor) -> Answers:
         """Return the answers of some sequences."""
         weight_BA = None if self.uniform else self.valid_NA[rows_B].float() * self.share
-        return Answers(self.position_NA[rows_B].long(), self.target_NA[rows_B].long(), weight_BA)
+        position_BA, target_BA = self.position_NA[rows_B].long(), self.target_NA[rows_B].long()
+        return Answers(position_BA, target_BA, weight_BA, self.choices)
 
 
 class HeldOutAnswers:
@@ -228,5 +236,5 @@ class HeldOutAnswers:
 def _score(model: LanguageModel, tokens_BT: Tensor, answers: Answers) -> tuple[Tensor, ...]:
     """Return the loss and the correctness of the answers, shape (B, A)."""
     x_BAD = model.features(tokens_BT).take_along_dim(answers.position_BA[:, :, None], 1)
-    found = predict(model, x_BAD.flatten(0, 1), answers.target_BA.flatten())
+    found = predict(model, x_BAD.flatten(0, 1), answers.target_BA.flatten(), answers.choices)
     return tuple(each.view_as(answers.target_BA) for each in found)
