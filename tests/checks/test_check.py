@@ -83,6 +83,10 @@ CAUGHT_BY = {
     "SoftcapAfterTheMask": FUTURE,
     "ExclusiveOfTheFirstValueInSteps": STEPS,
     "HalvesSwappedInSteps": STEPS,
+    "OwnBlockCompetesByItsMean": FUTURE,
+    "BlockMeansLeftOutOfSteps": STEPS,
+    "PromptLeavesNoBlockMeans": PROMPT,
+    "BlockMeansThatCostNothing": "bytes of the decode state are as stated",
     "WritesHalvedInSteps": STEPS,
     "GivesTheCacheBeforeTheToken": STEPS,
     "TakerKeepsACacheOfItsOwn": "bytes of the decode state are as stated",
@@ -115,7 +119,7 @@ CAUGHT_BY = {
 check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
 CORRECT = (
     *("AttentionWrittenOut", "GatedHeads", "GatedIdentity", "OnlyInFloat32"),
-    *("ResidualHeads", "SharedHeads"),
+    *("ResidualHeads", "SharedHeads", "SmallBlocks"),
 )
 # bugs that violate these properties and no others
 ALONE = {
@@ -126,7 +130,7 @@ ALONE = {
     "RunningMeanOfAllInputs": [REPEATED],
 }
 SHIPPED = (
-    *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse"),
+    *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba"),
     *("gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
 )
 
@@ -247,6 +251,7 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
             "index_n_heads": draw.randint(2, 4),
             "index_head_dim": 4 * draw.randint(2, 6),
         },
+        "moba": heads | theta | {"block_size": draw.randint(1, 20), "top_k": draw.randint(1, 5)},
         "gated_delta_net": memory | convolution | {"output_gate": draw.random() < 0.7},
         "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},
         "gla": memory | {"gate_rank": draw.randint(2, 20)},

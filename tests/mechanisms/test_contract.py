@@ -13,14 +13,15 @@ from attnlab.modules.rotary_heads import RotaryHeads
 from attnlab.modules.softmax_heads import SoftmaxHeads
 
 D_MODEL, TOKENS, BATCH = 64, 75, 2  # an odd length, no multiple of any block or chunk
-SHORTENED = {"window": 16, "top_k": 16}  # shorter than the sequence
+SHORTENED = {"window": 16, "top_k": 16, "block_size": 8}  # shorter than the sequence
 
 
 @pytest.fixture(params=sorted(MechanismConfig.kinds))
 def config(request: pytest.FixtureRequest) -> MechanismConfig:
     kind = MechanismConfig.kinds[request.param]
     fields = kind.__dataclass_fields__
-    return kind(**{name: value for name, value in SHORTENED.items() if name in fields})
+    short = {name: min(fields[name].default, SHORTENED[name]) for name in SHORTENED & fields.keys()}
+    return kind(**short)
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_a_mechanism_is_written_out_in_its_file(config):
     """Its file has equations, cost, forward, step and state; it inherits none of them.
 
     Full and windowed attention differ in the tokens that a query attends to alone: they share the
-    rest in attnlab.modules.softmax_heads. Sparse attention shares their projections.
+    rest in attnlab.modules.softmax_heads. Forms of sparse attention share their projections.
     """
     module = type(config.build(D_MODEL))
     assert module.__module__ == type(config).__module__
@@ -131,7 +132,7 @@ def test_a_mechanism_is_written_out_in_its_file(config):
         assert {"_attend", "kernel_on"} <= vars(module).keys()
         assert {"forward_flops", "build"} <= vars(type(config)).keys()
         return
-    projections = [RotaryHeads] if config.kind() == "deepseek_sparse" else []
+    projections = [RotaryHeads] if config.kind() in ("deepseek_sparse", "moba") else []
     assert bases == [*projections, Mechanism]
     assert not {"forward", "step", "init_state"} & vars(RotaryHeads).keys()
     assert {"forward", "step", "init_state"} <= vars(module).keys()

@@ -18,6 +18,7 @@ from attnlab.mechanism import MechanismConfig, state_bytes
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.mla import MLA
+from attnlab.mechanisms.moba import MOBA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
@@ -317,6 +318,7 @@ def test_windows_and_selections_that_reach_everything_are_full_attention(setting
     for config in (
         SlidingWindow(n_kv_heads=2, window=9, **settings),
         DeepseekSparse(n_kv_heads=2, top_k=9, index_head_dim=8, **settings),
+        MOBA(n_kv_heads=2, block_size=4, top_k=3, **settings),
     ):
         mechanism = agreement.drawn(config)
         mechanism.load_state_dict(full.state_dict(), strict=False)
@@ -329,6 +331,7 @@ def test_every_mixture_of_settings_keeps_the_promises():
         (GroupedQuery, {}),
         (SlidingWindow, {"window": 8}),
         (DeepseekSparse, {"top_k": 8}),
+        (MOBA, {"block_size": 4, "top_k": 2}),
     ]:
         some = {name: value for name, value in ALL.items() if draw.random() < 0.7}
         config = kind(n_kv_heads=2, rope_scaling=YARN, **bound, **some)
@@ -390,7 +393,7 @@ def test_the_sizes_of_the_published_variants(settings, params):
     assert model.parts(49_152).attention == 8 * params
 
 
-@pytest.mark.parametrize("kind", [GroupedQuery, SlidingWindow, DeepseekSparse])
+@pytest.mark.parametrize("kind", [GroupedQuery, SlidingWindow, DeepseekSparse, MOBA])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout, layer_norm
 
+from attnlab.kernels import block_attention
 from attnlab.kernels.scores import UNCHANGED
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAttention
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.mla import MLA, MultiHeadLatentAttention
+from attnlab.mechanisms.moba import MOBA, MixtureOfBlocks
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
 from attnlab.modules.kv_cache import KVCache, attend_once
 from attnlab.modules.matrix_memory import MemoryHeadsConfig
@@ -329,6 +331,50 @@ class HalvesSwappedInSteps(Planted, GroupedQuery):
             whole = state._replace(v_BGSV=self._values(state.v_BGSV))
             y_BH1K = whole.attend(q_BH1K[:, :, 0])[:, :, None].roll(q_BH1K.shape[1] // 2, 1)
             return self._output(x_BD[:, None], y_BH1K, self._values(v_BG1K))[:, 0], state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBlocks(Planted, MOBA):
+    """No mistake: base of the ones below."""
+
+    Module = MixtureOfBlocks
+    block_size: int = 4
+    top_k: int = 2
+
+
+class OwnBlockCompetesByItsMean(SmallBlocks):
+    """The mean of a block that has not ended holds tokens that come later."""
+
+    class Module(MixtureOfBlocks):
+        def _select(self, q_BHTK, mean_BGNK, start):
+            selection = super()._select(q_BHTK, mean_BGNK, start)
+            if q_BHTK.shape[2] == 1:
+                return selection
+            mean_BHNK = mean_BGNK.repeat_interleave(q_BHTK.shape[1] // mean_BGNK.shape[1], 1)
+            own_T1 = torch.arange(q_BHTK.shape[2])[:, None] // self.config.block_size
+            is_open_TN = torch.arange(mean_BGNK.shape[2]) <= own_T1
+            return block_attention.best(q_BHTK @ mean_BHNK.mT, is_open_TN, self.config.top_k)
+
+
+class BlockMeansLeftOutOfSteps(SmallBlocks):
+    class Module(MixtureOfBlocks):
+        def _with_mean(self, heads, mean_BGNK):
+            return mean_BGNK
+
+
+class PromptLeavesNoBlockMeans(SmallBlocks):
+    class Module(MixtureOfBlocks):
+        def prefill(self, x_BTD, capacity):
+            y_BTD, state = super().prefill(x_BTD, capacity)
+            return y_BTD, state._replace(mean_BGNK=torch.zeros_like(state.mean_BGNK))
+
+
+class BlockMeansThatCostNothing(SmallBlocks):
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(
+            cost, state_bytes=self.projections_cost(d_model, context, itemsize).state_bytes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def pairs(tokens: int) -> int:
     >>> pairs(10) == 10 * 10, pairs(2 * BLOCK) == BLOCK * BLOCK + BLOCK * 2 * BLOCK
     (True, True)
     """
-    return sum((rows.stop - rows.start) * rows.stop for rows in _blocks(tokens, "cpu"))
+    return sum((rows.stop - rows.start) * rows.stop for rows in blocks(tokens, "cpu"))
 
 
 def block_on(device_type: str, tokens: int) -> int:
@@ -158,7 +158,7 @@ class _Attention(torch.autograd.Function):
         ends: list[Cutoff] = []
         losses: list[IndexLoss] = []
         weights_BHTS = q_BHTK
-        for rows in _blocks(q_BHTK.shape[2], q_BHTK.device.type):
+        for rows in blocks(q_BHTK.shape[2], q_BHTK.device.type):
             of_rows = index.part(rows)
             active_BTJS = active_products(of_rows)
             index_BTS = weighted(of_rows, active_BTJS)
@@ -169,7 +169,7 @@ class _Attention(torch.autograd.Function):
                 losses.append(
                     loss_of_block(of_rows, active_BTJS, index_BTS, bias_BTS, weights_BHTS)
                 )
-            kept_BHTS = _kept(words_BHT, rows, dropout)
+            kept_BHTS = kept_weights(words_BHT, rows, dropout)
             outputs.append(heads.averages(rows, _product(weights_BHTS, kept_BHTS)))
         end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
         ctx.save_for_backward(
@@ -193,13 +193,13 @@ class _Attention(torch.autograd.Function):
         with torch.autocast(q_BHTK.device.type, enabled=False):
             index, heads = Index(*saved), _Heads(q_BHTK, k_BGTK, v_BGTV)
             grad_BHTV = grad_BHTV / (1 - ctx.dropout) if ctx.dropout else grad_BHTV
-            for rows in _blocks(q_BHTK.shape[2], q_BHTK.device.type):
+            for rows in blocks(q_BHTK.shape[2], q_BHTK.device.type):
                 weights_BHTS = last
                 if rows.stop < q_BHTK.shape[2]:
                     end = Cutoff(score_BT1[:, rows], position_BT1[:, rows])
                     selected_BTS = select(index_scores(index.part(rows)), end)
                     weights_BHTS = heads.weights(rows, _bias(selected_BTS, is_dense, last.dtype))
-                kept_BHTS = _kept(words_BHT, rows, ctx.dropout)
+                kept_BHTS = kept_weights(words_BHT, rows, ctx.dropout)
                 heads.add_gradient(rows, grad_BHTV[:, :, rows], weights_BHTS, kept_BHTS)
         return *heads.gradients(), *[None] * 8
 
@@ -267,7 +267,7 @@ class _Heads:
         return x_BGNX.unflatten(2, (self.repeats, -1)).flatten(1, 2)
 
 
-def _blocks(tokens: int, device_type: str) -> Iterator[slice]:
+def blocks(tokens: int, device_type: str) -> Iterator[slice]:
     """Yield the queries of each block."""
     block = block_on(device_type, tokens)
     for start in range(0, tokens, block):
@@ -283,7 +283,7 @@ def _bias(selected_BTS: Tensor, is_dense: Tensor | None, dtype: torch.dtype) -> 
     return bias_BTS.masked_fill_(~selected_BTS, -torch.inf)
 
 
-def _kept(words_BHT: Tensor | None, rows: slice, dropout: float) -> Tensor | None:
+def kept_weights(words_BHT: Tensor | None, rows: slice, dropout: float) -> Tensor | None:
     """Return `kept_BHTS`: False with probability `dropout`, by a hash of a query's word and a key.
 
     The hash is `lowbias32` (C. Wellons) without its first and last steps. None without dropout.

@@ -73,24 +73,15 @@ class DeepseekSparse(RotaryHeadsConfig, MechanismConfig):
             )
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        key, value = self.head_widths(d_model)
-        q_input, kv_input = self.projection_inputs(d_model)
-        latents = (self.q_lora_rank or 0) + (self.kv_lora_rank or 0)
-        queries, keys_values = self.n_heads * key, self.n_kv_heads * (key + value)
-        outputs = self.n_heads * value
-        matrices = d_model * (latents + outputs) + q_input * queries + kv_input * keys_values
-        biases = self.bias * (latents + queries + keys_values + d_model)
-        norms = latents + self.qk_norm * 2 * key
-        scores_and_sums = self.n_heads * (key + value) * min(context, self.top_k)
-
+        scores_and_sums = self.n_heads * sum(self.head_widths(d_model)) * min(context, self.top_k)
         index_heads, width = self.index_n_heads, self.index_head_dim
         indexer = d_model * (index_heads * width + width + index_heads)  # q, k, w
         index_scores = index_heads * (width + 1) * context
         index_norm = 2 * width
-        return Cost(
-            params=matrices + biases + norms + indexer + index_norm,
-            flops=2 * (matrices + scores_and_sums + indexer + index_scores),
-            state_bytes=itemsize * (keys_values + width) * context,
+        return self.projections_cost(d_model, context, itemsize) + Cost(
+            params=indexer + index_norm,
+            flops=2 * (scores_and_sums + indexer + index_scores),
+            state_bytes=itemsize * width * context,
         )
 
     def forward_flops(self, d_model: int, context: int) -> int:

@@ -90,8 +90,8 @@ def attend_once(
     """Return `y_BHV`: attention of one query per head to the slots in `is_seen`.
 
     `scale` is the factor on the products; None: K^-0.5.
-    `is_seen` has shape (S) or (B, S). `age`, which changes of the scores need, is the distance to
-    the query in tokens.
+    `is_seen` has shape (S), (B, S) or (B, G, 1, S). `age`, which changes of the scores need, is the
+    distance to the query in tokens.
     """
     n_kv_heads = k_BGSK.shape[1]
     factor = q_BHK.shape[-1] ** -0.5 if scale is None else scale
@@ -110,8 +110,8 @@ def attend_once(
 def softmax_over_seen(scores_S: Tensor, is_seen_S: Tensor) -> Tensor:
     """Return weights (B, ..., S) of scores (B, ..., S), zero for slots that are not seen.
 
-    `is_seen` has shape (S) or (B, S). The softmax is computed in float32 or wider; the result has
-    the dtype of the scores.
+    `is_seen` has shape (S) or (B, S), or as many dimensions as the scores. The softmax is computed
+    in float32 or wider; the result has the dtype of the scores.
     """
     if is_seen_S.ndim == 2:
         is_seen_S = is_seen_S[(slice(None), *[None] * (scores_S.ndim - 2))]

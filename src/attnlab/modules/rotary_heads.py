@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attnlab.config import Config, Problem
-from attnlab.mechanism import Mechanism, State
+from attnlab.mechanism import Cost, Mechanism, State
 from attnlab.modules.joint_linear import joint_linear
 from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
@@ -86,6 +86,22 @@ class RotaryHeadsConfig(Config):
     def projection_inputs(self, d_model: int) -> tuple[int, int]:
         """Return the widths that the query projection, and that of keys and values, read."""
         return self.q_lora_rank or d_model, self.kv_lora_rank or d_model
+
+    def projections_cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        """Return the cost of a step without attention: projections, and a cache of all tokens."""
+        key, value = self.head_widths(d_model)
+        q_input, kv_input = self.projection_inputs(d_model)
+        latents = (self.q_lora_rank or 0) + (self.kv_lora_rank or 0)
+        queries, keys_values = self.n_heads * key, self.n_kv_heads * (key + value)
+        outputs = self.n_heads * value
+        matrices = d_model * (latents + outputs) + q_input * queries + kv_input * keys_values
+        biases = self.bias * (latents + queries + keys_values + d_model)
+        norms = latents + self.qk_norm * 2 * key
+        return Cost(
+            params=matrices + biases + norms,
+            flops=2 * matrices,
+            state_bytes=itemsize * keys_values * context,
+        )
 
     def rope(self, d_model: int) -> Rope:
         """Return the rotary embedding of a query or key head."""
