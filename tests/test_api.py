@@ -1,5 +1,6 @@
 """The command line's work as functions: what they return, write and refuse, in scripts as well."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from attnlab.cli import app
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
-from attnlab.runner.probe import probe_study
+from attnlab.runner.probe import FULL, QUICK, probe_study
 
 SCRIPT = """
 from pathlib import Path
@@ -322,6 +323,16 @@ def test_a_probe_is_a_study_of_every_task_and_mechanism():
     assert quick.name == "probe_quick"
     assert {config.train.learning_rate for config in quick.variants.values()} == {0.5}
     assert {config.model.per_layer()[0].n_heads for config in quick.variants.values()} == {2}
+    defaults = [
+        {name.split("_")[0] for name in each.variants} for each in (quick, probe_study("gla"))
+    ]
+    assert defaults == [four := {"recall", "copying", "parity", "s3"}, four | {"s5"}]
+    for effort in (QUICK, FULL):
+        assert effort.known.keys() - effort.tasks.keys() == effort.more.keys() != set()
+        for task in effort.known.values():
+            few = dataclasses.replace(task, train_examples=64, held_out_examples=4)
+            for n in effort.longer:
+                assert few.at_length(n * task.length).length == n * task.length
     for tasks, message in (("recal", "no task 'recal'; did you mean 'recall'"), ([], "at least")):
         with pytest.raises(ValueError, match=message):
             probe_study("gla", tasks=tasks)

@@ -63,8 +63,12 @@ if TYPE_CHECKING:
     from attnlab.data.mad import InContextRecall as InContextRecall
     from attnlab.data.mad import Memorization as Memorization
     from attnlab.data.mad import SelectiveCopying as SelectiveCopying
+    from attnlab.data.reasoning import Depo as Depo
+    from attnlab.data.reasoning import Mano as Mano
     from attnlab.data.recall import MQAR as MQAR
     from attnlab.data.recall import Needle as Needle
+    from attnlab.data.ruler import CommonWords as CommonWords
+    from attnlab.data.ruler import VariableTracking as VariableTracking
     from attnlab.data.state_tracking import StateTracking as StateTracking
     from attnlab.data.stdlib import SitePackages as SitePackages
     from attnlab.data.stdlib import Stdlib as Stdlib

@@ -29,7 +29,9 @@ from attnlab.data.documents import measure
 from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import Compression, InContextRecall, Memorization, SelectiveCopying
 from attnlab.data.places import cached
+from attnlab.data.reasoning import Depo, Mano
 from attnlab.data.recall import MQAR, Needle
+from attnlab.data.ruler import CommonWords, VariableTracking
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.stdlib import SitePackages, Stdlib
@@ -47,7 +49,11 @@ CONFIGS = [
     Arithmetic(),
     Tokens(path="x.npz", tokenizer=Ids(vocab_size=9)),
     MQAR(),
+    CommonWords(),
     Compression(),
+    Depo(),
+    Mano(),
+    VariableTracking(),
     FuzzyRecall(),
     InContextRecall(),
     Memorization(),
@@ -82,6 +88,8 @@ def test_the_file_is_named_after_the_source(config):
     file = config.kind()
     if isinstance(config, Task):
         shared = dict.fromkeys(("mqar", "needle"), "recall")
+        shared |= dict.fromkeys(("depo", "mano"), "reasoning")
+        shared |= dict.fromkeys(("variable_tracking", "common_words"), "ruler")
         own = dict.fromkeys(("fuzzy_recall", "state_tracking"), file)
         file = {**shared, **own}.get(file, "mad")
     file = {"site_packages": "stdlib", "wikitext2": "text"}.get(file, file)  # they share a file

@@ -35,8 +35,9 @@ def probe_(  # noqa: PLR0913  one parameter per option
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Probe only these, separated by commas: recall, copying, parity, s3, s5.",
-            show_default="all",
+            help="Probe these, separated by commas: recall, copying, parity, s3, s5, needle, "
+            "variables, common_words, fuzzy, depo, mano.",
+            show_default="the first five, the first four if quick",
         ),
     ] = None,
     quick: Annotated[

@@ -5,8 +5,14 @@
     parity    whether the number of ones so far is odd       attnlab.data.state_tracking
     s3, s5    the running product of permutations of three and of five things
 
+    needle, variables, common_words    of RULER              attnlab.data.recall, .ruler
+    fuzzy     recall of keys and values of several tokens    attnlab.data.fuzzy_recall
+    depo      hops in a cycle of nodes                       attnlab.data.reasoning
+    mano      expressions modulo a prime                     attnlab.data.reasoning
+
+The first are probed by default, those of the second list by their names.
 Each task trains a small model per mechanism and seed, and is measured on longer sequences, too.
-Models of kinds have a feed-forward layer for tracking and none for recall and copying. The study
+Models of kinds have a feed-forward layer for all tasks but recall and copying. The study
 has a variant TASK_MECHANISM of each; its runs, checks, report and continuation are those of any
 study, and its profile is `attnlab.analysis.profile`.
 """
@@ -16,12 +22,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.config import suggestion
+from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import SelectiveCopying
-from attnlab.data.recall import MQAR
+from attnlab.data.reasoning import Depo, Mano
+from attnlab.data.recall import MQAR, Needle
+from attnlab.data.ruler import CommonWords, VariableTracking
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.task import Task
 from attnlab.data.tokenizer import Ids
@@ -42,11 +52,17 @@ QUESTION = "What does each mechanism recall, copy and track?"
 class Effort:
     """The sizes of a probe: those of the tasks, the model and its training."""
 
-    tasks: dict[str, Task]
+    tasks: dict[str, Task]  # by default
+    more: dict[str, Task]  # by their names alone
     d_model: int
     n_heads: int
     train: TrainConfig
     longer: tuple[int, ...]  # multiples of the training length that are measured
+
+    @property
+    def known(self) -> dict[str, Task]:
+        """All tasks by name."""
+        return {**self.tasks, **self.more}
 
 
 def _tracking(group: str, length: int, examples: int) -> Task:
@@ -61,6 +77,7 @@ def _tracking(group: str, length: int, examples: int) -> Task:
     )
 
 
+SMALL: dict[str, Any] = {"train_examples": 40_000, "held_out_examples": 400}
 FULL = Effort(
     tasks={
         "recall": MQAR(
@@ -75,6 +92,14 @@ FULL = Effort(
         "parity": _tracking("parity", 64, 100_000),
         "s3": _tracking("s3", 64, 100_000),
         "s5": _tracking("s5", 64, 100_000),
+    },
+    more={
+        "needle": Needle(),
+        "variables": VariableTracking(),
+        "common_words": CommonWords(),
+        "fuzzy": FuzzyRecall(train_examples=100_000),
+        "depo": Depo(),
+        "mano": Mano(),
     },
     d_model=128,
     n_heads=2,
@@ -95,15 +120,24 @@ QUICK = Effort(
             length=16,
             pairs=(4,),
             held_out_pairs=(2, 4),
-            train_examples=40_000,
-            held_out_examples=400,
             tokenizer=Ids(vocab_size=16),
+            **SMALL,
         ),
-        "copying": SelectiveCopying(
-            length=16, tokens_to_copy=3, train_examples=40_000, held_out_examples=400
-        ),
+        "copying": SelectiveCopying(length=16, tokens_to_copy=3, **SMALL),
         "parity": _tracking("parity", 16, 8_000),
         "s3": _tracking("s3", 16, 8_000),
+    },
+    more={
+        "needle": Needle(length=16, tokenizer=Ids(vocab_size=24), **SMALL),
+        "variables": VariableTracking(length=20, hops=1, tokenizer=Ids(vocab_size=27), **SMALL),
+        "common_words": CommonWords(
+            length=20, common=1, times=6, other_times=2, tokenizer=Ids(vocab_size=24), **SMALL
+        ),
+        "fuzzy": FuzzyRecall(
+            length=24, key_vocab=4, value_vocab=4, longest_key=2, longest_value=2, **SMALL
+        ),
+        "depo": Depo(length=16, hops=(1, 2), questions=2, tokenizer=Ids(vocab_size=24), **SMALL),
+        "mano": Mano(length=8, modulus=7, **SMALL),
     },
     d_model=32,
     n_heads=1,
@@ -146,7 +180,8 @@ def probe(  # noqa: PLR0913  one parameter per option
     Args:
         what: mechanisms by name as in `attnlab.check`, each in every layer of a model of these
             sizes; or studies, whose variants keep their models.
-        tasks: names of tasks, as a list or separated by commas; all by default.
+        tasks: names of tasks, as a list or separated by commas; by default recall, copying,
+            parity, s3 and, unless quick, s5.
         overrides: settings of every mechanism (`window=16`), or of every run with their section
             (`train.learning_rate=1e-3`, `data.train_examples=10000`, `model.dropout=0.1`).
         quick: True for shorter sequences, smaller models and fewer steps: minutes on a CPU.
@@ -204,12 +239,12 @@ def probe_study(
     """Return the study of a probe; its arguments are those of `probe`, which documents them."""
     effort = QUICK if quick else FULL
     names = tasks.split(",") if isinstance(tasks, str) else tasks
-    chosen = list(effort.tasks if names is None else map(str.strip, names))
+    chosen, known = list(effort.tasks if names is None else map(str.strip, names)), effort.known
     if not chosen:
-        raise ValueError(f"tasks: name at least one of {', '.join(effort.tasks)}")
+        raise ValueError(f"tasks: name at least one of {', '.join(known)}")
     for name in chosen:
-        if name not in effort.tasks:
-            raise ValueError(f"tasks: no task {name!r}{suggestion(name, effort.tasks)}")
+        if name not in known:
+            raise ValueError(f"tasks: no task {name!r}{suggestion(name, known)}")
     changes = list(overrides)
     of_run = [change for change in changes if re.match(r"(data|train|model|eval)\.", change)]
     targets = named(what, [change for change in changes if change not in of_run])
@@ -223,12 +258,12 @@ def probe_study(
     of_studies = setups_of([one for one in targets if isinstance(one, Study)], sizes)
     variants = {
         f"{task}_{name.replace('/', '-')}": RunConfig(
-            data=effort.tasks[task],
+            data=known[task],
             model=setup.model
             if task not in WITHOUT_FEEDFORWARD or name in of_studies
             else dataclasses.replace(setup.model, feedforward=NoFeedForward()),
-            train=dataclasses.replace(effort.train, seq_len=effort.tasks[task].length),
-            eval=EvalConfig(lengths=tuple(n * effort.tasks[task].length for n in effort.longer)),
+            train=dataclasses.replace(effort.train, seq_len=known[task].length),
+            eval=EvalConfig(lengths=tuple(n * known[task].length for n in effort.longer)),
         )
         for task in chosen
         for name, setup in setups.items()
