@@ -522,6 +522,13 @@ def test_a_process_whose_copies_cannot_use_cuda_checks_by_itself(monkeypatch):
     assert result.holds, result.how_much
 
 
+def test_one_that_fails_wherever_its_kernel_runs_is_reported_from_there(monkeypatch):
+    """Its kernel refuses the CPU, and here there is no CUDA: the message is not the refusal."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    subject = Subject(config=GroupedQuery(kernel="flex"), d_model=32, quick=True)
+    assert (subject.device.type, subject.dtype) == ("cuda", torch.float32)
+
+
 def test_forward_alone_is_judged_and_the_rest_is_skipped_with_a_reason(made):
     class OnlyForward(Mechanism):
         def __init__(self, d_model):

@@ -1,4 +1,7 @@
-"""On CUDA: every mechanism trains inside a recorded graph, to what the eager step gives."""
+"""On CUDA, every mechanism trains inside a recorded graph, to what the eager step gives.
+
+A few tests run on a CPU, too, with the same helpers.
+"""
 
 import subprocess
 import sys
@@ -19,7 +22,8 @@ from attnlab.model.language_model import ModelConfig
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep
 
-pytestmark = pytest.mark.gpu
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+on_cuda = pytest.mark.gpu
 STEPS = 12
 SHORTENED = {"window": 40, "top_k": 40, "dense_warmup_steps": 6}
 
@@ -46,9 +50,9 @@ def trained(kind: str, dropout: float, kernel: str = "auto", **changes: object) 
         model=ModelConfig(mechanisms=mechanisms, n_layers=n_layers, d_model=128, dropout=dropout),
         train=replace(tiny_study.base.train, steps=STEPS, seq_len=200, batch_size=4, **changes),
     )
-    tokens = (torch.arange(50_000) % 97).int().cuda()  # something that can be learnt
+    tokens = (torch.arange(50_000) % 97).int().to(DEVICE)  # something that can be learnt
     starts = window_starts(50_000, seq_len=200, batch_size=4, steps=STEPS, seed=0)
-    model = config.model.build(256).cuda().train()
+    model = config.model.build(256).to(DEVICE).train()
     compiled = config.train.compile == "on"
     return TrainingStep(config.train, model, tokens, starts, seed=0, compiled=compiled)
 
@@ -59,6 +63,7 @@ def losses(step: TrainingStep) -> torch.Tensor:
     return step.measured_SC[:, 0].cpu()
 
 
+@on_cuda
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recorded_step_trains_as_the_eager_one(kind):
     recorded = trained(kind, 0.0)
@@ -70,6 +75,7 @@ def test_a_recorded_step_trains_as_the_eager_one(kind):
     assert recorded_S[-1] < recorded_S[0]
 
 
+@on_cuda
 @pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
 def test_dropout_in_a_recorded_step_differs_from_step_to_step_and_repeats_by_seed(kind):
     first_S, second_S = losses(trained(kind, 0.3)), losses(trained(kind, 0.3))
@@ -82,28 +88,39 @@ def stopped_and_gone_on(*of: Any, **changes: object) -> torch.Tensor:
     first, second = trained(*of, **changes), trained(*of, **changes)
     for _ in range(6):
         first.advance()
-    second.model.load_state_dict(first.model.state_dict())
-    second.restore(6, {name: tensor.clone() for name, tensor in first.state().items()})
+    weights, state = (
+        {name: tensor.clone() for name, tensor in of.items()}
+        for of in (first.weights(), first.state())
+    )
+    second.restore(first.step, first.whole(weights), first.whole(state))
     return losses(second)
 
 
-@pytest.mark.parametrize("kind", ["grouped_query", "sliding_window", "mla"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=on_cuda) for kind in ("grouped_query", "sliding_window", "mla")],
+)
 def test_a_run_goes_on_from_a_checkpoint_in_the_middle(kind):
     whole_S = losses(trained(kind, 0.1))
     torch.testing.assert_close(stopped_and_gone_on(kind, 0.1), whole_S, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=on_cuda)])
 @pytest.mark.parametrize(
     ("kind", "kernel"),
     [
-        ("identity", "auto"),
         ("grouped_query", "math"),
-        ("mla", "math"),
-        ("gated_delta_net", "chunked"),
-        ("gla", "chunked"),
-        ("kda", "chunked"),
-        ("mamba2", "chunked"),
+        *(
+            pytest.param(kind, kernel, marks=on_cuda)
+            for kind, kernel in (
+                ("identity", "auto"),
+                ("mla", "math"),
+                ("gated_delta_net", "chunked"),
+                ("gla", "chunked"),
+                ("kda", "chunked"),
+                ("mamba2", "chunked"),
+            )
+        ),
     ],
 )
 def test_with_deterministic_kernels_it_goes_on_to_the_same_bits(kind, kernel, compile):
@@ -111,6 +128,7 @@ def test_with_deterministic_kernels_it_goes_on_to_the_same_bits(kind, kernel, co
     assert torch.equal(stopped_and_gone_on(kind, 0.0, kernel, compile=compile), whole_S)
 
 
+@on_cuda
 @pytest.mark.parametrize("kind", ["grouped_query", "handing"])
 def test_a_compiled_step_trains_as_the_eager_one(kind):
     """In float32: what bfloat16 rounds differently, a few steps of AdamW make large."""
@@ -119,6 +137,7 @@ def test_a_compiled_step_trains_as_the_eager_one(kind):
     torch.testing.assert_close(compiled_S, eager_S, rtol=1e-3, atol=0)
 
 
+@on_cuda
 def test_the_fused_loss_equals_float32_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     x_ND = torch.randn(512, 64, generator=generator).cuda().requires_grad_()
@@ -134,6 +153,7 @@ def test_the_fused_loss_equals_float32_cross_entropy():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@on_cuda
 def test_the_first_run_of_a_process_measures_the_memory_that_a_later_one_does():
     code = """
 import torch

@@ -178,10 +178,11 @@ def placed(
 def first_that_runs(
     build: Build, computes_in: torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    """Return the first device and dtype on which the mechanism runs; the first of all if none.
+    """Return the first device and dtype on which the mechanism runs.
 
     The CPU comes before CUDA, and float64 before narrower dtypes. A mechanism that states its dtype
-    is tried in it alone, on CUDA if there is a device.
+    is tried in it alone, on CUDA if there is a device. One that runs nowhere gets the first place
+    that its kernel does not refuse, where the check then reports why it fails.
     """
     cuda = torch.cuda.is_available()
     cpu = [("cpu", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
@@ -190,8 +191,8 @@ def first_that_runs(
     if computes_in is not None:
         places = [("cuda" if cuda else "cpu", computes_in)]
     found = (place for place in places if _runs(build, *place))
-    device, dtype = next(found, places[0])
-    return torch.device(device), dtype
+    place = next(found, None) or next((p for p in places if _serves(build, *p)), places[0])
+    return torch.device(place[0]), place[1]
 
 
 def needs_cuda(build: Build, computes_in: torch.dtype | None) -> bool:
@@ -216,3 +217,11 @@ def _runs(build: Build, device: str, dtype: torch.dtype) -> bool:
     except Exception:
         return False
     return True
+
+
+def _serves(build: Build, device: str, dtype: torch.dtype) -> bool:
+    """Return whether the kernel of the mechanism does not refuse the device or the dtype."""
+    with suppress(Exception), seeded(0):
+        build()[0].kernel_on(torch.device(device), dtype)
+        return True
+    return False

@@ -22,6 +22,8 @@ from attnlab.kernels.scores import UNCHANGED, Scores, for_flex
 _BLOCK = 128  # queries and keys per block of the mask
 _NARROWEST = 16  # head width that it supports
 _WIDE = 128  # values up to this width fit on chip in the blocks that torch selects by key width
+# torch's kernel for fewer than 128 queries has no blocks for 128 or more of them per KV head
+_ONE_KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
 
 
 def require(device: torch.device, dropout: float, instead: str) -> None:
@@ -70,7 +72,8 @@ def attention(
         block_mask=_block_mask(tokens, tokens if window is None else window, device, kept),
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
-        score_mod=for_flex(scores),
+        score_mod=for_flex(scores, device),
+        kernel_options=_ONE_KERNEL,
         return_aux=None if scores.sinks_H is None else AuxRequest(lse=True),
     )
     if scores.sinks_H is None:

@@ -104,16 +104,18 @@ def alibi_slopes(n_heads: int) -> Tensor:
     return torch.cat([2 ** (-8 * number_H / whole), 2 ** (-4 * between_H / whole)])
 
 
-def for_flex(scores: Scores) -> Any:
+def for_flex(scores: Scores, device: torch.device) -> Any:
     """Return the function of one score that FlexAttention compiles, or None without a change."""
     if scores.are_products:
         return None
-    softcap, slopes_H = scores.softcap, scores.slopes_H
+    slopes_H = scores.slopes_H
+    # a tensor: torch takes a second number for a variable, with which it cannot compile
+    cap = None if scores.softcap is None else torch.full((), scores.softcap, device=device)
 
     def change(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del batch
-        if softcap is not None:
-            score = softcap * (score / softcap).tanh()
+        if cap is not None:
+            score = cap * (score / cap).tanh()
         return score if slopes_H is None else score - slopes_H[head] * (query - key)
 
     return change
