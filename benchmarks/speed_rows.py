@@ -31,8 +31,6 @@ from attnlab.device.flops import measure_ceilings
 from attnlab.device.measuring import time_calls
 from attnlab.kernels import compiled, lightning_indexer, sparse_attention
 from attnlab.mechanism import MechanismConfig
-from attnlab.model.feedforward import layer as feedforward_layer
-from attnlab.modules import rotary_heads
 from attnlab.study.load import load_study
 from attnlab.study.targets import named
 from attnlab.training.run import RunConfig
@@ -209,28 +207,9 @@ def _output(command: Sequence[str], environment: dict[str, str]) -> str:
 
 
 def transformer(effort: Effort) -> Iterator[Line]:
-    """Yield tokens/s of the Transformer of `hybrids`, and with a product for each projection."""
+    """Yield tokens/s of the Transformer of `hybrids`."""
     beside = "a plain model, compiled as a whole"
-    line = _rate("transformer", "plain", beside, Goal("ratio", 1.1, True), effort)
-    yield line
-    with apart():
-        other = _tokens_per_second("transformer", "compiled", effort)
-    work = f"{line.work}, a product for each projection"
-    yield replace(line, work=work, value=other, goal=None)
-
-
-@contextmanager
-def apart() -> Generator[None]:
-    """Compute a product for each projection inside."""
-
-    def by_one(x_D: torch.Tensor, *layers: torch.nn.Module) -> tuple[torch.Tensor, ...]:
-        return tuple(layer(x_D) for layer in layers)
-
-    with (
-        mock.patch.object(rotary_heads, "joint_linear", by_one),
-        mock.patch.object(feedforward_layer, "joint_linear", by_one),
-    ):
-        yield
+    yield _rate("transformer", "plain", beside, Goal("ratio", 1.1, True), effort)
 
 
 def deltanet(effort: Effort) -> Iterator[Line]:

@@ -1,20 +1,15 @@
 """Every setting of softmax heads is its equation, in full and in windowed attention."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from support import agreement, tiny_study
-from torch.overrides import TorchFunctionMode
-from torch.testing import assert_close
 
 from attnlab.checks import assert_correct
 from attnlab.config import ConfigError, drop_unset
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
-from attnlab.model.feedforward import SwiGLU
-from attnlab.modules.joint_linear import joint_linear
 
 D = 32
 SETTINGS = [
@@ -42,21 +37,6 @@ ALL = {
 NEW = frozenset(ALL)
 BOUNDS = {GroupedQuery: [{}], SlidingWindow: [{"window": 4}, {"window": 3, "n_sink_tokens": 2}]}
 KERNELS = {GroupedQuery: ("plain", "blocked", "auto"), SlidingWindow: ("plain", "banded")}
-
-
-@contextmanager
-def products():
-    """Collect the shapes of the matrices of linear layers that are multiplied inside."""
-
-    class Seen(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function is torch.nn.functional.linear:
-                shapes.append(args[1].shape)
-            return function(*args, **(kwargs or {}))
-
-    shapes = []
-    with Seen():
-        yield shapes
 
 
 def difference(m, y_BTHV, v_BGTV):
@@ -184,47 +164,3 @@ def test_a_setting_that_is_off_does_not_count_in_the_identity_of_a_run():
 def test_impossible_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         GroupedQuery.from_dict({"kind": "grouped_query", **settings})
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_layers_of_one_input_are_one_product_in_training_and_equal_to_each(bias):
-    layers = [torch.nn.Linear(D, width, bias).double() for width in (8, 24, 1)]
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    x_BTD = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
-
-    def everything(outputs):
-        loss = sum((n + 1) * each.square().sum() for n, each in enumerate(outputs))
-        return *outputs, *torch.autograd.grad(loss, [x_BTD, *parameters])
-
-    with products() as joined:
-        outputs = joint_linear(x_BTD, *layers)
-    assert len(joined) == 1
-    assert_close(everything(outputs), everything([layer(x_BTD) for layer in layers]))
-    with torch.no_grad(), products() as apart:
-        joint_linear(x_BTD, *layers)
-    assert len(apart) == 3
-
-
-def test_a_layer_of_ones_own_is_called():
-    class Doubled(torch.nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    plain, own = torch.nn.Linear(D, 4), Doubled(D, 4)
-    mixed, x_TD = torch.nn.Linear(D, 4, bias=False), torch.randn(3, D)
-    for layers in ((plain, own), (plain, mixed)):
-        assert_close(joint_linear(x_TD, *layers), tuple(layer(x_TD) for layer in layers))
-
-
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        (lambda: GroupedQuery().build(D), 2),
-        (lambda: GroupedQuery(kv_lora_rank=8).build(D), 4),
-        (lambda: SwiGLU(d_ff=48).build(D), 2),
-    ],
-)
-def test_projections_of_one_input_are_one_product_in_training(layer, expected):
-    with products() as made:
-        layer()(torch.randn(1, 4, D))
-    assert len(made) == expected

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from attnlab.config import Problem
 from attnlab.kernels import lightning_indexer, sparse_attention
 from attnlab.mechanism import Cost, MechanismConfig
-from attnlab.modules.joint_linear import joint_linear
 from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
 from attnlab.modules.rotary import Rope, rotate, rotation
 from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
@@ -118,9 +117,9 @@ class LightningIndexer(nn.Module):
         """Return the index of tokens whose first is at position `start`."""
         x_BTD = x_BTD.detach().to(self.q_proj.weight.dtype)
         heads, width = self.config.index_n_heads, self.config.index_head_dim
-        q_BTM, k_BTI, weights_BTJ = joint_linear(x_BTD, self.q_proj, self.k_proj, self.weights_proj)
-        q_BTJI = rearrange(q_BTM, "B T (J I) -> B T J I", J=heads)
-        k_BTI, weights_BTJ = self.k_norm(k_BTI), weights_BTJ * (heads * width) ** -0.5
+        q_BTJI = rearrange(self.q_proj(x_BTD), "B T (J I) -> B T J I", J=heads)
+        k_BTI = self.k_norm(self.k_proj(x_BTD))
+        weights_BTJ = self.weights_proj(x_BTD) * (heads * width) ** -0.5
         by = rotation(self.rope, start, x_BTD.shape[1], like=k_BTI)
         q_BTJI = rotate(q_BTJI.transpose(1, 2), by).transpose(1, 2)
         return lightning_indexer.Index(q_BTJI, rotate(k_BTI, by), weights_BTJ)

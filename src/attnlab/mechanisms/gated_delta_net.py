@@ -28,7 +28,6 @@ from torch.nn.functional import linear
 from attnlab.config import Problem
 from attnlab.kernels import gated_delta_rule as rule
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.joint_linear import joint_linear
 from attnlab.modules.matrix_memory import (
     MemoryHeadsConfig,
     MemoryState,
@@ -145,9 +144,9 @@ class GatedDeltaNetMixer(Mechanism[MemoryState]):
         heads, keys, values = self.config.n_heads, self.config.keys, self.config.values
         q_C, k_C, v_C = qkv_C.split([keys, keys, values], -1)
         q_HK, k_HK, v_HV = (each_C.unflatten(-1, (heads, -1)) for each_C in (q_C, k_C, v_C))
-        a_H, b_H = joint_linear(x_D, self.a_proj, self.b_proj)
-        g_H = log_decay(a_H, self.A_log, self.dt_bias)
-        return q_HK, k_HK, v_HV, g_H, write_strength(b_H, self.config.negative_eigenvalues)
+        g_H = log_decay(self.a_proj(x_D), self.A_log, self.dt_bias)
+        beta_H = write_strength(self.b_proj(x_D), self.config.negative_eigenvalues)
+        return q_HK, k_HK, v_HV, g_H, beta_H
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         gate_C = self.g_proj(x_D) if self.config.output_gate else None

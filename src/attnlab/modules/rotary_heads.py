@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from attnlab.config import Config, Problem
 from attnlab.mechanism import Cost, Mechanism, State
-from attnlab.modules.joint_linear import joint_linear
 from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.modules.rotary import Rope, Rotation, rope_problems, rotate, rotation
@@ -169,10 +168,10 @@ class RotaryHeads(Mechanism[State]):
 
     def _qkv(self, x_BTD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `q_BHTK, k_BGTK, v_BGTV` of tokens whose first is at position `start`."""
-        q_BTM, k_BTM, v_BTM = self._projected(x_BTD)
-        q_BHTK, by = self._rotated(q_BTM, start)
-        k_BGTK = rearrange(k_BTM, "B T (G K) -> B G T K", K=self.head_dim)
-        v_BGTV = rearrange(v_BTM, "B T (G V) -> B G T V", V=self.v_head_dim)
+        latent_BTR = self.kv_latent(x_BTD)
+        q_BHTK, by = self._rotated(self.q_proj(self.q_latent(x_BTD)), start)
+        k_BGTK = rearrange(self.k_proj(latent_BTR), "B T (G K) -> B G T K", K=self.head_dim)
+        v_BGTV = rearrange(self.v_proj(latent_BTR), "B T (G V) -> B G T V", V=self.v_head_dim)
         return q_BHTK, rotate(self.k_norm(k_BGTK), by), v_BGTV
 
     def _queries(self, x_BTD: Tensor, start: int | Tensor) -> Tensor:
@@ -185,14 +184,6 @@ class RotaryHeads(Mechanism[State]):
         by = rotation(self.rope, start, q_BTM.shape[1], like=q_BHTK)
         q_BHTK = rotate(q_BHTK, by)
         return q_BHTK if self.query_factor == 1 else q_BHTK * self.query_factor, by
-
-    def _projected(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values, each of all heads side by side."""
-        projections = self.q_proj, self.k_proj, self.v_proj
-        if isinstance(self.q_latent, nn.Identity) and isinstance(self.kv_latent, nn.Identity):
-            return joint_linear(x_BTD, *projections)
-        of_kv = joint_linear(self.kv_latent(x_BTD), *projections[1:])
-        return self.q_proj(self.q_latent(x_BTD)), *of_kv
 
 
 def _latent(d_model: int, rank: int | None, bias: bool) -> nn.Module:

@@ -18,7 +18,6 @@ from torch.nn.functional import dropout, silu
 
 from attnlab.config import Choice, Problem
 from attnlab.mechanism import Cost
-from attnlab.modules.joint_linear import joint_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +146,7 @@ class _SwiGLU(FeedForwardLayer):
         self.down_proj = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_D: Tensor) -> Tensor:
-        gate_F, up_F = joint_linear(x_D, self.gate_proj, self.up_proj)
-        hidden_F = silu(gate_F) * up_F
+        hidden_F = silu(self.gate_proj(x_D)) * self.up_proj(x_D)
         return self.down_proj(dropout(hidden_F, self.dropout, self.training))
 
 
