@@ -23,7 +23,7 @@ _BLOCK = 128  # queries and keys per block of the mask
 _NARROWEST = 16  # head width that it supports
 _WIDE = 128  # values up to this width fit on chip in the blocks that torch selects by key width
 # torch's kernel for fewer than 128 queries has no blocks for 128 or more of them per KV head
-_ONE_KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
+_ONE_KERNEL: Any = {"FORCE_USE_FLEX_ATTENTION": True}
 
 
 def require(device: torch.device, dropout: float, instead: str) -> None:
