@@ -87,6 +87,10 @@ CAUGHT_BY = {
     "BlockMeansLeftOutOfSteps": STEPS,
     "PromptLeavesNoBlockMeans": PROMPT,
     "BlockMeansThatCostNothing": "bytes of the decode state are as stated",
+    "CompressedTokensOneAhead": FUTURE,
+    "NothingCompressedInSteps": STEPS,
+    "PromptLeavesNothingCompressed": PROMPT,
+    "CompressionThatCostsNothing": "FLOPs of a step are as stated",
     "WritesHalvedInSteps": STEPS,
     "GivesTheCacheBeforeTheToken": STEPS,
     "TakerKeepsACacheOfItsOwn": "bytes of the decode state are as stated",
@@ -119,7 +123,7 @@ CAUGHT_BY = {
 check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
 CORRECT = (
     *("AttentionWrittenOut", "GatedHeads", "GatedIdentity", "OnlyInFloat32"),
-    *("ResidualHeads", "SharedHeads", "SmallBlocks"),
+    *("ResidualHeads", "SharedHeads", "SmallBlocks", "SmallBranches"),
 )
 # bugs that violate these properties and no others
 ALONE = {
@@ -131,7 +135,7 @@ ALONE = {
 }
 SHIPPED = (
     *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba"),
-    *("gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
+    *("nsa", "gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
 )
 
 
@@ -251,6 +255,10 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
             "index_n_heads": draw.randint(2, 4),
             "index_head_dim": 4 * draw.randint(2, 6),
         },
+        "nsa": heads
+        | theta
+        | {"compression_size": 6, "compression_stride": 3, "block_size": 3 * draw.randint(1, 4)}
+        | {"top_k": draw.randint(1, 5), "window": draw.randint(2, 20)},
         "moba": heads | theta | {"block_size": draw.randint(1, 20), "top_k": draw.randint(1, 5)},
         "gated_delta_net": memory | convolution | {"output_gate": draw.random() < 0.7},
         "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},

@@ -34,6 +34,8 @@ KINDS = {
     "sliding_window with a sink": {"n_heads": 2, "n_kv_heads": 2, "window": 4, "n_sink_tokens": 1},
     "deepseek_sparse": {"n_heads": 2, "n_kv_heads": 2, "top_k": 4, "index_head_dim": 8},
     "moba": {"n_heads": 2, "n_kv_heads": 1, "block_size": 3, "top_k": 2},
+    "nsa": {"n_heads": 2, "n_kv_heads": 1, "compression_size": 4, "compression_stride": 2}
+    | {"block_size": 4, "top_k": 2, "window": 3},
     "mla": {"n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4},
     "gated_delta_net": {"n_heads": 2, "head_dim": 8},
     "delta_net": {"n_heads": 2, "head_dim": 8},

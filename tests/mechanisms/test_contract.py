@@ -13,7 +13,7 @@ from attnlab.modules.rotary_heads import RotaryHeads
 from attnlab.modules.softmax_heads import SoftmaxHeads
 
 D_MODEL, TOKENS, BATCH = 64, 75, 2  # an odd length, no multiple of any block or chunk
-SHORTENED = {"window": 16, "top_k": 16, "block_size": 8}  # shorter than the sequence
+SHORTENED = {"window": 16, "top_k": 16, "block_size": 16}  # shorter than the sequence
 
 
 @pytest.fixture(params=sorted(MechanismConfig.kinds))

@@ -12,8 +12,9 @@ import torch
 from support.agreement import assert_close, assert_is_definition, decoded, drawn, rotate, tokens
 
 from attnlab.config import ConfigError
-from attnlab.kernels import block_attention
+from attnlab.kernels import block_attention, compressed_attention
 from attnlab.mechanisms.moba import MOBA
+from attnlab.mechanisms.nsa import NSA
 
 D = 24
 
@@ -21,7 +22,7 @@ D = 24
 def heads(mechanism, name, x_TD, rotated=True):
     """Return a list of one tensor (T, K) per head."""
     projection = getattr(mechanism, f"{name}_proj")
-    width = mechanism.v_head_dim if name == "v" else mechanism.head_dim
+    width = getattr(mechanism, "v_head_dim" if name == "v" else "head_dim", mechanism.head_dim)
     of_heads = projection(x_TD).split(width, -1)
     theta = mechanism.config.rope_theta
     return [rotate(x[None], theta)[0] if rotated else x for x in of_heads]
@@ -71,6 +72,66 @@ def test_moba_is_its_definition_with_gradients_and_in_decoding(config, number):
     assert_is(config, moba, number)
 
 
+def compress(mlp, x_TK, first, size):
+    """Return one compressed token, of the tokens from `first` on."""
+    words = [x_TK[first + place] + mlp.encoding[place] for place in range(size)]
+    inner = mlp.in_proj.weight @ torch.cat(words)
+    return mlp.out_proj.weight @ (inner * torch.sigmoid(inner))
+
+
+@by_sequence
+def nsa(mechanism, x_TD):
+    config, groups = mechanism.config, mechanism.config.n_kv_heads
+    size, stride, length = config.compression_size, config.compression_stride, config.block_size
+    q, rotated = (heads(mechanism, "q", x_TD, rotated=turn) for turn in (False, True))
+    k, turned = (heads(mechanism, "k", x_TD, rotated=turn) for turn in (False, True))
+    v = heads(mechanism, "v", x_TD, rotated=False)
+    outputs = []
+    for t in range(len(x_TD)):
+        row, gates = [], torch.sigmoid(mechanism.g_proj(x_TD[t]))
+        starts = range(0, t + 2 - size, stride)
+        for g in range(groups):
+            small_k = [compress(mechanism.k_compression, k[g], first, size) for first in starts]
+            small_v = [compress(mechanism.v_compression, v[g], first, size) for first in starts]
+            members = range(g * config.n_heads // groups, (g + 1) * config.n_heads // groups)
+            score = dict.fromkeys(range(t // length + 1), 0.0)
+            coarse = {h: torch.zeros_like(q[h][t]) for h in members}
+            for h in members if starts else ():
+                products = torch.stack([q[h][t] @ key for key in small_k]) / len(q[h][t]) ** 0.5
+                weights = products.softmax(0)
+                coarse[h] = sum(w * value for w, value in zip(weights, small_v, strict=True))
+                for weight, first in zip(weights.tolist(), starts, strict=True):
+                    for token in range(first, first + size):
+                        score[token // length] += weight / stride
+            for fixed in {0, t // length, max(0, t // length - 1)}:
+                score[fixed] = float("inf")
+            chosen = sorted(score, key=lambda j: (round(score[j], 9), j))[-config.top_k :]
+            near = range(max(0, t - config.window + 1), t + 1)
+            blocks = [s for s in range(t + 1) if s // length in chosen]
+            for h in members:
+                fine = read(rotated[h][t], turned[groups + g], v[groups + g], blocks)
+                local = read(rotated[h][t], turned[2 * groups + g], v[2 * groups + g], near)
+                branches = coarse[h], fine, local
+                row.append(sum(gates[b * config.n_heads + h] * y for b, y in enumerate(branches)))
+        outputs.append(mechanism.o_proj(torch.cat(row)))
+    return torch.stack(outputs)
+
+
+SMALL = {"compression_stride": 2, "window": 3}
+NSAS = [
+    NSA(compression_size=4, block_size=4, top_k=4, n_kv_heads=2, **SMALL),
+    NSA(compression_size=2, block_size=2, top_k=5, n_kv_heads=1, **SMALL),
+    NSA(compression_size=6, block_size=2, top_k=2, **SMALL),
+    NSA(compression_size=2, block_size=6, top_k=1, n_heads=2, n_kv_heads=1, head_dim=6, **SMALL),
+]
+
+
+@pytest.mark.parametrize("config", NSAS, ids=lambda config: f"top {config.top_k}")
+@pytest.mark.parametrize("number", [7, 24])
+def test_nsa_is_its_definition_with_gradients_and_in_decoding(config, number):
+    assert_is(config, nsa, number)
+
+
 def assert_is(config, definition, number):
     mechanism, x_BTD = drawn(config, D), tokens(1, number, D, torch.float64)
     assert_is_definition(mechanism, definition, x_BTD)
@@ -83,24 +144,32 @@ def assert_is(config, definition, number):
 def test_a_later_block_of_queries_reads_what_the_definition_reads(monkeypatch):
     monkeypatch.setattr("attnlab.kernels.sparse_attention.BLOCK", 8)
     monkeypatch.setattr(block_attention, "UNROLLED", 1)
-    mechanism, x_BTD = drawn(MOBAS[1], D), tokens(1, 23, D, torch.float64)
-    assert_close(mechanism(x_BTD), moba(mechanism, x_BTD), "blocks of 8 queries")
+    monkeypatch.setattr(compressed_attention, "UNROLLED", 1)
+    for config, definition in ((MOBAS[1], moba), (NSAS[0], nsa)):
+        mechanism, x_BTD = drawn(config, D), tokens(1, 23, D, torch.float64)
+        assert_close(mechanism(x_BTD), definition(mechanism, x_BTD), "blocks of 8 queries")
 
 
-def test_dropout_of_weights_is_the_same_in_the_backward_pass_and_right_on_average():
+@pytest.mark.parametrize("config", [MOBAS[0], NSAS[0]], ids=["moba", "nsa"])
+def test_dropout_of_weights_is_the_same_in_the_backward_pass_and_right_on_average(config):
     torch.manual_seed(0)
-    mechanism = MOBAS[0].build(D, dropout=0.3).double()
+    mechanism = config.build(D, dropout=0.3).double()
     x_BTD = tokens(2, 13, D, torch.float64).requires_grad_()
 
     def seeded(x_BTD):
         torch.manual_seed(3)
         return mechanism(x_BTD)
 
-    torch.autograd.gradcheck(lambda x: seeded(x)[:, ::6, :3], x_BTD[:1].detach().requires_grad_())
+    direction_BTD = tokens(2, 13, D, torch.float64).roll(1, 0)
+    (slope_BTD,) = torch.autograd.grad((seeded(x_BTD) * direction_BTD).sum(), x_BTD)
     with torch.no_grad():
-        mean_BTD = torch.stack([mechanism(x_BTD) for _ in range(400)]).mean(0)
+        step_BTD = 1e-6 * tokens(2, 13, D, torch.float64).roll(1, -1)
+        ends = (seeded(x_BTD + sign * step_BTD) for sign in (1, -1))
+        after, before = ((y_BTD * direction_BTD).sum() for y_BTD in ends)
+        torch.testing.assert_close((after - before) / 2, (slope_BTD * step_BTD).sum())
+        mean_BTD = torch.stack([mechanism(x_BTD) for _ in range(200)]).mean(0)
         whole_BTD = mechanism.eval()(x_BTD)
-    assert (mean_BTD - whole_BTD).norm() < 0.08 * whole_BTD.norm()
+    assert (mean_BTD - whole_BTD).norm() < 0.12 * whole_BTD.norm()
 
 
 @torch.no_grad()
@@ -112,13 +181,34 @@ def test_equal_scores_select_the_most_recent_blocks():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("kind", "settings", "message"),
     [
-        ({"block_size": 0}, "block_size: must be at least 1, got 0"),
-        ({"top_k": 0}, "top_k: must be at least 1, got 0"),
-        ({"n_kv_heads": 3}, "n_kv_heads: 3 does not divide n_heads 4"),
+        (MOBA, {"block_size": 0}, "block_size: must be at least 1, got 0"),
+        (MOBA, {"top_k": 0}, "top_k: must be at least 1, got 0"),
+        (MOBA, {"n_kv_heads": 3}, "n_kv_heads: 3 does not divide n_heads 4"),
+        (NSA, {"window": 0}, "window: must be at least 1, got 0"),
+        (NSA, {"n_kv_heads": 3}, "n_kv_heads: 3 does not divide n_heads 4"),
+        (NSA, {"head_dim": 5}, "head_dim: must be even and positive, got 5"),
+        (
+            NSA,
+            {"block_size": 40},
+            "block_size: must be a multiple of compression_stride 16, got 40",
+        ),
+        (
+            NSA,
+            {"compression_size": 0},
+            "compression_size: must be a multiple of compression_stride",
+        ),
+        (NSA, {"compression_stride": 0}, "compression_stride: must be at least 1, got 0"),
     ],
 )
-def test_impossible_settings_are_named(settings, message):
+def test_impossible_settings_are_named(kind, settings, message):
     with pytest.raises(ConfigError, match=message):
-        MOBA(**settings)
+        kind(**settings)
+
+
+def test_a_width_that_does_not_fit_is_named():
+    (problem,) = NSA(n_heads=5, n_kv_heads=5).problems_at(32)
+    assert str(problem) == "n_heads: 5 does not divide d_model 32"
+    (problem,) = NSA(n_heads=4).problems_at(12)
+    assert str(problem) == "n_heads: a head of 3 is odd: RoPE rotates pairs of columns"

@@ -23,6 +23,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.mla import MLA, MultiHeadLatentAttention
 from attnlab.mechanisms.moba import MOBA, MixtureOfBlocks
+from attnlab.mechanisms.nsa import NSA, NativeSparseAttention, SparseState
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
 from attnlab.modules.kv_cache import KVCache, attend_once
 from attnlab.modules.matrix_memory import MemoryHeadsConfig
@@ -375,6 +376,45 @@ class BlockMeansThatCostNothing(SmallBlocks):
         return replace(
             cost, state_bytes=self.projections_cost(d_model, context, itemsize).state_bytes
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBranches(Planted, NSA):
+    """No mistake: base of the ones below."""
+
+    Module = NativeSparseAttention
+    compression_size: int = 4
+    compression_stride: int = 2
+    block_size: int = 4
+    window: int = 3
+
+
+class CompressedTokensOneAhead(SmallBranches):
+    class Module(NativeSparseAttention):
+        def _compressed(self, of):
+            return tuple(x_BGCK.roll(-1, 2) for x_BGCK in super()._compressed(of))
+
+
+class NothingCompressedInSteps(SmallBranches):
+    class Module(NativeSparseAttention):
+        def _with_compressed(self, state):
+            return state
+
+
+class PromptLeavesNothingCompressed(SmallBranches):
+    class Module(NativeSparseAttention):
+        def prefill(self, x_BTD, capacity):
+            y_BTD, state = super().prefill(x_BTD, capacity)
+            nothing = (torch.zeros_like(x) for x in (state.k_BGCK, state.v_BGCK))
+            return y_BTD, SparseState(*state[:3], *nothing)
+
+
+class CompressionThatCostsNothing(SmallBranches):
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        width = self.head_width(d_model)
+        mlps = 2 * self.n_kv_heads * 2 * (self.compression_size + 1) * width**2
+        return replace(cost, flops=cost.flops - (mlps if context >= self.compression_size else 0))
 
 
 @dataclass(frozen=True, kw_only=True)
