@@ -511,6 +511,26 @@ def test_mechanisms_are_checked_one_per_core_and_a_crash_ends_one_alone(made, mo
     assert results[1][1].how_much == "crash: the process ended itself with exit code 3"
 
 
+def test_an_error_that_ends_cuda_is_no_result_of_the_next_mechanism(made, monkeypatch):
+    """A stand-in for CUDA: a process that uses it cannot be copied, and stays broken."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "cuda_is_broken", lambda: os.environ.get("BROKEN") == "yes")
+    monkeypatch.setenv("BROKEN", "no")
+    error = "RuntimeError('CUDA error: an illegal memory access was encountered')"
+    breaks = (
+        f"if x.shape[1] == 7:\n            os.environ['BROKEN'] = 'yes'\n            raise {error}"
+    )
+    then = "\n        return self.o_proj(x)"
+    is_child = f"assert os.getppid() == {os.getpid()}{then}"
+    configs = small("identity"), made(breaks + then)(), made(is_child)()
+    subjects = [Subject(config=config, d_model=32, quick=True) for config in configs]
+    before, culprit, after = processes.results_in_copies(PROPERTIES[:3], subjects)
+    assert [result.verdict for result in before] == ["pass"] * 3
+    assert [result.verdict for result in culprit] == ["pass", "FAIL"]
+    assert re.search(r"illegal memory.*CUDA ended in this process", culprit[1].how_much)
+    assert [result.verdict for result in after] == ["pass"] * 3, after
+
+
 def test_a_process_whose_copies_cannot_use_cuda_checks_by_itself(monkeypatch):
     parent = os.getpid()
 

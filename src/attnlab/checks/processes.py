@@ -1,5 +1,8 @@
 """The results of checks, from copies of this process: a crash ends one mechanism's check alone, and
 one per core runs at a time.
+
+A process that uses CUDA cannot be copied and checks one mechanism after the other. An error of a
+kernel ends CUDA in it for good; the mechanisms after that one are checked in new processes.
 """
 
 import multiprocessing
@@ -9,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -17,17 +21,24 @@ import torch
 from attnlab.checks.modes import needs_cuda
 from attnlab.checks.result import Property, Result
 from attnlab.checks.subject import Subject
-from attnlab.device.child_process import begin_child, signals_blocked
-from attnlab.device.machine import usable_cores
+from attnlab.device.child_process import ChildProcess, begin_child, signals_blocked
+from attnlab.device.machine import cuda_is_broken, usable_cores
+from attnlab.kernels import flash_linear_attention as fla
 
-_END, _CANNOT_BE_COPIED = "end", "this process cannot be copied"
+END, _CANNOT_BE_COPIED = "end", "this process cannot be copied"
 
 
 def results_of(properties: Sequence[Property], subject: Subject) -> Iterator[Result]:
-    """Yield the result of each property; only the first one if that is violated."""
+    """Yield the result of each property; only the first one if that is violated.
+
+    The last one is that of a property during which CUDA ended in this process.
+    """
     with _one_thread():
         for each in properties:
             result = each.check(subject)
+            if cuda_is_broken():
+                yield each.ended_cuda(result)
+                return
             yield result
             if each is properties[0] and not result.holds:
                 return
@@ -41,12 +52,15 @@ def results_in_copies(
     """Return the results of each subject, in order; `watch` gets its number when its check begins.
 
     Where the process cannot be copied, since it uses CUDA already or is a worker of a pool, the
-    results are its own.
+    results are its own, or from new processes once CUDA has ended in it.
     """
     watch = watch or (lambda _: None)
     alone = multiprocessing.current_process().daemon
     if sys.platform != "linux" or alone or torch.cuda.is_initialized():
-        return [(watch(i), [*results_of(properties, each)])[1] for i, each in enumerate(subjects)]
+        return [
+            (watch(i), [*(_anew if cuda_is_broken() else results_of)(properties, subject)])[1]
+            for i, subject in enumerate(subjects)
+        ]
     results = [list[Result]() for _ in subjects]
     waiting, running = deque(range(len(subjects))), dict[Connection, tuple[int, Any]]()
     try:
@@ -73,6 +87,23 @@ def results_in_copies(
         for receiver, (_, process) in running.items():
             _stop(receiver, process)
     return results
+
+
+def _anew(properties: Sequence[Property], subject: Subject) -> Iterator[Result]:
+    """Yield the results of a new process."""
+    settings = {field.name: getattr(subject, field.name) for field in fields(subject)}
+    settings["config"] = subject.config.to_dict()
+    settings["before"] = tuple(config.to_dict() for config in subject.before)
+    child, number = ChildProcess("attnlab.checks.suite:send_results", silent=True), 0
+    try:
+        child.pipe.send((fla.clone_path(), [each.name for each in properties], settings))
+        while isinstance(received := _received(child.pipe), Result):
+            number += 1
+            yield received
+        if received is None:
+            yield properties[min(number, len(properties) - 1)].crashed(child.wait())
+    finally:
+        child.end()
 
 
 def _copy(
@@ -131,7 +162,7 @@ def _send_results(
         return
     for result in results_of(properties, subject):
         sender.send(result)
-    sender.send(_END)
+    sender.send(END)
 
 
 @contextmanager

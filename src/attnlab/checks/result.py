@@ -116,6 +116,12 @@ class Property(NamedTuple):
             how = f"crash: the process ended itself with exit code {exit_code}"
         return self._result("FAIL", math.inf, how)
 
+    def ended_cuda(self, result: Result) -> Result:
+        """Return the result of a property during whose check CUDA ended in this process."""
+        words = "CUDA ended in this process, so that no other property could be judged"
+        how = words if result.holds else f"{result.how_much}; {words}"
+        return self._result("FAIL", math.inf, how, where=result.where)
+
     def _result(
         self,
         verdict: Literal["pass", "FAIL", "skipped"],
@@ -133,7 +139,7 @@ class Property(NamedTuple):
             how_much=how_much,
             where=where,
             holds_at=holds_at,
-            cause="" if how_much.startswith(("raised ", "crash")) else self.cause,
+            cause="" if how_much.startswith(("raised ", "crash", "CUDA ended")) else self.cause,
             note=note,
         )
 

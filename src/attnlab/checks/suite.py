@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 from attnlab.checks import (
@@ -16,11 +17,12 @@ from attnlab.checks import (
     training,
 )
 from attnlab.checks.modes import seeded
-from attnlab.checks.processes import results_in_copies, results_of
+from attnlab.checks.processes import END, results_in_copies, results_of
 from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_property, raised
 from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem
+from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.model.handing import givers_alone
 
@@ -186,6 +188,19 @@ PROPERTIES: tuple[Property, ...] = (
     repetition.json_round_trip,
     odd_settings,
 )
+
+
+def send_results(pipe: Connection) -> None:
+    """Send the results of a mechanism that comes by the pipe, in a process of its own."""
+    fla_path, names, settings = pipe.recv()
+    if fla_path is not None:
+        fla.use_fla(fla_path)
+    settings["config"] = MechanismConfig.from_dict(settings["config"])
+    settings["before"] = tuple(map(MechanismConfig.from_dict, settings["before"]))
+    properties = [each for each in PROPERTIES if each.name in names]
+    for result in results_of(properties, Subject(**settings)):
+        pipe.send(result)
+    pipe.send(END)
 
 
 def assert_correct(

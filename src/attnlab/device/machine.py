@@ -109,6 +109,20 @@ def _gpus(device: str) -> list[str]:
     return selected
 
 
+def cuda_is_broken() -> bool:
+    """True if an error of a kernel has ended CUDA in this process, where every later call fails.
+
+    It waits for the device: the error of a kernel shows at a later call.
+    """
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the environment as JSON values, with times in UTC."""
     return {

@@ -15,7 +15,7 @@ import torch
 
 from attnlab.data import Places
 from attnlab.device.child_process import SIGNALS, ChildProcess
-from attnlab.device.machine import Slot
+from attnlab.device.machine import Slot, cuda_is_broken
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.compiled import keep_compiled, load_compiler
 from attnlab.record.lease import remove_if_ended
@@ -150,3 +150,5 @@ def work(pipe: Connection) -> None:
             continue
         for event in execute(run, study_dir, identity, places, *devices):
             pipe.send(event)
+        if cuda_is_broken():  # every later run would fail: the next one gets a new process
+            return
