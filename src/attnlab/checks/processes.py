@@ -95,6 +95,7 @@ def _anew(properties: Sequence[Property], subject: Subject) -> Iterator[Result]:
     settings["config"] = subject.config.to_dict()
     settings["before"] = tuple(config.to_dict() for config in subject.before)
     child, number = ChildProcess("attnlab.checks.suite:send_results", silent=True), 0
+    assert isinstance(child.pipe, Connection)
     try:
         child.pipe.send((fla.clone_path(), [each.name for each in properties], settings))
         while isinstance(received := _received(child.pipe), Result):
