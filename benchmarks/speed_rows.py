@@ -29,7 +29,7 @@ from attnlab.benchmarking.session import measure
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.device.flops import measure_ceilings
 from attnlab.device.measuring import time_calls
-from attnlab.kernels import compiled, lightning_indexer, sparse_attention
+from attnlab.kernels import compiled
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.load import load_study
 from attnlab.study.targets import named
@@ -127,31 +127,16 @@ def step(effort: Effort) -> Iterator[Line]:
 
 
 def sparse(effort: Effort) -> Iterator[Line]:
-    """Yield the sparse step beside that of full attention, and its other forms."""
+    """Yield the sparse step beside that of full attention."""
     mha, chosen = (effort.config("mechanisms", name) for name in ("mha", "sparse_256"))
-    for how, forms in SPARSE_FORMS.items():
+    for how in ("eager", "compiled"):
         full = effort.step_ms(mha, compiled=how == "compiled")
-        line = Line(
+        yield Line(
             work=f"training step of sparse_256 there, {how}",
             value=effort.step_ms(chosen, compiled=how == "compiled"), unit="ms",
             goal=Goal("ratio", 1.5) if how == "compiled" else None,
             beside=f"mha, {how}", reference=full,
         )  # fmt: skip
-        yield line
-        for name, (module, constant, value) in forms.items():
-            with mock.patch.object(module, constant, value):
-                other = effort.step_ms(chosen, compiled=how == "compiled")
-            yield replace(line, work=f"{line.work}, {name}", value=other, goal=None)
-
-
-IN_BLOCKS = {
-    f"blocks of {queries} queries": (sparse_attention, "PAIRS", 1024 * queries)
-    for queries in (512, 256)
-}
-SPARSE_FORMS: dict[str, dict[str, tuple[Any, str, object]]] = {
-    "eager": IN_BLOCKS,
-    "compiled": {"selection by counting": (lightning_indexer, "BISECTS", True), **IN_BLOCKS},
-}
 
 
 def compilation(effort: Effort) -> Iterator[Line]:

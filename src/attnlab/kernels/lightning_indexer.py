@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import kl_div, pad
 
-BISECTS = False  # True: a compiled graph on CUDA finds the end of a selection by counting
+COUNTED = 1024  # scores of a row that a compiled kernel on CUDA holds while it counts them
 _AS_INTEGER = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
@@ -91,8 +91,8 @@ def cutoff(index_BTS: Tensor, top_k: int) -> Cutoff:
     early = max(0, early)
     causal_TS = causal(index_BTS)[early:]
     late_BTS = index_BTS[:, early:].masked_fill(~causal_TS, -torch.inf)
-    bisects = BISECTS and late_BTS.is_cuda and torch.compiler.is_compiling()
-    end = (bisected if bisects else by_sorting)(late_BTS, causal_TS, top_k)
+    counts = torch.compiler.is_compiling() and late_BTS.is_cuda and keys <= COUNTED
+    end = (bisected if counts else by_sorting)(late_BTS, causal_TS, top_k)
     at_start = 0, 0, early, 0
     return Cutoff(pad(end.score_BT1, at_start, value=-torch.inf), pad(end.position_BT1, at_start))
 

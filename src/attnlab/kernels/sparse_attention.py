@@ -10,7 +10,7 @@ finds the selection by two numbers per query, the lowest score in it and the old
 that score. Only the weights of the last block are kept, so that one block is computed once. The
 gradient of the loss needs no other gradient, and is computed in the forward pass.
 
-A block has `BLOCK` queries; on CUDA, where small ones wait for launches, up to `PAIRS` scores.
+A block has `BLOCK` queries; on CUDA, where small ones wait for launches, up to `WIDEST`.
 
 The code has no data-dependent branches or shapes, so that it can be recorded in a CUDA graph.
 
@@ -44,7 +44,8 @@ from attnlab.kernels.lightning_indexer import (
 )
 
 BLOCK = 256  # queries whose scores exist at once
-PAIRS = 1 << 20  # scores per head that exist at once on CUDA; more if `BLOCK` queries have more
+WIDEST = 512  # the same on CUDA, or fewer if they have more than `PAIRS` scores per head
+PAIRS = 1 << 20
 UNROLLED = 4  # largest number of blocks in a compiled graph
 
 
@@ -60,10 +61,10 @@ def pairs(tokens: int) -> int:
 def block_on(device_type: str, tokens: int) -> int:
     """Return the number of queries whose scores exist at once, in a sequence of `tokens`.
 
-    >>> [block_on("cuda", tokens) for tokens in (128, 1024, 2048, 16_384)], block_on("cpu", 1024)
-    ([8192, 1024, 512, 256], 256)
+    >>> [block_on("cuda", tokens) for tokens in (128, 2048, 16_384)], block_on("cpu", 1024)
+    ([512, 512, 256], 256)
     """
-    return max(BLOCK, PAIRS // tokens) if device_type == "cuda" else BLOCK
+    return max(BLOCK, min(WIDEST, PAIRS // tokens)) if device_type == "cuda" else BLOCK
 
 
 def attend(
