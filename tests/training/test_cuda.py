@@ -76,6 +76,18 @@ def test_a_recorded_step_trains_as_the_eager_one(kind):
 
 
 @on_cuda
+def test_muon_in_a_recorded_step_takes_the_eager_steps_and_goes_on():
+    changes = {"optimizer": "muon", "precision": "float32"}
+    recorded = trained("grouped_query", 0.0, **changes)
+    recorded_S = losses(recorded)
+    assert recorded._graph is not None
+    eager_S = losses(trained("grouped_query", 0.0, cuda_graph="off", **changes))
+    torch.testing.assert_close(recorded_S, eager_S, rtol=1e-3, atol=0)
+    again_S = stopped_and_gone_on("grouped_query", 0.0, **changes)
+    torch.testing.assert_close(again_S, recorded_S, rtol=1e-3, atol=0)
+
+
+@on_cuda
 @pytest.mark.parametrize("kind", sorted(MechanismConfig.kinds))
 def test_dropout_in_a_recorded_step_differs_from_step_to_step_and_repeats_by_seed(kind):
     first_S, second_S = losses(trained(kind, 0.3)), losses(trained(kind, 0.3))

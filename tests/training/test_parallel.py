@@ -43,6 +43,7 @@ from attnlab.training import sharded_checkpoint
 from attnlab.training.assemble import activation_bytes, memory_advice, memory_per_gpu
 from attnlab.training.checkpoint import load_newest, remove_old
 from attnlab.training.config import TrainConfig
+from attnlab.training.optimizer import Muon
 from attnlab.training.run import Run, RunConfig
 from attnlab.training.sharded_checkpoint import is_sharded, write_shards
 from attnlab.training.step import TrainingStep
@@ -50,6 +51,7 @@ from attnlab.training.step import TrainingStep
 CPU = torch.device("cpu")
 STEPS, BATCH, LENGTH, VOCAB = 12, 4, 16, 33  # an odd number has shards of unequal size
 EXPERTS = MixtureOfExperts(n_experts=4, d_ff=16, balance_loss=0.1, bias_rate=0.01)
+ODD = replace(EXPERTS, n_experts=3)  # shards of two and one
 MHA = tiny_study.base.model.mechanisms
 CHECKPOINTED = {"activation_checkpointing": True}
 HANDING = (
@@ -75,6 +77,7 @@ CASES = {
     "experts": (model(feedforward=EXPERTS), {}),
     "experts in parts": (model(feedforward=EXPERTS), {"micro_batch_size": 1, **CHECKPOINTED}),
     "handing": (replace(model(), mechanisms=HANDING, n_layers=4), CHECKPOINTED),
+    "muon, experts": (model(feedforward=ODD), {"optimizer": Muon(), "clip_norm": 0.3}),
     "dropout": (model(dropout=0.2), {"micro_batch_size": 1, **CHECKPOINTED}),
 }
 
@@ -209,7 +212,9 @@ def found_by(folder: Path, rank: int) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name, of_two_processes):
     found = found_by(of_two_processes, rank=0)["losses"][name]
-    one = torch.tensor(trained(CASES[name][0]))
+    config, settings = CASES[name]
+    decides = {key: settings[key] for key in ("optimizer", "clip_norm") if key in settings}
+    one = torch.tensor(trained(config, **decides))
     two = torch.tensor(found)
     torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
     assert one[0, 0] > one[-1, 0]

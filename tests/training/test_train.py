@@ -13,7 +13,10 @@ from support import tiny_study
 from torch import nn
 
 from attnlab.data.batches import window_starts
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.record import RunFolder
 from attnlab.runner import execution
 from attnlab.runner.events import Ended, Progress
@@ -21,6 +24,7 @@ from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
 from attnlab.training.config import TrainConfig
 from attnlab.training.loop import measured_steps
+from attnlab.training.optimizer import Muon, optimizer_of, orthogonal_step, set_learning_rate
 from attnlab.training.run import Run, RunConfig
 from attnlab.training.step import TrainingStep
 
@@ -83,6 +87,12 @@ def test_two_variants_see_the_same_batches(places, monkeypatch):
     assert not torch.equal(seen["mha"][0], seen["mha"][1])
 
 
+VARIANTS = {
+    **tiny_study.study.variants,
+    "muon": with_train(tiny_study.base, optimizer=Muon(), learning_rate=3e-2),
+}
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, places):
     """The folder of a variant's run that was not interrupted, trained once for all tests."""
@@ -90,19 +100,28 @@ def whole_run(tmp_path_factory, places):
     @cache
     def trained(variant: str) -> RunFolder:
         folder = tmp_path_factory.mktemp("whole")
-        *_, ended = run(tiny_study.study.variants[variant], folder, places, variant)
+        *_, ended = run(VARIANTS[variant], folder, places, variant)
         assert ended.status == "finished"
         return RunFolder(folder, variant, 0)
 
     return trained
 
 
-@pytest.mark.parametrize("variant", ["mha", "sparse"])
-@pytest.mark.parametrize(("events", "checkpoint_step"), [(1, 0), (2, 0), (3, 4), (5, 8)])
+@pytest.mark.parametrize(
+    ("variant", "events", "checkpoint_step"),
+    [
+        *(
+            (variant, *at)
+            for variant in ("mha", "sparse")
+            for at in ((1, 0), (2, 0), (3, 4), (5, 8))
+        ),
+        ("muon", 3, 4),
+    ],
+)
 def test_an_interrupted_run_continues_to_the_same_bits(
     tmp_path, places, whole_run, variant, events, checkpoint_step
 ):
-    config = tiny_study.study.variants[variant]
+    config = VARIANTS[variant]
     cut = run(config, tmp_path, places, variant)
     assert all(isinstance(next(cut), Progress) for _ in range(events))
     cut.close()  # as if the process ended here
@@ -333,6 +352,59 @@ def test_norms_and_biases_do_not_decay():
     decay = {id(p): g["weight_decay"] for g in step.optimizer.param_groups for p in g["params"]}
     for name, parameter in step.model.named_parameters():
         assert decay[id(parameter)] == (0.01 if parameter.ndim >= 2 else 0.0), name
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 16), (16, 48), (3, 24, 16)])
+def test_an_update_of_muon_is_nearly_orthogonal_and_as_large_as_adamws(shape):
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    step = orthogonal_step(update, 5, torch.float32) / (0.2 * max(shape[-2:]) ** 0.5)
+    values = torch.linalg.svdvals(step)
+    assert 0.6 < values.min() <= values.max() < 1.3
+    same_sides = update.flatten() @ step.flatten() / (update.norm() * step.norm())
+    assert same_sides > 0.8
+    rms = (0.2 * max(shape[-2:]) ** 0.5 * step).square().mean().sqrt()
+    assert rms == pytest.approx(0.2, rel=0.2)
+
+
+def test_every_parameter_is_in_one_group_and_muons_are_the_matrices_of_the_blocks():
+    mechanisms = GatedDeltaNet(n_heads=2, head_dim=16), GroupedQuery(n_heads=2, n_kv_heads=1)
+    experts = MixtureOfExperts(n_experts=2, d_ff=8, n_shared_experts=1)
+    config = with_train(tiny_study.base.with_mechanisms(*mechanisms), optimizer="muon")
+    model = config.with_feedforward(experts).model.build(256)
+    groups = optimizer_of(config.train, model, dict(model.named_parameters()), CPU).param_groups
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(id(p) for p in model.parameters())
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        hidden = any(parameter is p for p in groups[-1]["params"])
+        matrix = name.startswith("blocks") and parameter.ndim > 1 and "conv" not in name
+        assert hidden == matrix, name
+        assert decay[id(parameter)] == (0.01 if parameter.ndim > 1 else 0), name
+
+
+def test_muon_takes_the_steps_of_torchs_and_adamw_those_of_the_others(whole_run):
+    config = with_train(tiny_study.base, optimizer=Muon(momentum=0.9), precision="bfloat16")
+    model = config.model.build(256)
+    theirs = nn.Parameter(model.blocks[0].mix.q_proj.weight.detach().clone())
+    ours = optimizer_of(config.train, model, dict(model.named_parameters()), CPU)
+    set_learning_rate(ours, torch.tensor(1e-2))
+    reference = torch.optim.Muon(
+        [theirs], lr=1e-2, weight_decay=0.01, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+    )
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        theirs.grad = model.blocks[0].mix.q_proj.weight.grad.clone()
+        ours.step()
+        reference.step()
+    before = config.model.build(256).blocks[0].mix.q_proj.weight
+    torch.testing.assert_close(model.blocks[0].mix.q_proj.weight, theirs, atol=6e-4, rtol=0)
+    assert (theirs - before).abs().mean() > 3e-3
+    assert ours.state[model.blocks[0].mix.q_proj.weight].keys() == {"momentum"}
+    assert ours.state[model.embed.weight].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    first, *_, last = (line["train_loss"] for line in whole_run("muon").metrics())
+    assert last < first - 0.5
 
 
 def test_the_reference_update_is_adamw_with_clipping():

@@ -108,7 +108,9 @@ def course(
     config = ModelConfig(mechanisms=layers, n_layers=len(layers), d_model=subject.d_model)
     with seeded(seed):
         model = config.build(VOCABULARY, seed).to(subject.device).train()
-    optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, device=subject.device)
+    optimizer = adamw(
+        model.parameters(), weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, device=subject.device
+    )
     set_learning_rate(optimizer, torch.tensor(3e-3, device=subject.device))
     parameters = {
         f"layer {i}: {name}": parameter

@@ -142,6 +142,7 @@ _TITLES = {
     "data": "Data sources (data=KIND)",
     "tokenizers": "Tokenizers (data.tokenizer=KIND)",
     "feedforward": "Feed-forward layers (model.feedforward=KIND)",
+    "optimizers": "Optimizers (train.optimizer=KIND)",
     "schedules": "Schedules of the learning rate (train.schedule=KIND)",
     "rope_scalings": "RoPE scalings (rope_scaling=KIND of a mechanism)",
     "settings": "Settings of every run (SECTION.KEY=VALUE)",

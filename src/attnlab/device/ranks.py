@@ -83,6 +83,12 @@ class Ranks:
         dist.all_gather(every, tensor.contiguous())
         return torch.stack(every)
 
+    def joined(self, own: Tensor, rows: int) -> Tensor:
+        """Return a tensor of `rows` rows, of which each process has what `chunk` gives it."""
+        padded = own.new_zeros(-(-rows // self.count), *own.shape[1:], device=self.device)
+        padded[: len(own)] = own
+        return self.gather(padded).flatten(0, 1)[:rows]
+
     def highest(self, number: int | None) -> int | None:
         """Return the largest number of all processes; None if one has none."""
         if self.count == 1:

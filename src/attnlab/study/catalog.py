@@ -59,6 +59,7 @@ _FAMILIES = {
     "data": _Family("attnlab.data.source:DataConfig", "data"),
     "tokenizers": _Family("attnlab.data.tokenizer:Tokenizer", "data"),
     "feedforward": _Family("attnlab.model.feedforward.layer:FeedForward", "model/feedforward"),
+    "optimizers": _Family("attnlab.training.optimizer:Optimizer", "training"),
     "schedules": _Family("attnlab.training.learning_rate:Schedule", "training"),
     "rope_scalings": _Family("attnlab.modules.rope_scaling:RopeScaling", "modules"),
 }
@@ -66,8 +67,8 @@ _RUN = "attnlab.training.run:RunConfig"  # its fields that are no kinds are the 
 
 
 def catalog() -> Catalog:
-    """Return every study, mechanism, data source, tokenizer, feed-forward layer, learning rate
-    schedule, RoPE scaling and setting that attnlab ships, without importing torch.
+    """Return every study, mechanism, data source, tokenizer, feed-forward layer, optimizer,
+    schedule of the rate, RoPE scaling and setting that attnlab ships, without importing torch.
 
     >>> next(kind.settings for kind in catalog().families["mechanisms"] if kind.name == "identity")
     {}

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from attnlab.config import Config, Problem
 from attnlab.record import NO_INFLUENCE
 from attnlab.training.learning_rate import Cosine, Schedule
+from attnlab.training.optimizer import AdamW, Optimizer
 
 Continuation = Literal["rederived", "constant"]
 _OF_COSINE = 0.1  # default of `final_learning_rate_ratio`
@@ -43,6 +44,7 @@ class TrainConfig(Config):
     warmup_steps: int = 100  # steps of linear warm-up to the peak learning rate
     schedule: Schedule | None = None  # learning rate after the warm-up; None: cosine
     final_learning_rate_ratio: float = _OF_COSINE  # of the last step to the peak rate, for a cosine
+    optimizer: Optimizer | None = None  # None: adamw
     weight_decay: float = 0.01  # rate of decay of matrices; vectors (norms, biases) do not decay
     betas: tuple[float, float] = (0.9, 0.95)  # decay rates of AdamW's two moment estimates
     eps: float = 1e-8  # AdamW's epsilon, added to the denominator
@@ -64,8 +66,9 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.schedule, Cosine):  # one form of it: that of records without a schedule
-            object.__setattr__(self, "schedule", None)
+        for name, default in (("schedule", Cosine), ("optimizer", AdamW)):
+            if isinstance(getattr(self, name), default):  # one form of it: that of older records
+                object.__setattr__(self, name, None)
 
     def problems(self) -> Iterator[Problem]:
         counts = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batch_size")

@@ -32,6 +32,7 @@ from attnlab.model.block import Block
 from attnlab.model.feedforward.layer import Division
 from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
+from attnlab.training.optimizer import MOMENTS
 
 
 def apply(model: LanguageModel, config: TrainConfig, ranks: Ranks, *, compiled: bool) -> None:
@@ -118,13 +119,14 @@ class Shards:
         for name, tensor in own.items():
             rows = self.rows.get(_parameter(name))
             if rows is not None:
-                most = -(-rows // self.ranks.count)
-                padded = tensor.new_zeros(most, *tensor.shape[1:], device=self.ranks.device)
-                padded[: len(tensor)] = tensor
-                tensor = self.ranks.gather(padded).flatten(0, 1)[:rows]
+                tensor = self.ranks.joined(tensor, rows)
             if self.ranks.writes:
                 found[name] = tensor.detach().to("cpu", copy=True)
         return found
+
+    def of_whole(self, name: str, own: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return this process's part of a function of a whole tensor of the parameter's shape."""
+        return self._part(name, function(self.ranks.joined(own, self.rows[name])))
 
     def divided(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the same tensors on the host, which know of what they are shards: DTensors."""
@@ -172,7 +174,8 @@ class Shards:
 
 def _parameter(name: str) -> str:
     """Return the parameter's name in the name of a tensor of the optimizer's state."""
-    return name.removeprefix("exp_avg_sq.").removeprefix("exp_avg.")
+    moment, _, parameter = name.partition(".")
+    return parameter if moment in MOMENTS else name
 
 
 class DividedStep:

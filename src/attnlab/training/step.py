@@ -23,7 +23,7 @@ from attnlab.model.initialization import stream
 from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
 from attnlab.training.learning_rate import Cosine, learning_rates
-from attnlab.training.optimizer import adamw, set_learning_rate
+from attnlab.training.optimizer import MOMENTS, optimizer_of, set_learning_rate
 from attnlab.training.parallel import DividedStep, apply
 from attnlab.training.quality import AnswerTable
 
@@ -69,12 +69,12 @@ class TrainingStep:
         self.rates_S = torch.tensor(_rates(config), device=device)
         self.measured_SC = torch.full((config.steps, len(COLUMNS)), math.nan, device=device)
         self.shards = self.divided and self.divided.shards
-        self.optimizer = adamw(
-            model if self.shards is None else nn.ParameterList(self.shards.own.values()),
-            weight_decay=config.weight_decay,
-            betas=config.betas,
-            eps=config.eps,
-            device=device,
+        self.optimizer = optimizer_of(
+            config,
+            model,
+            dict(model.named_parameters()) if self.shards is None else self.shards.own,
+            device,
+            of_whole=None if self.shards is None else self.shards.of_whole,
         )
         self.step = 0
         self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # a copy of `step`
@@ -167,7 +167,7 @@ class TrainingStep:
         tensors = {"measured": self.measured_SC[: self.step].contiguous()}
         for name, parameter in self.parameters().items():
             moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
+            tensors |= {f"{key}.{name}": moments[key] for key in MOMENTS if key in moments}
         return tensors
 
     def restore(self, step: int, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -181,9 +181,10 @@ class TrainingStep:
         self._step_1.fill_(step)
         self.measured_SC[:step] = state["measured"].to(self.device)
         for name, parameter in self.parameters().items():
-            if f"exp_avg.{name}" in state:
+            moments = {key: state[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in state}
+            if moments:
                 self.optimizer.state[parameter] = {
-                    key: state[f"{key}.{name}"].to(self.device).clone() for key in _MOMENTS
+                    key: moment.to(self.device).clone() for key, moment in moments.items()
                 }
 
     def _update(self) -> None:
@@ -228,9 +229,6 @@ def _divided(
         return None
     apply(model, config, ranks, compiled=compiled)
     return DividedStep(config, model, ranks)
-
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter that ever had a gradient
 
 
 def forward_and_backward(
