@@ -87,21 +87,29 @@ def describe(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def of_schedules(configs: Mapping[str, Settings]) -> str:
-    """Return the schedule of the learning rate of each variant in words; empty if all are cosines.
+def of_training(configs: Mapping[str, Settings]) -> str:
+    """Return schedule and optimizer of each variant in words; empty if all have the defaults.
 
-    >>> of_schedules({"a": {"train": {"schedule": {"kind": "warmup_stable_decay",
+    >>> of_training({"a": {"train": {"schedule": {"kind": "warmup_stable_decay",
     ...     "decay_fraction": 0.2, "shape": "linear"}}}})
     'constant after the warm-up, with linear decay to zero in the last 20 % of the steps'
     """
     names = dict[str, list[str]]()
     for name, config in configs.items():
-        names.setdefault(_schedule(config.get("train", {}).get("schedule")), []).append(name)
-    if list(names) == [_schedule(None)]:
+        names.setdefault(_training(config.get("train", {})), []).append(name)
+    if list(names) == [_training({})]:
         return ""
     if len(names) == 1:
         return next(iter(names))
     return "; ".join(f"{words} in {', '.join(those)}" for words, those in names.items())
+
+
+def _training(train: Settings) -> str:
+    optimizer = train.get("optimizer")
+    words = _schedule(train.get("schedule"))
+    if optimizer is None:
+        return words
+    return f"{words}, with {describe(optimizer)} for the matrices of the blocks"
 
 
 def _schedule(settings: Settings | None) -> str:

@@ -9,7 +9,7 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.rates import how_rates_were_chosen
 from attnlab.analysis.sentences import several
-from attnlab.analysis.settings import of_schedules
+from attnlab.analysis.settings import of_training
 from attnlab.analysis.statistics.letters import MOST_SHOWN, shown
 from attnlab.analysis.table import Table
 from attnlab.reporting.tables.rows import split_name
@@ -117,8 +117,8 @@ def facts(analysis: Analysis) -> dict[str, str]:
         found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"
     started = [variant.name for variant in analysis.table.variants if variant.config]
     found["Learning rates"] = how_rates_were_chosen(analysis.rates, analysis.tuning, started)
-    if schedules := of_schedules({v.name: v.config for v in analysis.table.variants}):
-        found["Learning rates"] += f"; {schedules}"
+    if words := of_training({v.name: v.config for v in analysis.table.variants}):
+        found["Learning rates"] += f"; {words}"
     found["Checks before training"] = (
         "passed: every mechanism is causal, decodes as it trains, and has the cost it states"
         if study.checked

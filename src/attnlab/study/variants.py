@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from attnlab.analysis.settings import of_schedules
+from attnlab.analysis.settings import of_training
 from attnlab.config import OwnCodeError, differences, is_own, own_error
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig, without_memory
 from attnlab.study.study import Study
@@ -115,7 +115,7 @@ def _returned(method: Callable[..., Any], call: Callable[[], object], expected: 
 
 
 def notes_on_training(study: Study) -> Iterator[str]:
-    """Yield the schedule of the learning rate, unless all variants have the default."""
+    """Yield schedule and optimizer, unless all variants have the default."""
     settings = {name: config.to_dict() for name, config in study.variants.items()}
-    if schedules := of_schedules(settings):
-        yield f"learning rate: {schedules}"
+    if words := of_training(settings):
+        yield f"learning rate: {words}"

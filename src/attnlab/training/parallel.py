@@ -175,7 +175,7 @@ class Shards:
 def _parameter(name: str) -> str:
     """Return the parameter's name in the name of a tensor of the optimizer's state."""
     moment, _, parameter = name.partition(".")
-    return parameter if moment in MOMENTS else name
+    return parameter if moment in MOMENTS[1:] else name  # its number of steps has no shards
 
 
 class DividedStep:
