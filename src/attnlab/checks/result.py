@@ -222,14 +222,15 @@ def relative(found: Tensor, expected: Tensor) -> Tensor:
     finite is a property of its own.
     """
     found, expected = found.detach().double(), expected.detach().double()
-    finite = expected.isfinite()
-    largest, found_largest = (
-        torch.where(x.isfinite(), x, 0).abs().max() for x in (expected, found)
-    )
-    scale = torch.where(largest > 0, largest, found_largest)
-    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    largest = _largest(expected) or _largest(found)
+    scale = max(largest, torch.finfo(torch.float32).tiny)
     off = ((found - expected).abs() / scale).nan_to_num(math.inf, posinf=math.inf)
-    return torch.where(finite | found.isfinite(), off, 0.0)
+    return off.masked_fill_(~(expected.isfinite() | found.isfinite()), 0.0)
+
+
+def _largest(x: Tensor) -> float:
+    """Return the largest finite absolute value; 0 if there is none."""
+    return float(x.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
 def by_position(deviation_BTD: Tensor, limit: float) -> tuple[float, int]:

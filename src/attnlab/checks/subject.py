@@ -16,7 +16,8 @@ Shapes: B batch, T tokens, D model width.
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ from attnlab.checks.small_configs import Shapes
 from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.model.handing import Stack, stacked
+
+
+MOST_KEPT = 100_000  # numbers of a draw that is kept: at most 200 MB of them all
+
+
+@lru_cache(maxsize=256)
+def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return standard normal numbers; most checks ask for the same ones again."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +208,9 @@ class Subject(Shapes):
 
     def tokens(self, batch: int, tokens: int, mode: Mode = EVAL, seed: int = 0) -> Tensor:
         """Return inputs `x_BTD`, standard normal, drawn from `seed`."""
-        generator = torch.Generator().manual_seed(1000 * self.seed + seed)
-        x_BTD = torch.randn(batch, tokens, self.d_model, generator=generator, dtype=torch.float64)
-        return x_BTD.to(self.device, self.dtype_in(mode))
+        shape, dtype = (batch, tokens, self.d_model), self.dtype_in(mode)
+        draw = _drawn if prod(shape) <= MOST_KEPT else _drawn.__wrapped__
+        return draw(shape, 1000 * self.seed + seed).to(self.device, dtype, copy=True)
 
     def forward(self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor) -> Tensor:
         """Return `y_BTD`, computed as the model does in this mode."""
