@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ collect_ignore = ["support/planted_bugs.py"]
 def one_thread_per_worker() -> None:
     """The suite runs in as many processes as there are cores; more threads would only compete."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def disk_is_not_waited_for() -> Iterator[None]:
+    """Flush no file of a test to disk, a few milliseconds each, which no test can see; commands do flush theirs.
+
+    What counts or refuses flushes replaces this again.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -73,12 +73,6 @@ def as_an_earlier_version(folder: Path) -> None:
     (folder / PACKED).write_bytes(gzip.compress(b"".join(lines_of(folder)[1:])))
 
 
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch):
-    """Flushing to disk takes most of the time, and no test cuts the power."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def study(tmp_path):
     """Finished, diverged, failed, partial and absent runs, and runs that tuned a rate."""
