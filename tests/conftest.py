@@ -60,9 +60,9 @@ def one_thread_per_worker() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def disk_is_not_waited_for() -> Iterator[None]:
-    """Flush no file of a test to disk, a few milliseconds each, which no test can see; commands do flush theirs.
+    """Flush no file to disk: 60,000 times a few milliseconds. Commands in processes flush theirs.
 
-    What counts or refuses flushes replaces this again.
+    Tests that count or refuse flushes put their own function in its place.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)

@@ -43,7 +43,6 @@ from attnlab.config import ConfigError
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.model.handing import Stack, stacked
 
-
 MOST_KEPT = 100_000  # numbers of a draw that is kept: at most 200 MB of them all
 
 
