@@ -8,6 +8,7 @@ Every command of the command line is a function:
     extend     continue a finished run for more steps
     check      check mechanisms for every property of the contract
     probe      train small models on tasks: what mechanisms recall, copy and track
+    reproduce  run a published result again: inside or outside of its band
     bench      measure time, memory and decode state of mechanisms
     report     rebuild the report of a study
     compare    compare studies, variants and single runs in one report
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from attnlab.analysis.hypotheses.in_range import AccuracyInRange as AccuracyInRange
     from attnlab.analysis.hypotheses.in_range import CostInRange as CostInRange
+    from attnlab.analysis.hypotheses.in_range import LossInRange as LossInRange
     from attnlab.analysis.hypotheses.ordered import Ordered as Ordered
     from attnlab.analysis.hypotheses.ordered import OrderedByCost as OrderedByCost
     from attnlab.analysis.hypotheses.ordered import Ranked as Ranked
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from attnlab.data.stdlib import SitePackages as SitePackages
     from attnlab.data.stdlib import Stdlib as Stdlib
     from attnlab.data.text import Text as Text
+    from attnlab.data.text import TinyShakespeare as TinyShakespeare
     from attnlab.data.text import WikiText2 as WikiText2
     from attnlab.data.tokenizer import BPE as BPE
     from attnlab.data.tokenizer import GPT2 as GPT2
@@ -122,6 +125,7 @@ if TYPE_CHECKING:
     from attnlab.runner.extend import extend as extend
     from attnlab.runner.plan import plan as plan
     from attnlab.runner.probe import probe as probe
+    from attnlab.runner.reproduce import reproduce as reproduce
     from attnlab.runner.run import ViolatedPropertyError as ViolatedPropertyError
     from attnlab.runner.run import run as run
     from attnlab.study.catalog import Catalog as Catalog

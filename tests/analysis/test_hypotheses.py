@@ -16,7 +16,7 @@ from attnlab.analysis.hypotheses.across_studies import (
     NeededInEveryLayer,
 )
 from attnlab.analysis.hypotheses.evidence import NotJudgedError
-from attnlab.analysis.hypotheses.in_range import AccuracyInRange, CostInRange
+from attnlab.analysis.hypotheses.in_range import AccuracyInRange, CostInRange, LossInRange
 from attnlab.analysis.hypotheses.ordered import Ordered, OrderedByCost, Ranked
 from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.analysis.table import read_table
@@ -75,6 +75,11 @@ def pair(first, second):
         (
             AccuracyInRange(variants=("a", "b"), low=0.1, high=0.2, length=2048),
             "Each of a and b has an accuracy of 0.1 to 0.2 in sequences of 2,048 tokens.",
+        ),
+        (LossInRange(variants=("a",), low=1, high=2.5), "a has a loss of 1 to 2.5 nats/token."),
+        (
+            LossInRange(variants=("a", "b"), high=2.5, best=True),
+            "Each of a and b has a lowest validation loss of 0 to 2.5 nats/token.",
         ),
         (Equivalent(margin=0.1056), "All variants are equivalent within 0.1056 nats/token."),
         (
@@ -401,6 +406,32 @@ def test_an_accuracy_is_judged_by_its_interval_over_seeds(tmp_path, settings, ru
     assert found.ruling == ruling
     if not settings.keys() - {"low", "high"}:
         assert found.found == ("mha: 0.965 [0.953, 0.977].",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ruling", "shown"),
+    [
+        ({"high": 1.6}, "supported", "mha: 1.500 [1.451, 1.550]."),
+        ({"low": 1.4, "high": 1.52}, "undecided", "mha: 1.500 [1.451, 1.550]."),
+        ({"low": 1.6, "high": 1.8}, "refuted", "mha: 1.500 [1.451, 1.550]."),
+        ({"low": 1.2, "high": 1.4, "best": True}, "supported", "mha: 1.300 [1.275, 1.325]."),
+        ({"high": 9, "variants": ("nobody",)}, "not judged", "Not measured: nobody."),
+    ],
+)
+def test_a_loss_is_judged_by_its_interval_over_seeds(tmp_path, settings, ruling, shown):
+    hypothesis = LossInRange(**{"variants": ("mha",), **settings})
+    losses = {"mha": [1.48, 1.52, 1.5012], "delta": [2.0, 2.1, 2.2]}
+    folder = write_study(tmp_path, losses, hypotheses=[hypothesis.to_dict()])
+    for seed, best in enumerate((1.29, 1.31, 1.3)):
+        edit(folder / "mha" / f"seed-{seed}" / "summary.json", best_loss=best)
+    (found,) = analyse(folder).judgements
+    assert (found.ruling, found.found) == (ruling, (shown,))
+
+
+def test_a_range_of_losses_is_one():
+    for low, high in ((2.0, 1.0), (-1.0, 1.0), (0.0, float("inf"))):
+        with pytest.raises(ConfigError, match="must lie from 0 to high"):
+            LossInRange(variants=("a",), low=low, high=high)
 
 
 def test_a_range_of_accuracies_is_one():

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import typer.main
 from support import tiny_study
+from support.reported_study import write_study
+from typer.testing import CliRunner
 
 from attnlab import cli
+from attnlab.analysis.analysis import analyse
 from attnlab.cli import app
 from attnlab.record import LostLeaseError, RunFolder
 from attnlab.record.lease import Holder
 from attnlab.runner.events import Progress
+from attnlab.study.load import load_study
 
 TINY = tiny_study.__file__
 
@@ -368,3 +372,57 @@ def test_train_says_in_a_line_that_its_run_was_taken_over(attnlab, monkeypatch):
     [said] = done.stderr.splitlines()
     assert said.startswith(f"the run was taken over by process {os.getpid()} on node-2; this")
     assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+
+
+CLAIM = "LossInRange(variants=('mha',), low=1.4, high={high}, source='Somebody 2022'),"
+OWN = "LossInRange(variants=('delta',), high=1.0),"  # no source: no claim, though refuted
+
+
+@pytest.mark.parametrize(
+    ("claims", "code", "said"),
+    [
+        ([1.6], 0, "inside the published bands; 1 of 1"),
+        ([1.6, 1.45], 1, "outside a published band; 1 of 2"),
+        ([1.6, 1.52], 3, "undecided; 1 of 2"),
+        ([], 2, "no hypothesis cites a source"),
+    ],
+)
+def test_a_reproduction_is_inside_or_outside_of_its_bands(
+    tmp_path, monkeypatch, claims, code, said
+):
+    study = tmp_path / "again.py"
+    study.write_text(
+        "from dataclasses import replace\nfrom attnlab import LossInRange\n"
+        "from support import tiny_study\nbase = tiny_study.study.variants['mha']\n"
+        "study = replace(tiny_study.study, baseline='mha', variants={'mha': base, 'delta': base},"
+        f" hypotheses=({''.join(CLAIM.format(high=high) for high in claims)}{OWN}))\n"
+    )
+
+    def trained(study, **options):
+        recorded = [hypothesis.to_dict() for hypothesis in study.hypotheses]
+        losses = {"mha": [1.48, 1.52, 1.5012], "delta": [2.0, 2.1, 2.2]}
+        folder = tmp_path / "results"
+        return analyse(
+            folder if folder.exists() else write_study(folder, losses, hypotheses=recorded)
+        )
+
+    monkeypatch.setattr("attnlab.runner.reproduce.run", trained)
+    done = CliRunner().invoke(app, ["reproduce", str(study)])
+    assert done.exit_code == code, done.output
+    assert said in " ".join(done.output.split())
+    if code != 2:
+        assert "Source: Somebody 2022" in done.output
+        again = CliRunner().invoke(app, ["reproduce", str(study), "--json"])
+        assert again.exit_code == code, (again.output, again.exception)
+        found = json.loads(again.stdout)
+        assert len(found["claims"]) == len(claims)
+
+
+def test_the_reproductions_that_ship_are_studies_with_claims():
+    listed = json.loads(CliRunner().invoke(app, ["reproduce", "--json"]).stdout)
+    assert list(listed) == ["mqar", "mad", "state_tracking", "nanogpt"]
+    for name in listed:
+        assert any(hypothesis.source for hypothesis in load_study(name).hypotheses)
+    done = CliRunner().invoke(app, ["reproduce", "nanogp"])
+    assert done.exit_code == 2
+    assert "no reproduction 'nanogp'; did you mean 'nanogpt'?" in done.output

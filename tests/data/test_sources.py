@@ -36,7 +36,7 @@ from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.stdlib import SitePackages, Stdlib
 from attnlab.data.task import Task
-from attnlab.data.text import Text, WikiText2
+from attnlab.data.text import Text, TinyShakespeare, WikiText2
 from attnlab.data.tokenizer import BPE, Bytes, Ids, Tokenizer
 from attnlab.data.tokens import Tokens
 
@@ -51,6 +51,7 @@ CONFIGS = [
     MQAR(),
     CommonWords(),
     Compression(),
+    TinyShakespeare(),
     Depo(),
     Mano(),
     VariableTracking(),
@@ -92,7 +93,9 @@ def test_the_file_is_named_after_the_source(config):
         shared |= dict.fromkeys(("variable_tracking", "common_words"), "ruler")
         own = dict.fromkeys(("fuzzy_recall", "state_tracking"), file)
         file = {**shared, **own}.get(file, "mad")
-    file = {"site_packages": "stdlib", "wikitext2": "text"}.get(file, file)  # they share a file
+    file = {"site_packages": "stdlib", "wikitext2": "text", "tiny_shakespeare": "text"}.get(
+        file, file
+    )  # they share a file
     assert type(config).__module__ == f"attnlab.data.{file}"
 
 
@@ -635,3 +638,16 @@ def test_a_folder_without_packages_says_what_to_do(tmp_path, folder, message):
 def test_the_packages_of_this_python_are_found():
     found = SitePackages(packages=("pytest", "pluggy"), max_bytes=100_000).texts(NOWHERE)
     assert "2 packages" in found.origin
+
+
+def test_tiny_shakespeare_holds_out_its_last_tenth_and_a_byte_is_a_character(tmp_path):
+    (tmp_path / "shakespeare_char").mkdir()
+    file = tmp_path / "shakespeare_char" / "input.txt"
+    file.write_text("".join(f"Line {i}.\n" for i in range(100)))
+    corpus = TinyShakespeare().load(Places(tmp_path, tmp_path / "cache"))
+    text = file.read_text()
+    assert corpus.decode(corpus.train) + corpus.decode(corpus.valid) == text
+    assert (len(corpus.train), corpus.test) == (int(0.9 * len(text)), None)
+    missing = f"looked in\n  {tmp_path / 'none.txt'}\nName the file with data.path=FILE"
+    with pytest.raises(DataError, match=re.escape(missing)):
+        TinyShakespeare(path=str(tmp_path / "none.txt")).load(Places(None, tmp_path))

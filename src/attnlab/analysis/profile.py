@@ -36,14 +36,23 @@ class Accuracy:
         >>> Accuracy.of([1.0, 1.0, 0.97]).high
         1.0
         """
-        estimate = Estimate.of(values)
-        if estimate is None:
+        if (found := mean_interval(values, among)) is None:
             return None
-        if estimate.spread is None:
-            return cls(mean=estimate.mean, low=None, high=None, seeds=1)
-        half = t_quantile(estimate.n - 1, among) * estimate.spread / math.sqrt(estimate.n)
-        low, high = max(0.0, estimate.mean - half), min(1.0, estimate.mean + half)
-        return cls(mean=estimate.mean, low=low, high=high, seeds=estimate.n)
+        mean, low, high = found
+        low, high = low and max(0.0, low), high and min(1.0, high)
+        return cls(mean=mean, low=low, high=high, seeds=len(values))
+
+
+def mean_interval(
+    values: Sequence[float], among: int = 1
+) -> tuple[float, float | None, float | None] | None:
+    """Return the mean over seeds and one of `among` t intervals that hold at once; None of none."""
+    if (estimate := Estimate.of(values)) is None:
+        return None
+    if estimate.spread is None:
+        return estimate.mean, None, None
+    half = t_quantile(estimate.n - 1, among) * estimate.spread / math.sqrt(estimate.n)
+    return estimate.mean, estimate.mean - half, estimate.mean + half
 
 
 @dataclass(frozen=True, kw_only=True)

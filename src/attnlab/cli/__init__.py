@@ -1,9 +1,10 @@
 """The command line: a file per command or two, which parses arguments, calls attnlab and prints.
 
 Exit codes: 0 success; 1 a run failed or diverged, a mechanism violates a property, a measurement
-failed, or the default study cannot run here; 2 the command or its settings are invalid and nothing
-was run, or a file could not be read or written; 128 + n ended by signal n (130: Ctrl-C, 143:
-SIGTERM), and what was finished is kept.
+failed, the default study cannot run here, or a reproduction is outside of its band; 2 the command
+or its settings are invalid and nothing was run, or a file could not be read or written; 3 a
+reproduction is undecided; 128 + n ended by signal n (130: Ctrl-C, 143: SIGTERM), and what was
+finished is kept.
 """
 
 import os
@@ -15,6 +16,7 @@ from attnlab.cli import (
     list_catalog,
     probe,
     report,
+    reproduce,
     run,
     train,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "main",
     "probe",
     "report",
+    "reproduce",
     "run",
     "train",
 ]

@@ -48,6 +48,7 @@ class _Commands(typer.core.TyperGroup):
             "check",
             "bench",
             "probe",
+            "reproduce",
         ),
         *("generate", "export", "pack", "unpack"),
     )

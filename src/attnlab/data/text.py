@@ -24,9 +24,12 @@ from attnlab.data.documents import TEXT_ENDINGS, is_text_name, measure, read_doc
 from attnlab.data.hold_out import hold_out, tails
 from attnlab.data.places import SPLITS, DataError, NamedFile, Places, by_split, files_in, find
 from attnlab.data.source import DataConfig, Texts
-from attnlab.data.tokenizer import BPE, Tokenizer
+from attnlab.data.tokenizer import BPE, Bytes, Tokenizer
 
 _RENAME = "name the files after train, valid and test, or set data.ignore_split_names=true"
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 HUB = ("Salesforce/wikitext", "wikitext-2-v1")
 HUB_PAGE = f"https://huggingface.co/datasets/{HUB[0]} ({HUB[1]})"
 
@@ -163,6 +166,36 @@ class WikiText2(DataConfig):
         names = ("", "wikitext-2", "wikitext2")
         folders = [places.data / name for name in names] if places.data else []
         return folders, f"{remedy}data.path=DIR or ATTNLAB_DATA=DIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyShakespeare(DataConfig):
+    """Tiny Shakespeare: a million characters of plays; the last tenth is for validation.
+
+    It is read from the file `path`, else from tinyshakespeare.txt or shakespeare_char/input.txt in
+    the data folder. Its characters are ASCII, so that a byte is a character. There is no test
+    split, as in nanoGPT, whose division this is.
+    """
+
+    path: str | None = None
+    tokenizer: Tokenizer = field(default_factory=Bytes)
+
+    def texts(self, places: Places) -> Texts:
+        if self.path is not None:
+            tried = [Path(self.path).expanduser()]
+        else:
+            names = ("tinyshakespeare.txt", "shakespeare_char/input.txt")
+            tried = [places.data / name for name in names] if places.data else []
+        file = next((path for path in tried if path.is_file()), None)
+        if file is None:
+            remedy = (
+                "Name the file with data.path=FILE, or put it into a folder and set ATTNLAB_DATA "
+                f"to that. To download it: curl -L -o tinyshakespeare.txt {SHAKESPEARE}"
+            )
+            raise DataError.missing("Tiny Shakespeare", tried, remedy)
+        text = read_text(file)
+        end = int(0.9 * len(text))
+        return Texts(train=[text[:end]], valid=[text[end:]], test=None, origin=file.name)
 
 
 def _file_of(split: str, folder: Path) -> Path | None:

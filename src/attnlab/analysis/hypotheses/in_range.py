@@ -1,16 +1,20 @@
-"""Hypotheses on ranges: of the accuracy of some variants, or of a cost of every variant."""
+"""Hypotheses on ranges: of the accuracy or loss of some variants, or of a cost of every variant."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from attnlab.analysis.costs import COSTS, CostKey
 from attnlab.analysis.hypotheses.evidence import Evidence, Fact, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
 from attnlab.analysis.numbers import gigabytes, millions, quantity
-from attnlab.analysis.profile import Accuracy, accuracy_at
+from attnlab.analysis.profile import Accuracy, accuracy_at, mean_interval
 from attnlab.analysis.sentences import listed
+from attnlab.analysis.table import Variant
 from attnlab.config import Problem
+
+Interval: TypeAlias = tuple[float, float | None, float | None]  # mean, and its ends if it has any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +47,12 @@ class AccuracyInRange(Hypothesis):
         return f"{who} {what}{where}."
 
     def judge(self, evidence: Evidence) -> Finding:
-        verdicts = [evidence.on_text_of(name).verdict for name in self.variants]
-        facts, found, missing = list[Fact](), list[str](), list[str]()
-        for name, verdict in zip(self.variants, verdicts, strict=True):
-            variant = next((v for v in verdict.table.variants if v.name == name), None)
-            split = verdict.metric.removesuffix("_loss")
-            values = accuracy_at(variant, split, self.length) if variant is not None else []
+        def measured(variant: Variant, split: str) -> Interval | None:
+            values = accuracy_at(variant, split, self.length)
             accuracy = Accuracy.of(values, among=len(self.variants))
-            if accuracy is None:
-                missing.append(name)
-                continue
-            facts.append(self._holds(accuracy))
-            interval = "no interval with one seed"
-            if accuracy.low is not None and accuracy.high is not None:
-                interval = f"[{accuracy.low:.3f}, {accuracy.high:.3f}]"
-            found.append(f"{name}: {accuracy.mean:.3f} {interval}.")
-        if missing:
-            found.append(f"Not measured: {listed(missing)}.")
-        return evidence.finding(facts, found, missing)
+            return accuracy and (accuracy.mean, accuracy.low, accuracy.high)
+
+        return _judged(evidence, self.variants, measured, (self.low, self.high))
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
@@ -72,12 +64,73 @@ class AccuracyInRange(Hypothesis):
         if self.length is not None and self.length < 1:
             yield Problem("length", f"must be at least 1 token, got {self.length}")
 
-    def _holds(self, accuracy: Accuracy) -> Fact:
-        if accuracy.low is None or accuracy.high is None:
-            return None
-        if self.low <= accuracy.low and accuracy.high <= self.high:
-            return True
-        return False if accuracy.high < self.low or accuracy.low > self.high else None
+
+@dataclass(frozen=True, kw_only=True)
+class LossInRange(Hypothesis):
+    """Each of `variants` has a loss from `low` to `high`, in nats/token.
+
+    It is that of the split of the verdict, or with `best` the lowest validation loss during
+    training; the rule is that of `AccuracyInRange`.
+    """
+
+    variants: tuple[str, ...]
+    low: float = 0.0
+    high: float
+    best: bool = False  # True: the lowest validation loss of the run, not the last loss
+
+    needs_verdict = False
+
+    @property
+    def statement(self) -> str:
+        who = f"{listed(self.variants)} has" if len(self.variants) == 1 else ""
+        who = who or f"Each of {listed(self.variants)} has"
+        what = "a lowest validation loss" if self.best else "a loss"
+        return f"{who} {what} of {self.low:g} to {self.high:g} nats/token."
+
+    def judge(self, evidence: Evidence) -> Finding:
+        def measured(variant: Variant, split: str) -> Interval | None:
+            by_seed = variant.by_seed("best_loss" if self.best else f"{split}_loss")
+            return mean_interval(list(by_seed.values()), among=len(self.variants))
+
+        return _judged(evidence, self.variants, measured, (self.low, self.high))
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from distinct_problems(self.variants, at_least=1)
+        if not 0 <= self.low <= self.high < math.inf:
+            yield Problem("low", f"must lie from 0 to high, got {self.low} and {self.high}")
+
+
+def _judged(
+    evidence: Evidence,
+    variants: Sequence[str],
+    measured: Callable[[Variant, str], Interval | None],
+    ends: tuple[float, float],
+) -> Finding:
+    """Return the finding on the means of variants, of which all have to lie between the ends.
+
+    `measured` gives mean and interval of a variant, by the name of the split of the verdict.
+    """
+    facts, found, missing = list[Fact](), list[str](), list[str]()
+    for name in variants:
+        verdict = evidence.on_text_of(name).verdict
+        variant = next((v for v in verdict.table.variants if v.name == name), None)
+        interval = variant and measured(variant, verdict.metric.removesuffix("_loss"))
+        if interval is None:
+            missing.append(name)
+            continue
+        mean, low, high = interval
+        if low is None or high is None:
+            facts.append(None)
+            found.append(f"{name}: {mean:.3f} no interval with one seed.")
+            continue
+        inside = ends[0] <= low and high <= ends[1]
+        outside = high < ends[0] or low > ends[1]
+        facts.append(True if inside else False if outside else None)
+        found.append(f"{name}: {mean:.3f} [{low:.3f}, {high:.3f}].")
+    if missing:
+        found.append(f"Not measured: {listed(missing)}.")
+    return evidence.finding(facts, found, missing)
 
 
 @dataclass(frozen=True, kw_only=True)

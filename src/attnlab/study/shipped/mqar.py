@@ -90,7 +90,11 @@ study = Study(
             than=("delta_16",),
             source="Arora et al. 2024 (arXiv:2402.18668): recall grows with the state",
         ),
-        Better(variants=("attention",), than=("gla_64", "window_32")),
+        Better(
+            variants=("attention",),
+            than=("gla_64", "window_32"),
+            source="Arora et al. 2023 (arXiv:2312.04927): without attention, recall needs width",
+        ),
     ),
     variants={
         "attention": base,

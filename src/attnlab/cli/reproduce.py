@@ -1,0 +1,114 @@
+"""`attnlab reproduce`: a published result, run again, is inside or outside of its band."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attnlab.cli.app import (
+    DeviceOption,
+    JsonOption,
+    app,
+    command_line,
+    folder,
+    reports_user_errors,
+    whole,
+)
+from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim, write
+
+if TYPE_CHECKING:
+    from attnlab.runner.reproduce import Reproduction
+
+EXIT_CODES = {"inside": 0, "outside": 1, "undecided": 3}
+
+
+@app.command("reproduce")
+@reports_user_errors
+def reproduce_(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A reproduction, or the Python file of a study whose hypotheses cite sources.",
+            show_default="list them",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Train this number of seeds per variant.", parser=whole(), metavar="N"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Write the results to this folder.", show_default="results/NAME"
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Train this number of runs at the same time.",
+            parser=whole(1),
+            metavar="N",
+            show_default="one per GPU or CPU core",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a published result again; without NAME, list those that can be.
+
+    Runs that exist are kept. The exit code is 0 inside of every published band, 1 outside of one,
+    2 for an error, and 3 if intervals do not decide it or runs are missing. `attnlab run NAME
+    --plan` estimates the time.
+    """
+    import attnlab
+    from attnlab.checks.table import ResultsTable
+    from attnlab.cli.progress import StudyWatch
+    from attnlab.runner.reproduce import REPRODUCTIONS
+
+    if name is None:
+        if as_json:
+            write(json.dumps(REPRODUCTIONS, indent=2) + "\n")
+        for each, text in {} if as_json else REPRODUCTIONS.items():
+            verbatim(f"{each:15} {text}", console)
+        return
+    output = errors if as_json else console
+    try:
+        with ActivityStatus(output, lines=True) as shown:
+            found = attnlab.reproduce(
+                name,
+                seeds=seeds,
+                out=folder(out),
+                device=device,
+                workers=workers,
+                watch=StudyWatch(shown, output),
+                command=command_line(),
+            )
+    except attnlab.ViolatedPropertyError as violations:
+        output.print(ResultsTable(violations.checked))
+        error("properties are violated; nothing was trained")
+        raise typer.Exit(1) from None
+    if as_json:
+        write(json.dumps(_as_json(found), indent=2) + "\n")
+    else:
+        for claim in found.claims:
+            words = [f"{claim.ruling}: {claim.statement}", *claim.found, f"Source: {claim.source}"]
+            verbatim("\n    ".join(words), console)
+        verbatim(f"\n{found.name}: {_verdict(found)}", console)
+        verbatim(f"Report: {found.analysis.table.path / 'report.html'}", console)
+    raise typer.Exit(EXIT_CODES[found.outcome])
+
+
+def _verdict(found: "Reproduction") -> str:
+    supported = sum(claim.ruling == "supported" for claim in found.claims)
+    where = {"inside": "inside the published bands", "outside": "outside a published band"}
+    return (
+        f"{where.get(found.outcome, 'undecided')}; "
+        f"{supported} of {len(found.claims)} published claims are supported"
+    )
+
+
+def _as_json(found: "Reproduction") -> dict[str, Any]:
+    keys = ("statement", "ruling", "found", "source")
+    claims = [{key: getattr(claim, key) for key in keys} for claim in found.claims]
+    return {"name": found.name, "outcome": found.outcome, "claims": claims}
