@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.mla import MLA as MLA
     from attnlab.mechanisms.moba import MOBA as MOBA
     from attnlab.mechanisms.nsa import NSA as NSA
+    from attnlab.mechanisms.rwkv7 import RWKV7 as RWKV7
     from attnlab.mechanisms.sliding_window import SlidingWindow as SlidingWindow
     from attnlab.model.feedforward import Dense as Dense
     from attnlab.model.feedforward import MixtureOfExperts as MixtureOfExperts

@@ -92,6 +92,10 @@ CAUGHT_BY = {
     "PromptLeavesNothingCompressed": PROMPT,
     "CompressionThatCostsNothing": "FLOPs of a step are as stated",
     "WritesHalvedInSteps": STEPS,
+    "TokensShiftedBackwards": FUTURE,
+    "PromptForgetsTheTokenBefore": PROMPT,
+    "RemovesAfterTheDecayInSteps": STEPS,
+    "TokenBeforeThatCostsNothing": "bytes of the decode state are as stated",
     "GivesTheCacheBeforeTheToken": STEPS,
     "TakerKeepsACacheOfItsOwn": "bytes of the decode state are as stated",
     "TakerWritesIntoTheGiversCache": STEPS,
@@ -136,6 +140,7 @@ ALONE = {
 SHIPPED = (
     *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba"),
     *("nsa", "gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
+    "rwkv7",
 )
 
 
@@ -265,6 +270,8 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
         "moba": heads | theta | {"block_size": draw.randint(1, 20), "top_k": draw.randint(1, 5)},
         "gated_delta_net": memory | convolution | {"output_gate": draw.random() < 0.7},
         "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},
+        "rwkv7": {name: draw.randint(2, 20) for name in ("head_dim", "decay_rank", "gate_rank")}
+        | {"n_heads": n_heads},
         "gla": memory | {"gate_rank": draw.randint(2, 20)},
         "kda": memory | convolution,
         "mamba2": {

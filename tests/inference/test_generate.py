@@ -42,6 +42,7 @@ KINDS = {
     "gla": {"n_heads": 2, "head_dim": 8},
     "kda": {"n_heads": 2, "head_dim": 8},
     "mamba2": {"n_heads": 2, "head_dim": 8, "d_state": 8},
+    "rwkv7": {"n_heads": 2, "head_dim": 8},
     "identity": {},
 }
 ROWS, GIVEN, STEPS = 3, 5, 9

@@ -24,6 +24,7 @@ from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.mla import MLA, MultiHeadLatentAttention
 from attnlab.mechanisms.moba import MOBA, MixtureOfBlocks
 from attnlab.mechanisms.nsa import NSA, NativeSparseAttention, SparseState
+from attnlab.mechanisms.rwkv7 import RWKV7, TimeMixing
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
 from attnlab.modules.kv_cache import KVCache, attend_once
 from attnlab.modules.matrix_memory import MemoryHeadsConfig
@@ -35,7 +36,7 @@ class Planted:
     def build(self, d_model, dropout=0.0):
         if isinstance(self, Identity):
             return self.Module(d_model)
-        if isinstance(self, MemoryHeadsConfig):
+        if isinstance(self, MemoryHeadsConfig | RWKV7):
             return self.Module(self, d_model)
         return self.Module(self, d_model, dropout)
 
@@ -428,6 +429,35 @@ class WritesHalvedInSteps(Planted, GatedDeltaNet):
             without = copy.copy(self)
             without.config = replace(self.config, negative_eigenvalues=False)
             return GatedDeltaNetMixer.step(without, x_BD, state)
+
+
+class TokensShiftedBackwards(Planted, RWKV7):
+    class Module(TimeMixing):
+        def _inputs(self, x_D, previous_D):
+            ahead = nn.functional.pad(x_D, (0, 0, -1, 1)) if x_D.ndim == 3 else previous_D
+            return super()._inputs(x_D, ahead)
+
+
+class PromptForgetsTheTokenBefore(Planted, RWKV7):
+    class Module(TimeMixing):
+        def prefill(self, x_BTD, capacity):
+            y_BTD, state = super().prefill(x_BTD, capacity)
+            return y_BTD, state._replace(last_BD=torch.zeros_like(state.last_BD))
+
+
+class RemovesAfterTheDecayInSteps(Planted, RWKV7):
+    class Module(TimeMixing):
+        def _inputs(self, x_D, previous_D):
+            of = super()._inputs(x_D, previous_D)
+            return of if x_D.ndim == 3 else of._replace(u_HK=of.u_HK * of.g_HK.exp())
+
+
+class TokenBeforeThatCostsNothing(Planted, RWKV7):
+    Module = TimeMixing
+
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(cost, state_bytes=cost.state_bytes - itemsize * d_model)
 
 
 # What layers hand to later ones

@@ -158,7 +158,7 @@ def chunked(
         written_NZCK = k_NZCK * beta_NZC1
         A_NZCC, scores_NZCC = decayed_scores(total_NZCG, k_NZCK, written_NZCK, q_NZCK)
         wanted_NZCF = torch.cat([v_NZCV * beta_NZC1, written_NZCK * decay_NZCG], -1)
-        UW_NZCF: Any = _UnitLowerSolve.apply(A_NZCC, wanted_NZCF)
+        UW_NZCF: Any = UnitLowerSolve.apply(A_NZCC, wanted_NZCF)
 
         carried_NZKC = (k_NZCK * (last_NZ1G - total_NZCG).exp()).mT
         RU_NZKV, RW_NZKK = (carried_NZKC @ UW_NZCF).split([v.shape[-1], width], -1)
@@ -227,7 +227,7 @@ def step(
         return (q_BH1K * k.shape[-1] ** -0.5 @ memory_BHKV)[:, :, 0], memory_BHKV
 
 
-class _UnitLowerSolve(torch.autograd.Function):
+class UnitLowerSolve(torch.autograd.Function):
     """Solve (I + A) x = b, where only the part of A below the diagonal counts.
 
     Shapes: A (..., C, C), b and x (..., C, F). The inverse is built from the diagonal: for two
