@@ -54,6 +54,7 @@ class Class:
     doc: str
     bases: list[str]
     kind: str
+    rest: str = ""  # of a mechanism: equations, cost and source, as its file has them
     fields: list[Field] = field(default_factory=list[Field])
 
 
@@ -101,6 +102,8 @@ def all_fields(one: Class, known: dict[str, Class]) -> list[Field]:
 def _section(one: Class, known: dict[str, Class]) -> str:
     kind = f", kind `{one.kind}`" if _is_choice(one, known) else ""
     lines = [f"### {one.name}\n", f"`{one.module}`{kind}. {_prose(one.doc)}".rstrip() + "\n"]
+    if one.rest:
+        lines.append(one.rest + "\n")
     fields = all_fields(one, known)
     if fields:
         lines.append("| setting | type | default | meaning |\n|---|---|---|---|")
@@ -144,7 +147,8 @@ def _classes_of(path: Path) -> Iterator[Class]:
         if isinstance(node, ast.ClassDef):
             bases = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
             made = Class(node.name, module, ast.get_docstring(node) or "", bases, _kind_of(node))
-            made.doc = made.doc or _opening(tree, path, node.name)
+            if not made.doc:
+                made.doc, made.rest = _opening(tree, path, node.name)
             made.fields = list(_fields_of(node, comments, text))
             yield made
 
@@ -194,10 +198,15 @@ def _comments(text: str) -> dict[int, tuple[str, bool]]:
     }
 
 
-def _opening(tree: ast.Module, path: Path, name: str) -> str:
-    """Return the first paragraph of a file that one kind has to itself."""
-    own_file = path.stem == _snake_case(name)
-    return (ast.get_docstring(tree) or "").split("\n\n")[0] if own_file else ""
+def _opening(tree: ast.Module, path: Path, name: str) -> tuple[str, str]:
+    """Return the first paragraph of a file that one kind has to itself; of a mechanism, the rest.
+
+    The rest is Markdown: equations are indented, which makes them code.
+    """
+    if path.stem != _snake_case(name):
+        return "", ""
+    first, _, rest = (ast.get_docstring(tree) or "").partition("\n\n")
+    return first, rest if path.parent.name == "mechanisms" else ""
 
 
 def _group(one: Class) -> str:

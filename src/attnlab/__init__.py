@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.grouped_query import GroupedQuery as GroupedQuery
     from attnlab.mechanisms.identity import Identity as Identity
     from attnlab.mechanisms.kda import KDA as KDA
+    from attnlab.mechanisms.lightning_attention import LightningAttention as LightningAttention
     from attnlab.mechanisms.mamba2 import Mamba2 as Mamba2
     from attnlab.mechanisms.mla import MLA as MLA
     from attnlab.mechanisms.moba import MOBA as MOBA

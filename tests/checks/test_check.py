@@ -92,6 +92,8 @@ CAUGHT_BY = {
     "PromptLeavesNothingCompressed": PROMPT,
     "CompressionThatCostsNothing": "FLOPs of a step are as stated",
     "WritesHalvedInSteps": STEPS,
+    "NothingForgottenInSteps": STEPS,
+    "NormThatCostsNothing": "parameters are as stated",
     "TokensShiftedBackwards": FUTURE,
     "PromptForgetsTheTokenBefore": PROMPT,
     "RemovesAfterTheDecayInSteps": STEPS,
@@ -140,7 +142,7 @@ ALONE = {
 SHIPPED = (
     *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba"),
     *("nsa", "gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
-    "rwkv7",
+    *("rwkv7", "lightning_attention"),
 )
 
 
@@ -272,6 +274,7 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
         "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},
         "rwkv7": {name: draw.randint(2, 20) for name in ("head_dim", "decay_rank", "gate_rank")}
         | {"n_heads": n_heads},
+        "lightning_attention": memory | {"decay_factor": draw.choice([0.0, 0.5, 2.0])},
         "gla": memory | {"gate_rank": draw.randint(2, 20)},
         "kda": memory | convolution,
         "mamba2": {

@@ -204,6 +204,19 @@ def test_every_field_of_every_kind_has_a_row(generate):
         assert not issubclass(cls, Choice)
 
 
+def test_a_mechanism_has_its_equation_its_source_and_what_it_costs(generate):
+    import settings
+
+    page = settings.page()
+    kinds = [c for c in MechanismConfig.kinds.values() if c.__module__.startswith("attnlab.mech")]
+    assert len(kinds) > 10
+    for cls in kinds:
+        section = page.partition(f"### {cls.__name__}\n")[2].partition("\n### ")[0]
+        assert re.search(r"^    \w.* = ", section, re.MULTILINE), cls
+        assert re.search(r"\b20\d\d\b", section) or cls.name() == "identity", cls
+        assert re.search(r"\b(cost|costs|state|bound)\b", section), cls
+
+
 def test_a_row_has_type_default_and_comment(generate):
     import settings
 

@@ -43,6 +43,7 @@ KINDS = {
     "kda": {"n_heads": 2, "head_dim": 8},
     "mamba2": {"n_heads": 2, "head_dim": 8, "d_state": 8},
     "rwkv7": {"n_heads": 2, "head_dim": 8},
+    "lightning_attention": {"n_heads": 2, "head_dim": 8},
     "identity": {},
 }
 ROWS, GIVEN, STEPS = 3, 5, 9

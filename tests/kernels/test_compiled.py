@@ -36,7 +36,16 @@ from attnlab.training.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about its own code
 ATTENTION = "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba", "nsa"
-OWN_KERNELS = "delta_net", "gated_delta_net", "gla", "kda", "mamba2", "rwkv7", "identity"
+OWN_KERNELS = (
+    "delta_net",
+    "gated_delta_net",
+    "gla",
+    "kda",
+    "mamba2",
+    "rwkv7",
+    "lightning_attention",
+    "identity",
+)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Mamba-2 and Gated DeltaNet equal transformers', on its paths without fused kernels.
+"""Linear attention of three models equals transformers', on its paths without fused kernels.
 
 Mamba-2: dt = softplus(. + dt_bias) without limits, A = -exp(A_log), no scale of C, the skip by D,
 the norm over all channels after the gate, in both. The layout differs:
@@ -19,6 +19,10 @@ gate, in both. The layout differs:
 - Its `rms_norm_eps` is 1e-6 by default, attnlab's is 1e-5 as in flash-linear-attention's layer; the
   test sets it.
 - Qwen3-Next has several value heads per key head, attnlab one.
+
+Lightning attention (MiniMax-01's): silu after the projections, fixed decays, the norm over all
+channels before the gate, in both. `qkv_proj` holds, head by head, the rows of q, k and v. The
+reference's decays depend on the layer; its first layer of two has a factor of 1 + 1e-5.
 
 Kernels equal flash-linear-attention's naive definitions.
 
@@ -55,11 +59,13 @@ from support.agreement import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from attnlab.config import ConfigError
 from attnlab.kernels import gated_delta_rule as rule
 from attnlab.kernels import gated_linear_attention as linear
 from attnlab.kernels import sparse_attention
 from attnlab.kernels.lightning_indexer import Index
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.lightning_attention import LightningAttention
 from attnlab.mechanisms.mamba2 import Mamba2
 
 with pytest.MonkeyPatch.context() as patch:
@@ -68,6 +74,8 @@ with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, package, None)
     from transformers.models.mamba2 import modeling_mamba2 as modeling_of_mamba2
     from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+    from transformers.models.minimax import modeling_minimax
+    from transformers.models.minimax.configuration_minimax import MiniMaxConfig
     from transformers.models.qwen3_next import modeling_qwen3_next as modeling_of_delta_net
     from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 
@@ -185,6 +193,51 @@ def test_it_is_qwens(expand_v, batch, number, dtype):
 def test_it_is_qwens_with_every_kernel_and_convolution(conv_size, kernel):
     x_BTD = tokens(2, 70, WIDTH, torch.float64)
     assert_delta_net_same(x_BTD, n_heads=4, head_dim=6, conv_size=conv_size, kernel=kernel)
+
+
+def weights_of_minimax(weights: Weights, ours: LightningAttention) -> Weights:
+    qkv_HMD = weights["qkv_proj.weight"].unflatten(0, (ours.n_heads, 3, ours.head_dim))
+    q, k, v = (x_HKD.flatten(0, 1) for x_HKD in qkv_HMD.unbind(1))
+    projections = {"q": q, "k": k, "v": v, "g": weights["output_gate.weight"]}
+    projections["o"] = weights["out_proj.weight"]
+    return {
+        **{f"{name}_proj.weight": weight for name, weight in projections.items()},
+        "o_norm.weight": weights["norm.weight"],
+    }
+
+
+@pytest.mark.parametrize("kernel", ["recurrent", "chunked"])
+@pytest.mark.parametrize(("batch", "number"), [(1, 1), (2, 45), (1, 70)])
+def test_lightning_attention_is_minimaxs(batch, number, kernel):
+    ours = LightningAttention(n_heads=4, head_dim=6, kernel=kernel, decay_factor=1 + 1e-5)
+    config = MiniMaxConfig(
+        hidden_size=D,
+        num_attention_heads=ours.n_heads,
+        head_dim=ours.head_dim,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        block_size=16,
+    )
+    x_BTD = tokens(batch, number, D, torch.float64)
+    with computing_in(torch.float64, modeling_minimax):
+        theirs = modeling_minimax.MiniMaxLightningAttention(config, layer_idx=0).double()
+        randomize(theirs)
+        rates_H = torch.tensor([0.25, 0.0625, 0.015625, 0.00390625], dtype=torch.float64)
+        theirs.slope_rate = (ours.decay_factor * rates_H)[:, None, None]
+        decays = theirs.decay_factors(theirs.slope_rate)
+        theirs.query_decay, theirs.key_decay, theirs.diagonal_decay = decays
+        assert_agree(
+            ours.build(D),
+            theirs,
+            run=lambda x_BTD: theirs(x_BTD, position_embeddings=None, attention_mask=None)[0],
+            to_ours=lambda weights: weights_of_minimax(weights, ours),
+            x_BTD=x_BTD,
+        )
+
+
+def test_a_negative_decay_factor_is_named():
+    with pytest.raises(ConfigError, match="decay_factor: must not be negative, got -1"):
+        LightningAttention(decay_factor=-1.0)
 
 
 SIZES = [(1, 1, 1, 1, 1), (3, 7, 2, 4, 6), (2, 75, 3, 8, 5), (1, 130, 2, 16, 16)]  # B T H K V

@@ -21,6 +21,7 @@ from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAtt
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+from attnlab.mechanisms.lightning_attention import LightningAttention, LightningMixer
 from attnlab.mechanisms.mla import MLA, MultiHeadLatentAttention
 from attnlab.mechanisms.moba import MOBA, MixtureOfBlocks
 from attnlab.mechanisms.nsa import NSA, NativeSparseAttention, SparseState
@@ -429,6 +430,22 @@ class WritesHalvedInSteps(Planted, GatedDeltaNet):
             without = copy.copy(self)
             without.config = replace(self.config, negative_eigenvalues=False)
             return GatedDeltaNetMixer.step(without, x_BD, state)
+
+
+class NothingForgottenInSteps(Planted, LightningAttention):
+    class Module(LightningMixer):
+        def step(self, x_BD, state):
+            without = copy.copy(self)
+            without.config = replace(self.config, decay_factor=0.0)
+            return LightningMixer.step(without, x_BD, state)
+
+
+class NormThatCostsNothing(Planted, LightningAttention):
+    Module = LightningMixer
+
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(cost, params=cost.params - self.values)
 
 
 class TokensShiftedBackwards(Planted, RWKV7):

@@ -4,7 +4,7 @@
 
 | gate      | shape of g   | used by                | flash-linear-attention's |
 |-----------|--------------|------------------------|--------------------------|
-| `head`    | (B, T, H)    | Mamba-2                | `chunk_simple_gla`       |
+| `head`    | (B, T, H)    | Mamba-2, lightning     | `chunk_simple_gla`       |
 | `channel` | (B, T, H, K) | Gated Linear Attention | `chunk_gla`              |
 
 Queries are not scaled here. The forms are those of kernels/flash_linear_attention.py.

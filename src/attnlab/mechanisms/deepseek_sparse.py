@@ -13,6 +13,9 @@ and softmax(I) over the same positions. Its input and its target are detached, s
 reaches the other's parameters. For the first `dense_warmup_steps` training steps the heads attend
 to all positions, so that the indexer learns before it selects.
 
+A decoding step costs an index score per earlier token and the heads' attention to `top_k` of them;
+the decode state holds keys, values and index keys of all. Training computes all scores.
+
 DeepSeek-AI 2025 (DeepSeek-V3.2), here over grouped-query heads with rotary queries and keys.
 Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, K width of a query and
 a key head, V width of a value head, R width of a latent, M = H K, S slots or keys, J index heads,

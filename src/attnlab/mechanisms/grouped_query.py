@@ -7,6 +7,9 @@ Here c and c' are the token x_t. With `q_lora_rank` or `kv_lora_rank` they are n
 (low-rank attention). The norms of queries and keys are off by default, as are the settings of
 `modules/softmax_heads.py`, which has the projections and the decoding.
 
+A token costs as much as there are tokens before it, and the decode state holds the keys and values
+of all of them.
+
 Multi-head attention is the case `n_kv_heads == n_heads`, multi-query attention `n_kv_heads == 1`.
 
 Ainslie et al. 2023 (arXiv:2305.13245); Shazeer 2019 (arXiv:1911.02150); Vaswani et al. 2017

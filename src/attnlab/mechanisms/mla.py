@@ -5,7 +5,7 @@
     k_t^h = [W_uk^h c_t ; r_t]        v_t^h = W_uv^h c_t        q_t^h = [a_t^h ; rotate(b_t^h)]
     y_t   = W_o [ sum_{s <= t} softmax_s(q_t^h . k_s^h / sqrt(N + P)) v_s^h ]_heads
 
-Decoding stores c and r alone and never computes a key or value (the absorbed form): since
+The decode state holds c and r alone, and no step computes a key or value (the absorbed form): since
 a . W_uk c = (W_uk^T a) . c, the query is mapped into the latent space, attends there as if all
 heads shared the one key [c ; r] and the one value c, and the result is mapped back by W_uv.
 

@@ -30,7 +30,10 @@ from attnlab.reporting.tables.rows import plain
 
 BASELINE, FLOOR = "baseline", "floor"
 WITHOUT_ATTENTION = frozenset({"identity", "none"})
-RECURRENT = ("delta_net", "gated_delta_net", "gla", "kda", "mamba2", "rwkv7")
+RECURRENT = (
+    *("delta_net", "gated_delta_net", "gla", "kda", "lightning_attention"),
+    *("mamba2", "rwkv7"),
+)
 Families = Mapping[str, tuple[str, ...]]  # by variant, a name that only equal families share
 
 # Okabe and Ito 2008 and Tol 2021: hues that the colour-blind can distinguish
