@@ -61,15 +61,22 @@ def generalized_delta_rule(
     return run(q_BTHK, k_BTHK, v_BTHV, g_BTHK, b_BTHK, c_BTHK)
 
 
-def recurrent(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+def recurrent(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    g_BTHK: Tensor,
+    b_BTHK: Tensor,
+    c_BTHK: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Return `y_BTHV` and the last `memory_BHKV` by the definition, token by token."""
-    q_BTHK, k_BTHK, v_BTHV, *_ = tensors
-    with torch.autocast(q_BTHK.device.type, enabled=False):
-        wider = wide(*tensors)
-        memory_BHKV = begin(None, wider[1], v_BTHV)
+    with torch.autocast(v_BTHV.device.type, enabled=False):
+        q, k, v, g, b, c = wide(q_BTHK, k_BTHK, v_BTHV, g_BTHK, b_BTHK, c_BTHK)
+        memory_BHKV = begin(None, k, v)
         outputs: list[Tensor] = []
-        for t in range(k_BTHK.shape[1]):
-            y_BHV, memory_BHKV = step(*(x[:, t] for x in wider), memory_BHKV)
+        for t in range(k.shape[1]):
+            token = q[:, t], k[:, t], v[:, t], g[:, t], b[:, t], c[:, t]
+            y_BHV, memory_BHKV = step(*token, memory_BHKV)
             outputs.append(y_BHV)
         return torch.stack(outputs, 1), memory_BHKV
 

@@ -105,15 +105,15 @@ class TimeMixing(Mechanism[ShiftedState]):
         self.r_proj = nn.Linear(d_model, channels, bias=False)
         self.k_proj = nn.Linear(d_model, channels, bias=False)
         self.v_proj = nn.Linear(d_model, channels, bias=False)
-        self.w_proj = _narrow(d_model, config.decay_rank, channels, nn.Tanh())
-        self.a_proj = _narrow(d_model, config.learning_rate_rank, channels, nn.Identity())
-        self.g_proj = _narrow(d_model, config.gate_rank, channels, nn.Sigmoid(), bias=False)
         at_C = torch.linspace(0, 1, channels)
         in_head_K = torch.linspace(-1, 1, config.head_dim)
         zigzag_C = (in_head_K * in_head_K.abs()).repeat(config.n_heads)
-        with torch.no_grad():
-            self.w_proj[2].bias.copy_(6 * at_C - 5.5 + 2.5 * zigzag_C)
-            self.a_proj[2].bias.copy_(0.4 * at_C - 0.39 + 0.3 * zigzag_C)
+        decays_C = 6 * at_C - 5.5 + 2.5 * zigzag_C
+        rates_C = 0.4 * at_C - 0.39 + 0.3 * zigzag_C
+        ranks = config.decay_rank, config.learning_rate_rank, config.gate_rank
+        self.w_proj = _narrow(d_model, ranks[0], channels, nn.Tanh(), decays_C)
+        self.a_proj = _narrow(d_model, ranks[1], channels, nn.Identity(), rates_C)
+        self.g_proj = _narrow(d_model, ranks[2], channels, nn.Sigmoid())
         self.xi = nn.Parameter(0.76 - 0.1 * at_C)
         self.alpha = nn.Parameter(torch.full((channels,), 1.02))
         self.rho = nn.Parameter(torch.full((channels,), -0.04))
@@ -190,8 +190,12 @@ class _Inputs(NamedTuple):
 
 
 def _narrow(
-    d_model: int, rank: int, channels: int, between: nn.Module, *, bias: bool = True
+    d_model: int, rank: int, channels: int, between: nn.Module, bias_C: Tensor | None = None
 ) -> nn.Sequential:
-    """Return a projection through a narrow layer."""
-    first, second = nn.Linear(d_model, rank, bias=False), nn.Linear(rank, channels, bias=bias)
+    """Return a projection through a narrow layer, with a bias that begins at the given one."""
+    first = nn.Linear(d_model, rank, bias=False)
+    second = nn.Linear(rank, channels, bias=bias_C is not None)
+    if bias_C is not None:
+        with torch.no_grad():
+            second.bias.copy_(bias_C)
     return nn.Sequential(first, between, second)
