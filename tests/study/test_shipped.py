@@ -17,6 +17,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.runner import plan
+from attnlab.study.catalog import catalog
 from attnlab.study.load import load_study
 from attnlab.training.config import Recipe
 
@@ -308,6 +309,19 @@ def test_the_sweeps_are_at_the_size_and_on_the_data_of_study_1(name):
     assert set(named) <= set(study.variants)
 
 
+def test_the_zoo_has_every_kind_at_the_size_and_on_the_data_of_study_1():
+    study, first = load_study("zoo"), load_study("mechanisms")
+    kinds = {kind.name for kind in catalog().families["mechanisms"] if ":" not in kind.name}
+    assert set(study.variants) == kinds - NOT_IN_THE_ZOO
+    for name, config in study.variants.items():
+        assert {mechanism.kind() for mechanism in config.model.per_layer()} == {name}
+    mha = first.variants["mha"]
+    assert study.variants["grouped_query"] == mha
+    assert all((c.train, c.data) == (mha.train, mha.data) for c in study.variants.values())
+    assert (study.seeds, study.tuning, study.margin) == (5, first.tuning, first.margin)
+
+
+NOT_IN_THE_ZOO: set[str] = set()
 HANDING = ("value_residual", "shared_kv")
 
 
