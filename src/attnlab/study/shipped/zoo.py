@@ -1,11 +1,12 @@
 """Which kind of mechanism? All kinds that attnlab ships, in study 1's model on WikiText-2, tuned.
 
-One variant per kind, called after it, with four heads of width 32 (`mamba2`: eight) and the settings
-of study 1 where that has the kind; chosen tokens, blocks or a window reach 256 of the 1,024. Sizes
-are from 4.7 to 5.4 million parameters, of which `nsa` has the most; nothing is changed to make up
-for it. Recurrent kinds have a decode state of 18 to 66 KiB per layer, full attention one of 512.
+One variant per kind, called after it, with four heads of width 32 (`mamba2`: eight) and the
+settings of study 1 where that has the kind; chosen tokens, blocks or a window reach 256 of the
+1,024. Sizes are from 4.7 to 5.4 million parameters, of which `nsa` has the most; nothing is changed
+to make up for it. Recurrent kinds have a decode state of 16 to 66 KiB per layer, full attention one
+of 512.
 
-156 runs or more, 13 per variant: about 20 minutes of one H100 at study 1's 6.7 seconds per run.
+182 runs or more, 13 per variant: about 20 minutes of one H100 at study 1's 6.7 seconds per run.
 """
 
 from attnlab.analysis.hypotheses.pairs import Better
@@ -15,10 +16,12 @@ from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.gla import GLA
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.kda import KDA
+from attnlab.mechanisms.lightning_attention import LightningAttention
 from attnlab.mechanisms.mamba2 import Mamba2
 from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.moba import MOBA
 from attnlab.mechanisms.nsa import NSA
+from attnlab.mechanisms.rwkv7 import RWKV7
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.study.shipped.mechanisms import base, tuning
 from attnlab.study.study import Study
@@ -34,6 +37,8 @@ OTHERS = {
     "kda": KDA(n_heads=4, head_dim=32),
     "gla": GLA(n_heads=4, head_dim=32),
     "mamba2": Mamba2(n_heads=8, head_dim=32, d_state=64),
+    "rwkv7": RWKV7(n_heads=4, head_dim=32),
+    "lightning_attention": LightningAttention(n_heads=4, head_dim=32),
     "identity": Identity(),
 }
 
