@@ -26,7 +26,7 @@ Shapes: B batch, T tokens, D model width, H heads, K head width, C = H K channel
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,11 @@ _SHIFTED = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}  # power
 
 @dataclass(frozen=True, kw_only=True)
 class RWKV7(MechanismConfig):
+    grows_with_width: ClassVar[tuple[str, ...]] = (
+        *MechanismConfig.grows_with_width,
+        *("decay_rank", "learning_rate_rank", "gate_rank"),
+    )
+
     n_heads: int = 4  # number of heads, each with a memory of its own
     head_dim: int = 32  # width of a head; n_heads * head_dim may differ from d_model
     decay_rank: int = 32  # inner width of the decay's projection
