@@ -50,7 +50,7 @@ class _Commands(typer.core.TyperGroup):
             "probe",
             "reproduce",
         ),
-        *("generate", "export", "pack", "unpack"),
+        *("generate", "eval", "export", "pack", "unpack"),
     )
 
     def list_commands(self, ctx: Any) -> list[str]:
