@@ -49,7 +49,7 @@ from attnlab.training.sharded_checkpoint import is_sharded, write_shards
 from attnlab.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-STEPS, BATCH, LENGTH, VOCAB = 12, 4, 16, 33  # an odd number has shards of unequal size
+STEPS, BATCH, LENGTH, VOCAB = 6, 4, 16, 33  # an odd number has shards of unequal size
 EXPERTS = MixtureOfExperts(n_experts=4, d_ff=16, balance_loss=0.1, bias_rate=0.01)
 ODD = replace(EXPERTS, n_experts=3)  # shards of two and one
 MHA = tiny_study.base.model.mechanisms
@@ -107,7 +107,7 @@ def trained(
 
 
 BASE = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
-SETTINGS = {"steps": 30, "checkpoint_every": 5}
+SETTINGS = {"steps": 20, "checkpoint_every": 5}
 LONGER = replace(tiny_study.base, train=replace(tiny_study.base.train, **SETTINGS))
 RUNS = {  # by name: the run, and up to which step how many processes train
     "whole": (BASE, [(2, None)]),
