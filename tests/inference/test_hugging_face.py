@@ -5,6 +5,7 @@ import os
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tokenizers
@@ -25,6 +26,7 @@ from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.model import llama_checkpoint
 from attnlab.model.feedforward import SwiGLU
 from attnlab.model.llama_checkpoint import difference_from_llama
 from attnlab.modules.rope_scaling import Dynamic, Llama3, Yarn
@@ -249,7 +251,11 @@ def test_a_checkpoint_is_read_with_equal_logits_checked_and_measured(name, setti
         parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(tmp_path / "small", max_shard_size="20KB")
     assert (tmp_path / "small/model.safetensors.index.json").is_file()
-    ours = attnlab.load_run(tmp_path / "small")
+    with mock.patch.object(
+        llama_checkpoint, "read_foreign_object", wraps=llama_checkpoint.read_foreign_object
+    ) as read:
+        ours = attnlab.load_run(tmp_path / "small")
+    assert [call.args[0].name for call in read.call_args_list] == ["config.json"]
     ids = torch.randint(90, (2, 40), generator=torch.Generator().manual_seed(0))
     expected = model(ids).logits
     torch.testing.assert_close(ours.model.logits(ids), expected, atol=2e-5, rtol=2e-5)

@@ -226,10 +226,10 @@ def _mechanisms(table: Table) -> dict[str, str]:
 
 
 def _names_of(groups: Sequence[Sequence[str]], table: Table) -> list[str]:
-    """Return a name for the text of each group: its files, else its source, and its tokenizer.
-
-    Tasks that share their source and tokenizer have the settings in which they differ.
-    """
+    """Return a name per text: the common part of its variants' names, else its files or source."""
+    given = [_common(group) for group in groups]
+    if all(given) and len(set(given)) == len(given):
+        return given
     data = {v.name: v.config.get("data", {}) for v in table.variants if v.config}
     each = [next((data[name] for name in group if name in data), {}) for group in groups]
     names = list(map(_text, each))
@@ -272,12 +272,26 @@ def without_common(names: Sequence[str]) -> list[str]:
 
     >>> without_common(["mha_code", "sliding_256_code"]), without_common(["mha", "mla"])
     (['mha', 'sliding_256'], ['mha', 'mla'])
+    >>> _common(["mha_code", "sliding_256_code"]), _common(["mha", "mla"])
+    ('code', '')
     """
+    begins, ends = _common_parts(names)
+    parts = [name.split("_") for name in names]
+    return ["_".join(of[begins : len(of) - ends]) for of in parts]
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return the parts with which all names end, or begin; empty if there are none."""
+    begins, ends = _common_parts(names)
+    return "_".join(names[0].split("_")[-ends:] if ends else names[0].split("_")[:begins])
+
+
+def _common_parts(names: Sequence[str]) -> tuple[int, int]:
+    """Return with how many parts all names begin, and end; one of the two is 0."""
     parts = [name.split("_") for name in names]
     fewest = min(map(len, parts)) - 1 if len(parts) > 1 else 0
     ends = _alike([of[::-1] for of in parts], fewest)
-    begins = 0 if ends else _alike(parts, fewest)
-    return ["_".join(of[begins : len(of) - ends]) for of in parts]
+    return 0 if ends else _alike(parts, fewest), ends
 
 
 def _alike(parts: Sequence[Sequence[str]], at_most: int) -> int:

@@ -9,6 +9,7 @@ from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
     JsonOption,
+    StepsOption,
     app,
     command_line,
     folder,
@@ -49,10 +50,7 @@ def probe_(  # noqa: PLR0913  one parameter per option
     seeds: Annotated[
         int, typer.Option(help="Seeds per mechanism and task.", parser=whole(1), metavar="N")
     ] = 3,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Train for this number of steps.", parser=whole(1), metavar="N"),
-    ] = None,
+    steps: StepsOption = None,
     d_model: Annotated[
         int | None,
         typer.Option(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from attnlab.config import (
     ConfigError,
@@ -25,6 +25,7 @@ from attnlab.config import (
 from attnlab.data import Places
 from attnlab.record import replace_file, runs_in
 from attnlab.record.atomic_files import DamagedError, open_regular, replace_folder, sha256
+from attnlab.record.json_text import read_foreign_object
 from attnlab.record.verified_folder import STATE, read_verified
 from attnlab.training.run import RunConfig
 
@@ -53,8 +54,10 @@ def read_recorded(folder: Path, *, trust: bool = False) -> Recorded:
     """
     _require_run(folder)
     state = _exported_state(folder) if (folder / STATE).exists() else None
-    record = _json(folder / "config.json")
-    environment = {} if state is not None else _json(folder / "environment.json")
+    record = read_foreign_object(folder / "config.json", MOST_BYTES)
+    environment = (
+        {} if state is not None else read_foreign_object(folder / "environment.json", MOST_BYTES)
+    )
     own_code = (environment if state is None else state).get("own_code") or {}
     sources = carried_in(folder)
     lost = sorted(set(sources) ^ set(own_code.get("originals") or sources))
@@ -171,7 +174,7 @@ def _exported_state(folder: Path) -> Json:
 
 def tokenizer_bytes(folder: Path) -> bytes:
     """Return tokenizer.json of a run's folder. Raises ValueError if it is not as it was written."""
-    expected = _json(folder / "environment.json").get("tokenizer_sha256")
+    expected = read_foreign_object(folder / "environment.json", MOST_BYTES).get("tokenizer_sha256")
     path = folder / "tokenizer.json"
     content = _bytes(path)
     if expected is not None and sha256(path) != expected:
@@ -193,18 +196,6 @@ def _sources(folder: Path) -> Iterator[tuple[str, bytes]]:
             raise ValueError(f"{path} is no file, as sources are")
         if path.is_file():
             yield path.relative_to(folder).as_posix(), _bytes(path)
-
-
-def _json(path: Path) -> Json:
-    try:
-        value = json.loads(_bytes(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DamagedError):
-            raise
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return cast("Json", value)
 
 
 def _bytes(path: Path) -> bytes:

@@ -16,7 +16,8 @@ from attnlab.data.codec import Codec
 from attnlab.device.machine import choose_device
 from attnlab.inference.recorded import Recorded, read_recorded, tokenizer_bytes
 from attnlab.model.language_model import LanguageModel
-from attnlab.model.llama_checkpoint import is_checkpoint, read_settings, read_weights
+from attnlab.model.llama_checkpoint import Checkpoint as LlamaCheckpoint
+from attnlab.model.llama_checkpoint import find_checkpoint, read_weights
 from attnlab.record.atomic_files import DamagedError
 from attnlab.record.verified_folder import STATE
 from attnlab.training.checkpoint import Checkpoint, load_newest, load_weights
@@ -66,8 +67,8 @@ def load_run(
     """
     folder = Path(folder)
     place = choose_device(device) if isinstance(device, str) else device
-    if is_checkpoint(folder):
-        return _of_checkpoint(folder, place)
+    if (settings := find_checkpoint(folder)) is not None:
+        return _of_checkpoint(folder, settings, place)
     recorded = read_recorded(folder, trust=trust)
     found = weights_of(folder, recorded, which)
     tokenizer = recorded.config.data.tokenizer
@@ -81,8 +82,8 @@ def load_run(
     return Trained(recorded.config, model, codec, found.step, found.note)
 
 
-def _of_checkpoint(folder: Path, device: torch.device) -> Trained:
-    config, settings = RunConfig.of_checkpoint(folder), read_settings(folder)
+def _of_checkpoint(folder: Path, settings: LlamaCheckpoint, device: torch.device) -> Trained:
+    config = RunConfig.of_checkpoint(folder, settings)
     tokenizer = config.data.tokenizer
     with torch.device("meta"):
         model = LanguageModel(config.model, tokenizer.vocab_size)

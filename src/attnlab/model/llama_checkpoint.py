@@ -21,7 +21,8 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import SwiGLU
 from attnlab.model.language_model import LanguageModel, ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, RopeScaling
-from attnlab.record.atomic_files import DamagedError, open_regular
+from attnlab.record.atomic_files import open_regular
+from attnlab.record.json_text import read_foreign_object
 
 Json = dict[str, Any]
 
@@ -135,23 +136,20 @@ def llama_name(name: str) -> str:
     return name if name.startswith("model.") else f"model.{name}"
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Return True for a folder with a config.json in the form of Hugging Face."""
-    try:
-        return "model_type" in _json(folder / "config.json")
-    except ValueError:
-        return False
-
-
-def read_settings(folder: Path) -> Checkpoint:
-    """Return the settings in the config.json of a folder.
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the settings in the config.json of a folder, if it is in the form of Hugging Face.
 
     Raises:
-        ValueError: the file is missing or damaged, the model is none of those that are read, or it
-            has a setting that attnlab lacks.
+        ValueError: the model is none of those that are read, or it has a setting that attnlab
+            lacks.
     """
     path = folder / "config.json"
-    given = _json(path)
+    try:
+        given = read_foreign_object(path)
+    except ValueError:
+        return None
+    if "model_type" not in given:
+        return None
     kind = given.get("model_type")
     if kind not in READABLE:
         raise ValueError(f"{path}: model_type is {kind}, and {', '.join(READABLE)} are read")
@@ -258,25 +256,10 @@ def _weight_files(folder: Path) -> Iterator[Path]:
     if not index.is_file():
         yield folder / "model.safetensors"
         return
-    placed = _json(index).get("weight_map")
+    placed = read_foreign_object(index).get("weight_map")
     if not isinstance(placed, dict):
         raise ValueError(f"{index} has no weight_map: it is cut or was edited")
     for name in sorted({str(name) for name in cast("Json", placed).values()}):
         if Path(name).name != name:
             raise ValueError(f"{index} names {name}, which is no file of its folder")
         yield folder / name
-
-
-def _json(path: Path) -> Json:
-    try:
-        with open_regular(path) as file:
-            value = json.loads(file.read())
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    except DamagedError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
-    return cast("Json", value)

@@ -25,7 +25,7 @@ from typing import (
 
 import numpy as np
 
-from attnlab.record.atomic_files import DamagedError, replace_file
+from attnlab.record.atomic_files import DamagedError, open_regular, replace_file
 
 Json = dict[str, Any]
 MOST_DIGITS = 19  # of a whole number: it fits 64 bits
@@ -87,6 +87,27 @@ def parse(content: bytes, path: Path, form: Any = Json, line: int | None = None)
         if problem is None:
             return cast("Json", value)
     raise DamagedError(f"{where} ({problem})")
+
+
+def read_foreign_object(path: Path, most_bytes: int = -1) -> Json:
+    """Return the object in a JSON file that another program may have written or changed.
+
+    Raises ValueError if the file is missing, cannot be read, or holds no object.
+    """
+    try:
+        with open_regular(path) as file:
+            value = json.loads(file.read(most_bytes))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    except DamagedError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return cast("Json", value)
 
 
 def mismatch(form: Any, value: Any, at: str = "") -> str | None:

@@ -25,13 +25,7 @@ from attnlab.record import (
 from attnlab.study.study import Study
 from attnlab.training.carried import carried
 from attnlab.training.config import Recipe
-from attnlab.training.recipe import (
-    Challenge,
-    TuningResult,
-    start_of,
-    to_challenge,
-    tuning_losses,
-)
+from attnlab.training.recipe import Challenge, TuningResult, start_of, to_challenge, tuning_losses
 from attnlab.training.run import Run
 from attnlab.training.search import Search, decide
 

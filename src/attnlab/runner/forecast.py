@@ -112,6 +112,11 @@ class Forecast:
         lower = WORKER_START + least + first_runs / self.workers
         return lower, expected + (lower - least), WORKER_START + most + first_runs
 
+    def notes(self, gpus_per_run: int, capacity_bytes: int | None) -> tuple[str, ...]:
+        """Return what is to be said of memory and times; see `memory_note` and `time_note`."""
+        said = self.memory_note(gpus_per_run, capacity_bytes), self.time_note(gpus_per_run)
+        return tuple(note for note in said if note is not None)
+
     def memory_note(self, gpus_per_run: int, capacity_bytes: int | None) -> str | None:
         """Return the estimated memory per GPU of the largest variant, and the fewest that fit.
 

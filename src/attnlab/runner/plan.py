@@ -58,9 +58,7 @@ class Plan:
     challenge_runs: RunCount
     workers: int
     devices: tuple[str, ...]
-    seconds: (
-        tuple[float, float, float] | None
-    )  # lower bound, expected, upper bound; None: not timed
+    seconds: tuple[float, float, float] | None  # least, expected, most; None: not timed
     checkpoint_bytes: int
     record_bytes: int
     power: Power
@@ -259,13 +257,7 @@ def plan(  # noqa: PLR0913  one parameter per option
             *offered.notes,
             *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
             *tried.notes(trial_seconds),
-            *filter(
-                None,
-                (
-                    forecast.memory_note(gpus_per_run, gpu_bytes(offered.devices)),
-                    forecast.time_note(gpus_per_run),
-                ),
-            ),
+            *forecast.notes(gpus_per_run, gpu_bytes(offered.devices)),
         ),
     )
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
 from attnlab.config import is_own, settings, suggestion
 from attnlab.mechanism import MechanismConfig
-from attnlab.model.llama_checkpoint import is_checkpoint
+from attnlab.model.llama_checkpoint import Checkpoint, find_checkpoint
 from attnlab.study.load import load_study, shipped_names
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
@@ -134,8 +134,8 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
         yield load_study(name).override([*changes, *own])
     elif name in MechanismConfig.kinds or ":" in name:
         yield NamedKind(word, MechanismConfig.of_kind(name), [*changes, *own])
-    elif is_checkpoint(Path(name)):
-        yield _of_checkpoint(Path(name)).override([*changes, *own])
+    elif settings := find_checkpoint(Path(name)):
+        yield _of_checkpoint(Path(name), settings).override([*changes, *own])
     else:
         known = ["all", *MechanismConfig.kinds, *shipped_names()]
         raise ValueError(
@@ -145,7 +145,8 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
         )
 
 
-def _of_checkpoint(folder: Path) -> Study:
+def _of_checkpoint(folder: Path, settings: Checkpoint) -> Study:
     name = folder.resolve().name
     question = f"What does {name} compute, and what does it cost?"
-    return Study(question=question, name=name, variants={name: RunConfig.of_checkpoint(folder)})
+    config = RunConfig.of_checkpoint(folder, settings)
+    return Study(question=question, name=name, variants={name: config})

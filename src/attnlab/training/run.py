@@ -29,7 +29,7 @@ from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.model.feedforward import FeedForward
 from attnlab.model.language_model import ModelConfig
 from attnlab.model.layer_pattern import ByLayer
-from attnlab.model.llama_checkpoint import read_settings
+from attnlab.model.llama_checkpoint import Checkpoint
 from attnlab.model.scale import scaled
 from attnlab.record import TUNING_SEED, RunFolder
 from attnlab.training.config import Continuation, EvalConfig, TrainConfig
@@ -50,12 +50,11 @@ class RunConfig(Config):
             yield Problem("seed", f"must not be negative, got {self.seed}")
 
     @classmethod
-    def of_checkpoint(cls, folder: Path) -> "RunConfig":
+    def of_checkpoint(cls, folder: Path, settings: Checkpoint) -> "RunConfig":
         """Return the run that a checkpoint of Llama or Qwen stands for: its model, unknown data.
 
-        Raises ValueError if attnlab's model has no equal of a setting, or config.json is damaged.
+        `settings` are those in its config.json, as `find_checkpoint` reads them.
         """
-        settings = read_settings(folder)
         tokenizer: Tokenizer = Ids(vocab_size=settings.vocab_size)
         if (folder / "tokenizer.json").is_file():
             tokenizer = HuggingFace(path=str(folder), vocab_size=settings.vocab_size)
