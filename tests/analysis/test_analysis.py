@@ -20,9 +20,10 @@ from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, Rung, StudyRecord
 from attnlab.reporting import files
-from attnlab.reporting.figures.cost import scaling_differences, scaling_laws
+from attnlab.reporting.figures.comparison import panel_pdfs
+from attnlab.reporting.figures.scaling import scaling_differences, scaling_laws
 from attnlab.reporting.figures.styles import matplotlib_style, styles_in
-from attnlab.reporting.pages import markdown
+from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table, results
 from attnlab.reporting.tables.latex import latex
 
@@ -559,9 +560,15 @@ def test_one_seed_of_a_ladder_has_no_intervals_and_says_so(part):
 
 def test_every_file_of_a_ladder_has_all_sizes_and_lengths_and_compares_within_each(part):
     found = part()
-    assert found.headline[0].startswith("At 2x64, long: delta_64_long")
+    said = "delta scales better than mha, by effective speedup in training FLOPs: delta 1."
+    assert found.headline[0].startswith(said)
+    assert found.headline[1].startswith("At 2x64, long: delta_64_long")
     assert "Against mha, of 6 sizes and lengths: delta better in 6." in found.headline[1]
-    assert "Effective speedup in training FLOPs: delta " in found.headline[1]
+    panels = ("scaling", "scaling_differences", "speedup")
+    assert tuple(panel_pdfs(found))[:3] == panels  # before those of the largest size
+    shown = page(found)
+    assert shown.index("Effective speedup in training FLOPs") < shown.index('id="answer"')
+    assert not set(panels) & set(panel_pdfs(part("mha_16_short", "delta_16_short")))
     written = results(found)
     assert set(written) == set(part.names("mha", "delta"))
     for name, of in written.items():

@@ -18,6 +18,7 @@ from attnlab.mechanisms.identity import TokenwiseLinear
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import RunFolder, StudyRecord, pack
+from attnlab.reporting.figures.comparison import panel_pdfs
 from attnlab.reporting.figures.page_charts import Charts
 from attnlab.reporting.pages import along_lengths, markdown, page
 from attnlab.reporting.tables.data_files import csv_table
@@ -295,6 +296,10 @@ def test_the_training_lengths_of_a_study_stand_side_by_side(three_lengths):
             (4096, 0.02),
             (8192, 0.06),
         ]
+    panels = ["lengths_all", "lengths_recall", "lengths_other", "loss"]
+    assert [*panel_pdfs(found)][:4] == panels
+    shown = page(found)
+    assert shown.index("Difference to the baseline by training") < shown.index('id="answer"')
     assert [chart.title.split(",")[0] for chart in along_lengths(found, Charts(found))] == [
         f"Difference to mha on {part} tokens" for part in ("all", "recall", "other")
     ]

@@ -20,7 +20,7 @@ from attnlab.analysis.families import (
     sizes_of,
     spreads_of,
 )
-from attnlab.analysis.headline import headline, on_each_text, scales
+from attnlab.analysis.headline import headline, on_each_text, scales, scaling_answer
 from attnlab.analysis.hypotheses import Judgement, judge_all
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
@@ -117,7 +117,9 @@ def analysis_of(table: Table) -> Analysis:
     named = {f"{it.size}, {it.budget}": cells[it] for it in others}
     said = found.headline
     if scaling is not None:
-        said = (f"{found.scope.strip().capitalize()}: {said[0]}", f"{said[1]} {scales(scaling)}")
+        there = f"{found.scope.strip().capitalize()}: {said[0]}"
+        answer, standings = scaling_answer(scaling), f"{said[1]} {scales(scaling)}".strip()
+        said = (answer, f"{there} {standings}") if answer else (there, standings)
     return replace(found, scaling=scaling, cells=named, training_lengths=lengths, headline=said)
 
 

@@ -84,7 +84,7 @@ def _same_order(agreed: Sequence[Agreement]) -> str:
 
 
 def scales(found: Scaling) -> str:
-    """Return sentences on the sizes and lengths of a ladder, and on speedups in training FLOPs."""
+    """Return a sentence on the sizes and lengths of a ladder."""
     said, others = list[str](), [f for f in found.families if f != found.baseline]
     rungs = next(iter(found.cells.values())).table.study.rungs
     for family in others:
@@ -101,17 +101,29 @@ def scales(found: Scaling) -> str:
             said.append(f"{family} {', '.join(parts)}")
     if not said:
         return ""
-    sentences = [f"Against {found.baseline}, of {len(found.cells)} sizes and lengths: "]
-    sentences[0] += f"{'; '.join(said)}."
+    return f"Against {found.baseline}, of {len(found.cells)} sizes and lengths: {'; '.join(said)}."
+
+
+def scaling_answer(found: Scaling) -> str:
+    """Return which families scale better than the baseline in training FLOPs.
+
+    Empty without intervals of effective speedups.
+    """
     gains = found.along["flops"].speedups if "flops" in found.along else {}
-    shown = [
-        f"{family} {gain.ratio:.2f}x [{gain.interval[0]:.2f}, {gain.interval[1]:.2f}]"
-        for family, gain in gains.items()
-        if gain.ratio is not None and gain.interval is not None
-    ]
-    if shown:
-        sentences.append(f"Effective speedup in training FLOPs: {', '.join(shown)}.")
-    return " ".join(sentences)
+    shown, better = list[str](), list[str]()
+    for family, gain in gains.items():
+        if gain.ratio is not None and gain.interval is not None:
+            low, high = gain.interval
+            shown.append(f"{family} {gain.ratio:.2f}x [{low:.2f}, {high:.2f}]")
+            better += [family] if low > 1 else []
+    if not shown:
+        return ""
+    lead = listed(better) or "No family is shown to"
+    verb = "scales" if len(better) == 1 else "scale"
+    return (
+        f"{lead} {verb} better than {found.baseline}, by effective speedup in training FLOPs: "
+        f"{', '.join(shown)}."
+    )
 
 
 def winner(verdict: Verdict) -> tuple[str, ...]:

@@ -62,6 +62,16 @@ class TrainingLengths:
         of_line = {name: tuple(points) for name, points in lines.items()}
         return SweptSetting(path=path, values=tuple(values), lines=of_line)
 
+    def along_part(self, part: str) -> SweptSetting:
+        """Return the differences of the loss on "all" tokens, on "recall" or on "other" tokens."""
+
+        def pair(of: OfLength, name: str) -> Comparison | None:
+            if part == "all":
+                return of.verdict.to_baseline.get(name)
+            return getattr(of.parts.get(name), part, None)
+
+        return self.along(pair)
+
 
 def training_lengths(
     verdict: Verdict, parts: Mapping[str, AgainstBaseline]

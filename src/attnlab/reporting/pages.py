@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.sweeps import SweptSetting
-from attnlab.analysis.training_lengths import OfLength
 from attnlab.reporting.context import SECTIONS, ReportContext
 from attnlab.reporting.profile import CAPTION, against_state, profile, styles_on, tasks_of
 from attnlab.reporting.tables import columns
@@ -60,6 +59,7 @@ def page(analysis: Analysis) -> str:
             texts=[replace(of, ranking=columns.for_page(of.ranking)) for of in context.texts],
         ),
         **drawn,
+        first=_first(analysis, charts),
         laws=_laws(analysis, charts),
         along_lengths=along_lengths(analysis, charts),
         profiles=_profiles(analysis, charts),
@@ -81,9 +81,32 @@ def forests(analysis: Analysis) -> list["Chart"]:
     return [replace(it, forms={"": it.forms["narrow"]}) for it in drawn if it is not None]
 
 
+def _first(analysis: Analysis, charts: "Charts") -> list["Chart"]:
+    """Return the charts that answer a ladder or a study of training lengths, at most two."""
+    from attnlab.reporting.figures.scaling import first_panels, main_quantity
+
+    panels, found = first_panels(analysis, charts.styles), analysis.scaling
+    title = QUANTITIES[quantity][0] if found and (quantity := main_quantity(found)) else ""
+    titles = {
+        "scaling": f"Loss against {title} (nats/token)",
+        "speedup": f"Effective speedup in {title}",
+        "lengths_all": "Difference to the baseline by training length (nats/token)",
+        "lengths_recall": "The same on recall tokens (nats/token)",
+    }
+
+    def chart(name: str) -> "Chart":
+        def draw(axes: "Axes") -> None:
+            panels[name].draw(axes)
+            axes.set(title="", ylabel="")
+
+        return charts.svg_charts.chart(draw, titles[name], panels[name].caption)
+
+    return [chart(name) for name in titles if name in panels]
+
+
 def _laws(analysis: Analysis, charts: "Charts") -> list["Chart"]:
     """Return the charts of a ladder, two per quantity; empty for a study that is none."""
-    from attnlab.reporting.figures.cost import scaling_differences, scaling_laws
+    from attnlab.reporting.figures.scaling import scaling_differences, scaling_laws
 
     found, drawn = analysis.scaling, list["Chart"]()
     for quantity, (title, where) in QUANTITIES.items():
@@ -122,13 +145,7 @@ def along_lengths(analysis: Analysis, charts: "Charts") -> list["Chart"]:
     found, drawn = analysis.training_lengths, list["Chart"]()
     for part in ("all", "recall", "other") if found else ():
         assert found is not None
-
-        def pair(of: OfLength, name: str, part: str = part) -> Comparison | None:
-            if part == "all":
-                return of.verdict.to_baseline.get(name)
-            return getattr(of.parts.get(name), part, None)
-
-        setting = found.along(pair)
+        setting = found.along_part(part)
         if not setting.lines:
             continue
 

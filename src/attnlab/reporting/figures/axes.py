@@ -6,7 +6,7 @@ best are, the gap must be twice as wide as the rest. At least three values, and 
 What lies beyond is drawn at the edge, with its value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -65,6 +65,14 @@ def _without_far_above(extents: Sequence[Extent], least: float) -> list[Extent]:
         if squeezed and rising[kept].low - top >= least * (top - start):
             return rising[:kept]
     return rising
+
+
+class Panel(NamedTuple):
+    """A panel of the picture, which is a PDF of its own, too."""
+
+    draw: Callable[[Axes], None]
+    caption: str
+    by_row: bool = False  # a row per variant
 
 
 def name_rows(axes: Axes, rows: Sequence[Row], styles: Styles, longest: int = 28) -> None:

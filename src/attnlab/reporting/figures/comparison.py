@@ -1,24 +1,25 @@
 """comparison.png and .svg: differences, losses, times, learning curves; and each as a PDF.
 
-Where they were recorded, parts of the loss follow: on recall tokens, on the others, by position.
-Rows are in order of mean loss. A variant far from the others is not drawn to scale: an arrow at the
-edge gives its value, so that the differences among the rest stay visible. The picture has its
-caption in it, and so has each PDF, one column of a paper wide.
+A ladder, and a study of lengths, begin with what they answer (`figures.scaling`). Parts of the loss
+follow where they were recorded. Rows are in order of mean loss. A variant far from the others is
+not drawn to scale: an arrow at the edge gives its value. The picture has its caption in it, and so
+has each PDF, one column of a paper wide.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from textwrap import wrap
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Variant
-from attnlab.reporting.figures.axes import name_rows, shortened
+from attnlab.reporting.figures.axes import Panel, name_rows, shortened
 from attnlab.reporting.figures.by_row import dots, forest, most, times
 from attnlab.reporting.figures.curves import curves, minus_reference
 from attnlab.reporting.figures.loss_against import MOST_BARS, positions_minus
+from attnlab.reporting.figures.scaling import first_panels
 from attnlab.reporting.figures.styles import (
     GREY,
     Styles,
@@ -80,12 +81,6 @@ def panel_pdfs(analysis: Analysis) -> Mapping[str, bytes]:
     return found
 
 
-class _Panel(NamedTuple):
-    draw: Callable[[Axes], None]
-    caption: str
-    by_row: bool = False  # a row per variant
-
-
 class _Panels:
     """Draws each panel of an analysis into given axes."""
 
@@ -98,10 +93,11 @@ class _Panels:
         best = next(iter(compared.values()), None)
         self.reference: Variant | None = compared.get(analysis.table.study.baseline or "", best)
 
-    def every(self) -> dict[str, _Panel]:
+    def every(self) -> dict[str, Panel]:
         """Return the panels that have something to show, by name."""
+        first = first_panels(self.analysis, self.styles)
         if not self.shown:
-            return {}
+            return first
         analysis, reference = self.analysis, self.reference
         more = _more(analysis)
         spread = (
@@ -110,35 +106,36 @@ class _Panels:
             else ""
         )
         found = {
-            "loss": _Panel(self.losses, f"Lower is better. {spread}{more}", True),
-            "time": _Panel(self.times, f"Lower is better. Median of a run. {more}", True),
-            "curves": _Panel(self.curves, f"Lower is better. Mean over seeds. {more}"),
+            "loss": Panel(self.losses, f"Lower is better. {spread}{more}", True),
+            "time": Panel(self.times, f"Lower is better. Median of a run. {more}", True),
+            "curves": Panel(self.curves, f"Lower is better. Mean over seeds. {more}"),
         }
         if any(row.variant.curve("train_loss").steps for row in self.shown):
             batches = "Mean over seeds, of the batches since the point before."
-            found["training"] = _Panel(self.training, f"Lower is better. {batches} {more}")
+            found["training"] = Panel(self.training, f"Lower is better. {batches} {more}")
         if reference is not None:
             than = self.styles[reference.name].label
             said = f"{forest_caption(analysis, than)} {more}"
-            found["differences"] = _Panel(self.differences, said, True)
+            found["differences"] = Panel(self.differences, said, True)
             said = f"Below 0 is better than {than}. Paired by seed. {more}"
-            found["curves_minus_reference"] = _Panel(self.curves_minus_reference, said)
+            found["curves_minus_reference"] = Panel(self.curves_minus_reference, said)
         said = f"is better than {analysis.baseline}. {parts_caption(analysis)} {more}"
         by_position = sum(bool(of.position) for of in analysis.parts.values())
         if by_position:
             hidden = f"No bars are drawn for more than {MOST_BARS} variants."
             note = hidden if by_position > MOST_BARS else ""
-            found["positions"] = _Panel(self.positions, f"Below 0 {said} {note}")
+            found["positions"] = Panel(self.positions, f"Below 0 {said} {note}")
         for kind, draw in (("recall", self.recall), ("other", self.other)):
             if any(getattr(of, kind) for of in analysis.parts.values()):
-                found[kind] = _Panel(draw, f"Left of 0 {said} {RECALL}", True)
-        return found
+                found[kind] = Panel(draw, f"Left of 0 {said} {RECALL}", True)
+        return first | found
 
     def together(self) -> Figure:
         """Draw every panel and the caption."""
         panels = self.every()
         height = 0.27 * max(len(self.shown), 4) + 0.9
-        rows = [("differences", "loss", "time"), ("training", "curves", "curves_minus_reference")]
+        rows: list[tuple[str, ...]] = [("differences", "loss", "time")]
+        rows.append(("training", "curves", "curves_minus_reference"))
         heights = [height, 4.0]
         if "recall" in panels and "positions" in panels:
             rows.append(("recall", "other", "positions"))
@@ -147,9 +144,11 @@ class _Panels:
         for start in range(0, len(texts), 3):
             some = dict(texts[start : start + 3])
             panels |= some
-            names = [*some, "", ""]
-            rows.insert(1 + start // 3, (names[0], names[1], names[2]))
+            rows.insert(1 + start // 3, (*some, "", "")[:3])
             heights.insert(1 + start // 3, height)
+        if first := first_panels(self.analysis, self.styles):
+            rows.insert(0, (*first, "", "")[:3])
+            heights.insert(0, 4.0)
         lines = wrap(_caption(self.analysis, self.reference), CAPTION_LETTERS)
         size = (12, sum(heights) + 0.3 + 0.17 * len(lines))
         figure = Figure(figsize=size, layout="constrained")
@@ -158,8 +157,8 @@ class _Panels:
         parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
         for names, part in zip(rows, parts[:, 0], strict=True):
             by_row = [name for name in names if name in panels and panels[name].by_row]
-            first = "differences" in names
-            grid = part.subplots(1, 3, width_ratios=(1.25, 1.1, 0.9) if first else None)
+            wide = "differences" in names
+            grid = part.subplots(1, 3, width_ratios=(1.25, 1.1, 0.9) if wide else None)
             for name, axes in zip(names, grid, strict=True):
                 if name not in panels:
                     axes.set_axis_off()
@@ -241,10 +240,10 @@ class _Panels:
         axes.set(title=f"The same minus {than}", xlabel="training step", ylabel=label)
 
 
-def _on_texts(analysis: Analysis) -> dict[str, _Panel]:
+def _on_texts(analysis: Analysis) -> dict[str, Panel]:
     """Return a panel of differences for each other text of the study, by the text's name."""
 
-    def panel(text: str, of: Analysis) -> _Panel:
+    def panel(text: str, of: Analysis) -> Panel:
         shown, reference = most(rows(of)), of.baseline or ""
         styles = styles_in(of)
 
@@ -254,7 +253,7 @@ def _on_texts(analysis: Analysis) -> dict[str, _Panel]:
             axes.locator_params(axis="x", nbins=4)
             axes.set(title=f"On {shortened(text, 24)}", xlabel="difference (nats/token)")
 
-        return _Panel(draw, f"Left of 0 {forest_caption(of, reference)}", True)
+        return Panel(draw, f"Left of 0 {forest_caption(of, reference)}", True)
 
     return {text: panel(text, of) for text, of in analysis.texts.items() if rows(of)}
 
@@ -268,6 +267,9 @@ def _title(analysis: Analysis) -> str:
     table = analysis.table
     count, of = len(analysis.order), len(table.variants)
     name = f"{table.study.name}{analysis.scope}"
+    if (found := analysis.scaling) is not None:
+        every = f"{len(found.families)} families at {len(found.cells)} sizes and lengths"
+        name = f"{table.study.name}: {every}; below,{analysis.scope}"
     name += " (not a fair comparison)" if analysis.whole.unfair else ""
     text = f"{name}: {count if count == of else f'{count} of {of}'} variants"
     seeds = len(analysis.seeds)
@@ -278,9 +280,10 @@ def _title(analysis: Analysis) -> str:
 
 def _caption(analysis: Analysis, reference: Variant | None) -> str:
     """Return what every mark of the picture means."""
-    said = ["Lower is better in every panel."]
+    first = [panel.caption for panel in first_panels(analysis, styles_in(analysis)).values()]
+    said, at = first or ["Lower is better in every panel."], analysis.scope if first else ""
     if reference is not None and len(analysis.order) > 1:
-        said.append(f"Differences: {forest_caption(analysis, reference.name)}")
+        said.append(f"Differences{at}: {forest_caption(analysis, reference.name)}")
     if len(analysis.seeds) > 1:
         said.append("Loss: small dots are seeds, marker and bar mean ± standard deviation.")
     said.append("Time: median of a run.")

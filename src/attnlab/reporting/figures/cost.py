@@ -1,34 +1,28 @@
-"""Loss against a cost: with the Pareto front, or with the power laws of a ladder."""
+"""Loss against a cost, with the Pareto front."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Front
-from attnlab.analysis.scaling import Along
-from attnlab.analysis.statistics.power_law import Fit
 from attnlab.reporting.figures.axes import (
     Extent,
     beyond,
     in_units,
-    name_ends,
     shortened,
     show_message,
     unit_of,
     window,
 )
-from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, mark_each
+from attnlab.reporting.figures.styles import GREY, Styles, mark, mark_each
 from attnlab.reporting.tables.rows import Row
 
 SPARE = 0.02  # of the largest cost, on either side of the points
 MOST_BARS = 40  # of more variants, only those on the front have bars
-FEWEST_TICKS = 3
-ENDS = (0.025, 0.975)  # of an interval of draws
 WIDE = 8.0  # costs that differ by more than this factor get a logarithmic axis
 
 
@@ -216,80 +210,3 @@ class _InUnits(MaxNLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         ticks: Any = super().tick_values(vmin / self._unit, vmax / self._unit)
         return ticks * self._unit
-
-
-def scaling_laws(axes: Axes, along: Along, styles: Styles, text: Callable[[float], str]) -> None:
-    """Draw the points and the law of each family, with its interval, on a log axis."""
-    axes.set_xscale("log")
-    ends, named = dict[str, tuple[float, float]](), dict[str, Style]()
-    for name, (style, fit) in _by_style(along, styles).items():
-        x_I = np.geomspace(*fit.range, 60)
-        law_I, low_I, high_I = fit.band(x_I)
-        band = axes.fill_between(x_I, low_I, high_I, color=style.colour, alpha=0.15, lw=0)
-        (line,) = axes.plot(x_I, law_I, color=style.colour, ls=style.line, lw=1.4)
-        for artist in (band, line):
-            mark(artist, style.group, tips=[fit.family])
-        for points, face in ((fit.others, "none"), (fit.points, style.colour)):
-            (drawn,) = axes.plot(
-                [p.x for p in points], [p.loss for p in points], style.marker,
-                ms=5, mec=style.colour, mfc=face, mew=0.8,
-            )  # fmt: skip
-            said = [f"{p.variant}: {p.loss:.4f} at {text(p.x)}" for p in points]
-            mark(drawn, style.group, tips=said)
-        ends[name] = fit.points[-1].x, fit.points[-1].loss
-        named[name] = style
-    _ticks_in(axes, text)
-    name_ends(axes, ends, named)
-
-
-def scaling_differences(
-    axes: Axes, along: Along, baseline: str, styles: Styles, text: Callable[[float], str]
-) -> None:
-    """Draw the measured loss of each family minus the baseline's at equal x, with its interval."""
-    axes.set_xscale("log")
-    axes.axhline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
-    base, extents = along.fits[baseline], [Extent(0, 0)]
-    ends, named = dict[str, tuple[float, float]](), dict[str, Style]()
-    for name, (style, fit) in _by_style(along, styles).items():
-        low, high = max(fit.range[0], base.range[0]), min(fit.range[1], base.range[1])
-        if fit.family == baseline or low >= high:
-            continue
-        log_I = np.linspace(math.log(low), math.log(high), 60)
-        difference_IR = fit.measured(log_I) - base.measured(log_I)
-        mean_I, (low_I, high_I) = difference_IR[:, 0], np.quantile(difference_IR, ENDS, axis=1)
-        band = axes.fill_between(np.exp(log_I), low_I, high_I, color=style.colour, alpha=0.15, lw=0)
-        (line,) = axes.plot(np.exp(log_I), mean_I, color=style.colour, ls=style.line, lw=1.4)
-        for artist in (band, line):
-            mark(artist, style.group, tips=[f"{fit.family} minus {baseline}"])
-        extents.append(Extent(float(low_I.min()), float(high_I.max())))
-        ends[name] = high, float(mean_I[-1])
-        named[name] = style
-    axes.set_ylim(*window(extents))
-    _ticks_in(axes, text)
-    name_ends(axes, ends, named)
-
-
-def _by_style(along: Along, styles: Styles) -> dict[str, tuple[Style, Fit]]:
-    """Return the style and the fit of each family, by the variant whose style it has."""
-    whose = {
-        point.variant: fit for fit in along.fits.values() for point in (*fit.points, *fit.others)
-    }
-    of_family = {fit.family: fit for fit in along.fits.values()}
-    found = {
-        name: (style, whose.get(name) or of_family.get(style.label))
-        for name, style in styles.items()
-    }
-    return {name: (style, fit) for name, (style, fit) in found.items() if fit is not None}
-
-
-def _ticks_in(axes: Axes, text: Callable[[float], str]) -> None:
-    """Set three to six ticks of a log axis, at the roundest multiples of powers of ten."""
-    low, high = axes.get_xlim()
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for multiples in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        ticks = [m * 10.0**power for power in powers for m in multiples]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= FEWEST_TICKS:
-            break
-    axes.set_xticks(ticks, [text(tick) for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
