@@ -29,6 +29,8 @@ from attnlab.study.load import load_study, shipped
 from attnlab.study.matching import Match
 from attnlab.study.study import Study
 from attnlab.study.targets import NamedConfig, NamedKind, named, split_assignments
+from attnlab.training.learning_rate import Schedule
+from attnlab.training.optimizer import Optimizer
 from attnlab.training.run import RunConfig
 
 
@@ -96,6 +98,8 @@ FAMILIES = {
     "data": DataConfig,
     "tokenizers": Tokenizer,
     "feedforward": FeedForward,
+    "optimizers": Optimizer,
+    "schedules": Schedule,
     "rope_scalings": RopeScaling,
 }
 
