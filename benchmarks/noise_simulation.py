@@ -1,6 +1,7 @@
 """Simulate the comparison of finished runs where their noise is unequal, shared or spiked.
 
     python benchmarks/noise_simulation.py --studies 2000
+    python benchmarks/noise_simulation.py --studies 2000 --ladder
 
 For each kind of noise: how many studies of equal variants make a false claim, in all pairs and in
 the comparisons with the baseline, and which share of the pairs of evenly spaced means is separated.
@@ -9,6 +10,10 @@ Beside it stand two references, both with the quantile of a studentised range:
     Games-Howell  knows nothing of the noise: the variance of each variant is that of its own runs
     oracle        knows which runs share noise, which one is spiked, and the ratios of all standard
                   deviations; estimates their scale from the same runs, by least squares
+
+With `--ladder`, studies are ladders: several comparisons of six families, each with noise of its
+own scale. Beside the error and power of comparisons by themselves stand those in which all of a
+ladder tell how the variances of families differ (`noise.relative_variances`).
 
 Noise is in units of the standard deviation of the quietest variants.
 Shapes: V variants, S seeds, N runs.
@@ -22,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnlab.analysis.statistics.comparisons import ERROR, compare
+from attnlab.analysis.statistics.noise import Relative, relative_variances
 from attnlab.analysis.statistics.quantiles import all_pairs
 
 Array = NDArray[np.float64]
@@ -41,6 +47,7 @@ class World:
     heavy: bool = False
     missing: float = 0.0  # share of runs; two of each variant stay
     spike: float = 0.0  # added to one run
+    shuffled: bool = False  # which variants are noisier is drawn anew for each comparison
 
     def covariance_VV(self, variants: int) -> Array:
         """Return the covariance of the runs of a seed."""
@@ -54,6 +61,8 @@ class World:
         size = (variants, seeds)
         noise_VS = rng.standard_t(3, size) / np.sqrt(3) if self.heavy else rng.standard_normal(size)
         loss_VS = np.linalg.cholesky(self.covariance_VV(variants)) @ noise_VS
+        if self.shuffled:
+            rng.shuffle(loss_VS)
         missing_VS = rng.uniform(size=size) < self.missing
         missing_VS[:, :2] = False
         spiked_VS = np.zeros(size, bool)
@@ -101,13 +110,42 @@ WORLDS = (
 )
 
 
-def separated(loss_VS: Array) -> tuple[NDArray[np.bool_], bool]:
-    """Return the pairs that attnlab separates, and if it separates any from the baseline."""
-    losses = {
+LADDER_WORLDS = (
+    World(name="equal, gaussian", sizes=()),
+    World(name="equal, a fifth of the runs missing", sizes=(), missing=0.2),
+    World(name="shared by a seed", sizes=(), shared_by=everywhere),
+    World(name="shared within three families", sizes=(), shared_by=within_families),
+    World(name="the baseline five times noisier", sizes=(), deviation=first(5.0)),
+    World(name="half ten times noisier", sizes=(), deviation=half(10.0)),
+    World(
+        name="from one to ten times, evenly",
+        sizes=(),
+        deviation=lambda variants: np.linspace(1, 10, variants),
+    ),
+    World(
+        name="half five times noisier, others in each comparison",
+        sizes=(),
+        deviation=half(5.0),
+        shuffled=True,
+    ),
+    World(name="heavy tails (t, 3 degrees of freedom)", sizes=(), heavy=True),
+    World(name="one run 20 standard deviations off", sizes=(), spike=20.0),
+)
+IN_LADDER = 6  # families
+SCALES = (1.0, 3.0, 10.0)  # of the noise of one comparison
+
+
+def by_seed(loss_VS: Array) -> dict[str, dict[int, float]]:
+    """Return the losses of the runs that exist, by variant and seed."""
+    return {
         str(v): {s: loss for s, loss in enumerate(row) if np.isfinite(loss)}
         for v, row in enumerate(loss_VS.tolist())
     }
-    found = compare(losses, baseline="0")
+
+
+def separated(loss_VS: Array, relative: Relative | None = None) -> tuple[NDArray[np.bool_], bool]:
+    """Return the pairs that attnlab separates, and if it separates any from the baseline."""
+    found = compare(by_seed(loss_VS), baseline="0", relative=relative)
     return found.separable_VV, any(pair.separable for pair in found.to_baseline.values())
 
 
@@ -176,13 +214,53 @@ def table(studies: int, only: str = "") -> Iterator[str]:
                 yield row(world, variants, seeds, studies)
 
 
+def ladder_row(world: World, cells: int, seeds: int, comparisons: int) -> str:
+    """Return a line of the table of ladders, of `cells` comparisons each."""
+    rng = np.random.default_rng(0)
+    family = {str(v): str(v) for v in range(IN_LADDER)}
+    mean_V1 = STEP * np.sqrt(2 / seeds) * np.arange(IN_LADDER)[:, None]
+    false, found, count = np.zeros((2, 2)), np.zeros(2), 0
+    for _ in range(max(comparisons // cells, 1)):
+        scale_C = rng.choice(SCALES, cells)
+        each = [world.losses(IN_LADDER, seeds, rng)[0] for _ in range(cells)]
+        relative = relative_variances(
+            [by_seed(scale * loss_VS) for scale, loss_VS in zip(scale_C, each, strict=True)], family
+        )
+        for loss_VS in each:
+            count += 1
+            for at, known in enumerate((None, relative)):
+                claims_VV, to_baseline = separated(loss_VS, known)
+                false[at] += claims_VV.any(), to_baseline
+                found[at] += separated(loss_VS + mean_V1, known)[0].mean()
+    (alone, together), power = false / count, found / count * IN_LADDER / (IN_LADDER - 1)
+    return (
+        f"| {world.name} | {cells}, {seeds} | {alone[0]:.3f} | {alone[1]:.3f} | {power[0]:.2f} | "
+        f"{together[0]:.3f} | {together[1]:.3f} | {power[1]:.2f} |"
+    )
+
+
+def ladder_table(comparisons: int, only: str = "") -> Iterator[str]:
+    """Yield the lines of the table of ladders in Markdown, as they are computed."""
+    yield (
+        "| noise | comparisons, seeds | error, all pairs | error, to the baseline | power | "
+        "together: error, all pairs | error, to the baseline | power |"
+    )
+    yield "| -- | -- | -: | -: | -: | -: | -: | -: |"
+    for world in LADDER_WORLDS:
+        if only in world.name:
+            for cells, seeds in ((6, 3), (12, 2), (12, 3)):
+                yield ladder_row(world, cells, seeds, comparisons)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--ladder", action="store_true", help="simulate ladders instead")
     parser.add_argument("--only", default="", help="a part of the name of a kind of noise")
     arguments = parser.parse_args()
-    for line in table(arguments.studies, arguments.only):
+    lines = ladder_table if arguments.ladder else table
+    for line in lines(arguments.studies, arguments.only):
         print(line, flush=True)
 
 

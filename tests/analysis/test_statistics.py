@@ -15,7 +15,7 @@ from scipy import stats
 from attnlab.analysis.scaling import crossover
 from attnlab.analysis.statistics.comparisons import compare
 from attnlab.analysis.statistics.letters import letter_display, tau_range
-from attnlab.analysis.statistics.noise import fit
+from attnlab.analysis.statistics.noise import fit, relative_variances
 from attnlab.analysis.statistics.power_law import Point, fit_of, speedup
 from attnlab.analysis.statistics.quantiles import all_pairs, one_sided, to_one
 from attnlab.analysis.statistics.seeds import detectable, level_of, seeds_needed, seeds_to_decide
@@ -187,6 +187,44 @@ def test_a_comparison_holds_the_errors_of_seeds_and_of_tuning_apart():
     assert both.half_width == seeds.half_width
     assert both.low == pytest.approx(both.mean - math.hypot(seeds.half_width, 0.02))
     assert both.high == seeds.high
+
+
+def ladder_of(rng, deviation_CV, seeds=3):
+    names = [f"v{v}" for v in range(len(deviation_CV[0]))]
+    tables = [d_V[:, None] * rng.standard_normal((len(d_V), seeds)) for d_V in deviation_CV]
+    return [losses_of(table_VS) for table_VS in tables], {name: name for name in names}
+
+
+def test_the_comparisons_of_a_ladder_tell_which_families_are_noisy():
+    scale_C1, deviation_V = np.geomspace(1, 30, 12)[:, None], np.array([1, 5, 5, 1, 1, 5.0])
+    comparisons, family = ladder_of(np.random.default_rng(0), scale_C1 * deviation_V)
+    found = relative_variances(comparisons, family)
+    of_V = np.array([found.variance[name] for name in family])
+    noisy, quiet = of_V[deviation_V > 1], of_V[deviation_V == 1]
+    assert 0.5 * 25 < math.exp(np.log(noisy).mean() - np.log(quiet).mean()) < 2 * 25
+    assert found.prior > 1
+    alone, together = fit(comparisons[0]), fit(comparisons[0], found)
+    assert (together.df_V > alone.df_V).all()
+    quiet = together.error_VV[0, 3]
+    assert quiet < alone.error_VV[0, 3], "the noise of others is not that of quiet families"
+
+
+@pytest.mark.parametrize(("shuffled", "comparisons"), [(True, 12), (False, 5)])
+def test_a_ladder_tells_nothing_where_families_have_no_noise_of_their_own(shuffled, comparisons):
+    rng = np.random.default_rng(1)
+    deviation_V = np.array([1, 10, 10, 1, 1, 10.0])
+    each = [rng.permutation(deviation_V) if shuffled else deviation_V for _ in range(comparisons)]
+    assert relative_variances(*ladder_of(rng, each)) is None
+
+
+def test_families_that_a_size_lacks_are_known_from_the_others():
+    deviation_CV = np.tile([1, 4, 1, 4, 1.0], (12, 1))
+    comparisons, family = ladder_of(np.random.default_rng(2), deviation_CV)
+    for at in range(0, 12, 2):
+        del comparisons[at]["v1"]
+    found = relative_variances(comparisons, family)
+    assert found.variance["v1"] / found.variance["v0"] > 5
+    assert fit(comparisons[0], found).names == ("v0", "v2", "v3", "v4")
 
 
 def test_the_noise_of_the_search_adds_to_what_its_curve_can_hide():

@@ -11,6 +11,7 @@ from pathlib import Path
 from attnlab.analysis.controls import Control, controls_of
 from attnlab.analysis.costs import Serving, costs_of
 from attnlab.analysis.efficiency import Efficiency, efficiency_of
+from attnlab.analysis.eligibility import FEWEST, eligible
 from attnlab.analysis.fairness import n_texts
 from attnlab.analysis.families import (
     Families,
@@ -28,6 +29,7 @@ from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.scaling import Scaling, cells_of_table, scaling_of
 from attnlab.analysis.statistics.comparisons import Comparison
+from attnlab.analysis.statistics.noise import Relative, relative_variances
 from attnlab.analysis.statistics.paired import Difference
 from attnlab.analysis.sweeps import SweptSetting, swept_settings
 from attnlab.analysis.table import Table, read_table
@@ -109,7 +111,10 @@ def analysis_of(table: Table) -> Analysis:
     """Analyse a table, of one study or of several folders; each text, size and length by itself."""
     tables = cells_of_table(table)
     several = len(tables) > 1
-    cells = {it: _of_cell(table, of, it if several else None) for it, of in tables.items()}
+    relative = _relative_noise(table, tables)
+    cells = {
+        it: _of_cell(table, of, it if several else None, relative) for it, of in tables.items()
+    }
     first, *others = cells
     found = cells[first]
     scaling = scaling_of(table, cells)
@@ -123,9 +128,21 @@ def analysis_of(table: Table) -> Analysis:
     return replace(found, scaling=scaling, cells=named, training_lengths=lengths, headline=said)
 
 
-def _of_cell(whole: Table, table: Table, cell: Cell | None) -> Analysis:
+def _relative_noise(whole: Table, cells: Mapping[Cell, Table]) -> Relative | None:
+    """Return how the noise of a ladder's families differs, over its sizes and lengths."""
+    family = {name: rung.family for name, rung in whole.study.rungs.items()}
+    each = [eligible(of).losses for table in cells.values() for of in by_text(table).values()]
+    judged = [
+        losses
+        for losses in each
+        if len(losses) > 1 and all(n in family and len(of) >= FEWEST for n, of in losses.items())
+    ]
+    return relative_variances(judged, family)
+
+
+def _of_cell(whole: Table, table: Table, cell: Cell | None, relative: Relative | None) -> Analysis:
     """Analyse one size and training length of a study, or all of a study that has one of each."""
-    verdicts = {text: verdict_of(of_text) for text, of_text in by_text(table).items()}
+    verdicts = {text: verdict_of(of_text, relative) for text, of_text in by_text(table).items()}
     agreed = agreements(verdicts)
     found = {text: _analysis_of(whole, text, verdicts, agreed, cell) for text in verdicts}
     first, *others = found

@@ -127,7 +127,7 @@ def _compared(
     kept: Mapping[str, Sequence[str]], reference: str | None, verdict: Verdict
 ) -> Comparisons:
     """Compare the means of families; the allowance of one is the mean of its variants'."""
-    noise = fit(eligible(verdict.table).losses).averaged(kept)
+    noise = fit(eligible(verdict.table).losses, verdict.relative).averaged(kept)
     allowance_F = np.array(
         [
             math.fsum(verdict.tuning.allowance.get(name, 0.0) for name in names) / len(names)

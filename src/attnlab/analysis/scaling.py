@@ -195,7 +195,7 @@ def _estimates(verdict: Verdict) -> dict[str, tuple[float, float, float]]:
             name: (float(of_S.mean()), float(of_S.std(ddof=1) / len(of_S) ** 0.5), len(of_S) - 1)
             for name, of_S in own.items()
         }
-    noise = fit_noise(losses)
+    noise = fit_noise(losses, verdict.relative)
     each = zip(noise.names, noise.mean_V, np.sqrt(noise.part_V), noise.df_V, strict=True)
     return {name: (float(mean), float(error), float(df)) for name, mean, error, df in each}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attnlab.analysis.numbers import nats
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.layout import Spike
+from attnlab.analysis.statistics.noise import Noise
 
 MOST_NAMED = 6  # names in a sentence; of more, the first three and a count
 _IN_FULL = 2  # pairs with a sentence each; more are grouped
@@ -158,6 +159,20 @@ def _spans(layers: Sequence[int]) -> Iterable[str]:
             row = layers[start : i + 1]
             yield from [f"{row[0]} to {row[-1]}"] if len(row) > 2 else map(str, row)
             start = i + 1
+
+
+def noise_in_words(noise: Noise) -> list[str]:
+    """Say what was known of the noise of a comparison, and which runs were set aside."""
+    said = list[str]()
+    if noise.relative is not None:
+        said.append(
+            "How the variances of families differ is known from all sizes and training lengths."
+        )
+    if noise.paired:
+        said.append("Seed effects are removed: runs of one seed vary together.")
+    else:
+        said.append("Seed effects are not removed: that would not make the intervals narrower.")
+    return said + [spiked(spike) for spike in noise.spikes]
 
 
 def spiked(spike: Spike) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from attnlab.analysis.eligibility import FEWEST, Eligible, eligible
 from attnlab.analysis.fairness import n_texts
 from attnlab.analysis.rates import Tuning, tuning_of
-from attnlab.analysis.sentences import spiked
+from attnlab.analysis.sentences import noise_in_words
 from attnlab.analysis.settings import (
     as_computed,
     covering_windows,
@@ -25,6 +25,7 @@ from attnlab.analysis.settings import (
 )
 from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToBest, compare
 from attnlab.analysis.statistics.layout import Spike
+from attnlab.analysis.statistics.noise import Relative
 from attnlab.analysis.statistics.seeds import detectable, level_of, looked_at
 from attnlab.analysis.table import Table
 
@@ -56,6 +57,7 @@ class Verdict:
     residual_sd: float | None  # standard deviation per run of a typical variant, nats/token
     tuning: Tuning  # which variants were tuned, and what tuning may have missed
     detectable: float | None  # minimum detectable difference (80 % power), nats/token
+    relative: Relative | None  # how variances differ, where the other sizes of a ladder tell it
 
     @property
     def best(self) -> str | None:
@@ -156,8 +158,11 @@ class _Functions:
         return {name: names[0] for names in self.names for name in names}
 
 
-def verdict_of(table: Table) -> Verdict:
-    """Compare the variants of a study, as far as it has come."""
+def verdict_of(table: Table, relative: Relative | None = None) -> Verdict:
+    """Compare the variants of a study, as far as it has come.
+
+    `relative` tells how their variances differ, where other comparisons of the study show it.
+    """
     entered = eligible(table)
     configs = {
         variant.name: as_computed(variant.config) or {"function": variant.name}
@@ -166,7 +171,7 @@ def verdict_of(table: Table) -> Verdict:
     }
     functions = _Functions.of(entered.losses, same_settings(configs))
     tuning, margin = tuning_of(table, tuple(entered.losses)), table.study.margin
-    found, first = _compare(functions, table, tuning), functions.first()
+    found, first = _compare(functions, table, tuning, relative), functions.first()
     if found is not None:
         missed = dict(zip(found.names, found.allowance_V.tolist(), strict=True))
         missed = {name: missed[first[name]] for name in tuning.allowance}
@@ -196,6 +201,7 @@ def verdict_of(table: Table) -> Verdict:
         residual_sd=math.sqrt(found.noise.typical) if found else None,
         tuning=tuning,
         detectable=_detectable(found) if found else None,
+        relative=relative,
     )
 
 
@@ -205,11 +211,13 @@ def pairs_of(losses: Losses, verdict: Verdict) -> Pairs:
     Names with the same losses are one function. The allowance for tuning is that of the verdict.
     """
     functions = _Functions.of(losses, [(name,) for name in losses])
-    found = _compare(functions, verdict.table, verdict.tuning)
+    found = _compare(functions, verdict.table, verdict.tuning, verdict.relative)
     return _compared(functions, found, verdict.baseline, verdict.margin)[1]
 
 
-def _compare(functions: _Functions, table: Table, tuning: Tuning) -> Comparisons | None:
+def _compare(
+    functions: _Functions, table: Table, tuning: Tuning, relative: Relative | None
+) -> Comparisons | None:
     """Compare the functions; None where there are too few of them, or too few runs of one."""
     enough = all(len(column) >= FEWEST for column in functions.columns.values())
     if len(functions.names) < 2 or not enough:
@@ -221,6 +229,7 @@ def _compare(functions: _Functions, table: Table, tuning: Tuning) -> Comparisons
         search_noise=tuning.of_functions(tuning.search_noise, functions.names),
         margin=table.study.margin,
         level=level_of(*table.study.numbers_of_seeds, among=n_texts(table.study)),
+        relative=relative,
     )
 
 
@@ -262,6 +271,7 @@ def _detectable(found: Comparisons) -> float | None:
         seeds=int(np.median(found.noise.runs)),
         allowance=float(np.median(found.allowance_V)),
         level=found.level,
+        prior=found.noise.relative.prior if found.noise.relative else None,
     )
 
 
@@ -276,16 +286,12 @@ def _why(table: Table, entered: Eligible, functions: _Functions, found: Comparis
         f"Tukey-Kramer's intervals for all pairs, Dunnett's to the baseline and Hsu's to the best, "
         f"with moderated variances, over {over}."
     ]
-    if noise.paired:
-        said.append("Seed effects are removed: runs of one seed vary together.")
-    else:
-        said.append("Seed effects are not removed: that would not make the intervals narrower.")
+    said += noise_in_words(noise)
     if table.study.most_seeds is not None:
         said.append(looked_at(*table.study.numbers_of_seeds, each[-1], found.level))
     elif entered.incomplete:
         fewer = [f"{name} {n} of {len(entered.seeds)}" for name, n in entered.incomplete.items()]
         said.append(f"Finished seeds: {', '.join(fewer)}; all finished runs count.")
-    said += [spiked(spike) for spike in noise.spikes]
     return " ".join(said)
 
 

@@ -38,7 +38,7 @@ from scipy.special import stdtr, stdtrit
 
 from attnlab.analysis.statistics.layout import Losses
 from attnlab.analysis.statistics.letters import letter_display
-from attnlab.analysis.statistics.noise import Noise, fit, missed_by_search
+from attnlab.analysis.statistics.noise import Noise, Relative, fit, missed_by_search
 from attnlab.analysis.statistics.quantiles import Maximum, all_pairs, one_sided, to_one
 
 Array = NDArray[np.float64]
@@ -273,6 +273,7 @@ def compare(
     search_noise: Mapping[str, float] | None = None,
     margin: float = 0.01,
     level: float = ERROR,
+    relative: Relative | None = None,
 ) -> Comparisons:
     """Compare variants from all of their runs.
 
@@ -286,8 +287,10 @@ def compare(
             0 for a variant that is not named.
         margin: nats/token; differences within it count as equivalent.
         level: error rate of each family of intervals.
+        relative: variances of the variants relative to each other, where other comparisons of the
+            same families tell them (`noise.relative_variances`).
     """
-    noise = fit(losses)
+    noise = fit(losses, relative)
     shape_V, noise_V = (
         np.array([(given or {}).get(name, 0.0) for name in noise.names])
         for given in (allowance, search_noise)

@@ -14,7 +14,15 @@ below that:
 
 with d_v = runs of v - 1. The p degrees of freedom that the typical variance is worth follow from
 how much the own variances differ: at most 3, and less than 0 where they differ widely, since a few
-of many variances then are too small by chance. The difference of two means has
+of many variances then are too small by chance.
+
+A ladder compares the same families of variants at each size and training length, each a comparison
+of its own. There the variance of a family at one of them is
+
+    typical_vc = scale_c relative_v
+
+(`relative_variances`): how noisy a family is follows from all comparisons, the scale of one from
+its own runs, and p from what this product leaves unexplained. The difference of two means has
 
     error^2 = variance_i / n_i + variance_j / n_j        f by Welch 1947, Satterthwaite 1946
 
@@ -41,6 +49,15 @@ from attnlab.analysis.statistics.quantiles import all_pairs
 
 Array = NDArray[np.float64]
 PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -0.5, 3.0
+FEWEST_COMPARISONS = 6  # that tell how the variances of families differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """How the variances of variants differ within a comparison, as far as many of them tell."""
+
+    variance: Mapping[str, float]  # by variant, relative to the typical one of its comparison
+    prior: float  # degrees of freedom that it is worth for each variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +76,7 @@ class Noise:
     typical: float  # variance of a run of a typical variant
     paired: bool
     spikes: tuple[Spike, ...]
+    relative: Relative | None  # how the variances differ, if other comparisons told it
 
     @cached_property
     def difference_VV(self) -> Array:
@@ -132,7 +150,7 @@ class Noise:
         )
 
 
-def fit(losses: Losses) -> Noise:
+def fit(losses: Losses, relative: Relative | None = None) -> Noise:
     """Estimate means and noise. Every variant has at least two runs."""
     assert len(losses) >= 2
     assert all(len(of_variant) >= 2 for of_variant in losses.values())
@@ -149,8 +167,13 @@ def fit(losses: Losses) -> Noise:
     paired = is_paired(layout)
     weight_VN = layout.weight_VN(paired)
     own_V, df_V = layout.own_variances(paired), layout.runs_V - 1
-    typical, prior = typical_variance(own_V, df_V), _prior(own_V, df_V)
-    variance_V = _moderated(own_V, df_V, typical, prior)
+    if relative is None:
+        relative_V, prior = np.ones_like(own_V), _prior(own_V, df_V)
+    else:
+        relative_V = np.array([relative.variance[name] for name in layout.names])
+        prior = np.asarray(relative.prior)
+    typical = typical_variance(own_V / relative_V, df_V)
+    variance_V = _moderated(own_V, df_V, typical * relative_V, prior)
     return Noise(
         names=layout.names,
         runs=tuple(int(n) for n in layout.runs_V),
@@ -164,7 +187,50 @@ def fit(losses: Losses) -> Noise:
         typical=float(typical),
         paired=paired,
         spikes=spikes,
+        relative=relative,
     )
+
+
+def relative_variances(comparisons: Sequence[Losses], family: Mapping[str, str]) -> Relative | None:
+    """Return how the variances of families differ, from comparisons of the same families.
+
+    log own_vc = log scale_c + log relative_v + noise is fitted by least squares, and the effects of
+    the families are shrunk by the share of them that is noise. None where that does not explain
+    the variances (p = 0 or less), or for fewer than six comparisons. Each has two variants at
+    least, with two runs or more; `family` maps a variant to its family.
+    """
+    if len(comparisons) < FEWEST_COMPARISONS:
+        return None
+    found = [fit(losses) for losses in comparisons]
+    families = sorted({family[name] for noise in found for name in noise.names})
+    log_CF, chance_CF = np.full((2, len(found), len(families)), np.nan)
+    for c, noise in enumerate(found):
+        place = [families.index(family[name]) for name in noise.names]
+        df_V = np.array(noise.runs) - 1
+        log_CF[c, place] = _log_variances(noise.own_V, df_V)
+        chance_CF[c, place] = polygamma(1, df_V / 2)
+    known_CF, by_chance = np.isfinite(log_CF), float(np.nanmean(chance_CF))
+    effect_F = np.zeros(len(families))
+    for _ in range(20):  # once is enough where no family is missing anywhere
+        effect_F = effect_F + np.nanmean(_within(log_CF - effect_F), axis=0)
+    effect_F = effect_F - effect_F.mean()
+    of_chance = by_chance * float((1 / known_CF.sum(0)).mean())
+    kept = max(0.0, 1 - of_chance / max(float(effect_F.var(ddof=1)), 1e-300))
+    left_CF = _within(log_CF - kept * effect_F)
+    free = float(known_CF.sum()) - len(found) - kept * (len(families) - 1)
+    prior = float(_worth(np.nansum(left_CF**2) / free, by_chance, free))
+    if prior <= 0:
+        return None
+    relative = dict(zip(families, np.exp(kept * effect_F).tolist(), strict=True))
+    return Relative(
+        variance={name: relative[family[name]] for losses in comparisons for name in losses},
+        prior=prior,
+    )
+
+
+def _within(log_CF: Array) -> Array:
+    """Return values minus the mean of their comparison."""
+    return log_CF - np.nanmean(log_CF, axis=1, keepdims=True)
 
 
 def missed_by_search(
@@ -182,7 +248,7 @@ def missed_by_search(
     return np.hypot(allowance_V, search_noise_V * quantile * deviation_V)
 
 
-def pair_noise(own_RV: Array, df: float) -> tuple[Array, Array]:
+def pair_noise(own_RV: Array, df: float, prior: float | None = None) -> tuple[Array, Array]:
     """Return sqrt(variance_1 + variance_2) of the first two variants, and its degrees of freedom.
 
     Both are computed from own variances of runs as `fit` does without pairing, for R studies whose
@@ -190,12 +256,13 @@ def pair_noise(own_RV: Array, df: float) -> tuple[Array, Array]:
     """
     df_V = np.full(own_RV.shape[-1], df)
     typical_R1 = typical_variance(own_RV, df_V)[..., None]
-    prior_R1 = _prior(own_RV, df_V)[..., None]
+    found_R = _prior(own_RV, df_V) if prior is None else np.full(len(own_RV), prior)
+    prior_R1 = found_R[..., None]
     first_R, second_R = np.moveaxis(_moderated(own_RV, df_V, typical_R1, prior_R1)[..., :2], -1, 0)
     f_R = np.maximum(df + prior_R1[..., 0], 0.5)
     total_R = first_R + second_R
-    found_R = total_R**2 * f_R / (first_R**2 + second_R**2)
-    return np.sqrt(total_R), np.minimum(found_R, df_V.sum())
+    pair_R = total_R**2 * f_R / (first_R**2 + second_R**2)
+    return np.sqrt(total_R), np.minimum(pair_R, df_V.sum())
 
 
 def _prior(own_V: Array, df_V: Array) -> Array:
@@ -204,12 +271,21 @@ def _prior(own_V: Array, df_V: Array) -> Array:
     True variances with a scaled inverse chi2 distribution of p degrees of freedom make log own_V
     vary by trigamma(d / 2) + trigamma(p / 2). The dispersion is taken high, by its own error.
     """
-    count = own_V.shape[-1]
+    log_V = _log_variances(own_V, df_V)
+    free = own_V.shape[-1] - 1
+    return _worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
+
+
+def _log_variances(own_V: Array, df_V: Array) -> Array:
+    """Return the logarithms of variances, less what few degrees of freedom add on average."""
     most_V1 = own_V.max(-1, keepdims=True)
     log_V = np.log(np.maximum(own_V, np.maximum(1e-6 * most_V1, 1e-300)))
-    log_V = log_V - digamma(df_V / 2) + np.log(df_V / 2)
-    observed = log_V.var(-1, ddof=1) * (1 + 2 / np.sqrt(count - 1))
-    excess = np.maximum(observed - polygamma(1, df_V / 2).mean(), 1e-3)
+    return log_V - digamma(df_V / 2) + np.log(df_V / 2)
+
+
+def _worth(dispersion: Array | float, by_chance: float, free: float) -> Array:
+    """Return p from the variance of log variances, the part of it by chance, and its freedom."""
+    excess = np.maximum(dispersion * (1 + 2 / np.sqrt(free)) - by_chance, 1e-3)
     found = (1 + np.sqrt(1 + 2 * excess)) / excess  # trigamma(x) ~ 1 / x + 1 / (2 x^2)
     return np.clip(found - PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST)
 

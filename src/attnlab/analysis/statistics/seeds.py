@@ -64,12 +64,18 @@ class Power:
 
 
 def detectable(
-    spread: float, variants: int, seeds: int, allowance: float = 0.0, level: float = LEVEL
+    spread: float,
+    variants: int,
+    seeds: int,
+    allowance: float = 0.0,
+    level: float = LEVEL,
+    prior: float | None = None,
 ) -> float | None:
     """Return the minimum detectable difference at 80 % power, with error rate `level` in all.
 
     `spread` is the standard deviation per run and `allowance` what tuning may have missed; the
-    result has their unit. None for fewer than two seeds or variants.
+    result has their unit. None for fewer than two seeds or variants. `prior` are the degrees of
+    freedom that a typical variance is worth, if more than these variants tell them.
 
     >>> round(detectable(0.01, variants=11, seeds=5), 3)
     0.033
@@ -78,7 +84,7 @@ def detectable(
         return None
     if not spread > 0:
         return allowance
-    half_R = np.hypot(spread * _half_of_unit_spread(variants, seeds, level), allowance)
+    half_R = np.hypot(spread * _half_of_unit_spread(variants, seeds, level, prior), allowance)
     error = spread * math.sqrt(2 / seeds)
     low, high = 0.0, float(half_R.max()) + 10 * error
     if not math.isfinite(high):
@@ -117,13 +123,13 @@ def seeds_to_decide(
 
 
 @cache
-def _half_of_unit_spread(variants: int, seeds: int, level: float) -> Array:
+def _half_of_unit_spread(variants: int, seeds: int, level: float, prior: float | None) -> Array:
     """Return half-widths in simulated studies whose runs have standard deviation 1."""
     shown = min(variants, 20)  # of more, the prior degrees of freedom hardly depend on it
     studies = max(_NUMBERS // shown, 200)
     df = seeds - 1
     own_RV = np.random.default_rng(0).chisquare(df, (studies, shown)) / df
-    error_R, df_R = pair_noise(own_RV, float(df))
+    error_R, df_R = pair_noise(own_RV, float(df), prior)
     return all_pairs(variants).quantile(level, df_R) * error_R * math.sqrt(1 / seeds)
 
 
