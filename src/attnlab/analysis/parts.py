@@ -3,7 +3,8 @@
 The difference on the split of the verdict, by range of positions, on recall tokens (which follow
 the same token earlier in the window), on the others, and the first of these two minus the second.
 Intervals of one kind hold for all variants at once (Dunnett), and for all ranges of positions
-(Bonferroni). They hold the error of the seeds, not that of tuning.
+(Bonferroni). They hold the error of the seeds, not that of tuning. In a ladder, the noise of one
+family relative to another is taken to be in each part as in the whole loss.
 
 By block, the loss tells the error that the choice of the text adds to a difference.
 """
@@ -102,7 +103,13 @@ def _to_baseline(losses: Losses, verdict: Verdict, among: int = 1) -> dict[str, 
     enough = {name: values for name, values in columns.items() if len(values) >= FEWEST}
     compared: Mapping[str, Comparison] = {}
     if verdict.judged and of[baseline] in enough and len(enough) > 1:
-        found = compare(enough, baseline=of[baseline], margin=0.0, level=verdict.level / among)
+        found = compare(
+            enough,
+            baseline=of[baseline],
+            margin=0.0,
+            level=verdict.level / among,
+            relative=verdict.relative,
+        )
         compared = found.to_baseline
     means = {name: math.fsum(values.values()) / len(values) for name, values in columns.items()}
     return {

@@ -190,8 +190,8 @@ class _Panels:
     def times(self, axes: Axes) -> None:
         """Draw the time per training step."""
         times(axes, self.shown, self.styles)
-        where = " (different devices)" if len(self.analysis.whole.devices) > 1 else ""
-        axes.set(title=f"Time per training step{where}", xlabel="time per step (ms)")
+        where = ", different devices" if len(self.analysis.whole.devices) > 1 else ""
+        axes.set(title="Time per training step", xlabel=f"time per step (ms){where}")
 
     def curves(self, axes: Axes) -> None:
         """Draw the validation loss in training."""
