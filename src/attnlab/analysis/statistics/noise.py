@@ -54,7 +54,7 @@ FEWEST_COMPARISONS = 6  # that tell how the variances of families differ
 
 @dataclass(frozen=True, kw_only=True)
 class Relative:
-    """How the variances of variants differ within a comparison, as far as many of them tell."""
+    """Ratios of the variances of variants within a comparison, as far as many of them tell."""
 
     variance: Mapping[str, float]  # by variant, relative to the typical one of its comparison
     prior: float  # degrees of freedom that it is worth for each variant
