@@ -16,6 +16,7 @@ from attnlab.data import Places
 from attnlab.inference import lm_harness
 from attnlab.inference.lm_harness import Scorer, evaluate_tasks
 from attnlab.inference.saved_model import Trained
+from attnlab.record import DamagedError, RunFolder, harness_results
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.training.run import Run
 
@@ -92,8 +93,9 @@ def test_without_the_harness_the_error_says_what_to_install(monkeypatch):
 
 
 def test_results_are_recorded_by_run_and_task_with_standard_errors(tmp_path, monkeypatch, trained):
-    run = tmp_path / "tiny/mha/seed-0"
-    run.mkdir(parents=True)
+    folder = RunFolder(tmp_path / "tiny", "a.b", 0)
+    folder.open({"identity": "x"}, {})
+    run = folder.path
 
     def simple_evaluate(model, tasks, **_):
         request = SimpleNamespace(args=("a", "b"))
@@ -114,11 +116,18 @@ def test_results_are_recorded_by_run_and_task_with_standard_errors(tmp_path, mon
     expected = {"value": pytest.approx(by_hand(trained, [97], [98])), "standard_error": 0.5}
     for task in ("one", "two"):
         assert evaluate_tasks(run, [task])[task]["metrics"] == {"acc": expected}
-    recorded = json.loads((tmp_path / "tiny/harness.json").read_text())
-    assert recorded["mha/seed-0"].keys() == {"one", "two"}
-    assert recorded["mha/seed-0"]["one"]["metrics"] == {"acc": expected}
+    monkeypatch.chdir(run)
+    evaluate_tasks(".", ["two"])
+    [(key, recorded)] = harness_results(tmp_path / "tiny").items()
+    assert key == "a%2Eb/seed-0"
+    assert recorded.keys() == {"one", "two"}
+    assert recorded["one"]["metrics"] == {"acc": expected}
+    assert recorded["one"]["identity"] == "x"
     with pytest.raises(ValueError, match="unknown tasks: three"):
         evaluate_tasks(run, ["three"])
+    (tmp_path / "tiny/harness.json").write_text('{"runs": []}')
+    with pytest.raises(DamagedError, match=r"harness\.json is damaged \(runs: expected an object"):
+        evaluate_tasks(run, ["one"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")

@@ -19,10 +19,12 @@ from support import fake_workers
 from support.reported_study import NOISE
 from typer.testing import CliRunner
 
+from attnlab.analysis.profile import harness_of
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.table import read_table
 from attnlab.cli import app
 from attnlab.record import (
+    HARNESS,
     TUNING_SEED,
     DamagedError,
     RunFolder,
@@ -30,6 +32,7 @@ from attnlab.record import (
     pack,
     tuning_runs,
     unpack,
+    write_object,
     write_tuning_choice,
 )
 from attnlab.record.file_types import MeasurementForm, PositionsForm
@@ -73,6 +76,9 @@ def write_toy(folder: Path) -> Path:
     record(RunFolder(folder, "mqa", 3), 5.0, ends="partial")
     record(RunFolder(folder, "mha", TUNING_SEED, recipe="lr-0.001"), 5.0)
     write_tuning_choice(folder, "mha", {"learning_rate": 1e-3})
+    metric = {"acc": {"value": 0.5, "standard_error": 0.1}}
+    results = {"task": {"metrics": metric, "identity": "x", "shots": 0}}
+    write_object(folder / HARNESS, {"runs": {"mha/seed-0": results}})
     return folder
 
 
@@ -110,7 +116,11 @@ def outcome(folder: Path) -> tuple[str, tuple[str, ...]]:
         runs = [run for v in table.variants for run in v.runs if run.status != "partial"]
         tuned = [run.ended_summary() for run in tuning_runs(folder, "mha")]
         # a checksum under another name is a field that no reader knows
-        known = re.sub(r", '[^']*': \{'config.json': [^}]*\}", "", repr((table.study, runs, tuned)))
+        known = re.sub(
+            r", '[^']*': \{'config.json': [^}]*\}",
+            "",
+            repr((table.study, runs, tuned, harness_of(table))),
+        )
         return known, table.damage
 
 
@@ -237,7 +247,7 @@ def a_huge_file(path: Path) -> None:
 
 
 THINGS = (os.mkfifo, a_folder, a_dangling_link, a_link_to_itself, a_device, a_huge_file, nothing)
-PLACES = ("study.json", "mha/seed-0", "mqa/seed-3.partial")
+PLACES = ("study.json", HARNESS, "mha/seed-0", "mqa/seed-3.partial")
 PLACES += tuple(
     f"{folder}/{name}"
     for folder in ("mha/seed-0", "mqa/seed-3.partial", "mha/tuning/lr-0.001/seed-1000")
@@ -253,7 +263,7 @@ def test_what_is_no_file_where_one_belongs_is_named_without_waiting(copy, place,
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     thing(path)
-    if thing is nothing and "partial" in place:
+    if thing is nothing and ("partial" in place or place == HARNESS):
         return  # a run in progress may not have the file yet
     if thing is nothing and place == "study.json":
         with pytest.raises(ValueError, match=r"no study in .*study\.json"):
@@ -265,7 +275,7 @@ def test_what_is_no_file_where_one_belongs_is_named_without_waiting(copy, place,
         assert named or (thing is a_folder and place.endswith(".partial"))
 
 
-@pytest.mark.parametrize("name", ["study.json", "mha/seed-0/summary.json"])
+@pytest.mark.parametrize("name", ["study.json", HARNESS, "mha/seed-0/summary.json"])
 @pytest.mark.parametrize("sums", [-1, None, [], {"study.json": 1}, "x", True])
 def test_checksums_of_another_type_are_damage(copy, name, sums):
     path = copy / name

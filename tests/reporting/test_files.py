@@ -22,6 +22,7 @@ from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from support.reported_study import (
     LOSSES,
+    NASTY,
     begin,
     complete,
     edit,
@@ -33,9 +34,19 @@ from support.reported_study import (
 )
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.compare_folders import read_folders
+from attnlab.analysis.profile import harness_of
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.table import read_table
-from attnlab.record import StudyRecord, recorded_run, write_json
+from attnlab.record import (
+    HARNESS,
+    StudyRecord,
+    pack,
+    recorded_run,
+    unpack,
+    write_json,
+    write_object,
+)
 from attnlab.record.atomic_files import read_file
 from attnlab.reporting import write_report, write_results
 from attnlab.reporting.figures.axes import LINE_HEIGHT, Extent, name_ends, window
@@ -101,6 +112,68 @@ def test_results_hold_means_spreads_and_where_to_look(study_dir):
     assert mha["spread"]["final_loss"] == pytest.approx(0.00351, abs=1e-5)
     assert (study_dir / results["hybrid 3:1"]["folder"] / "metrics.json").is_file()
     assert json.loads((study_dir / "failures.json").read_text()) == {}
+
+
+def on_task(value, error, **how):
+    return {
+        "metrics": {f"acc {NASTY}": {"value": value, "standard_error": error}},
+        **{"identity": "x", "shots": 0, "limit": None, "step": 40, "weights": "last"},
+        **how,
+    }
+
+
+HARNESS_ROWS = [  # variant, task, measured, mean, standard error, runs
+    ("mha", "few", "0-shot, first 9 questions, step 40", "0.7000", "0.2000 (questions)", "1"),
+    ("mha", "few", "0-shot, step 40", "0.5000", "–", "1"),
+    ("mha", "task|1", "0-shot, step 40", "0.4000", "0.1000 (seeds)", "2"),
+    ("b.c", "task|1", "0-shot, step 40", "0.6000", "0.0900 (questions)", "1"),
+    ("b.c", "wide", "0-shot, best weights", "–", "–", "2"),
+]
+
+
+def test_results_of_the_harness_are_a_table_packed_or_not(study_dir, tmp_path):
+    write_study(study_dir, {"mha": [5.0, 5.1], "b.c": [5.2, 5.3]})
+    before = markdown(analyse(study_dir), None) + page(analyse(study_dir))
+    assert "lm-evaluation-harness" not in before
+    assert "harness" not in results(analyse(study_dir))["mha"]
+    lost, best = on_task(None, None, weights="best"), on_task(0.2, 0.1, weights="best")
+    runs = {
+        "mha/seed-0": {"task|1": on_task(0.3, 0.02), "few": on_task(0.7, 0.2, limit=9)},
+        "mha/seed-1": {"task|1": on_task(0.5, 0.03), "few": on_task(0.5, None)},
+        "b%2Ec/seed-0": {"task|1": on_task(0.6, 0.09), "wide": lost},
+        "b%2Ec/seed-1": {"task|1": on_task(0.9, 0.09, identity="of before"), "wide": best},
+        "gone/seed-0": {"task|1": on_task(0.9, 0.09)},
+    }
+    write_object(study_dir / HARNESS, {"runs": runs})
+    written, shown = (study_dir / HARNESS).read_bytes(), markdown(analyse(study_dir), None)
+    lines = [line for line in shown.splitlines() if " 0-shot" in line]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert [(*row[:3], *row[4:]) for row in cells] == [
+        tuple(cell.replace("|", "\\|") for cell in row) for row in HARNESS_ROWS
+    ]
+    assert "Left out, since the runs were trained anew: b.c, seed 1." in shown
+    html = page(analyse(study_dir))
+    assert html.count("0-shot") == len(HARNESS_ROWS)
+    assert "<img" not in html + shown
+    assert '<a href="#harness">Tasks of lm-evaluation-harness</a>' in html
+    (one, _) = results(analyse(study_dir))["b.c"]["harness"]
+    assert (one["mean"], one["standard_error"], one["error_over"]) == (0.6, 0.09, "questions")
+
+    pack(study_dir)
+    assert (study_dir / HARNESS).read_bytes() == written
+    assert markdown(analyse(study_dir), None) == shown
+    compared = read_folders([study_dir / "mha", study_dir / "b%2Ec"], out=tmp_path, command="")
+    assert [of.runs for of in harness_of(compared)[0]] == [1, 1, 2, 1, 2]
+    unpack(study_dir)
+    assert (study_dir / HARNESS).read_bytes() == written
+
+    (study_dir / HARNESS).write_bytes(written.replace(b"0.6", b"0.8"))
+    whole = analyse(study_dir).whole
+    compared = read_folders([study_dir / "mha", study_dir / "b%2Ec"], out=tmp_path, command="")
+    for table in (whole, compared):
+        (line,) = table.damage
+        assert line.startswith(f"{study_dir / HARNESS} was altered: its checksum differs; restore")
+        assert line.endswith("or delete it to evaluate again")
 
 
 def test_metrics_hold_means_over_seeds_and_every_seed(study_dir):

@@ -7,7 +7,7 @@ all other settings may be the subject of the comparison.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,7 +16,14 @@ from attnlab.analysis.fairness import UNKNOWN
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import Run, Table, read_run, variant_of
 from attnlab.config import suggestion
-from attnlab.record import RunFolder, StudyRecord, folder_name, runs_in
+from attnlab.record import (
+    DamagedError,
+    RunFolder,
+    StudyRecord,
+    folder_name,
+    harness_results,
+    runs_in,
+)
 
 Folders = Mapping[Path, Sequence[RunFolder]]  # by the variant's folder
 MOST_NAMED = 4  # variants in a heading
@@ -56,7 +63,16 @@ def read_folders(
         raise ValueError(f"no variant {baseline!r}{suggestion(baseline, names.values())}")
     sources = {str(path): tuple(names[folder] for folder in held[path]) for path in given}
     study = _study(given, folders, names, baseline, command)
-    return Table(path=out, study=study, variants=variants, sources=sources)
+    damage = tuple(_damage(dict.fromkeys(folder.parent for folder in folders)))
+    return Table(path=out, study=study, variants=variants, sources=sources, other_damage=damage)
+
+
+def _damage(study_dirs: Iterable[Path]) -> Iterator[str]:
+    for study_dir in study_dirs:
+        try:
+            harness_results(study_dir)
+        except DamagedError as error:
+            yield str(error)
 
 
 def _held(given: Path) -> Folders:

@@ -1,21 +1,31 @@
 """The profile of mechanisms on tasks: the accuracy of their answers, in total and in parts.
 
+Of a study's own tasks:
+
     mean ± t(0.975, n - 1) sd / sqrt(n)     over n seeds, cut to [0, 1]
 
 Accuracy is the fraction of right answers on held-out sequences, of the length of training or
 another. Intervals are of one mechanism each, and hold one at a time: to compare mechanisms, use the
 intervals of the verdict.
+
+Of tasks of lm-evaluation-harness, from harness.json (`harness_of`):
+
+    mean ± sd / sqrt(n)                     the standard error over n seeds
+
+For one run, the standard error is the harness's own: that of the sample of questions.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.lengths import KEY, read_at
 from attnlab.analysis.statistics.paired import Estimate, t_quantile
 from attnlab.analysis.table import Run, Table, Variant
 from attnlab.analysis.texts import named
+from attnlab.record import DamagedError, HarnessTaskForm, harness_results
 
 GROUPS = "by_group"  # of a summary: the accuracy of groups of answers, by name
 
@@ -137,3 +147,82 @@ def _by_length(run: Run, trained: int) -> Iterator[tuple[int, Mapping[str, Any]]
     for length, of in summary.get(KEY, {}).items():
         if int(length) != trained and GROUPS in of:
             yield int(length), of
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnHarness:
+    """A variant on a metric of a task of lm-evaluation-harness, measured in one way."""
+
+    variant: str
+    task: str
+    measured: str  # shots, questions, version of the task and weights, in words
+    metric: str
+    mean: float | None  # None if the harness gave a number that is not finite
+    standard_error: float | None
+    error_over: str  # "seeds", or "questions" for one run
+    runs: int
+
+
+def harness_of(table: Table) -> tuple[tuple[OnHarness, ...], tuple[str, ...]]:
+    """Return the recorded results of the harness, and the runs that were trained anew since.
+
+    The results are in order of task, way of measurement, metric and variant. Those of a run that
+    was trained anew are left out. A damaged harness.json counts as none: `Table.damage` names it.
+    """
+    found, outdated = dict[tuple[str, ...], list[tuple[float | None, float | None]]](), list[str]()
+    for variant in table.variants:
+        results = _intact_results(variant.folder.parent)
+        for run in variant.runs:
+            of_run = results.get(f"{variant.folder.name}/seed-{run.seed}", {})
+            identity = run.config.get("identity")
+            current = {task: of for task, of in of_run.items() if of["identity"] == identity}
+            if len(current) < len(of_run):
+                outdated.append(f"{variant.name}, seed {run.seed}")
+            for task, of_task in current.items():
+                for metric, of in of_task["metrics"].items():
+                    key = (task, _measured(of_task), metric, variant.name)
+                    found.setdefault(key, []).append((of["value"], of["standard_error"]))
+    places = {variant.name: place for place, variant in enumerate(table.variants)}
+    keys = sorted(found, key=lambda key: (*key[:3], places[key[3]]))
+    return tuple(_on_harness(key, found[key]) for key in keys), tuple(outdated)
+
+
+def _intact_results(study_dir: Path) -> dict[str, dict[str, HarnessTaskForm]]:
+    try:
+        return harness_results(study_dir)
+    except DamagedError:
+        return {}
+
+
+def _measured(of: HarnessTaskForm) -> str:
+    """Return how a task was measured, in words: only runs that agree in it are averaged."""
+    shots, limit, version = of.get("shots"), of.get("limit"), of.get("version")
+    best = of.get("weights") == "best"
+    parts = (
+        None if shots is None else f"{shots}-shot",
+        None if limit is None else f"first {limit} questions",
+        None if version is None else f"version {version}",
+        "best weights" if best else f"step {of['step']:,}" if "step" in of else None,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def _on_harness(
+    key: tuple[str, ...], runs: Sequence[tuple[float | None, float | None]]
+) -> OnHarness:
+    task, measured, metric, variant = key
+    values = [value for value, _ in runs if value is not None]
+    estimate = Estimate.of(values) if len(values) == len(runs) else None
+    error = None if estimate is None else runs[0][1]
+    if estimate is not None and estimate.spread is not None:
+        error = estimate.spread / math.sqrt(estimate.n)
+    return OnHarness(
+        variant=variant,
+        task=task,
+        measured=measured,
+        metric=metric,
+        mean=estimate and estimate.mean,
+        standard_error=error,
+        error_over="seeds" if len(runs) > 1 else "questions",
+        runs=len(runs),
+    )

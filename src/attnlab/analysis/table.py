@@ -25,6 +25,7 @@ from attnlab.record import (
     StudyRecord,
     bench_points,
     folder_name,
+    harness_results,
     read_tuning_choice,
     tuning_runs,
 )
@@ -249,10 +250,11 @@ def _other_damage(study_dir: Path, variants: Iterable[str]) -> Iterator[str]:
         for run in tuning_runs(study_dir, variant):
             if (damage := run.damage()) is not None:
                 yield damage
-    try:
-        bench_points(study_dir)
-    except DamagedError as error:
-        yield str(error)
+    for read in (bench_points, harness_results):
+        try:
+            read(study_dir)
+        except DamagedError as error:
+            yield str(error)
 
 
 def read_run(folder: RunFolder, variants: Container[str] = ()) -> Run:

@@ -18,9 +18,18 @@ import torch
 
 from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.inference.saved_model import Trained, Which, load_run
-from attnlab.record import RunFolder, is_published, read_object, write_json
+from attnlab.record import (
+    HARNESS,
+    HarnessMetricForm,
+    HarnessTaskForm,
+    RunFolder,
+    StudyRecord,
+    folder_name,
+    harness_results,
+    is_published,
+    write_object,
+)
 
-RESULTS = "harness.json"  # in the study's folder: results by run, then by task
 NEW_TOKENS = 256  # of a generated answer, where the task states no number
 
 
@@ -143,7 +152,7 @@ def evaluate_tasks(  # noqa: PLR0913  one parameter per option
     which: Which = "last",
     device: str = "auto",
     trust: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, HarnessTaskForm]:
     """Evaluate a trained run on tasks of lm-evaluation-harness.
 
     Of a run in a study of your own, the results are added to `harness.json` in the study's folder.
@@ -161,7 +170,8 @@ def evaluate_tasks(  # noqa: PLR0913  one parameter per option
         By task, each metric with its standard error, and the settings of the measurement.
 
     Raises:
-        ValueError: the harness is not installed, a task is unknown, or the run cannot be loaded.
+        ValueError: the harness is not installed, a task is unknown, the run cannot be loaded, or
+            harness.json is damaged.
     """
     try:
         harness, manager = import_module("lm_eval"), import_module("lm_eval.tasks")
@@ -173,6 +183,9 @@ def evaluate_tasks(  # noqa: PLR0913  one parameter per option
     known = manager.TaskManager(include_path=None if include is None else str(include))
     if unknown := [task for task in tasks if task not in known.all_tasks]:
         raise ValueError(f"unknown tasks: {', '.join(unknown)}; lm-eval ls tasks lists them")
+    own = _own_run(Path(run))
+    if own is not None:
+        harness_results(own.study_dir)  # damage is named before hours of work
     trained = load_run(run, device, which=which, trust=trust)
     found = harness.simple_evaluate(
         model=_adapter(Scorer(trained, batch_size)),
@@ -183,9 +196,11 @@ def evaluate_tasks(  # noqa: PLR0913  one parameter per option
         log_samples=False,
         bootstrap_iters=1000,
     )
-    results = {
+    identity = own and (own.config() or {}).get("identity")
+    results: dict[str, HarnessTaskForm] = {
         name: {
             "metrics": _metrics(of_task),
+            "identity": identity,
             "shots": found["n-shot"].get(name),
             "version": found["versions"].get(name),
             "limit": limit,
@@ -196,24 +211,37 @@ def evaluate_tasks(  # noqa: PLR0913  one parameter per option
         }
         for name, of_task in sorted(found["results"].items())
     }
-    if (path := results_file(Path(run))) is not None:
-        study, key = read_object(path) or {}, "/".join(Path(run).parts[-2:])
-        write_json(path, study | {key: {**study.get(key, {}), **results}})
+    if own is not None:
+        _record(own, results)
     return results
 
 
 def results_file(run: Path) -> Path | None:
     """Return the file for the results of a run; None for an exported model, or one published."""
+    own = _own_run(run)
+    return own and own.study_dir / HARNESS
+
+
+def _own_run(run: Path) -> RunFolder | None:
     try:
-        study_dir = RunFolder.at(run).study_dir
+        found = RunFolder.at(run)
     except ValueError:
         return None
-    return None if is_published(study_dir) else study_dir / RESULTS
+    return None if is_published(found.study_dir) else found
 
 
-def _metrics(of_task: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+def _record(run: RunFolder, results: Mapping[str, HarnessTaskForm]) -> None:
+    """Add the results of a run to harness.json of its study."""
+    study_dir, key = run.study_dir, f"{folder_name(run.variant)}/seed-{run.seed}"
+    with StudyRecord.held(study_dir):
+        runs = harness_results(study_dir)
+        runs[key] = {**runs.get(key, {}), **results}
+        write_object(study_dir / HARNESS, {"runs": runs}, within=study_dir)
+
+
+def _metrics(of_task: Mapping[str, Any]) -> dict[str, HarnessMetricForm]:
     """Return value and standard error of each metric; None for an error that is not known."""
-    found = dict[str, dict[str, float | None]]()
+    found = dict[str, HarnessMetricForm]()
     for key, value in of_task.items():
         name, _, filtered = key.partition(",")
         if isinstance(value, bool) or not isinstance(value, int | float) or not filtered:

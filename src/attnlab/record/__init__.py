@@ -11,7 +11,7 @@ from attnlab.record.atomic_files import (
     require_results_folder,
     require_within,
 )
-from attnlab.record.file_types import BenchForm, JudgementForm
+from attnlab.record.file_types import BenchForm, HarnessMetricForm, HarnessTaskForm, JudgementForm
 from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.lease import HeldError, Holder, LostLeaseError, Observer
 from attnlab.record.packed_file import RunKey, rate_of
@@ -19,11 +19,13 @@ from attnlab.record.packed_study import Packed, pack, unpack
 from attnlab.record.recorded_run import Status, folder_name, reading_once
 from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
 from attnlab.record.study_record import (
+    HARNESS,
     Cell,
     Rung,
     StudyRecord,
     bench_points,
     cells_of,
+    harness_results,
     runs_in,
 )
 from attnlab.record.temporary_files import remove_temporary
@@ -38,6 +40,7 @@ from attnlab.record.tuning_record import (
 from attnlab.record.verified_folder import read_object, write_object
 
 __all__ = [
+    "HARNESS",
     "NO_INFLUENCE",
     "PUBLISHED",
     "SEARCH_NOISE",
@@ -45,6 +48,8 @@ __all__ = [
     "BenchForm",
     "Cell",
     "DamagedError",
+    "HarnessMetricForm",
+    "HarnessTaskForm",
     "HeldError",
     "Holder",
     "Json",
@@ -62,6 +67,7 @@ __all__ = [
     "cells_of",
     "digest_of",
     "folder_name",
+    "harness_results",
     "is_of_disk",
     "is_published",
     "leads_outside",

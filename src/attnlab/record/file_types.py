@@ -194,6 +194,33 @@ class BenchForm(TypedDict, total=False):
     points: Required[list[PointForm]]
 
 
+class HarnessMetricForm(TypedDict):
+    """Types of a metric in harness.json."""
+
+    value: Number
+    standard_error: Number
+
+
+class HarnessTaskForm(TypedDict, total=False):
+    """Types of the results of a run on a task in harness.json."""
+
+    metrics: Required[dict[str, HarnessMetricForm]]
+    identity: Required[str | None]
+    shots: int | None
+    limit: Number
+    version: Any
+    step: int
+    weights: str
+    window: int
+    harness: str
+
+
+class HarnessForm(TypedDict):
+    """Types of harness.json: by run, such as mha/seed-0, then by task."""
+
+    runs: dict[str, dict[str, HarnessTaskForm]]
+
+
 class JudgementForm(TypedDict):
     """A hypothesis of study.json that the user's own code judged."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
 from attnlab.record.atomic_files import DamagedError, replace_file
-from attnlab.record.file_types import BenchForm, JudgementForm
+from attnlab.record.file_types import BenchForm, HarnessForm, HarnessTaskForm, JudgementForm
 from attnlab.record.json_text import Json, mismatch, to_json
 from attnlab.record.lease import waiting_for
 from attnlab.record.packed_file import PACKED, STUDY, read_packed, read_record
@@ -19,7 +19,7 @@ from attnlab.record.recorded_run import folder_name
 from attnlab.record.run_folder import RunFolder
 from attnlab.record.verified_folder import add_checksums, parse_object, read_object
 
-BENCH = "bench.json"
+BENCH, HARNESS = "bench.json", "harness.json"
 
 
 class Rung(NamedTuple):
@@ -259,6 +259,15 @@ def bench_points(study_dir: Path) -> list[Json]:
     except DamagedError as error:
         raise DamagedError(f"{error}; restore it, or delete it to measure again") from None
     return measured
+
+
+def harness_results(study_dir: Path) -> dict[str, dict[str, HarnessTaskForm]]:
+    """Return harness.json by run and task; empty without it. Raises DamagedError."""
+    try:
+        found = read_object(study_dir / HARNESS, HarnessForm)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; restore it, or delete it to evaluate again") from None
+    return found["runs"] if found else {}
 
 
 def runs_in(path: Path) -> list[RunFolder]:

@@ -11,7 +11,7 @@ from attnlab.analysis.table import Table
 from attnlab.analysis.texts import within_each
 from attnlab.record import StudyRecord
 from attnlab.reporting import sentences
-from attnlab.reporting.profile import profile_tables
+from attnlab.reporting.profile import harness_tables, profile_tables
 from attnlab.reporting.tables import columns, comparisons
 from attnlab.reporting.tables.columns import VARIANT, Column
 from attnlab.reporting.tables.comparisons import Matrix, matrix_of
@@ -32,6 +32,7 @@ SECTIONS = {
     "sweep": "Along the swept settings",
     "scaling": "Scaling",
     "profile": "Answers on tasks",
+    "harness": "Tasks of lm-evaluation-harness",
     "texts": "On other texts",
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
@@ -91,6 +92,7 @@ class ReportContext:
     texts_note: str  # empty for a study of one text
     scaling: Sequence[TextTable]  # empty for a study that is no ladder
     profile: Sequence[TextTable]  # empty for a study of texts
+    harness: Sequence[TextTable]  # one; empty without harness.json
     agreements: Sequence[TextTable]  # one; empty for a study of one text
     costs: Sequence[Column]
     parts: Sequence[Column]
@@ -144,6 +146,7 @@ class ReportContext:
             agreements=agreement_tables(analysis),
             scaling=scaling_tables(analysis),
             profile=profile_tables(analysis),
+            harness=harness_tables(analysis),
             costs=columns.known([VARIANT, *columns.costs(shown)], shown),
             parts=columns.known([VARIANT, *columns.parts()], shown),
             loss_parts=comparisons.parts_of_loss(analysis),

@@ -43,6 +43,7 @@ def page(analysis: Analysis) -> str:
         "texts": analysis.texts,
         "scaling": context.scaling,
         "profile": context.profile,
+        "harness": context.harness,
         "hypotheses": analysis.judgements,
         "families": context.families,
         "lengths": drawn["lengths"],

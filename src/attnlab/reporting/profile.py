@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
-from attnlab.analysis.profile import Accuracy, OnTask, profile_of
+from attnlab.analysis.profile import Accuracy, OnTask, harness_of, profile_of
 from attnlab.reporting.tables.rows import split_name, split_of
 from attnlab.reporting.tables.text_tables import TextTable
 
@@ -47,6 +47,34 @@ def profile_tables(analysis: Analysis) -> tuple[TextTable, ...]:
     if not found:
         return ()
     return (_totals(found, analysis), *_parts(found))
+
+
+def harness_tables(analysis: Analysis) -> tuple[TextTable, ...]:
+    """Return the table of results of lm-evaluation-harness; empty where none is recorded."""
+    found, outdated = harness_of(analysis.whole)
+    left_out = f" Left out, since the runs were trained anew: {'; '.join(outdated)}."
+    if not found and not outdated:
+        return ()
+    return (
+        TextTable(
+            caption="Tasks of lm-evaluation-harness (attnlab eval)",
+            heading=("variant", "task", "measured", "metric", "mean", "standard error", "runs"),
+            lines=[
+                (
+                    *(of.variant, of.task, of.measured, of.metric, numbers.number(of.mean)),
+                    numbers.UNKNOWN
+                    if of.standard_error is None
+                    else f"{of.standard_error:.4f} ({of.error_over})",
+                    str(of.runs),
+                )
+                for of in found
+            ],
+            n_text_columns=4,
+            note="Mean over runs. Standard error (seeds): standard deviation over runs / "
+            "sqrt(runs). Standard error (questions): of one run, the harness's own, for the sample "
+            f"of questions; it holds no error of the seed.{left_out if outdated else ''}",
+        ),
+    )
 
 
 class ProfileTable:

@@ -13,6 +13,7 @@ from typing import Any
 
 from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.curves import Curve, perplexity
+from attnlab.analysis.profile import harness_of
 from attnlab.analysis.table import PARTS, Run, Table, Variant
 from attnlab.reporting.tables.rows import Row, rows_of_all_groups
 
@@ -26,7 +27,11 @@ def results(analysis: Analysis) -> dict[str, dict[str, Any]]:
 
     Those of one text, size and length follow those of another, with which they are not compared.
     """
-    return {row.name: _result(row) for row in rows_of_all_groups(analysis)}
+    found = {row.name: _result(row) for row in rows_of_all_groups(analysis)}
+    for of in harness_of(analysis.whole)[0]:
+        if of.variant in found:
+            found[of.variant].setdefault("harness", []).append(asdict(of))
+    return found
 
 
 def failures(table: Table) -> dict[str, dict[str, Any]]:
