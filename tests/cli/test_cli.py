@@ -75,12 +75,17 @@ def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tm
         (("run", TINY, "--track", "tensorbord"), "'tensorbord'; did you mean 'tensorboard'?"),
         (("run", "fair_search", "--length", "fats"), "did you mean 'fast'?"),
         (("report", "nowhere"), "no study in nowhere"),
+        (("train", TINY, "--variant", "mhx"), "  variant: no variant 'mhx'; did you mean 'mha'?"),
+        (("train", TINY, "data=mano"), "train.seq_len: the task has sequences of 12 tokens"),
+        (("reproduce", "mqarr"), "no reproduction 'mqarr'; did you mean 'mqar'?"),
+        (("eval", "nowhere", "--tasks", "x", "--limit", "0"), "--limit: must be at least 1"),
+        (("check", "gatd-delta-net"), "did you mean 'gated_delta_net'?"),
     ],
 )
 def test_every_mistake_is_a_sentence_and_exit_code_2(attnlab, arguments, message):
     done = attnlab(*arguments)
     assert done.exit_code == 2, done.output
-    assert message in " ".join(done.stderr.split())
+    assert " ".join(message.split()) in " ".join(done.stderr.split())
     assert "Traceback" not in done.output
 
 
@@ -89,8 +94,11 @@ def test_missing_data_says_what_was_looked_for_where_and_how_to_get_it(attnlab):
     assert done.exit_code == 2
     for word in ("train.txt", "nowhere", "data.path"):
         assert word in done.stderr
-    without = attnlab("run", "mechanisms")
+    without = attnlab("run", "nanogpt")
     assert without.exit_code == 2
+    assert "not found, and no folder of data was given. Name the file" in " ".join(
+        without.stderr.split()
+    )
     assert "ATTNLAB_DATA" in without.stderr
 
 
@@ -214,6 +222,10 @@ def test_list_shows_the_details_of_a_name(attnlab):
     kind = attnlab("list", "sliding_window")
     assert "window=256" in kind.output
     assert "gated_delta_net" not in kind.output
+    assert attnlab("list", "sliding-window").output == kind.output
+    assert "(Poli et al. 2024, arXiv:2403.17844)" in " ".join(
+        attnlab("list", "fuzzy_recall").output.split()
+    )
     section = attnlab("list", "train")
     assert "warmup_steps=100" in section.output
     both = attnlab("list", "mechanisms")  # a study and a family
@@ -227,6 +239,8 @@ def test_list_shows_the_details_of_a_name(attnlab):
     unknown = attnlab("list", "mlaa")
     assert unknown.exit_code == 2
     assert "nothing is called 'mlaa'; did you mean 'mla'?" in unknown.stderr
+    listed = attnlab("list", "?").stderr.partition("known: ")[2].split(", ")
+    assert len(set(listed)) == len(listed)
 
 
 def test_list_shows_the_runs_of_a_folder_packed_or_not(attnlab, trained, tmp_path):

@@ -51,6 +51,8 @@ MALFORMED = {
     "train.=3": "train: no field ''",
     ".=": "no field ''",
     "train.steps.x=3": "train.steps: is one value; it has no field 'x'",
+    "train.optimizer.momentum=0": "while it is none; set train.optimizer=KIND before it",
+    "train.optimizer=muon:momentum=0": "SETTING=muon SETTING.momentum=0",
     "train.stpes=3": "train: no field 'stpes'; did you mean 'steps'?",
     "model.mechanisms.9.window=3": "model.mechanisms: no field '9'",
     "model.mechanisms=3": "unknown kind '3'",

@@ -71,7 +71,7 @@ def plan(*, measured=True, not_timed=None, nats_known=True, **changes):
 def test_the_plan_is_printed(printed):
     text = printed()
     assert "Does it work?" in text
-    assert "mha 118 K 12.0 1 min 30 s 3.00 GiB 4 expected, 3 to 6 2 (1 done)" in text
+    assert "mha 118 K 12.0 1 min 30 s 3.00 GiB 4 (3 to 6) 2 (1 done)" in text
     assert (
         "runs 12 expected, 9 to 18 to search recipes, then 6 (1 done) for the verdict, then 4 "
         "expected, 0 to 8 to challenge"
@@ -99,10 +99,19 @@ def test_lower_bounds_are_marked(printed):
     assert "time at least 1 min 0 s, 2 workers" in text
 
 
-def test_a_plan_without_times_gives_the_reason(printed):
-    assert "time not timed: mha: RuntimeError: [no] kernel" in printed(
-        not_timed="RuntimeError: [no] kernel"
-    )
+def test_a_plan_without_times_gives_the_reason_and_no_empty_columns(printed):
+    text = printed(not_timed="RuntimeError: [no] kernel")
+    assert "time not timed: mha: RuntimeError: [no] kernel" in text
+    assert "mha 118 K 4 (3 to 6) 2 (1 done)" in text
+    assert "memory" not in text
+
+
+def test_names_are_whole_at_80_columns(printed, monkeypatch):
+    monkeypatch.setattr(console, "width", 80)
+    names = ("memorization_attention", "memorization_window_32")
+    found = plan(measured=False)
+    text = printed(measured=False, variants=dict.fromkeys(names, found.variants["mha"]))
+    assert all(f"{name} 118 K" in text for name in names)
 
 
 def test_a_range_without_an_expectation_is_a_range(printed):

@@ -241,7 +241,7 @@ def test_relative_paths_are_found_in_the_data_folder(tmp_path):
         texts("nowhere", data=tmp_path)
     for part in (
         "'nowhere' not found",
-        f"\n  {tmp_path / 'nowhere'}",
+        f", {tmp_path / 'nowhere'}",
         "data.paths=",
         "ATTNLAB_DATA",
     ):

@@ -4,7 +4,7 @@ from textwrap import shorten
 
 from rich.table import Table as Grid
 
-from attnlab.analysis.numbers import count, duration, milliseconds, size
+from attnlab.analysis.numbers import UNKNOWN, count, duration, milliseconds, size
 from attnlab.cli.console import console, first_line, verbatim, write
 from attnlab.record import to_json
 from attnlab.runner.decisions import RunCount
@@ -38,21 +38,25 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
 
 
 def _grid(plan: Plan) -> Grid:
-    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    titles = ("parameters", "ms/step", "time/run", "memory", "tuning runs", "verdict runs")
-    grid.add_column("variant")
-    for title in titles:
+    columns = {
+        "parameters": [count(variant.parameters) for variant in plan.variants.values()],
+        "ms/step": [_bound(v, milliseconds(v.step_seconds)) for v in plan.variants.values()],
+        "time/run": [_bound(v, duration(v.run_seconds)) for v in plan.variants.values()],
+        "memory": [size(variant.peak_memory_bytes) for variant in plan.variants.values()],
+        "tuning runs": [
+            _runs(variant.tuning_runs, brief=True) for variant in plan.variants.values()
+        ],
+        "verdict runs": [
+            _runs(variant.verdict_runs, brief=True) for variant in plan.variants.values()
+        ],
+    }
+    shown = {title: cells for title, cells in columns.items() if set(cells) != {UNKNOWN}}
+    grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    grid.add_column("variant", no_wrap=True)
+    for title in shown:
         grid.add_column(title, justify="right")
-    for name, variant in plan.variants.items():
-        grid.add_row(
-            name,
-            count(variant.parameters),
-            _bound(variant, milliseconds(variant.step_seconds)),
-            _bound(variant, duration(variant.run_seconds)),
-            size(variant.peak_memory_bytes),
-            _runs(variant.tuning_runs),
-            _runs(variant.verdict_runs),
-        )
+    for cells in zip(plan.variants, *shown.values(), strict=True):
+        grid.add_row(*cells)
     return grid
 
 
@@ -60,11 +64,19 @@ def _bound(variant: VariantPlan, text: str) -> str:
     return text if variant.measured else f"≥ {text}"
 
 
-def _runs(runs: RunCount) -> str:
-    bounds = f"{runs.at_least}"
+def _runs(runs: RunCount, *, brief: bool = False) -> str:
+    """Return a number of runs with its bounds; `brief` for a cell of the table, `8 (7 to 21)`."""
+    bounds, done = f"{runs.at_least}", f"{runs.done} done"
     if runs.at_most > runs.at_least:
         bounds = _between(runs.expected, runs.at_least, runs.at_most)
-    return f"{bounds} ({runs.done} done)" if runs.done else bounds
+        if brief:
+            inside = f"{runs.at_least} to {runs.at_most}"
+            return (
+                f"{runs.expected} ({inside}, {done})"
+                if runs.done
+                else f"{runs.expected} ({inside})"
+            )
+    return f"{bounds} ({done})" if runs.done else bounds
 
 
 def _between(expected: object, least: object, most: object) -> str:

@@ -4,6 +4,8 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table as Grid
+from rich.text import Text
 
 from attnlab.cli.app import (
     DeviceOption,
@@ -69,8 +71,12 @@ def reproduce_(
     if name is None:
         if as_json:
             write(json.dumps(REPRODUCTIONS, indent=2) + "\n")
-        for each, text in {} if as_json else REPRODUCTIONS.items():
-            verbatim(f"{each:15} {text}", console)
+        else:
+            grid = Grid.grid(padding=(0, 2, 0, 0))
+            grid.add_column(no_wrap=True)
+            for each, text in REPRODUCTIONS.items():
+                grid.add_row(each, Text(text))
+            console.print(grid)
         return
     output = errors if as_json else console
     try:

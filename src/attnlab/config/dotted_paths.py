@@ -69,7 +69,10 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
         if not isinstance(below, dict | list):
             known = list(tree) if isinstance(tree, dict) else list(map(str, range(len(tree))))
             where, deeper = join(*path[: depth + 1]), ".".join(path[depth + 1 :])
-            if part in known:
+            if part in known and below is None:
+                message = f"has no field {deeper!r} while it is none; set {where}=KIND before it"
+                found.append(Problem(where, message))
+            elif part in known:
                 found.append(Problem(where, f"is one value; it has no field {deeper!r}"))
             else:
                 message = f"no field {part!r}{suggestion(part, known)}"

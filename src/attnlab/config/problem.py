@@ -49,6 +49,21 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
+def unknown_kind(kind: str, known: Iterable[str]) -> str:
+    """Return the message about a kind that does not exist.
+
+    >>> unknown_kind("mon", ["adamw", "muon"])
+    "unknown kind 'mon'; did you mean 'muon'?"
+    >>> unknown_kind("muon:momentum=0.9", ["adamw", "muon"])
+    "unknown kind 'muon:momentum=0.9'; write SETTING=muon SETTING.momentum=0.9"
+    """
+    name, _, own = kind.rpartition(":")
+    if "=" not in own:
+        return f"unknown kind {kind!r}{suggestion(kind, known)}"
+    apart = " ".join(f"SETTING.{each}" for each in own.split(","))
+    return f"unknown kind {kind!r}; write SETTING={name} {apart}"
+
+
 def join(*parts: str) -> str:
     """Return a dotted path of the parts that are not empty."""
     return ".".join(part for part in parts if part)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file
 from attnlab.config.own_kinds import OwnKind, file_of, find_file, kind_name, own_kind
-from attnlab.config.problem import ConfigError, Problem, join, suggestion
+from attnlab.config.problem import ConfigError, Problem, join, suggestion, unknown_kind
 from attnlab.config.values import FrozenMap, Typed, one_of, parsed, scalar
 
 
@@ -124,7 +124,7 @@ class Choice(Config):
         if not path.endswith(".py"):
             if (known := kind.replace("-", "_")) in cls.kinds:
                 return cast("type[Self]", cls.kinds[known])
-            raise ValueError(f"unknown kind {kind!r}{suggestion(kind, cls.kinds)}")
+            raise ValueError(unknown_kind(kind, cls.kinds))
         found = getattr(load_file(find_file(kind, path)), class_name, None)
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}")

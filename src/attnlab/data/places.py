@@ -73,8 +73,9 @@ class DataError(ValueError):
     @classmethod
     def missing(cls, what: str, tried: Iterable[object], remedy: str) -> "DataError":
         """Return the error that `what` is in none of the places that were `tried`."""
-        looked = "".join(f"\n  {place}" for place in tried) or "\n  nowhere: no folder was given"
-        return cls(f"{what} not found; looked in{looked}\n{remedy}")
+        looked = ", ".join(map(str, tried))
+        where = f"; looked in {looked}" if looked else ", and no folder of data was given"
+        return cls(f"{what} not found{where}. {remedy}")
 
 
 def cached(path: Path, write: Callable[[IO[bytes]], object]) -> Path:

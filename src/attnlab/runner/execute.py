@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from attnlab.config import ConfigError, Problem
+from attnlab.config import ConfigError, Problem, suggestion
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.machine import worker_slots
 from attnlab.device.ranks import Ranks, uneven
@@ -206,7 +206,7 @@ def train(  # noqa: PLR0913  one parameter per option
 
     Raises the errors of `attnlab.run`, and HeldError if another process writes the run.
     """
-    from attnlab.runner.request import Request  # it imports this module
+    from attnlab.runner.request import Request, read_data  # it imports this module
 
     request = Request(
         study=study,
@@ -220,8 +220,7 @@ def train(  # noqa: PLR0913  one parameter per option
         fla_path=fla_path,
     )
     asked = request.apply_options()
-    name = variant or asked.baseline or next(iter(asked.variants))
-    asked.only([name])  # ConfigError for a variant that does not exist
+    name = _variant_of(asked, variant)
     run, study_dir = asked.verdict_run(name, seed), request.study_dir(asked)
     local_rank, count = Ranks.of_torchrun() or (0, 1)
     if problem := uneven(run.config.train.batch_size, count):
@@ -230,7 +229,7 @@ def train(  # noqa: PLR0913  one parameter per option
     ranks = Ranks.join(own_device) if count > 1 else Ranks.alone(own_device)
     if not ranks.writes:
         ranks.wait()  # the first one has cached the data
-    corpus = run.config.data.load(request.places())
+    corpus = read_data(asked.only([name]), request.places())[name]
     folder, identity = run.folder(study_dir), run.config.identity(corpus.fingerprint)
     if ranks.writes:
         if folder.conflict(run.config.to_dict() | {"identity": identity}):
@@ -257,6 +256,15 @@ def train(  # noqa: PLR0913  one parameter per option
     if isinstance(end, Ended) and end.status != "failed":
         ranks.leave()
     return end
+
+
+def _variant_of(study: Study, name: str | None) -> str:
+    """Return the variant with this name; None: the baseline, or the first without one."""
+    name = name or study.baseline or next(iter(study.variants))
+    if name not in study.variants:
+        message = f"no variant {name!r}{suggestion(name, study.variants)}"
+        raise ConfigError([Problem("variant", message)])
+    return name
 
 
 def _device_of(device: str, local_rank: int) -> torch.device:

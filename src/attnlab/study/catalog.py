@@ -5,6 +5,7 @@ dataclass, its base classes and its defaults are read from the syntax tree inste
 """
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -40,11 +41,11 @@ class Catalog:
             family: kind
             for family, kinds in self.families.items()
             for kind in kinds
-            if kind.name == name
+            if kind.name in (name, name.replace("-", "_"))
         }
         if not found:
             names = [kind.name for kinds in self.families.values() for kind in kinds]
-            known = [*self.studies, *self.families, *self.settings, *names]
+            known = {*self.studies, *self.families, *self.settings, *names}
             raise ValueError(f"nothing is called {name!r}{suggestion(name, known)}")
         return found
 
@@ -273,5 +274,5 @@ def _docstring(node: ast.Module | ast.ClassDef) -> str:
 
 def _first_sentence(text: str) -> str:
     first = " ".join(text.split("\n\n")[0].split())
-    end = min((at for mark in (". ", "? ") if (at := first.find(mark)) >= 0), default=len(first))
-    return first[: end + 1].rstrip(".:")
+    end = re.search(r"(?<!\bet al)[.?] ", first)
+    return (first[: end.start() + 1] if end else first).rstrip(".:")

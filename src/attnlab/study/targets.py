@@ -132,7 +132,7 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
                 yield NamedKind(kind, MechanismConfig.of_kind(kind), [*changes, *own])
     elif name.endswith(".py") or name in shipped_names():
         yield load_study(name).override([*changes, *own])
-    elif name in MechanismConfig.kinds or ":" in name:
+    elif name.replace("-", "_") in MechanismConfig.kinds or ":" in name:
         yield NamedKind(word, MechanismConfig.of_kind(name), [*changes, *own])
     elif settings := find_checkpoint(Path(name)):
         yield _of_checkpoint(Path(name), settings).override([*changes, *own])
