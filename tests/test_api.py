@@ -301,7 +301,7 @@ def test_no_module_takes_the_place_of_a_function(tmp_path, cache):
 
 
 def test_every_command_is_a_function():
-    names = {"list": "catalog"}
+    names = {"list": "catalog", "eval": "evaluate_tasks"}
     for command in typer.main.get_command(app).commands:
         assert callable(getattr(attnlab, names.get(command, command)))
 
@@ -358,9 +358,9 @@ def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick,
     )
     found = {(of.task, of.mechanism): of for of in attnlab.profile(analysis)}
     assert list(found) == [
-        (task, kind) for task in ("parity", "mqar") for kind in ("identity", "grouped_query")
+        (task, kind) for task in ("parity", "recall") for kind in ("identity", "grouped_query")
     ]
-    recall = found["mqar", "grouped_query"]
+    recall = found["recall", "grouped_query"]
     (run,) = attnlab.load_results(tmp_path / "probe" / "recall_grouped_query")
     assert recall.accuracy == Accuracy(mean=run["test_accuracy"], low=None, high=None, seeds=1)
     two = Accuracy.of([0.5, 0.52])

@@ -2,22 +2,23 @@
 
 Every command of the command line is a function:
 
-    run        train the variants of a study and compare them
-    plan       estimate time, disk space and power of a study (attnlab run --plan)
-    train      train one run of a study, also as one of torchrun's processes
-    extend     continue a finished run for more steps
-    check      check mechanisms for every property of the contract
-    probe      train small models on tasks: what mechanisms recall, copy and track
-    reproduce  run a published result again: inside or outside of its band
-    bench      measure time, memory and decode state of mechanisms
-    report     rebuild the report of a study
-    compare    compare studies, variants and single runs in one report
-    pack       pack the runs of a study into one file
-    unpack     restore the run folders of a packed study
-    generate   generate text from a trained run
-    export     write a run's model into a folder that stands alone
-    catalog    list studies, mechanisms and settings (attnlab list)
-    doctor     examine devices, packages, kernels, data and disk
+    run             train the variants of a study and compare them
+    plan            estimate time, disk space and power of a study (attnlab run --plan)
+    train           train one run of a study, also as one of torchrun's processes
+    extend          continue a finished run for more steps
+    check           check mechanisms for every property of the contract
+    probe           train small models on tasks: what mechanisms recall, copy and track
+    reproduce       run a published result again: inside or outside of its band
+    bench           measure time, memory and decode state of mechanisms
+    report          rebuild the report of a study
+    compare         compare studies, variants and single runs in one report
+    pack            pack the runs of a study into one file
+    unpack          restore the run folders of a packed study
+    evaluate_tasks  evaluate a run on tasks of lm-evaluation-harness (attnlab eval)
+    generate        generate text from a trained run
+    export          write a run's model into a folder that stands alone
+    catalog         list studies, mechanisms and settings (attnlab list)
+    doctor          examine devices, packages, kernels, data and disk
 
 Further names build studies (`Study`, `RunConfig`, `ModelConfig`, the mechanisms, ...), read results
 (`load_results`, `analyse`, `load_run`, `load_study`), test a mechanism (`assert_correct`), or
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from attnlab.inference.generate import Sampling as Sampling
     from attnlab.inference.generate import generate as generate
     from attnlab.inference.generate import generate_tokens as generate_tokens
+    from attnlab.inference.lm_harness import evaluate_tasks as evaluate_tasks
     from attnlab.inference.saved_model import load_run as load_run
     from attnlab.kernels.flash_linear_attention import use_fla as use_fla
     from attnlab.mechanism import Cost as Cost

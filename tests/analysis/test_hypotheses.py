@@ -429,8 +429,12 @@ def test_a_loss_is_judged_by_its_interval_over_seeds(tmp_path, settings, ruling,
 
 
 def test_a_range_of_losses_is_one():
-    for low, high in ((2.0, 1.0), (-1.0, 1.0), (0.0, float("inf"))):
-        with pytest.raises(ConfigError, match="must lie from 0 to high"):
+    for low, high, message in (
+        (2.0, 1.0, "must lie from 0 to high"),
+        (-1.0, 1.0, "must lie from 0 to high"),
+        (0.0, float("inf"), "expected a finite number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             LossInRange(variants=("a",), low=low, high=high)
 
 

@@ -128,9 +128,7 @@ def _judged(
         outside = high < ends[0] or low > ends[1]
         facts.append(True if inside else False if outside else None)
         found.append(f"{name}: {mean:.3f} [{low:.3f}, {high:.3f}].")
-    if missing:
-        found.append(f"Not measured: {listed(missing)}.")
-    return evidence.finding(facts, found, missing)
+    return evidence.finding(facts, found, [f"Not measured: {listed(missing)}."] if missing else [])
 
 
 @dataclass(frozen=True, kw_only=True)
