@@ -67,10 +67,14 @@ LLAMAS = {
         rope_scaling=Yarn(factor=4.0, original_max_position_embeddings=16),
     ),
 }
+UNTIED = {"qwen3": True}
 
 
-def trained(home: Path, *mechanisms: MechanismConfig, swiglu: bool = False) -> Path:
+def trained(
+    home: Path, *mechanisms: MechanismConfig, swiglu: bool = False, untied: bool = False
+) -> Path:
     config = tiny_study.base.with_mechanisms(*mechanisms)
+    config = replace(config, model=replace(config.model, untied_embeddings=untied))
     config = config.with_feedforward(SwiGLU(d_ff=24)) if swiglu else config
     config = replace(config, train=replace(config.train, steps=3, keep="last"))
     places = Places(None, home / "cache")
@@ -111,7 +115,7 @@ def assert_same(run: Path, model, tokenizer) -> None:
 
 @pytest.mark.parametrize("name", LLAMAS)
 def test_a_model_that_is_llamas_or_qwens_is_exported_without_code_and_read_again(name, tmp_path):
-    run = trained(tmp_path, LLAMAS[name], swiglu=True)
+    run = trained(tmp_path, LLAMAS[name], swiglu=True, untied=name in UNTIED)
     done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "out"), "--to", "hf"])
     assert done.exit_code == 0, done.output
     assert f"a {name} checkpoint, without code" in done.output
@@ -120,6 +124,7 @@ def test_a_model_that_is_llamas_or_qwens_is_exported_without_code_and_read_again
     assert type(model).__name__ == f"{name.capitalize()}ForCausalLM"
     assert_same(run, model, tokenizer)
     again = attnlab.load_run(tmp_path / "out")
+    assert again.config.model.untied_embeddings == (name in UNTIED)
     assert again.config.model.per_layer()[0] == replace(
         LLAMAS[name], head_dim=LLAMAS[name].head_widths(16)[0]
     )
@@ -129,7 +134,7 @@ def test_a_model_that_is_llamas_or_qwens_is_exported_without_code_and_read_again
 
 def test_any_other_model_is_exported_with_code_and_is_padded_searched_and_saved(tmp_path):
     buffers = GroupedQuery(n_heads=2, n_kv_heads=2, alibi=True, rope_head_dim=0, sinks=True)
-    run = trained(tmp_path, GatedDeltaNet(n_heads=2, head_dim=8), buffers)
+    run = trained(tmp_path, GatedDeltaNet(n_heads=2, head_dim=8), buffers, untied=True)
     exported = export(run, tmp_path / "out", to="hf")
     assert exported.form.endswith("since its layers have different mechanisms")
     model, tokenizer = loaded(tmp_path / "out", trust=True)
@@ -239,13 +244,13 @@ LLAMA3 = {
     [
         ("Llama", {"rms_norm_eps": 1e-2, "rope_parameters": LLAMA3, "attention_bias": True}),
         ("Mistral", {"sliding_window": None}),
-        ("Qwen2", {}),
+        ("Qwen2", {"tie_word_embeddings": False}),
         ("Qwen3", {"head_dim": 16}),
     ],
 )
 def test_a_checkpoint_is_read_with_equal_logits_checked_and_measured(name, settings, tmp_path):
     model = getattr(transformers, f"{name}ForCausalLM")(
-        getattr(transformers, f"{name}Config")(**SIZES, **settings)
+        getattr(transformers, f"{name}Config")(**SIZES | settings)
     ).eval()
     for parameter in model.parameters():  # norms and biases, too
         parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -298,7 +303,7 @@ WRITTEN = {**SIZES, "model_type": "llama", "hidden_act": "silu"}
     ("change", "said"),
     [
         ({"model_type": "gemma3"}, "model_type is gemma3, and llama, mistral, qwen2, qwen3 are"),
-        ({"tie_word_embeddings": False}, "no equal of tie_word_embeddings=false"),
+        ({"tie_word_embeddings": "no"}, 'no equal of tie_word_embeddings="no"'),
         ({"hidden_act": "gelu"}, 'no equal of hidden_act="gelu"'),
         ({"mlp_bias": True}, "no equal of mlp_bias=true"),
         ({"model_type": "mistral", "sliding_window": 4}, "no equal of sliding_window=4"),
@@ -324,9 +329,11 @@ def test_a_setting_that_attnlab_lacks_is_one_line_that_names_it(change, said, tm
 def test_a_weight_that_is_missing_cut_or_unknown_is_named(tmp_path):
     original = Llama3(factor=8.0, original_max_position_embeddings=16)
     assert LLAMA3["rope_type"] == original.kind()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    untied = transformers.LlamaConfig(**SIZES | {"tie_word_embeddings": False})
+    model = transformers.LlamaForCausalLM(untied)
     weights = model.state_dict()
-    for name, said in (("model.norm.weight", "no weight model.norm.weight"), ("", "of the weight")):
+    lacking = [(name, f"no weight {name}") for name in ("model.norm.weight", "lm_head.weight")]
+    for name, said in (*lacking, ("", "of the weight")):
         kept = {key: value for key, value in weights.items() if key != name}
         kept |= {} if name else {"model.layers.0.extra": torch.ones(1)}
         model.save_pretrained(tmp_path / f"of{name}", state_dict=kept)

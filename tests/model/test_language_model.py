@@ -1,16 +1,18 @@
 """The model is the same for all mechanisms: sizes, costs, first weights, feed-forward layers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from support import tiny_study
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, silu
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnlab.mechanisms  # noqa: F401  registers the kinds
-from attnlab.config import ConfigError
+from attnlab.config import ConfigError, drop_unset
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
@@ -24,6 +26,7 @@ from attnlab.model.feedforward import (
 )
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import ModelConfig
+from attnlab.training.quality import predict
 
 VOCAB = 97
 WITH_WIDTH = sorted(set(FeedForward.kinds) - {NoFeedForward.kind()})
@@ -65,6 +68,40 @@ def test_initial_weights_are_normal_with_deviation_0_02():
     model = tiny(d_model=128).build(1000)
     assert model.embed.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert model.norm.weight.eq(1).all()
+
+
+def test_an_untied_head_has_values_of_its_own_and_changes_no_other_part():
+    tied, untied = tiny(), tiny(untied_embeddings=True)
+    model, same = untied.build(VOCAB, seed=3), tied.build(VOCAB, seed=3)
+    own = dict(model.named_parameters())
+    assert set(own) - set(dict(same.named_parameters())) == {"head.weight"}
+    assert all(torch.equal(own[name], of) for name, of in same.named_parameters())
+    assert own["head.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert not torch.equal(own["head.weight"], own["embed.weight"])
+    parts, shared = untied.parts(VOCAB), tied.parts(VOCAB)
+    assert parts == shared._replace(head=own["head.weight"].numel())
+    assert parts.total == parts.active == sum(p.numel() for p in own.values())
+    assert untied.forward_flops(VOCAB, 9) == tied.forward_flops(VOCAB, 9)
+    tokens = torch.arange(20).reshape(2, 10)
+    logits_BTV = model.eval().logits(tokens)
+    torch.testing.assert_close(logits_BTV, model.features(tokens) @ own["head.weight"].T)
+    first, states = model.prefill(tokens[:, :9], 10)
+    last, _ = model.step(tokens[:, 9], states)
+    torch.testing.assert_close(torch.stack([first, last], 1), logits_BTV[:, -2:])
+    expected = cross_entropy(logits_BTV[:, :-1].mT, tokens[:, 1:])
+    torch.testing.assert_close(model.losses(tokens).language_model, expected)
+    nats, _ = predict(model, model.features(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(nats.mean(), expected)
+
+
+def test_a_recorded_model_without_the_field_is_tied_and_has_the_same_identity():
+    run = tiny_study.base
+    recorded = run.to_dict()
+    del recorded["model"]["untied_embeddings"]
+    assert type(run).from_dict(recorded) == run
+    assert "untied_embeddings" not in drop_unset(run.model.identity_fields())
+    untied = replace(run, model=replace(run.model, untied_embeddings=True))
+    assert untied.identity("data") != run.identity("data")
 
 
 def test_building_a_model_leaves_the_global_random_stream_of_initial_weights_unused():

@@ -33,6 +33,7 @@ from support.reported_study import (
     write_study,
 )
 
+from attnlab.analysis import scaling
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.compare_folders import read_folders
 from attnlab.analysis.profile import harness_of
@@ -174,6 +175,19 @@ def test_results_of_the_harness_are_a_table_packed_or_not(study_dir, tmp_path):
         (line,) = table.damage
         assert line.startswith(f"{study_dir / HARNESS} was altered: its checksum differs; restore")
         assert line.endswith("or delete it to evaluate again")
+
+
+def test_an_output_projection_of_its_own_is_a_part_and_no_size_on_a_ladder(study_dir):
+    plan(study_dir, variants=("mha", "mqa"))
+    counts = {"embedding": 70, "head": 0, "attention": 20, "total": 100, "active": 100}
+    finish(study_dir, "mha", 0, parameters=counts)
+    finish(study_dir, "mqa", 0, parameters=counts)
+    assert "| head |" not in markdown(analyse(study_dir), None)
+    path = study_dir / "mqa" / "seed-0" / "summary.json"
+    edit(path, parameters=counts | {"head": 5, "total": 105})
+    assert "| embedding | head | attention |" in markdown(analyse(study_dir), None)
+    sizes = [scaling._x(variant, "parameters") for variant in read_table(study_dir).variants]
+    assert sizes == [30, 30]
 
 
 def test_metrics_hold_means_over_seeds_and_every_seed(study_dir):

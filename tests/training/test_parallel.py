@@ -77,7 +77,10 @@ CASES = {
     "experts": (model(feedforward=EXPERTS), {}),
     "experts in parts": (model(feedforward=EXPERTS), {"micro_batch_size": 1, **CHECKPOINTED}),
     "handing": (replace(model(), mechanisms=HANDING, n_layers=4), CHECKPOINTED),
-    "muon, experts": (model(feedforward=ODD), {"optimizer": Muon(), "clip_norm": 0.3}),
+    "muon, experts": (
+        model(feedforward=ODD, untied_embeddings=True),
+        {"optimizer": Muon(), "clip_norm": 0.3},
+    ),
     "dropout": (model(dropout=0.2), {"micro_batch_size": 1, **CHECKPOINTED}),
 }
 
@@ -282,8 +285,9 @@ def _is_rank(process: int) -> bool:
         return False
 
 
-def test_the_estimate_of_memory_counts_the_state_of_real_parameters():
-    config = replace(tiny_study.base, model=model(n_layers=3))
+@pytest.mark.parametrize("untied", [False, True])
+def test_the_estimate_of_memory_counts_the_state_of_real_parameters(untied):
+    config = replace(tiny_study.base, model=model(n_layers=3, untied_embeddings=untied))
     built = config.model.build(VOCAB)
     state = 16 * sum(parameter.numel() for parameter in built.parameters())
     sequences = config.train.batch_size
@@ -291,7 +295,7 @@ def test_the_estimate_of_memory_counts_the_state_of_real_parameters():
     assert 1 / sequences < part < 1
     assert memory_per_gpu(config, VOCAB, 1, state + 1000) == state + 1000
     block = sum(parameter.numel() for parameter in built.blocks[0].parameters())
-    whole = 8 * (built.embed.weight.numel() + block)
+    whole = 8 * ((1 + untied) * built.embed.weight.numel() + block)
     on_two = memory_per_gpu(config, VOCAB, 2, state + 1000)
     assert on_two == pytest.approx(state // 2 + 1000 * part + whole, abs=8 * 32)  # the final norm
     micro = replace(config, train=replace(config.train, micro_batch_size=1))

@@ -370,7 +370,8 @@ def test_every_parameter_is_in_one_group_and_muons_are_the_matrices_of_the_block
     mechanisms = GatedDeltaNet(n_heads=2, head_dim=16), GroupedQuery(n_heads=2, n_kv_heads=1)
     experts = MixtureOfExperts(n_experts=2, d_ff=8, n_shared_experts=1)
     config = with_train(tiny_study.base.with_mechanisms(*mechanisms), optimizer="muon")
-    model = config.with_feedforward(experts).model.build(256)
+    settings = replace(config.with_feedforward(experts).model, untied_embeddings=True)
+    model = settings.build(256)
     groups = optimizer_of(config.train, model, dict(model.named_parameters()), CPU).param_groups
     grouped = [parameter for group in groups for parameter in group["params"]]
     assert sorted(map(id, grouped)) == sorted(id(p) for p in model.parameters())

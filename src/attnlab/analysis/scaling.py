@@ -3,7 +3,7 @@
 A power law (`statistics.power_law`) is fitted to each family along
 
     FLOPs, seconds    of training, on the frontier: the lower convex hull of the loss over log x
-    parameters        outside the embedding, at the longest training
+    parameters        outside embedding and head, at the longest training
     tokens            at the largest size
 
 **Intervals** are of a bootstrap over seeds: the mean of each variant is drawn from the t
@@ -204,7 +204,7 @@ def _x(variant: Variant, quantity: Quantity) -> float | None:
     """Return the x of a variant, a mean over its finished seeds; None if it was not recorded."""
     if quantity == "parameters":
         parts = variant.parameters
-        return parts["total"] - parts["embedding"] if parts else None
+        return parts["total"] - parts["embedding"] - parts.get("head", 0) if parts else None
     key = {"flops": "training_flops", "tokens": "tokens", "seconds": "train_time"}[quantity]
     values = list(variant.by_seed(key).values())
     return math.fsum(values) / len(values) if values and min(values) > 0 else None

@@ -40,7 +40,7 @@ NUMBERS = (
     *("steps", "tokens", "total_time", "train_time", "eval_time", "compile_time"),
     *("step_time", "tokens_per_second", "peak_memory_bytes", "flops_per_token", "state_bytes"),
 )
-PARTS = ("embedding", "attention", "feed_forward", "other", "total")  # of the parameters
+PARTS = ("embedding", "head", "attention", "feed_forward", "other", "total")  # of the parameters
 
 
 @dataclass(frozen=True, kw_only=True)

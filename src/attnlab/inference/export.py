@@ -141,7 +141,7 @@ def _own_config(trained: Trained, sources: dict[str, str], context: int) -> Json
         "hidden_size": model.d_model,
         "num_hidden_layers": model.n_layers,
         "max_position_embeddings": context,
-        "tie_word_embeddings": False,  # the model has the embedding only once
+        "tie_word_embeddings": False,  # a model with tied ones has them once
         "dtype": "float32",
     }
 

@@ -2,7 +2,7 @@
 
     x_0 = E[tokens]
     x   = x + mix_l(RMSNorm(x));  x = x + feedforward_l(RMSNorm(x))      for every layer l
-    logits = RMSNorm(x) E^T                                              tied embedding E
+    logits = RMSNorm(x) W^T                  W = E: tied, or a matrix of its own: untied_embeddings
 
 A mechanism may take tensors that earlier ones give (`model/handing.py`).
 
@@ -37,16 +37,17 @@ from attnlab.model.layer_pattern import (
 class Parts(NamedTuple):
     """Number of parameters by part of the model."""
 
-    embedding: int  # the output projection is the same matrix
+    embedding: int  # of the output projection, too, unless it is untied
     attention: int  # the mechanisms of all kinds
     feed_forward: int
     other: int  # norms
     idle: int = 0  # those of `feed_forward` in experts that a token is not routed to
+    head: int = 0  # the output projection, if it is no part of `embedding`
 
     @property
     def total(self) -> int:
         """Number of all parameters."""
-        return self.embedding + self.attention + self.feed_forward + self.other
+        return self.embedding + self.head + self.attention + self.feed_forward + self.other
 
     @property
     def active(self) -> int:
@@ -73,20 +74,16 @@ class ModelConfig(Config):
     d_model: int = 128  # model width: the size of a token's vector
     feedforward: FeedForward = field(default_factory=Dense)  # feed-forward layer of every block
     dropout: float = 0.0  # probability: attention weights, hidden layers, residual branches
+    untied_embeddings: bool = False  # True: the output projection is no longer the embedding
 
     def problems(self) -> Iterator[Problem]:
-        if not 1 <= self.n_layers <= MOST_LAYERS:
-            yield Problem(
-                "n_layers", f"must be at least 1, and at most {MOST_LAYERS}; got {self.n_layers}"
-            )
-            return
+        sizes = ("n_layers", self.n_layers, MOST_LAYERS), ("d_model", self.d_model, MOST_WIDTH)
+        wrong = [(name, value, most) for name, value, most in sizes if not 1 <= value <= most]
+        for name, value, most in wrong:
+            yield Problem(name, f"must be at least 1, and at most {most}; got {value}")
         if not 0 <= self.dropout < 1:
             yield Problem("dropout", f"must be in [0, 1), got {self.dropout}")
-        if not 1 <= self.d_model <= MOST_WIDTH:
-            yield Problem(
-                "d_model", f"must be at least 1, and at most {MOST_WIDTH}; got {self.d_model}"
-            )
-        else:
+        if not wrong:
             found = list(problems_in(self.mechanisms, self.n_layers, self.d_model))
             found = found or self._problems_of_handing()
             yield from (problem.under("mechanisms") for problem in found)
@@ -108,8 +105,7 @@ class ModelConfig(Config):
 
         Raises ConfigError if it does not fit, or takes something and names no giver.
         """
-        pattern = in_every_layer(mechanism, self.n_layers, self.d_model)
-        return replace(self, mechanisms=pattern)
+        return replace(self, mechanisms=in_every_layer(mechanism, self.n_layers, self.d_model))
 
     def identity_fields(self) -> dict[str, Any]:
         """Return `to_dict`, equal for all ways to write the same layers."""
@@ -126,6 +122,7 @@ class ModelConfig(Config):
             feed_forward=self.n_layers * feed_forward,
             other=((1 + self.feedforward.present) * self.n_layers + 1) * self.d_model,
             idle=self.n_layers * idle,
+            head=vocab_size * self.d_model if self.untied_embeddings else 0,
         )
 
     @property
@@ -167,7 +164,7 @@ class ModelConfig(Config):
 
 
 class LanguageModel(nn.Module):
-    """The model: embedding, blocks, final norm, and the embedding again as output projection."""
+    """The model: embedding, blocks, final norm, and output projection: the embedding, or `head`."""
 
     def __init__(
         self,
@@ -175,14 +172,10 @@ class LanguageModel(nn.Module):
         vocab_size: int,
         mechanisms: Sequence[Mechanism[Any]] | None = None,
     ) -> None:
-        """Construct the layers; parameters begin as torch initialises them.
-
-        `mechanisms` are those of the layers, by default built from the settings.
-        """
+        """Construct the layers as torch initialises them, by default with the mechanisms set."""
         super().__init__()
         self.config, per_layer = config, config.per_layer()
-        if mechanisms is None:
-            mechanisms = [each.build(config.d_model, config.dropout) for each in per_layer]
+        mechanisms = mechanisms or [m.build(config.d_model, config.dropout) for m in per_layer]
         self.embed = nn.Embedding(vocab_size, config.d_model)
         self.routes = routes(per_layer, config.d_model)
         self.blocks = nn.ModuleList(
@@ -190,6 +183,13 @@ class LanguageModel(nn.Module):
             for mechanism, route in zip(mechanisms, self.routes, strict=True)
         )
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        untied = config.untied_embeddings
+        self.head = nn.Linear(config.d_model, vocab_size, bias=False) if untied else None
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The matrix of the output projection."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def features(self, tokens_BT: Tensor) -> Tensor:
         """Return `x_BTD`, the input of the output projection."""
@@ -197,7 +197,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Return `logits_BTV` of the next token at every position."""
-        return linear(self.features(tokens_BT), self.embed.weight)
+        return linear(self.features(tokens_BT), self.head_VD)
 
     @property
     def decodes(self) -> bool:
@@ -209,8 +209,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, list[Any]]:
         """Read a prompt; return `logits_BV` of the next token and the decode state of every layer.
 
-        The states have room for `capacity` tokens, those of the prompt included. `compiled` is as
-        for `losses`.
+        The states have room for `capacity` tokens, prompt included. `compiled` is as for `losses`.
         """
         run: Any = compile_once(Block.prefill, dynamic=False) if compiled else Block.prefill
         x_BTD, handover = self.embed(tokens_BT), Handover(self.routes)
@@ -219,7 +218,7 @@ class LanguageModel(nn.Module):
             x_BTD, state, given = run(block, x_BTD, capacity, handover.to(layer))
             handover.keep(layer, given)
             states.append(state)
-        return linear(self.norm(x_BTD[:, -1]), self.embed.weight), states
+        return linear(self.norm(x_BTD[:, -1]), self.head_VD), states
 
     def step(
         self, tokens_B: Tensor, states: list[Any], *, compiled: bool = False
@@ -238,7 +237,7 @@ class LanguageModel(nn.Module):
             x_BD, state_after, given = run(block, x_BD, state, handover.to(layer))
             handover.keep(layer, given)
             after.append(state_after)
-        return project(self.norm, x_BD, self.embed.weight), after
+        return project(self.norm, x_BD, self.head_VD), after
 
     def losses(
         self, tokens_BT1: Tensor, *, answers: Answers | None = None, compiled: bool = False
@@ -249,7 +248,7 @@ class LanguageModel(nn.Module):
         process. Compiling more than a block at once would gain nothing.
         """
         x_BTD, auxiliary = self._features_and_auxiliary(tokens_BT1[:, :-1], compiled=compiled)
-        return Losses(mean_loss(x_BTD, self.embed.weight, tokens_BT1, answers), auxiliary)
+        return Losses(mean_loss(x_BTD, self.head_VD, tokens_BT1, answers), auxiliary)
 
     def at_step(self, step: int) -> None:
         """Set the training step, from 0, in every mechanism."""
@@ -259,17 +258,15 @@ class LanguageModel(nn.Module):
     def drain_statistics(self) -> dict[str, object]:
         """Return and reset the statistics of the feed-forward layers since the last call.
 
-        The values of all layers by name, as JSON values; empty if nothing is counted. Waits for the
-        device.
+        By name, the JSON values of all layers; empty if nothing is counted. Waits for the device.
         """
         counted = [block.feedforward.drain_statistics() for block in self.layers()]
         return {f"router_{name}": [layer[name] for layer in counted] for name in counted[0]}
 
     def kernels_on(self, device: torch.device, dtype: torch.dtype) -> list[str]:
         """Return the names of the kernels that a forward pass runs there, for records."""
-        names = {block.feedforward.kernel_on(device, dtype) for block in self.layers()}
-        names |= {mechanism.kernel_on(device, dtype) for mechanism in self.mechanisms()}
-        return sorted(name for name in names if name is not None)
+        parts = [*(block.feedforward for block in self.layers()), *self.mechanisms()]
+        return sorted({name for part in parts if (name := part.kernel_on(device, dtype))})
 
     def layers(self) -> Iterator[Block]:
         """Return the blocks, in order."""

@@ -38,7 +38,7 @@ _NAMES = (  # parts of parameters' names: attnlab's, theirs
 )
 _PLAIN: dict[str, tuple[object, ...]] = {  # settings of theirs that attnlab has in one form only
     "hidden_act": ("silu", "swish"),
-    "tie_word_embeddings": (True,),
+    "tie_word_embeddings": (True, False),
     "mlp_bias": (False,),
     "use_sliding_window": (False,),
     "partial_rotary_factor": (1, None),
@@ -116,7 +116,7 @@ def llama_config(model: ModelConfig, vocab_size: int, context: int) -> Json:
         "rope_parameters": {**rope, "rope_theta": heads.rope_theta},
         "attention_bias": heads.bias,
         "mlp_bias": False,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not model.untied_embeddings,
         "use_cache": True,
         "bos_token_id": None,
         "eos_token_id": None,
@@ -128,9 +128,11 @@ def llama_config(model: ModelConfig, vocab_size: int, context: int) -> Json:
 def llama_name(name: str) -> str:
     """Return the name of a parameter in their checkpoints.
 
-    >>> llama_name("blocks.3.mix.q_proj.weight"), llama_name("norm.weight")
-    ('model.layers.3.self_attn.q_proj.weight', 'model.norm.weight')
+    >>> llama_name("blocks.3.mix.q_proj.weight"), llama_name("head.weight")
+    ('model.layers.3.self_attn.q_proj.weight', 'lm_head.weight')
     """
+    if name.startswith("head."):
+        return f"lm_{name}"
     for ours, theirs in _NAMES:
         name = name.replace(ours, theirs)
     return name if name.startswith("model.") else f"model.{name}"
@@ -189,7 +191,8 @@ def read_weights(folder: Path, model: LanguageModel) -> dict[str, Tensor]:
             found |= load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is missing or damaged: {error}") from None
-    found.pop("lm_head.weight", None)  # the embedding again
+    if not model.config.untied_embeddings:
+        found.pop("lm_head.weight", None)  # the embedding again
     weights = dict[str, Tensor]()
     for name, parameter in model.state_dict().items():
         theirs = llama_name(name)
@@ -223,6 +226,7 @@ def _settings(given: Mapping[str, Any], kind: str) -> Checkpoint:
         n_layers=given["num_hidden_layers"],
         d_model=given["hidden_size"],
         feedforward=SwiGLU(d_ff=given["intermediate_size"]),
+        untied_embeddings=not given["tie_word_embeddings"],
     )
     return Checkpoint(model, int(given["vocab_size"]), float(given["rms_norm_eps"]))
 

@@ -59,9 +59,9 @@ def step_of_run(
 def memory_per_gpu(config: RunConfig, vocab_size: int, gpus: int, peak_bytes: int | None) -> int:
     """Return an estimate of the bytes of training on each of some GPUs.
 
-    Weights, gradients and two moments in float32 are shared by the GPUs. On several, the embedding
-    and the block that is computed are whole, with their gradients. `peak_bytes` are those measured
-    on one GPU, which tell the activations; None: they are estimated from the settings.
+    Weights, gradients and two moments in float32 are shared by the GPUs. On several, embedding,
+    head and the block that is computed are whole, with their gradients. `peak_bytes` are those
+    measured on one GPU, which tell the activations; None: they are estimated from the settings.
     """
     train, parts = config.train, config.model.parts(vocab_size)
     state = 16 * parts.total
@@ -71,8 +71,9 @@ def memory_per_gpu(config: RunConfig, vocab_size: int, gpus: int, peak_bytes: in
     if peak_bytes is not None:
         on_one = activation_bytes(config, vocab_size, part)
         activations = max(0, peak_bytes - state) * activations // on_one
-    block = (parts.total - parts.embedding) // config.model.n_layers
-    whole = 8 * (parts.embedding + block) if gpus > 1 else 0
+    ends = parts.embedding + parts.head
+    block = (parts.total - ends) // config.model.n_layers
+    whole = 8 * (ends + block) if gpus > 1 else 0
     return state // gpus + activations + whole
 
 

@@ -54,7 +54,7 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Muon for the matrices of the blocks; AdamW for embedding, norms, biases and convolutions."""
+    """Muon for the matrices of the blocks; AdamW for embedding, head, vectors and convolutions."""
 
     momentum: float = 0.95  # decay rate of the mean of gradients
     ns_steps: int = 5  # Newton-Schulz iterations per update

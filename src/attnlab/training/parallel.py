@@ -51,7 +51,7 @@ def apply(model: LanguageModel, config: TrainConfig, ranks: Ranks, *, compiled: 
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     for block in model.layers():
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)  # embedding: needed at both ends
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)  # embedding and head
     for method in ("features", "losses"):
         register_fsdp_forward_method(model, method)
 

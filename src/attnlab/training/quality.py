@@ -104,10 +104,10 @@ def predict(
     A prediction is correct if the most likely token is the target: of all tokens, or of the
     target's block of `choices` consecutive ones.
     """
-    chunk = max(1, _LOGITS // model.embed.weight.shape[0])
+    chunk = max(1, _LOGITS // len(model.head_VD))
     nats, right = list[Tensor](), list[Tensor]()
     for x_cD, target_c in zip(x_nD.split(chunk), target_n.split(chunk), strict=True):
-        logits_cV = linear(x_cD, model.embed.weight).float()
+        logits_cV = linear(x_cD, model.head_VD).float()
         if choices is not None:
             logits_cV, target_c = among(logits_cV, target_c, choices)
         nats.append(cross_entropy(logits_cV, target_c, reduction="none"))

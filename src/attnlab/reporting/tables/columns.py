@@ -193,7 +193,8 @@ def parts() -> list[Column]:
 
     def column(part: str) -> Column:
         def value(row: Row) -> float | None:
-            return row.variant.parameters.get(part)
+            count = row.variant.parameters.get(part)
+            return None if part == "head" and not count else count  # tied: in the embedding
 
         def text(row: Row) -> str:
             count = value(row)
