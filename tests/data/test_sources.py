@@ -441,7 +441,7 @@ def test_what_is_missing_is_said_with_every_place_and_every_remedy(tmp_path):
         WikiText2().load(Places(tmp_path, tmp_path / "cache"))
     told = str(error.value)
     for place in (tmp_path, tmp_path / "wikitext-2", tmp_path / "wikitext2"):
-        assert f"\n  {place}  (" in told
+        assert f" {place}  (" in told
     for remedy in ("data.path=DIR", "ATTNLAB_DATA=DIR", "pip install datasets", "train.txt", PAGE):
         assert remedy in told.splitlines()[-1]
 
@@ -648,6 +648,6 @@ def test_tiny_shakespeare_holds_out_its_last_tenth_and_a_byte_is_a_character(tmp
     text = file.read_text()
     assert corpus.decode(corpus.train) + corpus.decode(corpus.valid) == text
     assert (len(corpus.train), corpus.test) == (int(0.9 * len(text)), None)
-    missing = f"looked in\n  {tmp_path / 'none.txt'}\nName the file with data.path=FILE"
+    missing = f"looked in {tmp_path / 'none.txt'}. Name the file with data.path=FILE"
     with pytest.raises(DataError, match=re.escape(missing)):
         TinyShakespeare(path=str(tmp_path / "none.txt")).load(Places(None, tmp_path))
