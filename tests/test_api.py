@@ -369,7 +369,7 @@ def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick,
     assert set(recall.lengths) == {16, 32}
     assert set(recall.parts) == {(n, f"{k} pairs") for n in (16, 32) for k in (2, 4)}
     assert recall.state_bytes == 2 * 2 * 8 * 16  # keys and values of 16 tokens in two bytes
-    assert found["mqar", "identity"].state_bytes == 0
+    assert found["recall", "identity"].state_bytes == 0
     lines = (tmp_path / "probe" / "profile.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * (1 + 2 + 2 * 2) + 2 * (1 + 2 + 2 + 3)
     report = (tmp_path / "probe" / "report.md").read_text()
