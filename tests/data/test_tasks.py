@@ -535,7 +535,7 @@ class Leaky(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.embed = model, model.embed
+        self.model, self.head_VD = model, model.head_VD
 
     def features(self, tokens_BT):
         x_BTD = self.model.features(tokens_BT)

@@ -263,7 +263,7 @@ def test_missing_files_of_gpt2_are_named_with_every_place_tried(tmp_path):
         "https://huggingface.co/openai-community/gpt2/resolve/main/{vocab.json,merges.txt}",
     ):
         assert part in str(error.value)
-    with pytest.raises(DataError, match="no folder was given"):
+    with pytest.raises(DataError, match="no folder of data was given"):
         GPT2().fit([], Places(None, tmp_path))
 
 
