@@ -535,7 +535,7 @@ class Leaky(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.head_VD = model, model.head_VD
+        self.model, self.embed, self.head_VD = model, model.embed, model.head_VD
 
     def features(self, tokens_BT):
         x_BTD = self.model.features(tokens_BT)
