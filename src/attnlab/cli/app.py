@@ -140,6 +140,19 @@ StepsOption = Annotated[
     int | None,
     typer.Option(help="Train for this number of steps.", parser=whole(), metavar="N"),
 ]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(help="Train this number of seeds per variant.", parser=whole(), metavar="N"),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Train this number of runs at the same time.",
+        parser=whole(),
+        metavar="N",
+        show_default="one per GPU or CPU core",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 FlaPathOption = Annotated[
     Path | None,

@@ -10,6 +10,7 @@ from attnlab.cli.app import (
     FlaPathOption,
     JsonOption,
     StepsOption,
+    WorkersOption,
     app,
     command_line,
     folder,
@@ -82,15 +83,7 @@ def probe_(  # noqa: PLR0913  one parameter per option
         ),
     ] = None,
     device: DeviceOption = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Runs at the same time.",
-            parser=whole(1),
-            metavar="N",
-            show_default="one per GPU or CPU core",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     fla_path: FlaPathOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -10,11 +10,12 @@ from rich.text import Text
 from attnlab.cli.app import (
     DeviceOption,
     JsonOption,
+    SeedsOption,
+    WorkersOption,
     app,
     command_line,
     folder,
     reports_user_errors,
-    whole,
 )
 from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim, write
 
@@ -35,10 +36,7 @@ def reproduce_(
             show_default="list them",
         ),
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Train this number of seeds per variant.", parser=whole(), metavar="N"),
-    ] = None,
+    seeds: SeedsOption = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -46,15 +44,7 @@ def reproduce_(
         ),
     ] = None,
     device: DeviceOption = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Train this number of runs at the same time.",
-            parser=whole(1),
-            metavar="N",
-            show_default="one per GPU or CPU core",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a published result again; without NAME, list those that can be.

@@ -8,8 +8,10 @@ from attnlab.cli.app import (
     DeviceOption,
     FlaPathOption,
     JsonOption,
+    SeedsOption,
     StepsOption,
     StudyArgument,
+    WorkersOption,
     app,
     command_line,
     decimal,
@@ -52,10 +54,7 @@ def run(  # noqa: PLR0913  one parameter per option
             help="Train only these variants and those of --add, separated by commas.",
         ),
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="Train this number of seeds per variant.", parser=whole(), metavar="N"),
-    ] = None,
+    seeds: SeedsOption = None,
     until: Annotated[
         str | None,
         typer.Option(
@@ -81,15 +80,7 @@ def run(  # noqa: PLR0913  one parameter per option
         ),
     ] = None,
     device: DeviceOption = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Train this number of runs at the same time.",
-            parser=whole(),
-            metavar="N",
-            show_default="one per GPU or CPU core",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(

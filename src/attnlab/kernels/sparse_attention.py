@@ -8,9 +8,8 @@ Scores exist for a block of queries at a time and the keys up to the last of the
 backward: memory grows linearly with T. The backward pass computes scores and weights again. It
 finds the selection by two numbers per query, the lowest score in it and the oldest position with
 that score. Only the weights of the last block are kept, so that one block is computed once. The
-gradient of the loss needs no other gradient, and is computed in the forward pass.
-
-A block has `BLOCK` queries; on CUDA, where small ones wait for launches, up to `WIDEST`.
+gradient of the loss needs no other gradient, and is computed in the forward pass. A block has
+`BLOCK` queries; on CUDA, where small ones wait for launches, up to `WIDEST`.
 
 The code has no data-dependent branches or shapes, so that it can be recorded in a CUDA graph.
 
