@@ -129,7 +129,9 @@ def analysis_of(table: Table) -> Analysis:
 
 
 def _relative_noise(whole: Table, cells: Mapping[Cell, Table]) -> Relative | None:
-    """Return how the noise of a ladder's families differs, over its sizes and lengths."""
+    """Return how the noise of a ladder's families differs over its places; else None."""
+    if not whole.study.ladder:
+        return None
     family = {name: rung.family for name, rung in whole.study.rungs.items()}
     each = [eligible(of).losses for table in cells.values() for of in by_text(table).values()]
     judged = [
