@@ -540,3 +540,43 @@ def test_a_goal_of_speed_is_reached_or_not(monkeypatch, tmp_path, goal, value, r
     goal = goal and table.Goal(*goal)
     line = table.Line(work="w", value=value, unit="ms", goal=goal, reference=reference)
     assert line.reached is reached
+
+
+def test_kernel_times_say_what_a_step_does_and_how_long_it_waits(monkeypatch, tmp_path, capsys):
+    speed_table(monkeypatch, tmp_path)
+    times = importlib.import_module("kernel_times")
+    out = tmp_path / "times.json"
+    options = ["--tiny", "--seconds", "0.001", "--only", "decoding,nothing", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["kernel_times.py", *options])
+    times.main()
+    (found,) = json.loads(out.read_text())["rows"]
+    shown = capsys.readouterr().out
+    assert "decoding: " in shown
+    assert "nothing: KeyError" in shown
+    assert {"softmax and loss", "normalisation and elementwise"} <= set(found["kinds"])
+    assert found["kernels"] == sum(kind["calls"] for kind in found["kinds"].values()) > 10
+    assert 0 < found["busy_ms"] < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("triton_red_fused__softmax_3", "softmax and loss"),
+        ("triton_poi_fused_add_expand_mul_2", "normalisation and elementwise"),
+        ("triton_red_fused__to_copy_exp_gather_0", "softmax and loss"),
+        ("nvjet_sm90_tst_128x256_64x4", "matrix products"),
+        ("triton_tem_fused_flex_attention_backward_1", "attention"),
+        ("multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer and clipping"),
+        ("Memcpy DtoD (Device -> Device)", "copies and fills"),
+        ("some_kernel", "other"),
+    ],
+)
+def test_the_kind_of_a_kernel_follows_from_its_name(monkeypatch, tmp_path, name, kind):
+    speed_table(monkeypatch, tmp_path)
+    assert importlib.import_module("kernel_times").kind_of(name) == kind
+
+
+def test_time_in_which_kernels_overlap_counts_once(monkeypatch, tmp_path):
+    speed_table(monkeypatch, tmp_path)
+    kernels = [("a", 0.0, 2.0), ("b", 1.0, 3.0), ("c", 5.0, 6.0), ("d", 5.5, 5.7)]
+    assert importlib.import_module("kernel_times").busy(kernels) == 4.0
