@@ -5,22 +5,27 @@
 The log decay g_t <= 0 says how much of the memory is forgotten at token t. It is computed from a
 projection a_t of the token; the rate A and the step size dt are initialised as in Mamba-2.
 
+`GatedMemory` is what mechanisms share that only decay and add, S_t = exp(g_t) S_{t-1} + k_t v_t^T.
+
 Dao and Gu 2024 (arXiv:2405.21060); names of settings are those of Yang et al. 2024
 (github.com/fla-org/flash-linear-attention).
-Shapes: B batch, H heads, K key width, V value width, P past tokens, C channels.
+Shapes: B batch, T tokens, D model width, H heads, K key width, V value width, P past tokens,
+C channels.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from attnlab.config import Config, Problem
-from attnlab.kernels import flash_linear_attention
+from attnlab.kernels import flash_linear_attention, gated_linear_attention
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.norms import widened
 
 
@@ -94,3 +99,83 @@ def initial_dt_bias(number: int, generator: torch.Generator | None = None) -> Te
     """Return `number` values of softplus^-1(dt) for dt log-uniform in (0.001, 0.1)."""
     spread = torch.rand(number, generator=generator) * math.log(0.1 / 0.001)
     return (0.001 * spread.exp()).expm1().log()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedMemoryConfig(MemoryHeadsConfig, MechanismConfig, ABC):
+    """Sizes and cost of a `GatedMemory`. Kinds differ in their decays, norm and output gate."""
+
+    gate: ClassVar[Literal["head", "channel"]]  # a decay per head, or per channel of its keys
+
+    @abstractmethod
+    def more_params(self, d_model: int) -> tuple[int, int]:
+        """Return the parameters beside q, k, v, g and o: those of matrices, those of vectors."""
+
+    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        del context
+        more, vectors = self.more_params(d_model)
+        matrices = d_model * (2 * self.keys + 3 * self.values) + more
+        memory = self.keys * self.value_dim
+        return Cost(
+            params=matrices + vectors,
+            flops=2 * matrices + 2 * 2 * memory,  # write, read
+            state_bytes=max(itemsize, 4) * memory,  # float32 or wider
+        )
+
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs of the form of `forward`, which reads and writes by chunks."""
+        of_step = 2 * 2 * self.n_heads * self.head_dim * self.value_dim
+        of_head = gated_linear_attention.flops(
+            context, self.head_dim, self.value_dim, self.gate, self.kernel
+        )
+        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+
+
+class GatedMemoryState(NamedTuple):
+    memory_BHKV: Tensor  # float32 or wider: it sums over all tokens seen
+
+
+class GatedMemory(Mechanism[GatedMemoryState]):
+    """A memory by gated linear attention, and the projections q, k, v, g and o."""
+
+    def __init__(self, config: GatedMemoryConfig, d_model: int) -> None:
+        super().__init__()
+        self.heads = config
+        self.q_proj = nn.Linear(d_model, config.keys, bias=False)
+        self.k_proj = nn.Linear(d_model, config.keys, bias=False)
+        self.v_proj = nn.Linear(d_model, config.values, bias=False)
+        self.g_proj = nn.Linear(d_model, config.values, bias=False)
+        self.o_proj = nn.Linear(config.values, d_model, bias=False)
+
+    @abstractmethod
+    def inputs(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return queries, keys, values and log decays by head, of x (..., D)."""
+
+    @abstractmethod
+    def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+        """Return the output of tokens `x`, which read `y` from the memory."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.prefill(x_BTD, x_BTD.shape[1])[0]
+
+    def init_state(self, batch_size: int, capacity: int) -> GatedMemoryState:
+        del capacity  # the state does not grow with the number of tokens
+        of_heads = self.heads.n_heads, self.heads.head_dim, self.heads.value_dim
+        return GatedMemoryState(widened(self.o_proj.weight.new_zeros(batch_size, *of_heads)))
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, GatedMemoryState]:
+        del capacity
+        y_BTHV, memory_BHKV = gated_linear_attention.gated_linear_attention(
+            *self.inputs(x_BTD), self.heads.kernel
+        )
+        return self.output(x_BTD, y_BTHV), GatedMemoryState(memory_BHKV)
+
+    def step(self, x_BD: Tensor, state: GatedMemoryState) -> tuple[Tensor, GatedMemoryState]:
+        y_BHV, memory_BHKV = gated_linear_attention.step(*self.inputs(x_BD), state.memory_BHKV)
+        return self.output(x_BD, y_BHV), GatedMemoryState(memory_BHKV)
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        heads = self.heads
+        return gated_linear_attention.resolve(
+            heads.kernel, device, dtype, heads.head_dim, heads.gate
+        )
