@@ -6,11 +6,13 @@ import os
 import pytest
 from support import PLANTED_BUGS, SOURCE, TESTS, tiny_study
 
+import attnlab as api
 from attnlab.checks.suite import PROPERTIES
 from attnlab.checks.targets import of_study, targets
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
+from attnlab.study.events import Activity
 from attnlab.study.load import load_study
 
 PLANTED = PLANTED_BUGS
@@ -128,6 +130,20 @@ def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
     assert "properties are violated; nothing was trained" in words
     assert "use --no-check to train regardless" in words
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "probe", "reproduce"])
+def test_every_command_that_trains_says_alike_that_properties_are_violated(
+    attnlab, monkeypatch, command
+):
+    def refuse(*_, watch, **__):
+        watch(Activity("checking mechanisms"))
+        raise api.ViolatedPropertyError([])
+
+    monkeypatch.setattr(api, command, refuse, raising=False)
+    done = attnlab(command, "mqar")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: properties are violated; nothing was trained")
 
 
 def test_no_check_trains_it_and_the_record_says_so(attnlab, leaky_study, tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ A variant that diverged with any seed is excluded, since its mean over the remai
 biased in its favour. So is one whose loss raised an alarm. A run that failed with an exception, or
 has not been run, carries no information about the mechanism: the other runs of its variant count,
 and so do all runs of the others. A variant needs two, the fewest that show an error. A variant that
-reads another text than the baseline by design is shown, and not compared.
+reads another text than the baseline by design is shown, and not compared. A function under several
+names is compared once.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +38,34 @@ class Eligible:
         """The number of finished runs of each variant that lacks seeds of others."""
         every = len(self.seeds)
         return {name: len(of) for name, of in self.losses.items() if len(of) < every}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Functions:
+    """The functions among the variants: one with several names counts once."""
+
+    losses: Losses  # by variant
+    names: tuple[tuple[str, ...], ...]
+    columns: Losses  # by the first name of each function: mean over its names
+
+    @classmethod
+    def of(cls, losses: Losses, same: Sequence[Sequence[str]]) -> "Functions":
+        """Group `same`, the names of equal settings, further by equal losses."""
+        found: dict[tuple[tuple[int, float], ...], list[str]] = {}
+        for names in same:
+            at: dict[int, dict[float, None]] = {}
+            for name in names:
+                for seed, loss in losses[name].items():
+                    at.setdefault(seed, {})[loss] = None
+            column = tuple((seed, math.fsum(of) / len(of)) for seed, of in sorted(at.items()))
+            found.setdefault(column, []).extend(names)
+        groups = tuple(tuple(names) for names in found.values())
+        columns = {names[0]: dict(column) for names, column in zip(groups, found, strict=True)}
+        return cls(losses=losses, names=groups, columns=columns)
+
+    def first(self) -> dict[str, str]:
+        """Return the first name of the function of each variant."""
+        return {name: names[0] for names in self.names for name in names}
 
 
 def eligible(table: Table) -> Eligible:

@@ -5,7 +5,7 @@ All finished runs of the eligible variants count (`eligibility`). A function und
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from attnlab.analysis.eligibility import FEWEST, Eligible, eligible
+from attnlab.analysis.eligibility import FEWEST, Eligible, Functions, Losses, eligible
 from attnlab.analysis.fairness import n_texts
 from attnlab.analysis.rates import Tuning, tuning_of
 from attnlab.analysis.sentences import noise_in_words
@@ -31,7 +31,6 @@ from attnlab.analysis.table import Table
 
 Method = Literal["unpaired", "paired", "none"]
 Pairs = Mapping[tuple[str, str], Comparison]
-Losses = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,34 +129,6 @@ class Verdict:
         return self.pairs.get((first, second))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Functions:
-    """The functions among the variants: one with several names counts once."""
-
-    losses: Losses  # by variant
-    names: tuple[tuple[str, ...], ...]
-    columns: Losses  # by the first name of each function: mean over its names
-
-    @classmethod
-    def of(cls, losses: Losses, same: Sequence[Sequence[str]]) -> "_Functions":
-        """Group `same`, the names of equal settings, further by equal losses."""
-        found: dict[tuple[tuple[int, float], ...], list[str]] = {}
-        for names in same:
-            at: dict[int, dict[float, None]] = {}
-            for name in names:
-                for seed, loss in losses[name].items():
-                    at.setdefault(seed, {})[loss] = None
-            column = tuple((seed, math.fsum(of) / len(of)) for seed, of in sorted(at.items()))
-            found.setdefault(column, []).extend(names)
-        groups = tuple(tuple(names) for names in found.values())
-        columns = {names[0]: dict(column) for names, column in zip(groups, found, strict=True)}
-        return cls(losses=losses, names=groups, columns=columns)
-
-    def first(self) -> dict[str, str]:
-        """Return the first name of the function of each variant."""
-        return {name: names[0] for names in self.names for name in names}
-
-
 def verdict_of(table: Table, relative: Relative | None = None) -> Verdict:
     """Compare the variants of a study, as far as it has come.
 
@@ -169,7 +140,7 @@ def verdict_of(table: Table, relative: Relative | None = None) -> Verdict:
         for variant in table.variants
         if variant.name in entered.losses
     }
-    functions = _Functions.of(entered.losses, same_settings(configs))
+    functions = Functions.of(entered.losses, same_settings(configs))
     tuning, margin = tuning_of(table, tuple(entered.losses)), table.study.margin
     found, first = _compare(functions, table, tuning, relative), functions.first()
     if found is not None:
@@ -210,13 +181,13 @@ def pairs_of(losses: Losses, verdict: Verdict) -> Pairs:
 
     Names with the same losses are one function. The allowance for tuning is that of the verdict.
     """
-    functions = _Functions.of(losses, [(name,) for name in losses])
+    functions = Functions.of(losses, [(name,) for name in losses])
     found = _compare(functions, verdict.table, verdict.tuning, verdict.relative)
     return _compared(functions, found, verdict.baseline, verdict.margin)[1]
 
 
 def _compare(
-    functions: _Functions, table: Table, tuning: Tuning, relative: Relative | None
+    functions: Functions, table: Table, tuning: Tuning, relative: Relative | None
 ) -> Comparisons | None:
     """Compare the functions; None where there are too few of them, or too few runs of one."""
     enough = all(len(column) >= FEWEST for column in functions.columns.values())
@@ -234,7 +205,7 @@ def _compare(
 
 
 def _compared(
-    functions: _Functions, found: Comparisons | None, baseline: str | None, margin: float
+    functions: Functions, found: Comparisons | None, baseline: str | None, margin: float
 ) -> tuple[Mapping[str, Comparison], Pairs]:
     """Return every variant minus the baseline, and minus every other."""
     losses, first = functions.losses, functions.first()
@@ -275,7 +246,7 @@ def _detectable(found: Comparisons) -> float | None:
     )
 
 
-def _why(table: Table, entered: Eligible, functions: _Functions, found: Comparisons | None) -> str:
+def _why(table: Table, entered: Eligible, functions: Functions, found: Comparisons | None) -> str:
     if found is None:
         return _why_not(entered, functions)
     noise = found.noise
@@ -295,7 +266,7 @@ def _why(table: Table, entered: Eligible, functions: _Functions, found: Comparis
     return " ".join(said)
 
 
-def _why_not(entered: Eligible, functions: _Functions) -> str:
+def _why_not(entered: Eligible, functions: Functions) -> str:
     if not entered.losses:
         return "No verdict: no variant has a finished run that can be compared."
     if len(entered.losses) == 1:

@@ -17,7 +17,7 @@ from attnlab.cli.app import (
     reports_user_errors,
     whole,
 )
-from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim, write
+from attnlab.cli.console import console, errors, verbatim, write
 
 
 @app.command("probe")
@@ -93,37 +93,30 @@ def probe_(  # noqa: PLR0913  one parameter per option
     the accuracy of each mechanism on each task against its decode state.
     """
     import attnlab
-    from attnlab.checks.table import ResultsTable
-    from attnlab.cli.progress import StudyWatch
+    from attnlab.cli.progress import watched
     from attnlab.reporting.profile import ProfileTable, profile_json
     from attnlab.study.targets import split_assignments
 
     names, assignments = split_assignments(what)
-    output = errors if as_json else console
-    try:
-        with ActivityStatus(output, lines=True) as shown:
-            analysis = attnlab.probe(
-                *names,
-                tasks=tasks,
-                overrides=assignments,
-                quick=quick,
-                seeds=seeds,
-                steps=steps,
-                d_model=d_model,
-                n_layers=n_layers,
-                n_heads=n_heads,
-                tune=tune,
-                out=folder(out),
-                device=device,
-                workers=workers,
-                fla_path=fla_path,
-                watch=StudyWatch(shown, output),
-                command=command_line(),
-            )
-    except attnlab.ViolatedPropertyError as violations:
-        output.print(ResultsTable(violations.checked))
-        error("properties are violated; nothing was trained")
-        raise typer.Exit(1) from None
+    with watched(errors if as_json else console) as watch:
+        analysis = attnlab.probe(
+            *names,
+            tasks=tasks,
+            overrides=assignments,
+            quick=quick,
+            seeds=seeds,
+            steps=steps,
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            tune=tune,
+            out=folder(out),
+            device=device,
+            workers=workers,
+            fla_path=fla_path,
+            watch=watch,
+            command=command_line(),
+        )
     if as_json:
         write(json.dumps(profile_json(analysis), indent=2) + "\n")
     else:

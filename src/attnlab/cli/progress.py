@@ -1,10 +1,13 @@
 """The progress of a study in the terminal: one bar for the study, one per active run."""
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import typer
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +21,9 @@ from rich.text import Text
 
 from attnlab.analysis import numbers
 from attnlab.analysis.sentences import listed
-from attnlab.cli.console import ActivityStatus, Output, first_line, verbatim
+from attnlab.checks.table import ResultsTable
+from attnlab.cli.console import ActivityStatus, Output, error, first_line, verbatim
+from attnlab.reporting.files import PAGE
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import (
     Activity,
@@ -30,6 +35,7 @@ from attnlab.runner.events import (
     RunEvent,
     Started,
 )
+from attnlab.runner.run import ViolatedPropertyError
 from attnlab.runner.schedule import StudySchedule
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
@@ -174,6 +180,29 @@ class StudyWatch:
                 self.progress.show(event)
             case Notice(text):
                 self.shown.note(text)
+
+
+@contextmanager
+def watched(output: Output, *, remedy: str = "") -> Generator[StudyWatch]:
+    """Show what a function of the API tells its watcher, for as long as it takes.
+
+    Violated properties are printed and end the command with code 1; `remedy` is added to the error.
+    An interrupt names the report of the runs that have ended.
+    """
+    watch: StudyWatch | None = None
+    try:
+        with ActivityStatus(output, lines=True) as shown:
+            watch = StudyWatch(shown, output)
+            yield watch
+    except ViolatedPropertyError as violations:
+        output.print(ResultsTable(violations.checked))
+        error(f"properties are violated; nothing was trained{remedy}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if watch is not None and watch.progress is not None:
+            page = watch.progress.schedule.study_dir / PAGE
+            verbatim(f"report of the runs that have ended: {page}", output)
+        raise
 
 
 @dataclass

@@ -17,7 +17,7 @@ from attnlab.cli.app import (
     folder,
     reports_user_errors,
 )
-from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim, write
+from attnlab.cli.console import console, errors, verbatim, write
 
 if TYPE_CHECKING:
     from attnlab.runner.reproduce import Reproduction
@@ -54,8 +54,6 @@ def reproduce_(
     --plan` estimates the time.
     """
     import attnlab
-    from attnlab.checks.table import ResultsTable
-    from attnlab.cli.progress import StudyWatch
     from attnlab.runner.reproduce import REPRODUCTIONS
 
     if name is None:
@@ -68,22 +66,18 @@ def reproduce_(
                 grid.add_row(each, Text(text))
             console.print(grid)
         return
-    output = errors if as_json else console
-    try:
-        with ActivityStatus(output, lines=True) as shown:
-            found = attnlab.reproduce(
-                name,
-                seeds=seeds,
-                out=folder(out),
-                device=device,
-                workers=workers,
-                watch=StudyWatch(shown, output),
-                command=command_line(),
-            )
-    except attnlab.ViolatedPropertyError as violations:
-        output.print(ResultsTable(violations.checked))
-        error("properties are violated; nothing was trained")
-        raise typer.Exit(1) from None
+    from attnlab.cli.progress import watched  # which imports torch
+
+    with watched(errors if as_json else console) as watch:
+        found = attnlab.reproduce(
+            name,
+            seeds=seeds,
+            out=folder(out),
+            device=device,
+            workers=workers,
+            watch=watch,
+            command=command_line(),
+        )
     if as_json:
         write(json.dumps(_as_json(found), indent=2) + "\n")
     else:

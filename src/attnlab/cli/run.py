@@ -19,7 +19,7 @@ from attnlab.cli.app import (
     reports_user_errors,
     whole,
 )
-from attnlab.cli.console import ActivityStatus, console, error, errors, verbatim
+from attnlab.cli.console import console, errors
 from attnlab.cli.report import show
 
 
@@ -176,10 +176,9 @@ def run(  # noqa: PLR0913  one parameter per option
     that is used for nothing else.
     """
     import attnlab
-    from attnlab.checks.table import ResultsTable
     from attnlab.cli.plan import show_plan
-    from attnlab.cli.progress import StudyWatch
-    from attnlab.reporting.files import PAGE
+    from attnlab.cli.progress import watched
+    from attnlab.runner.plan import Plan
 
     options: dict[str, Any] = {
         "length": length,
@@ -203,37 +202,27 @@ def run(  # noqa: PLR0913  one parameter per option
         "anyway": anyway,
         "check": not no_check,
     }
-    output = errors if as_json else console
-    watch: StudyWatch | None = None
-    try:
-        with ActivityStatus(output, lines=True) as shown:
-            watch = StudyWatch(shown, output)
-            if only_plan:
-                plan = attnlab.plan(
-                    study,
-                    **options,
-                    residual_sd=residual_sd,
-                    trial_seconds=trial_seconds,
-                    watch=watch,
-                )
-                shown.current.close()
-                show_plan(plan, as_json=as_json)
-                raise typer.Exit(1 if plan.problems else 0)
-            analysis = attnlab.run(
+    with watched(
+        errors if as_json else console, remedy=" (use --no-check to train regardless)"
+    ) as watch:
+        if only_plan:
+            found = attnlab.plan(
+                study,
+                **options,
+                residual_sd=residual_sd,
+                trial_seconds=trial_seconds,
+                watch=watch,
+            )
+        else:
+            found = attnlab.run(
                 study,
                 **options,
                 track=track or [],
                 watch=watch,
                 command=command_line(),
             )
-    except attnlab.ViolatedPropertyError as violations:
-        output.print(ResultsTable(violations.checked))
-        error("properties are violated; nothing was trained (use --no-check to train regardless)")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        if watch is not None and watch.progress is not None:
-            page = watch.progress.schedule.study_dir / PAGE
-            verbatim(f"report of the runs that have ended: {page}", output)
-        raise
-    show(analysis, as_json)
-    raise typer.Exit(1 if analysis.whole.failures else 0)
+    if isinstance(found, Plan):
+        show_plan(found, as_json=as_json)
+        raise typer.Exit(1 if found.problems else 0)
+    show(found, as_json)
+    raise typer.Exit(1 if found.whole.failures else 0)

@@ -11,6 +11,8 @@ arXiv:2411.12537). `gla`, `mamba2` and `delta` have such eigenvalues, the first 
 `delta_negative` and `deltanet_negative` have them in (-1, 1) and should track parity.
 """
 
+from dataclasses import replace
+
 from attnlab.analysis.hypotheses.in_range import AccuracyInRange
 from attnlab.data.state_tracking import StateTracking
 from attnlab.mechanisms.delta_net import DeltaNet
@@ -20,9 +22,9 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.mamba2 import Mamba2
 from attnlab.model.feedforward import Dense
-from attnlab.model.language_model import ModelConfig
+from attnlab.study.shipped import mad
 from attnlab.study.study import Study
-from attnlab.training.config import EvalConfig, TrainConfig
+from attnlab.training.config import EvalConfig
 from attnlab.training.run import RunConfig
 
 LENGTH = 64
@@ -44,26 +46,11 @@ TASKS = {
 
 
 def on(task: StateTracking) -> RunConfig:
-    """Return the run of attention on a task."""
-    return RunConfig(
-        data=task,
-        model=ModelConfig(
-            mechanisms=(MECHANISMS["attention"],),
-            n_layers=2,
-            d_model=128,
-            feedforward=Dense(d_ff=512),
-        ),
-        train=TrainConfig(
-            steps=3000,
-            batch_size=128,
-            seq_len=LENGTH,
-            learning_rate=1e-3,
-            warmup_steps=300,
-            weight_decay=0.1,
-            eval_every=1000,
-            eval_batch_size=500,
-            keep="none",
-        ),
+    """Return the run of attention on a task: that of `mad`, with these changes."""
+    config = mad.on(task).with_mechanisms(MECHANISMS["attention"]).with_feedforward(Dense(d_ff=512))
+    return replace(
+        config,
+        train=replace(config.train, warmup_steps=300, eval_batch_size=500),
         eval=EvalConfig(lengths=(LENGTH, 2 * LENGTH, 4 * LENGTH)),
     )
 
