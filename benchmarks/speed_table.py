@@ -87,14 +87,19 @@ def measured_there(names: Sequence[str], command: Sequence[str], log: Path) -> I
             )  # fmt: skip
         timer = limited(process, ROWS[left[0]].limit)
         with process:
-            for message in filter(None, map(_message, process.stdout or ())):
-                if "begin" in message:
-                    timer.cancel()
-                    timer = limited(process, ROWS[message["begin"]].limit)
-                if "end" in message:
-                    left.remove(message["end"])
-                yield message
-        timer.cancel()
+            try:
+                for message in filter(None, map(_message, process.stdout or ())):
+                    if "begin" in message:
+                        timer.cancel()
+                        timer = limited(process, ROWS[message["begin"]].limit)
+                    if "end" in message:
+                        left.remove(message["end"])
+                    yield message
+            except BaseException:  # nothing that it has started goes on
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                timer.cancel()
         code = process.returncode
         if left:
             limit = ROWS[left[0]].limit
@@ -173,6 +178,7 @@ def main() -> None:
     names = options.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"--rows: no {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     table = Table(options.out)
     command = [sys.executable, __file__, "--seconds", str(options.seconds)]
     command += ["--tiny"] * options.tiny + ["--messages"]
