@@ -13,6 +13,7 @@ from support import tiny_study
 from torch import nn
 
 from attnlab.data.batches import window_starts
+from attnlab.device.flops import flop_counter
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
@@ -381,6 +382,27 @@ def test_every_parameter_is_in_one_group_and_muons_are_the_matrices_of_the_block
         matrix = name.startswith("blocks") and parameter.ndim > 1 and "conv" not in name
         assert hidden == matrix, name
         assert decay[id(parameter)] == (0.01 if parameter.ndim > 1 else 0), name
+
+
+@pytest.mark.parametrize("optimizer", ["muon", Muon(ns_steps=2), "adamw"])
+def test_the_flops_of_a_run_have_the_matrix_products_of_the_optimizer(optimizer):
+    mechanisms = GatedDeltaNet(n_heads=2, head_dim=16), GroupedQuery(n_heads=2, n_kv_heads=1)
+    experts = MixtureOfExperts(n_experts=2, d_ff=8, n_shared_experts=1)
+    config = with_train(tiny_study.base.with_mechanisms(*mechanisms), optimizer=optimizer)
+    config = config.with_feedforward(experts)
+    model = config.model.build(256)
+    step = optimizer_of(config.train, model, dict(model.named_parameters()), CPU)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with flop_counter() as counter:
+        step.step()
+    counted = counter.get_total_flops()
+    assert (counted > 0) == (optimizer != "adamw")
+    tokens = config.train.batch_size * config.train.seq_len
+    of_model = 3 * config.forward_flops(256) * tokens
+    assert config.petaflops(256) == pytest.approx(
+        config.train.steps * (of_model + counted) / 1e15, rel=1e-12
+    )
 
 
 def test_muon_takes_the_steps_of_torchs_and_adamw_those_of_the_others(whole_run):

@@ -221,7 +221,7 @@ def from_flops(config: RunConfig, corpus: Corpus | None, device: torch.device) -
     train = config.train
     vocab_size = config.data.tokenizer.vocab_size if corpus is None else corpus.vocab_size
     step_flops = config.petaflops(vocab_size) * 1e15 / train.steps
-    forward_flops = step_flops / (3 * train.batch_size * train.seq_len)  # of one token
+    forward_flops = config.forward_flops(vocab_size)
     size, precision = (4096 if device.type == "cuda" else 512), train.precision_on(device.type)
     flops_per_second = matrix_rate(size, getattr(torch, precision), device, budget=0.1)
     splits = {} if corpus is None else corpus.splits()

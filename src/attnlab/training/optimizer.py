@@ -19,7 +19,7 @@ import math
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.config import Choice, Problem
-from attnlab.model.feedforward import FeedForwardLayer
-from attnlab.model.language_model import LanguageModel
+from attnlab.mechanism import MechanismConfig, without_memory
+from attnlab.model.feedforward import FeedForward, FeedForwardLayer
+from attnlab.model.language_model import LanguageModel, ModelConfig
 
 if TYPE_CHECKING:
     from attnlab.training.config import TrainConfig
@@ -172,13 +173,36 @@ def optimizer_of(
 
 def hidden_matrices(model: LanguageModel) -> set[str]:
     """Return the names of the matrices in the blocks: linear layers, and stacks of experts."""
-    found = set[int]()
-    for module in model.blocks.modules():
+    found = {id(parameter) for parameter in _matrices(model.blocks)}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in found}
+
+
+def _matrices(layers: nn.Module) -> Iterator[nn.Parameter]:
+    for module in layers.modules():
         for parameter in module.parameters(recurse=False):
             linear = isinstance(module, nn.Linear) and parameter.ndim == 2
             if linear or (isinstance(module, FeedForwardLayer) and parameter.ndim == 3):
-                found.add(id(parameter))
-    return {name for name, parameter in model.named_parameters() if id(parameter) in found}
+                yield parameter
+
+
+def update_flops(settings: Optimizer | None, model: ModelConfig) -> int:
+    """Return the FLOPs of the matrix products of one update: those of Newton-Schulz, or none.
+
+    An iteration on a matrix of m x n, m <= n, is m (2 m n + m^2) multiply-adds.
+    """
+    if not isinstance(settings, Muon):
+        return 0
+    layers = (*model.per_layer(), *[model.feedforward] * model.n_layers)
+    return settings.ns_steps * sum(_iteration_flops(layer, model.d_model) for layer in layers)
+
+
+@cache
+def _iteration_flops(layer: MechanismConfig | FeedForward, d_model: int) -> int:
+    module, total = without_memory(lambda: layer.build(d_model, 0.0)), 0
+    for matrix in {id(each): each for each in _matrices(module)}.values():
+        (m, n), stacked = sorted(matrix.shape[-2:]), math.prod(matrix.shape[:-2])
+        total += stacked * 2 * m * (2 * m * n + m * m)
+    return total
 
 
 def orthogonal_step(update: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:

@@ -33,6 +33,7 @@ from attnlab.model.llama_checkpoint import Checkpoint
 from attnlab.model.scale import scaled
 from attnlab.record import TUNING_SEED, RunFolder
 from attnlab.training.config import Continuation, EvalConfig, TrainConfig
+from attnlab.training.optimizer import update_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +123,17 @@ class RunConfig(Config):
     def petaflops(self, vocab_size: int) -> float:
         """Return the arithmetic of the whole run in 10^15 FLOPs.
 
-        A backward pass counts as two forward passes; a token sees half the sequence on average.
+        A backward pass counts as two forward passes; a token sees half the sequence on average. The
+        optimizer's matrix products are included.
         """
-        context = math.ceil(self.train.seq_len / 2)
-        tokens = self.train.steps * self.train.batch_size * self.train.seq_len
-        return 3 * self.model.forward_flops(vocab_size, context) * tokens / 1e15
+        tokens = self.train.batch_size * self.train.seq_len
+        of_step = 3 * self.forward_flops(vocab_size) * tokens
+        of_step += update_flops(self.train.optimizer, self.model)
+        return self.train.steps * of_step / 1e15
+
+    def forward_flops(self, vocab_size: int) -> int:
+        """Return the FLOPs of a token's forward pass, at half the context of a sequence."""
+        return self.model.forward_flops(vocab_size, math.ceil(self.train.seq_len / 2))
 
     def sources(self, *, executed: bool = False) -> dict[str, str]:
         """Return the SHA-256 of every file of the user's own code that runs, by name.
