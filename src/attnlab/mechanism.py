@@ -46,7 +46,7 @@ class MechanismConfig(Choice, ABC):
     """
 
     computes_in: ClassVar[torch.dtype | None] = None  # dtype inside; None: that of the input
-    flops_are_exact: ClassVar[bool] = True  # False: `flops` of the cost is a lower bound
+    counts_flops: ClassVar[bool] = True  # False: no table has its FLOPs; `cost` estimates them
     grows_with_width: ClassVar[tuple[str, ...]] = (
         *("n_heads", "n_kv_heads", "num_heads", "num_kv_heads"),
         *("q_lora_rank", "kv_lora_rank", "index_n_heads"),
@@ -94,6 +94,11 @@ class MechanismConfig(Choice, ABC):
     def states_cost(self) -> bool:
         """True if the class states its cost; tables of a mechanism that does not have no costs."""
         return type(self).cost is not MechanismConfig.cost
+
+    @property
+    def states_flops(self) -> bool:
+        """True if its FLOPs are known: a kernel of another package may not let them be counted."""
+        return self.states_cost and self.counts_flops
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
         """Return the cost of one decode step of one layer. Optional: see `states_cost`.

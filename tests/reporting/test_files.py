@@ -300,6 +300,18 @@ def test_the_table_has_one_row_per_variant_and_units_in_its_columns(study_dir):
     assert gqa_1["validation_loss_nats_per_token"] == ""
 
 
+def test_flops_that_are_not_known_are_said_to_be_not_counted_beside_those_that_are(tmp_path):
+    seen = {}
+    for name, flops in ("some", 12e6), ("none", None):
+        of_mha = {"flops_per_token": flops}
+        losses = {"mha": [5.0, 5.1], "fla": [5.2, 5.3], "open": [None, None]}
+        folder = write_study(tmp_path / name, losses, mha=of_mha, fla={"flops_per_token": None})
+        seen[name] = markdown(in_full(folder), "comparison.png")
+    assert re.search(r"FLOPs/token \(M\).*\n.*\n.* 12\.0 .*\n.* not counted ", seen["some"])
+    assert "not counted" not in seen["none"]
+    assert "FLOPs/token" not in seen["none"]
+
+
 def test_a_run_that_ended_without_its_final_name_gets_it(study_dir):
     plan(study_dir)
     run = begin(study_dir, "mha", 0)

@@ -153,7 +153,7 @@ def line(point: Json) -> str:
     if point["what"] == "decode":
         how = "".join(f", by {way}" for way in point["decodes_by"] if way != "state")
         return f"{words}{how}, {point['times_bound']:.1f} times the memory-bandwidth bound"
-    if point["matrix_fraction"] is None:  # a mechanism states no cost
+    if point["matrix_fraction"] is None:  # FLOPs are not known
         return words
     return f"{words}, {point['matrix_fraction']:.0%} of peak matrix FLOP/s"
 

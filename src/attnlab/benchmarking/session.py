@@ -88,9 +88,6 @@ def _shares(found: Json, setup: Setup, point: Point, under: Conditions) -> Json:
     stated, seconds = stated_flops(setup, point), found["seconds"]
     shares: Json = {
         "flops_stated": stated,
-        "flops_exact": all(
-            m.flops_are_exact for m in setup.model.per_layer()
-        ),  # False: a lower bound
         "matrix_fraction": None
         if stated is None
         else stated / seconds / under.ceilings.matrix_flops_per_second,

@@ -27,10 +27,10 @@ _MEMORY = Path("/proc/meminfo")
 def stated_flops(setup: Setup, point: Point) -> int | None:
     """Return the FLOPs of one training step, one prefill, or one decoded token per sequence.
 
-    None if a mechanism states no cost.
+    None if those of a mechanism are not known.
     """
     model, vocab_size = setup.model, setup.vocab_size
-    if not model.states_cost:
+    if not model.states_flops:
         return None
     if point.what == "decode":
         return point.batch * model.cost(vocab_size, point.context).flops

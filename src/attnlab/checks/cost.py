@@ -47,12 +47,12 @@ def params(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def flops(subject: Subject) -> Iterator[Finding]:
-    """Count the FLOPs of a step: as stated, or at least that if `flops_are_exact` is False."""
-    _require_cost(subject, decoding=True)
+    """Count the FLOPs of a decode step, at several contexts."""
+    _require_cost(subject, flops=True, decoding=True)
     for batch, context in _contexts(subject):
         stated = _stated(subject, context).flops
         counted = _of_step(subject, EVAL, batch, context).flops // batch
-        yield _counted(f"batch {batch}, context {context}", *_bound(subject, stated, counted))
+        yield _counted(f"batch {batch}, context {context}", stated, counted)
 
 
 @mechanism_property(
@@ -63,7 +63,7 @@ def flops(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def forward_flops(subject: Subject) -> Iterator[Finding]:
     """Count the FLOPs per token of the forward pass of a sequence."""
-    _require_cost(subject)
+    _require_cost(subject, flops=True)
     mechanism = subject.build()
     for batch, tokens in ((1, subject.past), (4, max(CONTEXT, subject.past))):
         with subject.at(EVAL, batch, tokens):
@@ -74,7 +74,7 @@ def forward_flops(subject: Subject) -> Iterator[Finding]:
         if abs(stated - counted) <= FORWARD_OFF * counted:
             counted = stated
         where = f"batch {batch}, {tokens} tokens"
-        found = _counted(where, *_bound(subject, stated, counted), "FLOPs/token")
+        found = _counted(where, stated, counted, "FLOPs/token")
         yield found._replace(note=total.note)
 
 
@@ -156,19 +156,15 @@ def _counted_in(call: Callable[[], object]) -> _Count:
     return _Count(counter.get_total_flops(), flex if counts_flex_attention(counter) else "")
 
 
-def _bound(subject: Subject, stated: int, counted: int) -> tuple[int, int]:
-    """Return both numbers; where the stated one is a lower bound, the lesser for the counted."""
-    exact = all(each.flops_are_exact for each in subject.judged)
-    return stated, counted if exact else min(stated, counted)
-
-
 def _counted(where: str, stated: int, counted: int, what: str = "FLOPs") -> Finding:
     words = "" if stated == counted else f"{stated:,} {what} stated, {counted:,} counted"
     return Finding(where, abs(stated - counted), words=words)
 
 
-def _require_cost(subject: Subject, *, decoding: bool = False) -> None:
+def _require_cost(subject: Subject, *, flops: bool = False, decoding: bool = False) -> None:
     if not all(each.states_cost for each in subject.judged):
         raise NotJudgedError("its settings have no cost")
+    if flops and not all(each.states_flops for each in subject.judged):
+        raise NotJudgedError("its FLOPs are not counted")
     if decoding and not subject.decodes:
         raise NotJudgedError("it has no init_state and step")

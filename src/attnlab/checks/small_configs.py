@@ -10,6 +10,7 @@ import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  
 from attnlab.checks.modes import MOST_TOKENS
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.fla_layer import FlaLayer
 
 REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that bound the reach
 CHEAP = 139  # tokens: a trial of at most so many is cheap
@@ -56,10 +57,11 @@ def bounds(config: MechanismConfig) -> dict[str, int]:
     >>> bounds(SlidingWindow(window=64))
     {'window': 64}
     """
+    of_kernels = {"chunk_size"} if isinstance(config, FlaLayer) else set[str]()
     named = {
         field.name: getattr(config, field.name)
         for field in fields(config)
-        if any(word in field.name for word in REACH_WORDS)
+        if any(word in field.name for word in REACH_WORDS) and field.name not in of_kernels
     }
     return {name: value for name, value in named.items() if type(value) is int}
 

@@ -4,12 +4,13 @@ The settings of a layer are the arguments of its constructor, with its defaults,
 those of any mechanism. The layer gets the model's width, and a cache of its own.
 
     parameters   counted exactly, on torch's meta device
-    FLOPs        a lower bound, those of its linear projections: products inside its kernels cannot
-                 be counted
+    FLOPs        not stated, since products inside its kernels cannot be counted; plans use those of
+                 its linear projections
     state bytes  measured on the CUDA device: the size of its cache after `context` tokens
 
 Its kernels are made for bfloat16, so it runs under autocast to bfloat16 for every input dtype. It
-begins with the initial values of its constructor, as every mechanism does.
+begins with its own initial values: all that its constructor sets, and those of torch where it
+leaves a linear layer alone.
 
 Decoding uses the layer's own cache. Where that does not work, or where the setting `decode` says
 so, it recomputes: the inputs are stored, and each step runs `forward` over all of them.
@@ -41,6 +42,8 @@ _DEVICE = "cuda"
 _NO_SETTINGS = frozenset(("hidden_size", "d_model", "layer_idx", "device", "dtype"))
 _NARROWEST_HEAD = 16  # least width that a GPU's matrix units multiply
 _HEADS = ("head_dim", "head_k_dim", "head_v_dim", "head_f_dim", "head_i_dim")
+# torch's own, for which a model's rule stands in while its mechanisms are built
+_RESET: dict[Any, Any] = {cls: cls.reset_parameters for cls in (nn.Linear, nn.Embedding)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class FlaLayer(MechanismConfig):
     """Base of the configs of all layers; `fla_layer` creates the config class of one layer."""
 
     computes_in: ClassVar[torch.dtype | None] = torch.bfloat16
-    flops_are_exact: ClassVar[bool] = False
+    counts_flops: ClassVar[bool] = False
     layer: ClassVar[str] = ""
 
     decode: Literal["auto", "cache", "recomputation"] = "auto"  # auto: by the cache if it works
@@ -69,9 +72,15 @@ class FlaLayer(MechanismConfig):
             if isinstance(width, int) and width < _NARROWEST_HEAD:
                 least = f"its kernels need at least {_NARROWEST_HEAD}"
                 yield Problem("", f"{self.kind()} at d_model {d_model}: {name} {width}; {least}")
+        heads, width, inner = (
+            getattr(layer, name, 0) or 0 for name in ("num_heads", "head_dim", "intermediate_size")
+        )
+        if inner and heads * width not in (0, inner):  # a state space model splits it into heads
+            sizes = f"{heads} heads of {width} do not make up its inner width of {inner}"
+            yield Problem("", f"{self.kind()} at d_model {d_model}: {sizes}")
 
     def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        """Return the cost of one decode step; `flops` is a lower bound.
+        """Return the cost of one decode step; `flops` are those of linear projections alone.
 
         Raises:
             ValueError: the layer cannot decode on this machine.
@@ -95,7 +104,7 @@ class FlaLayer(MechanismConfig):
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "decode"}
         if "layer_idx" in inspect.signature(cls).parameters:
             settings["layer_idx"] = 0
-        with _quietly(), torch.random.fork_rng(devices=()):
+        with _quietly(), _own_values(), torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(0)  # CUDA generators stay unused
             return cls(hidden_size=d_model, **settings)
 
@@ -239,6 +248,19 @@ def _cache_bytes(config: FlaLayer, d_model: int, context: int) -> int:
         message = (str(error) or type(error).__name__).splitlines()[0]
         remedy = "decode=recomputation needs no cache"
         raise ValueError(f"{config.kind()} cannot decode here: {message}; {remedy}") from error
+
+
+@contextmanager
+def _own_values() -> Generator[None]:
+    """Let linear layers and embeddings begin as torch has them, not by the model's rule."""
+    before = {cls: cls.reset_parameters for cls in _RESET}
+    for cls, reset in _RESET.items():
+        cls.reset_parameters = reset
+    try:
+        yield
+    finally:
+        for cls, reset in before.items():
+            cls.reset_parameters = reset
 
 
 @contextmanager

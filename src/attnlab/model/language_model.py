@@ -115,13 +115,12 @@ class ModelConfig(Config):
     def parts(self, vocab_size: int) -> Parts:
         """Return the numbers of parameters, before any tensor exists."""
         feed_forward = self.feedforward.cost(self.d_model).params
-        idle = feed_forward - self.feedforward.active_params(self.d_model)
         return Parts(
             embedding=vocab_size * self.d_model,
             attention=sum(m.cost(self.d_model, 1).params for m in self.per_layer()),
             feed_forward=self.n_layers * feed_forward,
             other=((1 + self.feedforward.present) * self.n_layers + 1) * self.d_model,
-            idle=self.n_layers * idle,
+            idle=self.n_layers * (feed_forward - self.feedforward.active_params(self.d_model)),
             head=vocab_size * self.d_model if self.untied_embeddings else 0,
         )
 
@@ -129,6 +128,11 @@ class ModelConfig(Config):
     def states_cost(self) -> bool:
         """True if every mechanism states its cost; if not, `cost` is an estimate to plan with."""
         return all(mechanism.states_cost for mechanism in self.per_layer())
+
+    @property
+    def states_flops(self) -> bool:
+        """True if the FLOPs of every mechanism are known; if not, `cost` estimates them."""
+        return all(mechanism.states_flops for mechanism in self.per_layer())
 
     def cost(self, vocab_size: int, context: int, itemsize: int = 2) -> Cost:
         """Return the cost of one token that sees `context` tokens, itself included."""
@@ -146,8 +150,8 @@ class ModelConfig(Config):
 
     def _unmixed_flops(self, vocab_size: int) -> int:
         """Return the FLOPs per token of feed-forward layers and output projection."""
-        feeding = self.n_layers * self.feedforward.cost(self.d_model).flops
-        return feeding + 2 * vocab_size * self.d_model
+        of_head, feeding = 2 * vocab_size * self.d_model, self.feedforward.cost(self.d_model).flops
+        return of_head + self.n_layers * feeding
 
     def build(self, vocab_size: int, seed: int = 0) -> "LanguageModel":
         """Return the model with the initial values of the seed, on the CPU, in training mode."""
@@ -158,8 +162,7 @@ class ModelConfig(Config):
         with linear_default(lambda _: None):  # `initialise` fills them
             model = LanguageModel(self, vocab_size, mechanisms)
         of_mechanisms = {id(p) for mechanism in mechanisms for p in mechanism.parameters()}
-        others = {n: p for n, p in model.named_parameters() if id(p) not in of_mechanisms}
-        initialise(others, seed)
+        initialise({n: p for n, p in model.named_parameters() if id(p) not in of_mechanisms}, seed)
         return model
 
 

@@ -238,9 +238,9 @@ class Execution:
             "attention_type": [mechanism.kind() for mechanism in config.model.per_layer()],
             "parameters": parts._asdict() | {"total": parts.total, "active": parts.active},
             "training_flops": config.petaflops(vocab_size) * 1e15
-            if config.model.states_cost
+            if config.model.states_flops
             else None,
-            "flops_per_token": cost.flops if config.model.states_cost else None,
+            "flops_per_token": cost.flops if config.model.states_flops else None,
             "state_bytes": cost.state_bytes if config.model.states_cost else None,
         }
 

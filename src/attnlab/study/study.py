@@ -288,10 +288,10 @@ class Study:
 
     def _size(self, config: RunConfig) -> int:
         assert self.match is not None
-        if self.match.what != "params" and not config.model.states_cost:
-            message = (
-                f"a mechanism states no cost: only params can be matched, not {self.match.what}"
-            )
+        model, what = config.model, self.match.what
+        if what != "params" and not (model.states_flops if what == "flops" else model.states_cost):
+            unknown = {"flops": "FLOPs", "state_bytes": "bytes of state"}[what]
+            message = f"the {unknown} of a mechanism are not known: match params"
             raise ConfigError([Problem("match.what", message)])
         return getattr(config.cost(), self.match.what)
 

@@ -79,7 +79,7 @@ def _lacks(config: MechanismConfig, mechanism: Mechanism[Any]) -> Iterator[str]:
     if not config.states_cost:
         yield (
             f"{type(config).__name__} has no `cost`: its FLOPs and decode state are not checked, "
-            "and stay empty in tables"
+            "and tables do not have them"
         )
     if not mechanism.decodes:
         yield (

@@ -5,7 +5,7 @@ A column gives a text for people and a value to sort by. An unknown value is a d
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
@@ -63,10 +63,10 @@ def ranking(analysis: Analysis, digits: int = 4) -> list[Column]:
     ]
     columns += _to_baseline(analysis, digits)
     columns += [
-        Column(title="mechanism", text=mechanism_of, priority=8),
+        Column(title="mechanism", text=lambda row: row.mechanism, priority=8),
         Column(
             title="seeds",
-            text=seeds_of,
+            text=lambda row: row.seeds,
             value=lambda r: len(r.variant.finished),
             about="finished / planned",
             priority=4,
@@ -177,7 +177,7 @@ def costs(shown: Sequence[Row]) -> list[Column]:
             *("active parameters", numbers.COUNTS, _active),
             *("used for one token; not shown where all are", 8, shown, 4),
         ),
-        _cost("FLOPs/token", "flops_per_token", numbers.COUNTS, "forward, full context", 10, shown),
+        _flops(shown),
         _cost("time/step", "step_time", numbers.MILLISECONDS, "median of a run", 2, shown),
         _cost("tokens/s", "tokens_per_second", numbers.COUNTS, "in training", 7, shown),
         _cost("peak memory", "peak_memory_bytes", numbers.BYTES, "in training", 6, shown),
@@ -208,16 +208,6 @@ def parts() -> list[Column]:
 def known(columns: Sequence[Column], shown: Sequence[Row]) -> list[Column]:
     """Leave out the columns that have no known value."""
     return [c for c in columns if any(c.text(row) != numbers.UNKNOWN for row in shown)]
-
-
-def seeds_of(row: Row) -> str:
-    """Return finished and planned seeds, as in `2/3`."""
-    return f"{len(row.variant.finished)}/{len(row.variant.runs)}"
-
-
-def mechanism_of(row: Row) -> str:
-    """Return the mechanism of the variant's layers."""
-    return row.variant.mechanism or numbers.UNKNOWN
 
 
 def standing(pair: Comparison | None) -> str:
@@ -269,6 +259,18 @@ def _cost(
     title: str, key: str, units: numbers.Units, about: str, priority: int, shown: Sequence[Row]
 ) -> Column:
     return _scaled(title, units, lambda row: row.mean(key), about, priority, shown)
+
+
+def _flops(shown: Sequence[Row]) -> Column:
+    """Return the FLOPs, and say where they are unknown, as those of other packages' kernels are."""
+    key, about = "flops_per_token", "forward, full context"
+    column = _cost("FLOPs/token", key, numbers.COUNTS, about, 10, shown)
+    some = any(row.mean(key) is not None for row in shown)
+
+    def text(row: Row) -> str:
+        return "not counted" if some and row.mean(key) is None else column.text(row)
+
+    return replace(column, text=text)
 
 
 def _scaled(

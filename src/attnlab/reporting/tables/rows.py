@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.numbers import UNKNOWN
 from attnlab.analysis.statistics.letters import shown
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
@@ -62,6 +63,16 @@ class Row:
     @property
     def to_baseline(self) -> Comparison | None:
         return self.analysis.to_baseline.get(self.name)
+
+    @property
+    def seeds(self) -> str:
+        """Finished and planned seeds, as in `2/3`."""
+        return f"{len(self.variant.finished)}/{len(self.variant.runs)}"
+
+    @property
+    def mechanism(self) -> str:
+        """The mechanism of the variant's layers."""
+        return self.variant.mechanism or UNKNOWN
 
     def mean(self, key: str) -> float | None:
         estimate = self.numbers.get(key)
