@@ -16,7 +16,7 @@ from support import fake_workers, tiny_study
 import attnlab
 from attnlab.analysis.statistics.seeds import detectable
 from attnlab.config import ConfigError
-from attnlab.data import Places
+from attnlab.data import DataError, Places
 from attnlab.device.machine import Slot, usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import MechanismConfig
@@ -113,6 +113,26 @@ def test_a_variant_that_cannot_be_timed_is_reported_and_the_others_are(quick, mo
     assert found.seconds is None
     assert found.variants["mha"].run_seconds is not None
     assert found.variants["mqa"].run_seconds is None
+
+
+@pytest.mark.parametrize("error", [DataError("no text"), TimeoutError("not in 4 s")], ids=repr)
+def test_without_the_data_runs_of_other_settings_are_not_counted_as_done(
+    quick, monkeypatch, error
+):
+    def unread(self):
+        raise error
+
+    study = tiny_study.study.only(["mha"])
+    fake_workers.work(fake_workers.make(study, Path("out")))
+    study.record(command="", checked=True).write(Path("out"))
+    monkeypatch.setattr(trial.Trial, "read", unread)
+    found = attnlab.plan(study, **quick)
+    assert found.verdict_runs == (2, 2, 2, 2)
+    with pytest.raises(ValueError, match="existing runs were made with different settings"):
+        attnlab.plan(study, overrides=["train.learning_rate=0.5"], **quick)
+    other = tiny_study.study.only(["identity"])
+    with pytest.raises(ValueError, match="not comparable with those in out.*\n.*training steps"):
+        attnlab.plan(other, steps=10, **quick)
 
 
 def test_a_plan_without_its_data_has_runs_and_no_times(quick):

@@ -10,7 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from attnlab.analysis.fairness import Conditions, conditions, recorded, tuned_batch, unequal
+from attnlab.analysis.fairness import (
+    UNKNOWN,
+    Conditions,
+    conditions,
+    recorded,
+    tuned_batch,
+    unequal,
+)
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
 from attnlab.config import differences
@@ -42,8 +49,11 @@ def require_comparable(study: Study, study_dir: Path, requested: Mapping[str, Co
         )
 
 
-def of_run(config: RunConfig, corpus: Corpus) -> Conditions:
-    """Return the conditions of a run that is to be trained."""
+def of_run(config: RunConfig, corpus: Corpus | None) -> Conditions:
+    """Return the conditions of a run that is to be trained; without its data, those of settings."""
+    if corpus is None:
+        of_settings = conditions(config.to_dict(), {}, None)
+        return {what: value for what, value in of_settings.items() if value != UNKNOWN}
     data = dict(corpus.description) | {"fingerprint": corpus.fingerprint}
     splits = ["validation"] if corpus.test is None else ["validation", "test"]
     return conditions(config.to_dict(), data, splits)
@@ -82,13 +92,16 @@ def _others(record: StudyRecord, study_dir: Path) -> Iterator[tuple[str, Conditi
                 yield variant, recorded(found.config, found.environment, found.summary)
 
 
-def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
+def conflict(run: Run, folder: RunFolder, fingerprint: str | None) -> str:
     """Return in what the existing run differs from `run`: settings, files of code, data.
 
-    The text is empty if there is no existing run or it is the same run.
+    The text is empty if there is no existing run or it is the same run. A `fingerprint` of None,
+    of data that could not be read, stands for that of the existing run.
     """
-    settings = run.config.to_dict() | {"identity": run.config.identity(fingerprint)}
-    different = folder.conflict(settings)
+    environment = folder.environment() or {}
+    own_code, data = environment.get("own_code") or {}, environment.get("data") or {}
+    read = fingerprint or data.get("fingerprint") or ""
+    different = folder.conflict(run.config.to_dict() | {"identity": run.config.identity(read)})
     if not different:
         return ""
     found = [
@@ -96,18 +109,16 @@ def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
         for path, (a, b) in different.items()
         if path != "identity" and not re.search(r"\.(keep|paths?)\b", path)
     ][:4]
-    environment = folder.environment() or {}
-    own_code, data = environment.get("own_code") or {}, environment.get("data") or {}
     for name, (before, now) in differences(
         own_code.get("sources", {}), run.config.sources()
     ).items():
         how = "was edited" if before and now else "is new" if now else "is no longer used"
         found.append(f"{name} {how}")
-    if (there := data.get("fingerprint")) not in (None, fingerprint):
+    if (there := data.get("fingerprint")) not in (None, read):
         paths = [getattr(run.config.data, "path", None), *getattr(run.config.data, "paths", ())]
         which = ", ".join([run.config.data.kind(), *(str(path) for path in paths if path)])
-        found.append(f"the data has changed ({which}: {there} there, {fingerprint} now)")
-    if found:
+        found.append(f"the data has changed ({which}: {there} there, {read} now)")
+    if found or (fingerprint is None and different.keys() == {"identity"}):
         return "; ".join(found)
     if "identity" not in different:
         return "; ".join(
@@ -121,7 +132,7 @@ def conflict(run: Run, folder: RunFolder, fingerprint: str) -> str:
 
 
 def conflicts(
-    study: Study, study_dir: Path, variant: str, fingerprint: str, chosen: Recipe | None
+    study: Study, study_dir: Path, variant: str, fingerprint: str | None, chosen: Recipe | None
 ) -> Iterator[tuple[RunFolder, str]]:
     """Yield the existing runs of a variant that were made with different settings, and which.
 

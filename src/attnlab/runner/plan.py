@@ -17,12 +17,12 @@ from attnlab.checks.targets import of_study
 from attnlab.data import DataError
 from attnlab.device.measuring import gpu_bytes
 from attnlab.record import StudyRecord
-from attnlab.runner.comparable import require_comparable
+from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
 from attnlab.runner.forecast import Forecast
 from attnlab.runner.request import Request
-from attnlab.runner.schedule import StudySchedule, open_schedule
+from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
 from attnlab.study.events import ignore
 from attnlab.study.study import Study
@@ -214,19 +214,20 @@ def plan(  # noqa: PLR0913  one parameter per option
             read = trial.read()
         except (DataError, TimeoutError) as error:
             tried.without_data(chosen, error, trial.bounds())
+        fingerprints = {n: read[n].fingerprint if read else None for n in chosen.variants}
+        schedule = open_schedule(chosen, study_dir, fingerprints)
+        left = schedule.unfinished_variants()
+        if left and not anyway:
+            conditions = {
+                name: read[name].conditions if read else of_run(config, None)
+                for name, config in chosen.variants.items()
+            }
+            require_comparable(chosen, study_dir, conditions)
         if read:
-            fingerprints = {name: of_variant.fingerprint for name, of_variant in read.items()}
-            schedule = open_schedule(chosen, study_dir, fingerprints)
-            left = schedule.unfinished_variants()
-            if left and not anyway:
-                conditions = {name: of_variant.conditions for name, of_variant in read.items()}
-                require_comparable(chosen, study_dir, conditions)
             for found in trial.results(left):
                 tried.add(found, watch)
             tried.not_reached(left, trial_seconds)
             tried.checks_left = len(of_study(chosen)) - tried.checked if check and left else 0
-        else:
-            schedule = StudySchedule(chosen, study_dir, dict.fromkeys(chosen.variants, ""))
     forecast = Forecast(
         schedule=schedule,
         workers=offered.workers,

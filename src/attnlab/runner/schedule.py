@@ -29,6 +29,9 @@ from attnlab.training.run import Run
 MOST_CONFLICTS_NAMED = 3
 
 
+Fingerprints = Mapping[str, str | None]  # of each variant's data; None: it could not be read
+
+
 class PlannedRun(NamedTuple):
     """A run and its identity."""
 
@@ -36,18 +39,10 @@ class PlannedRun(NamedTuple):
     identity: str
 
 
-def open_schedule(
-    study: Study, study_dir: Path, fingerprints: Mapping[str, str]
-) -> "StudySchedule":
-    """Return the schedule of a study whose folder may hold runs already.
+def open_schedule(study: Study, study_dir: Path, fingerprints: Fingerprints) -> "StudySchedule":
+    """Return the schedule of a study, all options applied, whose folder may hold runs already.
 
-    Args:
-        study: the study, with all options applied.
-        study_dir: the study's folder.
-        fingerprints: the fingerprint of each variant's data.
-
-    Raises:
-        ValueError: the folder holds runs that were made with different settings.
+    Raises ValueError if the folder holds runs that were made with different settings.
     """
     for variant in study.variants:
         for seed in range(study.all_seeds):
@@ -80,8 +75,7 @@ class StudySchedule:
     were chosen.
     """
 
-    def __init__(self, study: Study, study_dir: Path, fingerprints: Mapping[str, str]) -> None:
-        """`fingerprints` holds the fingerprint of each variant's data."""
+    def __init__(self, study: Study, study_dir: Path, fingerprints: Fingerprints) -> None:
         self.study, self.study_dir, self.fingerprints = study, study_dir, fingerprints
         self.tuned = dict[str, TuningResult]()
         self._outcomes = Outcomes.read(study, study_dir)
@@ -269,7 +263,8 @@ class StudySchedule:
                 run = self.study.tuning_run(name, recipe)
                 if seed is not None:
                     run = self.study.challenge_run(name, seed, recipe)
-            self._planned[wanted] = PlannedRun(run, run.config.identity(self.fingerprints[name]))
+            identity = run.config.identity(self.fingerprints[name] or "")
+            self._planned[wanted] = PlannedRun(run, identity)
         return self._planned[wanted]
 
     def _record(self, result: TuningResult) -> None:
