@@ -59,6 +59,7 @@ def plan(*, measured=True, not_timed=None, nats_known=True, **changes):
         "record_bytes": 2**30,
         "power": Power(
             standard_deviations=3.25,
+            nats=0.0325 if nats_known else None,
             residual_sd=0.01 if nats_known else None,
             residual_sd_source="given" if nats_known else None,
             variants=2,
@@ -89,8 +90,17 @@ def test_the_plan_is_printed(printed):
 
 def test_an_unknown_residual_standard_deviation_is_the_unit(printed):
     assert "3.2 residual standard deviations per run, between any" in printed(nats_known=False)
-    power = Power(standard_deviations=None, residual_sd=None, residual_sd_source=None, variants=1)
+    power = Power(standard_deviations=None, variants=1)
     assert "it needs at least two variants, and two seeds" in printed(power=power)
+
+
+def test_what_tuning_may_miss_is_part_of_the_power(printed):
+    known = {"standard_deviations": 3.0, "variants": 2, "tuned": True}
+    assert "2 variants; what tuning may miss adds to it" in printed(power=Power(**known))
+    found = {"nats": 0.04, "residual_sd": 0.01, "residual_sd_source": "of runs", "allowance": 0.02}
+    text = printed(power=Power(**known, **found, shared=" of the same size"))
+    assert ": up to 0.0400 nats/token, between any two of 2 variants of the same size" in text
+    assert "of runs, and 0.0200 nats/token that tuning may have missed)" in text
 
 
 def test_lower_bounds_are_marked(printed):

@@ -69,6 +69,27 @@ def test_the_power_is_about_variants_that_are_compared(tmp_path, name, only, var
     assert (power.standard_deviations is None) == (variants < 2)
 
 
+def test_the_power_of_a_ladder_is_that_of_noise_from_all_of_its_places(tmp_path):
+    ladder = load_study("ladder")
+    together = plan._power(ladder, tmp_path, None).standard_deviations
+    assert together == pytest.approx(detectable(1, variants=6, seeds=3, prior=3.0))
+    assert together < 0.85 * detectable(1, variants=6, seeds=3)
+    few = ladder.only([name for name in ladder.variants if name.endswith("_long")])  # four places
+    alone = plan._power(few, tmp_path, None).standard_deviations
+    assert alone == pytest.approx(detectable(1, variants=6, seeds=3))
+
+
+def test_the_power_is_that_of_the_verdict_where_there_are_runs(tmp_path):
+    study = fake_workers.ladder("mha", "delta")
+    fake_workers.work(fake_workers.make(study, tmp_path), loss=fake_workers.law_on_ladder)
+    study.record(command="", checked=True).write(tmp_path)
+    verdicts, power = attnlab.analyse(tmp_path).groups, plan._power(study, tmp_path, None)
+    largest = max(verdicts, key=lambda verdict: verdict.detectable)
+    assert (len(verdicts), power.nats) == (6, pytest.approx(largest.detectable))
+    assert power.residual_sd == largest.residual_sd
+    assert power.allowance in largest.tuning.allowance.values()
+
+
 def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     events = []
     study = STUDY.only(["mha", "mqa"]).override(["train.eval_batch_size=8"])

@@ -102,10 +102,17 @@ def _power(plan: Plan) -> str:
     power = plan.power
     if power.standard_deviations is None:
         return f"no verdict: it needs at least two variants{power.shared}, and two seeds"
-    title = "minimum detectable difference (80 % power)"
+    most = "up to " if power.shared else ""  # it differs between sizes, lengths and texts
+    title = f"minimum detectable difference (80 % power): {most}"
     pairs = f"between any two of {power.variants} variants{power.shared}"
+    missed = ""
+    if power.allowance is not None:
+        missed = f", and {power.allowance:.4f} nats/token that tuning may have missed"
+    elif power.tuned:
+        missed = "; what tuning may miss adds to it"
     if power.nats is None:
         residual = f"{power.standard_deviations:.1f} residual standard deviations per run"
-        return f"{title}: {residual}, {pairs}; --residual-sd gives it in nats/token"
+        return f"{title}{residual}, {pairs}{missed}; --residual-sd gives it in nats/token"
     residual = f"residual standard deviation per run {power.residual_sd:.4f} nats/token"
-    return f"{title}: {power.nats:.4f} nats/token, {pairs} ({residual}, {power.residual_sd_source})"
+    from_ = f"({residual}, {power.residual_sd_source}{missed})"
+    return f"{title}{power.nats:.4f} nats/token, {pairs} {from_}"

@@ -8,11 +8,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import compared_groups, shared_by_compared
-from attnlab.analysis.statistics.seeds import Power, detectable, level_of
+from attnlab.analysis.statistics.noise import FEWEST_COMPARISONS
+from attnlab.analysis.statistics.seeds import Compared, Power, expected_prior, level_of, power_of
 from attnlab.checks.targets import of_study
 from attnlab.data import DataError
 from attnlab.device.measuring import gpu_bytes
@@ -95,13 +97,7 @@ class Plan:
             "devices": list(self.devices),
             "seconds": self.seconds and dict(zip(_BOUNDS, self.seconds, strict=True)),
             "disk_bytes": {"checkpoints": self.checkpoint_bytes, "records": self.record_bytes},
-            "minimum_detectable_difference": {
-                "nats": self.power.nats,
-                "standard_deviations": self.power.standard_deviations,
-                "residual_sd": self.power.residual_sd,
-                "residual_sd_source": self.power.residual_sd_source,
-                "variants_compared": self.power.variants,
-            },
+            "minimum_detectable_difference": self.power.to_json(),
             "variants": {
                 name: {
                     "parameters": variant.parameters,
@@ -277,24 +273,28 @@ def _variant_plan(name: str, forecast: Forecast, not_timed: str | None) -> Varia
     )
 
 
-def _power(study: Study, study_dir: Path, residual_sd: float | None) -> Power:
-    source = None if residual_sd is None else "given"
-    if residual_sd is None and StudyRecord.find(study_dir):
-        residual_sd = analyse(study_dir).residual_sd
-        source = None if residual_sd is None else f"of the runs in {study_dir}"
-    cells, seeds = study.cells(), study.all_seeds
-    groups = {
-        (len(group), texts)
-        for group, _, texts in compared_groups(cells, study.variants, study.by_design)
-    }
-    found = (
-        detectable(1.0, variants=n, seeds=seeds, level=level_of(study.seeds, seeds, among=texts))
-        for n, texts in groups
-    )
-    return Power(
-        standard_deviations=max(filter(None, found), default=None),
-        residual_sd=residual_sd,
-        residual_sd_source=source,
-        variants=max(n for n, _ in groups),
-        shared=shared_by_compared(cells, max(texts for _, texts in groups)),
+def _power(study: Study, study_dir: Path, given_sd: float | None) -> Power:
+    """Return the power of the verdict; what the runs in the folder tell of their losses is used."""
+    known = analyse(study_dir) if StudyRecord.find(study_dir) else None
+    cells, judged = study.cells(), [of for of in known.groups if of.judged] if known else []
+    noisiest = max((of.residual_sd or 0.0 for of in judged), default=None)
+    compared = list(compared_groups(cells, study.variants, study.by_design))
+    groups = list[Compared]()
+    for names, _, texts in compared:
+        of = next((it for it in judged if not it.means.keys().isdisjoint(names)), None)
+        missed = list(of.tuning.allowance.values()) if of and study.tuning else []
+        level = level_of(study.seeds, study.all_seeds, among=texts)
+        sd = given_sd or (of.residual_sd if of else noisiest)
+        groups.append(Compared(len(names), level, sd, median(missed or [0.0])))
+    of_several = [group.variants for group in groups if group.variants > 1]
+    prior = expected_prior(of_several, study.all_seeds) if study.ladder else None
+    if known and (known.relative or len(judged) >= FEWEST_COMPARISONS):
+        prior = known.relative and known.relative.prior
+    return power_of(
+        groups,
+        study.all_seeds,
+        prior,
+        source="given" if given_sd else f"of the runs in {study_dir}",
+        shared=shared_by_compared(cells, max(texts for *_, texts in compared)),
+        tuned=study.tuning is not None,
     )

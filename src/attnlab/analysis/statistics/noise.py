@@ -218,7 +218,7 @@ def relative_variances(comparisons: Sequence[Losses], family: Mapping[str, str])
     kept = max(0.0, 1 - of_chance / max(float(effect_F.var(ddof=1)), 1e-300))
     left_CF = _within(log_CF - kept * effect_F)
     free = float(known_CF.sum()) - len(found) - kept * (len(families) - 1)
-    prior = float(_worth(np.nansum(left_CF**2) / free, by_chance, free))
+    prior = float(worth(np.nansum(left_CF**2) / free, by_chance, free))
     if prior <= 0:
         return None
     relative = dict(zip(families, np.exp(kept * effect_F).tolist(), strict=True))
@@ -273,7 +273,7 @@ def _prior(own_V: Array, df_V: Array) -> Array:
     """
     log_V = _log_variances(own_V, df_V)
     free = own_V.shape[-1] - 1
-    return _worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
+    return worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
 
 
 def _log_variances(own_V: Array, df_V: Array) -> Array:
@@ -283,7 +283,7 @@ def _log_variances(own_V: Array, df_V: Array) -> Array:
     return log_V - digamma(df_V / 2) + np.log(df_V / 2)
 
 
-def _worth(dispersion: Array | float, by_chance: float, free: float) -> Array:
+def worth(dispersion: Array | float, by_chance: float, free: float) -> Array:
     """Return p from the variance of log variances, the part of it by chance, and its freedom."""
     excess = np.maximum(dispersion * (1 + 2 / np.sqrt(free)) - by_chance, 1e-3)
     found = (1 + np.sqrt(1 + 2 * excess)) / excess  # trigamma(x) ~ 1 / x + 1 / (2 x^2)

@@ -24,17 +24,18 @@ Shapes: R simulated studies, V variants.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, polygamma
 
 from attnlab.analysis.statistics.comparisons import ERROR, Comparison, Comparisons, compare
 from attnlab.analysis.statistics.layout import Losses
-from attnlab.analysis.statistics.noise import pair_noise
+from attnlab.analysis.statistics.noise import FEWEST_COMPARISONS, pair_noise, worth
 from attnlab.analysis.statistics.quantiles import all_pairs
 
 Array = NDArray[np.float64]
@@ -45,22 +46,81 @@ LOOKS = 3  # at most
 _NUMBERS = 20_000  # variances that are simulated; enough for two digits
 
 
+class Compared(NamedTuple):
+    """Variants that are to be compared with one another, and what is known of their losses."""
+
+    variants: int
+    level: float  # error rate of the comparisons
+    residual_sd: float | None = None  # of one run, nats/token; None if unknown
+    allowance: float = 0.0  # nats/token that tuning may have missed; 0 if unknown
+
+
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """The smallest difference between two variants that is found with a probability of 80 %."""
+    """The smallest difference between two variants that is found with a probability of 80 %.
 
-    standard_deviations: float | None  # in residual SDs; None without comparisons
-    residual_sd: float | None  # of one run, seed effects removed, nats/token; None if unknown
-    residual_sd_source: str | None  # where `residual_sd` comes from
+    Of several groups of variants that are compared it is that of the group where it is largest.
+    """
+
+    standard_deviations: float | None  # in residual SDs, without allowance; None: no comparisons
+    nats: float | None = None  # nats/token, with the allowance; None if it is unknown
+    residual_sd: float | None = None  # of one run, seed effects removed, nats/token
+    residual_sd_source: str | None = None  # where `residual_sd` comes from
+    allowance: float | None = None  # nats/token that tuning may have missed; None if unknown
     variants: int  # that are compared with one another; the most, where groups of them are
     shared: str = ""  # what these share, in words; empty where all variants are compared
+    tuned: bool = False  # if so, tuning adds to what is detectable
 
-    @property
-    def nats(self) -> float | None:
-        """The minimum detectable difference in nats/token; None if it is unknown."""
-        if self.standard_deviations is None or self.residual_sd is None:
-            return None
-        return self.standard_deviations * self.residual_sd
+    def to_json(self) -> dict[str, Any]:
+        """Return the power as JSON values, in nats/token."""
+        return {
+            "nats": self.nats,
+            "standard_deviations": self.standard_deviations,
+            "residual_sd": self.residual_sd,
+            "residual_sd_source": self.residual_sd_source,
+            "allowance": self.allowance,
+            "variants_compared": self.variants,
+        }
+
+
+def power_of(  # noqa: PLR0913  numbers, and words about them
+    groups: Sequence[Compared],
+    seeds: int,
+    prior: float | None,
+    *,
+    source: str,
+    shared: str,
+    tuned: bool,
+) -> Power:
+    """Return the power of groups of variants; `prior` is as for `detectable`."""
+    in_sds = [detectable(1.0, n, seeds, level=level, prior=prior) for n, level, *_ in groups]
+    in_nats = [
+        None if sd is None else detectable(sd, n, seeds, allowance, level, prior)
+        for n, level, sd, allowance in groups
+    ]
+    worst = max(range(len(groups)), key=lambda place: (in_nats[place] or 0, in_sds[place] or 0))
+    return Power(
+        standard_deviations=max(filter(None, in_sds), default=None),
+        nats=in_nats[worst],
+        residual_sd=groups[worst].residual_sd,
+        residual_sd_source=None if groups[worst].residual_sd is None else source,
+        allowance=groups[worst].allowance or None,
+        variants=max(group.variants for group in groups),
+        shared=shared,
+        tuned=tuned,
+    )
+
+
+def expected_prior(variants: Sequence[int], seeds: int) -> float | None:
+    """Return what `relative_variances` finds the typical variance worth if all variances are equal.
+
+    `variants` has the number of each comparison of a ladder. None where they tell nothing.
+    """
+    if seeds < 2 or len(variants) < FEWEST_COMPARISONS:
+        return None
+    by_chance = float(polygamma(1, (seeds - 1) / 2))
+    found = float(worth(by_chance, by_chance, sum(variants) - len(variants)))
+    return found if found > 0 else None
 
 
 def detectable(
@@ -156,11 +216,7 @@ def level_of(first: int, most: int, among: int = 1) -> float:
 def looked_at(first: int, most: int, runs: int, level: float) -> str:
     """Return a sentence on the rule, for a report.
 
-    Args:
-        first: seeds at the first look.
-        most: seeds at the last look.
-        runs: the largest number of runs of a variant.
-        level: the error rate of each look.
+    `first` and `most` are as for `looks`; a variant has at most so many `runs`.
     """
     planned = looks(first, most)
     taken = sum(size <= runs for size in planned)
