@@ -57,6 +57,17 @@ def test_a_strange_width_of_the_terminal_hides_nothing(columns):
     assert "".join(out.getvalue().split()) == "areport"
 
 
+def test_a_line_of_a_table_is_broken_in_a_terminal_and_whole_in_a_pipe():
+    table = Table("name", "text", box=None)
+    table.add_row("a_long_name_of_a_variant" * 3, "some words " * 20)
+    for terminal, lines in ((False, 2), (True, 3)):
+        output = Output(file=io.StringIO(), width=80, force_terminal=terminal)
+        output.print_table(table)
+        shown = output.file.getvalue().splitlines()
+        assert (len(shown) == lines) if not terminal else (len(shown) >= lines)
+        assert terminal or shown == [line.rstrip() for line in shown]
+
+
 def test_an_activity_on_a_terminal_is_shown_as_it_is():
     out = io.StringIO()
     output = Output(file=out, width=100, force_terminal=True, _environ={"TERM": "xterm"})

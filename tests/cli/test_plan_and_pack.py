@@ -1,9 +1,11 @@
 """`attnlab run --plan` prints the plan; `pack` and `unpack` make a study one file, and back."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from typer.testing import CliRunner
 
 from attnlab.analysis.statistics.seeds import Power
 from attnlab.cli.app import app
-from attnlab.cli.console import console
-from attnlab.cli.plan import show_plan
+from attnlab.cli.console import Output, console
+from attnlab.cli.plan import show_plan, show_variants
 from attnlab.record import RunFolder
 from attnlab.record.packed_file import PACKED
 from attnlab.runner import plan as planning
@@ -116,12 +118,38 @@ def test_a_plan_without_times_gives_the_reason_and_no_empty_columns(printed):
     assert "memory" not in text
 
 
-def test_names_are_whole_at_80_columns(printed, monkeypatch):
-    monkeypatch.setattr(console, "width", 80)
-    names = ("memorization_attention", "memorization_window_32")
-    found = plan(measured=False)
-    text = printed(measured=False, variants=dict.fromkeys(names, found.variants["mha"]))
-    assert all(f"{name} 118 K" in text for name in names)
+CELLS = {
+    "parameters": "118 K",
+    "ms/step": "≥ 12.0",
+    "time/run": "≥ 1 min 30 s",
+    "memory": "3.00 GiB",
+    "tuning runs": "8 (7 to 21, 3 done)",
+    "verdict runs": "3 (3 to 10, 1 done)",
+}
+
+
+@pytest.mark.parametrize(
+    ("terminal", "width", "dropped"),
+    [
+        (False, 80, []),
+        (True, 160, []),
+        (True, 80, ["ms/step", "parameters", "memory"]),
+        (True, 60, ["ms/step", "parameters", "memory", "tuning runs"]),
+    ],
+)
+def test_a_number_stays_with_its_unit_at_every_width(terminal, width, dropped):
+    output = Output(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+    runs = {"tuning_runs": RunCount(3, 7, 8, 21), "verdict_runs": RunCount(1, 3, 3, 10)}
+    variant = replace(plan(measured=False).variants["mha"], **runs)
+    names = ("memorization_attention", "sliding_window_of_a_name_that_is_long")
+    show_variants(plan(variants=dict.fromkeys(names, variant)), output)
+    shown = output.file.getvalue().splitlines()
+    for cell in (cell for title, cell in CELLS.items() if title not in dropped):
+        assert sum(cell in line for line in shown) == len(names), cell
+    assert shown[1].startswith(f"{names[0]}  ")
+    assert any(line.startswith(names[1]) for line in shown) != (terminal and width < 160)
+    assert ("not shown at this width: " + ", ".join(dropped) in shown[-1]) == bool(dropped)
+    assert not terminal or max(map(len, shown[:-1])) <= width
 
 
 def test_a_range_without_an_expectation_is_a_range(printed):

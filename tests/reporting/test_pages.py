@@ -367,6 +367,19 @@ def test_the_terminal_table_fits_and_names_stay_whole(study_dir, width):
     assert any("not shown at this width: " in line for line in lines) == (width < 220)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_name_is_folded_in_a_terminal_and_whole_in_a_pipe(tmp_path, terminal):
+    name = "sliding_window_of_256_tokens_after_a_gated_delta_net"
+    study_dir = write_study(tmp_path / "s", {"mha": steady(5.1, 1), name: steady(5.0, 3)})
+    console = Console(width=80, file=io.StringIO(), color_system=None, force_terminal=terminal)
+    console.print(TerminalReport(analyse(study_dir)), crop=terminal)
+    lines = console.file.getvalue().splitlines()
+    (row,) = [line for line in lines if line.startswith("1  a ")]
+    assert re.search(r"5\.0\d{3} ± 0\.\d{4}", row)
+    assert (name in row) != terminal
+    assert name[:20] in row
+
+
 def test_the_terminal_lists_failures(study_dir):
     partial(study_dir)
     text = in_terminal(study_dir, 140)

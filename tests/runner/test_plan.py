@@ -137,9 +137,7 @@ def test_a_variant_that_cannot_be_timed_is_reported_and_the_others_are(quick, mo
 
 
 @pytest.mark.parametrize("error", [DataError("no text"), TimeoutError("not in 4 s")], ids=repr)
-def test_without_the_data_runs_of_other_settings_are_not_counted_as_done(
-    quick, monkeypatch, error
-):
+def test_without_the_data_runs_of_other_settings_are_not_counted_as_done(quick, monkeypatch, error):
     def unread(self):
         raise error
 
@@ -152,7 +150,7 @@ def test_without_the_data_runs_of_other_settings_are_not_counted_as_done(
     with pytest.raises(ValueError, match="existing runs were made with different settings"):
         attnlab.plan(study, overrides=["train.learning_rate=0.5"], **quick)
     other = tiny_study.study.only(["identity"])
-    with pytest.raises(ValueError, match="not comparable with those in out.*\n.*training steps"):
+    with pytest.raises(ValueError, match=r"not comparable with those in out.*\n.*training steps"):
         attnlab.plan(other, steps=10, **quick)
 
 

@@ -175,7 +175,7 @@ def _breakdowns(points: Iterable[Json]) -> Iterator[RenderableType]:
     grid = _empty()
     columns = ("x bound", "time", "bound", "kernels", "µs/empty", "launches", "rest")
     for column in columns:
-        grid.add_column(column, justify="right")
+        grid.add_column(column, justify="right", no_wrap=True)
     ms = numbers.milliseconds
     for point in points:
         breakdown = point["time_breakdown"]
@@ -198,7 +198,7 @@ def _title(text: str) -> Text:
 
 def _empty() -> Grid:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    grid.add_column("variant")
+    grid.add_column("variant", overflow="fold")
     return grid
 
 

@@ -126,6 +126,6 @@ def bench_(  # noqa: PLR0913  one parameter per option
     if as_json:
         write(to_json(result.contents).decode())
     else:
-        console.print(BenchTable(result.contents))
+        console.print_table(BenchTable(result.contents))
         verbatim(f"\nFiles in {result.folder}: {', '.join(result.files)}")
     raise typer.Exit(1 if result.failures else 0)

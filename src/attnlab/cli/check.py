@@ -52,8 +52,7 @@ def check(
     if as_json:
         write(to_json(results_as_json(checked)).decode())
     else:
-        # lines break at the width of a terminal, and nowhere in a file
-        console.print(ResultsTable(checked), soft_wrap=not console.is_terminal)
+        console.print_table(ResultsTable(checked))
     raise typer.Exit(0 if all(one.holds for one in checked) else 1)
 
 
@@ -81,6 +80,6 @@ def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None
         if finding.required and not finding.ok:
             mark = Text("no", "bold red")
         grid.add_row(mark, finding.part, finding.found, finding.remedy)
-    console.print(grid)
+    console.print_table(grid)
     console.print(f"{DEFAULT_STUDY} {'can' if works else 'cannot'} run here")
     raise typer.Exit(0 if works else 1)

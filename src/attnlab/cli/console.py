@@ -16,11 +16,13 @@ from io import TextIOWrapper
 from types import TracebackType
 from typing import IO, Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.text import Text
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 _WIDTH = 80  # characters per line where the width is not known
+_UNLIMITED = 100_000
 SIMILAR = {
     **{"–": "-", "—": "-", "−": "-", "‐": "-", "─": "-", "…": "...", "·": "."},
     **{"±": "+-", "×": "x", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "Δ": "delta"},
@@ -41,6 +43,16 @@ class Output(Console):
     def animated(self) -> bool:
         """True if lines can be drawn again: a terminal, and not a dumb one."""
         return self.is_terminal and not self.is_dumb_terminal
+
+    def print_table(self, table: RenderableType) -> None:
+        """Print a table, and text beside it: in a file or a pipe, no line is broken or cut."""
+        if self.is_terminal:
+            self.print(table)
+            return
+        unlimited = self.options.update(width=_UNLIMITED)
+        width = Measurement.get(self, unlimited, table).maximum
+        for line in self.render_lines(table, self.options.update(width=width), pad=False):
+            verbatim("".join(segment.text for segment in line).rstrip(), self)
 
     def on_broken_pipe(self) -> None:
         """Print nothing from now on."""

@@ -76,6 +76,6 @@ def eval_(  # noqa: PLR0913  one parameter per option
         for name, of in of_task["metrics"].items():
             error = of["standard_error"]
             grid.add_row(task, name, f"{of['value']:.4f}", "" if error is None else f"{error:.4f}")
-    console.print(grid)
+    console.print_table(grid)
     if (path := results_file(folder)) is not None:
         verbatim(f"Results: {path}")

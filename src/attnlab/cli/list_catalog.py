@@ -174,7 +174,7 @@ def _print(section: str, entries: Mapping[str, Any], *, detailed: bool) -> None:
             if detailed:
                 settings = _settings(entry["settings"]) or "no settings"
                 grid.add_row("", Text(settings, "dim"))
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print_table(Padding(grid, (0, 0, 0, 2)))
 
 
 def _print_study(study: Mapping[str, Any]) -> None:
@@ -186,7 +186,7 @@ def _print_study(study: Mapping[str, Any]) -> None:
     for variant, text in study["variants"].items():
         mark = " (baseline)" if variant == study["baseline"] else ""
         grid.add_row(variant + mark, text)
-    console.print(Padding(grid, (0, 0, 1, 2)))
+    console.print_table(Padding(grid, (0, 0, 1, 2)))
     facts = [f"{study['seeds']} seeds per variant; change with --seeds"]
     facts += [
         f"--length {length}: {', '.join(changes) or 'no changes'}"
@@ -198,13 +198,14 @@ def _print_study(study: Mapping[str, Any]) -> None:
 
 def _print_recipes(recipes: Mapping[str, Any]) -> None:
     grid = Grid(box=None, padding=(0, 2, 0, 0))
-    grid.add_column("variant", no_wrap=True, style="cyan")
-    titles = list(next(iter(recipes.values())))
+    grid.add_column("variant", overflow="fold", style="cyan")
+    titles, short = list(next(iter(recipes.values()))), {"learning_rate": "rate"}
     for title in titles:
-        grid.add_column(title.replace("_", " "), justify="right")
+        words = short.get(title, title).removesuffix("_steps").replace("_", " ")
+        grid.add_column(words, justify="right", no_wrap=True)
     for name, recipe in recipes.items():
         grid.add_row(name, *(_cell(recipe.get(title)) for title in titles))
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print_table(Padding(grid, (0, 0, 0, 2)))
 
 
 def _cell(value: Any) -> str:
@@ -217,14 +218,14 @@ def _cell(value: Any) -> str:
 
 def _print_runs(runs: Mapping[str, Any]) -> None:
     grid = Grid(box=None, padding=(0, 2, 0, 0))
-    grid.add_column("run", no_wrap=True, style="cyan")
+    grid.add_column("run", overflow="fold", style="cyan")
     for title in ("status", "learning rate", "validation", "test"):
-        grid.add_column(title, justify="left" if title == "status" else "right")
+        grid.add_column(title, justify="left" if title == "status" else "right", no_wrap=True)
     for name, run in runs.items():
         losses = (run["validation_loss"], run["test_loss"])
         texts = ("" if loss is None else f"{loss:.4f}" for loss in losses)
         grid.add_row(name, run["status"], f"{run['learning_rate']:g}", *texts)
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print_table(Padding(grid, (0, 0, 0, 2)))
 
 
 def _grid() -> Grid:

@@ -1,12 +1,17 @@
 """`attnlab run STUDY --plan`: print the runs, time, disk, memory and power of a study."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from textwrap import shorten
 
 from rich.table import Table as Grid
+from rich.text import Text
 
 from attnlab.analysis.numbers import UNKNOWN, count, duration, milliseconds, size
-from attnlab.cli.console import console, first_line, verbatim, write
+from attnlab.cli.console import Output, console, first_line, verbatim, write
 from attnlab.record import to_json
+from attnlab.reporting.terminal import drop_to_fit
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.plan import Plan, VariantPlan
 
@@ -17,7 +22,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         write(to_json(plan.to_json()).decode())
         return
     verbatim(first_line(plan.question), style="bold")
-    console.print(_grid(plan))
+    show_variants(plan, console)
     runs = f"{_runs(plan.verdict_runs)} for the verdict"
     if plan.verdict_runs.at_most > plan.verdict_runs.at_least:
         runs += " (more seeds while it is open)"
@@ -37,26 +42,46 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         verbatim(f"{name:<7}{text}")
 
 
-def _grid(plan: Plan) -> Grid:
-    columns = {
-        "parameters": [count(variant.parameters) for variant in plan.variants.values()],
-        "ms/step": [_bound(v, milliseconds(v.step_seconds)) for v in plan.variants.values()],
-        "time/run": [_bound(v, duration(v.run_seconds)) for v in plan.variants.values()],
-        "memory": [size(variant.peak_memory_bytes) for variant in plan.variants.values()],
-        "tuning runs": [
-            _runs(variant.tuning_runs, brief=True) for variant in plan.variants.values()
-        ],
-        "verdict runs": [
-            _runs(variant.verdict_runs, brief=True) for variant in plan.variants.values()
-        ],
-    }
-    shown = {title: cells for title, cells in columns.items() if set(cells) != {UNKNOWN}}
+def show_variants(plan: Plan, output: Output) -> None:
+    """Print what each variant takes; columns that do not fit in a terminal are named below."""
+    columns, dropped = _columns(plan), list[str]()
+    if output.is_terminal:
+        dropped = drop_to_fit(columns, partial(_grid, plan), output, output.width)
+    output.print_table(_grid(plan, columns))
+    if dropped:
+        verbatim(f"  not shown at this width: {', '.join(dropped)}", output, style="dim")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the plan's table; a narrow terminal drops the highest priority first, 0 never."""
+
+    title: str
+    priority: int
+    cells: list[str]  # by variant
+
+
+def _columns(plan: Plan) -> list[_Column]:
+    variants = plan.variants.values()
+    found = [
+        _Column("parameters", 3, [count(variant.parameters) for variant in variants]),
+        _Column("ms/step", 4, [_bound(v, milliseconds(v.step_seconds)) for v in variants]),
+        _Column("time/run", 0, [_bound(v, duration(v.run_seconds)) for v in variants]),
+        _Column("memory", 2, [size(variant.peak_memory_bytes) for variant in variants]),
+        _Column("tuning runs", 1, [_runs(v.tuning_runs, brief=True) for v in variants]),
+        _Column("verdict runs", 0, [_runs(v.verdict_runs, brief=True) for v in variants]),
+    ]
+    return [column for column in found if set(column.cells) != {UNKNOWN}]
+
+
+def _grid(plan: Plan, columns: Sequence[_Column], most: int | None = None) -> Grid:
+    """Return the table; names of variants have at most so many characters per line."""
     grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    grid.add_column("variant", no_wrap=True)
-    for title in shown:
-        grid.add_column(title, justify="right")
-    for cells in zip(plan.variants, *shown.values(), strict=True):
-        grid.add_row(*cells)
+    grid.add_column("variant", overflow="fold", max_width=most)
+    for column in columns:
+        grid.add_column(column.title, justify="right", no_wrap=True)
+    for cells in zip(plan.variants, *(column.cells for column in columns), strict=True):
+        grid.add_row(*map(Text, cells))
     return grid
 
 

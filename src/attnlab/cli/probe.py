@@ -120,7 +120,7 @@ def probe_(  # noqa: PLR0913  one parameter per option
     if as_json:
         write(json.dumps(profile_json(analysis), indent=2) + "\n")
     else:
-        console.print(ProfileTable(analysis))
+        console.print_table(ProfileTable(analysis))
         verbatim(
             f"\nProfile: {analysis.table.path / 'profile.png'}; report.html beside it", console
         )

@@ -119,7 +119,7 @@ def show(analysis: "Analysis", as_json: bool) -> None:
     if as_json:
         write(json.dumps(results(analysis), indent=2) + "\n")
     else:
-        console.print(TerminalReport(analysis))
+        console.print(TerminalReport(analysis), crop=console.is_terminal)
         verbatim(f"\nReport: {analysis.table.path / PAGE}")
     for line in analysis.whole.damage:
         verbatim(f"error: {line}", errors)

@@ -64,7 +64,7 @@ def reproduce_(
             grid.add_column(no_wrap=True)
             for each, text in REPRODUCTIONS.items():
                 grid.add_row(each, Text(text))
-            console.print(grid)
+            console.print_table(grid)
         return
     from attnlab.cli.progress import watched  # which imports torch
 

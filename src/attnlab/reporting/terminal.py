@@ -1,10 +1,12 @@
 """The ranking and the verdict in the terminal and in a notebook.
 
-In the terminal, columns that do not fit are dropped and named.
+Columns that do not fit are dropped and named. In a terminal, long names of variants are folded; in
+a file or a pipe, lines of the table are whole (print with `crop=False`).
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from markupsafe import Markup
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,8 +17,21 @@ from rich.text import Text
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.reporting import sentences
-from attnlab.reporting.tables.columns import Column, costs, known, ranking
+from attnlab.reporting.tables.columns import VARIANT, Column, costs, known, ranking
 from attnlab.reporting.tables.rows import Row, rows
+
+WIDE = 10_000  # more characters than any line of a table has
+NAME_WIDTH = 24  # characters; where columns would be dropped, longer names are folded
+
+
+class Droppable(Protocol):
+    """A column that a narrow terminal may drop."""
+
+    title: str
+    priority: int  # the largest is dropped first, 0 never
+
+
+C = TypeVar("C", bound=Droppable)
 
 
 class TerminalReport:
@@ -27,15 +42,16 @@ class TerminalReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         analysis, shown = self.analysis, rows(self.analysis)
-        columns, dropped = _columns(analysis, shown), list[str]()
-        while _width(console, options, _table(shown, columns)) > options.max_width:
-            least = max(reversed(columns), key=lambda column: column.priority)
-            if not least.priority:
-                break
-            columns.remove(least)
-            dropped.append(least.title)
+        columns = _columns(analysis, shown)
+        dropped = drop_to_fit(
+            columns, lambda few, most: _table(shown, few, most), console, options.max_width
+        )
         if shown:
-            yield _table(shown, columns)
+            table, wide = _table(shown, columns), options.update(width=WIDE)
+            whole = max(options.max_width, Measurement.get(console, wide, table).maximum)
+            yield from console.render(
+                table, options if console.is_terminal else options.update(width=whole)
+            )
             for line in _notes(analysis, columns, dropped):
                 yield _indented(line, "dim")
             if devices := sentences.devices(analysis.whole):
@@ -51,6 +67,28 @@ class TerminalReport:
                 yield Text(title, style="bold")
             for line in lines:
                 yield _indented(line, "red" if ": diverged" in line or ": failed" in line else "")
+
+
+def drop_to_fit(
+    columns: list[C],
+    table_of: Callable[[Sequence[C], int | None], RichTable],
+    console: Console,
+    width: int,
+) -> list[str]:
+    """Drop columns of the highest priority until a table has the width; return their titles.
+
+    `table_of` makes the table of some columns, with names of variants of at most so many characters
+    per line. Columns of priority 0 stay.
+    """
+    dropped = list[str]()
+    wide = console.options.update(width=WIDE)
+    while Measurement.get(console, wide, table_of(columns, NAME_WIDTH)).maximum > width:
+        least = max(reversed(columns), key=lambda column: column.priority)
+        if not least.priority:
+            break
+        columns.remove(least)
+        dropped.append(least.title)
+    return dropped
 
 
 def for_notebook(analysis: Analysis) -> str:
@@ -103,19 +141,22 @@ def _columns(analysis: Analysis, shown: Sequence[Row]) -> list[Column]:
     return columns
 
 
-def _table(shown: Sequence[Row], columns: Sequence[Column]) -> RichTable:
+def _table(shown: Sequence[Row], columns: Sequence[Column], most: int | None = None) -> RichTable:
     table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
         heading = f"{column.title}\n({column.unit})" if column.unit else column.title
-        table.add_column(Text(heading), justify="right" if column.value else "left", no_wrap=True)
+        named = column is VARIANT  # the one column that may be narrower than its cells
+        table.add_column(
+            Text(heading),
+            justify="right" if column.value else "left",
+            no_wrap=not named,
+            overflow="fold",
+            max_width=most if named else None,
+        )
     for row in shown:
         style = "dim" if row.left_out else "bold" if row.place == 1 else ""
         table.add_row(*(Text(column.text(row)) for column in columns), style=style)
     return table
-
-
-def _width(console: Console, options: ConsoleOptions, table: RichTable) -> int:
-    return Measurement.get(console, options.update(width=1000), table).maximum
 
 
 def _notes(analysis: Analysis, columns: Sequence[Column], dropped: Sequence[str]) -> list[str]:

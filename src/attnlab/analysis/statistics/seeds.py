@@ -83,7 +83,7 @@ class Power:
         }
 
 
-def power_of(  # noqa: PLR0913  numbers, and words about them
+def power_of(
     groups: Sequence[Compared],
     seeds: int,
     prior: float | None,
