@@ -199,9 +199,9 @@ def _print_study(study: Mapping[str, Any]) -> None:
 def _print_recipes(recipes: Mapping[str, Any]) -> None:
     grid = Grid(box=None, padding=(0, 2, 0, 0))
     grid.add_column("variant", overflow="fold", style="cyan")
-    titles, short = list(next(iter(recipes.values()))), {"learning_rate": "rate"}
+    titles: list[str] = list(next(iter(recipes.values())))
     for title in titles:
-        words = short.get(title, title).removesuffix("_steps").replace("_", " ")
+        words = title.removeprefix("learning_").removesuffix("_steps").replace("_", " ")
         grid.add_column(words, justify="right", no_wrap=True)
     for name, recipe in recipes.items():
         grid.add_row(name, *(_cell(recipe.get(title)) for title in titles))

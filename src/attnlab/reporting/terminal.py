@@ -27,8 +27,11 @@ NAME_WIDTH = 24  # characters; where columns would be dropped, longer names are 
 class Droppable(Protocol):
     """A column that a narrow terminal may drop."""
 
-    title: str
-    priority: int  # the largest is dropped first, 0 never
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def priority(self) -> int: ...  # the largest is dropped first, 0 never
 
 
 C = TypeVar("C", bound=Droppable)
