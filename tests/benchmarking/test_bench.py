@@ -9,8 +9,11 @@ import json
 import re
 import sys
 import weakref
+from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from support.fake_workers import draw_nothing
 from typer.testing import CliRunner
 
 from attnlab import cli
-from attnlab.benchmarking import bench, session, work
+from attnlab.benchmarking import session, work
 from attnlab.benchmarking.point import Point, points
 from attnlab.benchmarking.results import BenchTable, read
 from attnlab.benchmarking.targets import Sizes, only_named, setups_of
@@ -82,12 +85,52 @@ class TroubledMixer(TokenwiseLinear):
 """
 
 
+def measured_before(device, budget):
+    return CEILINGS
+
+
+class Process:
+    """A thread in place of a `ChildProcess`."""
+
+    started = 0
+
+    def __init__(self, target):
+        assert target == "attnlab.benchmarking.session:serve"
+        type(self).started += 1
+        self.pipe, theirs = Pipe()
+        self.thread = Thread(target=self.run, args=(theirs,))
+        self.thread.start()
+
+    def run(self, pipe):
+        with suppress(EOFError, SystemExit), pipe:
+            session.serve(pipe)
+
+    def wait(self):
+        self.thread.join()
+        return -11
+
+    def end(self):
+        self.pipe.close()
+        self.thread.join()
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Have a bench on a CPU measure in other processes, as one on CUDA does."""
+    monkeypatch.setattr(Process, "started", 0)
+    monkeypatch.setattr(session, "ChildProcess", Process)
+    start = session.Measurer.__init__
+    monkeypatch.setattr(
+        session.Measurer, "__init__", lambda self, device, *, apart: start(self, device, apart=True)
+    )
+
+
 @pytest.fixture
 def attnlab(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     Path("own.py").write_text(OWN)
-    monkeypatch.setattr(bench, "measure_ceilings", lambda device, budget: CEILINGS)
+    monkeypatch.setattr(session, "measure_ceilings", measured_before)
     monkeypatch.setattr(figure, "bench_png", lambda contents, batch, device: b"")
     for printer in (console, errors):
         monkeypatch.setattr(printer, "width", 140)
@@ -200,6 +243,46 @@ def test_out_of_memory_gives_back_what_it_held(monkeypatch):
     result = session.measure(setup, session.Point("a", "decode", 8, 1), under)
     assert result["status"] == "out_of_memory"
     assert held[1] is True  # gone by then: nothing is left for the collector to break up
+
+
+@pytest.mark.parametrize("trouble", ["crash", "kernel"])
+def test_a_process_in_which_cuda_has_ended_measures_no_other_point(
+    attnlab, apart, monkeypatch, trouble
+):
+    ended, train = Event(), session._MEASURE["train"]
+
+    def troubled(setup, point, under):
+        if point.context != 32:
+            return train(setup, point, under)
+        if trouble == "crash":
+            sys.exit()
+        ended.set()
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setitem(session._MEASURE, "train", troubled)
+    monkeypatch.setattr(session, "cuda_is_broken", ended.is_set)
+    monkeypatch.setattr(Process, "end", lambda self, end=Process.end: (ended.clear(), end(self)))
+    options = (*SIZES, "--contexts", "16,32,64", "--what", "train")
+    done = attnlab("own.py:Troubled", *options)
+    assert done.exit_code == 1, done.output
+    assert statuses("results/bench") == [
+        ("train", 16, "ok"), ("train", 32, "failed"), ("train", 64, "ok"),
+    ]  # fmt: skip
+    reason = read(Path("results/bench"))["points"][1]["reason"]
+    assert ("signal 11" if trouble == "crash" else "ended CUDA in its process: Runtime") in reason
+    assert Process.started == 2
+
+
+def test_a_breakdown_that_fails_in_its_process_says_why(apart, monkeypatch):
+    def no_kernels(result, setup, under):
+        raise RuntimeError("the profiler sees no kernels")
+
+    monkeypatch.setattr(session, "with_breakdown", no_kernels)
+    (setup,) = setups_of(named(["identity"], []), Sizes(d_model=8, n_layers=1, n_heads=2)).values()
+    with session.measurer(torch.device("cpu")) as by:
+        with pytest.raises(RuntimeError, match="sees no kernels"):
+            by.breakdown({}, setup, None)
+        assert Process.started == 1
 
 
 def test_what_cannot_fit_is_not_tried(attnlab, monkeypatch):

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from attnlab.benchmarking.point import Conditions, Point, numbers, points, workloads
 from attnlab.benchmarking.results import FILE, ResultsFile, device_sentence
-from attnlab.benchmarking.session import measure_all
+from attnlab.benchmarking.session import Measurer, measure_all, measurer
 from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
-from attnlab.benchmarking.time_breakdown import with_breakdown, without_breakdown
+from attnlab.benchmarking.time_breakdown import without_breakdown
 from attnlab.data import Places
-from attnlab.device.flops import measure_ceilings
 from attnlab.device.machine import describe, one_worker
 from attnlab.kernels.compiled import keep_compiled
 from attnlab.kernels.flash_linear_attention import use_fla
@@ -118,7 +117,7 @@ def bench(  # noqa: PLR0913  one parameter per option
         None if contexts is None else numbers(contexts, "contexts"),
         numbers(batches, "batches"),
     )
-    with one_worker(device) as where:
+    with one_worker(device) as where, measurer(where) as by:
         folder = Path("results") / (study.name if study and study.name else "bench")
         file = ResultsFile.open(
             folder if out is None else Path(out),
@@ -129,23 +128,23 @@ def bench(  # noqa: PLR0913  one parameter per option
         watch(Activity("measuring the peak rates of the device"))
         under = Conditions(
             device=where,
-            ceilings=measure_ceilings(where, seconds / 4),
+            ceilings=by.ceilings(seconds / 4),
             compiled=compiled,
             seconds=seconds,
         )
         file.update(ceilings=under.ceilings._asdict(), command=command)
         watch(Activity("measuring"))
         try:
-            for result in measure_all(asked, setups, under, file):
+            for result in measure_all(asked, setups, under, file, by):
                 watch(Measured(point=result))
-            _add_breakdowns(file, setups, under, watch)
+            _add_breakdowns(file, setups, under, by, watch)
         finally:  # an interrupted bench has figures of the points that were measured
             figures = _write_figures(file)
         return Bench(folder=file.folder, contents=file.contents, files=(FILE, *figures))
 
 
 def _add_breakdowns(
-    file: ResultsFile, setups: dict[str, Setup], under: Conditions, watch: Watch
+    file: ResultsFile, setups: dict[str, Setup], under: Conditions, by: Measurer, watch: Watch
 ) -> None:
     """Add the time by cause to the decoded tokens that are farthest from their bounds."""
     if under.device.type != "cuda":
@@ -153,7 +152,7 @@ def _add_breakdowns(
     for point in without_breakdown(file.points):
         if point["variant"] in setups:
             try:
-                file.put(with_breakdown(point, setups[point["variant"]], under))
+                file.put(by.breakdown(point, setups[point["variant"]], under))
             except RuntimeError as error:
                 watch(Notice(f"no time breakdown of {Point.of(point)}: {error}"))
 

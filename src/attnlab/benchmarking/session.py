@@ -1,4 +1,8 @@
-"""The measurement of all points, one after the other, in one process.
+"""The measurement of all points, one after the other.
+
+On CUDA they are measured in a process of their own. An error of a kernel ends CUDA in it for good,
+and so does a crash: the point has failed, and the next one is measured in a new process. On other
+devices they are measured in this process.
 
 An exception at a point becomes that point's result. After a point that runs out of memory, larger
 ones are not measured: the same variant and workload with at least its context and its batch. The
@@ -7,8 +11,10 @@ A variant without `step` has neither prefill nor decoding.
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -17,6 +23,7 @@ from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Conditions, Point, release
 from attnlab.benchmarking.results import ResultsFile
 from attnlab.benchmarking.targets import Setup
+from attnlab.benchmarking.time_breakdown import with_breakdown
 from attnlab.benchmarking.work import check_memory, stated_flops
 from attnlab.benchmarking.workloads import (
     NoStepError,
@@ -24,15 +31,116 @@ from attnlab.benchmarking.workloads import (
     measure_prefill,
     measure_training,
 )
+from attnlab.device.child_process import ChildProcess
+from attnlab.device.flops import Ceilings, measure_ceilings
+from attnlab.device.machine import cuda_is_broken
 from attnlab.device.measuring import PATIENCE
+from attnlab.kernels import flash_linear_attention as fla
 from attnlab.record import Json
 
 _MEASURE = {"train": measure_training, "prefill": measure_prefill, "decode": measure_decoding}
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
+class ProcessEndedError(RuntimeError):
+    """The process that measured has ended, and said nothing."""
+
+
+class Measurer:
+    """The functions of this file that compute on a device, called where `apart` says."""
+
+    def __init__(self, device: torch.device, *, apart: bool) -> None:
+        """Prepare for `device`. With `apart`, calls are made in another process."""
+        self.device, self.apart = device, apart
+        self._child: ChildProcess | None = None
+
+    def ceilings(self, budget: float) -> Ceilings:
+        """Return `measure_ceilings`."""
+        return self._call(measure_ceilings, self.device, budget)
+
+    def point(self, setup: Setup, point: Point, under: Conditions) -> Json:
+        """Return the result of `measure`."""
+        if not self.apart:
+            return measure(setup, point, under)
+        try:
+            return self._call(_measured, setup.to_dict(), point, under)
+        except ProcessEndedError as error:
+            return _result(point, "failed", str(error))
+
+    def breakdown(self, result: Json, setup: Setup, under: Conditions) -> Json:
+        """Return the result `with_breakdown`. Raises RuntimeError as that does."""
+        return self._call(_broken_down, result, setup.to_dict(), under)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+    def _call(self, task: Callable[..., Any], *arguments: Any) -> Any:
+        if not self.apart:
+            return task(*arguments)
+        if self._child is None:
+            self._child = ChildProcess("attnlab.benchmarking.session:serve")
+            self._child.pipe.send((self.device, fla.clone_path()))
+        try:
+            self._child.pipe.send((task, arguments))
+            found, goes_on = self._child.pipe.recv()
+        except (EOFError, OSError):
+            code = self._child.wait()
+            self.close()
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise ProcessEndedError(f"the process that measured it has ended: {how}") from None
+        if not goes_on:
+            self.close()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def serve(pipe: Connection) -> None:
+    """Answer the calls of a `Measurer` that come by the pipe, until CUDA ends in this process."""
+    device, fla_path = pipe.recv()
+    if fla_path is not None:
+        fla.use_fla(fla_path)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    gc.freeze()  # as in `measure_all`
+    goes_on = True
+    while goes_on:
+        task, arguments = pipe.recv()
+        try:
+            found = task(*arguments)
+        except RuntimeError as error:
+            found = RuntimeError(str(error))
+        goes_on = not cuda_is_broken()
+        pipe.send((found, goes_on))
+
+
+def _measured(settings: Json, point: Point, under: Conditions) -> Json:
+    return measure(Setup.from_dict(settings), point, under)
+
+
+def _broken_down(result: Json, settings: Json, under: Conditions) -> Json:
+    return with_breakdown(result, Setup.from_dict(settings), under)
+
+
+@contextmanager
+def measurer(device: torch.device) -> Generator[Measurer]:
+    """Yield a `Measurer`; its process, which it has on CUDA, ends with the context."""
+    found = Measurer(device, apart=device.type == "cuda")
+    try:
+        yield found
+    finally:
+        found.close()
+
+
 def measure_all(
-    points: Iterable[Point], setups: Mapping[str, Setup], under: Conditions, file: ResultsFile
+    points: Iterable[Point],
+    setups: Mapping[str, Setup],
+    under: Conditions,
+    file: ResultsFile,
+    by: Measurer,
 ) -> Iterator[Json]:
     """Measure the points that the file lacks; yield each result after it is written to the file."""
     known = file.final()
@@ -41,7 +149,7 @@ def measure_all(
         for point in points:
             if point not in known:
                 setup = setups[point.variant]
-                known[point] = _skipped(point, known, under) or measure(setup, point, under)
+                known[point] = _skipped(point, known, under) or by.point(setup, point, under)
                 file.put(known[point])
                 yield known[point]
     finally:
@@ -63,6 +171,10 @@ def measure(setup: Setup, point: Point, under: Conditions) -> Json:
         result = _result(point, "no_step", str(error))
     except Exception as error:
         result = _result(point, "failed", _message(error))
+    if cuda_is_broken():
+        ended = "an error of a kernel has ended CUDA in its process"
+        found = result["reason"] or "it shows at the end of the measurement"
+        return _result(point, "failed", f"{ended}: {found}")
     release(under)  # here the traceback, and what it refers to, no longer exists
     return result
 
