@@ -14,8 +14,8 @@ from attnlab.config import override
 from attnlab.data import Places
 from attnlab.device.ranks import Ranks
 from attnlab.inference.decoder import tensors
+from attnlab.kernels import cross_entropy, gated_delta_rule, sparse_attention
 from attnlab.kernels import flash_linear_attention as fla
-from attnlab.kernels import gated_delta_rule, sparse_attention
 from attnlab.kernels.compiled import (
     compile_once,
     compiler_is_loaded,
@@ -207,6 +207,19 @@ def test_it_equals_the_definition_in_chunks_of_any_size(tokens, chunk):
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients[0], x_ND.grad)
     torch.testing.assert_close(gradients[1], w_VD.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_form_of_the_loss_that_is_compiled_is_the_one_as_written(dtype):
+    generator = torch.Generator().manual_seed(0)
+    logits_CV = (5 * torch.randn(7, 11, generator=generator)).to(dtype)
+    target_C, compiled_CV = torch.randint(11, (7,), generator=generator), logits_CV.clone()
+    loss_C, compiled_C = (
+        cross_entropy._as_written(logits_CV, target_C),
+        cross_entropy._fusible(compiled_CV, target_C),
+    )
+    torch.testing.assert_close(compiled_C, loss_C)
+    torch.testing.assert_close(compiled_CV, logits_CV)
 
 
 def test_under_autocast_products_are_bfloat16_and_the_loss_float32():

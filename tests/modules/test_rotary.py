@@ -23,7 +23,7 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import Dense
 from attnlab.model.language_model import ModelConfig
 from attnlab.modules.rope_scaling import Dynamic, Linear, Llama3, RopeScaling, Yarn
-from attnlab.modules.rotary import Rope, rotate, rotation
+from attnlab.modules.rotary import FAR, LOW, Rope, looked_up, rotate, rotation
 from attnlab.modules.short_convolution import ShortConvolution
 
 ORIGINAL = 16
@@ -102,6 +102,14 @@ def test_a_place_that_only_the_device_knows_is_turned_the_same(scaling, tokens):
         known = rotation(rope, start, tokens, like)
         unknown = rotation(rope, torch.tensor(start), tokens, like)
         assert_close(unknown, known, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-9), (torch.float32, 3e-7)])
+@pytest.mark.parametrize("start", [0, 1, LOW - 1, LOW, 1_000_003, FAR - 2])
+def test_tables_that_a_compiled_step_reads_turn_the_same(start, dtype, atol):
+    rope, position_T = Rope(10_000.0, 8), start + torch.arange(2)
+    known = rotation(rope, torch.tensor(start), 2, torch.zeros((), dtype=dtype))
+    assert_close(looked_up(rope, position_T, dtype), known, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("scaling", [Linear(factor=1.0), DYNAMIC], ids=str)

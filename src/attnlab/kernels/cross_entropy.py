@@ -147,10 +147,14 @@ def _as_written(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 
 def _fusible(logits_CV: Tensor, target_C: Tensor) -> Tensor:
-    """Do the same as one reduction and one pass, which a compiler can fuse."""
+    """Do the same as one kernel per row: a reduction, and a pass over what it has just read.
+
+    The target's logit is a masked sum: a compiler does not overwrite in the same kernel what a
+    gather reads.
+    """
     wide_CV = logits_CV.float()
-    log_total_C = wide_CV.logsumexp(-1)
-    loss_C = log_total_C - wide_CV.gather(1, target_C[:, None])[:, 0]
     is_target_CV = torch.arange(wide_CV.shape[1], device=wide_CV.device) == target_C[:, None]
+    log_total_C = wide_CV.logsumexp(-1)
+    loss_C = log_total_C - torch.where(is_target_CV, wide_CV, 0.0).sum(-1)
     logits_CV.copy_((wide_CV - log_total_C[:, None]).exp() - is_target_CV.float())
     return loss_C

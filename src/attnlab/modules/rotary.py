@@ -23,6 +23,9 @@ from attnlab.config import Problem
 from attnlab.kernels.compiled import constant
 from attnlab.modules.rope_scaling import RopeScaling, Yarn, unscaled
 
+LOW = 8192  # rows of a table of cosines and sines
+FAR = LOW * LOW  # positions in a compiled decode step are below this
+
 
 class Rope(NamedTuple):
     """Rotary embedding of a head: its frequencies and the number of columns that it rotates."""
@@ -75,6 +78,8 @@ def rotation(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Rota
     compiling = torch.compiler.is_compiling()
     exact_length = rope.exact_length
     if isinstance(start, Tensor):
+        if compiling and rope.scaling is None:
+            return looked_up(rope, start + torch.arange(tokens, device=like.device), dtype)
         if compiling or exact_length is not None:
             frequency_K = _frequencies(rope, start + tokens)
         else:
@@ -91,6 +96,24 @@ def rotation(rope: Rope, start: int | Tensor, tokens: int, like: Tensor) -> Rota
     else:  # a compiled graph would compute them in float64 again for each element it rotates
         table = (_part(i, rope.theta, rope.width, rows, like.device, dtype) for i in (0, 1))
     return Rotation(*(each_TK[start:end] for each_TK in table))
+
+
+def looked_up(rope: Rope, position_T: Tensor, dtype: torch.dtype) -> Rotation:
+    """Return the rotation of positions below `FAR`, composed from two tables of constants.
+
+    A compiled graph would compute sines in float64 again for every score that it takes from the
+    rotated query. A position is a multiple of `LOW` and a rest, and its angle the sum of theirs.
+    """
+    device, (theta, width, _) = position_T.device, rope
+    tables = [
+        [_part(i, theta, width, LOW, device, dtype, step)[place_T] for i in (0, 1)]
+        for step, place_T in ((LOW, position_T // LOW), (1, position_T % LOW))
+    ]
+    (cos_TK, sin_TK), (of_rest_TK, sin_of_rest_TK) = tables
+    return Rotation(
+        cos_TK * of_rest_TK - sin_TK * sin_of_rest_TK,
+        sin_TK * of_rest_TK + cos_TK * sin_of_rest_TK,
+    )
 
 
 def rotate(x_TN: Tensor, by: Rotation) -> Tensor:
@@ -133,11 +156,11 @@ def _frequencies(rope: Rope, length: Tensor) -> Tensor:
 
 
 def _table(
-    rope: Rope, rows: int, length: int, device: torch.device, dtype: torch.dtype
+    rope: Rope, rows: int, length: int, device: torch.device, dtype: torch.dtype, step: int = 1
 ) -> Rotation:
-    """Return the rotation of positions 0 to `rows` - 1, for a text of `length` tokens."""
+    """Return the rotation of `rows` positions 0, step, 2 step, ... of a text of `length` tokens."""
     with torch.inference_mode(False), torch.no_grad():
-        position_T = torch.arange(rows, device=device)
+        position_T = torch.arange(rows, device=device) * step
         frequency_K = _frequencies(rope, torch.full((), length, device=device))
         return _rotation_at(rope, position_T, frequency_K, dtype)
 
@@ -153,7 +176,13 @@ _cached_table = lru_cache(maxsize=64)(_table)
 
 @constant
 def _part(
-    which: int, theta: float, width: int, rows: int, device: torch.device, dtype: torch.dtype
+    which: int,
+    theta: float,
+    width: int,
+    rows: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    step: int = 1,
 ) -> Tensor:
     """Return one of the two tensors of a cached table, for frequencies without scaling."""
-    return _cached_table(Rope(theta, width), rows, 0, device, dtype)[which]
+    return _cached_table(Rope(theta, width), rows, 0, device, dtype, step)[which]
