@@ -20,6 +20,7 @@ others' rates for it. A side that cannot run says why, and the rest goes on.
 
 import argparse
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,17 +30,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
-from training_step import warm
 
-from attnlab.device.measuring import PeakMemory, time_calls
+from attnlab.data.batches import window_starts
+from attnlab.device.measuring import MOST_CALLS, PeakMemory, time_calls
 from attnlab.model.feedforward import Dense
 from attnlab.record import write_json
 from attnlab.study.load import load_study
 from attnlab.study.shipped.hybrids import N_LAYERS, attention_layers
 from attnlab.training.run import RunConfig
-from attnlab.training.step import autocast
+from attnlab.training.step import TrainingStep, autocast
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LOOP_STEPS = 400  # of a whole training loop
+STEPS = LOOP_STEPS + 2 * MOST_CALLS  # all that a step may be asked for
 
 
 def attnlab_step(name: str, config: RunConfig, *, compiled: bool) -> Callable[[], object]:
@@ -222,6 +225,50 @@ def torchs_attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, **_: object
     """Causal over everything, with the arguments of flash-attn's function."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
     return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def warm(config: RunConfig, device: torch.device, *, compiled: bool) -> tuple[TrainingStep, float]:
+    """Return a training step that has been recorded, and the seconds that took."""
+    train_config = replace(config.train, steps=STEPS, warmup_steps=0)
+    vocab_size = config.data.tokenizer.vocab_size
+    tokens = random_tokens(vocab_size, device)
+    starts = window_starts(
+        len(tokens), seq_len=train_config.seq_len, batch_size=train_config.batch_size,
+        steps=STEPS, seed=0,
+    )  # fmt: skip
+    model = config.model.build(vocab_size).to(device).train()
+    step = TrainingStep(train_config, model, tokens, starts, seed=0, compiled=compiled)
+    started = time.perf_counter()
+    while not step.warm:
+        step.advance()
+    step.means(0, step.step)  # waits
+    return step, time.perf_counter() - started
+
+
+def time_plain(config: RunConfig, device: torch.device, seconds: float) -> float:
+    """Return the milliseconds of the eager loop of a first script, with the same model."""
+    vocab_size, t = config.data.tokenizer.vocab_size, config.train
+    tokens = random_tokens(vocab_size, device)
+    model = config.model.build(vocab_size).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01)
+
+    def step() -> None:
+        start = torch.randint(len(tokens) - t.seq_len - 1, (t.batch_size,))
+        batch = torch.stack([tokens[s : s + t.seq_len + 1] for s in start.tolist()]).long()
+        optimizer.zero_grad()
+        with autocast(t, device):
+            loss = cross_entropy(model.logits(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+
+    return 1000 * time_calls(step, device, seconds).seconds
+
+
+def random_tokens(vocab_size: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (1 << 20,), generator=generator).int().to(device)
 
 
 SIDES: dict[str, Callable[[str, RunConfig], Callable[[], object]]] = {

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from beside_fla_models import plain_step
+from beside_fla_models import plain_step, warm
+from beside_fla_models import random_tokens as random_text
 from speed_rows import CUDA, DEVICE, Effort, card, reason, release
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
-from training_step import random_tokens as random_text
-from training_step import warm
 
 from attnlab.benchmarking.point import Conditions, Point, random_tokens
 from attnlab.benchmarking.targets import Sizes, setups_of

@@ -20,19 +20,19 @@ from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import torch
-from beside_fla_models import SIDES, measured
+from beside_fla_models import LOOP_STEPS, SIDES, measured, time_plain, warm
 from many_runs import memory_of_the_driver, report_of
-from training_step import time_plain, warm
 
 from attnlab.benchmarking.point import Conditions, Point
 from attnlab.benchmarking.session import measure
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.device.flops import measure_ceilings
-from attnlab.device.measuring import time_calls
+from attnlab.device.measuring import PeakMemory, time_calls
 from attnlab.kernels import compiled
 from attnlab.mechanism import MechanismConfig
 from attnlab.study.load import load_study
 from attnlab.study.targets import named
+from attnlab.training.loop import Clock, train
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast
 
@@ -124,6 +124,42 @@ def step(effort: Effort) -> Iterator[Line]:
             goal=Goal("value", 1.5 if "H200" in card() else 1.75) if how == "compiled" else None,
             beside="an eager loop of the same model", reference=plain,
         )  # fmt: skip
+
+
+def variants(effort: Effort) -> Iterator[Line]:
+    """Yield the training step of every variant of study 1, eager and compiled.
+
+    The details have its peak memory, the seconds of the first steps, and by how much a step takes
+    longer in the whole training loop, with logging and bookkeeping: the median over stretches of 50
+    steps.
+    """
+    for name in list(load_study("mechanisms").variants)[: 1 if effort.tiny else None]:
+        config = effort.config("mechanisms", name)
+        plain = time_plain(config, DEVICE, effort.seconds)
+        memory = PeakMemory(DEVICE)
+        with memory.measuring():
+            step, first = warm(config, DEVICE, compiled=False)
+        ms, clock = effort.ms(step.advance), Clock()
+        steps = 50 if effort.tiny else LOOP_STEPS
+        loop = replace(
+            config.train, steps=step.step + steps, warmup_steps=0, eval_every=10**9,
+            checkpoint_every=10**9, log_every=50,
+        )  # fmt: skip
+        for _ in train(step, loop, dict, clock, memory):
+            pass
+        overhead = 1000 * (clock.step_seconds or float("nan")) / ms - 1
+        yield Line(
+            work=f"training step of study 1's {name}, eager", value=ms, unit="ms",
+            beside="an eager loop of the same model", reference=plain,
+            details={"peak_bytes": memory.peak_bytes, "first_s": first, "overhead": overhead},
+        )  # fmt: skip
+        del step
+        release()
+        yield Line(
+            work=f"training step of study 1's {name}, compiled", value=effort.step_ms(config),
+            unit="ms", beside="the same, eager", reference=ms,
+        )  # fmt: skip
+        release()
 
 
 def sparse(effort: Effort) -> Iterator[Line]:
@@ -371,6 +407,7 @@ OF_STUDY = {"cold": 100.0, "warm": 60.0}
 ROWS = {
     "step": Row(step, 90),
     "sparse": Row(sparse, 200),
+    "variants": Row(variants, 600),
     "compile": Row(compilation, 240),
     "transformer": Row(transformer, 200),
     "deltanet": Row(deltanet, 150),

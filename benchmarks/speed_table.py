@@ -10,6 +10,7 @@ ratios are never taken between cards or processes. A reference that is a bound i
 |-------------------|----------|-------------------------------------------------------------------|
 | `step`            | 35, 15   | study 1's training step, beside an eager loop of the same model   |
 | `sparse`          | 60, 30   | its sparse step beside full attention                             |
+| `variants`        | 400      | the step of every variant of study 1, eager and compiled          |
 | `compile`         | 120      | seconds of the first steps in a new process, with and without     |
 |                   |          | files of the compiler, and from how many steps compiling pays     |
 | `transformer`     | 100, 50  | tokens/s of 12 x 768, batch 48 x 1,024, beside a plain model      |

@@ -543,7 +543,7 @@ def speed_table(monkeypatch, out, *options):
 
 def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeypatch, capsys):
     draw_nothing(monkeypatch)
-    rows = "step,sparse,decoding,prefill,report,driver"
+    rows = "step,variants,decoding,prefill,report,driver"
     table, threads = (
         speed_table(monkeypatch, tmp_path, "--here", "--rows", rows),
         torch.get_num_threads(),
