@@ -93,13 +93,23 @@ def everywhere(variants: int) -> Array:
 
 
 WORLDS = (
-    World(name="equal, gaussian", sizes=((3, 4), (13, 4), (8, 10))),
+    World(name="equal, gaussian", sizes=((2, 4), (3, 4), (13, 4), (8, 10))),
     World(name="equal, a fifth of the runs missing", sizes=((13, 5),), missing=0.2),
     World(name="shared by a seed", sizes=((3, 4), (13, 4)), shared_by=everywhere),
     World(name="shared within three families", sizes=((6, 4), (13, 5)), shared_by=within_families),
-    World(name="the baseline five times noisier", sizes=((3, 4), (13, 4)), deviation=first(5.0)),
+    World(
+        name="the baseline five times noisier",
+        sizes=((2, 4), (3, 4), (13, 4)),
+        deviation=first(5.0),
+    ),
+    World(
+        name="half five times noisier, and shared by a seed",
+        sizes=((5, 4),),
+        deviation=half(5.0),
+        shared_by=everywhere,
+    ),
     World(name="half five times noisier", sizes=((13, 4), (13, 5)), deviation=half(5.0)),
-    World(name="half ten times noisier", sizes=((13, 4),), deviation=half(10.0)),
+    World(name="half ten times noisier", sizes=((13, 4), (50, 4)), deviation=half(10.0)),
     World(
         name="from one to ten times, evenly",
         sizes=((13, 5),),

@@ -88,6 +88,36 @@ def test_no_world_makes_more_false_claims_than_one_study_in_twenty(world, varian
     assert uncovered / STUDIES <= 0.05 + 0.03
 
 
+def few_runs_of_the_noisy_one(rng, V, S):
+    noise = one_noisy(rng, V, S)
+    noise[0, 2:] = np.nan
+    return noise
+
+
+def shared_by_a_seed_and_half_noisy(rng, V, S):
+    return half_noisy(rng, V, S) + 3 * rng.standard_normal(S)
+
+
+@pytest.mark.parametrize(
+    ("world", "variants", "seeds", "studies"),
+    [
+        (gaussian, 2, 4, 400),
+        (one_noisy, 2, 4, 400),
+        (one_spike, 2, 5, 300),
+        (few_runs_of_the_noisy_one, 2, 5, 400),
+        (shared_by_a_seed_and_half_noisy, 5, 4, 300),
+        (half_noisy, 50, 4, 100),
+    ],
+)
+def test_no_world_names_a_winner_among_equals_or_separates_them(world, variants, seeds, studies):
+    rng, false = np.random.default_rng(variants), np.zeros(2)
+    for _ in range(studies):
+        found = compare(losses_of(world(rng, variants, seeds)))
+        winners = [name for name, best in found.to_best.items() if best.low < 0]
+        false += len(winners) == 1, found.separable_VV.any()
+    assert (false / studies <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / studies)).all()
+
+
 @pytest.mark.parametrize("world", [gaussian, shared_by_a_seed, one_noisy, one_spike, heavy_tailed])
 def test_most_differences_are_found_that_known_noise_would_show(world):
     rng, shown = np.random.default_rng(1), 0.0

@@ -6,7 +6,8 @@ family of intervals holds for all of its members at once with 95 % confidence:
     all pairs       d +- q(V, f) / sqrt(2) e     Tukey 1949, Kramer 1956, Games and Howell 1976
     to a baseline   d +- c(V - 1, f) e           Dunnett 1955
     to the best     mean_i - min of the others, one-sided Dunnett intervals with each variant as the
-                    control, constrained to contain 0 (Hsu 1981, Edwards and Hsu 1983)
+                    control, constrained to contain 0 (Hsu 1981, Edwards and Hsu 1983), and t(f) e
+                    at least: else one of two equal variants is the best in 10 % of studies
     this pair alone d +- t(f) e
 
 Tuning adds its own error. A variant whose search may have missed its best settings by up to A is
@@ -184,7 +185,7 @@ class Comparisons:
         for i in range(count):
             quantile = one_sided(count - 1, self.noise.correlation_to(i))
             half_VV[i] = quantile.quantile(self.level, self.noise.df_VV[i])
-        half_VV *= self.noise.error_VV
+        half_VV = np.maximum(half_VV * self.noise.error_VV, self._alone_VV)
         difference_VV = self.noise.difference_VV
         apart = ~np.eye(count, dtype=bool)
         # i may be better than the best of the others by as much as this
@@ -193,8 +194,7 @@ class Comparisons:
         candidate_V = best_V < 0
         worst_VV = difference_VV + np.hypot(half_VV.T, self.allowance_V[None, :])
         ends = np.where(apart & candidate_V[None, :], worst_VV, -np.inf).max(1)
-        only = candidate_V.sum() == 1
-        high_V = np.where(candidate_V & only, 0.0, np.maximum(ends, 0.0))
+        high_V = np.where(candidate_V & (candidate_V.sum() == 1), 0.0, np.maximum(ends, 0.0))
         low_V = np.minimum(best_V, 0.0)
         return {
             name: ToBest(low=float(low), high=float(high))

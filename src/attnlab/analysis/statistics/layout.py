@@ -4,17 +4,20 @@
 
 **Spikes.** A run so far from the others of its variant that noise like theirs makes such a run in
 less than one of `1 / SPIKE_LEVEL` studies is set aside: a variant has at least four runs then, and
-loses at most one. It is named wherever the verdict is.
+loses at most one. Of two variants alone, the level is a quarter. It is named wherever the verdict
+is.
 
 **Pairing.** All variants read the same batches at a seed. Where that makes their losses move
 together, the seed effect is removed. Where it does not, removing it costs degrees of freedom, and
 where only some variants move together, it understates the error of the others. It is removed if
 
     the F test of seeds is significant at `PAIRING_LEVEL`,
-    differences vary less than half as much as of independent runs, in the median pair, and
+    differences vary less than half as much as of independent runs, in the median pair,
     no variants move together beyond that: the first principal component of what is left, each
     variant scaled to unit variance, explains no more than the `STRUCTURE_LEVEL` quantile of it
-    for independent runs.
+    for independent runs, and
+    the median variance of what is left is at least `STEADY` times their upper quartile: the noise
+    of a few variants is in every seed effect, and hides that of the others.
 
 The decisions use residuals alone, which do not depend on the differences between variants.
 
@@ -35,6 +38,7 @@ Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
 SPIKE_LEVEL = 0.0002
 PAIRING_LEVEL = 0.03
 STRUCTURE_LEVEL = 0.95
+STEADY = 0.2
 _LEAST_FOR_SPIKES = 4  # runs
 _PRIOR = 3.0  # degrees of freedom of the typical variance beside a variant's own
 
@@ -142,6 +146,9 @@ def is_paired(layout: Layout) -> bool:
         return False
     if _variance_ratio(layout, plain_N) >= 0.5:
         return False
+    own_V = layout.own_variances(True)
+    if typical_variance(own_V, layout.runs_V - 1) < STEADY * np.quantile(own_V, 0.75):
+        return False
     return not _structured(layout, blocked_N)
 
 
@@ -162,7 +169,7 @@ def _share(table_VS: Array) -> float:
 
 @cache
 def _usual_share(variants: int, seeds: int) -> float:
-    """Return the 0.8 quantile of that share for independent runs."""
+    """Return the `STRUCTURE_LEVEL` quantile of that share for independent runs."""
     noise_RVS = np.random.default_rng(0).standard_normal((200, variants, seeds))
     noise_RVS -= noise_RVS.mean(1, keepdims=True)
     noise_RVS -= noise_RVS.mean(2, keepdims=True)
@@ -190,15 +197,14 @@ def spikes_in(layout: Layout) -> Iterator[Spike]:
     deviation_N = y_N - (layout.average_VN @ y_N)[layout.variant_N]
     squares_V = np.bincount(layout.variant_N, deviation_N**2)
     own_V, n_N = squares_V / (n_V - 1), n_V[layout.variant_N]
-    # of two variants, the other one; of more, the median hardly depends on this one
-    typical_V = (
-        own_V[::-1] if len(n_V) == 2 else np.full_like(own_V, typical_variance(own_V, n_V - 1))
-    )
+    typical_V, level = np.full_like(own_V, typical_variance(own_V, n_V - 1)), SPIKE_LEVEL
+    if len(n_V) == 2:  # the median hardly depends on this variant; the other one may be quieter
+        typical_V, level = own_V[::-1], SPIKE_LEVEL / 4
     away_N = deviation_N * n_N / (n_N - 1)  # from the mean of the variant's other runs
     left_N = np.maximum(squares_V[layout.variant_N] - deviation_N * away_N, 0)
     df_N = _PRIOR + n_N - 2
     error_N = np.sqrt((_PRIOR * typical_V[layout.variant_N] + left_N) / df_N * n_N / (n_N - 1))
-    bound_N = stdtrit(df_N, 1 - SPIKE_LEVEL / 2 / len(y_N)) * error_N
+    bound_N = stdtrit(df_N, 1 - level / 2 / len(y_N)) * error_N
     for v in np.flatnonzero(n_V >= _LEAST_FOR_SPIKES):
         runs = np.flatnonzero(layout.variant_N == v)
         far = runs[np.argmax(np.abs(deviation_N[runs]))]

@@ -13,8 +13,8 @@ below that:
     variance_v = max(typical, (p typical + d_v own_v) / (p + d_v))       f_v = d_v + p
 
 with d_v = runs of v - 1. The p degrees of freedom that the typical variance is worth follow from
-how much the own variances differ: at most 3, and less than 0 where they differ widely, since a few
-of many variances then are too small by chance.
+how much the own variances differ: at most 3, and less than 0 for two variants and where they
+differ widely, since a few of many variances then are too small by chance.
 
 A ladder compares the same families of variants at each size and training length, each a comparison
 of its own. There the variance of a family at one of them is
@@ -48,7 +48,8 @@ from attnlab.analysis.statistics.layout import (
 from attnlab.analysis.statistics.quantiles import all_pairs
 
 Array = NDArray[np.float64]
-PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -0.5, 3.0
+PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -1.0, 3.0
+PRIOR_OF_TWO = -0.25  # two variances do not tell how much they differ
 FEWEST_COMPARISONS = 6  # that tell how the variances of families differ
 
 
@@ -273,7 +274,8 @@ def _prior(own_V: Array, df_V: Array) -> Array:
     """
     log_V = _log_variances(own_V, df_V)
     free = own_V.shape[-1] - 1
-    return worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
+    found = worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
+    return np.minimum(found, PRIOR_OF_TWO) if free < 2 else found
 
 
 def _log_variances(own_V: Array, df_V: Array) -> Array:
