@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from support import tiny_study
-from support.reported_study import steady, write_run, write_study
+from support.reported_study import edit, steady, write_run, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.controls import controls_of
@@ -200,7 +200,7 @@ def controls(folder, losses, **more):
 def test_variants_that_differ_in_name_alone_are_recognised(tmp_path):
     losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": steady(5.1, 2)}
     (control,) = controls(tmp_path, losses, mqa=SAME)
-    assert (control.names, control.same_rate) == (("gqa_1", "mqa"), True)
+    assert (control.names, control.same_recipe) == (("gqa_1", "mqa"), True)
     assert (control.largest_difference, control.ties) == (0, True)
     assert "equal to the last bit" in control.note
 
@@ -238,14 +238,38 @@ def test_a_control_that_is_separated_is_reported_as_an_error(tmp_path):
     assert "do not trust this verdict" in control.note
 
 
-def test_a_control_tuned_to_another_rate_is_told_from_one_that_was_not(tmp_path):
+def test_a_control_with_another_rate_that_was_not_tuned_may_differ(tmp_path):
     losses = {"mha": steady(5.0, 1), "gqa_1": steady(5.1, 2), "mqa": [None] * 5}
     write_study(tmp_path, losses)
     for seed, loss in enumerate(steady(5.3, 3)):
         write_run(RunFolder(tmp_path, "mqa", seed), loss, rate=6e-4, function="gqa_1")
     (control,) = controls_of(verdict_of(read_table(tmp_path)))
-    assert control.same_rate is False
-    assert "different learning rates" in control.note
+    assert control.same_recipe is False
+    assert "with different learning rates" in control.note
+    assert not control.failed
+
+
+@pytest.mark.parametrize(("loss", "fails"), [(5.3, True), (5.1, False)])
+def test_a_control_that_is_tuned_can_fail_whatever_is_tuned(tmp_path, loss, fails):
+    losses = {"mha": steady(5.0, 1), "gqa_1": [None] * 5, "mqa": [None] * 5}
+    write_study(tmp_path, losses)
+    settings = {"train.batch_size": [4, 8], "train.weight_decay": [0.0, 0.1]}
+    edit(tmp_path / "study.json", tuning={"settings": settings})
+    recipes = {
+        "gqa_1": {"batch_size": 4, "steps": 80, "eval_every": 8, "weight_decay": 0.1},
+        "mqa": {"batch_size": 8, "steps": 40, "eval_every": 4, "weight_decay": 0.0},
+    }
+    for place, (name, train) in enumerate(recipes.items(), start=2):
+        of_name = loss if name == "mqa" else 5.1
+        for seed, of_seed in enumerate(steady(of_name, place)):
+            run = RunFolder(tmp_path, name, seed)
+            write_run(run, of_seed, rate=place * 1e-3, function="gqa_1", train=train)
+        write_tuning_choice(tmp_path, name, {"allowance": 0.002, "learning_rate": place * 1e-3})
+    found = analyse(tmp_path)
+    (control,) = found.controls
+    assert (control.names, control.failed) == (("gqa_1", "mqa"), fails)
+    assert "each tuned on a seed of its own" in control.note
+    assert ("do not trust this verdict" in found.headline[1]) is fails
 
 
 def test_without_a_verdict_a_control_is_not_judged(tmp_path):
@@ -258,7 +282,7 @@ def test_variants_that_differ_in_the_kernel_alone_are_one_function_at_two_prices
     analysis = analyse(write_study(tmp_path, losses, lora=MATH, flash=FLASH))
     (control,) = analysis.controls
     assert (control.names, control.kernels) == (("lora", "flash"), ("math", "flash"))
-    assert (control.same_rate, control.ties) == (True, True)
+    assert (control.same_recipe, control.ties) == (True, True)
     assert control.note.startswith(
         "lora and flash are the same function on different kernels (math, flash); their losses"
     )

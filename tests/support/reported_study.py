@@ -160,7 +160,7 @@ def in_full(study_dir: Path, metric: str = "final_loss") -> Analysis:
         controls=(
             Control(
                 names=("gqa_1", "mqa"),
-                same_rate=True,
+                same_recipe=True,
                 largest_difference=0.0,
                 ties=True,
                 note="gqa_1 and mqa are one function and tie.",

@@ -5,12 +5,15 @@ function in another way, so losses on different kernels agree within the error a
 bit. A function counts once in the comparison, as the mean of its losses: two equal columns would
 make the residual standard deviation too small. Whether the names of one function are
 distinguishable is judged separately, by the residual standard deviation of all variants.
+
+Names that a study tunes are searched on seeds of their own, and trained with recipes of their own.
+They count as two functions, and a verdict that separates them has made a false claim.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 from attnlab.analysis.costs import COUNTED, TIMED
 from attnlab.analysis.numbers import quantity
@@ -19,26 +22,34 @@ from attnlab.analysis.settings import as_computed, covering_windows, kernels_in,
 from attnlab.analysis.table import Table
 from attnlab.analysis.verdict import Verdict
 
+OF_BATCH = ("steps", "log_every", "eval_every", "checkpoint_every")  # follow from the batch size
 PRICES = (("step_time", "seconds", "/step", TIMED), ("peak_memory_bytes", "bytes", "", COUNTED))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """Variants whose settings differ only in the name, the kernel or the learning rate."""
+    """Variants whose settings differ only in the name, the kernel or the recipe."""
 
     names: tuple[str, ...]
-    same_rate: bool  # False: tuned to different learning rates, so their losses may differ
+    same_recipe: bool  # False: their losses may differ by what the recipes differ in
+    tuned: bool = False  # each has a recipe that was searched for it
     kernels: tuple[str, ...] = ()  # by name, if they differ; else empty
     largest_difference: float | None  # at any seed, nats/token; None if they share no seed
     ties: bool | None  # True: the comparison does not separate them; None without a verdict
     note: str  # one sentence
     savings: str = ""  # time and memory that the kernels save
 
+    @property
+    def failed(self) -> bool:
+        """True if the comparison separates what it must not."""
+        return self.ties is False and (self.same_recipe or self.tuned)
+
 
 def controls_of(verdict: Verdict) -> tuple[Control, ...]:
-    """Return the groups of variants that are the same function up to the learning rate."""
+    """Return the groups of variants that are the same function up to the recipe."""
+    recipe = _recipe(verdict.table)
     configs = {v.name: v.config for v in verdict.table.variants if v.config}
-    functions = {name: _without_rate(as_computed(of)) for name, of in configs.items()}
+    functions = {name: _without(as_computed(of), recipe) for name, of in configs.items()}
     groups = same_settings(functions)
     return tuple(_control(names, configs, verdict) for names in groups if len(names) > 1)
 
@@ -73,8 +84,10 @@ def savings(names: Sequence[str], kernels: Sequence[str], table: Table) -> str:
 
 
 def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict) -> Control:
-    same_rate = len(same_settings({n: as_computed(configs[n]) for n in names})) == 1
-    same_kernel = len(same_settings({n: _without_rate(configs[n]) for n in names})) == 1
+    recipe, searched = _recipe(verdict.table), verdict.tuning.allowance
+    same_recipe = len(same_settings({n: as_computed(configs[n]) for n in names})) == 1
+    same_kernel = len(same_settings({n: _without(configs[n], recipe) for n in names})) == 1
+    tuned = not same_recipe and all(name in searched for name in names)
     kernels = () if same_kernel or _alike(names, configs) else differing(names, configs)
     by_seed = [v.by_seed(verdict.metric) for v in verdict.table.variants if v.name in names]
     differences = [
@@ -94,11 +107,12 @@ def _control(names: Sequence[str], configs: Mapping[str, Any], verdict: Verdict)
         who += f" (the window of {several(windows)} covers the whole sequence)"
     return Control(
         names=tuple(names),
-        same_rate=same_rate,
+        same_recipe=same_recipe,
+        tuned=tuned,
         kernels=kernels,
         largest_difference=largest,
         ties=ties,
-        note=_note(who, same_rate, largest, ties),
+        note=_note(who, largest, ties, same_recipe=same_recipe, tuned=tuned),
         savings=savings(names, kernels, verdict.table) if kernels else "",
     )
 
@@ -107,21 +121,27 @@ def _alike(names: Sequence[str], configs: Mapping[str, Any]) -> bool:
     return len({kernels_in(configs[name]) for name in names}) == 1
 
 
-def _note(who: str, same_rate: bool, largest: float | None, ties: bool | None) -> str:
-    if not same_rate:
+def _note(
+    who: str, largest: float | None, ties: bool | None, *, same_recipe: bool, tuned: bool
+) -> str:
+    if not (same_recipe or tuned):
         return (
-            f"{who}, tuned to different learning rates: a difference between them is due to the "
+            f"{who}, with different learning rates: a difference between them is due to the "
             "learning rate."
         )
+    if tuned:
+        who += ", each tuned on a seed of its own"
     if largest is None:
         return f"{who}; they have not finished a seed in common yet."
     if largest == 0:
         return f"{who}, and their losses are equal to the last bit."
     apart = f"their losses differ by up to {largest:.2g} nats/token at a seed"
     if ties is False:
+        why = "the search or the error of a run" if tuned else "something else"
+        why += " is not what it is taken for" if tuned else " differs between these runs"
         return (
-            f"{who}, but the comparison separates them ({apart}): something else differs between "
-            "these runs, so do not trust this verdict."
+            f"{who}, but the comparison separates them ({apart}): {why}, so do not trust this "
+            "verdict."
         )
     end = ", and they are not distinguishable" if ties else ""
     return f"{who}; {apart}{end}."
@@ -141,6 +161,24 @@ def _saved(before: float, after: float, unit: str, per: str, resolution: float) 
     return f"{by} {how}{'' if unit == 'seconds' else ' ' + what} ({ends})"
 
 
-def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
-    train = {key: value for key, value in config.get("train", {}).items() if key != "learning_rate"}
-    return {**config, "train": train}
+def _recipe(table: Table) -> tuple[str, ...]:
+    """Return the paths of the learning rate, and of what else a study tunes."""
+    if table.study.tuning is None:
+        return ("train.learning_rate",)
+    settings = tuple(table.study.tuning.get("settings") or ())
+    steps = OF_BATCH if "train.batch_size" in settings else ()
+    return (
+        *("train.learning_rate", "train.warmup_steps", *settings),
+        *(f"train.{name}" for name in steps),
+    )
+
+
+def _without(settings: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
+    found = dict(settings)
+    for path in paths:
+        name, _, rest = path.partition(".")
+        if not rest:
+            found.pop(name, None)
+        elif isinstance(inside := found.get(name), Mapping):
+            found[name] = _without(cast("Mapping[str, Any]", inside), [rest])
+    return found

@@ -39,7 +39,7 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     if verdict.tuning.at_recipe:
         first = f"At this recipe, {first.replace('No winner', 'no winner', 1)}"
     for control in controls:
-        if control.same_rate and control.ties is False:
+        if control.failed:
             return first, control.note
     parts = [_worse(verdict), undecided(verdict), *map(spiked, verdict.spikes), _left_out(verdict)]
     return first, " ".join(part.strip() for part in parts if part)
