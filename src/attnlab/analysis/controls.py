@@ -165,7 +165,7 @@ def _recipe(table: Table) -> tuple[str, ...]:
     """Return the paths of the learning rate, and of what else a study tunes."""
     if table.study.tuning is None:
         return ("train.learning_rate",)
-    settings = tuple(table.study.tuning.get("settings") or ())
+    settings: Iterable[str] = table.study.tuning.get("settings") or ()
     steps = OF_BATCH if "train.batch_size" in settings else ()
     return (
         *("train.learning_rate", "train.warmup_steps", *settings),
