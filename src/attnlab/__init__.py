@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.delta_net import DeltaNet as DeltaNet
     from attnlab.mechanisms.fla_layer import fla_layer as fla_layer
     from attnlab.mechanisms.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+    from attnlab.mechanisms.gated_delta_product import GatedDeltaProduct as GatedDeltaProduct
     from attnlab.mechanisms.gla import GLA as GLA
     from attnlab.mechanisms.grouped_query import GroupedQuery as GroupedQuery
     from attnlab.mechanisms.identity import Identity as Identity

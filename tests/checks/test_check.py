@@ -92,6 +92,9 @@ CAUGHT_BY = {
     "PromptLeavesNothingCompressed": PROMPT,
     "CompressionThatCostsNothing": "FLOPs of a step are as stated",
     "WritesHalvedInSteps": STEPS,
+    "DecaysAtEveryWriteInSteps": STEPS,
+    "PromptWrittenOncePerToken": PROMPT,
+    "WritesThatCostNothing": "FLOPs of a step are as stated",
     "NothingForgottenInSteps": STEPS,
     "NormThatCostsNothing": "parameters are as stated",
     "TokensShiftedBackwards": FUTURE,
@@ -142,7 +145,7 @@ ALONE = {
 SHIPPED = (
     *("identity", "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba"),
     *("nsa", "gated_delta_net", "delta_net", "gla", "kda", "mamba2"),
-    *("rwkv7", "lightning_attention"),
+    *("rwkv7", "lightning_attention", "gated_delta_product"),
 )
 
 
@@ -271,6 +274,9 @@ def random_mechanism(draw: random.Random) -> tuple[MechanismConfig, int]:
         | {"top_k": draw.randint(1, 5), "window": draw.randint(2, 20)},
         "moba": heads | theta | {"block_size": draw.randint(1, 20), "top_k": draw.randint(1, 5)},
         "gated_delta_net": memory | convolution | {"output_gate": draw.random() < 0.7},
+        "gated_delta_product": memory
+        | convolution
+        | {"n_householder": draw.randint(1, 4), "forget_gate": draw.random() < 0.7},
         "delta_net": memory | convolution | {"output_gate": draw.random() < 0.3},
         "rwkv7": {name: draw.randint(2, 20) for name in ("head_dim", "decay_rank", "gate_rank")}
         | {"n_heads": n_heads},

@@ -44,6 +44,7 @@ KINDS = {
     "mamba2": {"n_heads": 2, "head_dim": 8, "d_state": 8},
     "rwkv7": {"n_heads": 2, "head_dim": 8},
     "lightning_attention": {"n_heads": 2, "head_dim": 8},
+    "gated_delta_product": {"n_heads": 2, "head_dim": 8},
     "identity": {},
 }
 ROWS, GIVEN, STEPS = 3, 5, 9

@@ -39,6 +39,7 @@ ATTENTION = "grouped_query", "mla", "sliding_window", "deepseek_sparse", "moba",
 OWN_KERNELS = (
     "delta_net",
     "gated_delta_net",
+    "gated_delta_product",
     "gla",
     "kda",
     "mamba2",

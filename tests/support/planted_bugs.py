@@ -19,6 +19,7 @@ from attnlab.kernels import block_attention
 from attnlab.kernels.scores import UNCHANGED
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAttention
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
+from attnlab.mechanisms.gated_delta_product import GatedDeltaProduct, GatedDeltaProductMixer
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.lightning_attention import LightningAttention, LightningMixer
@@ -430,6 +431,36 @@ class WritesHalvedInSteps(Planted, GatedDeltaNet):
             without = copy.copy(self)
             without.config = replace(self.config, negative_eigenvalues=False)
             return GatedDeltaNetMixer.step(without, x_BD, state)
+
+
+class DecaysAtEveryWriteInSteps(Planted, GatedDeltaProduct):
+    class Module(GatedDeltaProductMixer):
+        def step(self, x_BD, state):
+            more_BH11 = self.decays(x_BD).exp()[..., None, None]
+            return super().step(x_BD, state._replace(memory_BHKV=more_BH11 * state.memory_BHKV))
+
+
+class PromptWrittenOncePerToken(Planted, GatedDeltaProduct):
+    class Module(GatedDeltaProductMixer):
+        def prefill(self, x_BTD, capacity):
+            once = copy.copy(self)
+            once._inputs = lambda *of: once_per_token(GatedDeltaProductMixer._inputs(self, *of))
+            return self(x_BTD), GatedDeltaProductMixer.prefill(once, x_BTD, capacity)[1]
+
+
+def once_per_token(of):
+    """Return the inputs of a DeltaProduct with every write but the first of strength 0."""
+    kept_N1 = (torch.arange(of.beta_NH.shape[-2]) == 0)[:, None]
+    return of._replace(beta_NH=of.beta_NH * kept_N1)
+
+
+class WritesThatCostNothing(Planted, GatedDeltaProduct):
+    Module = GatedDeltaProductMixer
+
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        more = (self.writes - 1) * 2 * 2 * self.keys * self.value_dim
+        return replace(cost, flops=cost.flops - more)
 
 
 class NothingForgottenInSteps(Planted, LightningAttention):

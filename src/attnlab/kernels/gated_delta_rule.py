@@ -5,7 +5,8 @@
 | gate      | shape of g   | used by              | flash-linear-attention's |
 |-----------|--------------|----------------------|--------------------------|
 | `none`    | None         | DeltaNet             | `chunk_delta_rule`       |
-| `head`    | (B, T, H)    | Gated DeltaNet       | `chunk_gated_delta_rule` |
+| `head`    | (B, T, H)    | Gated DeltaNet, also | `chunk_gated_delta_rule` |
+|           |              | of several writes    |                          |
 | `channel` | (B, T, H, K) | Kimi Delta Attention | `chunk_kda`              |
 
 Queries and keys are scaled to length 1 first. The forms are those of
@@ -217,14 +218,28 @@ def step(
 
     Queries and keys must have length 1.
     """
+    memory_BHKV = write(k_BHK, v_BHV, g_BH, beta_BH, memory_BHKV)
+    return read(q_BHK, memory_BHKV), memory_BHKV
+
+
+def write(
+    k_BHK: Tensor, v_BHV: Tensor, g_BH: Tensor | None, beta_BH: Tensor, memory_BHKV: Tensor
+) -> Tensor:
+    """Return the memory after one write: decay, recall by key, correct. 4 K V FLOPs per head."""
     with torch.autocast(v_BHV.device.type, enabled=False):
         g_BHG = _decays(g_BH, k_BHK)
-        q, k, v, g, beta, memory_BHKV = wide(q_BHK, k_BHK, v_BHV, g_BHG, beta_BH, memory_BHKV)
-        q_BH1K, k_BH1K, v_BH1V = q[:, :, None], k[:, :, None], v[:, :, None]
+        k, v, g, beta, memory_BHKV = wide(k_BHK, v_BHV, g_BHG, beta_BH, memory_BHKV)
+        k_BH1K, v_BH1V = k[:, :, None], v[:, :, None]
         memory_BHKV = memory_BHKV * g[..., None].exp()
         fresh_BH1V = beta[..., None, None] * (v_BH1V - k_BH1K @ memory_BHKV)
-        memory_BHKV = memory_BHKV + k_BH1K.mT @ fresh_BH1V
-        return (q_BH1K * k.shape[-1] ** -0.5 @ memory_BHKV)[:, :, 0], memory_BHKV
+        return memory_BHKV + k_BH1K.mT @ fresh_BH1V
+
+
+def read(q_BHK: Tensor, memory_BHKV: Tensor) -> Tensor:
+    """Return `y_BHV` of a query. 2 K V FLOPs per head."""
+    with torch.autocast(q_BHK.device.type, enabled=False):
+        q, memory_BHKV = wide(q_BHK, memory_BHKV)
+        return (q[:, :, None] * q.shape[-1] ** -0.5 @ memory_BHKV)[:, :, 0]
 
 
 class UnitLowerSolve(torch.autograd.Function):

@@ -46,10 +46,9 @@ class GLA(GatedMemoryConfig):
         return GLAMixer(self, d_model)
 
 
-class GLAMixer(GatedMemory):
+class GLAMixer(GatedMemory[GLA]):
     def __init__(self, config: GLA, d_model: int) -> None:
         super().__init__(config, d_model)
-        self.config = config
         self.gk_proj = nn.Sequential(
             nn.Linear(d_model, config.gate_rank, bias=False),
             nn.Linear(config.gate_rank, config.keys),

@@ -16,145 +16,61 @@ for its three convolutions: here `qkv_conv1d` is one convolution over the channe
 and values. A and dt are initialised as in Mamba-2.
 
 Kimi Team 2025 (arXiv:2510.26692).
-Shapes: B batch, T tokens, D model width, H heads, K key width, V value width, P past tokens of the
-convolution, C channels: of queries, keys and values, or H V of the output.
+Shapes: D model width, H heads, K key width, V value width, C = H V.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from attnlab.config import Problem
-from attnlab.kernels import gated_delta_rule as rule
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.matrix_memory import (
-    MemoryHeadsConfig,
-    MemoryState,
-    at_least_1,
-    initial_A_log,
-    initial_dt_bias,
-    log_decay,
-    write_strength,
-)
-from attnlab.modules.norms import gated_norm, widened
-from attnlab.modules.short_convolution import ShortConvolution
+from attnlab.kernels.flash_linear_attention import Gate
+from attnlab.modules.delta_memory import DeltaMemory, DeltaMemoryConfig
+from attnlab.modules.matrix_memory import initial_A_log, initial_dt_bias, log_decay
+from attnlab.modules.norms import gated_norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDA(MemoryHeadsConfig, MechanismConfig):
-    conv_size: int = 4  # tokens that the convolution covers, the current one included
-    negative_eigenvalues: bool = False  # beta in (0, 2) in place of (0, 1)
+class KDA(DeltaMemoryConfig):
+    @property
+    def gate(self) -> Gate:
+        return "channel"
 
-    def problems(self) -> Iterator[Problem]:
-        yield from super().problems()
-        yield from at_least_1(self, "conv_size")
-
-    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
-        del context
-        channels, memory = 2 * self.keys + self.values, self.keys * self.value_dim
+    def more_params(self, d_model: int) -> tuple[int, int]:
         decays = self.value_dim * (d_model + self.keys)  # F_1, F_2
         output_gate = self.value_dim * (d_model + self.values)  # G_1, G_2
-        matrices = d_model * (channels + self.n_heads + self.values)  # q, k, v, b, o
-        matrices += decays + output_gate
         vectors = self.n_heads + self.keys + self.values + self.value_dim
-        return Cost(
-            params=matrices + self.conv_size * channels + vectors,  # A_log, dt_bias, b, the norm
-            flops=2 * matrices + 3 * 2 * memory,  # recall by key, write, read
-            # the memory is float32 or wider
-            state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * channels,
-        )
-
-    def forward_flops(self, d_model: int, context: int) -> int:
-        """Return the FLOPs of the form of `forward`, which reads and writes by chunks."""
-        of_step = 3 * 2 * self.n_heads * self.head_dim * self.value_dim
-        of_head = rule.flops(context, self.head_dim, self.value_dim, "channel", self.kernel)
-        return self.cost(d_model, context).flops - of_step + self.n_heads * of_head // context
+        return decays + output_gate, vectors  # A_log, dt_bias, b, the norm
 
     def build(self, d_model: int, dropout: float = 0.0) -> "KDAMixer":
         del dropout  # there are no attention weights
         return KDAMixer(self, d_model)
 
 
-class KDAMixer(Mechanism[MemoryState]):
+class KDAMixer(DeltaMemory[KDA]):
     def __init__(self, config: KDA, d_model: int) -> None:
-        super().__init__()
-        self.config = config
-        heads, keys, values, narrow = config.n_heads, config.keys, config.values, config.value_dim
-        self.q_proj = nn.Linear(d_model, keys, bias=False)
-        self.k_proj = nn.Linear(d_model, keys, bias=False)
-        self.v_proj = nn.Linear(d_model, values, bias=False)
-        self.b_proj = nn.Linear(d_model, heads, bias=False)
+        super().__init__(config, d_model)
+        narrow = config.value_dim
         self.f_proj = nn.Sequential(
-            nn.Linear(d_model, narrow, bias=False), nn.Linear(narrow, keys, bias=False)
+            nn.Linear(d_model, narrow, bias=False), nn.Linear(narrow, config.keys, bias=False)
         )
-        self.A_log = nn.Parameter(initial_A_log(heads, lowest=1))
-        self.dt_bias = nn.Parameter(initial_dt_bias(keys))
-        self.qkv_conv1d = ShortConvolution(2 * keys + values, config.conv_size, config.kernel)
+        self.A_log = nn.Parameter(initial_A_log(config.n_heads, lowest=1))
+        self.dt_bias = nn.Parameter(initial_dt_bias(config.keys))
         self.g_proj = nn.Sequential(
-            nn.Linear(d_model, narrow, bias=False), nn.Linear(narrow, values)
+            nn.Linear(d_model, narrow, bias=False), nn.Linear(narrow, config.values)
         )
-        self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
-        self.o_proj = nn.Linear(values, d_model, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        qkv_BTC = self.qkv_conv1d(self._project(x_BTD))
-        y_BTHV, _ = rule.gated_delta_rule(*self._inputs(x_BTD, qkv_BTC), self.config.kernel)
-        return self._output(x_BTD, y_BTHV)
-
-    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
-        del capacity  # the state does not grow with the number of tokens
-        heads, key, value = self.config.n_heads, self.config.head_dim, self.config.value_dim
-        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value))
-        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
-
-    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
-        del capacity
-        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
-        y_BTHV, memory_BHKV = rule.gated_delta_rule(
-            *self._inputs(x_BTD, qkv_BTC), self.config.kernel
-        )
-        return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
-
-    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
-        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
-        q_BHK, k_BHK, v_BHV, g_BHK, beta_BH = self._inputs(x_BD, qkv_BC)
-        y_BHV, memory_BHKV = rule.step(
-            rule.unit(q_BHK), rule.unit(k_BHK), v_BHV, g_BHK, beta_BH, state.memory_BHKV
-        )
-        return self._output(x_BD, y_BHV), MemoryState(memory_BHKV, past_BPC)
 
     def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
         if name == "A_log":
             return initial_A_log(self.config.n_heads, generator, lowest=1)
         if name == "dt_bias":
             return initial_dt_bias(self.config.keys, generator)
-        if name == "qkv_conv1d.weight":
-            channels, width = self.qkv_conv1d.weight.shape
-            return ShortConvolution.initial_weight(channels, width, generator)
-        return None
+        return super().initial_value(name, generator)
 
-    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        return rule.resolve(self.config.kernel, device, dtype, self.config.head_dim, "channel")
+    def decays(self, x_D: Tensor) -> Tensor:
+        f_HK, heads = self.f_proj(x_D), self.config.n_heads
+        f_HK = f_HK.unflatten(-1, (heads, -1))
+        return log_decay(f_HK, self.A_log[:, None], self.dt_bias.view(heads, -1))
 
-    def _project(self, x_BTD: Tensor) -> Tensor:
-        """Return `qkv_BTC` before the convolution, by one product."""
-        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
-        return linear(x_BTD, torch.cat(weights))
-
-    def _inputs(self, x_D: Tensor, qkv_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return `q_HK, k_HK, v_HV, g_HK, beta_H` of x (..., D) and its convolved channels."""
-        heads, keys, values = self.config.n_heads, self.config.keys, self.config.values
-        q_C, k_C, v_C = qkv_C.split([keys, keys, values], -1)
-        q_HK, k_HK, v_HV = (each_C.unflatten(-1, (heads, -1)) for each_C in (q_C, k_C, v_C))
-        f_HK = self.f_proj(x_D).unflatten(-1, (heads, -1))
-        g_HK = log_decay(f_HK, self.A_log[:, None], self.dt_bias.view(heads, -1))
-        beta_H = write_strength(self.b_proj(x_D), self.config.negative_eigenvalues)
-        return q_HK, k_HK, v_HV, g_HK, beta_H
-
-    def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
-        y_C = gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel, "sigmoid")
-        return self.o_proj(y_C.to(x_D.dtype))
+    def normed(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+        return gated_norm(y_HV, self.o_norm, self.g_proj(x_D), self.config.kernel, "sigmoid")

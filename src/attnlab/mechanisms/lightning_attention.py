@@ -47,10 +47,9 @@ class LightningAttention(GatedMemoryConfig):
         return LightningMixer(self, d_model)
 
 
-class LightningMixer(GatedMemory):
+class LightningMixer(GatedMemory[LightningAttention]):
     def __init__(self, config: LightningAttention, d_model: int) -> None:
         super().__init__(config, d_model)
-        self.config = config
         self.o_norm = nn.RMSNorm(config.values, eps=1e-6)
 
     def inputs(self, x_D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -135,12 +135,15 @@ class GatedMemoryState(NamedTuple):
     memory_BHKV: Tensor  # float32 or wider: it sums over all tokens seen
 
 
-class GatedMemory(Mechanism[GatedMemoryState]):
+Settings = TypeVar("Settings", bound=GatedMemoryConfig)
+
+
+class GatedMemory(Mechanism[GatedMemoryState], Generic[Settings]):
     """A memory by gated linear attention, and the projections q, k, v, g and o."""
 
-    def __init__(self, config: GatedMemoryConfig, d_model: int) -> None:
+    def __init__(self, config: Settings, d_model: int) -> None:
         super().__init__()
-        self.heads = config
+        self.config = config
         self.q_proj = nn.Linear(d_model, config.keys, bias=False)
         self.k_proj = nn.Linear(d_model, config.keys, bias=False)
         self.v_proj = nn.Linear(d_model, config.values, bias=False)
@@ -160,13 +163,13 @@ class GatedMemory(Mechanism[GatedMemoryState]):
 
     def init_state(self, batch_size: int, capacity: int) -> GatedMemoryState:
         del capacity  # the state does not grow with the number of tokens
-        of_heads = self.heads.n_heads, self.heads.head_dim, self.heads.value_dim
+        of_heads = self.config.n_heads, self.config.head_dim, self.config.value_dim
         return GatedMemoryState(widened(self.o_proj.weight.new_zeros(batch_size, *of_heads)))
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, GatedMemoryState]:
         del capacity
         y_BTHV, memory_BHKV = gated_linear_attention.gated_linear_attention(
-            *self.inputs(x_BTD), self.heads.kernel
+            *self.inputs(x_BTD), self.config.kernel
         )
         return self.output(x_BTD, y_BTHV), GatedMemoryState(memory_BHKV)
 
@@ -175,7 +178,7 @@ class GatedMemory(Mechanism[GatedMemoryState]):
         return self.output(x_BD, y_BHV), GatedMemoryState(memory_BHKV)
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
-        heads = self.heads
+        config = self.config
         return gated_linear_attention.resolve(
-            heads.kernel, device, dtype, heads.head_dim, heads.gate
+            config.kernel, device, dtype, config.head_dim, config.gate
         )

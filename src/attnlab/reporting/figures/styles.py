@@ -31,8 +31,8 @@ from attnlab.reporting.tables.rows import plain
 BASELINE, FLOOR = "baseline", "floor"
 WITHOUT_ATTENTION = frozenset({"identity", "none"})
 RECURRENT = (
-    *("delta_net", "gated_delta_net", "gla", "kda", "lightning_attention"),
-    *("mamba2", "rwkv7"),
+    *("delta_net", "gated_delta_net", "gated_delta_product", "gla", "kda"),
+    *("lightning_attention", "mamba2", "rwkv7"),
 )
 Families = Mapping[str, tuple[str, ...]]  # by variant, a name that only equal families share
 

@@ -8,7 +8,9 @@ What is expected: neither a Transformer of fixed depth nor a linear recurrence w
 transitions tracks S5 or A5 at every length (Merrill, Petty & Sabharwal 2024, arXiv:2404.08819), and
 a recurrence with eigenvalues in [0, 1] does not even track parity (Grazzi et al. 2024,
 arXiv:2411.12537). `gla`, `mamba2` and `delta` have such eigenvalues, the first two on the diagonal.
-`delta_negative` and `deltanet_negative` have them in (-1, 1) and should track parity.
+`delta_negative` and `deltanet_negative` have them in (-1, 1) and should track parity, and
+`product_negative`, whose transition is a product of two such, S3 and A5, too (Siems et al. 2025,
+arXiv:2502.10297).
 """
 
 from dataclasses import replace
@@ -17,6 +19,7 @@ from attnlab.analysis.hypotheses.in_range import AccuracyInRange
 from attnlab.data.state_tracking import StateTracking
 from attnlab.mechanisms.delta_net import DeltaNet
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.gated_delta_product import GatedDeltaProduct
 from attnlab.mechanisms.gla import GLA
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity
@@ -34,6 +37,7 @@ MECHANISMS = {
     "mamba2": Mamba2(n_heads=4, head_dim=32),
     "delta": GatedDeltaNet(n_heads=4, head_dim=32),
     "delta_negative": GatedDeltaNet(n_heads=4, head_dim=32, negative_eigenvalues=True),
+    "product_negative": GatedDeltaProduct(n_heads=4, head_dim=32, n_householder=2),
     "deltanet_negative": DeltaNet(n_heads=4, head_dim=32, negative_eigenvalues=True),
     "identity": Identity(),
 }
@@ -91,6 +95,15 @@ study = Study(
                 source="Grazzi et al. 2024 (arXiv:2411.12537): eigenvalues in (-1, 1)",
             )
             for name in ("delta_negative", "deltanet_negative")
+        ),
+        *(
+            AccuracyInRange(
+                variants=(f"{group}_product_negative",),
+                low=0.9,
+                length=4 * LENGTH,
+                source="Siems et al. 2025 (arXiv:2502.10297): products of two Householder matrices",
+            )
+            for group in ("parity", "s3", "a5")
         ),
         *(
             AccuracyInRange(

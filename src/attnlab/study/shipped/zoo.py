@@ -6,13 +6,14 @@ settings of study 1 where that has the kind; chosen tokens, blocks or a window r
 to make up for it. Recurrent kinds have a decode state of 16 to 66 KiB per layer, full attention one
 of 512.
 
-182 runs or more, 13 per variant: about 20 minutes of one H100 at study 1's 6.7 seconds per run.
+195 runs or more, 13 per variant: about 20 minutes of one H100 at study 1's 6.7 seconds per run.
 """
 
 from attnlab.analysis.hypotheses.pairs import Better
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.delta_net import DeltaNet
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.gated_delta_product import GatedDeltaProduct
 from attnlab.mechanisms.gla import GLA
 from attnlab.mechanisms.identity import Identity
 from attnlab.mechanisms.kda import KDA
@@ -33,6 +34,7 @@ OTHERS = {
     "moba": MOBA(n_heads=4, n_kv_heads=4, block_size=64, top_k=4),
     "nsa": NSA(n_heads=4, n_kv_heads=4, block_size=64, top_k=4, window=128),
     "gated_delta_net": GatedDeltaNet(n_heads=4, head_dim=32),
+    "gated_delta_product": GatedDeltaProduct(n_heads=4, head_dim=32, n_householder=2),
     "delta_net": DeltaNet(n_heads=4, head_dim=32),
     "kda": KDA(n_heads=4, head_dim=32),
     "gla": GLA(n_heads=4, head_dim=32),

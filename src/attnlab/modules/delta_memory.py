@@ -1,0 +1,220 @@
+"""Mechanisms that keep a matrix memory per head and overwrite in it what a key recalls.
+
+    S_t = prod_j (I - beta_tj k_tj k_tj^T) Diag(exp(g_t)) S_{t-1} + ...      y_t = K^-0.5 q_t S_t
+
+    q, k, v = conv(W x)  each, q and k then of length 1        beta_t = sigmoid(w_b x_t)
+
+The memory decays once per token, is written one time or several (`writes`), and then read. Kinds
+differ in what decays, in the number of writes, and in the norm and gate of the output.
+
+The forms of the gated delta rule (kernels/gated_delta_rule.py) compute several writes as several
+tokens each, of which the first decays and the last reads.
+
+Yang, Kautz, Hatamizadeh 2024 (arXiv:2412.06464); Siems et al. 2025 (arXiv:2502.10297).
+Shapes: B batch, T tokens, N writes per token, S = T N, D model width, H heads, K key width, V value
+width, P past tokens of the convolution, C channels: of queries, keys and values, or H V of the
+output.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from attnlab.config import Problem
+from attnlab.kernels import gated_delta_rule as rule
+from attnlab.kernels.flash_linear_attention import Gate, Kernel
+from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.modules.matrix_memory import (
+    MemoryHeadsConfig,
+    MemoryState,
+    at_least_1,
+    write_strength,
+)
+from attnlab.modules.norms import widened
+from attnlab.modules.short_convolution import ShortConvolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaMemoryConfig(MemoryHeadsConfig, MechanismConfig, ABC):
+    """Sizes and cost of a `DeltaMemory`."""
+
+    conv_size: int = 4  # tokens that the convolution covers, the current one included
+    negative_eigenvalues: bool = False  # beta in (0, 2) in place of (0, 1)
+
+    @property
+    @abstractmethod
+    def gate(self) -> Gate:
+        """What decays: nothing, each head, or each channel of its keys."""
+
+    @property
+    def writes(self) -> int:
+        """Writes per token."""
+        return 1
+
+    @abstractmethod
+    def more_params(self, d_model: int) -> tuple[int, int]:
+        """Return the parameters beside q, k, v, b, o and their convolution: of matrices, others."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from at_least_1(self, "conv_size")
+
+    def cost(self, d_model: int, context: int, itemsize: int = 2) -> Cost:
+        del context
+        more, vectors = self.more_params(d_model)
+        channels, memory = sum(self.channels), self.keys * self.value_dim
+        matrices = d_model * (channels + self.writes * self.n_heads + self.values) + more
+        return Cost(
+            params=matrices + self.conv_size * channels + vectors,
+            flops=2 * matrices + self._flops_of_heads,
+            # the memory is float32 or wider
+            state_bytes=max(itemsize, 4) * memory + itemsize * (self.conv_size - 1) * channels,
+        )
+
+    def forward_flops(self, d_model: int, context: int) -> int:
+        """Return the FLOPs of the form of `forward`, which reads and writes by chunks."""
+        tokens, widths = self.writes * context, (self.head_dim, self.value_dim)
+        of_head = rule.flops(tokens, *widths, self.gate, self.kernel)
+        chunked = self.n_heads * of_head // context
+        return self.cost(d_model, context).flops - self._flops_of_heads + chunked
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Widths of the queries, the keys and the values of a token."""
+        return self.keys, self.writes * self.keys, self.writes * self.values
+
+    @property
+    def _flops_of_heads(self) -> int:
+        """FLOPs of a decode step in the memory: recall by key and write, each time, then read."""
+        return (2 * self.writes + 1) * 2 * self.keys * self.value_dim
+
+
+Settings = TypeVar("Settings", bound=DeltaMemoryConfig)
+
+
+class _Inputs(NamedTuple):
+    """Queries and writes of tokens (...): keys, values and strengths by write."""
+
+    q_HK: Tensor
+    k_NHK: Tensor
+    v_NHV: Tensor
+    g_H: Tensor | None  # or g_HK
+    beta_NH: Tensor
+
+
+class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
+    """A memory by the gated delta rule, with projections, convolution and norm."""
+
+    def __init__(self, config: Settings, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        q, k, v = config.channels
+        self.q_proj = nn.Linear(d_model, q, bias=False)
+        self.k_proj = nn.Linear(d_model, k, bias=False)
+        self.v_proj = nn.Linear(d_model, v, bias=False)
+        self.b_proj = nn.Linear(d_model, config.writes * config.n_heads, bias=False)
+        self.qkv_conv1d = ShortConvolution(q + k + v, config.conv_size, config.kernel)
+        self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
+        self.o_proj = nn.Linear(config.values, d_model, bias=False)
+
+    @abstractmethod
+    def decays(self, x_D: Tensor) -> Tensor | None:
+        """Return the log decays by head `g_H`, by channel `g_HK`, or None, of x (..., D)."""
+
+    @abstractmethod
+    def normed(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+        """Return `y_C`, normalised and gated, of tokens `x` that read `y` from the memory."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTHV, _ = self._over_time(x_BTD, self.qkv_conv1d(self._project(x_BTD)))
+        return self._output(x_BTD, y_BTHV)
+
+    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
+        del capacity  # the state does not grow with the number of tokens
+        heads, key, value = self.config.n_heads, self.config.head_dim, self.config.value_dim
+        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value))
+        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
+
+    def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
+        del capacity
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
+        y_BTHV, memory_BHKV = self._over_time(x_BTD, qkv_BTC)
+        return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
+
+    def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
+        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
+        of, memory_BHKV = self._inputs(x_BD, qkv_BC), state.memory_BHKV
+        k_BNHK = rule.unit(of.k_NHK)
+        for n in range(self.config.writes):
+            g_BH = of.g_H if n == 0 else None
+            memory_BHKV = rule.write(
+                k_BNHK[:, n], of.v_NHV[:, n], g_BH, of.beta_NH[:, n], memory_BHKV
+            )
+        y_BHV = rule.read(rule.unit(of.q_HK), memory_BHKV)
+        return self._output(x_BD, y_BHV), MemoryState(memory_BHKV, past_BPC)
+
+    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
+        if name == "qkv_conv1d.weight":
+            channels, width = self.qkv_conv1d.weight.shape
+            return ShortConvolution.initial_weight(channels, width, generator)
+        return None
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        config = self.config
+        return rule.resolve(config.kernel, device, dtype, config.head_dim, config.gate)
+
+    def _project(self, x_BTD: Tensor) -> Tensor:
+        """Return `qkv_BTC` before the convolution, by one product."""
+        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
+        return linear(x_BTD, torch.cat(weights))
+
+    def _inputs(self, x_D: Tensor, qkv_C: Tensor) -> _Inputs:
+        """Return what the memory reads and writes, of x (..., D) and its convolved channels."""
+        by_write = self.config.writes, self.config.n_heads
+        q_C, k_C, v_C = qkv_C.split(list(self.config.channels), -1)
+        q_HK = q_C.unflatten(-1, (self.config.n_heads, -1))
+        k_NHK, v_NHV = (each_C.unflatten(-1, (*by_write, -1)) for each_C in (k_C, v_C))
+        beta_NH = write_strength(self.b_proj(x_D), self.config.negative_eigenvalues)
+        return _Inputs(q_HK, k_NHK, v_NHV, self.decays(x_D), beta_NH.unflatten(-1, by_write))
+
+    def _over_time(self, x_BTD: Tensor, qkv_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `y_BTHV` of all tokens from an empty memory, and the last `memory_BHKV`."""
+        return several_writes(*self._inputs(x_BTD, qkv_BTC), self.config.kernel)
+
+    def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+        return self.o_proj(self.normed(x_D, y_HV).to(x_D.dtype))
+
+
+def several_writes(
+    q_BTHK: Tensor,
+    k_BTNHK: Tensor,
+    v_BTNHV: Tensor,
+    g_BTH: Tensor | None,
+    beta_BTNH: Tensor,
+    kernel: Kernel,
+) -> tuple[Tensor, Tensor]:
+    """Return `y_BTHV`, and `memory_BHKV` after the last token, by the gated delta rule.
+
+    A token decays by g, is written N times and then read. Arguments are those of
+    `gated_delta_rule`, keys, values and strengths by write.
+    """
+    writes = k_BTNHK.shape[2]
+    k_BSHK, v_BSHV, beta_BSH = (x.flatten(1, 2) for x in (k_BTNHK, v_BTNHV, beta_BTNH))
+    q_BSHK = _among(q_BTHK, writes, writes - 1)
+    g_BSH = None if g_BTH is None else _among(g_BTH, writes, 0)
+    y_BSHV, memory_BHKV = rule.gated_delta_rule(q_BSHK, k_BSHK, v_BSHV, g_BSH, beta_BSH, kernel)
+    return y_BSHV[:, writes - 1 :: writes], memory_BHKV
+
+
+def _among(x_BTH: Tensor, writes: int, place: int) -> Tensor:
+    """Return `x_BSH` with each token's x at one place of its writes, and zeros at the others."""
+    if writes == 1:
+        return x_BTH
+    ends = [0, 0] * (x_BTH.ndim - 2)
+    return pad(x_BTH[:, :, None], (*ends, place, writes - 1 - place)).flatten(1, 2)
