@@ -1,6 +1,7 @@
 """Reference of all settings, read from the source: type, default and comment of every field.
 
-The classes are read as syntax and not imported, so that the page can be made without torch.
+The classes are read as syntax and not imported, so that the page can be made without torch. How a
+mechanism did is read from the reports of the published studies.
 """
 
 import ast
@@ -10,9 +11,11 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src/attnlab"
+PUBLISHED = Path(__file__).parents[2] / "published"
 ROOTS = {"Config", "Choice"}  # what every class of settings descends from
 PLAIN = {"Study", "Sampling"}  # documented beside them
 GROUPS = {  # package -> heading and what precedes a field on the command line
@@ -104,6 +107,7 @@ def _section(one: Class, known: dict[str, Class]) -> str:
     lines = [f"### {one.name}\n", f"`{one.module}`{kind}. {_prose(one.doc)}".rstrip() + "\n"]
     if one.rest:
         lines.append(one.rest + "\n")
+        lines.extend(how_it_did(one.kind))
     fields = all_fields(one, known)
     if fields:
         lines.append("| setting | type | default | meaning |\n|---|---|---|---|")
@@ -111,6 +115,46 @@ def _section(one: Class, known: dict[str, Class]) -> str:
     else:
         lines.append("No settings.")
     return "\n".join(lines) + "\n"
+
+
+def how_it_did(kind: str) -> list[str]:
+    """Return a table of the published studies that have the kind in all layers of a variant."""
+    rows = [row for path in sorted(PUBLISHED.glob("*/report.md")) for row in _best(path, kind)]
+    if not rows:
+        return ["How it did: no published study has it in all layers.\n"]
+    head = "| study | its best variant | place | result | difference to the baseline | |"
+    said = "How it did in the published studies that have variants with it in all layers:"
+    return [f"{said}\n", head, "|---|---|---|---|---|---|", *rows, ""]
+
+
+def _best(report: Path, kind: str) -> Iterator[str]:
+    """Yield the row of the kind's best variant, if the report has one table of variants."""
+    lines = report.read_text(encoding="utf-8").splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("| # |")]
+    if len(heads) != 1:
+        return
+    names = _cells(lines[heads[0]])
+    table = [_cells(line) for line in takewhile(lambda x: x.startswith("|"), lines[heads[0] + 2 :])]
+    rows = [dict(zip(names, cells, strict=True)) for cells in table]
+    measure = names[names.index("variant") + 1]
+    difference = next((name for name in names if name.startswith("Δ ")), None)
+    for row in rows:
+        if row.get("mechanism") == kind and row["#"].isdigit():
+            to_baseline = row[difference] if difference else "–"
+            place = f"{row['#']} of {sum(other['#'].isdigit() for other in rows)}"
+            cells = (
+                row["variant"],
+                place,
+                f"{row[measure]} {measure}",
+                to_baseline,
+                row.get("vs baseline", "–"),
+            )
+            yield f"| `{report.parent.name}` | {' | '.join(cells)} |"
+            return
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
 def _row(item: Field) -> str:

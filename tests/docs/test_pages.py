@@ -217,6 +217,38 @@ def test_a_mechanism_has_its_equation_its_source_and_what_it_costs(generate):
         assert re.search(r"\b(cost|costs|state|bound)\b", section), cls
 
 
+def test_a_mechanism_has_how_it_did_as_the_published_reports_say(generate, tmp_path, monkeypatch):
+    import settings
+
+    row = next(
+        line
+        for line in (settings.PUBLISHED / "mechanisms/report.md").read_text().splitlines()
+        if line.startswith("| 1 |")
+    )
+    _, place, _, variant, loss, difference, standing = map(str.strip, row.split("|")[:7])
+    page = settings.page()
+    gated = page.partition("### GatedDeltaNet\n")[2].partition("\n### ")[0]
+    assert f"| `mechanisms` | {variant} | {place} of 11 | {loss} " in gated
+    assert f"| {difference} | {standing} |" in gated
+    report = tmp_path / "zoo" / "report.md"
+    report.parent.mkdir()
+    lines = (
+        "| # | variant | accuracy (%) | Δ best | vs baseline | mechanism |",
+        "|--:|---|---|---|---|---|",
+        "| 1 | both | 9 | -1 | better | gla, mla in layer 3 |",
+        "| 2 | gla\\|2 | 8 | -2 | worse | gla |",
+        "| 3 | gla_3 | 7 | -3 | worse | gla |",
+        "| – | gla_4 | 10 | – | – | gla |",
+    )
+    report.write_text("\n".join(lines))
+    monkeypatch.setattr(settings, "PUBLISHED", tmp_path)
+    assert settings.how_it_did("gla")[-2:] == [
+        "| `zoo` | gla\\|2 | 2 of 3 | 8 accuracy (%) | -2 | worse |",
+        "",
+    ]
+    assert settings.how_it_did("kda") == ["How it did: no published study has it in all layers.\n"]
+
+
 def test_a_row_has_type_default_and_comment(generate):
     import settings
 

@@ -49,7 +49,7 @@ class DeltaMemoryConfig(MemoryHeadsConfig, MechanismConfig, ABC):
     @property
     @abstractmethod
     def gate(self) -> Gate:
-        """What decays: nothing, each head, or each channel of its keys."""
+        """Return the number of decays: none, one per head, or one per channel of its keys."""
 
     @property
     def writes(self) -> int:
