@@ -441,6 +441,19 @@ def test_impossible_sweeps_say_why(typed, said):
         sweep(TINY.only(["mha"]), typed_sweep([typed]))
 
 
+def test_what_a_search_changes_is_swept_without_it_alone():
+    tuned = replace(TINY.only(["mha"]), tuning=Tuning(settings={"train.weight_decay": (0.0, 0.1)}))
+    for path, values in (("train.learning_rate", "1e-3,2e-3"), ("train.weight_decay", "0,0.1")):
+        with pytest.raises(ConfigError, match=f"sweep.{path}: is searched .*; use --no-tune"):
+            sweep(tuned, typed_sweep([f"{path}={values}"]))
+        assert len(sweep(replace(tuned, tuning=None), {path: values.split(",")}).variants) == 2
+
+
+def test_a_place_in_a_list_is_named_with_the_list():
+    swept = sweep(TINY.only(["mha"]), typed_sweep(["model.mechanisms.0=mla,identity"]))
+    assert list(swept.variants) == ["mechanisms_0_mla", "mechanisms_0_identity"]
+
+
 def test_a_path_is_given_once():
     with pytest.raises(ConfigError, match=r"sweep: a\.b is given twice"):
         typed_sweep(["a.b=1,2", "a.b=3,4"])

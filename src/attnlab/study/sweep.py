@@ -33,14 +33,19 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
             is read as it is typed in a command line: "16k" is 16,384.
 
     Raises:
-        ConfigError: a path has no value or one value twice, two combinations are one run, or a
-            variant does not have such a setting.
+        ConfigError: a path has no value or one value twice, two combinations are one run, a
+            variant does not have such a setting, or the study's search changes it.
     """
     typed = {path: [_typed(value) for value in values] for path, values in settings.items()}
     problems = [
         Problem(f"sweep.{path}", f"give two values or more, each once; got {', '.join(values)}")
         for path, values in typed.items()
         if len(values) < 2 or len(set(values)) < len(values)
+    ]
+    problems += [
+        Problem(f"sweep.{path}", "is searched for each variant, from its value on; use --no-tune")
+        for path in typed
+        if study.tuning and path in ("train.learning_rate", *study.tuning.settings)
     ]
     if problems:
         raise ConfigError(problems)
@@ -122,13 +127,13 @@ def _recorded(path: str, configs: Iterable[RunConfig]) -> str:
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return the last part of each path; more of it where two end alike."""
+    """Return the last part of each path; more of it where two end alike, or it is a number."""
     parts: dict[str, list[str]] = {path: path.split(".") for path in paths}
 
     def name(path: str, length: int) -> str:
         return "_".join(parts[path][-length:])
 
-    lengths = dict.fromkeys(parts, 1)
+    lengths = {path: 2 if of[-1].isdigit() else 1 for path, of in parts.items()}
     for path in parts:
         while lengths[path] < len(parts[path]) and any(
             name(path, lengths[path]) == name(other, lengths[path])
