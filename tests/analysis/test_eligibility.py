@@ -39,6 +39,12 @@ def test_a_variant_that_diverged_with_one_seed_is_out_with_its_reason(tmp_path):
     assert found.seeds == (0, 1, 2)
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_keeps_a_variant_out(tmp_path, loss):
+    found = entered(tmp_path, {"mha": [5.0, 5.1, 5.2], "wild": [4.0, 4.0, loss]})
+    assert found.left_out == {"wild": "finished seed 2 with a validation loss that is not finite"}
+
+
 def test_an_alarm_keeps_a_variant_out(tmp_path):
     leak = {"alarms": ["the loss is below what the text allows"]}
     found = entered(tmp_path, {"mha": [5.0, 5.1], "leak": [1.0, 1.1]}, leak=leak)

@@ -1,7 +1,7 @@
 """Eligibility: the variants and runs that enter the comparison, and the reasons for the others.
 
 A variant that diverged with any seed is excluded, since its mean over the remaining seeds would be
-biased in its favour. So is one whose loss raised an alarm. A run that failed with an exception, or
+biased in its favour. So is one whose loss raised an alarm, or is not finite. A run that failed with an exception, or
 has not been run, carries no information about the mechanism: the other runs of its variant count,
 and so do all runs of the others. A variant needs two, the fewest that show an error. A variant that
 reads another text than the baseline by design is shown, and not compared. A function under several
@@ -103,6 +103,9 @@ def _reason(variant: Variant) -> str:
     for run in variant.finished:
         if run.summary.get("alarms"):
             return f"raised an alarm with seed {run.seed}: {run.summary['alarms'][0]}"
+    for run in variant.finished:
+        if run.summary.get("final_loss", 0.0) is None:  # as a record has what is not finite
+            return f"finished seed {run.seed} with a validation loss that is not finite"
     if variant.finished:
         return ""
     if variant.failures:
