@@ -3,14 +3,18 @@
 The Pareto front of each cost, and the variant to pick for each use case.
 """
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from support.reported_study import steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost
-from attnlab.analysis.headline import winner
+from attnlab.analysis.headline import scaling_answer, winner
 from attnlab.analysis.picks import front_of
+from attnlab.analysis.statistics.power_law import Speedup
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import write_json
@@ -468,3 +472,29 @@ def test_without_a_verdict_there_are_points_and_no_front(tmp_path):
     found = front_of(cost, verdict)
     assert found.front == ()
     assert found.points == {"mha": (2, 5.0), "mla": (1, 5.1)}
+
+
+@pytest.mark.parametrize(
+    ("intervals", "said"),
+    [
+        (
+            {"delta": (1.2, math.inf), "mla": (0.9, 1.1), "identity": (0.0, 0.4)},
+            "delta scales better than mha, and identity scales worse, by effective speedup in "
+            "training FLOPs: delta 1.00x [1.20, ∞], mla 1.00x [0.90, 1.10], "
+            "identity 1.00x [0.00, 0.40].",
+        ),
+        (
+            {"delta": (0.2, 3.0)},
+            "No family is shown to scale better than mha, by effective speedup in training FLOPs: "
+            "delta 1.00x [0.20, 3.00].",
+        ),
+        ({"delta": None}, ""),
+    ],
+)
+def test_a_ladder_says_which_families_scale_better_and_which_worse(intervals, said):
+    gains = {
+        name: Speedup(family=name, loss=3.0, x=1.0, baseline_x=1.0, ratio=1.0, interval=of)
+        for name, of in intervals.items()
+    }
+    along = {"flops": SimpleNamespace(speedups=gains)}
+    assert scaling_answer(SimpleNamespace(baseline="mha", along=along)) == said

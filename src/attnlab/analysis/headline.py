@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attnlab.analysis.controls import Control
-from attnlab.analysis.numbers import nats
+from attnlab.analysis.numbers import ends, nats
 from attnlab.analysis.scaling import Scaling
 from attnlab.analysis.sentences import listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
@@ -105,25 +105,25 @@ def scales(found: Scaling) -> str:
 
 
 def scaling_answer(found: Scaling) -> str:
-    """Return which families scale better than the baseline in training FLOPs.
+    """Return which families scale better, and which worse, than the baseline in training FLOPs.
 
     Empty without intervals of effective speedups.
     """
     gains = found.along["flops"].speedups if "flops" in found.along else {}
-    shown, better = list[str](), list[str]()
+    shown, better, worse = list[str](), list[str](), list[str]()
     for family, gain in gains.items():
         if gain.ratio is not None and gain.interval is not None:
             low, high = gain.interval
-            shown.append(f"{family} {gain.ratio:.2f}x [{low:.2f}, {high:.2f}]")
+            shown.append(f"{family} {gain.ratio:.2f}x {ends(gain.interval, 2)}")
             better += [family] if low > 1 else []
+            worse += [family] if high < 1 else []
     if not shown:
         return ""
     lead = listed(better) or "No family is shown to"
-    verb = "scales" if len(better) == 1 else "scale"
-    return (
-        f"{lead} {verb} better than {found.baseline}, by effective speedup in training FLOPs: "
-        f"{', '.join(shown)}."
-    )
+    lead += f" {'scales' if len(better) == 1 else 'scale'} better than {found.baseline}"
+    if worse:
+        lead += f", and {listed(worse)} {'scales' if len(worse) == 1 else 'scale'} worse"
+    return f"{lead}, by effective speedup in training FLOPs: {', '.join(shown)}."
 
 
 def winner(verdict: Verdict) -> tuple[str, ...]:

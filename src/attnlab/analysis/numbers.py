@@ -99,6 +99,18 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     )
 
 
+def ends(interval: tuple[float, float] | None, digits: int) -> str:
+    """Return both ends of an interval in brackets; empty without one.
+
+    >>> ends((0.16, math.inf), 2), ends(None, 2)
+    ('[0.16, ∞]', '')
+    """
+    if interval is None:
+        return ""
+    low, high = (f"{end:.{digits}f}" if math.isfinite(end) else "∞" for end in interval)
+    return f"[{low}, {high}]"
+
+
 def tokens(length: int) -> str:
     """Return a sequence length, in units of 1,024 where it is a multiple of them.
 

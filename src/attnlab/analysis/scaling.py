@@ -90,6 +90,7 @@ class Scaling:
     along: Mapping[Quantity, Along]  # quantities that were recorded
     missing: Mapping[str, tuple[str, ...]]  # family: variants without a loss that is compared
     rates: tuple[LadderRate, ...]  # empty where no recipe was searched
+    timed: bool  # all runs used one device, so that their seconds are comparable
 
 
 def cells_of_table(table: Table) -> dict[Cell, Table]:
@@ -166,6 +167,7 @@ def scaling_of(whole: Table, cells: Mapping[Cell, Verdict]) -> Scaling | None:
         along=along,
         missing={family: names for family, names in missing.items() if names},
         rates=ladder_rates(whole),
+        timed=timed,
     )
 
 

@@ -97,13 +97,13 @@ def _laws(found: Scaling, quantity: Quantity, title: str, where: str) -> TextTab
         laws, gained, beyond = fit.laws, along.speedups.get(family), fit.extrapolated
         far = numbers.UNKNOWN
         if beyond is not None:
-            far = f"{beyond[1]:.2f} {_ends(beyond[2], 2)} at {amount(beyond[0], quantity)}"
+            far = f"{beyond[1]:.2f} {numbers.ends(beyond[2], 2)} at {amount(beyond[0], quantity)}"
         lines.append(
             (
                 family,
                 str(len(fit.points)),
-                f"{laws.exponent_R[0]:.3f} {_ends(fit.exponent, 3)}".strip(),
-                f"{laws.offset_R[0]:.2f} {_ends(fit.offset, 2)}".strip(),
+                f"{laws.exponent_R[0]:.3f} {numbers.ends(fit.exponent, 3)}".strip(),
+                f"{laws.offset_R[0]:.2f} {numbers.ends(fit.offset, 2)}".strip(),
                 numbers.number(fit.error),
                 *_gain(gained, quantity),
                 far,
@@ -126,6 +126,8 @@ def _note(found: Scaling, quantity: Quantity) -> str:
     fits = found.along[quantity].fits
     sure = any(fit.exponent for along in found.along.values() for fit in along.fits.values())
     said = f"{LAW}{ERRORS}. {INTERVALS if sure else NO_INTERVALS}"
+    if not found.timed:
+        said += " Seconds are not compared: the runs used different devices."
     said = said if quantity == next(iter(found.along)) else ""
     if few := [family for family, fit in fits.items() if fit.error is None]:
         left_out = "length" if quantity == "tokens" else "size"
@@ -144,7 +146,7 @@ def _gain(gained: Speedup | None, quantity: Quantity) -> tuple[str, ...]:
         return ("baseline", *[numbers.UNKNOWN] * 3)
     if gained.x is None or gained.baseline_x is None or gained.ratio is None:
         return (numbers.UNKNOWN, *["beyond the measured range"] * 3)
-    ratio = f"{gained.ratio:.2f}x {_ends(gained.interval, 2)}".strip()
+    ratio = f"{gained.ratio:.2f}x {numbers.ends(gained.interval, 2)}".strip()
     amounts = (amount(x, quantity) for x in (gained.x, gained.baseline_x))
     return (f"{gained.loss:.3f}", *amounts, ratio)
 
@@ -266,10 +268,3 @@ def tick(x: float, quantity: Quantity) -> str:
         return f"{x:g} s"
     number, _, unit = amount(x, quantity).partition(" ")
     return f"{float(number):g} {unit}".strip()
-
-
-def _ends(interval: tuple[float, float] | None, digits: int) -> str:
-    if interval is None:
-        return ""
-    low, high = (f"{end:.{digits}f}" if math.isfinite(end) else "-" for end in interval)
-    return f"[{low}, {high}]"
