@@ -1,11 +1,10 @@
 """Eligibility: the variants and runs that enter the comparison, and the reasons for the others.
 
 A variant that diverged with any seed is excluded, since its mean over the remaining seeds would be
-biased in its favour. So is one whose loss raised an alarm, or is not finite. A run that failed with an exception, or
-has not been run, carries no information about the mechanism: the other runs of its variant count,
-and so do all runs of the others. A variant needs two, the fewest that show an error. A variant that
-reads another text than the baseline by design is shown, and not compared. A function under several
-names is compared once.
+biased in its favour. So is one whose loss raised an alarm, or is not finite. A run that failed with
+an exception, or has not been run, carries no information about the mechanism: the other runs of its
+variant count, and so do all runs of the others. A variant needs two, the fewest that show an error.
+A variant that reads another text than the baseline by design is shown, and not compared.
 """
 
 import math
