@@ -72,9 +72,14 @@ class Decoder:
         if self.graph_problem is not None:
             self.states = after
             return logits_BV
-        for mine, new in zip(tensors(self.states), tensors(after), strict=True):
-            if not new.is_set_to(mine) and not (self.hold and is_count(mine)):
-                mine.copy_(new)
+        changed = [
+            (mine, new)
+            for mine, new in zip(tensors(self.states), tensors(after), strict=True)
+            if not new.is_set_to(mine) and not (self.hold and is_count(mine))
+        ]
+        if changed:  # one kernel for the counts of all layers
+            mine, new = zip(*changed, strict=True)
+            torch._foreach_copy_(mine, new)
         return logits_BV
 
     def _recorded(self, tokens_B: Tensor) -> torch.cuda.CUDAGraph:
