@@ -7,8 +7,8 @@ S_t is the selection of the `lightning_indexer`, whose loss comes beside the out
 Scores exist for a block of queries at a time and the keys up to the last of them, forward and
 backward: memory grows linearly with T. The backward pass computes scores and weights again. It
 finds the selection by two numbers per query, the lowest score in it and the oldest position with
-that score. Only the weights of the last block are kept, so that one block is computed once. The
-gradient of the loss needs no other gradient, and is computed in the forward pass. A block has
+that score. The weights of one or two blocks are kept, and computed once; of more blocks, those of
+the last. The gradient of the loss needs no other, and is computed in the forward pass. A block has
 `BLOCK` queries; on CUDA, where small ones wait for launches, up to `WIDEST`.
 
 The code has no data-dependent branches or shapes, so that it can be recorded in a CUDA graph.
@@ -18,7 +18,6 @@ Shapes: B batch, T queries, S keys (the last query is at the last key), H query 
 heads, R = H / G, K key width, V value width, J index heads, I index width, N = R T.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,6 +44,7 @@ from attnlab.kernels.lightning_indexer import (
 BLOCK = 256  # queries whose scores exist at once
 WIDEST = 512  # the same on CUDA, or fewer if they have more than `PAIRS` scores per head
 PAIRS = 1 << 20
+KEPT = 2  # largest number of blocks of which all weights are kept for the backward pass
 UNROLLED = 4  # largest number of blocks in a compiled graph
 
 
@@ -157,14 +157,17 @@ class _Attention(torch.autograd.Function):
         outputs: list[Tensor] = []  # a compiler cannot trace list[Tensor]()
         ends: list[Cutoff] = []
         losses: list[IndexLoss] = []
-        weights_BHTS = q_BHTK
-        for rows in blocks(q_BHTK.shape[2], q_BHTK.device.type):
+        weights: list[Tensor] = []
+        for rows in (of_blocks := blocks(q_BHTK.shape[2], q_BHTK.device.type)):
             of_rows = index.part(rows)
             active_BTJS = active_products(of_rows)
             index_BTS = weighted(of_rows, active_BTJS)
             ends.append(cutoff(index_BTS, top_k))
             bias_BTS = _bias(select(index_BTS, ends[-1]), is_dense, heads.dtype)
             weights_BHTS = heads.weights(rows, bias_BTS)
+            if len(of_blocks) > KEPT:
+                weights.clear()
+            weights.append(weights_BHTS)
             if with_loss:
                 losses.append(
                     loss_of_block(of_rows, active_BTJS, index_BTS, bias_BTS, weights_BHTS)
@@ -172,10 +175,8 @@ class _Attention(torch.autograd.Function):
             kept_BHTS = kept_weights(words_BHT, rows, dropout)
             outputs.append(heads.averages(rows, _product(weights_BHTS, kept_BHTS)))
         end = (torch.cat(parts, 1) for parts in zip(*ends, strict=True))
-        ctx.save_for_backward(
-            *(q_BHTK, k_BGTK, v_BGTV, *index, *end, is_dense, words_BHT),
-            weights_BHTS,  # of the last block
-        )
+        saved = *index, *end, is_dense, words_BHT, *weights
+        ctx.save_for_backward(q_BHTK, k_BGTK, v_BGTV, *saved)
         ctx.top_k, ctx.dropout = top_k, dropout
         y_BHTV = torch.cat(outputs, 2) / (1 - dropout) if dropout else torch.cat(outputs, 2)
         beside = mean_loss(losses, index) if with_loss else ()
@@ -187,18 +188,18 @@ class _Attention(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator is untyped
         ctx: Any, grad_BHTV: Tensor, *_: Any
     ) -> Any:
-        q_BHTK, k_BGTK, v_BGTV, *saved, score_BT1, position_BT1, is_dense, words_BHT, last = (
-            ctx.saved_tensors
-        )
+        q_BHTK, k_BGTK, v_BGTV, *saved = ctx.saved_tensors
+        (*saved, score_BT1, position_BT1, is_dense, words_BHT), weights = saved[:7], saved[7:]
         with torch.autocast(q_BHTK.device.type, enabled=False):
             index, heads = Index(*saved), _Heads(q_BHTK, k_BGTK, v_BGTV)
             grad_BHTV = grad_BHTV / (1 - ctx.dropout) if ctx.dropout else grad_BHTV
-            for rows in blocks(q_BHTK.shape[2], q_BHTK.device.type):
-                weights_BHTS = last
-                if rows.stop < q_BHTK.shape[2]:
+            of_blocks = blocks(q_BHTK.shape[2], q_BHTK.device.type)
+            kept = [None] * (len(of_blocks) - len(weights)) + weights
+            for rows, weights_BHTS in zip(of_blocks, kept, strict=True):
+                if weights_BHTS is None:
                     end = Cutoff(score_BT1[:, rows], position_BT1[:, rows])
                     selected_BTS = select(index_scores(index.part(rows)), end)
-                    weights_BHTS = heads.weights(rows, _bias(selected_BTS, is_dense, last.dtype))
+                    weights_BHTS = heads.weights(rows, _bias(selected_BTS, is_dense, heads.dtype))
                 kept_BHTS = kept_weights(words_BHT, rows, ctx.dropout)
                 heads.add_gradient(rows, grad_BHTV[:, :, rows], weights_BHTS, kept_BHTS)
         return *heads.gradients(), *[None] * 8
@@ -267,11 +268,10 @@ class _Heads:
         return x_BGNX.unflatten(2, (self.repeats, -1)).flatten(1, 2)
 
 
-def blocks(tokens: int, device_type: str) -> Iterator[slice]:
-    """Yield the queries of each block."""
+def blocks(tokens: int, device_type: str) -> list[slice]:
+    """Return the queries of each block."""
     block = block_on(device_type, tokens)
-    for start in range(0, tokens, block):
-        yield slice(start, min(start + block, tokens))
+    return [slice(start, min(start + block, tokens)) for start in range(0, tokens, block)]
 
 
 def _bias(selected_BTS: Tensor, is_dense: Tensor | None, dtype: torch.dtype) -> Tensor:
