@@ -246,3 +246,14 @@ def test_memory_grows_linearly_to_16k_tokens(monkeypatch):
     assert 1.9 * largest < twice_largest < 2.1 * largest
     assert 1.9 * saved < twice_saved < 2.1 * saved
     assert twice_largest < 4 * B * 4 * 16_384**2  # bytes of one score per pair and head
+
+
+@pytest.mark.parametrize(("blocks", "computed"), [(1, 1), (2, 2), (3, 3 + 2)])
+def test_weights_of_up_to_two_blocks_are_computed_once(monkeypatch, blocks, computed):
+    monkeypatch.setattr(sparse, "BLOCK", 4)
+    weights, calls = sparse._Heads.weights, []
+    monkeypatch.setattr(
+        sparse._Heads, "weights", lambda *given: (calls.append(1), weights(*given))[1]
+    )
+    memory(4 * blocks)
+    assert len(calls) == computed
