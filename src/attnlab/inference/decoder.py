@@ -79,7 +79,7 @@ class Decoder:
         ]
         if changed:  # one kernel for the counts of all layers
             mine, new = zip(*changed, strict=True)
-            torch._foreach_copy_(mine, new)
+            torch._foreach_copy_(mine, new)  # pyright: ignore
         return logits_BV
 
     def _recorded(self, tokens_B: Tensor) -> torch.cuda.CUDAGraph:
