@@ -28,7 +28,7 @@ from attnlab.study.catalog import catalog
 from attnlab.study.load import load_study, shipped
 from attnlab.study.matching import Match
 from attnlab.study.study import Study
-from attnlab.study.targets import NamedConfig, NamedKind, named, split_assignments
+from attnlab.study.targets import NamedConfig, NamedKind, addition, named, split_assignments
 from attnlab.training.learning_rate import Schedule
 from attnlab.training.optimizer import Optimizer
 from attnlab.training.run import RunConfig
@@ -83,8 +83,50 @@ def test_an_unknown_name_is_an_error_that_suggests_another(word, message):
         named([word])
 
 
+RIGHT = "write 'moba:block_size=16,top_k=2'; commas without spaces separate settings"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        *(
+            (f"moba:block_size=16{between}top_k=2", RIGHT)
+            for between in (":", ";", " ", ", ", ",,")
+        ),
+        ("moba,block_size=16,top_k=2", RIGHT),
+        ("moba;block_size=16;top_k=2", RIGHT),
+        ("moba(block_size=16, top_k=2)", RIGHT),
+        ("moba/block_size=16/top_k=2", "write 'moba:block_size=16"),
+        ("moba:block_size=16,", "write 'moba:block_size=16'"),
+        ("moba:block_size=16:topk=2", "write KIND:KEY=VALUE,KEY=VALUE, with one colon"),
+        ("moba:block_size:16", "settings are written moba:KEY=VALUE,KEY=VALUE"),
+        ("moba:16", "settings are written moba:KEY=VALUE"),
+        ("moba,mla", "write names with spaces between them, moba mla"),
+        ("quickstart:train.steps=2:seed=1", "write 'quickstart:train.steps=2,seed=1'"),
+        (f"{__file__}:Own:width=8;depth=2", "test_targets.py has no MechanismConfig"),
+    ],
+)
+def test_settings_in_another_form_are_an_error_with_the_right_form(word, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        named([word])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a:moba", "'a:moba': write --add a=moba"),
+        ("a=", "'a=' names no variant with a mechanism: write --add NAME=KIND"),
+        ("=mla", "write --add NAME=KIND"),
+        ("a=moba:block_size=16:top_k=2", RIGHT),
+    ],
+)
+def test_a_variant_in_another_form_is_an_error_with_the_right_form(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        addition(text)
+
+
 def test_no_name_is_an_error():
-    with pytest.raises(ValueError, match="name at least one mechanism or study"):
+    with pytest.raises(ValueError, match=r"name at least one .*; got only settings, window=3"):
         named([], ["window=3"])
 
 

@@ -1,5 +1,6 @@
 """Errors in settings: all of them at once, each with the path of its field and a remedy."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple, Self
@@ -56,11 +57,13 @@ def unknown_kind(kind: str, known: Iterable[str]) -> str:
     "unknown kind 'mon'; did you mean 'muon'?"
     >>> unknown_kind("muon:momentum=0.9", ["adamw", "muon"])
     "unknown kind 'muon:momentum=0.9'; write SETTING=muon SETTING.momentum=0.9"
+    >>> unknown_kind("mla:n_heads=2:q_lora_rank=8", ["mla"]).partition("; ")[2]
+    'write SETTING=mla SETTING.n_heads=2 SETTING.q_lora_rank=8'
     """
-    name, _, own = kind.rpartition(":")
-    if "=" not in own:
+    name, *own = re.split(r"[:;,\s]+(?=[A-Za-z_][\w.]*=)", kind)
+    if not own:
         return f"unknown kind {kind!r}{suggestion(kind, known)}"
-    apart = " ".join(f"SETTING.{each}" for each in own.split(","))
+    apart = " ".join(f"SETTING.{each}" for each in own)
     return f"unknown kind {kind!r}; write SETTING={name} {apart}"
 
 

@@ -25,6 +25,8 @@ from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
 _KEY = r"[A-Za-z_][\w.]*="
+_FORM = "KIND:KEY=VALUE,KEY=VALUE, with one colon, and commas without spaces"
+_JOINED = re.compile(rf"(?<=[^,])[:;\s]+,?\s*({_KEY})|,\s+({_KEY})")  # no form of ours
 _OWN_SETTINGS = re.compile(rf"(?P<name>.+?):(?P<settings>{_KEY}.*)", re.DOTALL)
 
 
@@ -66,9 +68,10 @@ def named(what: Iterable[Nameable], assignments: Iterable[str] = ()) -> list[Nam
     changes = list(assignments)
     found = [target for one in what for target in _named(one, changes)]
     if not found:
+        got = f"; got only settings, {', '.join(changes)}" if changes else ""
         raise ValueError(
             "name at least one mechanism or study: all, a kind (mla), a class (my_file.py:Mine), "
-            "a layer (fla:GatedLinearAttention) or a study (quickstart)"
+            f"a layer (fla:GatedLinearAttention) or a study (quickstart){got}"
         )
     return found
 
@@ -86,6 +89,11 @@ def addition(text: str) -> tuple[str, MechanismConfig]:
     ('narrow', 'identity')
     """
     match = re.fullmatch(r"(?P<name>[^=:]+)=(?P<what>.+)", text, re.DOTALL)
+    name, colon, what = text.partition(":")
+    if text.strip().endswith("=") or text.startswith("="):
+        raise ValueError(f"{text!r} names no variant with a mechanism: write --add NAME=KIND")
+    if colon and what.replace("-", "_") in MechanismConfig.kinds:
+        raise ValueError(f"{text!r}: write --add {name}={what}")
     found = named([match["what"] if match else text])
     if len(found) != 1 or isinstance(found[0], Study):
         raise ValueError(f"{text!r} is no single mechanism: write --add NAME=file.py:Class")
@@ -122,6 +130,7 @@ def _named(what: object, changes: list[str]) -> Iterator[Named]:
 
 
 def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
+    _require_form(word)
     match = _OWN_SETTINGS.fullmatch(word)
     name = match["name"] if match else word
     # a comma inside a value, as in betas=0.9,0.95, is followed by no key
@@ -138,11 +147,55 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
         yield _of_checkpoint(Path(name), settings).override([*changes, *own])
     else:
         known = ["all", *MechanismConfig.kinds, *shipped_names()]
+        near = suggestion(name, known)
+        if near.startswith("; known"):
+            near = f"{suggestion(name, MechanismConfig.kinds)} and studies (attnlab list)"
         raise ValueError(
-            f"no mechanism or study {name!r}{suggestion(name, known)}; a class "
-            "(my_file.py:MyMechanism), a layer (fla:GatedLinearAttention) or the path of a study "
-            "or of a checkpoint's folder works too"
+            f"no mechanism or study {name!r}{near}; a class (my_file.py:MyMechanism), a layer "
+            "(fla:GatedLinearAttention) or the path of a study or of a checkpoint's folder works "
+            "too"
         )
+
+
+def _require_form(word: str) -> None:
+    """Raise ValueError if the word is a name and settings, put together in another way than ours.
+
+    The message has the word in the right form. What may be a value is left alone.
+    """
+    shipped = (*MechanismConfig.kinds, *shipped_names(), "all")
+    start = re.match(r"(?:[^:;,=\s()]*\.py:|fla:)?[\w-]+", word)
+    name = start[0] if start else ""
+    known = ":" in name or name.replace("-", "_") in shipped
+    rest = word[len(name) :]
+    pairs = re.findall(rf"{_KEY}[^:;,=\s()]*(?:,[^:;,=\s()]+(?=$|[:;,\s)]))*", rest)
+    if not known or not rest or (rest.startswith((".", "/")) and not pairs):
+        return
+    others = [other for other in re.split(r"[:;,\s]+", rest) if other]
+    if _OWN_SETTINGS.fullmatch(word):
+        joined = _JOINED.search(rest) if "{" not in rest else None
+        fields = _fields_of(name)
+        key = (joined[1] or joined[2]).partition("=")[0].partition(".")[0] if joined else ""
+        if joined is None and not re.search(r"[,;]\s*$|,,", rest):
+            return
+        if joined and key not in fields:
+            if name in shipped_names():  # a value, such as a path
+                return
+            raise ValueError(f"{word!r}: write {_FORM}")
+    elif not pairs and others and all(each.replace("-", "_") in shipped for each in others):
+        raise ValueError(
+            f"{word!r}: write names with spaces between them, {name} {' '.join(others)}"
+        )
+    elif not pairs:
+        raise ValueError(f"{word!r}: settings are written {_FORM.replace('KIND', name)}")
+    form = f"{name}:{','.join(pairs)}"
+    raise ValueError(f"{word!r}: write {form!r}; commas without spaces separate settings")
+
+
+def _fields_of(name: str) -> tuple[str, ...]:
+    """Return the first names of the settings of a kind or, for any other name, of a run."""
+    if name in shipped_names() or name == "all":
+        return tuple(RunConfig.__dataclass_fields__)
+    return tuple(MechanismConfig.of_kind(name).__dataclass_fields__)
 
 
 def _of_checkpoint(folder: Path, settings: Checkpoint) -> Study:
