@@ -12,13 +12,16 @@ knowledge, since the tables of sums and products have to be learnt. There node n
 several tokens, the number of nodes of a sequence varies, and answers are shown before the next
 question. Here a node is a token, the length decides the number of nodes, and no answer is shown.
 
-Shapes: N sequences, T tokens of a sequence, E nodes, Q questions.
+Shapes: N sequences, T tokens of a sequence, E nodes, Q questions, V values, K operations.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import comb
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnlab.config import Problem
 from attnlab.data.source import Examples
@@ -116,7 +119,7 @@ class Mano(Task):
 
     @property
     def chance(self) -> float:
-        return 1 / self.modulus
+        return float(_values_VK(self.modulus, self.length // 2 - 1)[:, 1:].mean(1).max())
 
     def generate(self, draws: Draws, n: int, *, training: bool) -> Examples:
         del training
@@ -153,3 +156,25 @@ class Mano(Task):
             pushed_N = np.where(is_operation_N, result_N, token_N)
             stack_NT[row_N, top_N] = np.where(token_N < m + 3, pushed_N, stack_NT[row_N, top_N])
         return stack_NT[:, 2]
+
+
+@lru_cache
+def _values_VK(modulus: int, most: int) -> NDArray[np.float64]:
+    """Return how frequent each value of `Mano`'s expressions is, by number of operations from 0.
+
+    With k operations, i of them in the first operand, of which Catalan(i) Catalan(k - 1 - i) of
+    Catalan(k) shapes are, values add, subtract or multiply, each in a third of the expressions.
+    """
+    value_V = np.arange(modulus)
+    first_VV, second_VV = value_V[:, None], value_V[None, :]
+    results = (first_VV + second_VV, first_VV - second_VV, first_VV * second_VV)
+    found_VK = np.full((modulus, most + 1), 1 / modulus)
+    shapes_K = [comb(2 * k, k) // (k + 1) for k in range(most + 1)]
+    for k in range(1, most + 1):
+        split_K = np.array([shapes_K[i] * shapes_K[k - 1 - i] / shapes_K[k] for i in range(k)])
+        both_VV = (found_VK[:, :k] * split_K) @ found_VK[:, k - 1 :: -1][:, :k].T
+        found_VK[:, k] = 0.0
+        for result_VV in results:
+            of_result_V = np.bincount((result_VV % modulus).ravel(), both_VV.ravel(), modulus)
+            found_VK[:, k] += of_result_V / len(results)
+    return found_VK

@@ -60,7 +60,7 @@ class Task(DataConfig, ABC):
     @property
     @abstractmethod
     def chance(self) -> float:
-        """The accuracy of guessing among the answers that the task ever has."""
+        """The accuracy of guessing: that of the best constant answer, as the generator makes them."""
 
     @property
     @abstractmethod
