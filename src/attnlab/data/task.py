@@ -60,7 +60,7 @@ class Task(DataConfig, ABC):
     @property
     @abstractmethod
     def chance(self) -> float:
-        """The accuracy of guessing: that of the best constant answer, as the generator makes them."""
+        """The accuracy of guessing: that of the best constant answer."""
 
     @property
     @abstractmethod

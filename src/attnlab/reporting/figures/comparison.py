@@ -6,7 +6,9 @@ not drawn to scale: an arrow at the edge gives its value. The picture has its ca
 has each PDF, one column of a paper wide.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
@@ -17,7 +19,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.table import Variant
 from attnlab.reporting.figures.axes import Panel, name_rows, shortened
 from attnlab.reporting.figures.by_row import dots, forest, most, times
-from attnlab.reporting.figures.curves import curves, minus_reference
+from attnlab.reporting.figures.curves import Key, curves, minus_reference
 from attnlab.reporting.figures.loss_against import MOST_BARS, positions_minus
 from attnlab.reporting.figures.scaling import first_panels
 from attnlab.reporting.figures.styles import (
@@ -36,7 +38,9 @@ from attnlab.reporting.tables.rows import Row, rows, split_name
 COLUMN_WIDTH = 3.4  # inches
 CAPTION_LETTERS = 165  # of a line
 COLUMN_LETTERS = 70  # of a line in that width
+SPREAD = "Small dots are seeds, marker and bar mean ± standard deviation."
 MOST_TEXTS = 6  # with panels of their own
+_PanelRow = tuple[Sequence[str], float]  # names of panels, and the height in inches
 
 
 def comparison(analysis: Analysis) -> tuple[bytes, bytes]:
@@ -100,66 +104,72 @@ class _Panels:
             return first
         analysis, reference = self.analysis, self.reference
         more = _more(analysis)
-        spread = (
-            "Small dots are seeds, marker and bar mean ± standard deviation. "
-            if len(analysis.seeds) > 1
-            else ""
-        )
-        found = {
-            "loss": Panel(self.losses, f"Lower is better. {spread}{more}", True),
-            "time": Panel(self.times, f"Lower is better. Median of a run. {more}", True),
-            "curves": Panel(self.curves, f"Lower is better. Mean over seeds. {more}"),
-        }
-        if any(row.variant.curve("train_loss").steps for row in self.shown):
+        spread = f" {SPREAD}" if len(analysis.seeds) > 1 else ""
+        found = {"loss": Panel(self.losses, f"Lower is better.{spread} {more}", True)}
+        if any("step_time" in row.numbers for row in self.shown):
+            found["time"] = Panel(self.times, f"Lower is better. Median of a run. {more}", True)
+        if self._recorded("eval_loss"):
+            found["curves"] = Panel(self.curves, f"Lower is better. Mean over seeds. {more}")
+        if self._recorded("train_loss"):
             batches = "Mean over seeds, of the batches since the point before."
-            found["training"] = Panel(self.training, f"Lower is better. {batches} {more}")
+            draw = partial(self.curves, key="train_loss")
+            found["training"] = Panel(draw, f"Lower is better. {batches} {more}")
         if reference is not None:
             than = self.styles[reference.name].label
             said = f"{forest_caption(analysis, than)} {more}"
             found["differences"] = Panel(self.differences, said, True)
-            said = f"Below 0 is better than {than}. Paired by seed. {more}"
-            found["curves_minus_reference"] = Panel(self.curves_minus_reference, said)
+            if {reference.name} < self._recorded("eval_loss"):
+                said = f"Below 0 is better than {than}. Paired by seed. {more}"
+                found["curves_minus_reference"] = Panel(self.curves_minus_reference, said)
         said = f"is better than {analysis.baseline}. {parts_caption(analysis)} {more}"
         by_position = sum(bool(of.position) for of in analysis.parts.values())
         if by_position:
             hidden = f"No bars are drawn for more than {MOST_BARS} variants."
             note = hidden if by_position > MOST_BARS else ""
             found["positions"] = Panel(self.positions, f"Below 0 {said} {note}")
-        for kind, draw in (("recall", self.recall), ("other", self.other)):
+        for kind in ("recall", "other"):
             if any(getattr(of, kind) for of in analysis.parts.values()):
+                draw = partial(self.on_tokens, kind=kind)
                 found[kind] = Panel(draw, f"Left of 0 {said} {RECALL}", True)
         return first | found
 
+    def _recorded(self, curve: str) -> set[str]:
+        """Return the variants with points of a curve, which packed runs need not have."""
+        return {row.name for row in self.shown if row.variant.curve(curve).steps}
+
+    def _in_rows(self, panels: Mapping[str, Panel], texts: Sequence[str]) -> Iterator[_PanelRow]:
+        """Yield rows of at most three panels, and their heights in inches."""
+        height = 0.27 * max(len(self.shown), 4) + 0.9
+        first = (*first_panels(self.analysis, self.styles),)
+        every: list[_PanelRow] = [
+            (first, 4.0),
+            (("differences", "loss", "time"), height),
+            *((texts[start : start + 3], height) for start in range(0, len(texts), 3)),
+            (("training", "curves", "curves_minus_reference"), 4.0),
+        ]
+        if "recall" in panels and "positions" in panels:
+            every.append((("recall", "other", "positions"), max(height, 3.2)))
+        for names, tall in every:
+            if shown := [name for name in names if name in panels]:
+                yield shown, tall
+
     def together(self) -> Figure:
         """Draw every panel and the caption."""
-        panels = self.every()
-        height = 0.27 * max(len(self.shown), 4) + 0.9
-        rows: list[tuple[str, ...]] = [("differences", "loss", "time")]
-        rows.append(("training", "curves", "curves_minus_reference"))
-        heights = [height, 4.0]
-        if "recall" in panels and "positions" in panels:
-            rows.append(("recall", "other", "positions"))
-            heights.append(max(height, 3.2))
-        texts = list(_on_texts(self.analysis).items())[:MOST_TEXTS]
-        for start in range(0, len(texts), 3):
-            some = dict(texts[start : start + 3])
-            panels |= some
-            rows.insert(1 + start // 3, (*some, "", "")[:3])
-            heights.insert(1 + start // 3, height)
-        if first := first_panels(self.analysis, self.styles):
-            rows.insert(0, (*first, "", "")[:3])
-            heights.insert(0, 4.0)
+        texts = dict(list(_on_texts(self.analysis).items())[:MOST_TEXTS])
+        panels = self.every() | texts
+        rows = [*self._in_rows(panels, list(texts))] or [(["nothing"], 1.2)]
+        heights = [height for _, height in rows]
         lines = wrap(_caption(self.analysis, self.reference), CAPTION_LETTERS)
         size = (12, sum(heights) + 0.3 + 0.17 * len(lines))
         figure = Figure(figsize=size, layout="constrained")
         figure.suptitle(_title(self.analysis), x=0.01, ha="left", fontsize=11)
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9.5, color=GREY)
         parts: Any = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)
-        for names, part in zip(rows, parts[:, 0], strict=True):
+        for (names, _), part in zip(rows, parts[:, 0], strict=True):
             by_row = [name for name in names if name in panels and panels[name].by_row]
             wide = "differences" in names
             grid = part.subplots(1, 3, width_ratios=(1.25, 1.1, 0.9) if wide else None)
-            for name, axes in zip(names, grid, strict=True):
+            for name, axes in zip_longest(names, grid):
                 if name not in panels:
                     axes.set_axis_off()
                     continue
@@ -168,7 +178,7 @@ class _Panels:
                     axes.set_xlabel("difference (nats/token)")
                 if name == "positions":
                     axes.set_ylabel("difference (nats/token)")
-                if name in by_row and name not in dict(texts):  # which name their own rows
+                if name in by_row and name not in texts:  # which name their own rows
                     name_rows(axes, self.shown, self.styles)
                     axes.tick_params(axis="y", length=0, labelleft=name == by_row[0])
                     _few_ticks(axes)
@@ -193,17 +203,11 @@ class _Panels:
         where = ", different devices" if len(self.analysis.whole.devices) > 1 else ""
         axes.set(title="Time per training step", xlabel=f"time per step (ms){where}")
 
-    def curves(self, axes: Axes) -> None:
-        """Draw the validation loss in training."""
-        curves(axes, self.shown, self.styles)
-        label = "validation loss (nats/token)"
-        axes.set(title="Validation loss", xlabel="training step", ylabel=label)
-
-    def training(self, axes: Axes) -> None:
-        """Draw the training loss."""
-        curves(axes, self.shown, self.styles, key="train_loss")
-        label = "training loss (nats/token)"
-        axes.set(title="Training loss", xlabel="training step", ylabel=label)
+    def curves(self, axes: Axes, key: Key = "eval_loss") -> None:
+        """Draw the validation loss, or the training loss, in training."""
+        curves(axes, self.shown, self.styles, key=key)
+        title = "Validation loss" if key == "eval_loss" else "Training loss"
+        axes.set(title=title, xlabel="training step", ylabel=f"{title.lower()} (nats/token)")
 
     def positions(self, axes: Axes) -> None:
         """Draw the differences to the baseline by position."""
@@ -212,19 +216,12 @@ class _Panels:
         label = f"loss minus {than} (nats/token)"
         axes.set(title="Difference by position", xlabel="position (from 1)", ylabel=label)
 
-    def recall(self, axes: Axes) -> None:
-        """Draw the differences to the baseline on recall tokens."""
-        self._on_tokens(axes, "recall", "recall tokens")
-
-    def other(self, axes: Axes) -> None:
-        """Draw the differences to the baseline on all other tokens."""
-        self._on_tokens(axes, "other", "other tokens")
-
-    def _on_tokens(self, axes: Axes, kind: str, tokens: str) -> None:
+    def on_tokens(self, axes: Axes, kind: str) -> None:
+        """Draw the differences to the baseline on "recall" tokens, or on all "other" tokens."""
         found = {name: getattr(of, kind) for name, of in self.analysis.parts.items()}
         pairs = {name: pair for name, pair in found.items() if pair is not None}
         forest(axes, self.shown, self.styles, self.analysis.baseline or "", pairs)
-        title = f"Difference on {tokens}"
+        title = f"Difference on {kind} tokens"
         axes.set(title=title, xlabel=f"{title.lower()} (nats/token)")
 
     @property
@@ -280,12 +277,15 @@ def _title(analysis: Analysis) -> str:
 
 def _caption(analysis: Analysis, reference: Variant | None) -> str:
     """Return what every mark of the picture means."""
-    first = [panel.caption for panel in first_panels(analysis, styles_in(analysis)).values()]
+    if not rows(analysis):
+        return "No run has finished yet."
+    panels = first_panels(analysis, styles_in(analysis)).values()
+    first = list(dict.fromkeys(panel.caption for panel in panels))
     said, at = first or ["Lower is better in every panel."], analysis.scope if first else ""
     if reference is not None and len(analysis.order) > 1:
         said.append(f"Differences{at}: {forest_caption(analysis, reference.name)}")
     if len(analysis.seeds) > 1:
-        said.append("Loss: small dots are seeds, marker and bar mean ± standard deviation.")
+        said.append(f"Loss: {SPREAD[0].lower()}{SPREAD[1:]}")
     said.append("Time: median of a run.")
     if any(of.recall or of.position for of in analysis.parts.values()):
         said.append(f"By position and on tokens: bars of the seeds alone. {RECALL}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
@@ -250,13 +251,19 @@ def along_setting(axes: Axes, setting: SweptSetting, styles: Styles) -> None:
             mark(artist, style.group, tips=tips if artist is bar.lines[0] else [fixed])
     if setting.numeric:
         axes.set_xscale("log")
-    axes.set_xticks(
-        [place(value) for value in setting.values],
-        [f"{value:,}" if setting.numeric else str(value) for value in setting.values],
-    )
+    axes.set_xticks([place(value) for value in setting.values], list(map(_value, setting.values)))
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(setting.lines) > 1:
-        axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
+    if count > 1:
+        last = {f: (place(line[-1].value), found[f][-1][1]) for f, line in setting.lines.items()}
+        of_line = {f: styles[line[0].variant] for f, line in setting.lines.items()}
+        name_ends(axes, last, {f: style._replace(label=f) for f, style in of_line.items()})
+
+
+def _value(value: Any) -> str:
+    """Return a value of a setting for an axis: 16K, 3e-4 as 0.0003, a kind."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return numbers.tokens(value) if value >= 1024 else f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _ends(point: SweptPoint) -> tuple[float, float, float]:

@@ -138,8 +138,9 @@ class Charts:
             )
             for key in TITLES
         ]
-        if self.reference is not None and len(shown) > 1:
-            charts.append(minus_chart(self.svg_charts, shown, self.styles, self.reference, each))
+        reference = self.reference
+        if reference is not None and len(shown) > 1 and reference.curve("eval_loss").steps:
+            charts.append(minus_chart(self.svg_charts, shown, self.styles, reference, each))
         return tuple(chart for chart in charts if chart is not None)
 
     def pareto(self) -> tuple[Chart, ...]:

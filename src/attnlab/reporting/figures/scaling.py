@@ -102,12 +102,14 @@ def _of_lengths(analysis: Analysis, styles: Styles) -> dict[str, Panel]:
         def draw(axes: Axes, setting: SweptSetting = setting, tokens: str = tokens) -> None:
             along_setting(axes, setting, styles)
             than = shortened(styles[baseline].label if baseline in styles else baseline, 18)
-            title = f"Lengths, {tokens}"
-            axes.set(title=title, xlabel=setting.path, ylabel=f"loss minus {than} (nats/token)")
+            at, label = f"training length ({setting.path})", f"loss minus {than} (nats/token)"
+            axes.set(title=tokens.capitalize(), xlabel=at, ylabel=label)
 
-        said = f"Below 0 is better than {baseline} of the same training length. Bars: intervals of "
-        tuning = " and tuning" if part == "all" else ""
-        every[f"lengths_{part}"] = Panel(draw, f"{said}each study, of seeds{tuning}.")
+        said = (
+            f"Below 0 is better than {baseline} of the same training length. Bars: intervals of "
+            "each study, of seeds and tuning; on recall and on other tokens, of seeds alone."
+        )
+        every[f"lengths_{part}"] = Panel(draw, said)
     return every
 
 
