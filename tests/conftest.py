@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from support import SOURCE, TESTS
@@ -37,6 +38,12 @@ def receive_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def wait_on_a_busy_machine() -> None:
+    """Let an example of hypothesis take the time that it takes: tests of time measure it."""
+    hypothesis.settings.register_profile("any_time", deadline=None)
+    hypothesis.settings.load_profile("any_time")
+
+
 def make_source_importable() -> None:
     """Let subprocesses import this source tree, whatever their working directory."""
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -47,6 +54,7 @@ def make_source_importable() -> None:
 use_own_gpu()
 receive_interrupts()
 make_source_importable()
+wait_on_a_busy_machine()
 
 # importing a planted bug adds its kind to the zoo: only the tests that want them do
 collect_ignore = ["support/planted_bugs.py"]
