@@ -22,6 +22,7 @@ from attnlab.config.dotted_paths import override
 from attnlab.data.batches import window_starts
 from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.kernels import flash_linear_attention as fla
+from attnlab.kernels import flash_linear_attention_plain as plain
 from attnlab.kernels.flash_linear_attention import Facts
 from attnlab.mechanism import MechanismConfig, state_bytes
 from attnlab.mechanisms import fla_layer as module
@@ -142,6 +143,50 @@ class Cache:
     def update(self, recurrent_state, layer_idx, offset):
         self.states = [{"recurrent_state": recurrent_state, "conv_state": None}]
 """
+ON_CPU = """
+from torch import nn
+from fla.modules.causal_conv1d.ops import causal_conv1d
+from fla.modules.norm.fused_norm_gate import rms_norm_gated
+from fla.ops.gla import chunk_gla, fused_recurrent_gla
+
+__all__ = ["GatedLinearAttention"]
+
+
+class GatedLinearAttention(nn.Module):
+    def __init__(self, hidden_size: int = 1024, num_heads: int = 2):
+        super().__init__()
+        self.heads = num_heads
+        self.proj, self.norm = nn.Linear(hidden_size, 4 * hidden_size), nn.RMSNorm(hidden_size)
+        self.conv = nn.Conv1d(hidden_size, hidden_size, 3, groups=hidden_size)
+
+    def forward(self, x, attention_mask=None, past_key_values=None, use_cache=False):
+        past = past_key_values[0] if past_key_values else {"recurrent_state": None, "past": None}
+        q, k, v, g = self.proj(x).chunk(4, -1)
+        q, seen = causal_conv1d(
+            x=q, weight=self.conv.weight[:, 0], bias=self.conv.bias, activation="silu",
+            initial_state=past["past"], output_final_state=use_cache,
+        )
+        run = chunk_gla if x.shape[1] > 1 else fused_recurrent_gla
+        q, k, v, gk = (each.unflatten(-1, (self.heads, -1)) for each in (q, k, v, -g.exp()))
+        y, memory = run(
+            q=q, k=k, v=v, **{"g" if x.shape[1] > 1 else "gk": gk},
+            initial_state=past["recurrent_state"], output_final_state=use_cache,
+        )
+        if use_cache:
+            past_key_values.states = [{"recurrent_state": memory, "past": seen}]
+        return rms_norm_gated(y.flatten(-2), g, self.norm.weight, None), None, past_key_values
+"""
+DEFINITION = """
+import torch
+def {name}(q, k, v, gk, initial_state=None, output_final_state=False):
+    memory = torch.zeros(()) if initial_state is None else initial_state
+    outputs = []
+    for t in range(q.shape[1]):
+        memory = gk[:, t, :, :, None].exp() * memory + k[:, t, :, :, None] * v[:, t, :, None]
+        outputs.append((q[:, t, :, None] @ memory)[:, :, 0] * q.shape[-1] ** -0.5)
+    return torch.stack(outputs, 1), memory
+"""
+KERNEL = "def {name}(*a, **k): raise RuntimeError('0 active drivers')\n"
 USABLE = Facts(
     capability=(9, 0), fla="0.6.0", layers="0.6.0", triton="3.6.0", tilelang=False, nvcc=False
 )
@@ -169,11 +214,62 @@ def stand_in(tmp_path, monkeypatch):
     _forget()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(fla, "facts", lambda: USABLE)
-    monkeypatch.setattr(module, "_DEVICE", "cpu")
+    monkeypatch.setattr(fla, "layer_device", lambda: "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
     _forget()
     sys.modules.update(real)
+
+
+@pytest.fixture
+def on_cpu(stand_in, tmp_path, monkeypatch):
+    """Install a fake package whose functions need a GPU but have definitions; there is no CUDA."""
+    files = {"layers": ON_CPU}
+    for operation, (names, definition) in plain._DEFINITIONS.items():
+        files[f"ops/{operation}"] = "".join(KERNEL.format(name=name) for name in names.split())
+        files[f"ops/{operation}/naive"] = DEFINITION.format(name=definition)
+    for module_name, *names in (*((m, n) for m, n, _ in plain._OWN), *plain._THEIRS):
+        path = module_name.replace(".", "/")
+        files[path] = files.get(path, "") + "".join(KERNEL.format(name=name) for name in names)
+    for path, text in files.items():
+        folder = tmp_path / "fla" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "__init__.py").write_text(text)
+    monkeypatch.setattr(fla, "facts", lambda: replace(USABLE, capability=None))
+    plain.use.cache_clear()
+    yield
+    plain.use.cache_clear()
+
+
+@pytest.mark.usefixtures("on_cpu")
+class TestOnCPU:
+    def test_a_layer_with_plain_definitions_keeps_the_promises(self):
+        results = check_properties("fla:GatedLinearAttention", d_model=32, quick=True)
+        broken = [describe(result) for result in results if not result.holds]
+        assert not broken, "\n".join(broken)
+        mixer = fla_layer("GatedLinearAttention")().build(32)
+        said = mixer.kernel_on(torch.device("cpu"), torch.float32)
+        assert said == "fla plain, decoding by cache"
+
+    def test_definitions_compute_what_the_kernels_compute_beside_the_operation(self):
+        given = {name: torch.randn(1, 3, 2, 4) for name in ("q", "k", "v", "g")}
+        more = {"beta": torch.randn(1, 3, 2), "A_log": torch.randn(2), "dt_bias": torch.randn(8)}
+        flags = dict.fromkeys(
+            ("use_qk_l2norm_in_kernel", "use_beta_sigmoid_in_kernel", "use_gate_in_kernel"), True
+        )
+        of = plain._prepared({**given, **more, **flags, "allow_neg_eigval": True})
+        assert torch.allclose(of["q"].norm(dim=-1), torch.ones(1, 3, 2))
+        assert torch.equal(of["beta"], 2 * more["beta"].sigmoid())
+        bias_HK, rate_H1 = more["dt_bias"].view(2, 4), more["A_log"].exp()[:, None]
+        assert torch.allclose(of["g"], -rate_H1 * (given["g"] + bias_HK).exp().log1p())
+
+    def test_a_rotation_keeps_lengths_and_begins_at_the_offset(self):
+        x, angles = torch.randn(2, 5, 3, 6), torch.arange(9.0)[:, None] * torch.tensor([1.0, 0.1])
+        y = plain._rotary_embedding(x, angles.cos(), angles.sin(), 4)
+        first = torch.complex(x[..., :2], x[..., 2:4]) * torch.exp(1j * angles[4:, None])
+        assert torch.allclose(y[..., :2], first.real, atol=1e-6)
+        assert torch.allclose(y[..., 2:4], first.imag, atol=1e-6)
+        assert torch.equal(y[..., 4:], x[..., 4:])
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -303,7 +399,7 @@ class TestMechanism:
         sys.modules["fla.layers"].is_fast_path_available = False
         said = mixer.kernel_on(torch.device("cpu"), torch.bfloat16)
         assert said == "fla without mamba_ssm, decoding by cache"
-        with pytest.raises(ValueError, match="needs a CUDA device, not meta"):
+        with pytest.raises(ValueError, match="runs on CPU here, not on meta"):
             mixer.kernel_on(torch.device("meta"), torch.bfloat16)
 
     def test_what_it_says_at_each_construction_is_not_repeated(self, caplog):
@@ -333,11 +429,14 @@ class TestMechanism:
 def test_without_cuda_it_is_an_error_before_anything_is_spent(monkeypatch):
     monkeypatch.setattr(fla, "facts", lambda: replace(USABLE, capability=None))
     fla_layer.cache_clear()
-    why = "fla:GatedLinearAttention: flash-linear-attention needs CUDA, and torch sees no CUDA"
-    with pytest.raises(ValueError, match=why):
-        targets(["fla:GatedLinearAttention"])
+    why = "fla:LogLinearMamba2: flash-linear-attention needs CUDA, and torch sees no CUDA device"
+    with pytest.raises(ValueError, match=rf"{why}; on a CPU run DeltaNet, .*, RWKV7Attention"):
+        targets(["fla:LogLinearMamba2"])
     with pytest.raises(ConfigError, match=f"mechanisms.0: {why}"):
-        ModelConfig.from_dict({"mechanisms": [{"kind": "fla:GatedLinearAttention"}]})
+        ModelConfig.from_dict({"mechanisms": [{"kind": "fla:LogLinearMamba2"}]})
+    monkeypatch.setattr(fla, "facts", lambda: replace(USABLE, capability=None, layers=None))
+    with pytest.raises(ValueError, match=r"fla:GatedLinearAttention: the layers .* not installed"):
+        targets(["fla:GatedLinearAttention"])
 
 
 def test_what_the_layers_import_and_is_not_there_is_named(stand_in, tmp_path):

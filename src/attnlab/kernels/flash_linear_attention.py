@@ -17,6 +17,9 @@ delta rule is right only through TileLang, which compiles with nvcc, and simple 
 attention, whose states are wider, not even so. Versions before 0.6.0 do not know which Triton fixes
 it. Layers with another backward pass are not affected.
 
+Without CUDA some of its layers run by definitions in plain torch (`flash_linear_attention_plain`).
+To be imported, they need Triton all the same.
+
 It consists of two packages, `fla-core` with the functions and `flash-linear-attention` with the
 layers, or of a local clone that has both (`flash_linear_attention_clone`).
 
@@ -28,7 +31,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +42,7 @@ from torch import Tensor, nn
 
 from attnlab.config import suggestion
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
+from attnlab.kernels import flash_linear_attention_plain as plain
 from attnlab.kernels.compiled import constant
 from attnlab.version import package_version
 
@@ -90,11 +94,24 @@ def unusable_because(device_type: str, function: str = "chunk_gated_delta_rule")
     return problem(facts(), function)
 
 
+def layers_are_plain() -> bool:
+    """True if layers run by plain definitions on the CPU, since there is no CUDA device."""
+    return facts().capability is None
+
+
+def layer_device() -> str:
+    """Return the type of the device that its layers run on here."""
+    return "cpu" if layers_are_plain() else "cuda"
+
+
 def layer_unusable_because(layer: str) -> str | None:
-    """Return why its layer cannot run on this machine's CUDA device; None if it can."""
+    """Return why its layer cannot run on this machine's `layer_device`; None if it can."""
     found = facts()
+    if found.capability is None and layer in ("", *plain.LAYERS):
+        found = replace(found, capability=(0, 0))  # no kernel is needed
     if reason := missing(found):
-        return reason
+        others = f"; on a CPU run {', '.join(plain.LAYERS)}"
+        return reason + others * (found.capability is None)
     if found.layers is None:
         return f"the layers of flash-linear-attention are not installed: {_INSTALL}"
     return wrong_on_hopper(found, layer)
@@ -241,6 +258,8 @@ def layer_class(name: str) -> type[nn.Module]:
     if name not in names:
         known = suggestion(name, names)
         raise ValueError(f"flash-linear-attention {facts().layers} has no layer {name!r}{known}")
+    if layers_are_plain():
+        plain.use()
     return getattr(_layers(), name)
 
 

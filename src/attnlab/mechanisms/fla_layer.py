@@ -1,4 +1,4 @@
-"""Any layer of flash-linear-attention as a mechanism, on CUDA: `fla:GatedLinearAttention`.
+"""Any layer of flash-linear-attention as a mechanism: `fla:GatedLinearAttention`.
 
 The settings of a layer are the arguments of its constructor, with its defaults, and are checked as
 those of any mechanism. The layer gets the model's width, and a cache of its own.
@@ -6,11 +6,12 @@ those of any mechanism. The layer gets the model's width, and a cache of its own
     parameters   counted exactly, on torch's meta device
     FLOPs        not stated, since products inside its kernels cannot be counted; plans use those of
                  its linear projections
-    state bytes  measured on the CUDA device: the size of its cache after `context` tokens
+    state bytes  measured on the device: the size of its cache after `context` tokens
 
-Its kernels are made for bfloat16, so it runs under autocast to bfloat16 for every input dtype. It
-begins with its own initial values: all that its constructor sets, and those of torch where it
-leaves a linear layer alone.
+It runs on CUDA or, where there is none, on the CPU if it is one of the layers with plain
+definitions (kernels/flash_linear_attention_plain.py). Its kernels are made for bfloat16, so it runs
+under autocast to bfloat16 for every input dtype. It begins with its own initial values: all that
+its constructor sets, and those of torch where it leaves a linear layer alone.
 
 Decoding uses the layer's own cache. Where that does not work, or where the setting `decode` says
 so, it recomputes: the inputs are stored, and each step runs `forward` over all of them.
@@ -38,7 +39,6 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig, state_bytes, without_memory
 from attnlab.modules.kv_cache import none_seen
 
-_DEVICE = "cuda"
 _NO_SETTINGS = frozenset(("hidden_size", "d_model", "layer_idx", "device", "dtype"))
 _NARROWEST_HEAD = 16  # least width that a GPU's matrix units multiply
 _HEADS = ("head_dim", "head_k_dim", "head_v_dim", "head_f_dim", "head_i_dim")
@@ -115,7 +115,7 @@ class FlaLayer(MechanismConfig):
 
 @cache
 def fla_layer(layer: str) -> type[FlaLayer]:
-    """A layer of flash-linear-attention, on CUDA: return the class of its settings.
+    """A layer of flash-linear-attention: return the class of its settings.
 
     `fla_layer("GatedLinearAttention")(expand_k=1.0)` in a study is `fla:GatedLinearAttention` with
     `expand_k=1.0` on a command line.
@@ -194,9 +194,10 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
         del dtype  # it always computes in bfloat16
         if reason := fla.layer_unusable_because(self.config.layer):
             raise ValueError(f"{self.config.kind()}: {reason}")
-        if device.type != _DEVICE:
-            raise ValueError(f"{self.config.kind()} needs a CUDA device, not {device.type}")
-        form = getattr(self.layer, "mode", "")
+        if device.type != fla.layer_device():
+            needed = fla.layer_device().upper()
+            raise ValueError(f"{self.config.kind()} runs on {needed} here, not on {device.type}")
+        form = "plain" if fla.layers_are_plain() else getattr(self.layer, "mode", "")
         if not getattr(sys.modules[type(self.layer).__module__], "is_fast_path_available", True):
             form = "without mamba_ssm"  # then its layer runs plain torch
         return f"fla {form}".rstrip() + f", decoding by {self.decodes_by}"
@@ -226,8 +227,9 @@ def _cache_works(config: FlaLayer, d_model: int) -> bool:
     forward = inspect.signature(fla.layer_class(config.layer).forward)
     if "past_key_values" not in forward.parameters:
         return False
-    mixer = replace(config, decode="cache").build(d_model).to(_DEVICE, torch.bfloat16).eval()
-    x_1TD = torch.zeros(1, 3, d_model, device=_DEVICE, dtype=torch.bfloat16)
+    place: dict[str, Any] = {"device": fla.layer_device(), "dtype": torch.bfloat16}
+    mixer = replace(config, decode="cache").build(d_model).to(**place).eval()
+    x_1TD = torch.zeros(1, 3, d_model, **place)
     try:
         with torch.no_grad():
             _, state = mixer.prefill(x_1TD[:, :2], 3)
@@ -239,8 +241,9 @@ def _cache_works(config: FlaLayer, d_model: int) -> bool:
 
 @lru_cache(maxsize=256)
 def _cache_bytes(config: FlaLayer, d_model: int, context: int) -> int:
-    mixer = config.build(d_model).to(_DEVICE, torch.bfloat16).eval()
-    x_1TD = torch.zeros(1, context, d_model, device=_DEVICE, dtype=torch.bfloat16)
+    place: dict[str, Any] = {"device": fla.layer_device(), "dtype": torch.bfloat16}
+    mixer = config.build(d_model).to(**place).eval()
+    x_1TD = torch.zeros(1, context, d_model, **place)
     try:
         with torch.no_grad():
             return state_bytes(mixer.prefill(x_1TD, context)[1])
