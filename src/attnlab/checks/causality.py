@@ -142,10 +142,10 @@ def half_changed(subject: Subject, mode: Mode, batch: int, tokens: int) -> HalfC
 )
 def gradients(subject: Subject) -> Iterator[Finding]:
     """Differentiate the outputs before a cut with respect to the inputs after it: must be 0."""
-    modes, short, past = (EVAL, FIRST_STEP, TRAIN, FLOAT32_TRAIN), subject.short, subject.past
+    modes, short, past = subject.apart(EVAL, FIRST_STEP, TRAIN), subject.short, subject.past
     trials = [(EVAL, 1, short), (TRAIN, 3, short)]
     if not subject.quick:
-        trials = [(mode, batch, short) for mode in modes for batch in (1, 3)]
+        trials = [(mode, batch, short) for mode in (*modes, FLOAT32_TRAIN) for batch in (1, 3)]
         trials += [(FLOAT32_TRAIN, 2, max(LONG, past))]
     trials += [(FLOAT32_TRAIN, 2, past)] * (past > short)
     trials += [(mode, short - 1, short) for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)]
@@ -181,7 +181,8 @@ def gradients(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def prefixes(subject: Subject) -> Iterator[Finding]:
     """Compare a prefix alone with the same tokens of a longer sequence, up to `exact_length`."""
-    modes = (EVAL,) if subject.quick or subject.is_noisy else (EVAL, FIRST_STEP, TRAIN)
+    alone = subject.quick or subject.is_noisy
+    modes = [EVAL] if alone else subject.apart(EVAL, FIRST_STEP, TRAIN)
     trials = [
         (mode, batch, tokens, subject.cuts(tokens))
         for mode in modes
@@ -215,7 +216,7 @@ def _trials(subject: Subject) -> Iterator[Trial]:
     modes = [FLOAT32_TRAIN, BFLOAT16_TRAIN, TRAIN]
     modes += [DROPOUT] if subject.can_drop() else []
     if not subject.quick:
-        modes += [FLOAT32_EVAL, BFLOAT16_EVAL, FIRST_STEP]
+        modes += subject.apart(FLOAT32_EVAL, BFLOAT16_EVAL, FIRST_STEP)
         yield Trial(EVAL, 8, CHEAP, _spread(CHEAP, 8))
     for mode in modes:
         yield Trial(mode, 1, short, [short // 2] if subject.quick else _spread(short, 3))

@@ -26,6 +26,7 @@ from torch import Tensor
 from attnlab.checks.modes import (
     DROPOUT,
     EVAL,
+    LATE,
     TRAIN,
     EmptyAsZeros,
     Mode,
@@ -123,6 +124,10 @@ class Subject(Shapes):
         parts = (part for part in self.build().modules() if isinstance(part, Mechanism))
         kinds = {type(part) for part in parts} - {Stack}
         return any(kind.at_step is not Mechanism.at_step for kind in kinds)
+
+    def apart(self, *modes: Mode) -> list[Mode]:
+        """Return the modes that differ: without a schedule, all training steps are alike."""
+        return [mode for mode in modes if mode.step == LATE or self.has_schedule]
 
     @cached_property
     def is_noisy(self) -> bool:

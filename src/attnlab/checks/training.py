@@ -46,7 +46,7 @@ def trained(subject: Subject) -> Iterator[Finding]:
     reached, cancelled, left = set[str](), set[str](), list[str]()
     steps = WITHIN_SCHEDULES[::2] if subject.has_schedule else ()
     within = [TRAIN._replace(name=f"train at step {step}", step=step) for step in steps]
-    for mode in (FIRST_STEP, TRAIN, *within):
+    for mode in subject.apart(FIRST_STEP, TRAIN, *within):
         mechanism = subject.build(mode)
         with subject.at(mode, 3, subject.past) as place:
             y_BTD = backward(subject, mode, subject.tokens(3, subject.past), mechanism)

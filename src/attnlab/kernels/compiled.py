@@ -97,8 +97,12 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def opaque(function: Function) -> Function:
-    """Return `function` such that a compiled caller runs it as written, between two graphs."""
-    # as torch.compiler.disable, which would load the compiler at the first call
+    """Return `function` such that a compiled caller runs it as written, between two graphs.
+
+    Its first call loads the compiler, unless there is one already: call `function` itself where
+    nothing is compiled (`torch.compiler.is_compiling`).
+    """
+    # as torch.compiler.disable, which would load the compiler here
     return torch._disable_dynamo(function)  # pyright: ignore
 
 

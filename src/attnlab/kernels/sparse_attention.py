@@ -130,7 +130,7 @@ def _run(
     # a compiler unrolls the blocks: of many, that takes minutes
     tokens = q_BHTK.shape[2]
     unrolls = tokens <= UNROLLED * block_on(q_BHTK.device.type, tokens)
-    run = _attention if unrolls else _opaque_attention
+    run = _attention if unrolls or not torch.compiler.is_compiling() else _opaque_attention
     detached = (x.detach() for x in index)
     return run(*heads, *detached, is_dense, words_BHT, top_k, dropout, with_loss)
 

@@ -57,6 +57,14 @@ base = replace(base, train=replace(base.train, steps=40))
 study = replace(tiny_study.study, seeds=2, baseline="slow", variants={"slow": base})
 """
 
+# of the death of a node: by default it takes some 10 seconds
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 5_000,
+    "health_check_failure_threshold": 3,
+}
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
@@ -75,7 +83,8 @@ def nodes():
     from ray.cluster_utils import Cluster as Nodes
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    found = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
+    found = Nodes(initialize_head=True, head_node_args=head)
     yield found
     found.shutdown()
 
