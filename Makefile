@@ -11,14 +11,19 @@ BIN := .venv/bin
 setup: .venv/installed
 
 # torch first and alone: with it in place nothing else asks for another build of it
-.venv/installed: pyproject.toml constraints.txt
+.venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "attnlab needs Python 3.11 or newer: make PYTHON=python3.12 setup")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# and what tests, lint and documentation need
+.venv/installed: .venv/core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
-quickstart: setup
+quickstart: .venv/core
 	$(BIN)/attnlab run quickstart
 
 test: setup

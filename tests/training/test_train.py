@@ -25,7 +25,13 @@ from attnlab.runner.execute import execute
 from attnlab.training import checkpoint
 from attnlab.training.config import TrainConfig
 from attnlab.training.loop import measured_steps
-from attnlab.training.optimizer import Muon, optimizer_of, orthogonal_step, set_learning_rate
+from attnlab.training.optimizer import (
+    Muon,
+    adamw,
+    optimizer_of,
+    orthogonal_step,
+    set_learning_rate,
+)
 from attnlab.training.run import Run, RunConfig
 from attnlab.training.step import TrainingStep
 
@@ -453,6 +459,21 @@ def test_the_reference_update_is_adamw_with_clipping():
         reference.step()
     for ours, theirs in zip(step.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_step_does_not_depend_on_how_a_gradient_lies_in_memory(dtype):
+    """torch's fused kernel of a CPU ignores strides, and knows no complex numbers."""
+    gradient = torch.randn(4, 3, dtype=dtype, generator=torch.Generator().manual_seed(0)).T
+    plain, strided = (torch.nn.Parameter(torch.ones(3, 4, dtype=dtype)) for _ in range(2))
+    plain.grad, strided.grad = gradient.contiguous(), gradient
+    for parameter in (plain, strided):
+        options = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+        optimizer = adamw([parameter], device=torch.device("cpu"), **options)
+        set_learning_rate(optimizer, torch.tensor(0.1))
+        optimizer.step()
+    assert torch.equal(plain, strided)
+    assert (plain != 1).all()
 
 
 @pytest.mark.parametrize("kind", ["mha", "mla", "gqa_2", "sliding_512"])

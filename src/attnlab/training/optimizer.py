@@ -67,6 +67,9 @@ class Muon(Optimizer):
             yield Problem("ns_steps", f"must be at least 1, and at most 20; got {self.ns_steps}")
 
 
+_torch_step: Any = unwrap(torch.optim.AdamW.step)
+
+
 class _AdamW(torch.optim.AdamW):
     """torch's AdamW, which is called outside of compiled functions alone.
 
@@ -78,7 +81,16 @@ class _AdamW(torch.optim.AdamW):
     zero_grad = unwrap(torch.optim.AdamW.zero_grad)
     state_dict = unwrap(torch.optim.AdamW.state_dict)
     load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
-    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # noqa: ARG002  torch's signature
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                # the fused kernel of a CPU reads both in the order in which they lie in memory
+                if gradient is not None and gradient.stride() != parameter.stride():
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        _torch_step(self)
 
 
 class _MuonAndAdamW(_AdamW):
@@ -118,11 +130,11 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Return AdamW in which matrices decay, and norms, biases and other vectors do not.
 
-    The learning rate is a tensor on the device, 0 at first. On CUDA the optimizer is fused and
-    capturable, so that a step can be recorded as a CUDA graph.
+    The learning rate is a tensor on the device, 0 at first. The optimizer is fused where all
+    parameters are real, and on CUDA capturable, so that a step can be recorded as a CUDA graph.
     """
     trained = [p for p in parameters if p.requires_grad]
-    return _AdamW(_by_decay(trained, weight_decay), **_options(betas, eps, device))
+    return _AdamW(_by_decay(trained, weight_decay), **_options(trained, betas, eps, device))
 
 
 def optimizer_of(
@@ -143,10 +155,10 @@ def optimizer_of(
         of_whole: `Shards.of_whole`, by which a shard gets its part of a function of the whole;
             None: the parameters are whole.
     """
-    options = _options(config.betas, config.eps, device)
     settings = config.optimizer
     matrices = hidden_matrices(model) if isinstance(settings, Muon) else set[str]()
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    options = _options(trained.values(), config.betas, config.eps, device)
     others = [p for name, p in trained.items() if name not in matrices]
     groups = _by_decay(others, config.weight_decay)
     if not isinstance(settings, Muon):
@@ -237,13 +249,20 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[
     ]
 
 
-def _options(betas: tuple[float, float], eps: float, device: torch.device) -> dict[str, Any]:
+def _options(
+    parameters: Iterable[nn.Parameter],
+    betas: tuple[float, float],
+    eps: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return torch's options. Its fused kernels know no complex numbers."""
     cuda = device.type == "cuda"
+    fused = cuda or (device.type == "cpu" and all(p.is_floating_point() for p in parameters))
     return {
         "lr": torch.zeros((), device=device),
         "betas": betas,
         "eps": eps,
-        "fused": cuda or None,
-        "foreach": None if cuda else False,
+        "fused": fused or None,
+        "foreach": None if fused else False,
         "capturable": cuda,
     }
