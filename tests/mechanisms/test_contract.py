@@ -9,6 +9,8 @@ import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import ConfigError
 from attnlab.mechanism import HandingMechanism, Mechanism, MechanismConfig, state_bytes
 from attnlab.mechanisms.identity import Identity
+from attnlab.modules.delta_memory import DeltaMemory
+from attnlab.modules.matrix_memory import GatedMemory
 from attnlab.modules.rotary_heads import RotaryHeads
 from attnlab.modules.softmax_heads import SoftmaxHeads
 
@@ -121,8 +123,9 @@ def test_the_file_is_named_after_the_mechanism(config):
 def test_a_mechanism_is_written_out_in_its_file(config):
     """Its file has equations, cost, forward, step and state; it inherits none of them.
 
-    Full and windowed attention differ in the tokens that a query attends to alone: they share the
-    rest in attnlab.modules.softmax_heads. Forms of sparse attention share their projections.
+    Mechanisms that differ in a part of one equation share the rest: full and windowed attention in
+    the tokens that a query attends to, memories of one rule in what decays and in the output. Forms
+    of sparse attention share their projections.
     """
     module = type(config.build(D_MODEL))
     assert module.__module__ == type(config).__module__
@@ -132,6 +135,12 @@ def test_a_mechanism_is_written_out_in_its_file(config):
         assert {"_attend", "kernel_on"} <= vars(module).keys()
         assert {"forward_flops", "build"} <= vars(type(config)).keys()
         return
+    for shared, own in ((GatedMemory, {"inputs", "output"}), (DeltaMemory, {"decays", "normed"})):
+        if shared in bases:
+            assert bases == [shared, Mechanism]
+            assert own <= vars(module).keys()
+            assert {"more_params", "build"} <= vars(type(config)).keys()
+            return
     projections = [RotaryHeads] if config.kind() in ("deepseek_sparse", "moba") else []
     assert bases == [*projections, Mechanism]
     assert not {"forward", "step", "init_state"} & vars(RotaryHeads).keys()
