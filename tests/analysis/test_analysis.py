@@ -499,7 +499,9 @@ def test_the_rates_of_a_ladder_stand_beside_those_of_the_plain_rule(part):
 def test_a_ladder_without_a_search_has_no_table_of_rates(worked_ladder, part, monkeypatch):
     monkeypatch.setattr("attnlab.analysis.rates.read_tuning_choice", lambda *_: {})
     monkeypatch.setattr("attnlab.analysis.rates.tuning_runs", lambda *_: [])
-    text = markdown(part(), None)
+    found = part()
+    assert found.headline[0].startswith("At this recipe, delta scales better than mha")
+    text = markdown(found, None)
     assert "Peak learning rates along the ladder" not in text
     assert "not tuned: each variant trained with the rate in its settings" in text
     assert "the intervals of one row hold at once, of seeds. n.s.:" in text

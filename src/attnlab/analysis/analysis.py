@@ -21,7 +21,13 @@ from attnlab.analysis.families import (
     sizes_of,
     spreads_of,
 )
-from attnlab.analysis.headline import headline, on_each_text, scales, scaling_answer
+from attnlab.analysis.headline import (
+    at_recipe,
+    headline,
+    on_each_text,
+    scales,
+    scaling_answer,
+)
 from attnlab.analysis.hypotheses import Judgement, judge_all
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
@@ -124,6 +130,7 @@ def analysis_of(table: Table) -> Analysis:
     if scaling is not None:
         there = f"{found.scope.strip().capitalize()}: {said[0]}"
         answer, standings = scaling_answer(scaling), f"{said[1]} {scales(scaling)}".strip()
+        answer = at_recipe(answer) if found.tuning.at_recipe else answer
         said = (answer, f"{there} {standings}") if answer else (there, standings)
     return replace(found, scaling=scaling, cells=named, training_lengths=lengths, headline=said)
 

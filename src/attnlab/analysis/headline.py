@@ -37,12 +37,24 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         return f"{best} {has} ({loss}), but that is no verdict.", f"{verdict.why}{_more(verdict)}"
     first = _first(verdict, loss)
     if verdict.tuning.at_recipe:
-        first = f"At this recipe, {first.replace('No winner', 'no winner', 1)}"
+        first = at_recipe(first)
     for control in controls:
         if control.failed:
             return first, control.note
     parts = [_worse(verdict), undecided(verdict), *map(spiked, verdict.spikes), _left_out(verdict)]
     return first, " ".join(part.strip() for part in parts if part)
+
+
+def at_recipe(sentence: str) -> str:
+    """Return a sentence that holds at the recipe of the study alone.
+
+    >>> at_recipe("No winner: a and b are equivalent.")
+    'At this recipe, no winner: a and b are equivalent.'
+    """
+    if not sentence:
+        return ""
+    start, *rest = sentence.split(" ", 1)
+    return " ".join(["At this recipe,", "no" if start == "No" else start, *rest])
 
 
 def on_each_text(
