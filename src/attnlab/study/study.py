@@ -44,7 +44,7 @@ class Study:
     question: str
     variants: Mapping[str, RunConfig]
     baseline: str | None = None  # a variant's name; the first by default
-    seeds: int = 3
+    seeds: int = 4
     most_seeds: int | None = None  # of variants whose comparisons are open; None: `seeds` for all
     tuning: Tuning | None = None  # the search for each variant's recipe; None: as in its settings
     match: Match | None = None

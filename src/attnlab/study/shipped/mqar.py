@@ -54,7 +54,7 @@ attention, delta = GroupedQuery(n_heads=1, n_kv_heads=1), GatedDeltaNet(n_heads=
 study = Study(
     question=__doc__ or "",
     baseline="attention",
-    seeds=3,
+    seeds=4,
     tuning=Tuning(multiples=(1, 2, 4), most=4, warmup=False, challenge=False),
     lengths={
         "full": (),

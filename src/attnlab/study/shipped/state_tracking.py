@@ -62,7 +62,7 @@ def on(task: StateTracking) -> RunConfig:
 study = Study(
     question=__doc__ or "",
     baseline="parity_attention",
-    seeds=3,
+    seeds=4,
     lengths={
         "full": (),
         "fast": (
