@@ -21,7 +21,7 @@ from attnlab.analysis.table import Run, Table, read_table, variant_of
 from attnlab.record import RunFolder, Rung, StudyRecord
 from attnlab.reporting import files
 from attnlab.reporting.figures.comparison import panel_pdfs
-from attnlab.reporting.figures.scaling import scaling_differences, scaling_laws
+from attnlab.reporting.figures.scaling import scaling_differences, scaling_laws, speedups
 from attnlab.reporting.figures.styles import matplotlib_style, styles_in
 from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.data_files import csv_table, results
@@ -598,3 +598,6 @@ def test_every_family_of_a_ladder_has_its_line_whatever_the_largest_size_holds(p
     assert low < -0.1 < 0 < high  # delta is a tenth better at every size and length
     assert {axes.get_xscale() for axes in (left, right)} == {"log"}
     assert min(len(axes.get_xticks()) for axes in (left, right)) >= 3
+    open_end = replace(along.speedups["delta"], ratio=1.2, interval=(0.5, math.inf))
+    speedups(below := Figure().subplots(), replace(along, speedups={"delta": open_end}), styles)
+    assert [text.get_text() for text in below.texts] == ["1.20 [0.50, ∞]"]

@@ -49,6 +49,7 @@ from attnlab.analysis.statistics.quantiles import all_pairs
 
 Array = NDArray[np.float64]
 PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -1.0, 3.0
+LEAST_OF_OWN = 0.3  # part of a variant's own degrees of freedom that p takes away at most
 PRIOR_OF_TWO = -0.25  # two variances do not tell how much they differ
 FEWEST_COMPARISONS = 6  # that tell how the variances of families differ
 
@@ -275,6 +276,7 @@ def _prior(own_V: Array, df_V: Array) -> Array:
     log_V = _log_variances(own_V, df_V)
     free = own_V.shape[-1] - 1
     found = worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
+    found = np.maximum(found, -LEAST_OF_OWN * df_V.mean())
     return np.minimum(found, PRIOR_OF_TWO) if free < 2 else found
 
 

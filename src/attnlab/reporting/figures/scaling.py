@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.scaling import Along, Quantity, Scaling
 from attnlab.analysis.statistics.power_law import Fit, Speedup
@@ -129,7 +130,7 @@ def speedups(axes: Axes, along: Along, styles: Styles) -> None:
         if it.interval is not None:
             start, end = it.interval
             sure = start > 1 or end < 1
-            said += f" [{start:.2f}, {end:.2f}]"
+            said += f" {numbers.ends(it.interval, 2)}"
             (line,) = axes.plot(
                 (max(start, low), min(end, high)), (y, y), "-", color=style.colour,
                 lw=1.6 * scale(), solid_capstyle="butt",
