@@ -230,6 +230,8 @@ def test_one_seed_gives_no_verdict_and_says_so(tmp_path):
     pair = found.pairs["mla", "mha"]
     assert pair.mean == pytest.approx(0.1)
     assert (pair.low, pair.p, pair.separable, pair.equivalent) == (None, None, False, False)
+    uneven = verdict_on(tmp_path / "uneven", {"mha": [5.0, 5.1], "mla": [5.1, None]})
+    assert uneven.why == "No verdict: one seed gives no estimate of the error of mla."
 
 
 def test_one_function_gives_no_verdict(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from attnlab.analysis.eligibility import FEWEST, Eligible, Functions, Losses, eligible
 from attnlab.analysis.fairness import n_texts
 from attnlab.analysis.rates import Tuning, tuning_of
-from attnlab.analysis.sentences import noise_in_words
+from attnlab.analysis.sentences import noise_in_words, several
 from attnlab.analysis.settings import (
     as_computed,
     covering_windows,
@@ -271,6 +271,9 @@ def _why_not(entered: Eligible, functions: Functions) -> str:
         return "No verdict: no variant has a finished run that can be compared."
     if len(entered.losses) == 1:
         return f"No verdict: {next(iter(entered.losses))} is the only variant that can be compared."
-    if any(len(column) < FEWEST for column in functions.columns.values()):
+    single = [name for name, column in functions.columns.items() if len(column) < FEWEST]
+    if len(single) == len(functions.columns):
         return "No verdict: one seed gives no estimate of the error."
+    if single:
+        return f"No verdict: one seed gives no estimate of the error of {several(single)}."
     return f"No verdict: {', '.join(functions.names[0])} gave the same losses: one function."
