@@ -209,7 +209,7 @@ def test_all_wrong_overrides_are_reported_at_once():
         override(Both(), ["train.stpes=100", "train.steps=many", "modle.d_model=3", "seed"])
     assert messages(error) == [
         "no field 'modle'; did you mean 'model'?",
-        "seed: write it as section.key=value",
+        "seed: no value is given; write section.key=value",
         "train: no field 'stpes'; did you mean 'steps'?",
         "train.steps: expected a whole number, got 'many'",
     ]

@@ -441,6 +441,28 @@ def test_impossible_sweeps_say_why(typed, said):
         sweep(TINY.only(["mha"]), typed_sweep([typed]))
 
 
+def test_a_mistake_that_all_variants_of_a_sweep_share_is_said_once():
+    for of, path, said in (
+        (TINY.only(["mha", "identity"]), "model.n_layer", ["sweep.model"]),
+        (mixed(), "model.mechanisms.0.window", ["sweep.mha.model.mechanisms.0"]),
+    ):
+        with pytest.raises(ConfigError) as wrong:
+            sweep(of, {path: [4, 8]})
+        assert [problem.path for problem in wrong.value.problems] == said
+
+
+def mixed():
+    """Return a study of a variant without windows, and of one with them."""
+    mha = TINY.variants["mha"]
+    return replace(
+        TINY.only(["mha"]),
+        variants={
+            "mha": mha,
+            "sliding": mha.with_mechanisms(SlidingWindow(n_heads=2, n_kv_heads=2)),
+        },
+    )
+
+
 def test_what_a_search_changes_is_swept_without_it_alone():
     tuned = replace(TINY.only(["mha"]), tuning=Tuning(settings={"train.weight_decay": (0.0, 0.1)}))
     for path, values in (("train.learning_rate", "1e-3,2e-3"), ("train.weight_decay", "0,0.1")):

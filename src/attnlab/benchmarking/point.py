@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnlab.analysis.numbers import tokens
 from attnlab.benchmarking.targets import Setup
-from attnlab.config import whole_number
+from attnlab.config import names_in, whole_number
 from attnlab.device.flops import Ceilings
 from attnlab.model.language_model import LanguageModel
 
@@ -92,8 +92,7 @@ def numbers(given: Iterable[int] | str, name: str) -> list[int]:
 
 def workloads(given: Iterable[str] | str) -> list[Workload]:
     """Return the workloads in a list or a text. Raises ValueError for an unknown one."""
-    words = given.split(",") if isinstance(given, str) else given
-    found = [word.strip() for word in words]
+    found = names_in(given)
     for word in found:
         if word not in WORKLOADS:
             raise ValueError(f"what: {word!r} is not one of {', '.join(WORKLOADS)}")

@@ -8,7 +8,7 @@ are its defaults, or those that are given: `mla:kv_lora_rank=128`.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
-from attnlab.config import Config, ConfigError, Problem, override, settings, suggestion
+from attnlab.config import Config, ConfigError, Problem, names_in, override, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense
 from attnlab.model.handing import in_every_layer
@@ -87,8 +87,7 @@ def only_named(found: dict[str, Setup], names: Iterable[str] | str | None) -> di
     """
     if names is None:
         return found
-    words = names.split(",") if isinstance(names, str) else names
-    asked = [name.strip() for name in words]
+    asked = names_in(names)
     unknown = [name for name in asked if name not in found]
     if unknown:
         raise ConfigError(

@@ -6,7 +6,9 @@ Command files import what they need inside the command, so that `attnlab --help`
 that only read files do without torch.
 """
 
+import errno
 import math
+import re
 import shlex
 import signal
 import sys
@@ -14,10 +16,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 import typer
 import typer.core
+from typer.models import OptionInfo
 
 from attnlab.cli.console import error, errors, verbatim, write
 from attnlab.cli.signals import exit_code
@@ -78,7 +81,16 @@ def _in_words(problem: Any) -> str:
     if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
         return f"{problem.param.opts[0]}: {problem.message}"
     message = " ".join(problem.format_message().split()).rstrip(".")
+    for found, said in _USAGE.items():
+        message = re.sub(found, said, message)
     return message[:1].lower() + message[1:]
+
+
+_USAGE = {  # of the parser of arguments, in our form
+    r"No such command ('[^']*')\.? ?": r"no command \1",
+    r"Did you mean ('[^']*')\?": r"; did you mean \1?",
+    r"Got unexpected extra argument.* \((.*)\)": r"unexpected \1",
+}
 
 
 app = typer.Typer(
@@ -86,6 +98,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Find out which attention mechanism your model should use.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -196,6 +209,35 @@ RunArgument = Annotated[
 ]
 
 
+def _of_system(problem: OSError) -> str:
+    """Return what the operating system refused: where, what, and what can be done."""
+    if problem.strerror is None:
+        return str(problem)
+    where = "" if problem.filename is None else f"{problem.filename}: "
+    remedy = next((text for codes, text in _REMEDIES.items() if problem.errno in codes), "")
+    return f"{where}{problem.strerror}{remedy}"
+
+
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "; free disk space, or write to another disk",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "; change its permissions, or name another place",
+    (errno.ENOENT, errno.ENOTDIR): "; name a place that exists",
+}
+
+
+def _as_typed(message: str, command: Callable[..., Any]) -> str:
+    """Return a message about an argument with the option in its place: `--most-seeds: ...`."""
+    name, colon, rest = message.partition(":")
+    for argument, hint in get_type_hints(command, include_extras=True).items():
+        for option in (it for it in get_args(hint) if isinstance(it, OptionInfo)):
+            declared = (option.default, *(option.param_decls or ()))  # the first, in Annotated
+            named = [it for it in declared if isinstance(it, str) and it.startswith("--")]
+            typed = named[0] if named else f"--{argument.replace('_', '-')}"
+            if colon and name in (argument, typed.lstrip("-")):
+                return f"{typed}:{rest}"
+    return message
+
+
 def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Print a user's error as a message, with exit code 2; an interrupt has that of its signal."""
 
@@ -206,10 +248,14 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except ConfigError as problem:
             number = len(problem.problems)
             settings = "setting" if number == 1 else "settings"
-            error(f"{number} invalid {settings}; nothing was run", *map(str, problem.problems))
+            lines = (_as_typed(str(each), command) for each in problem.problems)
+            error(f"{number} invalid {settings}; nothing was run", *lines)
             raise typer.Exit(2) from None
-        except (ValueError, OSError) as problem:
-            error(str(problem))
+        except OSError as problem:
+            error(_of_system(problem))
+            raise typer.Exit(2) from None
+        except ValueError as problem:
+            error(_as_typed(str(problem), command))
             raise typer.Exit(2) from None
         except (Exception, SystemExit) as problem:
             if isinstance(problem, typer.Exit | typer.Abort) or (own := own_error(problem)) is None:

@@ -17,6 +17,7 @@ from attnlab.cli.app import (
     whole,
 )
 from attnlab.cli.console import console, verbatim
+from attnlab.config import names_in
 
 
 @app.command("eval")
@@ -58,7 +59,7 @@ def eval_(  # noqa: PLR0913  one parameter per option
     folder = stored(run)
     found = evaluate_tasks(
         folder,
-        [task.strip() for task in tasks.split(",") if task.strip()],
+        names_in(tasks),
         include=include,
         shots=shots,
         limit=limit,

@@ -17,7 +17,7 @@ from attnlab.config.own_sources import (
 )
 from attnlab.config.problem import ConfigError, Problem, suggestion
 from attnlab.config.tree import Choice, Config, own_classes
-from attnlab.config.values import whole_number
+from attnlab.config.values import names_in, whole_number
 
 __all__ = [
     "Choice",
@@ -35,6 +35,7 @@ __all__ = [
     "is_own",
     "kind_name",
     "load_file",
+    "names_in",
     "original_files",
     "override",
     "own_classes",

@@ -6,10 +6,10 @@ Trees are JSON values, as from `Config.to_dict`. Unset settings do not count as 
 record that was written before a setting existed equals one in which that setting is none or false.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from attnlab.config.problem import ConfigError, Problem, join, suggestion
+from attnlab.config.problem import ConfigError, Problem, join, nearest, suggestion
 from attnlab.config.tree import Config
 from attnlab.config.values import Typed
 
@@ -25,10 +25,12 @@ def override(config: C, assignments: Iterable[str]) -> C:
     tree, found = config.to_dict(), list[Problem]()
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if equals:
+        if equals and (elsewhere := _elsewhere(tree, path.strip())):
+            found.append(Problem("", f"no field {path.strip()!r}; did you mean {elsewhere!r}?"))
+        elif equals:
             _assign(tree, path.strip().split("."), Typed(text.strip()), found)
         else:
-            found.append(Problem(path, "write it as section.key=value"))
+            found.append(Problem(path, "no value is given; write section.key=value"))
     try:
         changed = type(config).from_dict(tree)
     except ConfigError as error:
@@ -74,6 +76,8 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
                 found.append(Problem(where, message))
             elif part in known:
                 found.append(Problem(where, f"is one value; it has no field {deeper!r}"))
+            elif isinstance(tree, list):
+                found.append(_no_item(path[:depth], part, known))
             else:
                 message = f"no field {part!r}{suggestion(part, known)}"
                 found.append(Problem(join(*path[:depth]), message))
@@ -85,8 +89,34 @@ def _assign(tree: Any, path: list[str], text: Typed, found: list[Problem]) -> No
     elif _item(tree, leaf) is not None:
         tree[int(leaf)] = text
     else:
-        message = f"no item {leaf!r}: the items are 0 to {len(tree) - 1}"
-        found.append(Problem(join(*path[:-1]), message))
+        found.append(_no_item(path[:-1], leaf, tree))
+
+
+def _no_item(path: list[str], part: str, items: Sequence[object]) -> Problem:
+    known = "0" if len(items) == 1 else f"0 to {len(items) - 1}"
+    return Problem(join(*path), f"no item {part!r}; known: {known}")
+
+
+def _elsewhere(tree: Mapping[str, Any], path: str) -> str:
+    """Return the path of the tree that ends like `path`, if no section of it begins so."""
+    first, last = path.partition(".")[0], path.rpartition(".")[2]
+    if first in tree or nearest(first, tree):
+        return ""
+    every = list(_paths(tree))
+    ends = [found for found in every if f".{found}".endswith(f".{path}")]
+    if not ends and first == last:
+        near = nearest(last, {found.rpartition(".")[2] for found in every})
+        ends = [found for found in every if near and found.rpartition(".")[2] == near]
+    return min(ends, key=len, default="")
+
+
+def _paths(tree: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted paths of all leaves and branches."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, below in items:
+        yield join(path, str(key))
+        if isinstance(below, dict | list):
+            yield from _paths(below, join(path, str(key)))
 
 
 def setting_at(tree: Any, path: str, absent: Any = None) -> Any:

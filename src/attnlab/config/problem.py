@@ -45,9 +45,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     if not names:
         return "; none are known"
+    near = nearest(name, names)
+    return f"; known: {', '.join(names)}" if near is None else f"; did you mean {near!r}?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that an unknown one is meant to be; None if none is near."""
+    names = sorted(known)
     initials = [known for known in names if "".join(w[:1] for w in known.split("_")) == name]
     close = (initials if len(name) > 1 else []) or get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+    return close[0] if close else None
 
 
 def unknown_kind(kind: str, known: Iterable[str]) -> str:

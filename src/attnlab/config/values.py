@@ -7,7 +7,7 @@ k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings s
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from attnlab.config.problem import Problem
@@ -85,6 +85,16 @@ def parsed(text: str, path: str, found: list[Problem]) -> Any:
     except json.JSONDecodeError as error:
         found.append(Problem(path, f"not JSON: {error}"))
         return None
+
+
+def names_in(given: Iterable[str] | str) -> list[str]:
+    """Return names, or those in a text with commas between them; empty ones are left out.
+
+    >>> names_in("mha, linear,"), names_in(["mha"])
+    (['mha', 'linear'], ['mha'])
+    """
+    words = given.split(",") if isinstance(given, str) else given
+    return [word.strip() for word in words if word.strip()]
 
 
 def whole_number(text: str) -> int | None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, setups_of
-from attnlab.config import suggestion
+from attnlab.config import names_in, suggestion
 from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
@@ -238,8 +238,7 @@ def probe_study(
 ) -> Study:
     """Return the study of a probe; its arguments are those of `probe`, which documents them."""
     effort = QUICK if quick else FULL
-    names = tasks.split(",") if isinstance(tasks, str) else tasks
-    chosen, known = list(effort.tasks if names is None else map(str.strip, names)), effort.known
+    chosen, known = list(effort.tasks if tasks is None else names_in(tasks)), effort.known
     if not chosen:
         raise ValueError(f"tasks: name at least one of {', '.join(known)}")
     for name in chosen:

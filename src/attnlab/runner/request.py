@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.config import ConfigError, Problem, forget_names, is_own, own_kind
+from attnlab.config import ConfigError, Problem, forget_names, is_own, names_in, own_kind
 from attnlab.config.signature import require_types
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.data.batches import window_problems
@@ -65,8 +65,7 @@ class Request:
             if isinstance(one := getattr(self, name), str):
                 object.__setattr__(self, name, [one])
         require_types(self)
-        only = self.only.split(",") if isinstance(self.only, str) else self.only
-        names = None if only is None else [name.strip() for name in only]
+        names = None if self.only is None else names_in(self.only)
         object.__setattr__(self, "only", names)
         object.__setattr__(self, "overrides", list(self.overrides))
         swept = self.sweep if isinstance(self.sweep, Mapping) else typed_sweep(self.sweep)
@@ -81,7 +80,7 @@ class Request:
             ValueError: there is no such study, or no such clone of flash-linear-attention.
             ConfigError: settings are invalid; it lists all of them.
         """
-        if self.only in ([""], []):
+        if self.only == []:
             raise ValueError("only: no variant is named")
         if self.out == "":
             raise ValueError("out: no folder is named")

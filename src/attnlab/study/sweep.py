@@ -49,7 +49,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
     ]
     if problems:
         raise ConfigError(problems)
-    names = _short_names(typed)
+    names, of_variants = _short_names(typed), dict[Problem, dict[str, None]]()
     variants, families = dict[str, RunConfig](), dict[str, tuple[str, ...]]()
     notes = list(study.notes)
     for name, config in study.variants.items():
@@ -64,7 +64,8 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
             try:
                 of_name["_".join([*whose, *said])] = override_run(config, changes)
             except ConfigError as error:
-                problems += [problem.under(f"sweep.{name}") for problem in error.problems]
+                for problem in error.problems:
+                    of_variants.setdefault(problem, {})[name] = None
         variants |= of_name
         families[name] = tuple(of_name)
         notes += [
@@ -72,9 +73,13 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
             for one in of_name.values()
             for note in notes_of({name: config}, {name: one}, list(typed))
         ]
+    for problem, whose in of_variants.items():  # what all variants share is said once
+        every = 1 < len(whose) == len(study.variants)
+        places = ["sweep"] if every else [f"sweep.{name}" for name in whose]
+        problems += [problem.under(place) for place in places]
     problems += _same_runs(variants)
     if problems:
-        raise ConfigError(dict.fromkeys(problems))
+        raise ConfigError(problems)
     baseline = _whose(study) or [study.baseline or ""]
     own = study.variants.get(baseline[0])
     return dataclasses.replace(
