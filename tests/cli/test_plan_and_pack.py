@@ -182,7 +182,7 @@ def test_the_command_plans_and_runs_nothing(tmp_path, monkeypatch):
     assert "nowhere.txt" in nowhere.output
     wrong = CliRunner().invoke(app, [*arguments, "--residual-sd", "0"])
     assert wrong.exit_code == 2
-    assert "residual_sd: must be positive" in wrong.stderr
+    assert "--residual-sd: must be positive" in wrong.stderr
 
 
 def attnlab(*arguments: object):

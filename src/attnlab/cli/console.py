@@ -71,6 +71,11 @@ def verbatim(
     output.print(text, style=style, end=end, soft_wrap=True)
 
 
+def prose(text: str, output: Console = console, *, style: str | None = None) -> None:
+    """Print a sentence: broken between words in a terminal, and nowhere in a file or a pipe."""
+    output.print(text, style=style, soft_wrap=not output.is_terminal)
+
+
 def first_line(text: str) -> str:
     """Return the first line of a text, without white space around it."""
     return text.strip().partition("\n")[0].rstrip()
@@ -90,9 +95,10 @@ def write(text: str) -> None:
 def error(message: str, *details: str) -> None:
     """Print an error, and lines that belong to it. Control characters of its words are shown."""
     shown = CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
-    errors.print(Text.assemble(("error", "bold red"), f": {shown}"), soft_wrap=True)
+    whole = not errors.is_terminal
+    errors.print(Text.assemble(("error", "bold red"), f": {shown}"), soft_wrap=whole)
     for line in details:
-        verbatim(f"  {line}", errors)
+        prose(f"  {line}", errors)
 
 
 @contextmanager
@@ -133,7 +139,7 @@ class ActivityStatus:
 
     def note(self, text: str) -> None:
         """Print a line; the status line stays below it."""
-        verbatim(text, self.output)
+        prose(text, self.output)
 
 
 def print_any_character() -> None:

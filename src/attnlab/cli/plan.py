@@ -9,7 +9,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from attnlab.analysis.numbers import UNKNOWN, count, duration, milliseconds, size
-from attnlab.cli.console import Output, console, first_line, verbatim, write
+from attnlab.cli.console import Output, console, first_line, prose, verbatim, write
 from attnlab.record import to_json
 from attnlab.reporting.terminal import drop_to_fit
 from attnlab.runner.decisions import RunCount
@@ -21,7 +21,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         write(to_json(plan.to_json()).decode())
         return
-    verbatim(first_line(plan.question), style="bold")
+    prose(first_line(plan.question), style="bold")
     show_variants(plan, console)
     runs = f"{_runs(plan.verdict_runs)} for the verdict"
     if plan.verdict_runs.at_most > plan.verdict_runs.at_least:
@@ -38,8 +38,10 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         "power": _power(plan),
     }
     more = [*(("note", note) for note in plan.notes), *(("error", it) for it in plan.problems)]
+    said = Grid.grid(padding=(0, 2, 0, 0))
     for name, text in [*lines.items(), *more]:
-        verbatim(f"{name:<7}{text}")
+        said.add_row(Text(name), Text(text))
+    console.print_table(said)
 
 
 def show_variants(plan: Plan, output: Output) -> None:

@@ -22,7 +22,7 @@ from rich.text import Text
 from attnlab.analysis import numbers
 from attnlab.analysis.sentences import listed
 from attnlab.checks.table import ResultsTable
-from attnlab.cli.console import ActivityStatus, Output, error, first_line, verbatim
+from attnlab.cli.console import ActivityStatus, Output, error, first_line, prose, verbatim
 from attnlab.reporting.files import PAGE
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import (
@@ -256,8 +256,8 @@ def _announce(schedule: StudySchedule, output: Output) -> None:
     study, verdict, tuning = schedule.study, schedule.verdict_count(), schedule.tuning_count()
     done = f", {verdict.done} of them done" if verdict.done else ""
     more = f" (until decided, at most {verdict.at_most})" if study.most_seeds else ""
-    verbatim(first_line(study.question), output, style="bold")
-    verbatim(
+    prose(first_line(study.question), output, style="bold")
+    prose(
         f"{_count(len(study.variants), 'variant')} x {_count(study.seeds, 'seed')} = "
         f"{_count(verdict.at_least, 'run')}{more}{done}; results in {schedule.study_dir}",
         output,
@@ -267,7 +267,7 @@ def _announce(schedule: StudySchedule, output: Output) -> None:
         bounds = f"{tuning.at_least}"
         if tuning.at_most > tuning.at_least:
             bounds = f"about {tuning.expected} ({tuning.at_least} to {tuning.at_most})"
-        verbatim(f"first, {bounds} runs to search recipes{done}", output)
+        prose(f"first, {bounds} runs to search recipes{done}", output)
 
 
 def _count(number: int, word: str) -> str:

@@ -17,7 +17,7 @@ from attnlab.cli.app import (
     folder,
     reports_user_errors,
 )
-from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.cli.console import console, errors, prose, verbatim, write
 
 if TYPE_CHECKING:
     from attnlab.runner.reproduce import Reproduction
@@ -83,8 +83,8 @@ def reproduce_(
     else:
         for claim in found.claims:
             words = [f"{claim.ruling}: {claim.statement}", *claim.found, f"Source: {claim.source}"]
-            verbatim("\n    ".join(words), console)
-        verbatim(f"\n{found.name}: {_verdict(found)}", console)
+            prose("\n    ".join(words))
+        prose(f"\n{found.name}: {_verdict(found)}")
         verbatim(f"Report: {found.analysis.table.path / 'report.html'}", console)
     raise typer.Exit(EXIT_CODES[found.outcome])
 
