@@ -54,6 +54,17 @@ def test_the_state_of_one_sequence_grows_by_its_slope_over_the_longest_contexts(
     assert found.state_growth == {"full": pytest.approx(10), "window": 0}
 
 
+@pytest.mark.parametrize(("spread", "cheaper"), [(0.02, True), (0.4, False), (None, True)])
+def test_times_to_decode_that_overlap_are_the_same(tmp_path, spread, cheaper):
+    losses = {"mha": steady(5.0, 1), "mla": steady(5.0, 2)}
+    write_study(tmp_path, losses)
+    times = {"mha": 1.2, "mla": 1.0}
+    points = [point(name, 4, of) | {"spread_seconds": spread} for name, of in times.items()]
+    served(tmp_path, *points)
+    (front,) = (front for front in analyse(tmp_path).fronts if front.key == "decode_seconds")
+    assert (front.front == ("mla",)) is cheaper
+
+
 def test_without_a_bench_nothing_is_known(tmp_path):
     found = Serving.read(tmp_path)
     assert (found.decode_seconds, found.state_growth) == ({}, {})

@@ -55,14 +55,14 @@ class Cost:
     over_runs: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])  # of a time
     quartiles: Mapping[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]]
-    )  # of the times of the steps in a run, where they were recorded
+    )  # of the times of steps in a run, or of decoded tokens, where they were recorded
 
     def cheaper(self, first: str, second: str, among: int | None = None) -> bool:
         """True if the first variant costs less, by more than the resolution and the noise.
 
         The noise of a time is that over runs: the 95 % interval of the difference, one of `among`
         that hold at once, by default as many as there are other variants, must exclude 0; and the
-        middle halves of the steps' times must not overlap.
+        middle halves of the times of steps, or of decoded tokens, must not overlap.
         """
         saved = self.of[second] - self.of[first]
         both = first in self.quartiles and second in self.quartiles
@@ -110,6 +110,9 @@ class Serving:
     context: int = 0  # tokens at which the times were measured
     batch: int = 0
     decode_seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    decode_quartiles: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )  # of the times of the tokens in a measurement, about the median
     state_growth: Mapping[str, float] = field(default_factory=dict[str, float])  # bytes/token
 
     @classmethod
@@ -122,12 +125,17 @@ class Serving:
     def of(cls, decoded: Iterable[Mapping[str, Any]]) -> "Serving":
         """Build from the points of a bench that measured decoding."""
         seconds: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+        quartiles = defaultdict[tuple[int, int], dict[str, tuple[float, float]]](dict)
         state: dict[str, dict[int, float]] = defaultdict(dict)
         for point in decoded:
-            seconds[point["context"], point["batch"]][point["variant"]] = point["seconds"]
+            at, variant = (point["context"], point["batch"]), point["variant"]
+            seconds[at][variant] = point["seconds"]
+            if (spread := point.get("spread_seconds")) is not None:
+                ends = (point["seconds"] - spread / 2, point["seconds"] + spread / 2)
+                quartiles[at][variant] = ends
             if point.get("state_bytes") is not None:
                 each = point["state_bytes"] / point["batch"]
-                state[point["variant"]][point["context"]] = each
+                state[variant][point["context"]] = each
         if not seconds:
             return cls()
         context, batch = max(seconds, key=lambda at: (len(seconds[at]), at[0], -at[1]))
@@ -135,6 +143,7 @@ class Serving:
             context=context,
             batch=batch,
             decode_seconds=seconds[context, batch],
+            decode_quartiles=quartiles[context, batch],
             state_growth={name: _slope(held) for name, held in state.items() if len(held) > 1},
         )
 
@@ -156,7 +165,7 @@ def costs_of(table: Table, serving: Serving) -> tuple[Cost, ...]:
             resolution=max(_RESOLUTION[key], _apart(values, alike) if key in _TIMES else 0.0),
             of=values,
             over_runs=_over_runs(key, table) if key == "step_time" else {},
-            quartiles=_quartiles(table) if key == "step_time" else {},
+            quartiles=_quartiles(key, table, serving),
         )
         for key, (label, unit) in COSTS.items()
         if not (several and key in _OF_THE_DEVICE)
@@ -177,8 +186,10 @@ def _over_runs(key: CostKey, table: Table) -> Mapping[str, Estimate]:
     return {v.name: v.numbers[key] for v in table.variants if key in v.numbers}
 
 
-def _quartiles(table: Table) -> Mapping[str, tuple[float, float]]:
-    """Return the mean quartiles of the times of steps over the runs of each variant."""
+def _quartiles(key: CostKey, table: Table, serving: Serving) -> Mapping[str, tuple[float, float]]:
+    """Return the quartiles of a time by variant: of steps, the mean of them over runs."""
+    if key != "step_time":
+        return serving.decode_quartiles if key == "decode_seconds" else {}
     found = dict[str, tuple[float, float]]()
     for variant in table.variants:
         both = [run.summary.get("step_time_quartiles") for run in variant.finished]
