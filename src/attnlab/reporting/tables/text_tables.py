@@ -228,11 +228,11 @@ def agreement_tables(analysis: Analysis) -> tuple[TextTable, ...]:
 
 
 JUDGED = (
-    "Judged by this study's intervals for all pairs, which hold for all hypotheses at once, and are "
-    "wider than those to the baseline alone. Supported: every difference that the "
-    "sentence needs is distinguishable. Refuted: one is distinguishable in the other direction, or "
-    "equivalent within the margin. Undecided: neither, with these seeds. Losses on another text or "
-    "with another tokenizer are not comparable: order, spread and differences are compared."
+    "Judged by this study's intervals for all pairs, which hold for all hypotheses at once and are "
+    "wider than those to the baseline. Supported: every difference that the sentence needs is "
+    "distinguishable. Refuted: one is distinguishable in the other direction, or equivalent within "
+    "the margin. Undecided: neither, with these seeds. Losses on another text or with another "
+    "tokenizer are not comparable: order, spread and differences are compared."
 )
 
 
