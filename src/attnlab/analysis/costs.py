@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.special import stdtrit
+import scipy
 
 from attnlab.analysis.settings import same_settings
 from attnlab.analysis.statistics.paired import Estimate
@@ -89,7 +89,7 @@ class Cost:
             return 0.0
         df = variance**2 / sum(part**2 / n for part, n in parts)
         level = 0.05 / (2 * max(among or len(self.of) - 1, 1))
-        return float(stdtrit(df, 1 - level)) * math.sqrt(variance)
+        return float(scipy.special.stdtrit(df, 1 - level)) * math.sqrt(variance)
 
 
 def measured_points(study_dir: Path) -> list[Json]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
+import scipy
 
 from attnlab.analysis.eligibility import eligible
 from attnlab.analysis.sentences import listed
@@ -227,5 +227,5 @@ def _expected_range(count: int) -> float:
     [1.128, 2.326, 3.336]
     """
     x, step = np.linspace(-9, 9, 18_001, retstep=True)
-    below = ndtr(x)
+    below = scipy.special.ndtr(x)
     return float(np.sum(1 - below**count - (1 - below) ** count) * step)

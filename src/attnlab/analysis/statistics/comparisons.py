@@ -34,8 +34,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 from attnlab.analysis.statistics.layout import Losses
 from attnlab.analysis.statistics.letters import letter_display
@@ -225,7 +225,7 @@ class Comparisons:
         return Comparison(
             mean=mean,
             half_width=half,
-            alone=float(stdtrit(df, 1 - self.level / 2)) * error,
+            alone=float(scipy.special.stdtrit(df, 1 - self.level / 2)) * error,
             p=float(distribution.beyond(abs(mean) / error if error else np.inf, df)),
             margin=self.margin,
         )
@@ -248,7 +248,9 @@ class Comparisons:
     @cached_property
     def _alone_VV(self) -> Array:
         df, place = np.unique(self.noise.df_VV, return_inverse=True)  # there are few
-        quantile_VV = stdtrit(df, 1 - self.level / 2)[place].reshape(self.noise.df_VV.shape)
+        quantile_VV = scipy.special.stdtrit(df, 1 - self.level / 2)[place].reshape(
+            self.noise.df_VV.shape
+        )
         return quantile_VV * self.noise.error_VV
 
     def _p(self, distribution: Maximum, separable: NDArray[np.bool_], at: Any) -> Array:
@@ -259,7 +261,7 @@ class Comparisons:
         allowance = np.where(difference > 0, first_VV[at], second_VV[at])
         beyond = np.sqrt(np.maximum(difference**2 - allowance**2, 0))
         t = np.divide(beyond, error, out=np.where(beyond > 0, 1e9, 0.0), where=error > 0)
-        p = np.clip(distribution.beyond(t, df), 2 * stdtr(df, -t), 1.0)
+        p = np.clip(distribution.beyond(t, df), 2 * scipy.special.stdtr(df, -t), 1.0)
         # rounding in the table never contradicts an interval
         below = np.nextafter(self.level, 0)
         return np.where(separable, np.minimum(p, below), np.maximum(p, self.level))

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import fdtrc, stdtrit
 
 Array = NDArray[np.float64]
 Losses = Mapping[str, Mapping[int, float]]  # variant: {seed: loss}
@@ -142,7 +142,7 @@ def is_paired(layout: Layout) -> bool:
     left = float(blocked_N @ blocked_N) / df
     if left <= 1e-18 * removed:  # rounding alone
         return removed > 0
-    if fdtrc(rank, df, removed / left) > PAIRING_LEVEL:
+    if scipy.special.fdtrc(rank, df, removed / left) > PAIRING_LEVEL:
         return False
     if _variance_ratio(layout, plain_N) >= 0.5:
         return False
@@ -204,7 +204,7 @@ def spikes_in(layout: Layout) -> Iterator[Spike]:
     left_N = np.maximum(squares_V[layout.variant_N] - deviation_N * away_N, 0)
     df_N = _PRIOR + n_N - 2
     error_N = np.sqrt((_PRIOR * typical_V[layout.variant_N] + left_N) / df_N * n_N / (n_N - 1))
-    bound_N = stdtrit(df_N, 1 - level / 2 / len(y_N)) * error_N
+    bound_N = scipy.special.stdtrit(df_N, 1 - level / 2 / len(y_N)) * error_N
     for v in np.flatnonzero(n_V >= _LEAST_FOR_SPIKES):
         runs = np.flatnonzero(layout.variant_N == v)
         far = runs[np.argmax(np.abs(deviation_N[runs]))]

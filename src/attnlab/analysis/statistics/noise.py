@@ -34,8 +34,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import digamma, polygamma
 
 from attnlab.analysis.statistics.layout import (
     Layout,
@@ -210,7 +210,7 @@ def relative_variances(comparisons: Sequence[Losses], family: Mapping[str, str])
         place = [families.index(family[name]) for name in noise.names]
         df_V = np.array(noise.runs) - 1
         log_CF[c, place] = _log_variances(noise.own_V, df_V)
-        chance_CF[c, place] = polygamma(1, df_V / 2)
+        chance_CF[c, place] = scipy.special.polygamma(1, df_V / 2)
     known_CF, by_chance = np.isfinite(log_CF), float(np.nanmean(chance_CF))
     effect_F = np.zeros(len(families))
     for _ in range(20):  # once is enough where no family is missing anywhere
@@ -275,7 +275,7 @@ def _prior(own_V: Array, df_V: Array) -> Array:
     """
     log_V = _log_variances(own_V, df_V)
     free = own_V.shape[-1] - 1
-    found = worth(log_V.var(-1, ddof=1), polygamma(1, df_V / 2).mean(), free)
+    found = worth(log_V.var(-1, ddof=1), scipy.special.polygamma(1, df_V / 2).mean(), free)
     found = np.maximum(found, -LEAST_OF_OWN * df_V.mean())
     return np.minimum(found, PRIOR_OF_TWO) if free < 2 else found
 
@@ -284,7 +284,7 @@ def _log_variances(own_V: Array, df_V: Array) -> Array:
     """Return the logarithms of variances, less what few degrees of freedom add on average."""
     most_V1 = own_V.max(-1, keepdims=True)
     log_V = np.log(np.maximum(own_V, np.maximum(1e-6 * most_V1, 1e-300)))
-    return log_V - digamma(df_V / 2) + np.log(df_V / 2)
+    return log_V - scipy.special.digamma(df_V / 2) + np.log(df_V / 2)
 
 
 def worth(dispersion: Array | float, by_chance: float, free: float) -> Array:

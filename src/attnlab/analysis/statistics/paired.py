@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # which imports its parts at first use: processes that train need none
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # the t quantile of scipy.stats, without its second of import
 
 CONFIDENCE = 0.95
 _NORMAL = 1.96  # quantile of that confidence
@@ -70,7 +70,7 @@ class Difference:
 
 def t_quantile(df: int, among: int = 1) -> float:
     """Return the t quantile of a two-sided 95 % interval, one of `among` that hold at once."""
-    return float(stdtrit(df, 1 - (1 - CONFIDENCE) / (2 * among)))
+    return float(scipy.special.stdtrit(df, 1 - (1 - CONFIDENCE) / (2 * among)))
 
 
 def paired_difference(

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtr, log_ndtr, ndtr
 
 Array = NDArray[np.float64]
 
@@ -80,7 +80,7 @@ class Maximum:
         # P(chi2_f < f (X / x)^2) depends on log X - log x; X is in the middle of its step
         offset = _STEP * (np.arange(-len(_LOG_X) + 1, _NUMERATORS) - 0.5)
         f = 1 / _INVERSE_F[:, None]
-        ratio_FO = chdtr(f, f * np.exp(2 * offset))
+        ratio_FO = scipy.special.chdtr(f, f * np.exp(2 * offset))
         beyond = [np.convolve(mass[::-1], row, "valid")[::-1] for row in ratio_FO]
         return np.log(np.maximum(beyond, 1e-300))
 
@@ -88,8 +88,10 @@ class Maximum:
 @cache
 def all_pairs(count: int) -> Maximum:
     """Return the distribution of the largest difference between `count` independent means."""
-    below = ndtr(_Z)
-    inside_XZ = np.maximum(below - ndtr(_Z - np.sqrt(2) * _X[:, None]), 0) ** (count - 1)
+    below = scipy.special.ndtr(_Z)
+    inside_XZ = np.maximum(below - scipy.special.ndtr(_Z - np.sqrt(2) * _X[:, None]), 0) ** (
+        count - 1
+    )
     return _made(count * inside_XZ @ _Z_WEIGHT)
 
 
@@ -97,13 +99,17 @@ def all_pairs(count: int) -> Maximum:
 def to_one(count: int, correlation: float = 0.5) -> Maximum:
     """Return the distribution of the largest absolute value of `count` correlated differences."""
     upper, lower = _conditional(correlation)
-    return _made(np.maximum(ndtr(upper) - ndtr(lower), 0) ** count @ _Z_WEIGHT)
+    return _made(
+        np.maximum(scipy.special.ndtr(upper) - scipy.special.ndtr(lower), 0) ** count @ _Z_WEIGHT
+    )
 
 
 @cache
 def one_sided(count: int, correlation: float = 0.5) -> Maximum:
     """Return the distribution of the largest of `count` correlated differences."""
-    return _made(np.exp(count * log_ndtr(_conditional(correlation)[0])) @ _Z_WEIGHT, start=0.0)
+    return _made(
+        np.exp(count * scipy.special.log_ndtr(_conditional(correlation)[0])) @ _Z_WEIGHT, start=0.0
+    )
 
 
 def _conditional(correlation: float) -> tuple[Array, Array]:

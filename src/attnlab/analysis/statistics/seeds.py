@@ -30,8 +30,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr, polygamma
 
 from attnlab.analysis.statistics.comparisons import ERROR, Comparison, Comparisons, compare
 from attnlab.analysis.statistics.layout import Losses
@@ -118,7 +118,7 @@ def expected_prior(variants: Sequence[int], seeds: int) -> float | None:
     """
     if seeds < 2 or len(variants) < FEWEST_COMPARISONS:
         return None
-    by_chance = float(polygamma(1, (seeds - 1) / 2))
+    by_chance = float(scipy.special.polygamma(1, (seeds - 1) / 2))
     found = float(worth(by_chance, by_chance, sum(variants) - len(variants)))
     return found if found > 0 else None
 
@@ -151,7 +151,7 @@ def detectable(
         return math.inf
     for _ in range(40):
         middle = (low + high) / 2
-        if float(np.mean(ndtr((middle - half_R) / error))) < POWER:
+        if float(np.mean(scipy.special.ndtr((middle - half_R) / error))) < POWER:
             low = middle
         else:
             high = middle
