@@ -61,7 +61,7 @@ def decoding_independence(subject: Subject) -> Iterator[Finding]:
     """Decode one sequence beside different other sequences, with and without a prompt."""
     if not subject.decodes:
         raise NotJudgedError("it has no init_state and step")
-    mechanism, limit = subject.build(), subject.limit_in(EVAL)
+    mechanism, limit = subject.built(), subject.limit_in(EVAL)
     for batch, tokens, prompt in ((3, subject.short, 0), (8, 19, 0), (3, 19, 9)):
         more = f", {prompt} of them in the prompt" if prompt else ""
         with subject.at(EVAL, batch, tokens, more) as place:

@@ -72,7 +72,7 @@ def values(subject: Subject) -> Iterator[Finding]:
         with subject.at(mode, batch, tokens, more) as place:
             x_BTD = scale * subject.tokens(batch, tokens, mode)
             other_BTD = max(scale, 1.0) * subject.tokens(batch, tokens, mode, seed=1)
-            mechanism = subject.build(mode)
+            mechanism = subject.built(mode)
             if scale == 1:
                 y_BTD = subject.output(mode, batch, tokens)
             else:
@@ -100,7 +100,7 @@ def _seen(subject: Subject, mode: Mode, calls: HalfChanged, place: Place) -> Fin
     if batch > 1 and off_BTD.max() > limit:  # of its own future, not of other sequences
         alone_BTD = x_BTD.clone()
         alone_BTD[row] = changed_BTD[row]
-        again_BTD = subject.forward(subject.build(mode), mode, alone_BTD)
+        again_BTD = subject.forward(subject.built(mode), mode, alone_BTD)
         off_BTD = torch.where(own_BT1, relative(again_BTD, y_BTD), 0.0)
     deviation, first = by_position(off_BTD[row : row + 1], limit)
     where = f"position {first} sees tokens from {cut_B[row]} on"
@@ -130,7 +130,7 @@ def half_changed(subject: Subject, mode: Mode, batch: int, tokens: int) -> HalfC
         kept_BT1 = _before(cut_B, tokens, x_BTD.device)
         changed_BTD = torch.where(kept_BT1, x_BTD, other_BTD)
         y_BTD = subject.output(mode, batch, tokens)
-        again_BTD = subject.forward(subject.build(mode), mode, changed_BTD)
+        again_BTD = subject.forward(subject.built(mode), mode, changed_BTD)
         subject.memo[key] = HalfChanged(x_BTD, changed_BTD, y_BTD, again_BTD, cut_B)
     return subject.memo[key]
 
@@ -192,7 +192,7 @@ def prefixes(subject: Subject) -> Iterator[Finding]:
         longest = max(LONG, subject.past)
         trials.append((FLOAT32_EVAL, 1, longest, [300, 513, longest - 1]))
     for mode, batch, tokens, cuts in trials:
-        mechanism, limit = subject.build(mode), subject.limit_in(mode)
+        mechanism, limit = subject.built(mode), subject.limit_in(mode)
         tokens, note = subject.exact(tokens)
         x_BTD = subject.tokens(batch, tokens, mode)
         with subject.at(mode, batch, tokens):

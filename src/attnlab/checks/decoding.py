@@ -58,7 +58,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
 def prompts(subject: Subject) -> Iterator[Finding]:
     """Decode a few tokens after prompts of many lengths, and 50 after longer ones."""
     _require_decoding(subject)
-    mechanism, limit = subject.build(), subject.limit_in(EVAL)
+    mechanism, limit = subject.built(), subject.limit_in(EVAL)
     tokens, note = subject.exact(subject.past)
     for batch in (3,) if subject.quick else (1, 3):
         x_BTD = subject.tokens(batch, tokens)

@@ -93,6 +93,16 @@ class Subject(Shapes):
         """Results that several properties need and none changes."""
         return {}
 
+    def built(self, mode: Mode = EVAL) -> Mechanism[Any]:
+        """Return a module that many calls share, which change nothing: that is judged first.
+
+        Its parameters have no gradients, and nobody else changes them.
+        """
+        key = "built", mode
+        if key not in self.memo:
+            self.memo[key] = self.build(mode)
+        return self.memo[key]
+
     @torch.no_grad()
     def output(self, mode: Mode, batch: int, tokens: int) -> Tensor:
         """Return `y_BTD` of `tokens(batch, tokens, mode)`, computed once for all properties.
@@ -102,7 +112,7 @@ class Subject(Shapes):
         key = "output", mode, batch, tokens
         if key not in self.memo:
             x_BTD = self.tokens(batch, tokens, mode)
-            self.memo[key] = self.forward(self.build(mode), mode, x_BTD)
+            self.memo[key] = self.forward(self.built(mode), mode, x_BTD)
         return self.memo[key]
 
     @torch.no_grad()
@@ -110,7 +120,7 @@ class Subject(Shapes):
         """Return `y_BTD` of `tokens(batch, tokens)`, decoded once for all properties."""
         key = "decoded", batch, tokens, prompt
         if key not in self.memo:
-            self.memo[key] = self.decode(self.build(), self.tokens(batch, tokens), prompt)
+            self.memo[key] = self.decode(self.built(), self.tokens(batch, tokens), prompt)
         return self.memo[key]
 
     @cached_property
@@ -121,7 +131,7 @@ class Subject(Shapes):
     @cached_property
     def has_schedule(self) -> bool:
         """True if the mechanism changes with the training step."""
-        parts = (part for part in self.build().modules() if isinstance(part, Mechanism))
+        parts = (part for part in self.built().modules() if isinstance(part, Mechanism))
         kinds = {type(part) for part in parts} - {Stack}
         return any(kind.at_step is not Mechanism.at_step for kind in kinds)
 
@@ -140,7 +150,7 @@ class Subject(Shapes):
     @cached_property
     def decodes(self) -> bool:
         """True if the mechanism has the methods of decoding."""
-        return self.build().decodes
+        return self.built().decodes
 
     @cached_property
     def device(self) -> torch.device:

@@ -248,10 +248,8 @@ class Comparisons:
     @cached_property
     def _alone_VV(self) -> Array:
         df, place = np.unique(self.noise.df_VV, return_inverse=True)  # there are few
-        quantile_VV = scipy.special.stdtrit(df, 1 - self.level / 2)[place].reshape(
-            self.noise.df_VV.shape
-        )
-        return quantile_VV * self.noise.error_VV
+        quantile_N = scipy.special.stdtrit(df, 1 - self.level / 2)
+        return quantile_N[place].reshape(self.noise.df_VV.shape) * self.noise.error_VV
 
     def _p(self, distribution: Maximum, separable: NDArray[np.bool_], at: Any) -> Array:
         """Return the largest error rate at which each interval excludes 0, of all or a column."""

@@ -88,28 +88,24 @@ class Maximum:
 @cache
 def all_pairs(count: int) -> Maximum:
     """Return the distribution of the largest difference between `count` independent means."""
-    below = scipy.special.ndtr(_Z)
-    inside_XZ = np.maximum(below - scipy.special.ndtr(_Z - np.sqrt(2) * _X[:, None]), 0) ** (
-        count - 1
-    )
+    below_Z = scipy.special.ndtr(_Z)
+    below_XZ = scipy.special.ndtr(_Z - np.sqrt(2) * _X[:, None])
+    inside_XZ = np.maximum(below_Z - below_XZ, 0) ** (count - 1)
     return _made(count * inside_XZ @ _Z_WEIGHT)
 
 
 @cache
 def to_one(count: int, correlation: float = 0.5) -> Maximum:
     """Return the distribution of the largest absolute value of `count` correlated differences."""
-    upper, lower = _conditional(correlation)
-    return _made(
-        np.maximum(scipy.special.ndtr(upper) - scipy.special.ndtr(lower), 0) ** count @ _Z_WEIGHT
-    )
+    upper, lower = map(scipy.special.ndtr, _conditional(correlation))
+    return _made(np.maximum(upper - lower, 0) ** count @ _Z_WEIGHT)
 
 
 @cache
 def one_sided(count: int, correlation: float = 0.5) -> Maximum:
     """Return the distribution of the largest of `count` correlated differences."""
-    return _made(
-        np.exp(count * scipy.special.log_ndtr(_conditional(correlation)[0])) @ _Z_WEIGHT, start=0.0
-    )
+    log_below = scipy.special.log_ndtr(_conditional(correlation)[0])
+    return _made(np.exp(count * log_below) @ _Z_WEIGHT, start=0.0)
 
 
 def _conditional(correlation: float) -> tuple[Array, Array]:
