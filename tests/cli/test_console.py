@@ -287,6 +287,13 @@ def test_a_resumed_run_says_from_which_step(shown):
     assert ": resumes at step 8 of 12" in out.getvalue()
 
 
+def test_a_bar_leaves_room_for_the_echo_of_an_interrupt(tmp_path):
+    output = Output(file=io.StringIO(), width=60, force_terminal=True, _environ={"TERM": "xterm"})
+    progress = StudyProgress(make(TUNED, tmp_path), output)
+    lines = output.render_lines(progress.bars.get_renderable(), pad=False)
+    assert max(sum(segment.cell_length for segment in line) for line in lines) <= 57
+
+
 def test_where_there_are_no_bars_a_long_run_prints_its_step_now_and_then(tmp_path, monkeypatch):
     now, out = [0.0], io.StringIO()
     monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])

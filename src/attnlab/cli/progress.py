@@ -5,12 +5,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import typer
+from rich.console import RenderableType
+from rich.constrain import Constrain
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -44,6 +47,17 @@ INDENT = " " * 8
 QUIET_SECONDS = 20  # without a line, where there are no bars
 
 
+class _Bars(Bars):
+    """Bars that end before the last column, where an echoed ^C would start a line of its own."""
+
+    def __init__(self, output: Output, *columns: ProgressColumn, **options: Any) -> None:
+        self._output = output
+        super().__init__(*columns, console=output, **options)
+
+    def get_renderable(self) -> RenderableType:
+        return Constrain(super().get_renderable(), max(self._output.width - 3, 1))
+
+
 class StudyProgress:
     """Bars on a terminal, and a line per finished run; elsewhere more lines in place of the bars.
 
@@ -53,14 +67,14 @@ class StudyProgress:
 
     def __init__(self, schedule: StudySchedule, console: Output) -> None:
         self.schedule, self.console = schedule, console
-        self.bars = Bars(
+        self.bars = _Bars(
+            console,
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
             transient=True,
             disable=not console.animated,
             expand=True,
