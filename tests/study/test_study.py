@@ -471,6 +471,15 @@ def test_what_a_search_changes_is_swept_without_it_alone():
         assert len(sweep(replace(tuned, tuning=None), {path: values.split(",")}).variants) == 2
 
 
+def test_a_control_under_two_names_is_swept_as_two():
+    twice = replace(TINY, variants={"mha": TINY.variants["mha"]} | {"twin": TINY.variants["mha"]})
+    swept = sweep(replace(twice, hypotheses=()), typed_sweep(["model.n_layers=1,2"]))
+    assert list(swept.families) == ["mha", "twin"]
+    assert swept.variants["mha_n_layers_1"] == swept.variants["twin_n_layers_1"]
+    with pytest.raises(ConfigError, match="n_layers_2 and twin_n_layers_02 are the same run"):
+        sweep(replace(twice, hypotheses=()), typed_sweep(["model.n_layers=2,02"]))
+
+
 def test_a_place_in_a_list_is_named_with_the_list():
     swept = sweep(TINY.only(["mha"]), typed_sweep(["model.mechanisms.0=mla,identity"]))
     assert list(swept.variants) == ["mechanisms_0_mla", "mechanisms_0_identity"]

@@ -66,6 +66,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
             except ConfigError as error:
                 for problem in error.problems:
                     of_variants.setdefault(problem, {})[name] = None
+        problems += _same_runs(of_name)  # those of two names may be: a control is swept, too
         variants |= of_name
         families[name] = tuple(of_name)
         notes += [
@@ -77,7 +78,6 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         every = 1 < len(whose) == len(study.variants)
         places = ["sweep"] if every else [f"sweep.{name}" for name in whose]
         problems += [problem.under(place) for place in places]
-    problems += _same_runs(variants)
     if problems:
         raise ConfigError(problems)
     baseline = _whose(study) or [study.baseline or ""]
