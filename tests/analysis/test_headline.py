@@ -4,6 +4,7 @@ The Pareto front of each cost, and the variant to pick for each use case.
 """
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from attnlab.analysis.picks import front_of
 from attnlab.analysis.statistics.power_law import Speedup
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
-from attnlab.record import write_json
+from attnlab.record import write_json, write_tuning_choice
+from attnlab.reporting.pages import markdown
 
 
 def headline(folder, losses, **more):
@@ -33,6 +35,22 @@ def test_a_winner_is_named_with_its_lead_and_the_others_with_theirs(tmp_path):
     assert "0.200 ± 0.00" in first
     assert "better than the next, mha." in first
     assert second == "Worse than the best: mha and mla (0.200 nats/token behind)."
+
+
+def test_an_end_without_a_bound_is_infinite_in_every_sentence(tmp_path):
+    losses = {"mha": steady(5.0, 1), "mla": steady(5.2, 2), "delta": steady(5.3, 3)}
+    write_study(tmp_path, losses)
+    for name in losses:
+        bound = None if name == "mha" else 0.01
+        write_tuning_choice(tmp_path, name, {"allowance": bound, "learning_rate": 1e-3})
+    found = analyse(tmp_path)
+    assert ", ∞] better than the next, mla." in found.headline[0]
+    assert not re.search(r"\b(inf|nan)\b", markdown(found, None))
+    for name in losses:
+        write_tuning_choice(tmp_path, name, {"allowance": None, "learning_rate": 1e-3})
+    text = markdown(analyse(tmp_path), None)
+    assert "minimum detectable difference (80 % power): ∞ nats/token" in text
+    assert not re.search(r"\b(inf|nan)\b", text)
 
 
 def test_what_is_equal_within_the_margin_of_the_best_makes_no_winner(tmp_path):

@@ -266,5 +266,5 @@ def _plus_minus(pair: Comparison) -> str:
     if pair.low is None or pair.high is None or not pair.separable:
         return f"{abs(pair.mean):.3f}"
     if pair.first_allowance or pair.second_allowance:
-        return f"{abs(pair.mean):.3f} [{pair.low:.3f}, {pair.high:.3f}]"
+        return f"{abs(pair.mean):.3f} {ends((pair.low, pair.high), 3)}"
     return f"{abs(pair.mean):.3f} ± {pair.half_width:.3f}"

@@ -48,10 +48,10 @@ def significant(value: float | None, digits: int = 3) -> str:
 def nats(value: float) -> str:
     """Return a loss or a difference of losses with its unit.
 
-    >>> nats(0.08401), nats(5.2)
-    ('0.084 nats/token', '5.200 nats/token')
+    >>> nats(0.08401), nats(math.inf)
+    ('0.084 nats/token', '∞ nats/token')
     """
-    return f"{value:.3f} nats/token"
+    return f"{_end(value, 3)} nats/token"
 
 
 def estimate(value: Estimate | None, digits: int = 4) -> str:
@@ -93,22 +93,22 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     """
     if low is None or high is None:
         return UNKNOWN
-    return " to ".join(
-        f"{end:+.{digits}f}" if math.isfinite(end) else f"{'-' if end < 0 else '+'}∞"
-        for end in (low, high)
-    )
+    return " to ".join(_end(end, digits, "+") for end in (low, high))
 
 
-def ends(interval: tuple[float, float] | None, digits: int) -> str:
-    """Return both ends of an interval in brackets; empty without one.
+def ends(interval: tuple[float, float] | None, digits: int, sign: str = "") -> str:
+    """Return both ends of an interval in brackets, signed with the sign `+`; empty without one.
 
-    >>> ends((0.16, math.inf), 2), ends(None, 2)
-    ('[0.16, ∞]', '')
+    >>> ends((0.16, math.inf), 2), ends((-math.inf, 0.1), 2, "+"), ends(None, 2)
+    ('[0.16, ∞]', '[-∞, +0.10]', '')
     """
     if interval is None:
         return ""
-    low, high = (f"{end:.{digits}f}" if math.isfinite(end) else "∞" for end in interval)
-    return f"[{low}, {high}]"
+    return f"[{', '.join(_end(end, digits, sign) for end in interval)}]"
+
+
+def _end(value: float, digits: int, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}".replace("inf", "∞")
 
 
 def tokens(length: int) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from attnlab.analysis.numbers import nats
+from attnlab.analysis.numbers import ends, nats
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.layout import Spike
 from attnlab.analysis.statistics.noise import Noise
@@ -17,7 +17,7 @@ def apart(pair: Comparison) -> str:
     low, high = _interval(pair)
     if low is None or high is None:
         return f"{nats(abs(pair.mean))} (one seed: no interval)"
-    return f"{nats(abs(pair.mean))} [{low:.3f}, {high:.3f}]"
+    return f"{nats(abs(pair.mean))} {ends((low, high), 3)}"
 
 
 def against(first: str, second: str, pair: Comparison) -> str:
@@ -33,7 +33,7 @@ def against(first: str, second: str, pair: Comparison) -> str:
         return f"{first} and {second} have equal losses, to the last bit."
     if pair.separable:
         return f"{first} is {_direction(pair)} than {second} by {apart(pair)}."
-    interval = f"difference {pair.mean:+.3f} nats/token [{pair.low:+.3f}, {pair.high:+.3f}]"
+    interval = f"difference {pair.mean:+.3f} nats/token {ends((pair.low, pair.high), 3, '+')}"
     if pair.equivalent:
         return f"{first} and {second} are equivalent within the margin: {interval}."
     return f"{first} is not distinguishable from {second}: {interval}."
@@ -101,7 +101,9 @@ def _interval(pair: Comparison) -> tuple[float | None, float | None]:
 
 def _bare(pair: Comparison) -> str:
     low, high = _interval(pair)
-    return f"{abs(pair.mean):.3f} [{low:.3f}, {high:.3f}]"
+    assert low is not None, "a group of pairs with intervals"
+    assert high is not None
+    return f"{abs(pair.mean):.3f} {ends((low, high), 3)}"
 
 
 def listed(names: Sequence[str]) -> str:
