@@ -251,6 +251,12 @@ class TestOnCPU:
         said = mixer.kernel_on(torch.device("cpu"), torch.float32)
         assert said == "fla plain, decoding by cache"
 
+    def test_another_version_without_these_definitions_is_refused_in_one_line(self, tmp_path):
+        (tmp_path / "fla/ops/kda/naive/__init__.py").write_text("")
+        why = r"fla:GatedLinearAttention: .* CPU here: .* version 0.6.0: .* no attribute 'naive_rec"
+        with pytest.raises(ValueError, match=why):
+            fla_layer("GatedLinearAttention")
+
     def test_definitions_compute_what_the_kernels_compute_beside_the_operation(self):
         given = {name: torch.randn(1, 3, 2, 4) for name in ("q", "k", "v", "g")}
         more = {"beta": torch.randn(1, 3, 2), "A_log": torch.randn(2), "dt_bias": torch.randn(8)}
@@ -461,16 +467,17 @@ ON_CUDA = {
     "DeltaNet": {},
     "ForgettingAttention": {"num_heads": 4},
     "GatedDeltaNet": {"head_dim": 32, "num_heads": 4},
+    "GatedDeltaProduct": {"head_dim": 32, "num_heads": 4},
     "GatedLinearAttention": {},
     "GatedSlotAttention": {"num_heads": 4, "num_slots": 32},
     "HGRN2Attention": {"expand_ratio": 32},
     "HGRNAttention": {},
     "KimiDeltaAttention": {"head_dim": 32, "num_heads": 4},
     "LinearAttention": {"num_heads": 4},
+    "LogLinearMamba2": {"num_heads": 8, "head_dim": 32, "state_size": 32},
     "Mamba2": {"head_dim": 32, "state_size": 32, "chunk_size": 32},
     "MultiScaleRetention": {"num_heads": 4},
     "RWKV7Attention": {"head_dim": 32, "num_hidden_layers": 2},
-    "SimpleGatedLinearAttention": {"num_heads": 4},
 }
 
 

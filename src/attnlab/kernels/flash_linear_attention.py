@@ -110,8 +110,7 @@ def layer_unusable_because(layer: str) -> str | None:
     if found.capability is None and layer in ("", *plain.LAYERS):
         found = replace(found, capability=(0, 0))  # no kernel is needed
     if reason := missing(found):
-        others = f"; on a CPU run {', '.join(plain.LAYERS)}"
-        return reason + others * (found.capability is None)
+        return reason + f"; on a CPU run {', '.join(plain.LAYERS)}" * (found.capability is None)
     if found.layers is None:
         return f"the layers of flash-linear-attention are not installed: {_INSTALL}"
     return wrong_on_hopper(found, layer)
@@ -259,7 +258,11 @@ def layer_class(name: str) -> type[nn.Module]:
         known = suggestion(name, names)
         raise ValueError(f"flash-linear-attention {facts().layers} has no layer {name!r}{known}")
     if layers_are_plain():
-        plain.use()
+        try:
+            plain.use()
+        except (ImportError, AttributeError) as error:
+            why = f"its definitions are not those of version {_OLDEST}: {error}"
+            raise ValueError(f"its layers cannot run on a CPU here: {why}") from error
     return getattr(_layers(), name)
 
 
