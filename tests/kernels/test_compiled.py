@@ -30,6 +30,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.language_model import ModelConfig
+from attnlab.modules.rotary import Rope, rotate, rotation
 from attnlab.runner.execute import execute_as
 from attnlab.runner.execution import Execution
 from attnlab.training.run import Run
@@ -110,6 +111,16 @@ def test_decoding_is_one_graph_per_kind_of_layer_and_one_for_the_logits(kind, gr
             expected = logits_BV.clone(), [part.clone() for part in tensors(after)]
     torch.testing.assert_close((logits_BV, list(tensors(after))), expected)
     assert len(graphs) == 2
+
+
+def test_torchs_compiler_takes_the_constants_of_two_rotations_in_one_graph():
+    def rotated(x_TK, start):
+        ropes = Rope(10_000.0, 8), Rope(500.0, 4)
+        return [rotate(x_TK, rotation(rope, start, 1, like=x_TK)) for rope in ropes]
+
+    x_TK, start = torch.ones(1, 8), torch.tensor(70_001)
+    compiled = torch.compile(rotated, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x_TK, start), rotated(x_TK, start))
 
 
 def test_a_prompt_is_read_by_one_graph_per_kind_of_layer(graphs):

@@ -105,8 +105,8 @@ def looked_up(rope: Rope, position_T: Tensor, dtype: torch.dtype) -> Rotation:
     rotated query. A position is a multiple of `LOW` and a rest, and its angle the sum of theirs.
     """
     device, (theta, width, _) = position_T.device, rope
-    tables = [
-        [_part(i, theta, width, LOW, device, dtype, step)[place_T] for i in (0, 1)]
+    tables = [  # sliced: torch's compiler names constants by their function, and slices apart
+        [_part(i, theta, width, LOW, device, dtype, step)[:LOW][place_T] for i in (0, 1)]
         for step, place_T in ((LOW, position_T // LOW), (1, position_T % LOW))
     ]
     (cos_TK, sin_TK), (of_rest_TK, sin_of_rest_TK) = tables
