@@ -705,6 +705,12 @@ def test_fewer_steps_of_a_ladder_keep_the_ratios_of_its_lengths():
     }
 
 
+@pytest.mark.parametrize("change", ["model.size=8x256", "model.scale=2", "model.n_layers=4"])
+def test_the_variants_of_a_ladder_keep_the_sizes_after_which_they_are_named(change):
+    with pytest.raises(ConfigError, match="have sizes of their own; choose some with --only"):
+        ladder("mha").override([change])
+
+
 def test_a_ladder_names_known_variants_in_places_of_their_own():
     study = ladder("mha")
     with pytest.raises(ConfigError, match="mha_16_short has the same family, size and budget"):

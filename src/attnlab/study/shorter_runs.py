@@ -12,6 +12,7 @@ from attnlab.model.scale import size_of
 from attnlab.training.run import RunConfig
 
 SIZES = {"model.size", "model.scale"}
+OF_A_RUNG = {*SIZES, "model.n_layers", "model.d_model"}  # what a variant of a ladder is named after
 
 
 def override_run(config: RunConfig, changes: list[str]) -> RunConfig:
@@ -69,7 +70,13 @@ def in_proportion(
     Args:
         changes: the assignments; the last one of a setting counts.
         ladder: the variants of a ladder; empty for a study that is none.
+
+    Raises:
+        ConfigError: the size of a ladder's variants is changed, after which they are named.
     """
+    if ladder and (named := [path for path in _paths(changes) if path in OF_A_RUNG]):
+        why = "the variants of a ladder have sizes of their own; choose some with --only"
+        raise ConfigError(Problem(path, why) for path in dict.fromkeys(named))
     longest = max((config.train.steps for config in ladder.values()), default=0)
 
     def of_run(config: RunConfig) -> list[str]:
