@@ -494,7 +494,11 @@ def test_every_mechanism_names_its_kernel(findings):
 
 
 def test_missing_data_has_a_remedy_and_does_not_stop_the_default_study(findings, tmp_path):
+    tasks = data_of("mad", findings)
+    assert (tasks.ok, tasks) == (True, data_of("mqar", findings))  # there is nothing to be missing
     missing = data_of("mechanisms", findings)
+    assert missing.found.startswith("wikitext2: WikiText-2 not found; looked in ")
+    assert missing.remedy.startswith("Put train.txt")
     assert missing is data_of("deepseek", findings)  # one source is one line
     assert missing is not data_of("hybrids", findings)
     assert not missing.ok

@@ -73,13 +73,14 @@ def doctor_(fla_path: FlaPathOption = None, as_json: JsonOption = False) -> None
         write(json.dumps(rows, indent=2) + "\n")
         raise typer.Exit(0 if works else 1)
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("", "part", "found", "remedy"):
-        grid.add_column(title, overflow="fold")
+    for title, widest in (("", None), ("part", 24), ("found, and what to do", None)):
+        grid.add_column(title, overflow="fold", max_width=widest if console.is_terminal else None)
     for finding in findings:
         mark = Text("ok", "green") if finding.ok else Text("no", "yellow")
         if finding.required and not finding.ok:
             mark = Text("no", "bold red")
-        grid.add_row(mark, finding.part, finding.found, finding.remedy)
+        remedy = (f"\n{finding.remedy}", "yellow") if finding.remedy else ""
+        grid.add_row(mark, finding.part, Text.assemble(finding.found, remedy))
     console.print_table(grid)
     console.print(f"{DEFAULT_STUDY} {'can' if works else 'cannot'} run here")
     raise typer.Exit(0 if works else 1)

@@ -66,6 +66,8 @@ class Places(NamedTuple):
 class DataError(ValueError):
     """Data is missing or unfit. The message says what was searched, where, and the remedy."""
 
+    parts: tuple[str, str] | None = None  # what was not found and where, and the remedy
+
     def __init__(self, message: str) -> None:
         # names of files may hold bytes that are no text, which could not be printed
         super().__init__(message.encode(errors="backslashreplace").decode())
@@ -75,7 +77,9 @@ class DataError(ValueError):
         """Return the error that `what` is in none of the places that were `tried`."""
         looked = ", ".join(map(str, tried))
         where = f"; looked in {looked}" if looked else ", and no folder of data was given"
-        return cls(f"{what} not found{where}. {remedy}")
+        error = cls(f"{what} not found{where}. {remedy}")
+        error.parts = f"{what} not found{where}", remedy
+        return error
 
 
 def cached(path: Path, write: Callable[[IO[bytes]], object]) -> Path:

@@ -150,11 +150,11 @@ class WikiText2(DataConfig):
             try:
                 return _from_hub()
             except ImportError:
-                tried.append("the Hugging Face hub  (the package datasets is not installed)")
+                tried.append("the Hugging Face hub (the package datasets is not installed)")
                 remedy += "; or let it be downloaded, after: pip install datasets"
             except (OSError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
-                tried.append(f"the Hugging Face hub  ({reason})")
+                tried.append(f"the Hugging Face hub ({reason})")
         raise DataError.missing("WikiText-2", tried, f"{remedy}. It comes from {HUB_PAGE}")
 
     def _folders(self, places: Places) -> tuple[list[Path], str]:

@@ -12,6 +12,7 @@ import torch
 from attnlab.analysis.numbers import size
 from attnlab.checks.suite import fitting_width
 from attnlab.data import DataConfig, DataError, Places
+from attnlab.data.task import Task
 from attnlab.device.machine import usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
@@ -139,7 +140,9 @@ def _is_a_mechanism(layer: str) -> bool:
 
 
 def _devices() -> Iterator[Finding]:
-    here = f"{platform.machine()}, {usable_cores()} cores, {torch.get_num_threads()} threads"
+    here = (
+        f"{platform.machine()}, {usable_cores()} cores, {torch.get_num_threads()} threads of torch"
+    )
     yield Finding("CPU", here)
     if not torch.cuda.is_available():
         yield Finding("CUDA", "torch finds no CUDA device; studies run on the CPU")
@@ -176,11 +179,13 @@ def _data(places: Places) -> Iterator[Finding]:
 
 
 def _source(data: DataConfig, places: Places) -> Finding:
+    if isinstance(data, Task):
+        return Finding("", "tasks: made by their generators")
     try:
         texts = data.texts(places)
     except DataError as error:
-        lines = str(error).splitlines()
-        return Finding("", f"{data.kind()}: {lines[0].partition(';')[0]}", lines[-1])
+        found, remedy = error.parts or ("unfit", str(error))
+        return Finding("", f"{data.kind()}: {found}", remedy)
     return Finding("", f"{data.kind()}: {texts.origin}")
 
 
