@@ -337,6 +337,12 @@ def test_commands_are_listed_in_reading_order(attnlab):
     assert sorted(names) == sorted(typer.main.get_command(app).commands)
 
 
+def test_no_help_is_cut_at_80_columns(attnlab, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in typer.main.get_command(app).commands:
+        assert "…" not in attnlab(name, "--help").output, name
+
+
 def test_every_help_text_is_a_sentence():
     for name, command in typer.main.get_command(app).commands.items():
         texts = [command.help.split("\n\n")[0], *(p.help for p in command.params if p.help)]

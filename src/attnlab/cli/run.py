@@ -44,7 +44,7 @@ def run(  # noqa: PLR0913  one parameter per option
         typer.Option(
             metavar="NAME=MECHANISM",
             help="Add a variant: the baseline with this mechanism, such as mine=file.py:Class or "
-            "mine=file.py:Class:width=8; may be repeated.",
+            "low=mla:kv_lora_rank=8; may be repeated.",
         ),
     ] = None,
     only: Annotated[
@@ -85,8 +85,8 @@ def run(  # noqa: PLR0913  one parameter per option
         list[str] | None,
         typer.Option(
             metavar="SETTING=VALUES",
-            help="Give a setting several values, model.mechanisms.0.window=128,256; may be repeated"
-            " for all combinations.",
+            help="Give a setting several values, such as train.seq_len=1k,2k,4k; may be repeated "
+            "for all combinations.",
         ),
     ] = None,
     gpus_per_run: Annotated[
