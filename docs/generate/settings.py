@@ -73,6 +73,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
+@cache
 def classes() -> dict[str, Class]:
     """Return every class of settings by its name, with its own fields."""
     found = [one for path in sorted(SOURCE.rglob("*.py")) for one in _classes_of(path)]

@@ -177,19 +177,26 @@ def test_there_are_commands_in_readme_and_pages():
     assert {"README.md", "tutorial.md", "own-study.md", "life-of-a-run.md", "benches.md"} <= pages
 
 
-@pytest.fixture
-def generate(monkeypatch):
+@pytest.fixture(scope="module")
+def generate():
     """The modules of docs/generate, importable."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs/generate"))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs/generate"))
+        yield
     for name in ("docstrings", "reference", "settings", "site_hook"):
         sys.modules.pop(name, None)
 
 
-def test_every_field_of_every_kind_has_a_row(generate):
+@pytest.fixture(scope="module")
+def page_of_settings(generate):
+    """The reference of all settings, which takes two seconds to make."""
     import settings
 
-    page = settings.page()
+    return settings.page()
+
+
+def test_every_field_of_every_kind_has_a_row(page_of_settings):
+    page = page_of_settings
     for family in (MechanismConfig, DataConfig, FeedForward):
         for cls in family.kinds.values():
             if not cls.__module__.startswith("attnlab."):
@@ -204,10 +211,8 @@ def test_every_field_of_every_kind_has_a_row(generate):
         assert not issubclass(cls, Choice)
 
 
-def test_a_mechanism_has_its_equation_its_source_and_what_it_costs(generate):
-    import settings
-
-    page = settings.page()
+def test_a_mechanism_has_its_equation_its_source_and_what_it_costs(page_of_settings):
+    page = page_of_settings
     kinds = [c for c in MechanismConfig.kinds.values() if c.__module__.startswith("attnlab.mech")]
     assert len(kinds) > 10
     for cls in kinds:
