@@ -375,6 +375,22 @@ def test_a_pick_that_is_worse_than_the_best_says_by_how_much(found):
     assert found["smallest model"].variant == "window"
 
 
+def test_a_pick_that_is_not_worse_is_not_called_indistinguishable(tmp_path):
+    noise = (0.0, 0.02, -0.02, 0.01, -0.01)
+    losses = {
+        "mha": [5.0 + of for of in noise],
+        "window": [4.974 + of for of in (*noise[2:], *noise[:2])],
+        "delta": [4.5 + of for of in noise],
+    }
+    states = {"mha": 2 * MIB, "window": MIB, "delta": 3 * MIB}
+    more = {name: {"state_bytes": size} for name, size in states.items()}
+    pick = picks(tmp_path, losses, **more)["memory first"]
+    assert pick.variant == "window"
+    assert "window is not worse than mha by the margin: difference -0.026 nats/token [-0." in (
+        pick.margin
+    )
+
+
 def test_no_pick_is_separably_worse_than_the_baseline(found):
     assert all(pick.variant != "identity" for pick in found.values())
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from attnlab.analysis.costs import COUNTED, Cost, Serving
 from attnlab.analysis.headline import behind, equivalent_to_best, undecided, winner
-from attnlab.analysis.numbers import nats, quantity
+from attnlab.analysis.numbers import ends, nats, quantity
 from attnlab.analysis.sentences import against, apart, listed, several
 from attnlab.analysis.verdict import Verdict
 
@@ -222,7 +222,12 @@ def _gives_up(name: str, than: str, verdict: Verdict) -> str:
     if name in (than, best) or than == best or verdict.same_function(name, than):
         return loss
     to_baseline = verdict.to_baseline.get(name, verdict.pairs[name, than])
-    return f"{loss} {against(name, than, to_baseline)}"
+    if to_baseline.separable or to_baseline.equivalent:
+        return f"{loss} {against(name, than, to_baseline)}"
+    shown = f"{to_baseline.mean:+.3f} nats/token"
+    if to_baseline.low is not None and to_baseline.high is not None:
+        shown += f" {ends((to_baseline.low, to_baseline.high), 3, '+')}"
+    return f"{loss} {name} is not worse than {than} by the margin: difference {shown}."
 
 
 def _cheaper_still(
