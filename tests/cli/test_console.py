@@ -287,6 +287,17 @@ def test_a_resumed_run_says_from_which_step(shown):
     assert ": resumes at step 8 of 12" in out.getvalue()
 
 
+def test_bars_are_not_drawn_while_a_line_is_printed_above_them(tmp_path):
+    output = Output(file=io.StringIO(), width=60, force_terminal=True, _environ={"TERM": "xterm"})
+    with StudyProgress(make(TUNED, tmp_path), output) as progress:
+        with progress.bars.lock:
+            drawn = len(output.file.getvalue())
+            time.sleep(0.6)
+            assert len(output.file.getvalue()) == drawn
+        time.sleep(0.6)
+        assert len(output.file.getvalue()) > drawn  # the clock goes on without an event
+
+
 def test_a_bar_leaves_room_for_the_echo_of_an_interrupt(tmp_path):
     output = Output(file=io.StringIO(), width=60, force_terminal=True, _environ={"TERM": "xterm"})
     progress = StudyProgress(make(TUNED, tmp_path), output)

@@ -13,11 +13,14 @@ import unicodedata
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
+from threading import Event, RLock, Thread
 from types import TracebackType
 from typing import IO, Any, Self
 
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.measure import Measurement
+from rich.progress import Progress, ProgressColumn
 from rich.text import Text
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
@@ -58,6 +61,41 @@ class Output(Console):
         """Print nothing from now on."""
         self.quiet = True
         _discard(self.file)
+
+
+class Bars(Progress):
+    """Bars of rich that are drawn anew a few times a second, never while a line is printed.
+
+    Who prints above them holds `lock`: rich's own thread counts the lines of the bars while another
+    prints, and then erases one too many. The last columns stay free, since an echoed ^C there would
+    start a line of its own.
+    """
+
+    def __init__(self, output: Output, *columns: ProgressColumn, **options: Any) -> None:
+        self.lock, self._output, self._stopped = RLock(), output, Event()
+        self._refresher = Thread(target=self._refresh, daemon=True)
+        super().__init__(*columns, console=output, auto_refresh=False, **options)
+
+    def start(self) -> None:
+        """Show the bars, on a terminal."""
+        super().start()
+        if not self.disable:
+            self._refresher.start()
+
+    def stop(self) -> None:
+        """Remove the bars."""
+        self._stopped.set()
+        if self._refresher.is_alive():
+            self._refresher.join()
+        super().stop()
+
+    def get_renderable(self) -> RenderableType:
+        return Constrain(super().get_renderable(), max(self._output.width - 3, 1))
+
+    def _refresh(self) -> None:
+        while not self._stopped.wait(0.25):
+            with self.lock:
+                self.refresh()
 
 
 console = Output()

@@ -2,30 +2,26 @@
 
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import typer
-from rich.console import RenderableType
-from rich.constrain import Constrain
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 from attnlab.analysis import numbers
 from attnlab.analysis.sentences import listed
 from attnlab.checks.table import ResultsTable
-from attnlab.cli.console import ActivityStatus, Output, error, first_line, prose, verbatim
+from attnlab.cli.console import ActivityStatus, Bars, Output, error, first_line, prose, verbatim
 from attnlab.reporting.files import PAGE
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import (
@@ -47,17 +43,6 @@ INDENT = " " * 8
 QUIET_SECONDS = 20  # without a line, where there are no bars
 
 
-class _Bars(Bars):
-    """Bars that end before the last column, where an echoed ^C would start a line of its own."""
-
-    def __init__(self, output: Output, *columns: ProgressColumn, **options: Any) -> None:
-        self._output = output
-        super().__init__(*columns, console=output, **options)
-
-    def get_renderable(self) -> RenderableType:
-        return Constrain(super().get_renderable(), max(self._output.width - 3, 1))
-
-
 class StudyProgress:
     """Bars on a terminal, and a line per finished run; elsewhere more lines in place of the bars.
 
@@ -67,7 +52,7 @@ class StudyProgress:
 
     def __init__(self, schedule: StudySchedule, console: Output) -> None:
         self.schedule, self.console = schedule, console
-        self.bars = _Bars(
+        self.bars = Bars(
             console,
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -191,9 +176,11 @@ class StudyWatch:
                 self.progress = self.shown.current.enter_context(progress)
             case RunEvent():
                 assert self.progress is not None
-                self.progress.show(event)
+                with self.progress.bars.lock:
+                    self.progress.show(event)
             case Notice(text):
-                self.shown.note(text)
+                with self.progress.bars.lock if self.progress else nullcontext():
+                    self.shown.note(text)
 
 
 @contextmanager
