@@ -1,6 +1,8 @@
 """Malformed options end at once: one line that says what to do, exit code 2, no traceback."""
 
+import errno
 import inspect
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny_study
 
+import attnlab as api
 from attnlab.cli.app import app, decimal, stored
 from attnlab.cli.console import errors
 from attnlab.config import ConfigError, override
@@ -98,6 +101,24 @@ def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "error: here: No space left on device; free disk space, or write to"),
+        (errno.EACCES, "error: here: Permission denied; change its permissions, or name another"),
+        (errno.EROFS, "error: here: Read-only file system; change its permissions, or name"),
+    ],
+)
+def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, number, said):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number), "here")
+
+    monkeypatch.setattr(api, "report", refuse, raising=False)
+    done = attnlab("report", "anywhere")
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert done.stderr.startswith(said)
 
 
 USAGE = {
