@@ -79,7 +79,7 @@ from attnlab.mechanisms.lightning_attention import LightningAttention
 from attnlab.mechanisms.mamba2 import Mamba2
 from attnlab.mechanisms.rwkv7 import RWKV7
 from attnlab.model.language_model import ModelConfig
-from attnlab.modules.delta_memory import several_writes
+from attnlab.modules.delta_memory import after_writes, as_writes
 
 with pytest.MonkeyPatch.context() as patch:
     # if these are installed, transformers imports them and runs their kernels
@@ -354,7 +354,8 @@ def test_with_several_writes_it_is_flas_gated_delta_product(form, writes, gated,
 
     def run(q, k, v, beta, g=None):
         k, v, beta = (x.unflatten(1, (number, writes)) for x in (k, v, beta))
-        return several_writes(q, k, v, g, beta, form)
+        y_BSHV, memory_BHKV = rule.gated_delta_rule(*as_writes(q, k, v, g, beta), form)
+        return after_writes(y_BSHV, writes), memory_BHKV
 
     assert_same(run, definition, arguments, reference)
 

@@ -27,7 +27,7 @@ from torch.nn.functional import linear, pad
 
 from attnlab.config import Problem
 from attnlab.kernels import gated_delta_rule as rule
-from attnlab.kernels.flash_linear_attention import Gate, Kernel
+from attnlab.kernels.flash_linear_attention import Gate
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.matrix_memory import (
     MemoryHeadsConfig,
@@ -97,6 +97,9 @@ class DeltaMemoryConfig(MemoryHeadsConfig, MechanismConfig, ABC):
 Settings = TypeVar("Settings", bound=DeltaMemoryConfig)
 
 
+Writes = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+
+
 class _Inputs(NamedTuple):
     """Queries and writes of tokens (...): keys, values and strengths by write."""
 
@@ -131,8 +134,9 @@ class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
         """Return `y_C`, normalised and gated, of tokens `x` that read `y` from the memory."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTHV, _ = self._over_time(x_BTD, self.qkv_conv1d(self._project(x_BTD)))
-        return self._output(x_BTD, y_BTHV)
+        of_S = self._writes(x_BTD, self.qkv_conv1d(self._project(x_BTD)))
+        y_BSHV, _ = rule.gated_delta_rule(*of_S, self.config.kernel)
+        return self._output(x_BTD, after_writes(y_BSHV, self.config.writes))
 
     def init_state(self, batch_size: int, capacity: int) -> MemoryState:
         del capacity  # the state does not grow with the number of tokens
@@ -143,7 +147,9 @@ class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
         del capacity
         qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
-        y_BTHV, memory_BHKV = self._over_time(x_BTD, qkv_BTC)
+        of_S = self._writes(x_BTD, qkv_BTC)
+        y_BSHV, memory_BHKV = rule.gated_delta_rule(*of_S, self.config.kernel)
+        y_BTHV = after_writes(y_BSHV, self.config.writes)
         return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
 
     def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
@@ -183,33 +189,35 @@ class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
         beta_NH = write_strength(self.b_proj(x_D), self.config.negative_eigenvalues)
         return _Inputs(q_HK, k_NHK, v_NHV, self.decays(x_D), beta_NH.unflatten(-1, by_write))
 
-    def _over_time(self, x_BTD: Tensor, qkv_BTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `y_BTHV` of all tokens from an empty memory, and the last `memory_BHKV`."""
-        return several_writes(*self._inputs(x_BTD, qkv_BTC), self.config.kernel)
+    def _writes(self, x_BTD: Tensor, qkv_BTC: Tensor) -> Writes:
+        return as_writes(*self._inputs(x_BTD, qkv_BTC))
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         return self.o_proj(self.normed(x_D, y_HV).to(x_D.dtype))
 
 
-def several_writes(
+def as_writes(
     q_BTHK: Tensor,
     k_BTNHK: Tensor,
     v_BTNHV: Tensor,
     g_BTH: Tensor | None,
     beta_BTNH: Tensor,
-    kernel: Kernel,
-) -> tuple[Tensor, Tensor]:
-    """Return `y_BTHV`, and `memory_BHKV` after the last token, by the gated delta rule.
+) -> Writes:
+    """Return the arguments of `gated_delta_rule` that make each write a token of its own.
 
-    A token decays by g, is written N times and then read. Arguments are those of
-    `gated_delta_rule`, keys, values and strengths by write.
+    A token decays by g, is written N times and then read: `after_writes` has what it reads. Nothing
+    here calls the rule: where its kernel ends a compiled graph, it shall end that of one function.
     """
     writes = k_BTNHK.shape[2]
     k_BSHK, v_BSHV, beta_BSH = (x.flatten(1, 2) for x in (k_BTNHK, v_BTNHV, beta_BTNH))
     q_BSHK = _among(q_BTHK, writes, writes - 1)
     g_BSH = None if g_BTH is None else _among(g_BTH, writes, 0)
-    y_BSHV, memory_BHKV = rule.gated_delta_rule(q_BSHK, k_BSHK, v_BSHV, g_BSH, beta_BSH, kernel)
-    return y_BSHV[:, writes - 1 :: writes], memory_BHKV
+    return q_BSHK, k_BSHK, v_BSHV, g_BSH, beta_BSH
+
+
+def after_writes(y_BSHV: Tensor, writes: int) -> Tensor:
+    """Return `y_BTHV`: what was read after the last write of each token."""
+    return y_BSHV[:, writes - 1 :: writes]
 
 
 def _among(x_BTH: Tensor, writes: int, place: int) -> Tensor:
