@@ -299,7 +299,7 @@ def test_a_wrong_run_prompt_or_sampling_is_an_error(attnlab, trained):
         (("nowhere", "--prompt", "x"), "no run in nowhere"),
         (("results/tiny_study/mha", "--prompt", "x"), f"did you mean {run}"),
         ((run, "--prompt", ""), "the prompt is empty"),
-        ((run, "--prompt", "x", "--top-p", "2"), "top_p: must be in"),
+        ((run, "--prompt", "x", "--top-p", "2"), "--top-p: must be in"),
     ):
         done = attnlab("generate", *arguments)
         assert done.exit_code == 2

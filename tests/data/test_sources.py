@@ -447,7 +447,7 @@ def test_what_is_missing_is_said_with_every_place_and_every_remedy(tmp_path):
 
 
 def test_without_a_data_folder_the_hub_is_the_place_that_was_tried(tmp_path):
-    with pytest.raises(DataError, match=r"hub  \(the package datasets is not installed\)"):
+    with pytest.raises(DataError, match=r"hub \(the package datasets is not installed\)"):
         WikiText2().texts(Places(None, tmp_path))
 
 
@@ -472,7 +472,7 @@ def test_a_hub_that_cannot_be_reached_is_one_more_place_that_was_tried(tmp_path,
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(DataError, match=r"the Hugging Face hub  \(no route\)"):
+    with pytest.raises(DataError, match=r"the Hugging Face hub \(no route\)"):
         WikiText2().texts(Places(None, tmp_path))
 
 

@@ -192,7 +192,7 @@ def test_an_override_of_what_the_pattern_does_not_have_says_what_it_has():
         "model.mechanisms.layers: no field '2'; known: 1, 3"
     ]
     assert problems(lambda: override(base, ["model.mechanisms.layers.2.window=3"])) == [
-        "model.mechanisms: no field 'layers'; known: 0"
+        "model.mechanisms: no item 'layers'; known: 0"
     ]
 
 

@@ -121,10 +121,16 @@ def test_what_the_hypotheses_of_a_shipped_study_name_is_there():
 def test_the_records_that_ship_hold_hypotheses_that_their_study_has():
     packed = list((ROOT / "published").glob("*/runs.jsonl.gz"))
     assert packed
+    of_length = {
+        f"{name}_{length}" if length else name: study
+        for name, study in shipped().items()
+        for length in ("", *study.lengths)
+    }
     for path in packed:
         record = StudyRecord.read(path.parent)
+        assert "--out" not in record.command
         if record.hypotheses:
-            of_study = [h.to_dict() for h in load_study(record.name).hypotheses]
+            of_study = [h.to_dict() for h in of_length[record.name].hypotheses]
             assert [h for h in record.hypotheses if h not in json_form(of_study)] == []
 
 
