@@ -267,13 +267,11 @@ class NativeSparseAttention(Mechanism[SparseState]):
 
     def _appended(self, state: SparseState, of: Branches) -> SparseState:
         (recent_k, k, window_k), (recent_v, v, window_v) = of.k_bBGTK, of.v_bBGTK
-        # Not `_replace`: torch 2.11's compiler returns fewer tensors for it.
-        return SparseState(
-            selected=state.selected.append(k, v),
-            window=state.window.append(window_k, window_v),
-            recent=state.recent.append(recent_k, recent_v),
-            k_BGCK=state.k_BGCK,
-            v_BGCK=state.v_BGCK,
+        return SparseState(  # not `_replace`, of which torch 2.11's compiler may lose tensors
+            state.selected.append(k, v),
+            state.window.append(window_k, window_v),
+            state.recent.append(recent_k, recent_v),
+            *(state.k_BGCK, state.v_BGCK),
         )
 
     def _with_compressed(self, state: SparseState) -> SparseState:
