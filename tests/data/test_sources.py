@@ -651,3 +651,27 @@ def test_tiny_shakespeare_holds_out_its_last_tenth_and_a_byte_is_a_character(tmp
     missing = f"looked in {tmp_path / 'none.txt'}. Name the file with data.path=FILE"
     with pytest.raises(DataError, match=re.escape(missing)):
         TinyShakespeare(path=str(tmp_path / "none.txt")).load(Places(None, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "tinyshakespeare/input.txt"])
+def test_tiny_shakespeare_is_found_under_its_usual_names_and_the_error_lists_them(tmp_path, name):
+    places = Places(tmp_path, tmp_path)
+    with pytest.raises(DataError, match=f"looked in .*{re.escape(str(tmp_path / name))}"):
+        TinyShakespeare().texts(places)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("Line.\n" * 100)
+    assert TinyShakespeare().texts(places).train == ["Line.\n" * 90]
+
+
+def test_every_source_finds_its_path_in_the_data_folder(tmp_path):
+    packages_in(tmp_path / "corpus")
+    for split in SPLITS:
+        (tmp_path / "corpus" / f"{split}.txt").write_text(f"Some {split}.\n" * 50)
+    (tmp_path / "corpus" / "input.txt").write_text("Line.\n" * 100)
+    places = Places(tmp_path, tmp_path / "cache")
+    for source in (WikiText2, TinyShakespeare, SitePackages):
+        found = source(path="corpus").texts(places)
+        assert found == source(path=str(tmp_path / "corpus")).texts(NOWHERE)
+        with pytest.raises(DataError, match=f"looked in none.*, {tmp_path / 'none'}"):
+            source(path="none").texts(places)

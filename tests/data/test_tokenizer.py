@@ -246,6 +246,7 @@ def test_gpt2s_files_are_found_by_path_in_the_data_folder_and_below_it(places, t
     below = places.data / "gpt2-tokenizer"
     found = [
         GPT2(vocab_size=320, path=str(below)).fit([], Places(None, tmp_path)),
+        GPT2(vocab_size=320, path=below.name).fit([], places),
         GPT2(vocab_size=320).fit([], Places(below, tmp_path)),
         GPT2(vocab_size=320).fit([], places),
     ]

@@ -128,17 +128,32 @@ def split_word(name: str) -> str | None:
     return next(iter(words), None)
 
 
+def searched(path: str | None, places: Places, names: Iterable[str] = ()) -> list[Path]:
+    """Return where data may lie: at `path`, here or in the data folder; without it, at its names.
+
+    Args:
+        path: the setting of the user, or None.
+        places: the folders of data.
+        names: where the data folder may have it.
+
+    Raises DataError for the home of an unknown user.
+    """
+    if path is None:
+        return [places.data / name for name in names] if places.data else []
+    try:
+        here = Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: {error}") from None
+    in_data = [places.data / here] if places.data and not here.is_absolute() else []
+    return [here, *in_data]
+
+
 def find(path: str, places: Places, *, what: str, remedy: str) -> Path:
     """Return the file or folder; a relative path is searched here, then in the data folder.
 
     Raises DataError if it is in neither, or if it is a pipe, a device or a dangling link.
     """
-    try:
-        tried = [Path(path).expanduser()]
-    except RuntimeError as error:
-        raise DataError(f"{path}: {error}") from None
-    if places.data and not tried[0].is_absolute():
-        tried.append(places.data / path)
+    tried = searched(path, places)
     found = next((place for place in tried if os.path.lexists(place)), None)
     if found is None:
         raise DataError.missing(f"{what} {path!r}", tried, remedy)

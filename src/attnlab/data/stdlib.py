@@ -24,7 +24,7 @@ from pathlib import Path
 from attnlab.config import Problem
 from attnlab.data.documents import read_bytes
 from attnlab.data.hold_out import hold_out, rank
-from attnlab.data.places import SPLITS, DataError, Places, walk
+from attnlab.data.places import SPLITS, DataError, Places, searched, walk
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Tokenizer
 
@@ -91,9 +91,9 @@ class SitePackages(DataConfig):
             yield Problem("packages", "name each once")
 
     def texts(self, places: Places) -> Texts:
-        del places
-        found = _installed(self._folders())
-        chosen = self._named(found) if self.packages else list(found)
+        folders = self._folders(places)
+        found = _installed(folders)
+        chosen = self._named(found, folders) if self.packages else list(found)
         files = {
             f"{name}/{path.relative_to(found[name]).as_posix()}"
             if path != found[name]
@@ -113,7 +113,7 @@ class SitePackages(DataConfig):
         if min(sum(map(len, splits[split])) for split in ("valid", "test")) < half_full:
             splits, how = _split(sources, str), "files"
         if not all(splits.values()):
-            where = ", ".join(map(str, self._folders()))
+            where = ", ".join(map(str, folders))
             raise DataError(
                 f"{len(sources)} files of source code in {where} are too few to split: install or "
                 "name more packages, or use other text: data=stdlib"
@@ -131,21 +131,21 @@ class SitePackages(DataConfig):
             else (),
         )
 
-    def _folders(self) -> list[Path]:
+    def _folders(self, places: Places) -> list[Path]:
         if self.path is None:
             here = (Path(place) for place in sys.path)
             folders = [at for at in here if at.name in ("site-packages", "dist-packages")]
         else:
-            folders = [Path(self.path).expanduser()]
+            folders = searched(self.path, places)
         if not (existing := [folder for folder in folders if folder.is_dir()]):
             remedy = "Name a folder of packages with data.path=DIR, or use data=stdlib."
             raise DataError.missing("installed packages", folders, remedy)
         return existing
 
-    def _named(self, found: Mapping[str, Path]) -> list[str]:
+    def _named(self, found: Mapping[str, Path], folders: Sequence[Path]) -> list[str]:
         """Return the packages to import of those that are named; raise DataError for others."""
         by_project = defaultdict[str, list[str]](list)
-        for distribution in distributions(path=[str(folder) for folder in self._folders()]):
+        for distribution in distributions(path=[str(folder) for folder in folders]):
             for name in _top_levels(distribution):
                 if name in found:
                     by_project[_normal(distribution.metadata["Name"] or "")].append(name)
@@ -153,7 +153,7 @@ class SitePackages(DataConfig):
         for name in self.packages:
             names = [name] if name in found else by_project.get(_normal(name), [])
             if not names:
-                where = ", ".join(str(folder) for folder in self._folders())
+                where = ", ".join(str(folder) for folder in folders)
                 similar = get_close_matches(name, [*found, *by_project], n=1)
                 meant = f"; did you mean {similar[0]!r}?" if similar else ", see pip list"
                 raise DataError(f"no package {name!r} is installed in {where}{meant}")

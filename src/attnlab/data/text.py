@@ -22,7 +22,7 @@ from typing import Any
 from attnlab.config import Problem
 from attnlab.data.documents import TEXT_ENDINGS, is_text_name, measure, read_documents, read_text
 from attnlab.data.hold_out import hold_out, tails
-from attnlab.data.places import SPLITS, DataError, NamedFile, Places, by_split, files_in, find
+from attnlab.data.places import SPLITS, DataError, NamedFile, Places, by_split, files_in, find, searched
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Bytes, Tokenizer
 
@@ -30,6 +30,8 @@ _RENAME = "name the files after train, valid and test, or set data.ignore_split_
 SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
+_SHAKESPEARE = ("tinyshakespeare", "tiny_shakespeare", "tiny-shakespeare", "shakespeare_char")
+_WIKITEXT = ("wikitext-2", "wikitext2", "wikitext_2", "wikitext-2-v1", "wikitext/wikitext-2-v1")
 HUB = ("Salesforce/wikitext", "wikitext-2-v1")
 HUB_PAGE = f"https://huggingface.co/datasets/{HUB[0]} ({HUB[1]})"
 
@@ -124,9 +126,9 @@ class WikiText2(DataConfig):
     This is the word-level edition, in which rare words are `<unk>` and punctuation is separated by
     spaces. Every split is one document. Merity et al. 2016 (arXiv:1609.07843).
 
-    It is read from `path`, else from the data folder, its wikitext-2 or wikitext2, else from the
-    hub. The folder holds train, valid and test as .txt, as .txt.gz, or as wiki.train.tokens and so
-    on.
+    It is read from the folder `path`, else from the data folder or one in it with a usual name,
+    else from the hub. The folder holds train, valid and test as .txt, as .txt.gz, or as
+    wiki.train.tokens and so on.
     """
 
     path: str | None = None
@@ -137,7 +139,11 @@ class WikiText2(DataConfig):
         return "wikitext2"
 
     def texts(self, places: Places) -> Texts:
-        folders, remedy = self._folders(places)
+        remedy = (
+            "Put train.txt, valid.txt and test.txt (or .txt.gz) into a folder and name it with "
+            f"data.path=DIR{'' if self.path else ' or ATTNLAB_DATA=DIR'}"
+        )
+        folders = searched(self.path, places, ("", *_WIKITEXT))
         for folder in folders:
             files = [_file_of(split, folder) for split in SPLITS]
             if None not in files:
@@ -157,35 +163,25 @@ class WikiText2(DataConfig):
                 tried.append(f"the Hugging Face hub ({reason})")
         raise DataError.missing("WikiText-2", tried, f"{remedy}. It comes from {HUB_PAGE}")
 
-    def _folders(self, places: Places) -> tuple[list[Path], str]:
-        remedy = (
-            "Put train.txt, valid.txt and test.txt (or .txt.gz) into a folder and name it with "
-        )
-        if self.path is not None:
-            return [Path(self.path).expanduser()], f"{remedy}data.path=DIR"
-        names = ("", "wikitext-2", "wikitext2")
-        folders = [places.data / name for name in names] if places.data else []
-        return folders, f"{remedy}data.path=DIR or ATTNLAB_DATA=DIR"
-
 
 @dataclass(frozen=True, kw_only=True)
 class TinyShakespeare(DataConfig):
     """Tiny Shakespeare: a million characters of plays; the last tenth is for validation.
 
-    It is read from the file `path`, else from tinyshakespeare.txt or shakespeare_char/input.txt in
-    the data folder. Its characters are ASCII, so that a byte is a character. There is no test
-    split, as in nanoGPT, whose division this is.
+    It is read from `path`, the file or a folder with input.txt, else from tinyshakespeare.txt or
+    tinyshakespeare/input.txt in the data folder, or from another usual name. Its characters are
+    ASCII, so that a byte is a character. There is no test split, as in nanoGPT, whose division this
+    is.
     """
 
     path: str | None = None
     tokenizer: Tokenizer = field(default_factory=Bytes)
 
     def texts(self, places: Places) -> Texts:
+        names = [name for stem in _SHAKESPEARE for name in (f"{stem}.txt", f"{stem}/input.txt")]
+        tried = searched(self.path, places, names)
         if self.path is not None:
-            tried = [Path(self.path).expanduser()]
-        else:
-            names = ("tinyshakespeare.txt", "shakespeare_char/input.txt")
-            tried = [places.data / name for name in names] if places.data else []
+            tried += [folder / "input.txt" for folder in tried if folder.is_dir()]
         file = next((path for path in tried if path.is_file()), None)
         if file is None:
             remedy = (

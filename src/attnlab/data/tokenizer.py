@@ -32,7 +32,7 @@ from attnlab.data.codec import (
     pieces,
 )
 from attnlab.data.documents import measure
-from attnlab.data.places import DataError, Places, cached
+from attnlab.data.places import DataError, Places, cached, searched
 
 LEAST_FREQUENCY = 2  # a pair that occurs once does not become a token
 _GPT2_REMEDY = (
@@ -110,7 +110,7 @@ class GPT2(Tokenizer):
     """GPT-2's tokenizer, or another byte-level BPE, from its files.
 
     `path` is a folder with vocab.json and merges.txt, or with tokenizer.json. Without it, the files
-    are searched in the data folder and in its `gpt2-tokenizer`.
+    are searched in the data folder and in its `gpt2-tokenizer` and `gpt2`.
     """
 
     path: str | None = None
@@ -122,10 +122,7 @@ class GPT2(Tokenizer):
 
     def fit(self, training: Iterable[str], places: Places) -> ByteLevelCodec:
         del training
-        if self.path is not None:
-            folders = [Path(self.path).expanduser()]
-        else:
-            folders = [places.data, places.data / "gpt2-tokenizer"] if places.data else []
+        folders = searched(self.path, places, ("", "gpt2-tokenizer", "gpt2"))
         for folder in folders:
             vocab, merges = folder / "vocab.json", folder / "merges.txt"
             if vocab.is_file() and merges.is_file():
@@ -153,12 +150,13 @@ class HuggingFace(Tokenizer):
             yield Problem("vocab_size", f"must be at least 1, got {self.vocab_size}")
 
     def fit(self, training: Iterable[str], places: Places) -> HuggingFaceCodec:
-        del training, places
-        given = Path(self.path).expanduser()
-        file = given / "tokenizer.json" if given.is_dir() else given
-        if not file.is_file():
+        del training
+        given = searched(self.path, places)
+        tried = [path / "tokenizer.json" if path.is_dir() else path for path in given]
+        file = next((path for path in tried if path.is_file()), None)
+        if file is None:
             remedy = "Name it with data.tokenizer.path=FILE or DIR."
-            raise DataError.missing("tokenizer.json", [file], remedy)
+            raise DataError.missing("tokenizer.json", tried, remedy)
         return self.restore(read_utf8(file), file)
 
     def restore(self, text: str, where: object = "tokenizer.json") -> HuggingFaceCodec:
