@@ -416,7 +416,7 @@ ROWS = {
     "decoding_others": Row(partial(serving, "decode", OTHERS, CONTEXTS, 1), 300),
     "batch_8": Row(partial(serving, "decode", ("grouped_query", *OTHERS), CONTEXTS[:1], 8), 300),
     "prefill": Row(partial(serving, "prefill", ("grouped_query", *OTHERS), CONTEXTS, 1), 400),
-    "layers": Row(layers, 90),
+    "layers": Row(layers, 240),
     "study": Row(partial(commands, "mechanisms", OF_STUDY, "--seeds 1 --no-tune"), 400),
     "study_compiled": Row(
         partial(commands, "mechanisms", OF_STUDY, "--seeds 1 --no-tune train.compile=on"), 500
