@@ -22,7 +22,16 @@ from typing import Any
 from attnlab.config import Problem
 from attnlab.data.documents import TEXT_ENDINGS, is_text_name, measure, read_documents, read_text
 from attnlab.data.hold_out import hold_out, tails
-from attnlab.data.places import SPLITS, DataError, NamedFile, Places, by_split, files_in, find, searched
+from attnlab.data.places import (
+    SPLITS,
+    DataError,
+    NamedFile,
+    Places,
+    by_split,
+    files_in,
+    find,
+    searched,
+)
 from attnlab.data.source import DataConfig, Texts
 from attnlab.data.tokenizer import BPE, Bytes, Tokenizer
 
