@@ -9,8 +9,8 @@ import attnlab.mechanisms  # noqa: F401  registers all mechanisms
 from attnlab.config import ConfigError
 from attnlab.mechanism import HandingMechanism, Mechanism, MechanismConfig, state_bytes
 from attnlab.mechanisms.identity import Identity
-from attnlab.modules.delta_memory import DeltaMemory
-from attnlab.modules.matrix_memory import GatedMemory
+from attnlab.modules.delta_memory import DeltaMemory, ScalarDecayMemory
+from attnlab.modules.matrix_memory import ConvolvedMemory, GatedMemory
 from attnlab.modules.rotary_heads import RotaryHeads
 from attnlab.modules.softmax_heads import SoftmaxHeads
 
@@ -124,10 +124,13 @@ def test_a_mechanism_is_written_out_in_its_file(config):
     """Its file has equations, cost, forward, step and state; it inherits none of them.
 
     Mechanisms that differ in a part of one equation share the rest: full and windowed attention in
-    the tokens that a query attends to, memories of one rule in what decays and in the output. Forms
-    of sparse attention share their projections.
+    the tokens that a query attends to, memories of one rule in what decays and in the output.
+    Forms of sparse attention, and memories behind a convolution, share their projections.
     """
     module = type(config.build(D_MODEL))
+    if module is ScalarDecayMemory:
+        assert "gate" in vars(type(config))
+        return
     assert module.__module__ == type(config).__module__
     bases = [base for base in module.__mro__[1:] if base.__module__.startswith("attnlab")]
     if config.kind() in ("grouped_query", "sliding_window"):
@@ -137,14 +140,16 @@ def test_a_mechanism_is_written_out_in_its_file(config):
         return
     for shared, own in ((GatedMemory, {"inputs", "output"}), (DeltaMemory, {"decays", "normed"})):
         if shared in bases:
-            assert bases == [shared, Mechanism]
+            assert [base for base in bases if base is not ConvolvedMemory] == [shared, Mechanism]
             assert own <= vars(module).keys()
             assert {"more_params", "build"} <= vars(type(config)).keys()
             return
-    projections = [RotaryHeads] if config.kind() in ("deepseek_sparse", "moba") else []
+    selected = {"deepseek_sparse": [RotaryHeads], "moba": [RotaryHeads]}
+    projections = {**selected, "mamba2": [ConvolvedMemory]}.get(config.kind(), [])
     assert bases == [*projections, Mechanism]
-    assert not {"forward", "step", "init_state"} & vars(RotaryHeads).keys()
-    assert {"forward", "step", "init_state"} <= vars(module).keys()
+    assert not {"forward", "step"} & (vars(RotaryHeads).keys() | vars(ConvolvedMemory).keys())
+    assert {"forward", "step"} <= vars(module).keys()
+    assert any("init_state" in vars(part) for part in (module, *projections))
     assert {"cost", "build"} <= vars(type(config)).keys()
     shared = [it for it in type(config).__mro__ if it.__module__.startswith("attnlab.modules")]
     assert len(shared) <= 1

@@ -18,8 +18,8 @@ from torch.nn.functional import dropout, layer_norm
 from attnlab.kernels import block_attention
 from attnlab.kernels.scores import UNCHANGED
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse, DeepseekSparseAttention
-from attnlab.mechanisms.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
-from attnlab.mechanisms.gated_delta_product import GatedDeltaProduct, GatedDeltaProductMixer
+from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
+from attnlab.mechanisms.gated_delta_product import GatedDeltaProduct
 from attnlab.mechanisms.grouped_query import GroupedQuery, GroupedQueryAttention
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 from attnlab.mechanisms.lightning_attention import LightningAttention, LightningMixer
@@ -28,6 +28,7 @@ from attnlab.mechanisms.moba import MOBA, MixtureOfBlocks
 from attnlab.mechanisms.nsa import NSA, NativeSparseAttention, SparseState
 from attnlab.mechanisms.rwkv7 import RWKV7, TimeMixing
 from attnlab.mechanisms.sliding_window import SlidingWindow, SlidingWindowAttention
+from attnlab.modules.delta_memory import ScalarDecayMemory
 from attnlab.modules.kv_cache import KVCache, attend_once
 from attnlab.modules.matrix_memory import MemoryHeadsConfig
 
@@ -426,26 +427,26 @@ class WritesHalvedInSteps(Planted, GatedDeltaNet):
 
     negative_eigenvalues: bool = True
 
-    class Module(GatedDeltaNetMixer):
+    class Module(ScalarDecayMemory):
         def step(self, x_BD, state):
             without = copy.copy(self)
             without.config = replace(self.config, negative_eigenvalues=False)
-            return GatedDeltaNetMixer.step(without, x_BD, state)
+            return ScalarDecayMemory.step(without, x_BD, state)
 
 
 class DecaysAtEveryWriteInSteps(Planted, GatedDeltaProduct):
-    class Module(GatedDeltaProductMixer):
+    class Module(ScalarDecayMemory):
         def step(self, x_BD, state):
             more_BH11 = self.decays(x_BD).exp()[..., None, None]
             return super().step(x_BD, state._replace(memory_BHKV=more_BH11 * state.memory_BHKV))
 
 
 class PromptWrittenOncePerToken(Planted, GatedDeltaProduct):
-    class Module(GatedDeltaProductMixer):
+    class Module(ScalarDecayMemory):
         def prefill(self, x_BTD, capacity):
             once = copy.copy(self)
-            once._inputs = lambda *of: once_per_token(GatedDeltaProductMixer._inputs(self, *of))
-            return self(x_BTD), GatedDeltaProductMixer.prefill(once, x_BTD, capacity)[1]
+            once._inputs = lambda *of: once_per_token(ScalarDecayMemory._inputs(self, *of))
+            return self(x_BTD), ScalarDecayMemory.prefill(once, x_BTD, capacity)[1]
 
 
 def once_per_token(of):
@@ -455,7 +456,7 @@ def once_per_token(of):
 
 
 class WritesThatCostNothing(Planted, GatedDeltaProduct):
-    Module = GatedDeltaProductMixer
+    Module = ScalarDecayMemory
 
     def cost(self, d_model, context, itemsize=2):
         cost = super().cost(d_model, context, itemsize)

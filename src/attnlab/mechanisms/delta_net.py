@@ -14,43 +14,19 @@ those of flash-linear-attention's layer of this name, except for its three convo
 `qkv_conv1d` is one convolution over the channels of queries, keys and values.
 
 Yang et al. 2024 (arXiv:2406.06484) after Schlag, Irie, Schmidhuber 2021 (arXiv:2102.11174).
-Shapes: D model width, H heads, K key width, V value width, C = H V.
+Shapes: K key width.
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
 from attnlab.kernels.flash_linear_attention import Gate
-from attnlab.modules.delta_memory import DeltaMemory, DeltaMemoryConfig
-from attnlab.modules.norms import gated_norm
+from attnlab.modules.delta_memory import ScalarDecayConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeltaNet(DeltaMemoryConfig):
+class DeltaNet(ScalarDecayConfig):
     output_gate: bool = False  # multiply the output by silu(W_g x)
 
     @property
     def gate(self) -> Gate:
         return "none"
-
-    def more_params(self, d_model: int) -> tuple[int, int]:
-        return self.output_gate * d_model * self.values, self.value_dim  # g; the norm
-
-    def build(self, d_model: int, dropout: float = 0.0) -> "DeltaNetMixer":
-        del dropout  # there are no attention weights
-        return DeltaNetMixer(self, d_model)
-
-
-class DeltaNetMixer(DeltaMemory[DeltaNet]):
-    def __init__(self, config: DeltaNet, d_model: int) -> None:
-        super().__init__(config, d_model)
-        if config.output_gate:
-            self.g_proj = nn.Linear(d_model, config.values, bias=False)
-
-    def decays(self, x_D: Tensor) -> None:
-        del x_D  # nothing decays
-
-    def normed(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
-        gate_C = self.g_proj(x_D) if self.config.output_gate else None
-        return gated_norm(y_HV, self.o_norm, gate_C, self.config.kernel)

@@ -22,12 +22,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu, softplus
+from torch.nn.functional import rms_norm, silu, softplus
 
 from attnlab.config import Problem
 from attnlab.kernels import flash_linear_attention, gated_linear_attention
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.matrix_memory import MemoryState, at_least_1, initial_A_log, initial_dt_bias
+from attnlab.mechanism import Cost, MechanismConfig
+from attnlab.modules.matrix_memory import (
+    ConvolvedMemory,
+    MemoryState,
+    at_least_1,
+    initial_A_log,
+    initial_dt_bias,
+)
 from attnlab.modules.norms import widened
 from attnlab.modules.short_convolution import ShortConvolution
 
@@ -69,43 +75,37 @@ class Mamba2(MechanismConfig):
         return Mamba2Mixer(self, d_model)
 
 
-class Mamba2Mixer(Mechanism[MemoryState]):
+class Mamba2Mixer(ConvolvedMemory):
     def __init__(self, config: Mamba2, d_model: int) -> None:
-        super().__init__()
-        self.config = config
         heads, inner = config.n_heads, config.n_heads * config.head_dim
-        channels = 2 * config.d_state + inner
-        self.q_proj = nn.Linear(d_model, config.d_state, bias=False)
-        self.k_proj = nn.Linear(d_model, config.d_state, bias=False)
-        self.v_proj = nn.Linear(d_model, inner, bias=False)
+        channels = config.d_state, config.d_state, inner
+        super().__init__(d_model, channels)
+        self.config = config
         self.dt_proj = nn.Linear(d_model, heads, bias=False)
         self.A_log = nn.Parameter(initial_A_log(heads, lowest=1))
         self.dt_bias = nn.Parameter(initial_dt_bias(heads))
         self.D = nn.Parameter(torch.ones(heads))
-        self.qkv_conv1d = ShortConvolution(channels, config.conv_size, config.kernel)
+        self.qkv_conv1d = ShortConvolution(sum(channels), config.conv_size, config.kernel)
         self.g_proj = nn.Linear(d_model, inner, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
         self.o_proj = nn.Linear(inner, d_model, bias=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTHV, _ = self._over_time(x_BTD, self.qkv_conv1d(self._project(x_BTD)))
-        return self._output(x_BTD, y_BTHV)
+    @property
+    def memory_size(self) -> tuple[int, int, int]:
+        return self.config.n_heads, self.config.d_state, self.config.head_dim
 
-    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
-        del capacity  # the state does not grow with the number of tokens
-        heads, key, value = self.config.n_heads, self.config.d_state, self.config.head_dim
-        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value))
-        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        y_BTHV, _ = self._over_time(x_BTD, self.qkv_conv1d(self.project(x_BTD)))
+        return self._output(x_BTD, y_BTHV)
 
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
         del capacity
-        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self.project(x_BTD))
         y_BTHV, memory_BHKV = self._over_time(x_BTD, qkv_BTC)
         return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
 
     def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
-        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
+        qkv_BC, past_BPC = self.convolve_step(x_BD, state.past_BPC)
         q_BHK, k_BHK, x_BHV, dt_BH = self._inputs(x_BD, qkv_BC)
         v_BHV, g_BH = self._values_and_decays(x_BHV, dt_BH)
         y_BHV, memory_BHKV = gated_linear_attention.step(
@@ -121,19 +121,11 @@ class Mamba2Mixer(Mechanism[MemoryState]):
             return initial_dt_bias(self.config.n_heads, generator)
         if name == "D":
             return torch.ones_like(self.D)
-        if name == "qkv_conv1d.weight":
-            channels, width = self.qkv_conv1d.weight.shape
-            return ShortConvolution.initial_weight(channels, width, generator)
-        return None
+        return super().initial_value(name, generator)
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         config = self.config
         return gated_linear_attention.resolve(config.kernel, device, dtype, config.d_state, "head")
-
-    def _project(self, x_BTD: Tensor) -> Tensor:
-        """Return `qkv_BTC` before the convolution, by one product."""
-        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
-        return linear(x_BTD, torch.cat(weights))
 
     def _over_time(self, x_BTD: Tensor, qkv_BTC: Tensor) -> tuple[Tensor, Tensor]:
         """Return `y_BTHV` of all tokens from an empty memory, and the last `memory_BHKV`."""

@@ -5,7 +5,10 @@
     q, k, v = conv(W x)  each, q and k then of length 1        beta_t = sigmoid(w_b x_t)
 
 The memory decays once per token, is written one time or several (`writes`), and then read. Kinds
-differ in what decays, in the number of writes, and in the norm and gate of the output.
+differ in what decays, in the number of writes, and in the norm and gate of the output. Those with
+at most one decay per head are a `ScalarDecayMemory`:
+
+    g_t = -exp(A_log) softplus(w_a x_t + dt_bias)         out_t = W_o [rms(y_t) silu(W_g x_t)]
 
 The forms of the gated delta rule (kernels/gated_delta_rule.py) compute several writes as several
 tokens each, of which the first decays and the last reads.
@@ -23,19 +26,23 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from attnlab.config import Problem
 from attnlab.kernels import gated_delta_rule as rule
 from attnlab.kernels.flash_linear_attention import Gate
-from attnlab.mechanism import Cost, Mechanism, MechanismConfig
+from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.modules.matrix_memory import (
+    ConvolvedMemory,
     MemoryHeadsConfig,
     MemoryState,
     at_least_1,
+    initial_A_log,
+    initial_dt_bias,
+    log_decay,
     write_strength,
 )
-from attnlab.modules.norms import widened
+from attnlab.modules.norms import gated_norm
 from attnlab.modules.short_convolution import ShortConvolution
 
 
@@ -110,18 +117,14 @@ class _Inputs(NamedTuple):
     beta_NH: Tensor
 
 
-class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
+class DeltaMemory(ConvolvedMemory, Generic[Settings]):
     """A memory by the gated delta rule, with projections, convolution and norm."""
 
     def __init__(self, config: Settings, d_model: int) -> None:
-        super().__init__()
+        super().__init__(d_model, config.channels)
         self.config = config
-        q, k, v = config.channels
-        self.q_proj = nn.Linear(d_model, q, bias=False)
-        self.k_proj = nn.Linear(d_model, k, bias=False)
-        self.v_proj = nn.Linear(d_model, v, bias=False)
         self.b_proj = nn.Linear(d_model, config.writes * config.n_heads, bias=False)
-        self.qkv_conv1d = ShortConvolution(q + k + v, config.conv_size, config.kernel)
+        self.qkv_conv1d = ShortConvolution(sum(config.channels), config.conv_size, config.kernel)
         self.o_norm = nn.RMSNorm(config.value_dim, eps=1e-5)
         self.o_proj = nn.Linear(config.values, d_model, bias=False)
 
@@ -133,28 +136,25 @@ class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
     def normed(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         """Return `y_C`, normalised and gated, of tokens `x` that read `y` from the memory."""
 
+    @property
+    def memory_size(self) -> tuple[int, int, int]:
+        return self.config.n_heads, self.config.head_dim, self.config.value_dim
+
     def forward(self, x_BTD: Tensor) -> Tensor:
-        of_S = self._writes(x_BTD, self.qkv_conv1d(self._project(x_BTD)))
+        of_S = self._writes(x_BTD, self.qkv_conv1d(self.project(x_BTD)))
         y_BSHV, _ = rule.gated_delta_rule(*of_S, self.config.kernel)
         return self._output(x_BTD, after_writes(y_BSHV, self.config.writes))
 
-    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
-        del capacity  # the state does not grow with the number of tokens
-        heads, key, value = self.config.n_heads, self.config.head_dim, self.config.value_dim
-        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, heads, key, value))
-        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
-
     def prefill(self, x_BTD: Tensor, capacity: int) -> tuple[Tensor, MemoryState]:
         del capacity
-        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self._project(x_BTD))
+        qkv_BTC, past_BPC = self.qkv_conv1d.prefill(self.project(x_BTD))
         of_S = self._writes(x_BTD, qkv_BTC)
         y_BSHV, memory_BHKV = rule.gated_delta_rule(*of_S, self.config.kernel)
         y_BTHV = after_writes(y_BSHV, self.config.writes)
         return self._output(x_BTD, y_BTHV), MemoryState(memory_BHKV, past_BPC)
 
     def step(self, x_BD: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
-        qkv_BC, past_BPC = self.qkv_conv1d.step(qkv_BC, state.past_BPC)
+        qkv_BC, past_BPC = self.convolve_step(x_BD, state.past_BPC)
         of, memory_BHKV = self._inputs(x_BD, qkv_BC), state.memory_BHKV
         k_BNHK = rule.unit(of.k_NHK)
         for n in range(self.config.writes):
@@ -165,20 +165,9 @@ class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
         y_BHV = rule.read(rule.unit(of.q_HK), memory_BHKV)
         return self._output(x_BD, y_BHV), MemoryState(memory_BHKV, past_BPC)
 
-    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
-        if name == "qkv_conv1d.weight":
-            channels, width = self.qkv_conv1d.weight.shape
-            return ShortConvolution.initial_weight(channels, width, generator)
-        return None
-
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str:
         config = self.config
         return rule.resolve(config.kernel, device, dtype, config.head_dim, config.gate)
-
-    def _project(self, x_BTD: Tensor) -> Tensor:
-        """Return `qkv_BTC` before the convolution, by one product."""
-        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
-        return linear(x_BTD, torch.cat(weights))
 
     def _inputs(self, x_D: Tensor, qkv_C: Tensor) -> _Inputs:
         """Return what the memory reads and writes, of x (..., D) and its convolved channels."""
@@ -194,6 +183,51 @@ class DeltaMemory(Mechanism[MemoryState], Generic[Settings]):
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         return self.o_proj(self.normed(x_D, y_HV).to(x_D.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarDecayConfig(DeltaMemoryConfig, ABC):
+    """Sizes and cost of a `ScalarDecayMemory`, whose `gate` is none or one per head."""
+
+    output_gate: bool = True  # multiply the output by silu(W_g x)
+
+    def more_params(self, d_model: int) -> tuple[int, int]:
+        decays = self.n_heads if self.gate == "head" else 0
+        matrices = d_model * (decays + self.output_gate * self.values)  # a, g
+        return matrices, 2 * decays + self.value_dim  # A_log, dt_bias, the norm
+
+    def build(self, d_model: int, dropout: float = 0.0) -> "ScalarDecayMemory":
+        del dropout  # there are no attention weights
+        return ScalarDecayMemory(self, d_model)
+
+
+class ScalarDecayMemory(DeltaMemory[ScalarDecayConfig]):
+    """A delta memory with at most one decay per head, and a gate per channel of its output."""
+
+    def __init__(self, config: ScalarDecayConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        if config.gate == "head":
+            self.a_proj = nn.Linear(d_model, config.n_heads, bias=False)
+            self.A_log = nn.Parameter(initial_A_log(config.n_heads))
+            self.dt_bias = nn.Parameter(initial_dt_bias(config.n_heads))
+        if config.output_gate:
+            self.g_proj = nn.Linear(d_model, config.values, bias=False)
+
+    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
+        if name == "A_log":
+            return initial_A_log(self.config.n_heads, generator)
+        if name == "dt_bias":
+            return initial_dt_bias(self.config.n_heads, generator)
+        return super().initial_value(name, generator)
+
+    def decays(self, x_D: Tensor) -> Tensor | None:
+        if self.config.gate == "none":
+            return None
+        return log_decay(self.a_proj(x_D), self.A_log, self.dt_bias)
+
+    def normed(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
+        gate_C = self.g_proj(x_D) if self.config.output_gate else None
+        return gated_norm(y_HV, self.o_norm, gate_C, self.config.kernel)
 
 
 def as_writes(

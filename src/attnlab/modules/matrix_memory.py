@@ -5,7 +5,8 @@
 The log decay g_t <= 0 says how much of the memory is forgotten at token t. It is computed from a
 projection a_t of the token; the rate A and the step size dt are initialised as in Mamba-2.
 
-`GatedMemory` is what mechanisms share that only decay and add, S_t = exp(g_t) S_{t-1} + k_t v_t^T.
+`GatedMemory` is what mechanisms share that only decay and add, S_t = exp(g_t) S_{t-1} + k_t v_t^T;
+`ConvolvedMemory` what those share whose queries, keys and values pass through a short convolution.
 
 Dao and Gu 2024 (arXiv:2405.21060); names of settings are those of Yang et al. 2024
 (github.com/fla-org/flash-linear-attention).
@@ -21,12 +22,13 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import linear, softplus
 
 from attnlab.config import Config, Problem
 from attnlab.kernels import flash_linear_attention, gated_linear_attention
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.norms import widened
+from attnlab.modules.short_convolution import ShortConvolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,46 @@ class MemoryState(NamedTuple):
 
     memory_BHKV: Tensor  # float32 or wider: it sums over all tokens seen
     past_BPC: Tensor  # the last inputs of the convolution, in the parameters' dtype
+
+
+class ConvolvedMemory(Mechanism[MemoryState]):
+    """Projections of queries, keys and values, their convolution, and the decode state."""
+
+    qkv_conv1d: ShortConvolution
+    o_proj: nn.Linear
+
+    def __init__(self, d_model: int, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        q, k, v = channels
+        self.q_proj = nn.Linear(d_model, q, bias=False)
+        self.k_proj = nn.Linear(d_model, k, bias=False)
+        self.v_proj = nn.Linear(d_model, v, bias=False)
+
+    @property
+    @abstractmethod
+    def memory_size(self) -> tuple[int, int, int]:
+        """H, K and V of the memory."""
+
+    def init_state(self, batch_size: int, capacity: int) -> MemoryState:
+        del capacity  # the state does not grow with the number of tokens
+        memory_BHKV = widened(self.o_proj.weight.new_zeros(batch_size, *self.memory_size))
+        return MemoryState(memory_BHKV, self.qkv_conv1d.init_state(batch_size))
+
+    def initial_value(self, name: str, generator: torch.Generator) -> Tensor | None:
+        if name == "qkv_conv1d.weight":
+            channels, width = self.qkv_conv1d.weight.shape
+            return ShortConvolution.initial_weight(channels, width, generator)
+        return None
+
+    def project(self, x_BTD: Tensor) -> Tensor:
+        """Return `qkv_BTC` before the convolution, by one product."""
+        weights = self.q_proj.weight, self.k_proj.weight, self.v_proj.weight
+        return linear(x_BTD, torch.cat(weights))
+
+    def convolve_step(self, x_BD: Tensor, past_BPC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `qkv_BC` of one more token after the convolution, and the next `past_BPC`."""
+        qkv_BC = torch.cat([self.q_proj(x_BD), self.k_proj(x_BD), self.v_proj(x_BD)], -1)
+        return self.qkv_conv1d.step(qkv_BC, past_BPC)
 
 
 def log_decay(a_H: Tensor, A_log_H: Tensor, dt_bias_H: Tensor) -> Tensor:
