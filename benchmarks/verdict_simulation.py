@@ -314,6 +314,7 @@ WORLDS = (
     World(name="a cliff above the best rate, which a longer warm-up moves", cliff=1.5, later=4.0),
     World(name="a cliff below the best rate, which a longer warm-up moves", cliff=-1.5, later=4.0),
     World(name="a cliff near the best rate, whatever the warm-up", cliff=0.5, later=0.0),
+    World(name="the best rate up to five octaves below the lowest one tried", best=(-21.0, -6.0)),
     World(name="noise shared by families", families=3),
     World(name="noise three times as large", noise=0.03),
 )

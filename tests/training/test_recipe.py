@@ -79,6 +79,25 @@ def test_a_best_rate_out_of_reach_has_no_allowance_that_bounds_it(best):
     assert found.recipe.learning_rate in (min(rates(found)), max(rates(found)))
 
 
+@pytest.mark.parametrize(
+    ("above", "allowance"),
+    [
+        (lambda x: 0.005 * 2**x, 0.005 * (2**2 - 2**-2)),  # each half octave down gains half
+        (lambda x: 0.01 * (x + 4) ** 2, 0.01 * (6**2 - 2**2)),  # its vertex lies an octave below
+        (lambda x: 0.01 * (x + 8) ** 2, math.inf),  # further away than its gains tell
+        (lambda x: 0.1 * x, math.inf),
+        (lambda x: 0.1 * math.sqrt(x + 20), math.inf),
+    ],
+)
+def test_below_the_lowest_rate_what_shrinking_gains_leave_is_allowed_for(above, allowance):
+    def loss(_, recipe):
+        return 5 + above(2 * math.log2(recipe.learning_rate / OWN))
+
+    found = alone(loss, replace(ALONE, most=4))
+    assert (min(rates(found)), found.bracketed) == (found.recipe.learning_rate, False)
+    assert found.allowance == pytest.approx(allowance, rel=1e-3)
+
+
 def test_no_more_is_tried_than_is_needed():
     assert len(alone(convex(OWN * 2)).tried) == 4 + 2
     assert len(alone(convex(OWN * 8)).tried) == 5 + 2

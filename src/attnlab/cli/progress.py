@@ -246,7 +246,7 @@ def _tuning_outcome(tuned: TuningResult) -> Text:
     if tuned.carried_from:
         return Text(f"{found}; carried from {listed(tuned.carried_from)}")
     tried = f"{min(tuned.rates()):g} to {max(tuned.rates()):g}"
-    if tuned.allowance is not None:
+    if tuned.search.bracketed:
         return Text(f"{found}; {len(tuned.search.tried)} runs from {tried}")
     beyond = (f"the optimum is not bracketed by {tried}", "yellow")
     return Text.assemble(f"{found}: ", beyond)

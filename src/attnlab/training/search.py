@@ -11,7 +11,8 @@
                 octaves of the best one m, with weights 1 / (1 + ((y - m) / 0.05)^2); |t| <= 1
     allowance   what the shape of the curve can hide: c / 8 with the parabola's second difference c,
                 its rise a quarter of an octave from the vertex, and any gain from a longer warm-up
-                that was not taken; the noise of the search's runs is added by the comparison
+                that was not taken; the noise of the search's runs is added by the comparison.
+                Below the lowest rate, what the last two octaves gained (`below_lowest`)
 
 A recipe is judged by the validation loss at the end of one run of full length, with a seed that no
 run of the verdict has. Everything here is a function of the losses alone. `decide` replays the
@@ -32,6 +33,7 @@ AT_ONE_RATE = 3  # margins that a longer warm-up must gain if it does not allow 
 MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
 NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
 OFFSETS = range(-NEAR, NEAR + 1)
+SHRINKS = 2 / 3  # largest ratio of the gain of an octave to that of the octave above it
 FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
 
 Losses = Mapping[Recipe, float | None]  # nats/token by recipe; None, or not finite: it diverged
@@ -92,7 +94,7 @@ def decide(
     replays = {name: _Replay(tuning, starts[name], losses[name], margin) for name in starts}
     level = 0
     while True:
-        fits = tuning.warmup and all(replay.fits(level + 1) for replay in replays.values())
+        fits = tuning.warmup and all(level < start.longer_warmups for start in starts.values())
         for replay in replays.values():
             replay.go_on(replay.find_rate, level)
             if fits:
@@ -134,10 +136,6 @@ class _Replay:
                 stage(level)
             except _MissingLosses as missing:
                 self.search.needs = missing.recipes
-
-    def fits(self, level: int) -> bool:
-        """Return True if the warm-up of this level is longer than the one before, and allowed."""
-        return level <= self.start.longer_warmups
 
     def find_rate(self, level: int) -> None:
         """Find the best rate with the warm-up of this level, in half octaves."""
@@ -208,13 +206,10 @@ class _Replay:
             if settings != self.start.recipe.settings:
                 best = self._refine(best[0], level, settings)
             position, search.bracketed = best
-            t, missed = 0.0, math.inf
-            if search.bracketed:
-                near = {p: self._recipe(position + p, level, settings) for p in OFFSETS}
-                t, missed = vertex(
-                    {p: search.tried[r] for p, r in near.items() if r in search.tried}
-                )
-                search.bracketed = math.isfinite(missed)
+            near = {p: self._recipe(position + p, level, settings) for p in OFFSETS}
+            losses = {p: search.tried[r] for p, r in near.items() if r in search.tried}
+            t, missed = vertex(losses) if search.bracketed else (0.0, below_lowest(losses))
+            search.bracketed &= math.isfinite(missed)
             if math.isfinite(search.tried[self._recipe(position, level, settings)]):
                 search.recipe = self._recipe(position + t, level, settings)
                 search.allowance = missed + self.gain
@@ -253,22 +248,17 @@ class _Replay:
         own = self.start.recipe
         rate = own.learning_rate * self.tuning.multiples[0] * 2 ** (position / 2)
         settings = own.settings if settings is None else settings
-        return Recipe(float(f"{rate:g}"), self._warmup_steps(level), settings)
-
-    def _warmup_steps(self, level: int) -> int:
-        return self.start.recipe.warmup_steps * LONGER**level
+        return Recipe(float(f"{rate:g}"), own.warmup_steps * LONGER**level, settings)
 
     def _ask(self, recipes: list[Recipe]) -> list[float]:
         """Return the losses. Raises _MissingLosses if some are not known."""
         missing = tuple(recipe for recipe in recipes if recipe not in self.losses)
         if missing:
             raise _MissingLosses(missing)
-        for recipe in recipes:
-            loss = self.losses[recipe]
-            if loss is None or not math.isfinite(loss):
-                loss = math.inf
-            self.search.tried[recipe] = loss
-        return [self.search.tried[recipe] for recipe in recipes]
+        losses = [self.losses[recipe] for recipe in recipes]
+        found = [math.inf if y is None or not math.isfinite(y) else y for y in losses]
+        self.search.tried |= zip(recipes, found, strict=True)
+        return found
 
 
 def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
@@ -298,3 +288,13 @@ def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
     if a <= 1e-12:  # all equal, or noise
         return 0.0, 0.0
     return min(1.0, max(-1.0, -b / (2 * a))), a / 4
+
+
+def below_lowest(losses: Mapping[int, float]) -> float:
+    """Return a bound of what lower rates can gain (nats/token) where the lowest one is the best.
+
+    If each octave gains at most two thirds of the one above it, all octaves further down together
+    gain less than the last two did. Infinite if the last two do not show that, or are not known.
+    """
+    last, before = (losses.get(p, math.nan) - losses.get(p - 2, math.nan) for p in (2, NEAR))
+    return last + before if min(losses) == 0 and last <= SHRINKS * before else math.inf
