@@ -675,3 +675,5 @@ def test_every_source_finds_its_path_in_the_data_folder(tmp_path):
         assert found == source(path=str(tmp_path / "corpus")).texts(NOWHERE)
         with pytest.raises(DataError, match=f"looked in none.*, {tmp_path / 'none'}"):
             source(path="none").texts(places)
+        with pytest.raises(DataError, match=r"path of the data .* is empty: name a file or folder"):
+            source(path="").texts(places)

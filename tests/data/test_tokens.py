@@ -169,6 +169,11 @@ def test_names_that_leave_a_doubt_are_refused(path, names, words):
         load(save(path, dict.fromkeys(names.split(), ARRAYS["train"])))
 
 
+def test_a_folder_without_tokens_says_so(tmp_path):
+    with pytest.raises(DataError, match="holds no saved tokens; name the splits train, valid"):
+        load(tmp_path)
+
+
 def test_the_files_of_nanogpt_are_mapped_and_its_pickle_is_not_read(tmp_path):
     for name in ("train", "val"):
         np.arange(100, dtype=np.uint16).tofile(tmp_path / f"{name}.bin")

@@ -107,6 +107,10 @@ def read_bytes(path: Path) -> bytes:
         return _decompressed(path) if path.suffix.lower() == ".gz" else path.read_bytes()
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path} is cut short or damaged: {error}") from None
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"cannot read {path}: {error}; if it is plain, drop .gz from its name"
+        ) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except MemoryError:

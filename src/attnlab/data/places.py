@@ -136,10 +136,12 @@ def searched(path: str | None, places: Places, names: Iterable[str] = ()) -> lis
         places: the folders of data.
         names: where the data folder may have it.
 
-    Raises DataError for the home of an unknown user.
+    Raises DataError for an empty path, and for the home of an unknown user.
     """
     if path is None:
         return [places.data / name for name in names] if places.data else []
+    if not path.strip():
+        raise DataError("the path of the data or of its tokenizer is empty: name a file or folder")
     try:
         here = Path(path).expanduser()
     except RuntimeError as error:

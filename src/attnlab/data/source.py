@@ -183,7 +183,9 @@ class DataConfig(Choice, ABC):
         measures = {split: measure(documents) for split, documents in splits.items()}
         for split, measured in measures.items():
             if not measured.n_bytes:
-                raise DataError(f"the {split} split of {self.kind()} is empty: give more text")
+                raise DataError(
+                    f"the {split} split of {self.kind()} ({texts.origin}) is empty: give more text"
+                )
         codec = self.tokenizer.fit(texts.train, places)
         ids = {
             split: _encoded(codec, documents, measures[split].sha256, places)

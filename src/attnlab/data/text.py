@@ -81,7 +81,8 @@ class Text(DataConfig):
             crlf += [name for name, reading in zip(names, readings, strict=True) if reading.crlf]
             origin += names
             if not splits[split]:
-                raise DataError(f"{_listed(names)}: no text; the {split} split would be empty")
+                lacks = f"; the {split} split would be empty" if split in SPLITS else ""
+                raise DataError(f"{_listed(names)}: no text{lacks}; name others with data.paths")
         how = ""
         if whole:
             splits, how = _held_out(splits["whole"], self.held_out)
@@ -102,7 +103,8 @@ class Text(DataConfig):
         if not files:
             raise DataError(
                 f"{', '.join(map(str, found))} holds no file that ends in "
-                f"{', '.join(TEXT_ENDINGS)}, also with .gz"
+                f"{', '.join(TEXT_ENDINGS)}, also with .gz; name files that end otherwise one by "
+                "one, with data.paths=A,B"
             )
         return files
 

@@ -72,8 +72,9 @@ class Tokens(DataConfig):
         }
         groups = by_split(arrays, str(found), _NAMES)
         if lacking := [split for split in ("train", "valid") if split not in groups]:
-            has = ", ".join(name.path.name for name in arrays) or "nothing"
-            raise DataError(f"{found} holds no {' and no '.join(lacking)} but {has}; {_NAMES}")
+            has = ", ".join(name.path.name for name in arrays)
+            what = f"no {' and no '.join(lacking)} but {has}" if has else "no saved tokens"
+            raise DataError(f"{found} holds {what}; {_NAMES}")
         for split, group in groups.items():
             # parts of a split differ in their numbers; ids beside a mask are no parts
             names = {re.sub(r"\d+", "0", str(name.path)): str(name.path) for name in group}
