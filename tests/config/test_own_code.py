@@ -199,6 +199,9 @@ ERRORS = {
     "import broken": "broken.py:1: NameError: name 'x' is not defined",
     "raise ValueError('two\\n  lines')": "bad.py:1: ValueError: two lines",
     "def f(): f()\nf()": "bad.py:1: RecursionError",
+    "from attnlab import MLA\nMLA(n_head=2)": "argument 'n_head'; did you mean 'n_heads'?",
+    "import attnlab as a\na.Study(basline=1)": "argument 'basline'; did you mean 'baseline'?",
+    "def f(x): x(y=1)\nf(lambda z: 0)": "bad.py:1: TypeError",
     "\0": "bad.py",
     "# coding: none": "bad.py:",
 }

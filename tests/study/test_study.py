@@ -178,6 +178,10 @@ def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):
     path.with_name("empty.py").write_text("")
     with pytest.raises(ValueError, match=r"empty\.py defines no `study = Study"):
         load_study(str(path.with_name("empty.py")))
+    with pytest.raises(ValueError, match=r"did you mean the file .*mine\.py\?"):
+        load_study(str(path.with_suffix("")))
+    with pytest.raises(ValueError, match=r"is no study.*attnlab report shows a folder of results"):
+        load_study(str(tmp_path))
 
 
 def test_runs_go_seed_by_seed():
@@ -272,6 +276,12 @@ def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
         ({"seeds": 1, "most_seeds": 9}, "seeds: an open verdict needs 2 seeds or more"),
         ({"margin": -0.1}, "margin: must not be negative"),
         ({"baseline": "x"}, "baseline: no variant 'x'"),
+        ({"variants": {}}, "give at least one$"),
+        ({"seeds": [0, 1]}, r"^seeds: expected a whole number, got \[0, 1\]$"),
+        ({"margin": "0.1"}, "^margin: expected a number, got '0.1'$"),
+        ({"families": {"a": "mha"}}, "^families.a: expected a tuple, got 'mha'$"),
+        ({"variants": {"a": GroupedQuery()}}, r"^variants.a: expected a RunConfig, got GroupedQ"),
+        ({"variants": [tiny_study.base]}, r"^variants: expected a dict, got \[RunConfig"),
     ],
 )
 def test_a_study_that_cannot_be_run_says_why(fields, message):

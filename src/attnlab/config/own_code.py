@@ -7,6 +7,7 @@ from the bytes of the file, never from a cache, so that what was executed is kno
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Generator
@@ -16,16 +17,21 @@ from hashlib import sha256
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
+from operator import attrgetter
 from pathlib import Path
 from sysconfig import get_paths
 from types import CodeType, ModuleType
 from typing import Any
 
-from attnlab.config.problem import ConfigError, Problem
+from attnlab.config.problem import ConfigError, Problem, suggestion
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _INSTALLED = tuple({str(Path(path).resolve()) + os.sep for path in get_paths().values()})
 _SITE = ("site-packages", "dist-packages")
+_UNKNOWN_KEYWORD = re.compile(
+    r"(?P<callable>[\w.]+)\(\) got an unexpected keyword argument '(?P<keyword>\w+)'"
+)
 MESSAGE_LETTERS = 300  # of an exception of the user's code, in one line
 
 short_names = dict[str, Path]()  # files by the names that settings and records give them
@@ -191,7 +197,27 @@ def _message(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it exits with code {error.code!r}, which would end attnlab; remove the exit"
     text = " ".join(str(error).split())[:MESSAGE_LETTERS]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text}{_meant(error)}" if text else type(error).__name__
+
+
+def _meant(error: BaseException) -> str:
+    """Return the end of a message on a keyword that a callable has not: what it may mean."""
+    unknown = _UNKNOWN_KEYWORD.match(str(error)) if isinstance(error, TypeError) else None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [
+        frame.f_globals | frame.f_locals for frame in frames if is_users(frame.f_code.co_filename)
+    ]
+    if unknown is None or not names:
+        return ""
+    first, *rest = unknown["callable"].split(".")
+    modules = (value for value in names[-1].values() if isinstance(value, ModuleType))
+    owners = (names[-1].get(first), *(getattr(module, first, None) for module in modules))
+    try:
+        called = attrgetter(".".join(rest) or "__call__")(next(filter(None, owners), None))
+        known = [name for name in signature(called).parameters if name != "self"]
+    except (AttributeError, TypeError, ValueError):
+        return ""
+    return suggestion(unknown["keyword"], known)
 
 
 def _shown(path: str) -> str:

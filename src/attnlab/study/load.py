@@ -30,6 +30,13 @@ def load_study(name: str) -> Study:
     known = shipped_names()
     if name not in known:
         _refuse_mechanism(name)
+        if Path(f"{name}.py").is_file():
+            raise ValueError(f"no study {name!r}; did you mean the file {name}.py?")
+        if name and Path(name).exists():
+            raise ValueError(
+                f"{name} is no study: a study is a Python file, whose name ends in .py, or "
+                "one that attnlab list shows. attnlab report shows a folder of results"
+            )
         raise ValueError(
             f"no study {name!r}{suggestion(name, known)}; the path of a Python file works, too"
         )

@@ -19,6 +19,7 @@ from attnlab.study.problems import (
     number_problems,
     seeds_problems,
     swept_problems,
+    type_problems,
 )
 from attnlab.study.shorter_runs import changed_runs, override_run
 from attnlab.training.carried import sources_of
@@ -66,18 +67,17 @@ class Study:
     whole: "Study | None" = None  # the study that `only` chose from; it may hold the baseline
 
     def __post_init__(self) -> None:
-        problems = list[Problem]()
-        if not self.variants:
-            problems.append(Problem("variants", "give at least one"))
+        if problems := list(type_problems(self)):
+            raise ConfigError(problems)
+        of_all = (self.whole or self).variants
         problems.extend(name_problems(self.name, self.variants))
         problems.extend(seeds_problems(self.seeds, self.most_seeds))
         problems.extend(number_problems(margin=self.margin, target_loss=self.target_loss))
         if self.baseline is None and self.variants:
             object.__setattr__(self, "baseline", next(iter(self.variants)))
-        elif self.baseline not in (known := (self.whole or self).variants):
-            known = ", ".join(known)
-            problems.append(Problem("baseline", f"no variant {self.baseline!r}; known: {known}"))
-        of_all = (self.whole or self).variants
+        elif self.baseline is not None and self.baseline not in of_all:
+            message = f"no variant {self.baseline!r}{suggestion(self.baseline, of_all)}"
+            problems.append(Problem("baseline", message))
         problems.extend(swept_problems(self.swept, [of.to_dict() for of in of_all.values()]))
         problems.extend(group_problems(self.families, self.variants, self.labels, of_all))
         searched = () if self.tuning is None else self.tuning.only
