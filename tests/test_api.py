@@ -362,7 +362,9 @@ def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick,
     ]
     recall = found["recall", "grouped_query"]
     (run,) = attnlab.load_results(tmp_path / "probe" / "recall_grouped_query")
-    assert recall.accuracy == Accuracy(mean=run["test_accuracy"], low=None, high=None, seeds=1)
+    assert recall.accuracy == Accuracy(
+        mean=run["test_accuracy"], low=None, high=None, by_seed=(run["test_accuracy"],)
+    )
     two = Accuracy.of([0.5, 0.52])
     assert two.high == pytest.approx(0.51 + 12.706 * 0.02 / 2, abs=1e-4)  # t(0.975, 1)
     assert recall.chance == 1 / 8

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.reported_study import steady, write_study
+from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost
@@ -20,6 +20,7 @@ from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import write_json, write_tuning_choice
 from attnlab.reporting.pages import markdown
+from attnlab.reporting.tables.rows import rows
 
 
 def headline(folder, losses, **more):
@@ -150,6 +151,44 @@ def test_a_spiked_seed_is_named(tmp_path):
     losses = {"mha": steady(5.0, 1), "mla": spiked, "gqa": steady(5.2, 3)}
     _, second = headline(tmp_path, losses)
     assert "Seed 4 of mla is set aside as an outlier: 7.500, where its other seeds" in second
+
+
+def test_a_row_counts_the_seeds_that_the_verdict_counts(tmp_path):
+    spiked = [*steady(5.1, 2)[:4], 7.5]
+    losses = {"mha": steady(5.0, 1), "mla": spiked, "gqa": steady(5.2, 3)}
+    found = analyse(write_study(tmp_path, losses))
+    row = next(row for row in rows(found) if row.name == "mla")
+    assert row.seeds == "5/5, 1 set aside"
+    assert row.numbers["final_loss"].spread < 0.01
+    assert row.numbers["final_perplexity"].mean == pytest.approx(math.exp(found.means["mla"]))
+
+
+def test_a_variant_without_a_bound_is_named_apart(tmp_path):
+    write_study(tmp_path, {"mha": steady(5.0, 1), "mla": steady(5.2, 2), "delta": steady(8.3, 3)})
+    for name, bound in (("mha", 0.01), ("mla", 0.01), ("delta", None)):
+        write_tuning_choice(tmp_path, name, {"allowance": bound, "learning_rate": 1e-3})
+    assert analyse(tmp_path).headline[0] == (
+        "No winner: mha may be the best (lowest mean: mha, 5.000 nats/token on the validation "
+        "text), and so may delta, of which the search found no bound."
+    )
+
+
+def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(tmp_path):
+    losses = {"mha": steady(0.4, 1), "mla": steady(0.41, 2), "delta": steady(3.0, 3)}
+    write_study(tmp_path, losses, **{name: {"final_by_group": {}} for name in losses})
+    accuracy = {"mha": (0.94, 0.03, 0.95, 0.96, 0.94), "mla": (0.92, 0.93, 0.91, 0.92, 0.92)}
+    for name, values in {**accuracy, "delta": (0.1,) * 5}.items():
+        for seed, value in enumerate(values):
+            edit(tmp_path / name / f"seed-{seed}" / "summary.json", final_accuracy=value)
+    found = analyse(tmp_path)
+    said = "mha 0.764 (seeds: 0.94, 0.03, 0.95, 0.96, 0.94)"
+    assert found.headline[1].startswith(
+        f"Accuracy of answers (95 % interval of each alone): {said}"
+    )
+    assert "delta 0." not in found.headline[1]  # it is worse, and in the table
+    text = markdown(found, None)
+    assert "| 0.920 \\[0.911, 0.929] |" in text
+    assert "± 0.000 |" not in text
 
 
 def test_one_seed_is_no_verdict(tmp_path):

@@ -22,6 +22,7 @@ from attnlab.analysis.families import (
     spreads_of,
 )
 from attnlab.analysis.headline import (
+    answers,
     at_recipe,
     headline,
     on_each_text,
@@ -157,7 +158,8 @@ def _of_cell(whole: Table, table: Table, cell: Cell | None, relative: Relative |
     first, *others = found
     if not others:
         return found[first]
-    said = {text: of.headline[0] for text, of in found.items()}
+    said = {text: f"{of.headline[0]} {answers(of)}".strip() for text, of in found.items()}
+    said[first] = found[first].headline[0]
     return replace(
         found[first],
         texts={text: found[text] for text in others},
@@ -187,7 +189,7 @@ def _analysis_of(
         rates=rate_curves(table),
         parts=parts,
         on_text=on_text(verdict),
-        lengths=at_lengths(table),
+        lengths=at_lengths(verdict.counted),
         training_lengths=None,
         efficiency=efficiency_of(verdict),
         swept=swept_settings(verdict),

@@ -66,7 +66,7 @@ class Efficiency:
 
 def efficiency_of(verdict: Verdict) -> Efficiency | None:
     """Return when each compared variant reached the target; None without one, or without curves."""
-    compared = [variant for variant in verdict.table.variants if variant.name in verdict.means]
+    compared = [variant for variant in verdict.counted.variants if variant.name in verdict.means]
     curves = {variant.name: variant.curve("eval_loss") for variant in compared}
     curves = {name: curve for name, curve in curves.items() if curve.steps}
     named, baseline = verdict.table.study.target_loss, verdict.baseline

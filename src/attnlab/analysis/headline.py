@@ -5,13 +5,15 @@ equivalent to it within the margin. Variants that may be the best, and variants 
 it, are named as such; no order among either is stated.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.numbers import ends, nats
+from attnlab.analysis.profile import profile_of
 from attnlab.analysis.scaling import Scaling
-from attnlab.analysis.sentences import listed, several, spiked
+from attnlab.analysis.sentences import MOST_NAMED, listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.seeds import MOST_SEEDS, seeds_to_decide
 from attnlab.analysis.texts import Agreement
@@ -34,15 +36,34 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         has = "has the lowest loss" if len(verdict.order) > 1 else "is the only variant compared"
         if 1 == len(verdict.functions) < len(verdict.order):
             return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
-        return f"{best} {has} ({loss}), but that is no verdict.", f"{verdict.why}{_more(verdict)}"
+        why = f"{verdict.why}{_more(verdict)} {answers(verdict)}".strip()
+        return f"{best} {has} ({loss}), but that is no verdict.", why
     first = _first(verdict, loss)
     if verdict.tuning.at_recipe:
         first = at_recipe(first)
     for control in controls:
         if control.failed:
             return first, control.note
-    parts = [_worse(verdict), undecided(verdict), *map(spiked, verdict.spikes), _left_out(verdict)]
+    parts = [answers(verdict), _worse(verdict), undecided(verdict)]
+    parts += [*map(spiked, verdict.spikes), _left_out(verdict)]
     return first, " ".join(part.strip() for part in parts if part)
+
+
+def answers(verdict: Verdict) -> str:
+    """Return the accuracy of answers of the variants that may be the best, and of the baseline.
+
+    No order follows from it: each interval is that of one variant. Empty for a text.
+    """
+    split = verdict.metric.removesuffix("_loss")
+    found = {of.variant: of for of in profile_of({"": verdict.table}, split)}
+    first = [of[0] for of in verdict.leaders] or verdict.order
+    named = [name for name in dict.fromkeys((*first, verdict.baseline)) if name in found]
+    if not named:
+        return ""
+    shown = [f"{name} {found[name].accuracy}" for name in named[:MOST_NAMED]]
+    chance = found[named[0]].chance
+    guessing = "" if chance is None else f" Guessing: {chance:.3f}."
+    return f"Accuracy of answers (95 % interval of each alone): {', '.join(shown)}.{guessing}"
 
 
 def at_recipe(sentence: str) -> str:
@@ -204,13 +225,18 @@ def _first(verdict: Verdict, loss: str) -> str:
             f"No winner: {best}, which has the lowest mean ({loss}), and {several(equal)} are "
             f"equivalent within the margin of {verdict.margin:g} nats/token."
         )
-    if len(lead) == len(verdict.functions):
-        return (
-            f"No winner: each of the {len(lead)} variants may be the best (lowest mean: {best}, "
-            f"{loss})."
-        )
     names = [of[0] for of in lead]
-    return f"No winner: {several(names)} may each be the best (lowest mean: {best}, {loss})."
+    open_ended = [name for name in names if math.isinf(verdict.tuning.allowance.get(name, 0.0))]
+    bounded, lowest = [n for n in names if n not in open_ended], f"(lowest mean: {best}, {loss})"
+    if bounded and open_ended:
+        may = "may each be the best" if len(bounded) > 1 else "may be the best"
+        return (
+            f"No winner: {several(bounded)} {may} {lowest}, and so may {several(open_ended)}, of "
+            "which the search found no bound."
+        )
+    if len(lead) == len(verdict.functions):
+        return f"No winner: each of the {len(lead)} variants may be the best {lowest}."
+    return f"No winner: {several(names)} may each be the best {lowest}."
 
 
 def _introduced(verdict: Verdict, names: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ Of a study's own tasks:
 
 Accuracy is the fraction of right answers on held-out sequences, of the length of training or
 another. Intervals are of one mechanism each, and hold one at a time: to compare mechanisms, use the
-intervals of the verdict.
+intervals of the verdict. All finished seeds count. Where some of them learn the task and others do
+not, an interval of the mean says little: one wider than `WIDE` is shown as the seeds themselves.
 
 Of tasks of lm-evaluation-harness, from harness.json (`harness_of`):
 
@@ -22,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.lengths import KEY, read_at
+from attnlab.analysis.sentences import MOST_NAMED
 from attnlab.analysis.statistics.paired import Estimate, t_quantile
 from attnlab.analysis.table import Run, Table, Variant
 from attnlab.analysis.texts import named
 from attnlab.record import DamagedError, HarnessTaskForm, harness_results
 
+WIDE = 0.5  # width of an interval in place of which the accuracy of each seed is shown
 GROUPS = "by_group"  # of a summary: the accuracy of groups of answers, by name
 
 
@@ -37,7 +40,7 @@ class Accuracy:
     mean: float
     low: float | None
     high: float | None
-    seeds: int
+    by_seed: tuple[float, ...]
 
     @classmethod
     def of(cls, values: Sequence[float], among: int = 1) -> "Accuracy | None":
@@ -50,7 +53,23 @@ class Accuracy:
             return None
         mean, low, high = found
         low, high = low and max(0.0, low), high and min(1.0, high)
-        return cls(mean=mean, low=low, high=high, seeds=len(values))
+        return cls(mean=mean, low=low, high=high, by_seed=tuple(values))
+
+    def __str__(self) -> str:
+        """Return the mean with its interval; with its seeds where the interval says little.
+
+        >>> print(Accuracy.of([0.98, 0.97, 0.99]))
+        0.980 [0.955, 1.000]
+        >>> print(Accuracy.of([0.95, 0.03, 0.96]))
+        0.647 (seeds: 0.95, 0.03, 0.96)
+        """
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f}"
+        if self.high - self.low <= WIDE:
+            return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if len(self.by_seed) > MOST_NAMED:
+            return f"{self.mean:.3f} (seeds: {min(self.by_seed):.2f} to {max(self.by_seed):.2f})"
+        return f"{self.mean:.3f} (seeds: {', '.join(f'{each:.2f}' for each in self.by_seed)})"
 
 
 def mean_interval(

@@ -27,7 +27,7 @@ from attnlab.analysis.statistics.comparisons import Comparison, Comparisons, ToB
 from attnlab.analysis.statistics.layout import Spike
 from attnlab.analysis.statistics.noise import Relative
 from attnlab.analysis.statistics.seeds import detectable, level_of, looked_at
-from attnlab.analysis.table import Table
+from attnlab.analysis.table import Table, Variant, variant_of
 
 Method = Literal["unpaired", "paired", "none"]
 Pairs = Mapping[tuple[str, str], Comparison]
@@ -89,6 +89,23 @@ class Verdict:
         if not self.judged:
             return ()
         return tuple(names for names in self.functions if self.hsu[names[0]].low < 0)
+
+    def set_aside(self, name: str) -> tuple[int, ...]:
+        """The seeds of a variant whose runs are set aside as outliers."""
+        seeds = {spike.seed: self._function[spike.variant] for spike in self.spikes}
+        return tuple(seed for seed, of in seeds.items() if self._function.get(name) == of)
+
+    @cached_property
+    def counted(self) -> Table:
+        """The table without the runs that are set aside."""
+
+        def without(variant: Variant) -> Variant:
+            if not (gone := self.set_aside(variant.name)):
+                return variant
+            kept = tuple(run for run in variant.runs if run.seed not in gone)
+            return variant_of(variant.name, variant.folder, kept)
+
+        return replace(self.table, variants=tuple(map(without, self.table.variants)))
 
     def worse(self, first: str, second: str) -> bool:
         """True if the first variant is distinguishably worse than the second."""

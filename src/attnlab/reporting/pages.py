@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from attnlab.reporting.figures.svg import Chart
 
 
+MOST_ABOVE = 2  # charts of tasks on the first screen
+
+
 def page(analysis: Analysis) -> str:
     """Return report.html."""
     from attnlab.reporting.figures.page_charts import Charts  # matplotlib takes a second to import
 
     context, charts = ReportContext.of(analysis), Charts(analysis)
-    drawn = charts.all()
+    drawn, profiles = charts.all(), _profiles(analysis, charts)
+    above = profiles if len(profiles) <= MOST_ABOVE else []
     filled = {
         "quality": drawn["loss"] or drawn["curves"],
         "cost": context.rows,
@@ -60,10 +64,10 @@ def page(analysis: Analysis) -> str:
             texts=[replace(of, ranking=columns.for_page(of.ranking)) for of in context.texts],
         ),
         **drawn,
-        first=_first(analysis, charts),
+        first=_first(analysis, charts) or above,
         laws=_laws(analysis, charts),
         along_lengths=along_lengths(analysis, charts),
-        profiles=_profiles(analysis, charts),
+        profiles=[it for it in profiles if it not in above],
         colours=charts.styles,
         forests=forests(analysis),
         styles={row.name: charts.styles[row.name] for row in context.rows},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
-from attnlab.analysis.profile import Accuracy, OnTask, harness_of, profile_of
+from attnlab.analysis.profile import WIDE, Accuracy, OnTask, harness_of, profile_of
 from attnlab.reporting.tables.rows import split_name, split_of
 from attnlab.reporting.tables.text_tables import TextTable
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from attnlab.reporting.figures.styles import Styles
 
 NOTE = (
-    "Accuracy: right answers / answers, of sequences that no training split has; mean over seeds "
-    "with the 95 % t interval of each, one at a time. Guessing: a constant answer."
+    "Accuracy: right answers / answers, of sequences that no training split has; mean over all "
+    "finished seeds with the 95 % t interval of each, one at a time. In place of an interval wider "
+    f"than {WIDE:g}, which says little, each seed is shown. Guessing: a constant answer."
 )
 COLUMNS = (
     *("task", "mechanism", "variant", "split", "length", "answers"),
@@ -123,7 +124,7 @@ def _lines(analysis: Analysis) -> Iterator[list[Any]]:
         ]
         for split, length, group, each in parts:
             place = [of.task, of.mechanism, of.variant, split, length, group]
-            known = [each.mean, each.low, each.high, each.seeds, of.chance, of.state_bytes]
+            known = [each.mean, each.low, each.high, len(each.by_seed), of.chance, of.state_bytes]
             yield [*place, *known]
 
 
@@ -218,20 +219,7 @@ def against_state(axes: "Axes", found: Sequence[OnTask], styles: "Styles") -> No
             (point,) = axes.plot(
                 [state], [accuracy.mean], style.marker, ms=6, mec=style.colour, mfc=face, mew=1.1
             )
-            mark(point, style.group, tips=[f"{of.mechanism}: {shown(accuracy)}"])
-
-
-def shown(accuracy: Accuracy | None) -> str:
-    """Return an accuracy with its interval as text.
-
-    >>> shown(Accuracy(mean=0.98, low=0.951, high=1.0, seeds=3))
-    '0.980 [0.951, 1.000]'
-    """
-    if accuracy is None:
-        return numbers.UNKNOWN
-    if accuracy.low is None or accuracy.high is None:
-        return f"{accuracy.mean:.3f}"
-    return f"{accuracy.mean:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]"
+            mark(point, style.group, tips=[f"{of.mechanism}: {accuracy}"])
 
 
 def _totals(found: Sequence[OnTask], analysis: Analysis) -> TextTable:
@@ -242,7 +230,7 @@ def _totals(found: Sequence[OnTask], analysis: Analysis) -> TextTable:
         here = [by_place.get((task, mechanism)) for task in tasks]
         states = [of.state_bytes for of in here if of is not None and of.state_bytes is not None]
         state = " to ".join(dict.fromkeys(numbers.size(end) for end in _ends(states)))
-        cells = (shown(of and of.accuracy) for of in here)
+        cells = (numbers.UNKNOWN if of is None else str(of.accuracy) for of in here)
         lines.append((mechanism, *cells, state or numbers.UNKNOWN))
     guessing = (_chance(of_task) for of_task in tasks.values())
     return TextTable(
@@ -274,7 +262,7 @@ def _parts(found: Sequence[OnTask]) -> Iterator[TextTable]:
         lines = [
             (
                 f"{numbers.tokens(length)} tokens" + ("" if alone else f", {group}"),
-                *(shown(of.parts.get((length, group))) for of in of_task),
+                *(str(of.parts.get((length, group), numbers.UNKNOWN)) for of in of_task),
             )
             for length, group in columns
         ]

@@ -139,7 +139,7 @@ def _verdict(analysis: Analysis) -> RenderResult:
 
 def _columns(analysis: Analysis, shown: Sequence[Row]) -> list[Column]:
     columns = known([*ranking(analysis), *costs(shown)], shown)
-    if all(len(row.variant.finished) == len(row.variant.runs) for row in shown):
+    if all(row.seeds == f"{len(row.variant.runs)}/{len(row.variant.runs)}" for row in shown):
         columns = [column for column in columns if column.title != "seeds"]
     return columns
 

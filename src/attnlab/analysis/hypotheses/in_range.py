@@ -14,7 +14,7 @@ from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import Variant
 from attnlab.config import Problem
 
-Interval: TypeAlias = tuple[float, float | None, float | None]  # mean, and its ends if it has any
+Interval: TypeAlias = tuple[float | None, float | None, str]  # ends if it has any; with the mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class AccuracyInRange(Hypothesis):
         def measured(variant: Variant, split: str) -> Interval | None:
             values = accuracy_at(variant, split, self.length)
             accuracy = Accuracy.of(values, among=len(self.variants))
-            return accuracy and (accuracy.mean, accuracy.low, accuracy.high)
+            return accuracy and (accuracy.low, accuracy.high, str(accuracy))
 
         return _judged(evidence, self.variants, measured, (self.low, self.high))
 
@@ -90,7 +90,12 @@ class LossInRange(Hypothesis):
     def judge(self, evidence: Evidence) -> Finding:
         def measured(variant: Variant, split: str) -> Interval | None:
             by_seed = variant.by_seed("best_loss" if self.best else f"{split}_loss")
-            return mean_interval(list(by_seed.values()), among=len(self.variants))
+            found = mean_interval(list(by_seed.values()), among=len(self.variants))
+            if found is None:
+                return None
+            mean, low, high = found
+            interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+            return low, high, f"{mean:.3f}{interval}"
 
         return _judged(evidence, self.variants, measured, (self.low, self.high))
 
@@ -119,15 +124,15 @@ def _judged(
         if interval is None:
             missing.append(name)
             continue
-        mean, low, high = interval
+        low, high, shown = interval
         if low is None or high is None:
             facts.append(None)
-            found.append(f"{name}: {mean:.3f} no interval with one seed.")
+            found.append(f"{name}: {shown}, no interval with one seed.")
             continue
         inside = ends[0] <= low and high <= ends[1]
         outside = high < ends[0] or low > ends[1]
         facts.append(True if inside else False if outside else None)
-        found.append(f"{name}: {mean:.3f} [{low:.3f}, {high:.3f}].")
+        found.append(f"{name}: {shown}.")
     return evidence.finding(facts, found, [f"Not measured: {listed(missing)}."] if missing else [])
 
 

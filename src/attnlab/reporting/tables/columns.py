@@ -3,12 +3,12 @@
 A column gives a text for people and a value to sort by. An unknown value is a dash, and sorts last.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.profile import profile_of
 from attnlab.analysis.table import PARTS
 from attnlab.reporting.tables.rows import Row, split_name, split_of
 
@@ -72,7 +72,7 @@ def ranking(analysis: Analysis, digits: int = 4) -> list[Column]:
             priority=4,
         ),
         _number("perplexity", f"{split}_perplexity", 2, "exp of the mean loss", 1),
-        _number("accuracy", f"{split}_accuracy", 4, "fraction of tokens predicted correctly", 9),
+        _accuracy(analysis, f"{split}_accuracy"),
         _number("bits/byte", f"{split}_bits_per_byte", 4, "of text", 9),
     ]
     if split == "test":
@@ -104,7 +104,7 @@ def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
             text=lambda row: (
                 "baseline" if row.baseline else numbers.comparison(row.to_baseline, digits)
             ),
-            value=lambda row: 0.0 if row.baseline else _mean_difference(row),
+            value=lambda r: 0.0 if r.baseline else r.to_baseline and r.to_baseline.mean,
             about=f"loss minus that of {baseline}{interval}",
         )
     ]
@@ -131,12 +131,7 @@ def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
             Column(
                 title="tuning",
                 unit=LOSS,
-                text=lambda r: _of_pair(
-                    r,
-                    lambda pair: (
-                        f"-{_bound(pair.first_allowance)}, +{_bound(pair.second_allowance)}"
-                    ),
-                ),
+                text=lambda r: _of_pair(r, _bounds),
                 about="what tuning may have missed, below and above; adds in quadrature to ± seeds",
                 priority=14,
             ),
@@ -161,8 +156,9 @@ def _on_text(row: Row) -> float | None:
     return found and found.half_width
 
 
-def _bound(allowance: float) -> str:
-    return f"{allowance:.4f}" if math.isfinite(allowance) else "∞"
+def _bounds(pair: Comparison) -> str:
+    found = numbers.interval(-pair.first_allowance, pair.second_allowance)
+    return found.replace(" to ", ", ")
 
 
 def _of_pair(row: Row, text: Callable[[Comparison], str]) -> str:
@@ -232,16 +228,26 @@ def _active(row: Row) -> float | None:
     return None if active == parameters.get("total") else active
 
 
-def _rank(row: Row) -> str:
-    return numbers.UNKNOWN if row.place is None else str(row.place)
-
-
-def _mean_difference(row: Row) -> float | None:
-    return None if row.to_baseline is None else row.to_baseline.mean
+def _accuracy(analysis: Analysis, key: str) -> Column:
+    """Return the accuracy: of answers with its error in a study of tasks, else of tokens."""
+    found = {it.variant: it.accuracy for it in profile_of({"": analysis.table}, split_of(analysis))}
+    if not found:
+        return _number("accuracy", key, 4, "fraction of tokens predicted correctly", 9)
+    return Column(
+        title="accuracy of answers",
+        text=lambda row: str(found.get(row.name, numbers.UNKNOWN)),
+        value=lambda row: found[row.name].mean if row.name in found else None,
+        about="over all finished seeds, with its own 95 % interval, or each seed",
+        priority=2,
+    )
 
 
 def _standing(row: Row) -> str:
     return "baseline" if row.baseline else standing(row.to_baseline)
+
+
+def _rank(row: Row) -> str:
+    return numbers.UNKNOWN if row.place is None else str(row.place)
 
 
 def _number(title: str, key: str, digits: int, about: str, priority: int, unit: str = "") -> Column:

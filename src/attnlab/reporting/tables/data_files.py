@@ -98,6 +98,7 @@ def _result(row: Row) -> dict[str, Any]:
         "verdict_from": analysis.metric,
         "spread": {key: estimate.spread for key, estimate in row.numbers.items()},
         "seeds": [run.seed for run in variant.finished],
+        "seeds_set_aside": list(analysis.set_aside(variant.name)),
         "seeds_planned": [run.seed for run in variant.runs],
         "difference_to_baseline": _difference(row.to_baseline),
         "difference_to_best": _difference(analysis.to_best.get(row.name)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from attnlab.analysis.analysis import Analysis, Comparison
+from attnlab.analysis.curves import perplexity
 from attnlab.analysis.numbers import UNKNOWN
 from attnlab.analysis.statistics.letters import shown
 from attnlab.analysis.statistics.paired import Estimate
@@ -66,8 +67,10 @@ class Row:
 
     @property
     def seeds(self) -> str:
-        """Finished and planned seeds, as in `2/3`."""
-        return f"{len(self.variant.finished)}/{len(self.variant.runs)}"
+        """Finished and planned seeds, as in `2/3`, and how many of them no number counts."""
+        gone = len(self.analysis.set_aside(self.name))
+        counts = f"{len(self.variant.finished)}/{len(self.variant.runs)}"
+        return f"{counts}, {gone} set aside" if gone else counts
 
     @property
     def mechanism(self) -> str:
@@ -80,13 +83,18 @@ class Row:
 
     @cached_property
     def numbers(self) -> Mapping[str, Estimate]:
-        """Estimates by key of summary.json; the verdict's metric has the mean that it compares."""
+        """Estimates by key of summary.json, without runs that are set aside.
+
+        The verdict's metric has the mean that it compares, and the perplexity is that of this mean.
+        """
         metric = self.analysis.metric
-        read = self.variant.numbers.get(metric)
-        if not self.compared or read is None:
-            return self.variant.numbers
-        compared = replace(read, mean=self.analysis.means[self.name])
-        return {**self.variant.numbers, metric: compared}
+        counted = {variant.name: variant.numbers for variant in self.analysis.counted.variants}
+        found = counted[self.name]
+        if not self.compared or metric not in found:
+            return found
+        mean, exp = self.analysis.means[self.name], f"{split_of(self.analysis)}_perplexity"
+        compared = {metric: mean, exp: perplexity(mean)}
+        return {k: replace(of, mean=compared.get(k, of.mean)) for k, of in found.items()}
 
 
 def plain(label: str) -> str:
