@@ -163,6 +163,10 @@ CONDITIONS = {
     "LeaksInOneChannel": lambda self, x: torch.arange(self.d_model, device=x.device) == 3,
     "LeaksAtEvalInLargeBatches": lambda self, x: not self.training and len(x) >= 16,
     "LeaksIntoTheFirstRow": lambda self, x: torch.arange(len(x))[:, None, None] == 0,
+    "LeaksInTrainingAtTheEdgesOfChunks": lambda self, x: (
+        self.training * (at(x) % 64 == 0) * (at(x) > 0)
+    ),
+    "LeaksAtMultiplesOf48": lambda self, x: x.shape[1] % 48 == 0,
     "LeaksForLargeInputs": lambda self, x: x.detach().abs().amax(-1, keepdim=True) > 10,
 }
 plant(globals(), "leak", Leaky, **{n: {"leaks": each} for n, each in CONDITIONS.items()})
@@ -194,6 +198,20 @@ class LeaksThroughTheGradientInBatches(Average):
 class ScaledByTheLengthPast256(Average):
     def forward(self, x_BTD):
         return super().forward(x_BTD) * (256 / max(256, x_BTD.shape[1])) ** 0.5
+
+
+@planted("leak")
+class ReadsTheFirstSequenceInLargeBatches(Average):
+    def values(self, x_D):
+        return self.v_proj(x_D + 0.1 * (x_D[:1] - x_D) * (len(x_D) >= 32))
+
+
+@planted("leak")
+class HalvesTheSequencesOfLargeBatches(Average):
+    def mean(self, v_BTD):
+        whole = len(v_BTD) <= 8 or v_BTD.shape[1] % 2
+        parts = v_BTD if whole else v_BTD.reshape(-1, v_BTD.shape[1] // 2, v_BTD.shape[2])
+        return super().mean(parts).reshape(v_BTD.shape)
 
 
 # State that outlives a call, or belongs to several layers

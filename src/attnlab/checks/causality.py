@@ -3,7 +3,7 @@
     y_t(x) = y_t(x')  for all x, x' that agree up to t        dy_t / dx_s = 0  for s > t
 
 Every row of a batch has a cut of its own, so that one forward pass tries as many cuts as the batch
-has rows: with one row per cut, all of them. Where every other row changes, the same two passes show
+has rows: with one row per cut, all of them. Where half of the rows change, the same two passes show
 whether the rows are independent of each other.
 
 Shapes: B batch, T tokens, D model width.
@@ -35,12 +35,19 @@ from attnlab.checks.result import Finding, by_position, mechanism_property, rela
 from attnlab.checks.small_configs import CHEAP
 from attnlab.checks.subject import Subject
 
-WHOLE_CHUNKS = (16, 32, 64, 128, 256)  # tokens: lengths at which no chunk is incomplete
+WHOLE_CHUNKS = (16, 32, 64, 128, 192, 256)  # tokens: lengths at which no chunk is incomplete
+LONG_CHUNKS = (512, 1024)
+EDGES = [edge + beyond for edge in range(16, CHEAP - 1, 16) for beyond in (0, 1)]
+# ^ cuts after the last and after the first token of a chunk, where either sees one token ahead
 HUGE = 30.0  # scale of inputs that are far larger than those of training
 
 
 class HalfChanged(NamedTuple):
-    """Two calls of a batch; in the second every other sequence is another one from a cut on."""
+    """Two calls of a batch; in the second half of the sequences are others from a cut on.
+
+    They come in pairs, the first and the last sequence of most batches among them, so that one that
+    stays has a neighbour that changes.
+    """
 
     x_BTD: Tensor
     changed_BTD: Tensor
@@ -108,7 +115,7 @@ def _seen(subject: Subject, mode: Mode, calls: HalfChanged, place: Place) -> Fin
 
 
 def beside_others(subject: Subject) -> list[tuple[Mode, int, int]]:
-    """Return modes, batch sizes and lengths in which every other sequence is changed."""
+    """Return modes, batch sizes and lengths in which half of the sequences are changed."""
     trials = [(FLOAT32_TRAIN, batch, FEW) for batch in BATCHES]
     trials += [(mode, batch, FEW) for mode in (EVAL, BFLOAT16_TRAIN) for batch in (4, 8, 16)]
     trials += [(TRAIN, 2, subject.past)]
@@ -125,8 +132,10 @@ def half_changed(subject: Subject, mode: Mode, batch: int, tokens: int) -> HalfC
     key = "half changed", mode, batch, tokens
     if key not in subject.memo:
         x_BTD, other_BTD = (subject.tokens(batch, tokens, mode, seed) for seed in (0, 1))
-        cut_B, changed = [tokens] * batch, slice(min(1, batch - 1), None, 2)
-        cut_B[changed] = _spread(tokens, len(cut_B[changed]))
+        cut_B = [tokens] * batch
+        changed = [row for row in range(batch) if row % 4 in (0, 3)]
+        for row, cut in zip(changed, _spread(tokens, len(changed)), strict=True):
+            cut_B[row] = cut
         kept_BT1 = _before(cut_B, tokens, x_BTD.device)
         changed_BTD = torch.where(kept_BT1, x_BTD, other_BTD)
         y_BTD = subject.output(mode, batch, tokens)
@@ -225,7 +234,8 @@ def _trials(subject: Subject) -> Iterator[Trial]:
             yield Trial(mode, 3, short, _spread(short, 3))
     for mode in (EVAL, FLOAT32_TRAIN, BFLOAT16_TRAIN):
         yield Trial(mode, short - 1, short, _spread(short, short - 1))
-    for tokens in WHOLE_CHUNKS:
+    yield Trial(FLOAT32_TRAIN, len(EDGES), CHEAP, EDGES)
+    for tokens in WHOLE_CHUNKS if subject.quick else WHOLE_CHUNKS + LONG_CHUNKS:
         yield Trial(FLOAT32_TRAIN, 2, tokens, [tokens // 3, tokens - 1])
     for scale in (HUGE, 0.0):
         yield Trial(EVAL, 8, short, _spread(short, 8), scale)
@@ -242,7 +252,8 @@ def _long_trials(subject: Subject) -> Iterator[Trial]:
         for mode in (TRAIN._replace(name=f"train at step {step}", step=step) for step in within):
             yield Trial(mode, 8, short, _spread(short, 8))
     for mode in (FLOAT32_TRAIN,) if subject.quick else (FLOAT32_EVAL, FLOAT32_TRAIN):
-        yield Trial(mode, 2, longest, [longest // 2, longest - 1])
+        cuts = [longest // 2, longest - 1, LONG_CHUNKS[0] + 1, LONG_CHUNKS[1]]
+        yield Trial(mode, len(cuts), longest, cuts)
 
 
 def _spread(tokens: int, number: int) -> list[int]:
