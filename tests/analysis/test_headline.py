@@ -173,6 +173,27 @@ def test_a_variant_without_a_bound_is_named_apart(tmp_path):
     )
 
 
+def test_what_may_be_better_than_two_that_are_equivalent_is_named(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa": steady(5.001, 3), "wide": [5.0, 5.3, 5.1, 4.9, 5.6]}
+    found = analyse(write_study(tmp_path, losses))
+    assert found.headline[0].endswith("within the margin of 0.01 nats/token; wide may be better.")
+    assert found.picks[0].reason.endswith("within the margin. wide may be better.")
+
+
+def test_of_two_without_any_error_each_may_be_the_best(tmp_path):
+    losses = {"mha": [0.0] * 4, "mla": [0.0, 0.0, 0.0, 1e-6], "gqa": [8.3] * 4}
+    found = analyse(write_study(tmp_path, losses))
+    assert [of[0] for of in found.leaders] == ["mha", "mla"]
+    assert "not the best" not in found.headline[1]
+
+
+def test_what_is_not_compared_is_said_without_a_verdict_too(tmp_path):
+    lost = ["loss is nan", *steady(5.0, 1)[1:]]
+    found = analyse(write_study(tmp_path, {"mha": lost, "mla": steady(5.1, 2)}))
+    assert "Not compared: mha (diverged with seed 0 (of 5): loss is nan)." in found.headline[1]
+    assert "intervals" not in markdown(found, None)
+
+
 def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(tmp_path):
     losses = {"mha": steady(0.4, 1), "mla": steady(0.41, 2), "delta": steady(3.0, 3)}
     write_study(tmp_path, losses, **{name: {"final_by_group": {}} for name in losses})

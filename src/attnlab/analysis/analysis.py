@@ -22,8 +22,8 @@ from attnlab.analysis.families import (
     spreads_of,
 )
 from attnlab.analysis.headline import (
-    answers,
     at_recipe,
+    beside,
     headline,
     on_each_text,
     scales,
@@ -158,7 +158,9 @@ def _of_cell(whole: Table, table: Table, cell: Cell | None, relative: Relative |
     first, *others = found
     if not others:
         return found[first]
-    said = {text: f"{of.headline[0]} {answers(of)}".strip() for text, of in found.items()}
+    said = {
+        text: " ".join([of.headline[0], *filter(None, beside(of))]) for text, of in found.items()
+    }
     said[first] = found[first].headline[0]
     return replace(
         found[first],

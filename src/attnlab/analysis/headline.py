@@ -28,7 +28,7 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     if not verdict.order:
         return (
             "No run that can be compared has finished yet.",
-            _left_out(verdict).strip() or verdict.why,
+            _left_out(verdict) or verdict.why,
         )
     best = verdict.order[0]
     loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
@@ -36,34 +36,36 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
         has = "has the lowest loss" if len(verdict.order) > 1 else "is the only variant compared"
         if 1 == len(verdict.functions) < len(verdict.order):
             return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
-        why = f"{verdict.why}{_more(verdict)} {answers(verdict)}".strip()
+        why = " ".join(filter(None, (f"{verdict.why}{_more(verdict)}", *beside(verdict))))
         return f"{best} {has} ({loss}), but that is no verdict.", why
     first = _first(verdict, loss)
     if verdict.tuning.at_recipe:
         first = at_recipe(first)
-    for control in controls:
-        if control.failed:
-            return first, control.note
-    parts = [answers(verdict), _worse(verdict), undecided(verdict)]
-    parts += [*map(spiked, verdict.spikes), _left_out(verdict)]
-    return first, " ".join(part.strip() for part in parts if part)
+    if failed := next((control for control in controls if control.failed), None):
+        return first, failed.note
+    said, left_out = beside(verdict)
+    parts = [said, _worse(verdict), undecided(verdict), *map(spiked, verdict.spikes), left_out]
+    return first, " ".join(filter(None, parts))
 
 
-def answers(verdict: Verdict) -> str:
-    """Return the accuracy of answers of the variants that may be the best, and of the baseline.
+def beside(verdict: Verdict) -> tuple[str, str]:
+    """Return what is said with or without a verdict: accuracies, and what is not compared."""
+    return _answers(verdict), _left_out(verdict)
 
-    No order follows from it: each interval is that of one variant. Empty for a text.
-    """
+
+def _answers(verdict: Verdict) -> str:
+    """Return the accuracy of answers of the leaders and of the baseline; empty for a text."""
     split = verdict.metric.removesuffix("_loss")
     found = {of.variant: of for of in profile_of({"": verdict.table}, split)}
     first = [of[0] for of in verdict.leaders] or verdict.order
     named = [name for name in dict.fromkeys((*first, verdict.baseline)) if name in found]
     if not named:
         return ""
-    shown = [f"{name} {found[name].accuracy}" for name in named[:MOST_NAMED]]
-    chance = found[named[0]].chance
-    guessing = "" if chance is None else f" Guessing: {chance:.3f}."
-    return f"Accuracy of answers (95 % interval of each alone): {', '.join(shown)}.{guessing}"
+    shown = ", ".join(f"{name} {found[name].accuracy}" for name in named[:MOST_NAMED])
+    several_seeds = found[named[0]].accuracy.low is not None
+    error = " (95 % interval of each alone)" if several_seeds else ""
+    guessing = "" if (p := found[named[0]].chance) is None else f" Guessing: {p:.3f}."
+    return f"Accuracy of answers{error}: {shown}.{guessing}"
 
 
 def at_recipe(sentence: str) -> str:
@@ -221,19 +223,19 @@ def _first(verdict: Verdict, loss: str) -> str:
             f"{several(_open(verdict))} and {best} are not distinguishable."
         )
     if equal := equivalent_to_best(verdict):
+        others = [of[0] for of in lead if best not in of and not set(of) & set(equal)]
+        may = f"; {several(others)} may be better" if others else ""
         return (
             f"No winner: {best}, which has the lowest mean ({loss}), and {several(equal)} are "
-            f"equivalent within the margin of {verdict.margin:g} nats/token."
+            f"equivalent within the margin of {verdict.margin:g} nats/token{may}."
         )
     names = [of[0] for of in lead]
     open_ended = [name for name in names if math.isinf(verdict.tuning.allowance.get(name, 0.0))]
     bounded, lowest = [n for n in names if n not in open_ended], f"(lowest mean: {best}, {loss})"
     if bounded and open_ended:
         may = "may each be the best" if len(bounded) > 1 else "may be the best"
-        return (
-            f"No winner: {several(bounded)} {may} {lowest}, and so may {several(open_ended)}, of "
-            "which the search found no bound."
-        )
+        also = f"and so may {several(open_ended)}, of which the search found no bound"
+        return f"No winner: {several(bounded)} {may} {lowest}, {also}."
     if len(lead) == len(verdict.functions):
         return f"No winner: each of the {len(lead)} variants may be the best {lowest}."
     return f"No winner: {several(names)} may each be the best {lowest}."
@@ -279,8 +281,8 @@ def _left_out(verdict: Verdict) -> str:
         return ""
     name, reason = next(iter(verdict.left_out.items()))
     if len(verdict.left_out) == 1:
-        return f" Not compared: {name} ({reason})."
-    return f" Not compared: {several(list(verdict.left_out))} ({name}: {reason})."
+        return f"Not compared: {name} ({reason})."
+    return f"Not compared: {several(list(verdict.left_out))} ({name}: {reason})."
 
 
 def _more(verdict: Verdict) -> str:

@@ -121,6 +121,8 @@ def _best(verdict: Verdict) -> Pick:
         others = equal or [of[0] for of in verdict.leaders if best not in of]
         if equal:
             reason = f"{several([best, *equal])} are equivalent within the margin."
+            if wide := [of[0] for of in verdict.leaders if not {best, *equal} & set(of)]:
+                reason += f" {several(wide)} may be better."
         else:
             reason = f"Each of {several([best, *others])} may be the best."
         who = f"{others[0]} is" if len(others) == 1 else "the others are"

@@ -260,7 +260,7 @@ def _tuning_error(analysis: Analysis) -> str:
     open_ended = [name for name, missed in tuning.allowance.items() if math.isinf(missed)]
     if open_ended:
         parts.append(
-            f"the search found no bound for {', '.join(open_ended)}, whose comparisons stay open"
+            f"the search found no bound for {', '.join(open_ended)}: it may be better by any amount"
         )
     ends = sorted(missed for missed in tuning.allowance.values() if math.isfinite(missed))
     if ends:

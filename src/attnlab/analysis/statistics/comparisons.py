@@ -190,7 +190,7 @@ class Comparisons:
         apart = ~np.eye(count, dtype=bool)
         # i may be better than the best of the others by as much as this
         lost_VV = difference_VV - np.hypot(half_VV, self.allowance_V[:, None])
-        best_V = np.where(apart, lost_VV, -np.inf).max(1)
+        best_V = np.nextafter(np.where(apart, lost_VV, -np.inf).max(1), -np.inf)  # a tie is open
         candidate_V = best_V < 0
         worst_VV = difference_VV + np.hypot(half_VV.T, self.allowance_V[None, :])
         ends = np.where(apart & candidate_V[None, :], worst_VV, -np.inf).max(1)
