@@ -180,6 +180,20 @@ def test_what_may_be_better_than_two_that_are_equivalent_is_named(tmp_path):
     assert found.picks[0].reason.endswith("within the margin. wide may be better.")
 
 
+@pytest.mark.parametrize(
+    ("bound", "change"), [(0.0, "More seeds:"), (0.02, "Closer tuning of mha")]
+)
+def test_seeds_are_not_asked_for_where_tuning_hides_the_difference(tmp_path, bound, change):
+    wide = [0.0, 0.02, -0.02, 0.01, -0.01]
+    losses = {"mha": [5.0 + x for x in wide], "mla": [5.0 - x for x in wide]}
+    write_study(tmp_path, losses, mha={"state_bytes": 100}, mla={"state_bytes": 50})
+    for name in losses:
+        choice = {"allowance": bound, "search_noise": 0.0, "learning_rate": 1e-3}
+        write_tuning_choice(tmp_path, name, choice)
+    memory = next(it for it in analyse(tmp_path).picks if "memory first" in it.use_cases)
+    assert (memory.variant, memory.would_change[: len(change)]) == ("mha", change)
+
+
 def test_of_two_without_any_error_each_may_be_the_best(tmp_path):
     losses = {"mha": [0.0] * 4, "mla": [0.0, 0.0, 0.0, 1e-6], "gqa": [8.3] * 4}
     found = analyse(write_study(tmp_path, losses))

@@ -250,7 +250,11 @@ def _cheaper_still(
     needs = f"{name} needs {quantity(cost.of[name], cost.unit)}"
     if pair.separable:
         return f"Accepting more loss: {needs}, and is worse than {than} by {apart(pair)}."
-    return f"More seeds: {needs}, and may be worse than {than} by up to {nats(pair.high or 0.0)}."
+    may_be = f"{needs}, and may be worse than {than} by up to {nats(pair.high or 0.0)}"
+    if pair.mean < verdict.margin <= pair.mean + pair.second_allowance:
+        missed = nats(pair.second_allowance)
+        return f"Closer tuning of {than}, which may have missed {missed}: {may_be}."
+    return f"More seeds: {may_be}."
 
 
 def _times(cost: Cost, winner: str, than: str) -> str:
