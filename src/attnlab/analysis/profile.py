@@ -55,6 +55,11 @@ class Accuracy:
         low, high = low and max(0.0, low), high and min(1.0, high)
         return cls(mean=mean, low=low, high=high, by_seed=tuple(values))
 
+    @property
+    def wide(self) -> bool:
+        """True if the interval says little, so that the seeds are shown in its place."""
+        return self.low is not None and self.high is not None and self.high - self.low > WIDE
+
     def __str__(self) -> str:
         """Return the mean with its interval; with its seeds where the interval says little.
 
@@ -65,7 +70,7 @@ class Accuracy:
         """
         if self.low is None or self.high is None:
             return f"{self.mean:.3f}"
-        if self.high - self.low <= WIDE:
+        if not self.wide:
             return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
         if len(self.by_seed) > MOST_NAMED:
             return f"{self.mean:.3f} (seeds: {min(self.by_seed):.2f} to {max(self.by_seed):.2f})"

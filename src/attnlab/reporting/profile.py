@@ -165,7 +165,7 @@ def profile_png(analysis: Analysis) -> bytes:
 
 CAPTION = (
     "Filled: at the length of training. Hollow: at the longest length. Bars: 95 % of each, over "
-    "seeds. Dashed: guessing. Upper left is better."
+    "seeds; dashes in their place: seeds. Dashed: guessing. Upper left is better."
 )
 
 
@@ -214,7 +214,9 @@ def against_state(axes: "Axes", found: Sequence[OnTask], styles: "Styles") -> No
             places.append((of.lengths[longest], "none"))
         for accuracy, face in places:
             if accuracy.low is not None and accuracy.high is not None:
-                (bar,) = axes.plot([state] * 2, [accuracy.low, accuracy.high], color=style.colour)
+                ends = accuracy.by_seed if accuracy.wide else (accuracy.low, accuracy.high)
+                line = "_" if accuracy.wide else "-"
+                (bar,) = axes.plot([state] * len(ends), ends, line, color=style.colour)
                 mark(bar, style.group)
             (point,) = axes.plot(
                 [state], [accuracy.mean], style.marker, ms=6, mec=style.colour, mfc=face, mew=1.1
