@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import get_args, get_type_hints
+from unittest.mock import Mock
 
 import pytest
 import typer.main
@@ -19,6 +20,7 @@ import attnlab as api
 from attnlab.cli.app import app, decimal, stored
 from attnlab.cli.console import errors
 from attnlab.config import ConfigError, override
+from attnlab.record import WriteError
 from attnlab.study.load import load_study
 
 HUGE = "9" * 30
@@ -112,13 +114,13 @@ def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
     ],
 )
 def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, number, said):
-    def refuse(*_):
-        raise OSError(number, os.strerror(number), "here")
-
-    monkeypatch.setattr(api, "report", refuse, raising=False)
-    done = attnlab("report", "anywhere")
-    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert done.stderr.startswith(said)
+    refused = OSError(number, os.strerror(number), "here")
+    written = WriteError.of(Path("here"), refused)
+    for error in (refused, written):
+        monkeypatch.setattr(api, "report", Mock(side_effect=error), raising=False)
+        done = attnlab("report", "anywhere")
+        assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert done.stderr.replace(" could not be written", "").startswith(said)
 
 
 USAGE = {

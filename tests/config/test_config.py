@@ -229,7 +229,9 @@ def test_a_class_of_the_users_own_is_a_kind_named_by_its_file(tmp_path, monkeypa
     assert list(identity_sources(own_classes(Both(model=ModelConfig(mechanisms=(config,)))))) == [
         "mine.py:Mine"
     ]
-    with pytest.raises(ConfigError, match=r"mine\.py has no MechanismConfig called 'Yours'"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.py has no MechanismConfig called 'Yours'; known: Mine"
+    ):
         MechanismConfig.from_dict({"kind": "mine.py:Yours"})
     with pytest.raises(ConfigError, match=r"no file nowhere\.py"):
         MechanismConfig.from_dict({"kind": "nowhere.py:Mine"})

@@ -303,6 +303,7 @@ WRITTEN = {**SIZES, "model_type": "llama", "hidden_act": "silu"}
     ("change", "said"),
     [
         ({"model_type": "gemma3"}, "model_type is gemma3, and llama, mistral, qwen2, qwen3 are"),
+        ({"model_type": "attnlab"}, "attnlab export without --to hf writes what attnlab reads"),
         ({"tie_word_embeddings": "no"}, 'no equal of tie_word_embeddings="no"'),
         ({"hidden_act": "gelu"}, 'no equal of hidden_act="gelu"'),
         ({"mlp_bias": True}, "no equal of mlp_bias=true"),

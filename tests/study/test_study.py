@@ -178,6 +178,11 @@ def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):
     path.with_name("empty.py").write_text("")
     with pytest.raises(ValueError, match=r"empty\.py defines no `study = Study"):
         load_study(str(path.with_name("empty.py")))
+    path.with_name("kind.py").write_text(
+        "from attnlab.mechanism import MechanismConfig\nclass Own(MechanismConfig): ..."
+    )
+    with pytest.raises(ValueError, match=r"`; as a mechanism, name .*kind\.py:Own$"):
+        load_study(str(path.with_name("kind.py")))
     with pytest.raises(ValueError, match=r"did you mean the file .*mine\.py\?"):
         load_study(str(path.with_suffix("")))
     with pytest.raises(ValueError, match=r"is no study.*attnlab report shows a folder of results"):

@@ -211,11 +211,9 @@ RunArgument = Annotated[
 
 def _of_system(problem: OSError) -> str:
     """Return what the operating system refused: where, what, and what can be done."""
-    if problem.strerror is None:
-        return str(problem)
     where = "" if problem.filename is None else f"{problem.filename}: "
     remedy = next((text for codes, text in _REMEDIES.items() if problem.errno in codes), "")
-    return f"{where}{problem.strerror}{remedy}"
+    return f"{where}{problem.strerror or problem}{remedy}"
 
 
 _REMEDIES = {

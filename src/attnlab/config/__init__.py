@@ -7,7 +7,14 @@ from attnlab.config.own_code import (
     load_file,
     own_error,
 )
-from attnlab.config.own_kinds import OwnKind, forget_names, kind_name, own_kind, read_from_record
+from attnlab.config.own_kinds import (
+    OwnKind,
+    classes_of,
+    forget_names,
+    kind_name,
+    own_kind,
+    read_from_record,
+)
 from attnlab.config.own_sources import (
     carried_sources,
     digest,
@@ -27,6 +34,7 @@ __all__ = [
     "OwnKind",
     "Problem",
     "carried_sources",
+    "classes_of",
     "differences",
     "digest",
     "drop_unset",

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from attnlab.config.own_code import executing_folder, given_names, root_of, short_names
@@ -34,6 +35,16 @@ def find_file(kind: str, path: str) -> Path:
         return kind.path
     beside = None if folder is None else folder / path
     return beside if beside is not None and beside.is_file() else Path(path).expanduser()
+
+
+def classes_of(module: ModuleType, base: type) -> list[str]:
+    """Return the names of the subclasses of `base` that a file of the user's defines."""
+    own = ((name, value) for name, value in vars(module).items() if isinstance(value, type))
+    return [
+        name
+        for name, value in own
+        if issubclass(value, base) and value.__module__ == module.__name__
+    ]
 
 
 def forget_names() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file
-from attnlab.config.own_kinds import OwnKind, file_of, find_file, kind_name, own_kind
+from attnlab.config.own_kinds import OwnKind, classes_of, file_of, find_file, kind_name, own_kind
 from attnlab.config.problem import ConfigError, Problem, join, suggestion, unknown_kind
 from attnlab.config.values import FrozenMap, Typed, one_of, parsed, scalar
 
@@ -125,9 +125,10 @@ class Choice(Config):
             if (known := kind.replace("-", "_")) in cls.kinds:
                 return cast("type[Self]", cls.kinds[known])
             raise ValueError(unknown_kind(kind, cls.kinds))
-        found = getattr(load_file(find_file(kind, path)), class_name, None)
+        found = getattr(module := load_file(find_file(kind, path)), class_name, None)
         if not (isinstance(found, type) and issubclass(found, cls)):
-            raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}")
+            near = suggestion(class_name, classes_of(module, cls))
+            raise ValueError(f"{path} has no {cls.__name__} called {class_name!r}{near}")
         return found
 
 

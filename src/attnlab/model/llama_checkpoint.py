@@ -154,7 +154,8 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     kind = given.get("model_type")
     if kind not in READABLE:
-        raise ValueError(f"{path}: model_type is {kind}, and {', '.join(READABLE)} are read")
+        ours = "; attnlab export without --to hf writes what attnlab reads" * (kind == "attnlab")
+        raise ValueError(f"{path}: model_type is {kind}, and {', '.join(READABLE)} are read{ours}")
     stated: Json = {name: value for name, value in given.items() if value is not None}
     given = {**_DEFAULTS, **stated}
     lacking = [

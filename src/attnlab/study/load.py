@@ -7,7 +7,8 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
-from attnlab.config import forget_names, load_file, suggestion
+from attnlab.config import classes_of, forget_names, load_file, suggestion
+from attnlab.mechanism import MechanismConfig
 from attnlab.study.study import Study
 
 _SHIPPED = Path(__file__).parent / "shipped"
@@ -46,7 +47,6 @@ def load_study(name: str) -> Study:
 def _refuse_mechanism(name: str) -> None:
     """Raise ValueError if the name is that of a mechanism, with the commands that take one."""
     import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
-    from attnlab.mechanism import MechanismConfig
 
     own, colon, settings = name.partition(":")
     kind = name if own.endswith(".py") else own
@@ -74,5 +74,7 @@ def _study_of(module: ModuleType, name: str) -> Study:
     study: Any = getattr(module, "study", None)
     if not isinstance(study, Study):
         there = "" if study is None else f" (its `study` is a {type(study).__name__})"
-        raise ValueError(f"{module.__file__} defines no `study = Study(...)`{there}")
+        kinds = [f"{module.__file__}:{each}" for each in classes_of(module, MechanismConfig)]
+        meant = f"; as a mechanism, name {' or '.join(kinds[:3])}" if kinds else ""
+        raise ValueError(f"{module.__file__} defines no `study = Study(...)`{there}{meant}")
     return study if study.name else dataclasses.replace(study, name=name)
