@@ -180,6 +180,22 @@ def test_what_may_be_better_than_two_that_are_equivalent_is_named(tmp_path):
     assert found.picks[0].reason.endswith("within the margin. wide may be better.")
 
 
+def test_a_noisy_variant_that_is_not_the_best_is_named_beside_the_winner(tmp_path):
+    losses = {"mha": [4.99, 4.99, 4.99, 5.0], "mla": [5.06, 5.06, 5.07, 5.07]}
+    first, _ = headline(tmp_path, {**losses, "noisy": [5.13, 5.07, 5.05, 5.05]})
+    assert first.endswith(
+        "better than the next, mla, by comparisons with the best. Among all pairs, noisy and mha "
+        "are not distinguishable."
+    )
+
+
+def test_a_lead_that_the_baselines_intervals_show_has_one(tmp_path):
+    losses = {"mha": [5.01, 5.01, 4.99, 5.0], "mla": [5.02, 5.05, 5.03, 5.05]}
+    found = analyse(write_study(tmp_path, {**losses, "far": [5.46, 5.53, 5.5, 5.51]}))
+    assert found.pairs["mla", "mha"].separable < found.to_baseline["mla"].separable
+    assert "0.035 ± 0.0" in found.headline[0]
+
+
 @pytest.mark.parametrize(
     ("bound", "change"), [(0.0, "More seeds:"), (0.02, "Closer tuning of mha")]
 )

@@ -213,15 +213,16 @@ def _first(verdict: Verdict, loss: str) -> str:
     lead, best = verdict.leaders, verdict.order[0]
     if names := winner(verdict):
         rival = next(of[0] for of in verdict.functions if of != names)
-        by = _plus_minus(verdict.pairs[rival, best])
+        pair = verdict.pairs[rival, best]
+        if not pair.separable and best == verdict.baseline:
+            pair = verdict.to_baseline[rival]
         verb = "predicts" if len(names) == 1 else "predict"
-        first = f"{_introduced(verdict, names)} {verb} this text best: {loss}, {by} better than "
-        if verdict.worse(rival, best):
-            return f"{first}the next, {rival}."
-        return (
-            f"{first}the next, {rival}, by comparisons with the best. Among all pairs, "
-            f"{several(_open(verdict))} and {best} are not distinguishable."
-        )
+        first = f"{_introduced(verdict, names)} {verb} this text best: {loss}, "
+        first += f"{_plus_minus(pair)} better than the next, {rival}"
+        if not (close := several(_open(verdict))):
+            return f"{first}."
+        also = f"Among all pairs, {close} and {best} are not distinguishable."
+        return f"{first}, by comparisons with the best. {also}"
     if equal := equivalent_to_best(verdict):
         others = [of[0] for of in lead if best not in of and not set(of) & set(equal)]
         may = f"; {several(others)} may be better" if others else ""
@@ -232,7 +233,7 @@ def _first(verdict: Verdict, loss: str) -> str:
     names = [of[0] for of in lead]
     open_ended = [name for name in names if math.isinf(verdict.tuning.allowance.get(name, 0.0))]
     bounded, lowest = [n for n in names if n not in open_ended], f"(lowest mean: {best}, {loss})"
-    if bounded and open_ended:
+    if open_ended and best in bounded:
         may = "may each be the best" if len(bounded) > 1 else "may be the best"
         also = f"and so may {several(open_ended)}, of which the search found no bound"
         return f"No winner: {several(bounded)} {may} {lowest}, {also}."
