@@ -35,8 +35,8 @@ from attnlab.data.batches import window_starts
 from attnlab.device.measuring import MOST_CALLS, PeakMemory, time_calls
 from attnlab.model.feedforward import Dense
 from attnlab.record import write_json
-from attnlab.study.load import load_study
 from attnlab.study.shipped.hybrids import N_LAYERS, attention_layers
+from attnlab.study.targets import load_study
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep, autocast
 

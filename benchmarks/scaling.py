@@ -35,7 +35,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.feedforward import SwiGLU
 from attnlab.model.language_model import ModelConfig
 from attnlab.record import write_json
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 from attnlab.training.config import TrainConfig
 from attnlab.training.run import RunConfig
 from attnlab.training.step import TrainingStep

@@ -30,8 +30,7 @@ from attnlab.device.flops import measure_ceilings
 from attnlab.device.measuring import PeakMemory, time_calls
 from attnlab.kernels import compiled
 from attnlab.mechanism import MechanismConfig
-from attnlab.study.load import load_study
-from attnlab.study.targets import named
+from attnlab.study.targets import load_study, named
 from attnlab.training.loop import Clock, train
 from attnlab.training.run import RunConfig
 from attnlab.training.step import autocast

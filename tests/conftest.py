@@ -1,7 +1,8 @@
-"""Settings that every test needs."""
+"""Settings that every test needs, the command line in a folder of its own, and a trained study."""
 
 import gc
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from support import SOURCE, TESTS
+from click.testing import Result
+from support import SOURCE, TESTS, fake_workers, tiny_study
+from typer.testing import CliRunner
 
+from attnlab.cli import app
+from attnlab.cli.console import console, errors
 from attnlab.data import Places
+from attnlab.mechanism import MechanismConfig
 
 
 def gpu_of_worker(worker: str, gpus: list[str]) -> str:
@@ -100,3 +106,51 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"), append=False)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def attnlab(tmp_path, monkeypatch, cache):
+    """Call the command line in an empty folder; user-defined kinds are forgotten afterwards.
+
+    It trains in this process and draws no figure; `first_run` starts workers and draws.
+    """
+    monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
+    fake_workers.draw_nothing(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATTNLAB_CACHE", cache)
+    monkeypatch.delenv("ATTNLAB_DATA", raising=False)
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    for printer in (console, errors):
+        monkeypatch.setattr(printer, "width", 140)
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory, cache):
+    """Folder and output of `attnlab run` of two variants with one seed each."""
+    folder = tmp_path_factory.mktemp("first_run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ATTNLAB_CACHE", cache)
+        for printer in (console, errors):
+            patch.setattr(printer, "width", 140)
+        arguments = ("--seeds", "1", "--only", "mha,identity", "--device", "cpu", "--workers", "1")
+        done = CliRunner().invoke(app, ["run", tiny_study.__file__, *arguments])
+    return folder, done
+
+
+@pytest.fixture
+def trained(tmp_path, first_run) -> Path:
+    """A copy of that study's folder, below the working directory."""
+    folder = Path("results/tiny_study")
+    shutil.copytree(first_run[0] / folder, tmp_path / folder)
+    return folder

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 DOCS, ROOT = HERE.parent, HERE.parent.parent
 
-PAGES = {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
+PAGES = {
+    "index.md": ROOT / "README.md",
+    "contributing.md": ROOT / "CONTRIBUTING.md",
+    "changelog.md": ROOT / "CHANGELOG.md",
+}
 REPORT = "report.html"
 SHOWN_BY = ("record", "analysis", "reporting")  # packages of the source
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from attnlab.checks.suite import assert_correct as assert_correct
     from attnlab.checks.targets import check as check
     from attnlab.data.arithmetic import Arithmetic as Arithmetic
-    from attnlab.data.fuzzy_recall import FuzzyRecall as FuzzyRecall
     from attnlab.data.mad import Compression as Compression
     from attnlab.data.mad import InContextRecall as InContextRecall
     from attnlab.data.mad import Memorization as Memorization
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from attnlab.data.reasoning import Depo as Depo
     from attnlab.data.reasoning import Mano as Mano
     from attnlab.data.recall import MQAR as MQAR
+    from attnlab.data.recall import FuzzyRecall as FuzzyRecall
     from attnlab.data.recall import Needle as Needle
     from attnlab.data.ruler import CommonWords as CommonWords
     from attnlab.data.ruler import VariableTracking as VariableTracking
@@ -110,7 +110,6 @@ if TYPE_CHECKING:
     from attnlab.mechanisms.rwkv7 import RWKV7 as RWKV7
     from attnlab.mechanisms.sliding_window import SlidingWindow as SlidingWindow
     from attnlab.model.feedforward import Dense as Dense
-    from attnlab.model.feedforward import MixtureOfExperts as MixtureOfExperts
     from attnlab.model.feedforward import NoFeedForward as NoFeedForward
     from attnlab.model.feedforward import SwiGLU as SwiGLU
     from attnlab.model.language_model import ModelConfig as ModelConfig
@@ -120,6 +119,7 @@ if TYPE_CHECKING:
     from attnlab.model.layer_pattern import first_n as first_n
     from attnlab.model.layer_pattern import last_n as last_n
     from attnlab.model.layer_pattern import spread_evenly as spread_evenly
+    from attnlab.model.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
     from attnlab.record.packed_study import pack as pack
     from attnlab.record.packed_study import unpack as unpack
     from attnlab.reporting.files import compare as compare
@@ -135,10 +135,10 @@ if TYPE_CHECKING:
     from attnlab.runner.run import run as run
     from attnlab.study.catalog import Catalog as Catalog
     from attnlab.study.catalog import catalog as catalog
-    from attnlab.study.load import load_study as load_study
     from attnlab.study.matching import Match as Match
     from attnlab.study.study import Study as Study
     from attnlab.study.sweep import sweep as sweep
+    from attnlab.study.targets import load_study as load_study
     from attnlab.training.config import EvalConfig as EvalConfig
     from attnlab.training.config import TrainConfig as TrainConfig
     from attnlab.training.config import Tuning as Tuning

@@ -27,7 +27,7 @@ from attnlab.record import RunFolder
 from attnlab.record.packed_study import pack
 from attnlab.reporting.files import write_report
 from attnlab.reporting.pages import markdown
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 
 LOSSES = {
     "mha": steady(5.1, 1),

@@ -25,7 +25,7 @@ from attnlab.reporting.tables.data_files import csv_table
 from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
 from attnlab.runner.request import read_data
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig

@@ -10,7 +10,7 @@ from functools import cache, lru_cache, partial
 import pytest
 import torch
 from support import PLANTED_BUGS
-from support.planted_faults_of_numbers import FAULTS
+from support.planted_faults import FAULTS
 from torch.nn.attention.flex_attention import flex_attention
 
 from attnlab.checks import (
@@ -21,7 +21,6 @@ from attnlab.checks import (
     cost,
     describe,
     numbers,
-    plugin,
     processes,
     repetition,
 )
@@ -129,7 +128,6 @@ CAUGHT_BY = {
     "RaisesOnLongSequences": OUTPUT,
     "LosesASetting": "settings survive JSON",
 }
-check_mechanism = plugin.check_mechanism  # as a conftest.py imports it
 CORRECT = (
     *("AttentionWrittenOut", "GatedHeads", "GatedIdentity", "OnlyInFloat32"),
     *("ResidualHeads", "SharedHeads", "SmallBlocks", "SmallBranches"),
@@ -387,10 +385,10 @@ def test_settings_that_allow_no_width_are_an_error():
         check_properties("mlaa")
 
 
-def test_the_fixture_fails_with_every_violated_property(planted, check_mechanism):
-    check_mechanism("identity", quick=True)
+def test_it_fails_with_every_violated_property(planted):
+    assert_correct("identity", quick=True)
     with pytest.raises(AssertionError, match=f"FAIL: {FUTURE}: .*\n  usual cause: a mask"):
-        check_mechanism(planted.InvertedMask, quick=True)
+        assert_correct(planted.InvertedMask, quick=True)
 
 
 class RunsBackwardOnce(torch.autograd.Function):

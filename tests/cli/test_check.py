@@ -13,7 +13,7 @@ from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
 from attnlab.study.events import Activity
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 
 PLANTED = PLANTED_BUGS
 STUDY = """

@@ -20,7 +20,7 @@ from attnlab.cli import app
 from attnlab.record import LostLeaseError, RunFolder
 from attnlab.record.lease import Holder
 from attnlab.runner.events import Progress
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 
 TINY = tiny_study.__file__
 

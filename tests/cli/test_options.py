@@ -21,7 +21,7 @@ from attnlab.cli.app import app, decimal, stored
 from attnlab.cli.console import errors
 from attnlab.config import ConfigError, override
 from attnlab.record import WriteError
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 
 HUGE = "9" * 30
 MALFORMED = {

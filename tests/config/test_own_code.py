@@ -20,7 +20,7 @@ from attnlab.config import (
     without_folders,
 )
 from attnlab.mechanism import MechanismConfig
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 from attnlab.study.variants import require_buildable
 
 MECHANISM = """

@@ -26,11 +26,10 @@ from attnlab.data import stdlib
 from attnlab.data.arithmetic import Arithmetic
 from attnlab.data.codec import ByteLevelCodec
 from attnlab.data.documents import measure
-from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import Compression, InContextRecall, Memorization, SelectiveCopying
 from attnlab.data.places import cached
 from attnlab.data.reasoning import Depo, Mano
-from attnlab.data.recall import MQAR, Needle
+from attnlab.data.recall import MQAR, FuzzyRecall, Needle
 from attnlab.data.ruler import CommonWords, VariableTracking
 from attnlab.data.source import Corpus, DataConfig, DataError, Places, Texts
 from attnlab.data.state_tracking import StateTracking

@@ -19,10 +19,9 @@ from torch.nn.functional import log_softmax
 from attnlab.config import ConfigError
 from attnlab.data import DataConfig, Places
 from attnlab.data.batches import window_problems, window_starts
-from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import Compression, InContextRecall, Memorization, SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
-from attnlab.data.recall import MQAR, Needle
+from attnlab.data.recall import MQAR, FuzzyRecall, Needle
 from attnlab.data.ruler import CommonWords, VariableTracking
 from attnlab.data.source import DataError
 from attnlab.data.state_tracking import StateTracking

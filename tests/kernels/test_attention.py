@@ -1,5 +1,6 @@
-"""All kernels of attention compute one function, and one that cannot run says why."""
+"""All kernels of attention, full and windowed, compute one function, or say why they cannot run."""
 
+import math
 import warnings
 
 import pytest
@@ -17,10 +18,12 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ON_A_CPU = ["plain", "blocked", "sdpa", "math", "flash"]
+W = 8  # a window
+LENGTHS = [1, 2, W - 1, W, W + 1, 2 * W, 3 * W + 5]
 WIDTHS = [(16, 16), (32, 48), (48, 32), (10, 6), (6, 10)]  # of keys and values
 
 
-def by_hand(q_BHTK, k_BGTK, v_BGTV):
+def by_hand(q_BHTK, k_BGTK, v_BGTV, window=math.inf, kept=0):
     """Return y by a loop over queries, each with a slice of the keys and no mask."""
     group = q_BHTK.shape[1] // k_BGTK.shape[1]
     heads = []
@@ -28,9 +31,10 @@ def by_hand(q_BHTK, k_BGTK, v_BGTV):
         q_BTK, k_BTK, v_BTV = q_BHTK[:, head], k_BGTK[:, head // group], v_BGTV[:, head // group]
         rows = []
         for t in range(q_BTK.shape[1]):
-            scores_BS = torch.einsum("bk,bsk->bs", q_BTK[:, t], k_BTK[:, : t + 1])
+            seen = [s for s in range(t + 1) if s < kept or s > t - window]
+            scores_BS = torch.einsum("bk,bsk->bs", q_BTK[:, t], k_BTK[:, seen])
             weights_BS = (scores_BS / q_BTK.shape[-1] ** 0.5).softmax(-1)
-            rows.append(torch.einsum("bs,bsv->bv", weights_BS, v_BTV[:, : t + 1]))
+            rows.append(torch.einsum("bs,bsv->bv", weights_BS, v_BTV[:, seen]))
         heads.append(torch.stack(rows, 1))
     return torch.stack(heads, 1)
 
@@ -309,3 +313,147 @@ def test_flash_in_float32_on_cuda_is_refused():
 )
 def test_kernels_that_need_cuda_keep_their_promises_there(config):
     assert_correct(config, d_model=64, quick=True)
+
+
+@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.parametrize("window", [1, 3, W, 100])
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("name", ["plain", "banded"])
+def test_each_form_is_the_definition_written_by_hand(tokens, window, n_kv_heads, name):
+    qkv = inputs(tokens, (6, 4), n_kv_heads)
+    expected = value_and_gradients(lambda q, k, v: by_hand(q, k, v, window), qkv)
+    got = value_and_gradients(
+        lambda q, k, v: windowed_attention.windowed_attention(q, k, v, window=window, kernel=name),
+        qkv,
+    )
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, W, W + 1, 3 * W + 5])
+@pytest.mark.parametrize("window", [1, 3, W])
+@pytest.mark.parametrize("kept", [1, 3, 2 * W, 100])
+@pytest.mark.parametrize("name", ["plain", "banded"])
+def test_kept_tokens_are_seen_by_all_later_ones_and_once(tokens, window, kept, name):
+    qkv, settings = inputs(tokens, (6, 4)), {"window": window, "kept": kept}
+    expected = value_and_gradients(lambda *qkv: by_hand(*qkv, **settings), qkv)
+    got = value_and_gradients(
+        lambda *qkv: windowed_attention.windowed_attention(*qkv, kernel=name, **settings), qkv
+    )
+    assert_close(got, expected)
+
+
+def test_the_banded_form_keeps_its_precision_in_float32():
+    wide, narrow = (
+        inputs(3 * W + 5, (6, 4), dtype=dtype) for dtype in (torch.float64, torch.float32)
+    )
+    expected = value_and_gradients(lambda q, k, v: by_hand(q, k, v, W), wide)
+    got = value_and_gradients(
+        lambda q, k, v: windowed_attention.windowed_attention(q, k, v, window=W, kernel="banded"),
+        narrow,
+    )
+    assert_close(got, expected, atol=1e-5, rtol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["plain", "banded"])
+@pytest.mark.parametrize("tokens", [W - 1, 3 * W + 5])
+def test_dropped_weights_stay_inside_the_window_and_average_to_the_whole(name, tokens):
+    torch.manual_seed(0)
+    q, k, v = (x[:, :1].detach() for x in inputs(tokens, (6, 4)))
+    v = torch.ones_like(v)
+    many = [x.repeat(2000, 1, 1, 1) for x in (q, k, v)]
+    y = windowed_attention.windowed_attention(*many, window=W, kernel=name, dropout=0.5)
+    assert_close(y[:, :, 0], (y[:, :, 0] > 0) * 2.0 * v[:1, :, 0])  # one weight: kept twofold, or 0
+    assert_close(y.mean(0), v[0], atol=0.06, rtol=0)
+    zero_outside = v.clone()
+    zero_outside[:, :, -W:] = 0
+    y = windowed_attention.windowed_attention(
+        q, k, zero_outside, window=W, kernel=name, dropout=0.5
+    )
+    assert y[:, :, -1].abs().max() == 0
+
+
+def test_the_banded_form_makes_nothing_of_tokens_by_tokens():
+    q, k, v = (x[:, :1].detach() for x in inputs(64 * W, (6, 4)))
+    sizes = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(
+                x.numel() for x in torch.utils._pytree.tree_leaves(out) if hasattr(x, "numel")
+            )
+            return out
+
+    with Sizes():
+        windowed_attention.windowed_attention(q, k, v, window=W, kernel="banded", dropout=0.1)
+    assert max(sizes) <= 2 * 64 * W * 2 * W  # batch, blocks of W by 2 W; T x T is 16 times that
+
+
+@pytest.mark.parametrize(
+    ("device", "dropout", "expected"),
+    [(CPU, 0.0, "banded"), (CPU, 0.1, "banded"), (CUDA, 0.0, "flex"), (CUDA, 0.1, "banded")],
+)
+def test_auto_follows_its_rule_in_a_window(device, dropout, expected):
+    assert windowed_attention.resolve("auto", device, dropout) == expected
+
+
+def test_a_windowed_kernel_is_what_was_named():
+    for name in ("plain", "banded", "flex"):
+        assert windowed_attention.resolve(name, CUDA, 0.0) == name
+
+
+def test_windowed_flex_says_why_it_cannot_run():
+    with pytest.raises(ValueError, match=r"needs CUDA, and the device is cpu: use 'banded'"):
+        windowed_attention.resolve("flex", CPU, 0.0)
+    with pytest.raises(
+        ValueError, match=r"not support dropout of attention weights, and it is 0\.1"
+    ):
+        windowed_attention.resolve("flex", CUDA, 0.1)
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 129, 640, 1000])
+@pytest.mark.parametrize("window", [1, 100, 128, 129, 255, 256, 2000])
+@pytest.mark.parametrize("kept", [0, 1, 128, 200])
+def test_the_block_mask_holds_every_pair_of_the_window_and_whole_blocks_nothing_else(
+    tokens, window, kept
+):
+    mask = flex._block_mask(tokens, window, CPU, kept)
+    position = torch.arange(-(-tokens // 128) * 128)
+    age = position[:, None] - position
+    seen = (age >= 0) & ((age < window) | (position < kept))
+    assert torch.equal(mask.mask_mod(0, 0, position[:, None], position), seen)
+    inside = seen.unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
+    count = inside.sum((1, 3))
+
+    def blocks(number, which):
+        found = torch.zeros_like(count, dtype=torch.bool)
+        for row, (n, columns) in enumerate(zip(number[0, 0], which[0, 0], strict=True)):
+            found[row, columns[:n].long()] = True
+        return found
+
+    whole = blocks(mask.full_kv_num_blocks, mask.full_kv_indices)
+    partial = blocks(mask.kv_num_blocks, mask.kv_indices)
+    assert torch.equal(whole, count == 128 * 128)
+    assert torch.equal(partial, (count > 0) & ~whole)
+    rows = (tokens - torch.arange(len(count)) * 128).clamp(max=128)
+    listed = (rows[:, None] * rows * (count > 0)).sum()
+    assert flex.pairs(tokens, window, kept) == listed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tokens", "window"), [(1, 4), (300, 128), (1000, 256), (257, 37)])
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+@pytest.mark.parametrize("kept", [0, 3, 130])
+@pytest.mark.parametrize("name", ["banded", "flex"])
+def test_each_form_is_the_definition_on_cuda(tokens, window, n_kv_heads, kept, name):
+    qkv = inputs(tokens, (32, 32), n_kv_heads, torch.float32, CUDA)
+    expected, got = (
+        value_and_gradients(
+            lambda q, k, v, form=form: windowed_attention.windowed_attention(
+                q, k, v, window=window, kernel=form, kept=kept
+            ),
+            qkv,
+        )
+        for form in ("plain", name)
+    )
+    assert_close(got, expected, atol=1e-4, rtol=1e-4)

@@ -20,12 +20,12 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import (
     Dense,
     FeedForward,
-    MixtureOfExperts,
     NoFeedForward,
     SwiGLU,
 )
 from attnlab.model.initialization import stream
 from attnlab.model.language_model import ModelConfig
+from attnlab.model.mixture_of_experts import MixtureOfExperts
 from attnlab.training.quality import predict
 
 VOCAB = 97

@@ -27,10 +27,10 @@ from attnlab.model.layer_pattern import (
     spread_evenly,
 )
 from attnlab.model.scale import scaled
-from attnlab.study.load import load_study
 from attnlab.study.shorter_runs import override_run
 from attnlab.study.study import Study
 from attnlab.study.sweep import sweep
+from attnlab.study.targets import load_study
 from attnlab.training.run import RunConfig
 
 attention, delta = GroupedQuery(n_heads=2, n_kv_heads=2), GatedDeltaNet(n_heads=2, head_dim=8)

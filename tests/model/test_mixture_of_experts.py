@@ -15,9 +15,9 @@ from attnlab.data import Places
 from attnlab.data.batches import window_starts
 from attnlab.inference.decoder import Decoder
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.model.feedforward import MixtureOfExperts
-from attnlab.model.feedforward.routing import combine, dispatch, route
 from attnlab.model.language_model import ModelConfig
+from attnlab.model.mixture_of_experts import MixtureOfExperts
+from attnlab.model.routing import combine, dispatch, route
 from attnlab.record import RunFolder
 from attnlab.runner.events import Progress
 from attnlab.runner.execute import execute

@@ -26,7 +26,7 @@ from attnlab.runner.events import Activity
 from attnlab.runner.forecast import WORKER_START, Forecast, RunTime, time_run
 from attnlab.runner.schedule import StudySchedule
 from attnlab.runner.workers import ray_cluster
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 from attnlab.training.checkpoint import Best, Checkpoint, save
 
 STUDY = fake_workers.TUNED
@@ -213,7 +213,7 @@ def slow_study(path, seconds):
         "import time\n"
         "from support.tiny_study import base, study as tiny\n"
         "from dataclasses import replace\n"
-        "from attnlab.model.feedforward.layer import Dense\n"
+        "from attnlab.model.feedforward import Dense\n"
         "class Slow(Dense):\n"
         "    def build(self, *given, **more):\n"
         f"        time.sleep({seconds})\n"

@@ -18,7 +18,7 @@ from attnlab.mechanisms.identity import Identity
 from attnlab.modules.rope_scaling import Dynamic, Linear
 from attnlab.runner import plan
 from attnlab.study.catalog import catalog
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 from attnlab.training.config import Recipe
 
 ATTENTION_LAYERS = {

@@ -22,9 +22,9 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.record import RunFolder, StudyRecord, tuning_runs, tuning_seed
 from attnlab.reporting.pages import page
 from attnlab.runner.request import Request
-from attnlab.study.load import load_study, shipped, shipped_names
 from attnlab.study.study import Study
 from attnlab.study.sweep import sweep, typed_sweep
+from attnlab.study.targets import load_study, shipped, shipped_names
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 
 

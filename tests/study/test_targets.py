@@ -25,10 +25,17 @@ from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import FeedForward
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.study.catalog import catalog
-from attnlab.study.load import load_study, shipped
 from attnlab.study.matching import Match
 from attnlab.study.study import Study
-from attnlab.study.targets import NamedConfig, NamedKind, addition, named, split_assignments
+from attnlab.study.targets import (
+    NamedConfig,
+    NamedKind,
+    addition,
+    load_study,
+    named,
+    shipped,
+    split_assignments,
+)
 from attnlab.training.learning_rate import Schedule
 from attnlab.training.optimizer import Optimizer
 from attnlab.training.run import RunConfig

@@ -32,8 +32,9 @@ from attnlab.inference.saved_model import load_run
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.model.block import Block
-from attnlab.model.feedforward import Dense, MixtureOfExperts, SwiGLU
+from attnlab.model.feedforward import Dense, SwiGLU
 from attnlab.model.language_model import ModelConfig
+from attnlab.model.mixture_of_experts import MixtureOfExperts
 from attnlab.record import RunFolder, runs_in
 from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import corpus_of, execute, execute_as

@@ -17,7 +17,7 @@ from attnlab.device.flops import flop_counter
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
-from attnlab.model.feedforward import MixtureOfExperts
+from attnlab.model.mixture_of_experts import MixtureOfExperts
 from attnlab.record import RunFolder
 from attnlab.runner import execution
 from attnlab.runner.events import Ended, Progress
@@ -480,7 +480,7 @@ def test_a_step_does_not_depend_on_how_a_gradient_lies_in_memory(dtype):
 def test_no_score_or_mask_of_t_by_t_is_made_in_training(kind):
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from attnlab.study.load import load_study
+    from attnlab.study.targets import load_study
 
     tokens = 1024
     largest = 0

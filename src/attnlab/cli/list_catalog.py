@@ -123,7 +123,7 @@ def _kinds(kinds: Iterable["Kind"]) -> dict[str, Any]:
 
 def _study(name: str) -> dict[str, Any]:
     """Return question and variants; building the variants imports torch."""
-    from attnlab.study.load import load_study
+    from attnlab.study.targets import load_study
     from attnlab.study.variants import describe_variants
 
     study = load_study(name)

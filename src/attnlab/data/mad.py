@@ -12,7 +12,7 @@
 
 Selective copying is that of Gu & Dao 2023 (Mamba, arXiv:2312.00752): places and tokens are drawn
 uniformly, and a token may occur again. With `noise`, in-context recall is MAD's noisy recall: pairs
-are replaced by two tokens of a vocabulary of their own. Fuzzy recall is in `fuzzy_recall`.
+are replaced by two tokens of a vocabulary of their own. Fuzzy recall is in `recall`.
 
 MAD's compression has a decoder: an MLP of two layers, which reads the vector of C, and the code of
 a position, and gives the token there. Here the output projection of the language model reads the

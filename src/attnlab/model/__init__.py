@@ -1,1 +1,5 @@
-"""The language model around the mechanisms."""
+"""The language model around the mechanisms. Importing it registers the feed-forward layers."""
+
+from attnlab.model import feedforward, mixture_of_experts
+
+__all__ = ["feedforward", "mixture_of_experts"]

@@ -18,7 +18,7 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.fla_layer import fla_layer
-from attnlab.study.load import shipped
+from attnlab.study.targets import shipped
 from attnlab.version import __version__, package_version
 
 MIN_FREE_BYTES = 1 << 30  # more than the checkpoints of the default study take

@@ -6,7 +6,7 @@
     s3, s5    the running product of permutations of three and of five things
 
     needle, variables, common_words    of RULER              attnlab.data.recall, .ruler
-    fuzzy     recall of keys and values of several tokens    attnlab.data.fuzzy_recall
+    fuzzy     recall of keys and values of several tokens    attnlab.data.recall
     depo      hops in a cycle of nodes                       attnlab.data.reasoning
     mano      expressions modulo a prime                     attnlab.data.reasoning
 
@@ -27,10 +27,9 @@ from typing import Any
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, setups_of
 from attnlab.config import names_in, suggestion
-from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
-from attnlab.data.recall import MQAR, Needle
+from attnlab.data.recall import MQAR, FuzzyRecall, Needle
 from attnlab.data.ruler import CommonWords, VariableTracking
 from attnlab.data.state_tracking import StateTracking
 from attnlab.data.task import Task

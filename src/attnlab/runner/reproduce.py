@@ -18,7 +18,7 @@ from attnlab.config import suggestion
 from attnlab.runner.events import Watch
 from attnlab.runner.run import run
 from attnlab.study.events import ignore
-from attnlab.study.load import load_study
+from attnlab.study.targets import load_study
 
 REPRODUCTIONS = {
     "mqar": "Zoology's figure 2: attention recalls, one layer of it does not (Arora et al. 2023)",

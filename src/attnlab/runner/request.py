@@ -19,10 +19,9 @@ from attnlab.device.ranks import uneven
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import require_results_folder
 from attnlab.runner.workers.ray_cluster import Capacity, Cluster, capacity
-from attnlab.study.load import load_study
 from attnlab.study.study import Study
 from attnlab.study.sweep import sweep, typed_sweep
-from attnlab.study.targets import addition
+from attnlab.study.targets import addition, load_study
 from attnlab.training.config import Tuning
 
 MOST_SEEDS = 10  # until decided, unless another number is asked for

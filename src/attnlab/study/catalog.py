@@ -59,7 +59,7 @@ _FAMILIES = {
     "mechanisms": _Family("attnlab.mechanism:MechanismConfig", "mechanisms"),
     "data": _Family("attnlab.data.source:DataConfig", "data"),
     "tokenizers": _Family("attnlab.data.tokenizer:Tokenizer", "data"),
-    "feedforward": _Family("attnlab.model.feedforward.layer:FeedForward", "model/feedforward"),
+    "feedforward": _Family("attnlab.model.feedforward:FeedForward", "model"),
     "optimizers": _Family("attnlab.training.optimizer:Optimizer", "training"),
     "schedules": _Family("attnlab.training.learning_rate:Schedule", "training"),
     "rope_scalings": _Family("attnlab.modules.rope_scaling:RopeScaling", "modules"),

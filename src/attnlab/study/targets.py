@@ -1,4 +1,4 @@
-"""Mechanisms by name: the names that `check` and `bench` accept.
+"""Studies and mechanisms by name: the names that `run`, `check` and `bench` accept.
 
     all                        every mechanism that attnlab ships
     mla                        a kind
@@ -11,19 +11,23 @@ Each name may carry settings of its own, `mla:kv_lora_rank=8,n_heads=2`. Assignm
 alone, `n_heads=2`, hold for every name.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
-from attnlab.config import is_own, settings, suggestion
+from attnlab.config import classes_of, forget_names, is_own, load_file, settings, suggestion
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.llama_checkpoint import Checkpoint, find_checkpoint
-from attnlab.study.load import load_study, shipped_names
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
+_SHIPPED = Path(__file__).parent / "shipped"
 _KEY = r"[A-Za-z_][\w.]*="
 _FORM = "KIND:KEY=VALUE,KEY=VALUE, with one colon, and commas without spaces"
 _JOINED = re.compile(rf"(?<=[^,])[:;\s]+,?\s*({_KEY})|,\s+({_KEY})")  # no form of ours
@@ -203,3 +207,67 @@ def _of_checkpoint(folder: Path, settings: Checkpoint) -> Study:
     question = f"What does {name} compute, and what does it cost?"
     config = RunConfig.of_checkpoint(folder, settings)
     return Study(question=question, name=name, variants={name: config})
+
+
+def load_study(name: str) -> Study:
+    """Return a shipped study by its name, or the `study` of a Python file by its path.
+
+    The file may import modules and packages beside it. Relative paths of data in it are those of
+    its own folder, if they exist there.
+
+    Raises:
+        ValueError: there is no such study or file, or the file fails or defines no `study`.
+        ConfigError: the study in the file cannot be run.
+    """
+    forget_names()
+    if name.endswith(".py"):
+        study = _study_of(load_file(Path(name)), Path(name).stem)
+        return study.in_folder(Path(name).expanduser().resolve().parent)
+    known = shipped_names()
+    if name not in known:
+        _refuse_mechanism(name)
+        if Path(f"{name}.py").is_file():
+            raise ValueError(f"no study {name!r}; did you mean the file {name}.py?")
+        if name and Path(name).exists():
+            raise ValueError(
+                f"{name} is no study: a study is a Python file, whose name ends in .py, or "
+                "one that attnlab list shows. attnlab report shows a folder of results"
+            )
+        raise ValueError(
+            f"no study {name!r}{suggestion(name, known)}; the path of a Python file works, too"
+        )
+    return _study_of(import_module(f"attnlab.study.shipped.{name}"), name)
+
+
+def _refuse_mechanism(name: str) -> None:
+    """Raise ValueError if the name is that of a mechanism, with the commands that take one."""
+    own, colon, settings = name.partition(":")
+    kind = name if own.endswith(".py") else own
+    if own in MechanismConfig.kinds or (own.endswith(".py") and colon):
+        changes = [f"model.mechanisms.0={kind}"]
+        changes += [f"model.mechanisms.0.{one}" for one in settings.split(",") if "=" in one]
+        raise ValueError(
+            f"{name} is a mechanism, not a study. attnlab check {name} checks it, attnlab bench "
+            f"{name} measures it; attnlab run quickstart --only mha {' '.join(changes)} trains it "
+            "in place of attention, with --out for a folder of its own"
+        )
+
+
+def shipped() -> dict[str, Study]:
+    """Return the studies that attnlab ships, by name."""
+    return {name: load_study(name) for name in shipped_names()}
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the studies that attnlab ships, without importing them."""
+    return [module.name for module in iter_modules([str(_SHIPPED)])]
+
+
+def _study_of(module: ModuleType, name: str) -> Study:
+    study: Any = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        there = "" if study is None else f" (its `study` is a {type(study).__name__})"
+        kinds = [f"{module.__file__}:{each}" for each in classes_of(module, MechanismConfig)]
+        meant = f"; as a mechanism, name {' or '.join(kinds[:3])}" if kinds else ""
+        raise ValueError(f"{module.__file__} defines no `study = Study(...)`{there}{meant}")
+    return study if study.name else dataclasses.replace(study, name=name)

@@ -15,7 +15,7 @@ from attnlab.training.run import RunConfig
 def describe_variants(study: Study) -> dict[str, str]:
     """Return the mechanisms of each variant and its other differences from the baseline.
 
-    >>> from attnlab.study.load import load_study
+    >>> from attnlab.study.targets import load_study
     >>> described = describe_variants(load_study("quickstart"))
     >>> described["sliding_64"]
     'sliding_window(window=64)'

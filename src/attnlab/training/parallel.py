@@ -29,7 +29,7 @@ from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import Answers
 from attnlab.mechanism import Handed
 from attnlab.model.block import Block
-from attnlab.model.feedforward.layer import Division
+from attnlab.model.feedforward import Division
 from attnlab.model.language_model import LanguageModel, Losses
 from attnlab.training.config import TrainConfig
 from attnlab.training.optimizer import MOMENTS

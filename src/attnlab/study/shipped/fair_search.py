@@ -33,8 +33,8 @@ from attnlab.analysis.hypotheses.pairs import Better, Equivalent
 from attnlab.data.text import WikiText2
 from attnlab.data.tokenizer import BPE
 from attnlab.mechanisms.grouped_query import GroupedQuery
-from attnlab.model.feedforward import MixtureOfExperts
 from attnlab.model.language_model import ModelConfig
+from attnlab.model.mixture_of_experts import MixtureOfExperts
 from attnlab.modules.rope_scaling import Linear
 from attnlab.study.study import Study
 from attnlab.training.config import TrainConfig

@@ -11,8 +11,8 @@ to 5 points below, for the shorter training.
 """
 
 from attnlab.analysis.hypotheses.in_range import AccuracyInRange
-from attnlab.data.fuzzy_recall import FuzzyRecall
 from attnlab.data.mad import Compression, InContextRecall, Memorization, SelectiveCopying
+from attnlab.data.recall import FuzzyRecall
 from attnlab.data.task import Task
 from attnlab.data.tokenizer import Ids
 from attnlab.mechanisms.gated_delta_net import GatedDeltaNet

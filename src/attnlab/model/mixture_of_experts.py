@@ -25,8 +25,8 @@ from attnlab.config import Problem
 from attnlab.kernels import grouped_matmul
 from attnlab.kernels.compiled import opaque
 from attnlab.mechanism import Cost
-from attnlab.model.feedforward.layer import Dense, FeedForward, FeedForwardLayer, SwiGLU
-from attnlab.model.feedforward.routing import Routing, combine, dispatch, route
+from attnlab.model.feedforward import Dense, FeedForward, FeedForwardLayer, SwiGLU
+from attnlab.model.routing import Routing, combine, dispatch, route
 
 
 @dataclass(frozen=True, kw_only=True)
