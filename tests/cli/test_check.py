@@ -12,7 +12,7 @@ from attnlab.checks.targets import of_study, targets
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord
-from attnlab.study.events import Activity
+from attnlab.study import Activity
 from attnlab.study.targets import load_study
 
 PLANTED = PLANTED_BUGS

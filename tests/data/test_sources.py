@@ -87,11 +87,10 @@ def test_the_examples_are_all_the_kinds_there_are():
 def test_the_file_is_named_after_the_source(config):
     file = config.kind()
     if isinstance(config, Task):
-        shared = dict.fromkeys(("mqar", "needle"), "recall")
+        shared = dict.fromkeys(("mqar", "needle", "fuzzy_recall"), "recall")
         shared |= dict.fromkeys(("depo", "mano"), "reasoning")
         shared |= dict.fromkeys(("variable_tracking", "common_words"), "ruler")
-        own = dict.fromkeys(("fuzzy_recall", "state_tracking"), file)
-        file = {**shared, **own}.get(file, "mad")
+        file = {**shared, "state_tracking": file}.get(file, "mad")
     file = {"site_packages": "stdlib", "wikitext2": "text", "tiny_shakespeare": "text"}.get(
         file, file
     )  # they share a file

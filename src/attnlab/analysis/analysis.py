@@ -38,10 +38,9 @@ from attnlab.analysis.scaling import Scaling, cells_of_table, scaling_of
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.noise import Relative, relative_variances
 from attnlab.analysis.statistics.paired import Difference
-from attnlab.analysis.sweeps import SweptSetting, swept_settings
+from attnlab.analysis.sweeps import SweptSetting, TrainingLengths, swept_settings, training_lengths
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.texts import Agreement, agreements, by_text
-from attnlab.analysis.training_lengths import TrainingLengths, training_lengths
 from attnlab.analysis.verdict import Verdict, verdict_of
 from attnlab.record import Cell
 

@@ -14,7 +14,7 @@ from attnlab.device.machine import describe, one_worker
 from attnlab.kernels.compiled import keep_compiled
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import Json, replace_file, require_results_folder
-from attnlab.study.events import Activity, Notice, ignore
+from attnlab.study import Activity, Notice, ignore
 from attnlab.study.study import Study
 from attnlab.study.targets import Nameable, named
 

@@ -87,7 +87,7 @@ def bench_(  # noqa: PLR0913  one parameter per option
     from attnlab.benchmarking.bench import Measured
     from attnlab.benchmarking.results import BenchTable, line
     from attnlab.record import to_json
-    from attnlab.study.events import Activity, Notice
+    from attnlab.study import Activity, Notice
     from attnlab.study.targets import split_assignments
 
     names, assignments = split_assignments(what)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.config import Problem
-from attnlab.config.signature import settings_of
+from attnlab.config.values import settings_of
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig, state_bytes, without_memory
 from attnlab.modules.kv_cache import none_seen

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from attnlab.runner.schedule import StudySchedule
-from attnlab.study.events import Activity, Notice
+from attnlab.study import Activity, Notice
 from attnlab.training.recipe import TuningResult
 from attnlab.training.run import Run
 

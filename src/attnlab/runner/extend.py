@@ -26,7 +26,7 @@ from attnlab.reporting.files import write_report
 from attnlab.runner.comparable import conflict, of_run, unlike_others
 from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.runner.execute import corpus_of, execute_held
-from attnlab.study.events import ignore
+from attnlab.study import ignore
 from attnlab.training.checkpoint import Checkpoint, load_newest, save
 from attnlab.training.config import Continuation
 from attnlab.training.run import Run

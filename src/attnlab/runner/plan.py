@@ -26,7 +26,7 @@ from attnlab.runner.forecast import Forecast
 from attnlab.runner.request import Request
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
-from attnlab.study.events import ignore
+from attnlab.study import ignore
 from attnlab.study.study import Study
 from attnlab.study.variants import notes_on_training, require_buildable
 

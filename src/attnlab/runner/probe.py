@@ -37,7 +37,7 @@ from attnlab.data.tokenizer import Ids
 from attnlab.model.feedforward import NoFeedForward
 from attnlab.runner.events import Watch
 from attnlab.runner.run import run
-from attnlab.study.events import ignore
+from attnlab.study import ignore
 from attnlab.study.study import Study
 from attnlab.study.targets import Nameable, named
 from attnlab.training.config import EvalConfig, TrainConfig

@@ -17,7 +17,7 @@ from attnlab.analysis.hypotheses import Judgement
 from attnlab.config import suggestion
 from attnlab.runner.events import Watch
 from attnlab.runner.run import run
-from attnlab.study.events import ignore
+from attnlab.study import ignore
 from attnlab.study.targets import load_study
 
 REPRODUCTIONS = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.config import ConfigError, Problem, forget_names, is_own, names_in, own_kind
-from attnlab.config.signature import require_types
+from attnlab.config.values import require_types
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.data.batches import window_problems
 from attnlab.device.machine import Slot, worker_slots

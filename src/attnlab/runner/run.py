@@ -25,7 +25,7 @@ from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule, stopped_by_errors
 from attnlab.runner.workers.local import LocalWorkers
 from attnlab.runner.workers.ray import Cluster, RayWorkers
-from attnlab.study.events import ignore
+from attnlab.study import ignore
 from attnlab.study.study import Study
 from attnlab.study.variants import require_buildable
 

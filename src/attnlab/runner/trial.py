@@ -29,7 +29,7 @@ from attnlab.runner.comparable import of_run
 from attnlab.runner.events import Watch
 from attnlab.runner.forecast import RunTime, from_flops, time_run
 from attnlab.runner.request import notes_on_data, read_data
-from attnlab.study.events import Activity
+from attnlab.study import Activity
 from attnlab.study.study import Study
 from attnlab.training.assemble import memory_advice
 from attnlab.training.run import RunConfig

@@ -14,7 +14,7 @@ from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics.paired import Difference, Estimate
-from attnlab.analysis.training_lengths import TOKENS, WINDOW, OfLength
+from attnlab.analysis.sweeps import TOKENS, WINDOW, OfLength
 from attnlab.reporting.sentences import RECALL, at_recipe
 from attnlab.reporting.tables.columns import LOSS, VARIANT, Column
 from attnlab.reporting.tables.rows import Row
