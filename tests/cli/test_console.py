@@ -17,7 +17,7 @@ from support.fake_workers import TUNED, finish, loss_of, make
 
 from attnlab.cli import progress as showing
 from attnlab.cli.console import ActivityStatus, Output, first_line
-from attnlab.cli.progress import StudyProgress, _announce
+from attnlab.cli.progress import StudyProgress, _announce, run_watched
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Lost, Progress, RunEvent
 
@@ -214,7 +214,8 @@ def shown(tmp_path):
     schedule = make(TUNED, tmp_path)
     out = io.StringIO()
     console = Output(file=out, force_terminal=True, width=150, color_system=None)
-    with StudyProgress(schedule, console) as progress:
+    progress = StudyProgress(schedule, console)
+    with progress.bars:
         yield schedule, progress, out
 
 
@@ -289,7 +290,8 @@ def test_a_resumed_run_says_from_which_step(shown):
 
 def test_bars_are_not_drawn_while_a_line_is_printed_above_them(tmp_path):
     output = Output(file=io.StringIO(), width=60, force_terminal=True, _environ={"TERM": "xterm"})
-    with StudyProgress(make(TUNED, tmp_path), output) as progress:
+    progress = StudyProgress(make(TUNED, tmp_path), output)
+    with progress.bars:
         with progress.bars.lock:
             drawn = len(output.file.getvalue())
             time.sleep(0.6)
@@ -309,7 +311,8 @@ def test_where_there_are_no_bars_a_long_run_prints_its_step_now_and_then(tmp_pat
     now, out = [0.0], io.StringIO()
     monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
     schedule = make(TUNED, tmp_path)
-    with StudyProgress(schedule, Output(file=out, width=100)) as progress:
+    progress = StudyProgress(schedule, Output(file=out, width=100))
+    with progress.bars:
         run = schedule.next().run
         for step in range(12):
             now[0] += 9
@@ -327,6 +330,18 @@ def test_an_alarm_is_shown(shown):
     progress.show(RunEvent(run, Progress(6, 12, 0.1, None, alarm="too good to be true")))
     assert "mha at 0.01, warm-up 2: too good to be true" in out.getvalue()
     assert study_bar(progress)[0] == 3
+
+
+def test_the_bar_of_a_single_run_is_that_of_a_study():
+    output = Output(file=io.StringIO(), width=99, force_terminal=True, color_system=None)
+    with run_watched("mha seed 0", output) as watch:
+        for step in (6, 12):
+            watch(Progress(step, 12, 5.0, 1e3, alarm="too good to be true" if step > 6 else None))
+        time.sleep(0.4)  # the bars are drawn by their own thread
+    shown = output.file.getvalue()
+    assert "mha seed 0: too good to be true" in shown
+    assert "mha seed 0  loss 5.000" in shown
+    assert "12/12 1.00 K tokens/s" in shown
 
 
 def test_a_note_is_shown_with_the_first_event_too(shown):

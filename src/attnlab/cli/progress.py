@@ -1,11 +1,9 @@
 """The progress of a study in the terminal: one bar for the study, one per active run."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import typer
 from rich.progress import (
@@ -27,6 +25,7 @@ from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import (
     Activity,
     Ended,
+    Event,
     Held,
     Lost,
     Notice,
@@ -52,35 +51,11 @@ class StudyProgress:
 
     def __init__(self, schedule: StudySchedule, console: Output) -> None:
         self.schedule, self.console = schedule, console
-        self.bars = Bars(
-            console,
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            transient=True,
-            disable=not console.animated,
-            expand=True,
-            speed_estimate_period=120,
-        )
+        self.bars = _bars(console)
         self.study = self.bars.add_task("study", total=schedule.steps_left(), rate="steps")
         self.steps_done = 0  # of all runs
         self.active = dict[tuple[str, int, str | None], _Active]()
         self.printed = time.monotonic()  # when the last line was printed
-
-    def __enter__(self) -> Self:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bars.stop()
 
     def show(self, happened: RunEvent) -> None:
         """Update the bars, and print what has ended."""
@@ -104,22 +79,15 @@ class StudyProgress:
             if event.step < active.step:  # on another node
                 self._resumes(run, event)
             active.step, active.node = event.step, event.node
-            loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
-            speed = event.tokens_per_second
-            rate = f"{numbers.count(speed)} tokens/s" if speed else "warming up"
-            self.bars.update(
-                active.bar,
-                completed=event.step,
-                description=_name(run, event.node) + loss,
-                rate=rate,
-            )
+            loss, rate = _measured(event)
+            name = _name(run, event.node) + loss
+            self.bars.update(active.bar, completed=event.step, description=name, rate=rate)
             if not self.console.animated and time.monotonic() - self.printed > QUIET_SECONDS:
                 step = f"step {event.step} of {event.steps}"
                 self._print(INDENT, f"{_name(run, event.node)}: {step}{loss}  {rate}")
         if isinstance(event, Progress):
-            for style, message in (("bold red", event.alarm), ("yellow", event.note)):
-                if message is not None:
-                    self._print(INDENT, (f"{_name(run)}: {message}", style))
+            for message, style in _messages(event):
+                self._print(INDENT, (f"{_name(run)}: {message}", style))
         left = self.schedule.steps_left() - sum(active.step for active in self.active.values())
         self.bars.update(self.study, completed=self.steps_done, total=self.steps_done + left)
 
@@ -172,8 +140,8 @@ class StudyWatch:
             case Started(schedule):
                 self.shown.current.close()
                 _announce(schedule, self.output)
-                progress = StudyProgress(schedule, self.output)
-                self.progress = self.shown.current.enter_context(progress)
+                self.progress = StudyProgress(schedule, self.output)
+                self.shown.current.enter_context(self.progress.bars)
             case RunEvent():
                 assert self.progress is not None
                 with self.progress.bars.lock:
@@ -204,6 +172,55 @@ def watched(output: Output, *, remedy: str = "") -> Generator[StudyWatch]:
             page = watch.progress.schedule.study_dir / PAGE
             verbatim(f"report of the runs that have ended: {page}", output)
         raise
+
+
+@contextmanager
+def run_watched(name: str, output: Output) -> Generator[Callable[[Event], None]]:
+    """Show what a function of the API tells the watcher of its only run, with one bar."""
+    bars = _bars(output)
+    bar = bars.add_task(name, total=None, rate="reading the data")
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress):
+            loss, rate = _measured(event)
+            named, step, steps = name + loss, event.step, event.steps
+            with bars.lock:
+                bars.update(bar, total=steps, completed=step, description=named, rate=rate)
+                for message, style in _messages(event):
+                    verbatim(f"{name}: {message}", output, style=style)
+
+    with bars:
+        yield watch
+
+
+def _bars(output: Output) -> Bars:
+    return Bars(
+        output,
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=not output.animated,
+        expand=True,
+        speed_estimate_period=120,
+    )
+
+
+def _measured(event: Progress) -> tuple[str, str]:
+    """Return the loss of a step, empty if it has none, and its speed."""
+    speed = event.tokens_per_second
+    loss = "" if event.loss is None else f"  loss {event.loss:.3f}"
+    return loss, f"{numbers.count(speed)} tokens/s" if speed else "warming up"
+
+
+def _messages(event: Progress) -> Iterator[tuple[str, str]]:
+    """Yield the alarm and the note of a step, if there are some, with their styles."""
+    for message, style in ((event.alarm, "bold red"), (event.note, "yellow")):
+        if message is not None:
+            yield message, style
 
 
 @dataclass

@@ -144,42 +144,16 @@ def extend_(  # noqa: PLR0913  one parameter per option
     The learning rate follows the schedule of a run of that length, and therefore rises at first.
     With train.schedule=warmup-stable-decay the new run begins before the decay of the old one.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     import attnlab
+    from attnlab.cli.progress import run_watched
     from attnlab.record import RunFolder
     from attnlab.reporting.files import PAGE
-    from attnlab.runner.events import Progress as Step
 
     attnlab.use_fla(fla_path)
     run = stored(run)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.animated,
-    )
-    bar = bars.add_task("reading the data", total=None)
-
-    def watch(event: "Event") -> None:
-        if not isinstance(event, Step):
-            return
-        loss = "" if event.loss is None else f"loss {event.loss:.3f}"
-        bars.update(bar, completed=event.step, total=event.steps, description=loss)
-        for style, text in (("bold red", event.alarm), ("yellow", event.note)):
-            if text is not None:
-                verbatim(text, style=style)
-
-    with bars:
+    old = RunFolder.at(run)
+    name = f"{old.variant} seed {old.seed}"
+    with run_watched(name, console) as watch:
         new = attnlab.extend(
             run,
             steps=steps,
@@ -192,8 +166,7 @@ def extend_(  # noqa: PLR0913  one parameter per option
             watch=watch,
             command=command_line(),
         )
-    before, after = RunFolder.at(run).summary() or {}, new.summary() or {}
-    name = f"{new.variant} seed {new.seed}"
+    before, after = old.summary() or {}, new.summary() or {}
     if new.status() == "finished":
         losses = [f"{s['final_loss']:.4f} after {s['steps']} steps" for s in (before, after)]
         verbatim(f"{name}: validation loss {', '.join(losses)}")
