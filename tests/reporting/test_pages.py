@@ -288,6 +288,8 @@ def test_there_is_a_page_at_any_stage(study_dir, make):
     assert not Outline(html).open
     assert COMMAND in html
     assert "still to run" in html
+    linked = re.findall(r'<li><a href="#(\w+)">', html)
+    assert [name for name in linked if f'id="{name}"' not in html] == []
     assert "nan" not in re.sub(r"loss is nan", "", "".join(Outline(html).text.get("td", [])))
 
 

@@ -40,6 +40,7 @@ def page(analysis: Analysis) -> str:
     filled = {
         "quality": drawn["loss"] or drawn["curves"],
         "cost": context.rows,
+        "efficiency": context.efficiency,
         "missing": context.missing or context.alarms or context.left_out,
         "loss_parts": False,  # within the loss
         "settings": False,  # within the method
