@@ -419,6 +419,27 @@ def test_one_variant_is_swept_over_one_setting():
     assert "sweep={'model.mechanisms.0.window': ['128', '256', '1k']}" in request.call()
 
 
+def test_a_warm_up_that_is_given_does_not_follow_from_swept_steps():
+    options = {
+        "study": "mechanisms",
+        "only": "mha",
+        "sweep": ["train.steps=200,400"],
+        "tune": False,
+    }
+    free, given = Request(**options), Request(**options, overrides=["train.warmup_steps=15"])
+    warm_ups = [config.train.warmup_steps for config in free.apply_options().variants.values()]
+    assert warm_ups[0] < warm_ups[1]
+    study = given.apply_options()
+    assert {config.train.warmup_steps for config in study.variants.values()} == {15}
+    assert study.notes == ()
+
+
+@pytest.mark.parametrize("options", [{"overrides": ["seed=5"]}, {"sweep": ["seed=0,1"]}])
+def test_the_seed_of_a_study_is_no_setting(options):
+    with pytest.raises(ConfigError, match="seed: a study has the seeds 0 to N - 1, by --seeds N"):
+        Request(study="quickstart", **options).apply_options()
+
+
 def test_several_settings_are_combined_and_several_variants_are_families(tmp_path):
     plain = replace(TINY, name="tiny", hypotheses=())
     both = sweep(plain, {"model.n_layers": [1, 2], "train.weight_decay": ["0", "0.1"]})

@@ -19,6 +19,7 @@ from attnlab.device.ranks import uneven
 from attnlab.kernels.flash_linear_attention import use_fla
 from attnlab.record import require_results_folder
 from attnlab.runner.workers.ray_cluster import Capacity, Cluster, capacity
+from attnlab.study.shorter_runs import paths_of
 from attnlab.study.study import Study
 from attnlab.study.sweep import sweep, typed_sweep
 from attnlab.study.targets import addition, load_study
@@ -100,10 +101,13 @@ class Request:
             study = dataclasses.replace(study, tuning=tuning)
         steps = [] if self.steps is None else [f"train.steps={self.steps}"]
         assignments = [*steps, *self.overrides]
+        assert isinstance(self.sweep, Mapping)
+        if "seed" in [*paths_of(assignments), *self.sweep]:
+            message = "a study has the seeds 0 to N - 1, by --seeds N; attnlab train has --seed N"
+            raise ConfigError([Problem("seed", message)])
         changed = study.override(assignments) if assignments else study
         if self.sweep:
-            assert isinstance(self.sweep, Mapping)
-            changed = sweep(changed, self.sweep)
+            changed = sweep(changed, self.sweep, assignments)
         return changed.in_folder(Path.cwd())  # records hold paths that mean the same everywhere
 
     def _with_seeds(self, study: Study) -> Study:

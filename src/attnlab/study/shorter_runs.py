@@ -12,6 +12,7 @@ from attnlab.model.scale import size_of
 from attnlab.training.run import RunConfig
 
 SIZES = {"model.size", "model.scale"}
+FOLLOWING = {"train.warmup_steps", "train.learning_rate"}  # of other settings, if not given
 OF_A_RUNG = {*SIZES, "model.n_layers", "model.d_model"}  # what a variant of a ladder is named after
 
 
@@ -31,7 +32,7 @@ def override_run(config: RunConfig, changes: list[str]) -> RunConfig:
         except ConfigError as error:
             raise ConfigError(problem.under("model") for problem in error.problems) from None
         changes = [change for change in changes if change not in sizes]
-    paths = _paths(changes)
+    paths = paths_of(changes)
     if "train.steps" not in paths or "train.warmup_steps" in paths:
         return override(config, changes)
     changed, before = override(config, [*changes, "train.warmup_steps=0"]), config.train
@@ -74,22 +75,23 @@ def in_proportion(
     Raises:
         ConfigError: the size of a ladder's variants is changed, after which they are named.
     """
-    if ladder and (named := [path for path in _paths(changes) if path in OF_A_RUNG]):
+    if ladder and (named := [path for path in paths_of(changes) if path in OF_A_RUNG]):
         why = "the variants of a ladder have sizes of their own; choose some with --only"
         raise ConfigError(Problem(path, why) for path in dict.fromkeys(named))
     longest = max((config.train.steps for config in ladder.values()), default=0)
 
     def of_run(config: RunConfig) -> list[str]:
-        if not longest or "train.steps" not in _paths(changes):
+        if not longest or "train.steps" not in paths_of(changes):
             return changes
-        (*_, steps) = [change for change in changes if _paths([change]) == ["train.steps"]]
+        (*_, steps) = [change for change in changes if paths_of([change]) == ["train.steps"]]
         given = override(config, [steps, "train.warmup_steps=0"]).train.steps
         return [*changes, f"train.steps={max(1, round(given * config.train.steps / longest))}"]
 
     return of_run
 
 
-def _paths(changes: Iterable[str]) -> list[str]:
+def paths_of(changes: Iterable[str]) -> list[str]:
+    """Return the paths of assignments `path=value`."""
     return [change.partition("=")[0].strip() for change in changes]
 
 
@@ -97,7 +99,7 @@ def notes_of(
     before: Mapping[str, RunConfig], after: Mapping[str, RunConfig], changes: Iterable[str]
 ) -> Iterator[str]:
     """Yield a sentence per warm-up and per learning rate that followed from other settings."""
-    changes = _paths(changes)
+    changes = paths_of(changes)
     if "train.learning_rate" not in changes and SIZES & set(changes):
         for name, config in after.items():
             was, now = before[name], config

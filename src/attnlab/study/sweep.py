@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
 from attnlab.config import ConfigError, Problem
-from attnlab.study.shorter_runs import SIZES, notes_of, override_run
+from attnlab.study.shorter_runs import FOLLOWING, SIZES, notes_of, override_run, paths_of
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
 Values = Sequence[str]  # as they are typed
 
 
-def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
+def sweep(
+    study: Study, settings: Mapping[str, Iterable[object]], given: Iterable[str] = ()
+) -> Study:
     """Return the study whose variants are those of `study`, with each combination of values.
 
     The baseline is the combination that the study's baseline, or the only variant, has already,
@@ -31,6 +33,8 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         study: the study whose variants are swept; `only` chooses among them.
         settings: values by dotted path, such as `{"model.mechanisms.0.window": [128, 256]}`. Text
             is read as it is typed in a command line: "16k" is 16,384.
+        given: assignments that `study` has already; the warm-up and the learning rate among them do
+            not follow from swept settings.
 
     Raises:
         ConfigError: a path has no value or one value twice, two combinations are one run, a
@@ -49,6 +53,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
     ]
     if problems:
         raise ConfigError(problems)
+    held = [one for one in given if set(paths_of([one])) & FOLLOWING - typed.keys()]
     names, of_variants = _short_names(typed), dict[Problem, dict[str, None]]()
     variants, families = dict[str, RunConfig](), dict[str, tuple[str, ...]]()
     notes = list(study.notes)
@@ -56,6 +61,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         of_name = dict[str, RunConfig]()
         for values in product(*typed.values()):
             changes = [f"{path}={value}" for path, value in zip(typed, values, strict=True)]
+            changes += held
             said = [
                 f"{names[path]}_{_as_name(value)}"
                 for path, value in zip(typed, values, strict=True)
@@ -72,7 +78,7 @@ def sweep(study: Study, settings: Mapping[str, Iterable[object]]) -> Study:
         notes += [
             note
             for one in of_name.values()
-            for note in notes_of({name: config}, {name: one}, list(typed))
+            for note in notes_of({name: config}, {name: one}, [*typed, *held])
         ]
     for problem, whose in of_variants.items():  # what all variants share is said once
         every = 1 < len(whose) == len(study.variants)
