@@ -165,7 +165,8 @@ def test_every_shipped_study_differs_between_variants_in_the_mechanism_alone():
                 assert same == first
 
 
-def test_a_study_of_ones_own_is_loaded_by_path(tmp_path):
+def test_a_study_of_ones_own_is_loaded_by_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     path = tmp_path / "mine.py"
     path.write_text(
         "from support.tiny_study import base, Study\n"
