@@ -242,6 +242,12 @@ def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(
     assert "± 0.000 |" not in text
 
 
+def test_that_one_variant_has_no_verdict_is_said_once(tmp_path):
+    first, second = headline(tmp_path, {"mha": [5.0]})
+    assert first == "mha is the only variant compared (5.000 nats/token on the validation text)."
+    assert second.startswith("No verdict: mha is the only variant that can be compared.")
+
+
 def test_one_seed_is_no_verdict(tmp_path):
     first, second = headline(tmp_path, {"mha": [5.0], "mla": [5.1]})
     assert first.startswith("mha has the lowest loss (5.000 nats/token on the validation text)")

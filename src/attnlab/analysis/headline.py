@@ -33,11 +33,12 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
     best = verdict.order[0]
     loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
     if not verdict.judged:
-        has = "has the lowest loss" if len(verdict.order) > 1 else "is the only variant compared"
         if 1 == len(verdict.functions) < len(verdict.order):
             return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
         why = " ".join(filter(None, (f"{verdict.why}{_more(verdict)}", *beside(verdict))))
-        return f"{best} {has} ({loss}), but that is no verdict.", why
+        if len(verdict.order) == 1:
+            return f"{best} is the only variant compared ({loss}).", why
+        return f"{best} has the lowest loss ({loss}), but that is no verdict.", why
     first = _first(verdict, loss)
     if verdict.tuning.at_recipe:
         first = at_recipe(first)

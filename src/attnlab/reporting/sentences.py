@@ -284,7 +284,7 @@ def _seeds(analysis: Analysis) -> str:
         return "none has finished"
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
-        return f"{listed}: no error bars, and no verdict"
+        return f"{listed}: no error bars"
     if analysis.table.unfair or analysis.table.by_design:
         return listed
     return f"{listed}; all variants of a seed share batches and initial weights"
