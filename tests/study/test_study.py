@@ -386,6 +386,11 @@ def test_a_variant_needs_a_name_that_attnlab_does_not_use(name):
         Study(question="?", variants={name: tiny_study.base})
 
 
+def test_names_that_differ_in_case_alone_are_one_folder_on_some_systems():
+    with pytest.raises(ConfigError, match=r"'Mha' and 'mha' are one folder.*; rename the variant"):
+        Study(question="?", variants={"mha": tiny_study.base, "Mha": tiny_study.base})
+
+
 @pytest.mark.parametrize("name", ["hybrid 3:1", "top_k 0.5", "mit ß", "1,2", "50 %"])
 def test_other_names_stay_possible(name):
     assert Study(question="?", variants={name: tiny_study.base}, name=name).name == name

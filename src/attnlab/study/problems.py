@@ -54,10 +54,13 @@ def name_problems(study: str, variants: Collection[str]) -> Iterator[Problem]:
         yield Problem("variants", "give at least one")
     if study and (reason := _reason(study)):
         yield Problem("name", f"{reason}; rename the study, or its file")
+    seen = dict[str, str]()
     for variant in variants:
         reason = _reason(variant)
         if reason is None and _OF_ATTNLAB.fullmatch(variant):
             reason = f"{variant!r} is the name of a folder that attnlab writes"
+        if reason is None and (twin := seen.setdefault(variant.casefold(), variant)) != variant:
+            reason = f"{variant!r} and {twin!r} are one folder where case does not count"
         if reason is not None:
             yield Problem("variants", f"{reason}; rename the variant")
 
