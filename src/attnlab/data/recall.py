@@ -168,9 +168,9 @@ class Needle(Task):
 class FuzzyRecall(Task):
     """MAD's fuzzy recall: keys and values of several tokens (Poli et al. 2024, arXiv:2403.17844).
 
-    The last pair repeats one. Lengths are uniform, but in held-out sequences every key has the most tokens, as in the
-    original. Key tokens, value tokens and the token of padding are consecutive ranges of ids. In
-    training every next token is an answer, unless `train_on` is "answers".
+    The last pair repeats one. Lengths are uniform, but in held-out sequences every key has the most
+    tokens, as in the original. Key tokens, value tokens and the token of padding are consecutive
+    ranges of ids. In training every next token is an answer, unless `train_on` is "answers".
     """
 
     length: int = 128
