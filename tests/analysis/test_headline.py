@@ -14,12 +14,13 @@ from support.reported_study import edit, steady, write_study
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.headline import scaling_answer, winner
+from attnlab.analysis.hypotheses.in_range import LossInRange
 from attnlab.analysis.picks import front_of
 from attnlab.analysis.statistics.power_law import Speedup
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import write_json, write_tuning_choice
-from attnlab.reporting.pages import markdown
+from attnlab.reporting.pages import markdown, page
 from attnlab.reporting.tables.rows import rows
 
 
@@ -153,6 +154,16 @@ def test_a_spiked_seed_is_named(tmp_path):
     assert "Seed 4 of mla is set aside as an outlier: 7.500, where its other seeds" in second
 
 
+def test_a_study_of_one_variant_answers_by_its_hypotheses(tmp_path):
+    claim = LossInRange(variants=("mha",), high=1.6).to_dict()
+    first, second = headline(tmp_path, {"mha": [1.48, 1.52, 1.5012]}, hypotheses=[claim])
+    assert first == "Supported: mha has a loss of 0 to 1.6 nats/token."
+    assert second == (
+        "mha: 1.500 [1.451, 1.550]. mha is the only variant compared (1.500 nats/token on the "
+        "validation text)."
+    )
+
+
 def test_a_row_counts_the_seeds_that_the_verdict_counts(tmp_path):
     spiked = [*steady(5.1, 2)[:4], 7.5]
     losses = {"mha": steady(5.0, 1), "mla": spiked, "gqa": steady(5.2, 3)}
@@ -237,9 +248,11 @@ def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(
         f"Accuracy of answers (95 % interval of each alone): {said}"
     )
     assert "delta 0." not in found.headline[1]  # it is worse, and in the table
-    text = markdown(found, None)
+    text, shown = markdown(found, None), page(found)
     assert "| 0.920 \\[0.911, 0.929] |" in text
     assert "± 0.000 |" not in text
+    chart = shown.index("accuracy of answers against decode state")
+    assert shown.index('id="answer"') < chart < shown.index('id="bar"')
 
 
 def test_that_one_variant_has_no_verdict_is_said_once(tmp_path):

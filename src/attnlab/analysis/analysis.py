@@ -183,6 +183,7 @@ def _analysis_of(
     costs = costs_of(table, serving)
     controls = controls_of(verdict)
     families, parts = families_of(verdict), against_baseline(verdict)
+    judgements = judge_all(verdict, costs, tuple(verdicts.values()), agreed)
     return Analysis(
         **{field.name: getattr(verdict, field.name) for field in fields(Verdict)},
         controls=controls,
@@ -196,11 +197,11 @@ def _analysis_of(
         swept=swept_settings(verdict),
         fronts=tuple(front_of(cost, verdict) for cost in costs),
         picks=picks_of(verdict, costs, serving),
-        judgements=judge_all(verdict, costs, tuple(verdicts.values()), agreed),
+        judgements=judgements,
         families=families,
         spreads=spreads_of(verdict) if families else (),
         sizes=sizes_of(verdict) if families else (),
-        headline=headline(verdict, controls),
+        headline=headline(verdict, controls, judgements),
         whole=whole,
         text=text,
         texts={},

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attnlab.analysis.controls import Control
+from attnlab.analysis.hypotheses.hypothesis import Judgement
 from attnlab.analysis.numbers import ends, nats
 from attnlab.analysis.profile import profile_of
 from attnlab.analysis.scaling import Scaling
@@ -23,8 +24,13 @@ STANDINGS = ("better", "not distinguishable", "worse")
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
 
-def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
-    """Return the winner and its lead, and then the other variants or why there is no winner."""
+def headline(
+    verdict: Verdict, controls: Sequence[Control], judgements: Sequence[Judgement] = ()
+) -> tuple[str, str]:
+    """Return the winner and its lead, and then the other variants or why there is no winner.
+
+    A study of one variant answers by its hypotheses, if it has any.
+    """
     if not verdict.order:
         return (
             "No run that can be compared has finished yet.",
@@ -37,7 +43,12 @@ def headline(verdict: Verdict, controls: Sequence[Control]) -> tuple[str, str]:
             return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
         why = " ".join(filter(None, (f"{verdict.why}{_more(verdict)}", *beside(verdict))))
         if len(verdict.order) == 1:
-            return f"{best} is the only variant compared ({loss}).", why
+            alone = f"{best} is the only variant compared ({loss})."
+            if judgements and len(verdict.table.variants) == 1:
+                ruled = [f"{of.ruling.capitalize()}: {of.statement}" for of in judgements]
+                found = [fact for of in judgements for fact in of.found]
+                return " ".join(ruled), " ".join([*found, alone])
+            return alone, why
         return f"{best} has the lowest loss ({loss}), but that is no verdict.", why
     first = _first(verdict, loss)
     if verdict.tuning.at_recipe:

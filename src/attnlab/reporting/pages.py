@@ -65,7 +65,8 @@ def page(analysis: Analysis) -> str:
             texts=[replace(of, ranking=columns.for_page(of.ranking)) for of in context.texts],
         ),
         **drawn,
-        first=_first(analysis, charts) or above,
+        first=_first(analysis, charts),
+        tasks=above,
         laws=_laws(analysis, charts),
         along_lengths=along_lengths(analysis, charts),
         profiles=[it for it in profiles if it not in above],
@@ -177,7 +178,7 @@ def _profiles(analysis: Analysis, charts: "Charts") -> list["Chart"]:
     styles = styles_on(found, charts.styles) if found else {}
     return [
         charts.svg_charts.chart(
-            partial(against_state, found=of_task, styles=styles),
+            partial(against_state, found=of_task, styles=styles, named=True),
             f"{task}: accuracy of answers against decode state",
             CAPTION,
         )

@@ -190,9 +190,14 @@ def styles_on(found: Sequence[OnTask], styles: "Styles") -> "Styles":
     }
 
 
-def against_state(axes: "Axes", found: Sequence[OnTask], styles: "Styles") -> None:
-    """Draw the accuracy of each mechanism on one task against its decode state."""
-    from attnlab.reporting.figures.axes import show_message
+def against_state(
+    axes: "Axes", found: Sequence[OnTask], styles: "Styles", *, named: bool = False
+) -> None:
+    """Draw the accuracy of each mechanism on one task against its decode state.
+
+    The points are `named` at the right where no legend does.
+    """
+    from attnlab.reporting.figures.axes import name_ends, show_message
     from attnlab.reporting.figures.cost import cost_axis
     from attnlab.reporting.figures.styles import GREY, mark
 
@@ -222,6 +227,8 @@ def against_state(axes: "Axes", found: Sequence[OnTask], styles: "Styles") -> No
                 [state], [accuracy.mean], style.marker, ms=6, mec=style.colour, mfc=face, mew=1.1
             )
             mark(point, style.group, tips=[f"{of.mechanism}: {accuracy}"])
+    if named:
+        name_ends(axes, {of.variant: (state, of.accuracy.mean) for of, state in known}, styles)
 
 
 def _totals(found: Sequence[OnTask], analysis: Analysis) -> TextTable:
