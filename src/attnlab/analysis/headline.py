@@ -41,13 +41,13 @@ def headline(
     if not verdict.judged:
         if 1 == len(verdict.functions) < len(verdict.order):
             return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
-        why = " ".join(filter(None, (f"{verdict.why}{_more(verdict)}", *beside(verdict))))
+        also, alone = beside(verdict), f"{best} is the only variant compared ({loss})."
+        if judgements and len(verdict.table.variants) == 1:
+            ruled = [f"{of.ruling.capitalize()}: {of.statement}" for of in judgements]
+            found = [fact for of in judgements for fact in of.found]
+            return " ".join(ruled), " ".join(filter(None, [*found, alone, *also]))
+        why = " ".join(filter(None, (f"{verdict.why}{_more(verdict)}", *also)))
         if len(verdict.order) == 1:
-            alone = f"{best} is the only variant compared ({loss})."
-            if judgements and len(verdict.table.variants) == 1:
-                ruled = [f"{of.ruling.capitalize()}: {of.statement}" for of in judgements]
-                found = [fact for of in judgements for fact in of.found]
-                return " ".join(ruled), " ".join([*found, alone])
             return alone, why
         return f"{best} has the lowest loss ({loss}), but that is no verdict.", why
     first = _first(verdict, loss)
