@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import ROOT, fake_workers, tiny_study
 
@@ -99,6 +100,11 @@ def test_a_study_has_a_name_a_path_and_lengths():
 def test_an_argument_of_another_type_is_named(options, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         Request(**{"study": "quickstart", **options})
+
+
+def test_a_number_may_be_that_of_another_library():
+    study = Request(study=TUNED, seeds=np.int64(2), workers=np.int64(1)).apply_options()
+    assert replace(study, margin=np.float32(0.5), most_seeds=np.int32(3)).seeds == 2
 
 
 def test_one_assignment_needs_no_list():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.config import ConfigError, Problem, forget_names, is_own, names_in, own_kind
-from attnlab.config.values import require_types
+from attnlab.config.values import type_problems
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.data.batches import window_problems
 from attnlab.device.machine import Slot, worker_slots
@@ -64,7 +64,8 @@ class Request:
         for name in ("overrides", "sweep", "add", "track"):
             if isinstance(one := getattr(self, name), str):
                 object.__setattr__(self, name, [one])
-        require_types(self)
+        if problems := list(type_problems(self)):
+            raise ConfigError(problems)
         names = None if self.only is None else names_in(self.only)
         object.__setattr__(self, "only", names)
         object.__setattr__(self, "overrides", list(self.overrides))
