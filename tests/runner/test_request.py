@@ -28,7 +28,8 @@ from attnlab.runner import run as running
 from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Started
 from attnlab.runner.processes import require_processes
-from attnlab.runner.request import Request, notes_on_data, read_data
+from attnlab.runner.request import Request
+from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.study.study import Study
 from attnlab.study.targets import load_study, shipped_names
 from attnlab.training.config import Tuning
@@ -100,6 +101,12 @@ def test_a_study_has_a_name_a_path_and_lengths():
 def test_an_argument_of_another_type_is_named(options, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         Request(**{"study": "quickstart", **options})
+
+
+def test_an_unknown_argument_suggests_another():
+    for function in (attnlab.run, attnlab.plan):
+        with pytest.raises(TypeError, match=r"^no argument 'sedds'; did you mean 'seeds'"):
+            function("quickstart", sedds=2)
 
 
 def test_a_number_may_be_that_of_another_library():

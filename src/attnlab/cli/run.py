@@ -201,6 +201,7 @@ def run(  # noqa: PLR0913  one parameter per option
         "cpus_per_run": cpus_per_run,
         "anyway": anyway,
         "check": not no_check,
+        "track": track or [],
     }
     with watched(
         errors if as_json else console, remedy=" (use --no-check to train regardless)"
@@ -217,7 +218,6 @@ def run(  # noqa: PLR0913  one parameter per option
             found = attnlab.run(
                 study,
                 **options,
-                track=track or [],
                 watch=watch,
                 command=command_line(),
             )
