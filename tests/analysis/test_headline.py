@@ -158,7 +158,7 @@ def test_a_spiked_seed_is_named(tmp_path):
 def test_a_study_of_one_variant_answers_by_its_hypotheses(tmp_path):
     claim = LossInRange(variants=("mha",), high=1.6).to_dict()
     first, second = headline(tmp_path, {"mha": [1.48, 1.52, 1.5012]}, hypotheses=[claim])
-    assert first == "Supported: mha has a loss of 0 to 1.6 nats/token."
+    assert first == "Supported: mha has a loss of at most 1.6 nats/token."
     assert second == (
         "mha: 1.500 [1.451, 1.550]. mha is the only variant compared (1.500 nats/token on the "
         "validation text)."

@@ -126,6 +126,24 @@ def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, n
         assert done.stderr.replace(" could not be written", "").startswith(said)
 
 
+@pytest.mark.parametrize("words", ["report|results/tiny_study", "compare|results/tiny_study"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_verdict_whose_report_cannot_be_written_is_printed(
+    attnlab, trained, monkeypatch, words, form
+):
+    def full(path, *_, **__):
+        raise WriteError.of(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    (trained / "report.md").unlink()
+    monkeypatch.setattr("attnlab.reporting.files.replace_file", full)
+    done = attnlab(*words.split("|"), *(["--json"] if form == "json" else []))
+    assert done.exit_code == 2
+    assert ('"mha": {' if form == "json" else " has the lowest loss (") in done.stdout
+    assert "Report:" not in done.stdout
+    (said,) = done.stderr.splitlines()
+    assert "could not be written: No space left on device; free disk space" in said
+
+
 USAGE = {
     "run": "missing argument 'STUDY' (attnlab run --help lists what it takes)",
     "run|x|--sedes|2": "no option --sedes; did you mean '--seeds'?",

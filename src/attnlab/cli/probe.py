@@ -19,6 +19,7 @@ from attnlab.cli.app import (
     whole,
 )
 from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.cli.report import showing_unwritten
 
 
 @app.command("probe")
@@ -81,7 +82,7 @@ def probe_(  # noqa: PLR0913  one parameter per option
     from attnlab.study.targets import split_assignments
 
     names, assignments = split_assignments(what)
-    with watched(errors if as_json else console) as watch:
+    with showing_unwritten(as_json), watched(errors if as_json else console) as watch:
         analysis = attnlab.probe(
             *names,
             tasks=tasks,
