@@ -22,6 +22,7 @@ from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import write_json, write_tuning_choice
 from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.profile import profile_tables
 from attnlab.reporting.tables.rows import rows
 
 
@@ -254,6 +255,18 @@ def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(
     assert "± 0.000 |" not in text
     chart = shown.index("accuracy of answers against decode state")
     assert shown.index('id="answer"') < chart < shown.index('id="bar"')
+
+
+def test_accuracies_of_which_a_seed_diverged_are_marked(tmp_path):
+    answers = {"final_by_group": {}, "final_accuracy": 0.9}
+    losses = {"mha": [0.4, 0.5, 0.6], "mla": [0.4, "loss is nan", 0.6]}
+    found = analyse(write_study(tmp_path, losses, mha=answers, mla=answers))
+    (table,) = profile_tables(found)
+    cells = {line[0]: line[1] for line in table.lines}
+    assert (cells["mha"], cells["mla"]) == ("0.900 [0.900, 0.900]", "0.900 [0.900, 0.900] *")
+    assert table.note.endswith(
+        "*: of the finished seeds alone; mla on text: 1 of 3 seeds diverged."
+    )
 
 
 def test_that_one_variant_has_no_verdict_is_said_once(tmp_path):
