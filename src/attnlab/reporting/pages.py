@@ -7,7 +7,7 @@ picture in place of the charts. Their text is in `templates/`.
 
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -212,12 +212,18 @@ def cell(value: Any) -> str:
 
 
 def _rendered(template: str, context: ReportContext, **more: Any) -> str:
+    return _templates().get_template(template).render(**vars(context), **more)
+
+
+@cache
+def _templates() -> Environment:
+    """Return the templates, each of which is compiled at its first use."""
     environment = Environment(
         loader=PackageLoader("attnlab.reporting"),
         undefined=StrictUndefined,
-        autoescape=".html" in template,
+        autoescape=lambda name: name is not None and ".html" in name,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"prose": prose, "cell": cell}
-    return environment.get_template(template).render(**vars(context), **more)
+    return environment

@@ -21,7 +21,7 @@ where only some variants move together, it understates the error of the others. 
 
 The decisions use residuals alone, which do not depend on the differences between variants.
 
-Shapes: V variants, S seeds, N runs, R simulated studies.
+Shapes: V variants, S seeds, N runs, R simulated studies, or the rank of the seed effects.
 """
 
 from collections.abc import Iterator, Mapping
@@ -95,8 +95,25 @@ class Layout:
     @cached_property
     def seed_effect_SN(self) -> Array:
         """The matrix that estimates the seed effects by least squares, their sum 0."""
-        centred_NS = self.seed_NS - (self.average_VN @ self.seed_NS)[self.variant_N]
-        return np.asarray(np.linalg.pinv(centred_NS, rcond=1e-9), np.float64)
+        value_R, vector_SR = self._normal
+        return (vector_SR / value_R) @ (self.centred_NS @ vector_SR).T
+
+    @property
+    def seed_rank(self) -> int:
+        """Degrees of freedom of the seed effects: one less than seeds that connect all variants."""
+        return len(self._normal[0])
+
+    @cached_property
+    def centred_NS(self) -> Array:
+        """The matrix of seeds, less its mean over the runs of each variant."""
+        return self.seed_NS - (self.average_VN @ self.seed_NS)[self.variant_N]
+
+    @cached_property
+    def _normal(self) -> tuple[Array, Array]:
+        """Eigenvalues above 0, and eigenvectors, of the matrix of the normal equations."""
+        value_S, vector_SS = np.linalg.eigh(self.centred_NS.T @ self.centred_NS)
+        kept_S = value_S > 1e-9
+        return value_S[kept_S], vector_SS[:, kept_S]
 
     def weight_VN(self, paired: bool) -> Array:
         """Return the matrix whose product with the losses is the mean of each variant."""
@@ -125,8 +142,7 @@ class Layout:
             return squares_V / (self.runs_V - 1)
         member_NV = self.average_VN.T * self.runs_V > 0
         keep_NN = np.eye(len(self.loss_N)) - self.average_VN[self.variant_N]
-        centred_NS = self.seed_NS - (self.average_VN @ self.seed_NS)[self.variant_N]
-        squares_NN = (keep_NN - centred_NS @ self.seed_effect_SN) ** 2
+        squares_NN = (keep_NN - self.centred_NS @ self.seed_effect_SN) ** 2
         share_VV = member_NV.T.astype(float) @ squares_NN @ member_NV
         return np.maximum(np.linalg.lstsq(share_VV, squares_V, rcond=1e-9)[0], 0.0)
 
@@ -134,7 +150,7 @@ class Layout:
 def is_paired(layout: Layout) -> bool:
     """True if the seed effect is to be removed."""
     plain_N, blocked_N = layout.residual_N(False), layout.residual_N(True)
-    rank = np.linalg.matrix_rank(layout.seed_effect_SN, tol=1e-9)
+    rank = layout.seed_rank
     df = len(layout.loss_N) - len(layout.names) - rank
     if df < 1 or rank < len(layout.seeds) - 1 or rank < 1:
         return False  # nothing would be left, or the seeds do not connect all variants
@@ -156,7 +172,8 @@ def _structured(layout: Layout, blocked_N: Array) -> bool:
     """True if some variants still move together when the seed effect is removed."""
     table_VS = np.zeros((len(layout.names), len(layout.seeds)))
     table_VS[layout.variant_N, layout.seed_N] = blocked_N
-    return _share(table_VS) > _usual_share(*table_VS.shape)
+    # of two variants, or of two seeds, both are 1 but for rounding
+    return _share(table_VS) > _usual_share(*table_VS.shape) + 1e-9
 
 
 def _share(table_VS: Array) -> float:
@@ -223,11 +240,12 @@ def _shared_by_medians(layout: Layout) -> Array:
     """Return the seed effect of each run by medians, which a spike does not move; or zeros."""
     table_VS = np.full((len(layout.names), len(layout.seeds)), np.nan)
     table_VS[layout.variant_N, layout.seed_N] = layout.loss_N
-    table_VS -= np.nanmedian(table_VS, axis=1, keepdims=True)
+    median = np.nanmedian if np.isnan(table_VS).any() else np.median  # which takes a tenth
+    table_VS -= median(table_VS, axis=1, keepdims=True)
     plain_N = table_VS[layout.variant_N, layout.seed_N]
     if _variance_ratio(layout, layout.residual_N(False)) >= 0.5:
         return np.zeros_like(plain_N)
-    return np.nanmedian(table_VS, axis=0)[layout.seed_N]
+    return median(table_VS, axis=0)[layout.seed_N]
 
 
 def typical_variance(own_V: Array, df_V: Array) -> Array:
