@@ -26,8 +26,10 @@ setup: .venv/installed
 quickstart: .venv/core
 	$(BIN)/attnlab run quickstart
 
+# byte code is written even where the environment says not to: else each of the many processes that
+# the tests start compiles the package again
 test: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal -q
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -q
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -n 4 --dist loadfile -q

@@ -1,4 +1,8 @@
-"""Settings that every test needs, the command line in a folder of its own, and a trained study."""
+"""Settings that every test needs, the command line in a folder of its own, and a trained study.
+
+What takes seconds to import is imported where it is used: the process of pytest-xdist that only
+hands the tests out imports this module, too.
+"""
 
 import gc
 import os
@@ -8,17 +12,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
-import torch
 from click.testing import Result
-from support import SOURCE, TESTS, fake_workers, tiny_study
-from typer.testing import CliRunner
-
-from attnlab.cli import app
-from attnlab.cli.console import console, errors
-from attnlab.data import Places
-from attnlab.mechanism import MechanismConfig
+from support import SOURCE, TESTS
 
 
 def gpu_of_worker(worker: str, gpus: list[str]) -> str:
@@ -32,6 +28,8 @@ def gpu_of_worker(worker: str, gpus: list[str]) -> str:
 
 def use_own_gpu() -> None:
     """Show this worker one GPU only, before CUDA is initialised; its subprocesses inherit it."""
+    import torch
+
     worker, visible = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
     if worker is not None and len(gpus) > 1:
@@ -46,6 +44,8 @@ def receive_interrupts() -> None:
 
 def wait_on_a_busy_machine() -> None:
     """Let an example of hypothesis take the time that it takes: tests of time measure it."""
+    import hypothesis
+
     hypothesis.settings.register_profile("any_time", deadline=None)
     hypothesis.settings.load_profile("any_time")
 
@@ -57,18 +57,29 @@ def make_source_importable() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(TESTS), *absolute])
 
 
-use_own_gpu()
 receive_interrupts()
 make_source_importable()
-wait_on_a_busy_machine()
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # importing a planted bug adds its kind to the zoo: only the tests that want them do
 collect_ignore = ["support/planted_bugs.py"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a process that collects and runs tests, before it imports their modules."""
+    if not getattr(config.option, "numprocesses", None):
+        use_own_gpu()
+        wait_on_a_busy_machine()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_per_worker() -> None:
-    """The suite runs in as many processes as there are cores; more threads would only compete."""
+    """The suite runs in as many processes as there are cores; more threads would only compete.
+
+    Those of numpy are set before its import.
+    """
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -84,8 +95,10 @@ def disk_is_not_waited_for() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+def places(tmp_path_factory: pytest.TempPathFactory):
     """The data cache that tests share, so that the text is read once per process."""
+    from attnlab.data import Places
+
     return Places(None, tmp_path_factory.mktemp("cache"))
 
 
@@ -101,6 +114,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Where there is one, what the compilers of its kernels warn of is no error of ours.
     """
+    import torch
+
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"), append=False)
@@ -119,6 +134,13 @@ def attnlab(tmp_path, monkeypatch, cache):
 
     It trains in this process and draws no figure; `first_run` starts workers and draws.
     """
+    from support import fake_workers
+    from typer.testing import CliRunner
+
+    from attnlab.cli import app
+    from attnlab.cli.console import console, errors
+    from attnlab.mechanism import MechanismConfig
+
     monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
     fake_workers.draw_nothing(monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -137,6 +159,12 @@ def attnlab(tmp_path, monkeypatch, cache):
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory, cache):
     """Folder and output of `attnlab run` of two variants with one seed each."""
+    from support import tiny_study
+    from typer.testing import CliRunner
+
+    from attnlab.cli import app
+    from attnlab.cli.console import console, errors
+
     folder = tmp_path_factory.mktemp("first_run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

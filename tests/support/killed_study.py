@@ -37,11 +37,11 @@ from attnlab.cli.console import console, errors
 from attnlab.data import Places
 from attnlab.device.machine import describe
 from attnlab.record import RunFolder
-from attnlab.reporting import files
+from attnlab.reporting import files, pages
 from attnlab.reporting.figures import comparison
 from attnlab.runner.execute import corpus_of
 from attnlab.runner.workers import local
-from attnlab.training import checkpoint
+from attnlab.training import checkpoint, plausibility
 from support import tiny_study
 from support.fake_workers import Forked, ForkedChild, children
 
@@ -221,7 +221,9 @@ def prepare(folder: Path) -> None:
     """Make what all commands share, and stand in for what takes them seconds."""
     torch.set_num_threads(1)
     os.environ["ATTNLAB_CACHE"] = str(folder / "cache")
-    corpus_of(BASE.data, Places.from_environment()), describe(torch.device("cpu"))
+    corpus = corpus_of(BASE.data, Places.from_environment())
+    plausibility._ngram_loss(corpus, TRAIN.seq_len), describe(torch.device("cpu"))
+    pages._templates().get_template("report.md.j2")
     import_module("attnlab.runner.run")
     CliRunner().invoke(app, ["list", "mla"])  # the parser of arguments imports more
     (folder / "study.py").write_text(SOURCE)
