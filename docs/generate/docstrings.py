@@ -1,15 +1,17 @@
-"""Griffe extension: docstrings as the reference shows them.
+"""Griffe extension: docstrings and signatures as the reference shows them.
 
 Examples (`>>>`) become code blocks, and an argument line that names several (`data, cache: ...`)
-becomes one per argument.
+becomes one per argument. Options that functions share (`**options`) become arguments, with the
+defaults of the request that takes them.
 """
 
 import re
 from typing import Any
 
-from griffe import Extension
+from griffe import Extension, Parameter, ParameterKind
 
 EXAMPLE = re.compile(r"^([ ]*)>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
+SHARED = "Unpack[Options]"
 SEVERAL = re.compile(r"^([ ]+)(\w+(?:,\s+\w+)+): (.*)$", re.MULTILINE)
 
 
@@ -17,6 +19,20 @@ class Docstrings(Extension):
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = shown(obj.docstring.value)
+
+    def on_function(self, *, func: Any, **_: Any) -> None:
+        if "options" in func.parameters and str(func.parameters["options"].annotation) == SHARED:
+            del func.parameters["options"]
+            module = func.modules_collection["attnlab.runner.request"]
+            for name, option in module["Options"].attributes.items():
+                func.parameters.add(
+                    Parameter(
+                        name,
+                        annotation=option.annotation,
+                        kind=ParameterKind.keyword_only,
+                        default=module["Request"][name].value,
+                    )
+                )
 
 
 def shown(text: str) -> str:

@@ -13,14 +13,16 @@ from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.costs import Cost
-from attnlab.analysis.headline import scaling_answer, winner
+from attnlab.analysis.headline import winner
 from attnlab.analysis.hypotheses.in_range import LossInRange
+from attnlab.analysis.ladder_headline import scaling_answer
 from attnlab.analysis.picks import front_of
 from attnlab.analysis.statistics.power_law import Speedup
 from attnlab.analysis.table import read_table
 from attnlab.analysis.verdict import verdict_of
 from attnlab.record import write_json, write_tuning_choice
 from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.profile import profile_tables
 from attnlab.reporting.tables.rows import rows
 
 
@@ -157,7 +159,7 @@ def test_a_spiked_seed_is_named(tmp_path):
 def test_a_study_of_one_variant_answers_by_its_hypotheses(tmp_path):
     claim = LossInRange(variants=("mha",), high=1.6).to_dict()
     first, second = headline(tmp_path, {"mha": [1.48, 1.52, 1.5012]}, hypotheses=[claim])
-    assert first == "Supported: mha has a loss of 0 to 1.6 nats/token."
+    assert first == "Supported: mha has a loss of at most 1.6 nats/token."
     assert second == (
         "mha: 1.500 [1.451, 1.550]. mha is the only variant compared (1.500 nats/token on the "
         "validation text)."
@@ -253,6 +255,18 @@ def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(
     assert "± 0.000 |" not in text
     chart = shown.index("accuracy of answers against decode state")
     assert shown.index('id="answer"') < chart < shown.index('id="bar"')
+
+
+def test_accuracies_of_which_a_seed_diverged_are_marked(tmp_path):
+    answers = {"final_by_group": {}, "final_accuracy": 0.9}
+    losses = {"mha": [0.4, 0.5, 0.6], "mla": [0.4, "loss is nan", 0.6]}
+    found = analyse(write_study(tmp_path, losses, mha=answers, mla=answers))
+    (table,) = profile_tables(found)
+    cells = {line[0]: line[1] for line in table.lines}
+    assert (cells["mha"], cells["mla"]) == ("0.900 [0.900, 0.900]", "0.900 [0.900, 0.900] *")
+    assert table.note.endswith(
+        "*: of the finished seeds alone; mla on text: 1 of 3 seeds diverged."
+    )
 
 
 def test_that_one_variant_has_no_verdict_is_said_once(tmp_path):

@@ -79,7 +79,7 @@ def pair(first, second):
         (LossInRange(variants=("a",), low=1, high=2.5), "a has a loss of 1 to 2.5 nats/token."),
         (
             LossInRange(variants=("a", "b"), high=2.5, best=True),
-            "Each of a and b has a lowest validation loss of 0 to 2.5 nats/token.",
+            "Each of a and b has a lowest validation loss of at most 2.5 nats/token.",
         ),
         (Equivalent(margin=0.1056), "All variants are equivalent within 0.1056 nats/token."),
         (

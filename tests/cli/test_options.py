@@ -45,6 +45,9 @@ MALFORMED = {
     "--device|cuda:99": "no device 'cuda:99'",
     "--length|x": "no length 'x'",
     "--track|x": "no tracking tool 'x'",
+    "--plan|--track|x": "no tracking tool 'x'",
+    "train.steps=10|train.steps=20": "train.steps: is given twice, as 10 and 20; give it once",
+    "--steps|10|train.steps=20": "train.steps: is given twice, as 10 and 20; give it once",
     "--plan|--residual-sd|nan": "--residual-sd: expected a finite number",
     "--plan|--residual-sd|0": "--residual-sd: must be positive",
     "--plan|--trial-seconds|inf": "--trial-seconds: expected a finite number",
@@ -123,6 +126,24 @@ def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, n
         assert done.stderr.replace(" could not be written", "").startswith(said)
 
 
+@pytest.mark.parametrize("words", ["report|results/tiny_study", "compare|results/tiny_study"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_verdict_whose_report_cannot_be_written_is_printed(
+    attnlab, trained, monkeypatch, words, form
+):
+    def full(path, *_, **__):
+        raise WriteError.of(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    (trained / "report.md").unlink()
+    monkeypatch.setattr("attnlab.reporting.files.replace_file", full)
+    done = attnlab(*words.split("|"), *(["--json"] if form == "json" else []))
+    assert done.exit_code == 2
+    assert ('"mha": {' if form == "json" else " has the lowest loss (") in done.stdout
+    assert "Report:" not in done.stdout
+    (said,) = done.stderr.splitlines()
+    assert "could not be written: No space left on device; free disk space" in said
+
+
 USAGE = {
     "run": "missing argument 'STUDY' (attnlab run --help lists what it takes)",
     "run|x|--sedes|2": "no option --sedes; did you mean '--seeds'?",
@@ -130,6 +151,9 @@ USAGE = {
     "run|x|-z": "no option -z (attnlab run",
     "run|x|--seeds": "option '--seeds' requires an argument (attnlab run",
     "list|--json=3": "option '--json' does not take a value",
+    "run|x|--seeds|2|--seeds=3": "option '--seeds' is given twice, as 2 and 3; give it once",
+    "bench|mla|--what|train|--what|decode": "option '--what' is given twice, as train and decode",
+    "run|x|--tune|--no-tune": "options '--tune' and '--no-tune' exclude each other (attnlab run",
     "list|a|b": "error: unexpected b (attnlab list --help",
     "rnu": "no command 'rnu'; did you mean 'run'? (attnlab --help",
     "--verison": "no option --verison; did you mean '--version'? (attnlab --help",

@@ -34,6 +34,7 @@ from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses.ordered import Ordered
 from attnlab.reporting import TerminalReport, write_results
 from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.sentences import how_sure
 from attnlab.reporting.tables.text_tables import published_tables
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -354,6 +355,18 @@ def test_one_seed_gets_no_verdict(study_dir, written):
     assert "One seed per variant: no intervals." in " ".join(text.split())
     assert "letters" not in text
     assert "±" not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_study_of_one_variant_awaits_no_verdict(tmp_path, seeds):
+    found = analyse(write_study(tmp_path, {"mha": steady(5.0)[:seeds]}))
+    shown = f"One variant, {seeds} seed{'' if seeds == 1 else 's'}: nothing to compare. "
+    assert how_sure(found).startswith(shown)
+
+
+def test_a_verdict_that_never_comes_is_not_awaited(tmp_path):
+    equal = analyse(write_study(tmp_path, {"mha": [5.0, 5.1], "twin": [5.0, 5.1]}))
+    assert how_sure(equal).startswith("No verdict. ")
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160, 220])

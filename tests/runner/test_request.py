@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import ROOT, fake_workers, tiny_study
 
@@ -27,7 +28,8 @@ from attnlab.runner import run as running
 from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Started
 from attnlab.runner.processes import require_processes
-from attnlab.runner.request import Request, notes_on_data, read_data
+from attnlab.runner.request import Request
+from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.study.study import Study
 from attnlab.study.targets import load_study, shipped_names
 from attnlab.training.config import Tuning
@@ -99,6 +101,17 @@ def test_a_study_has_a_name_a_path_and_lengths():
 def test_an_argument_of_another_type_is_named(options, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         Request(**{"study": "quickstart", **options})
+
+
+def test_an_unknown_argument_suggests_another():
+    for function in (attnlab.run, attnlab.plan):
+        with pytest.raises(TypeError, match=r"^no argument 'sedds'; did you mean 'seeds'"):
+            function("quickstart", sedds=2)
+
+
+def test_a_number_may_be_that_of_another_library():
+    study = Request(study=TUNED, seeds=np.int64(2), workers=np.int64(1)).apply_options()
+    assert replace(study, margin=np.float32(0.5), most_seeds=np.int32(3)).seeds == 2
 
 
 def test_one_assignment_needs_no_list():

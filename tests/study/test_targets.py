@@ -132,6 +132,15 @@ def test_a_variant_in_another_form_is_an_error_with_the_right_form(text, message
         addition(text)
 
 
+@pytest.mark.parametrize(
+    ("word", "assignments"),
+    [("mla", ["n_heads=2", "n_heads=4"]), ("mla:n_heads=2,n_heads=4", ["n_heads=8"])],
+)
+def test_a_setting_with_two_values_is_an_error(word, assignments):
+    with pytest.raises(ConfigError, match=r"^n_heads: is given twice, as 2 and 4; give it once$"):
+        named([word], assignments)
+
+
 def test_no_name_is_an_error():
     with pytest.raises(ValueError, match=r"name at least one .*; got only settings, window=3"):
         named([], ["window=3"])

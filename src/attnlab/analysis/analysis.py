@@ -21,15 +21,9 @@ from attnlab.analysis.families import (
     sizes_of,
     spreads_of,
 )
-from attnlab.analysis.headline import (
-    at_recipe,
-    beside,
-    headline,
-    on_each_text,
-    scales,
-    scaling_answer,
-)
+from attnlab.analysis.headline import at_recipe, beside, headline, on_each_text
 from attnlab.analysis.hypotheses import Judgement, judge_all
+from attnlab.analysis.ladder_headline import scales, scaling_answer
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of

@@ -6,21 +6,18 @@ it, are named as such; no order among either is stated.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from attnlab.analysis.controls import Control
 from attnlab.analysis.hypotheses.hypothesis import Judgement
 from attnlab.analysis.numbers import ends, nats
 from attnlab.analysis.profile import profile_of
-from attnlab.analysis.scaling import Scaling
 from attnlab.analysis.sentences import MOST_NAMED, listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.seeds import MOST_SEEDS, seeds_to_decide
 from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 
-STANDINGS = ("better", "not distinguishable", "worse")
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
 
@@ -128,49 +125,6 @@ def _same_order(agreed: Sequence[Agreement]) -> str:
         else "no two are shown to change places"
     )
     return f"By mean losses, the order of the mechanisms is {means}; {shown}."
-
-
-def scales(found: Scaling) -> str:
-    """Return a sentence on the sizes and lengths of a ladder."""
-    said, others = list[str](), [f for f in found.families if f != found.baseline]
-    rungs = next(iter(found.cells.values())).table.study.rungs
-    for family in others:
-        counts = Counter[str]()
-        for verdict in found.cells.values():
-            name = next((n for n in verdict.to_baseline if rungs[n].family == family), None)
-            if name is None or not verdict.judged:
-                continue
-            separable = verdict.to_baseline[name].separable
-            better = "better" if verdict.to_baseline[name].mean < 0 else "worse"
-            counts[better if separable else "not distinguishable"] += 1
-        if counts:
-            parts = [f"{what} in {counts[what]}" for what in STANDINGS if counts[what]]
-            said.append(f"{family} {', '.join(parts)}")
-    if not said:
-        return ""
-    return f"Against {found.baseline}, of {len(found.cells)} sizes and lengths: {'; '.join(said)}."
-
-
-def scaling_answer(found: Scaling) -> str:
-    """Return which families scale better, and which worse, than the baseline in training FLOPs.
-
-    Empty without intervals of effective speedups.
-    """
-    gains = found.along["flops"].speedups if "flops" in found.along else {}
-    shown, better, worse = list[str](), list[str](), list[str]()
-    for family, gain in gains.items():
-        if gain.ratio is not None and gain.interval is not None:
-            low, high = gain.interval
-            shown.append(f"{family} {gain.ratio:.2f}x {ends(gain.interval, 2)}")
-            better += [family] if low > 1 else []
-            worse += [family] if high < 1 else []
-    if not shown:
-        return ""
-    lead = listed(better) or "No family is shown to"
-    lead += f" {'scales' if len(better) == 1 else 'scale'} better than {found.baseline}"
-    if worse:
-        lead += f", and {listed(worse)} {'scales' if len(worse) == 1 else 'scale'} worse"
-    return f"{lead}, by effective speedup in training FLOPs: {', '.join(shown)}."
 
 
 def winner(verdict: Verdict) -> tuple[str, ...]:

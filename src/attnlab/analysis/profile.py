@@ -17,6 +17,7 @@ For one run, the standard error is the harness's own: that of the sample of ques
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ class OnTask:
     lengths: Mapping[int, Accuracy]  # on validation, by length, ascending
     chance: float | None  # of guessing
     state_bytes: float | None  # of a sequence at the end of its training length
+    lost: str  # the seeds without an accuracy, "1 of 3 seeds diverged"; empty if there are none
 
 
 def profile_of(tables: Mapping[str, Table], split: str) -> tuple[OnTask, ...]:
@@ -162,6 +164,10 @@ def _on_task(task: str, mechanism: str, variant: Variant, split: str) -> Iterato
         lengths=totals,
         chance=chance,
         state_bytes=state and state.mean,
+        lost=", ".join(
+            f"{count} of {len(variant.runs)} seeds {status}"
+            for status, count in Counter(run.status for run in variant.failures).items()
+        ),
     )
 
 

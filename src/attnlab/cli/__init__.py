@@ -12,6 +12,7 @@ import os
 from attnlab.cli import (
     bench,
     check,
+    evaluate,
     generate,
     list_catalog,
     probe,
@@ -28,6 +29,7 @@ __all__ = [
     "app",
     "bench",
     "check",
+    "evaluate",
     "generate",
     "list_catalog",
     "main",

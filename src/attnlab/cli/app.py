@@ -8,7 +8,6 @@ that only read files do without torch.
 
 import errno
 import math
-import re
 import shlex
 import signal
 import sys
@@ -24,16 +23,14 @@ from typer.models import OptionInfo
 
 from attnlab.cli.console import error, errors, verbatim, write
 from attnlab.cli.signals import exit_code
-from attnlab.config import ConfigError, own_error, suggestion, whole_number
+from attnlab.cli.usage import UsageError, in_words, require_options_once
+from attnlab.config import ConfigError, own_error, whole_number
 from attnlab.record import PUBLISHED
 from attnlab.version import __version__
 
 P = ParamSpec("P")
 R = TypeVar("R")
 N = TypeVar("N", int, float)
-
-
-_UsageError: Any = typer.BadParameter.__mro__[1]  # of the parser of arguments; also its base
 
 
 class _Commands(typer.core.TyperGroup):
@@ -62,35 +59,16 @@ class _Commands(typer.core.TyperGroup):
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         given = sys.argv[1:] if args is None else list(args)
         try:
+            require_options_once(self.commands, given)
             code = super().main(given, *rest, **{**options, "standalone_mode": False})
             if code == 128 + signal.SIGINT:  # typer takes any signal for Ctrl-C
                 code = exit_code()
-        except _UsageError as problem:
+        except UsageError as problem:
             if given:  # without arguments the help has been printed
                 command = ["attnlab", *[word for word in given if word in self.commands][:1]]
-                error(f"{_in_words(problem)} ({' '.join(command)} --help lists what it takes)")
+                error(f"{in_words(problem)} ({' '.join(command)} --help lists what it takes)")
             code = 2
         sys.exit(code or 0)  # commands return None
-
-
-def _in_words(problem: Any) -> str:
-    """Return what is wrong with the arguments of a command, in one line."""
-    if hasattr(problem, "possibilities"):  # of an unknown option, whose class is not public
-        name, close = problem.option_name, problem.possibilities
-        return f"no option {name}{suggestion(name, close) if close else ''}"
-    if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
-        return f"{problem.param.opts[0]}: {problem.message}"
-    message = " ".join(problem.format_message().split()).rstrip(".")
-    for found, said in _USAGE.items():
-        message = re.sub(found, said, message)
-    return message[:1].lower() + message[1:]
-
-
-_USAGE = {  # of the parser of arguments, in our form
-    r"No such command ('[^']*')\.? ?": r"no command \1",
-    r"Did you mean ('[^']*')\?": r"; did you mean \1?",
-    r"Got unexpected extra argument.* \((.*)\)": r"unexpected \1",
-}
 
 
 app = typer.Typer(
@@ -166,6 +144,14 @@ WorkersOption = Annotated[
         show_default="one per GPU or CPU core",
     ),
 ]
+
+
+def size_option(what: str, default: str) -> Any:
+    """Return an option for one size of the model that a mechanism is put into."""
+    text = f"Set the {what} of a mechanism's model."
+    return typer.Option(help=text, parser=whole(1), metavar="N", show_default=default)
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 FlaPathOption = Annotated[
     Path | None,

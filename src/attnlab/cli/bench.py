@@ -1,6 +1,6 @@
 """`attnlab bench`: measure time, memory and decode state of mechanisms."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,15 +13,9 @@ from attnlab.cli.app import (
     decimal,
     folder,
     reports_user_errors,
-    whole,
+    size_option,
 )
 from attnlab.cli.console import ActivityStatus, console, errors, verbatim, write
-
-
-def _size(what: str, default: str) -> Any:
-    """Return an option for one size of the model that a mechanism is put into."""
-    text = f"Set the {what} of a mechanism's model."
-    return typer.Option(help=text, parser=whole(low=1), metavar="N", show_default=default)
 
 
 @app.command("bench")
@@ -55,10 +49,10 @@ def bench_(  # noqa: PLR0913  one parameter per option
     measure: Annotated[
         str, typer.Option("--what", metavar="NAMES", help="Measure only these workloads.")
     ] = "train,prefill,decode",
-    d_model: Annotated[int | None, _size("width", "768")] = None,
-    n_layers: Annotated[int | None, _size("number of layers", "12")] = None,
-    n_heads: Annotated[int | None, _size("number of heads", "12")] = None,
-    vocab_size: Annotated[int | None, _size("vocabulary", "50257")] = None,
+    d_model: Annotated[int | None, size_option("width", "768")] = None,
+    n_layers: Annotated[int | None, size_option("number of layers", "12")] = None,
+    n_heads: Annotated[int | None, size_option("number of heads", "12")] = None,
+    vocab_size: Annotated[int | None, size_option("vocabulary", "50257")] = None,
     seconds: Annotated[
         float,
         typer.Option(

@@ -15,9 +15,11 @@ from attnlab.cli.app import (
     command_line,
     folder,
     reports_user_errors,
+    size_option,
     whole,
 )
 from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.cli.report import showing_unwritten
 
 
 @app.command("probe")
@@ -52,27 +54,9 @@ def probe_(  # noqa: PLR0913  one parameter per option
         int, typer.Option(help="Seeds per mechanism and task.", parser=whole(1), metavar="N")
     ] = 3,
     steps: StepsOption = None,
-    d_model: Annotated[
-        int | None,
-        typer.Option(
-            help="Set the model width.",
-            parser=whole(1),
-            metavar="N",
-            show_default="128; 32 if quick",
-        ),
-    ] = None,
-    n_layers: Annotated[
-        int, typer.Option(help="Set the number of layers.", parser=whole(1), metavar="N")
-    ] = 2,
-    n_heads: Annotated[
-        int | None,
-        typer.Option(
-            help="Set the number of heads.",
-            parser=whole(1),
-            metavar="N",
-            show_default="2; 1 if quick",
-        ),
-    ] = None,
+    d_model: Annotated[int | None, size_option("width", "128; 32 if quick")] = None,
+    n_layers: Annotated[int, size_option("number of layers", "2")] = 2,
+    n_heads: Annotated[int | None, size_option("number of heads", "2; 1 if quick")] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First search the learning rate of each, on each task.")
     ] = False,
@@ -98,7 +82,7 @@ def probe_(  # noqa: PLR0913  one parameter per option
     from attnlab.study.targets import split_assignments
 
     names, assignments = split_assignments(what)
-    with watched(errors if as_json else console) as watch:
+    with showing_unwritten(as_json), watched(errors if as_json else console) as watch:
         analysis = attnlab.probe(
             *names,
             tasks=tasks,

@@ -1,6 +1,8 @@
 """`attnlab report`, `compare`, `pack` and `unpack`: the report of studies, and their one file."""
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ from attnlab.cli.app import (
     stored,
 )
 from attnlab.cli.console import console, errors, verbatim, write
+from attnlab.record import WriteError
 
 if TYPE_CHECKING:
     from attnlab.analysis.analysis import Analysis
@@ -52,7 +55,9 @@ def report(
     """Rebuild the page, tables and figures of a study from its runs."""
     import attnlab
 
-    show(attnlab.report(stored(study_dir), target_loss), as_json)
+    with showing_unwritten(as_json):
+        analysis = attnlab.report(stored(study_dir), target_loss)
+    show(analysis, as_json)
 
 
 @app.command()
@@ -94,13 +99,14 @@ def compare(
     import attnlab
     from attnlab.reporting.sentences import unfair
 
-    analysis = attnlab.compare(
-        *map(stored, folders),
-        out=folder(out) or out,
-        baseline=baseline,
-        anyway=anyway,
-        command=command_line(),
-    )
+    with showing_unwritten(as_json):
+        analysis = attnlab.compare(
+            *map(stored, folders),
+            out=folder(out) or out,
+            baseline=baseline,
+            anyway=anyway,
+            command=command_line(),
+        )
     if as_json:
         for line in unfair(analysis.whole):
             verbatim(line, errors)
@@ -113,6 +119,17 @@ def show(analysis: "Analysis", as_json: bool) -> None:
     The damaged files are named on the standard error stream.
     """
     from attnlab.reporting.files import PAGE
+
+    _show_verdict(analysis, as_json)
+    if not as_json:
+        verbatim(f"\nReport: {analysis.table.path / PAGE}")
+    for line in analysis.whole.damage:
+        verbatim(f"error: {line}", errors)
+    if analysis.whole.damage:
+        raise typer.Exit(2)
+
+
+def _show_verdict(analysis: "Analysis", as_json: bool) -> None:
     from attnlab.reporting.tables.data_files import results
     from attnlab.reporting.terminal import TerminalReport
 
@@ -120,11 +137,19 @@ def show(analysis: "Analysis", as_json: bool) -> None:
         write(json.dumps(results(analysis), indent=2) + "\n")
     else:
         console.print(TerminalReport(analysis), crop=console.is_terminal)
-        verbatim(f"\nReport: {analysis.table.path / PAGE}")
-    for line in analysis.whole.damage:
-        verbatim(f"error: {line}", errors)
-    if analysis.whole.damage:
-        raise typer.Exit(2)
+
+
+@contextmanager
+def showing_unwritten(as_json: bool) -> Generator[None]:
+    """Print what a report would say that cannot be written inside; its error is raised on."""
+    try:
+        yield
+    except WriteError as error:
+        from attnlab.reporting.files import UnwrittenReportError
+
+        if isinstance(error, UnwrittenReportError):
+            _show_verdict(error.analysis, as_json)
+        raise
 
 
 @app.command()

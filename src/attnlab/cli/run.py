@@ -20,7 +20,7 @@ from attnlab.cli.app import (
     whole,
 )
 from attnlab.cli.console import console, errors
-from attnlab.cli.report import show
+from attnlab.cli.report import show, showing_unwritten
 
 
 @app.command()
@@ -201,10 +201,10 @@ def run(  # noqa: PLR0913  one parameter per option
         "cpus_per_run": cpus_per_run,
         "anyway": anyway,
         "check": not no_check,
+        "track": track or [],
     }
-    with watched(
-        errors if as_json else console, remedy=" (use --no-check to train regardless)"
-    ) as watch:
+    output, remedy = errors if as_json else console, " (use --no-check to train regardless)"
+    with showing_unwritten(as_json), watched(output, remedy=remedy) as watch:
         if only_plan:
             found = attnlab.plan(
                 study,
@@ -217,7 +217,6 @@ def run(  # noqa: PLR0913  one parameter per option
             found = attnlab.run(
                 study,
                 **options,
-                track=track or [],
                 watch=watch,
                 command=command_line(),
             )

@@ -1,6 +1,13 @@
 """Settings: frozen and strict, converted to JSON and back, hashed into a run's identity."""
 
-from attnlab.config.dotted_paths import differences, drop_unset, override, setting_at, settings
+from attnlab.config.dotted_paths import (
+    differences,
+    drop_unset,
+    override,
+    require_once,
+    setting_at,
+    settings,
+)
 from attnlab.config.own_code import (
     OwnCodeError,
     is_own,
@@ -50,6 +57,7 @@ __all__ = [
     "own_error",
     "own_kind",
     "read_from_record",
+    "require_once",
     "setting_at",
     "settings",
     "suggestion",

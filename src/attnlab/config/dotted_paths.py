@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from attnlab.config.problem import ConfigError, Problem, join, nearest, suggestion
 from attnlab.config.tree import Config
-from attnlab.config.values import Typed
+from attnlab.config.values import Typed, whole_number
 
 C = TypeVar("C", bound=Config)
 
@@ -38,6 +38,36 @@ def override(config: C, assignments: Iterable[str]) -> C:
     if found:
         raise ConfigError(found)
     return changed
+
+
+def require_once(assignments: Iterable[str]) -> None:
+    """Raise ConfigError, naming all, for settings that are given several values.
+
+    >>> require_once(["train.steps=1k", "train.steps=1024"])
+    >>> require_once(["train.steps=10", "train.steps=20"])
+    Traceback (most recent call last):
+    attnlab.config.problem.ConfigError: train.steps: is given twice, as 10 and 20; give it once
+    """
+    texts = dict[str, dict[object, str]]()
+    for path, equals, text in (assignment.partition("=") for assignment in assignments):
+        if equals:
+            texts.setdefault(path.strip(), {}).setdefault(_value(text.strip()), text.strip())
+    problems = [
+        Problem(path, f"is given twice, as {' and '.join(given.values())}; give it once")
+        for path, given in texts.items()
+        if len(given) > 1
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _value(text: str) -> object:
+    """Return the number that a text states, or the text."""
+    whole = whole_number(text)
+    try:
+        return float(text) if whole is None else whole
+    except ValueError:
+        return text
 
 
 def settings(assignments: Iterable[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Text from a command line is converted to the type of its field. A whole number may be written with
 k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings stay hashable.
-`settings_of` makes fields of the arguments of another package's class, and `require_types` checks
+`settings_of` makes fields of the arguments of another package's class, and `type_problems` checks
 the types of a caller's.
 """
 
@@ -13,13 +13,13 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, cast
 
-from attnlab.config.problem import ConfigError, Problem
+from attnlab.config.problem import Problem
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -190,28 +190,35 @@ def _is_finite(default: Any) -> bool:
     return all(math.isfinite(part) for part in parts if isinstance(part, float))
 
 
-def require_types(arguments: object) -> None:
-    """Raise ConfigError, naming all, for fields of a dataclass with values of another class.
+def type_problems(of: object) -> Iterator[Problem]:
+    """Yield the values of a dataclass that have not the type of their field.
 
-    Items of a sequence are not looked at. A number may be that of another library.
+    Items of a mapping and of a tuple have types, too; a list may stand for a tuple. Those of an
+    iterable, which may be read once only, are not looked at. A number may be that of another
+    library.
     """
-    problems = list[Problem]()
-    for name, hint in typing.get_type_hints(type(arguments)).items():
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        classes = tuple(typing.get_origin(option) or option for option in options)
-        allowed = tuple(numbers.Integral if each is int else each for each in classes)
-        value = getattr(arguments, name)
-        boolean = isinstance(value, bool) and bool not in classes
-        if boolean or not isinstance(value, allowed):
-            words = (
-                _WORDS.get(each, f"a {each.__name__}") for each in classes if each is not NoneType
-            )
-            problems.append(Problem(name, f"expected {' or '.join(words)}, got {value!r}"))
-    if problems:
-        raise ConfigError(problems)
+    for name, hint in typing.get_type_hints(type(of)).items():
+        yield from _of_another_type(hint, getattr(of, name), name)
 
 
+def _of_another_type(hint: Any, value: Any, path: str) -> Iterator[Problem]:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = {typing.get_origin(option) or option: typing.get_args(option) for option in options}
+    fits = [kind for kind in kinds if isinstance(value, _CLASSES.get(kind, kind))]
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        words = (_WORDS.get(each, f"a {each.__name__}") for each in kinds if each is not NoneType)
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+        yield Problem(path, f"expected {' or '.join(words)}, got {shown}")
+    elif fits[0] is Mapping:
+        for key, item in cast("Mapping[object, object]", value).items():
+            yield from _of_another_type(kinds[Mapping][1], item, f"{path}.{key}")
+    elif fits[0] is tuple:
+        for place, item in enumerate(cast("Sequence[object]", value)):
+            yield from _of_another_type(kinds[tuple][0], item, f"{path}.{place}")
+
+
+_CLASSES: Mapping[Any, Any] = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}
 _WORDS = {
-    **{int: "a whole number", bool: "True or False", str: "text", Path: "a path"},
-    **{Iterable: "a list", Mapping: "a dict"},
+    **{int: "a whole number", float: "a number", bool: "True or False", str: "text"},
+    **{Path: "a path", tuple: "a tuple", Iterable: "a list", Mapping: "a dict"},
 }

@@ -20,6 +20,8 @@ Each file is replaced atomically, so that several processes may write and read a
 """
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
 from attnlab.record import (
     StudyRecord,
+    WriteError,
     leads_outside,
     reading_once,
     remove_temporary,
@@ -45,6 +48,12 @@ from attnlab.reporting.tables.data_files import csv_table, failures, metrics, re
 from attnlab.reporting.tables.latex import latex
 
 PICTURE, PAGE = "comparison.png", "report.html"
+
+
+class UnwrittenReportError(WriteError):
+    """A file of a report could not be written. `analysis` has what the report would say."""
+
+    analysis: Analysis
 
 
 def report(study_dir: Path | str, target_loss: float | None = None) -> Analysis:
@@ -112,19 +121,45 @@ def compare(
 
 
 def write_report(study_dir: Path) -> Analysis:
-    """Write every derived file. Raises ValueError where there is no study."""
+    """Write every derived file.
+
+    Raises:
+        ValueError: there is no study.
+        UnwrittenReportError: the disk is full, or the folder cannot be written.
+    """
     with reading_once():
         _finalize(study_dir)
         analysis = analyse(study_dir)
-        _record_judgements(analysis)
-        _write_variants(analysis.whole)
-        _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
+        with _writing(analysis):
+            _record_judgements(analysis)
+            _write_variants(analysis.whole)
+            _update(study_dir / "runs.csv", runs_csv(load_results(study_dir)).encode())
     write_comparison(analysis)
     return analysis
 
 
+@contextmanager
+def _writing(analysis: Analysis) -> Generator[None]:
+    """Raise UnwrittenReportError for a file that cannot be written inside."""
+    try:
+        yield
+    except OSError as error:
+        refused = WriteError.of(Path(error.filename or analysis.table.path), error)
+        unwritten = UnwrittenReportError(str(refused))
+        unwritten.errno, unwritten.analysis = error.errno, analysis
+        raise unwritten from error
+
+
 def write_comparison(analysis: Analysis) -> None:
-    """Write the files about all variants, into the table's folder."""
+    """Write the files about all variants, into the table's folder.
+
+    Raises UnwrittenReportError if the disk is full, or the folder cannot be written.
+    """
+    with _writing(analysis):
+        _write_comparison(analysis)
+
+
+def _write_comparison(analysis: Analysis) -> None:
     # matplotlib takes a second to import
     from attnlab.reporting.figures.comparison import comparison, panel_pdfs
 

@@ -239,15 +239,26 @@ def _totals(found: Sequence[OnTask], analysis: Analysis) -> TextTable:
         here = [by_place.get((task, mechanism)) for task in tasks]
         states = [of.state_bytes for of in here if of is not None and of.state_bytes is not None]
         state = " to ".join(dict.fromkeys(numbers.size(end) for end in _ends(states)))
-        cells = (numbers.UNKNOWN if of is None else str(of.accuracy) for of in here)
+        cells = (numbers.UNKNOWN if of is None else _marked(str(of.accuracy), of) for of in here)
         lines.append((mechanism, *cells, state or numbers.UNKNOWN))
     guessing = (_chance(of_task) for of_task in tasks.values())
     return TextTable(
         caption=f"Accuracy of answers on the {split_name(analysis)} split, at the training length",
         heading=("mechanism", *tasks, "decode state"),
         lines=[*lines, (GUESSING, *guessing, numbers.UNKNOWN)],
-        note=NOTE,
+        note=" ".join(filter(None, (NOTE, _lost(found)))),
     )
+
+
+def _marked(text: str, of: OnTask) -> str:
+    """Return a text with a mark if it is about some seeds of a mechanism alone."""
+    return f"{text} *" if of.lost else text
+
+
+def _lost(found: Sequence[OnTask]) -> str:
+    """Return what the mark means; empty if nothing is marked."""
+    lost = [f"{of.mechanism} on {of.task}: {of.lost}" for of in found if of.lost]
+    return f"*: of the finished seeds alone; {'; '.join(lost)}." if lost else ""
 
 
 def _chance(found: Sequence[OnTask]) -> str:
@@ -277,6 +288,7 @@ def _parts(found: Sequence[OnTask]) -> Iterator[TextTable]:
         ]
         yield TextTable(
             caption=f"{task}: accuracy on the validation split by length and group of answers",
-            heading=("answers", *(of.mechanism for of in of_task)),
+            heading=("answers", *(_marked(of.mechanism, of) for of in of_task)),
             lines=lines,
+            note=_lost(of_task),
         )

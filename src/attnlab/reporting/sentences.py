@@ -27,9 +27,7 @@ RECALL = "Recall tokens repeat a bigram of their context and can be looked up th
 def how_sure(analysis: Analysis) -> str:
     """Return seeds, method, minimum detectable difference, margin and scale in one line."""
     if not analysis.judged:
-        one = len(analysis.table.study.seeds) < 2
-        state = "One seed per variant: no intervals" if one else "No verdict yet"
-        return f"{state}. {_scale(analysis)}.{_design(analysis.table)}"
+        return f"{_unjudged(analysis.table)}. {_scale(analysis)}.{_design(analysis.table)}"
     counts = sorted(set(analysis.runs.values()))
     seeds = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
     parts = [f"{seeds} seeds per variant", _tuned(analysis)]
@@ -38,6 +36,17 @@ def how_sure(analysis: Analysis) -> str:
         parts.append(f"minimum detectable difference (80 % power): {smallest}")
     parts.append(f"margin of equivalence: ± {analysis.margin:g} nats/token")
     return f"{'; '.join(parts)}. {_scale(analysis)}.{_design(analysis.table)}"
+
+
+def _unjudged(table: Table) -> str:
+    """Return in words why nothing is compared, and whether it will be."""
+    study, ended = table.study, sum(len(v.finished) + len(v.failures) for v in table.variants)
+    if len(study.variants) == 1:
+        seeds = len(study.seeds)
+        return f"One variant, {seeds} seed{'s' * (seeds > 1)}: nothing to compare"
+    if len(study.seeds) < 2:
+        return "One seed per variant: no intervals"
+    return "No verdict yet" if ended < len(study.variants) * len(study.seeds) else "No verdict"
 
 
 def at_recipe(analysis: Analysis) -> str:

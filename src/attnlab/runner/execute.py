@@ -26,6 +26,7 @@ from attnlab.record import (
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execution import Execution
 from attnlab.runner.processes import Job, execute_in_processes
+from attnlab.runner.study_data import read_data
 from attnlab.study import ignore
 from attnlab.study.study import Study
 from attnlab.training.assemble import memory_advice
@@ -206,7 +207,7 @@ def train(  # noqa: PLR0913  one parameter per option
 
     Raises the errors of `attnlab.run`, and HeldError if another process writes the run.
     """
-    from attnlab.runner.request import Request, read_data  # it imports this module
+    from attnlab.runner.request import Request  # it imports this module
 
     request = Request(
         study=study,

@@ -5,11 +5,11 @@ variant, and checks the mechanisms, within some seconds.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import compared_groups, shared_by_compared
@@ -23,8 +23,9 @@ from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
 from attnlab.runner.forecast import Forecast
-from attnlab.runner.request import Request
+from attnlab.runner.request import Options, Request
 from attnlab.runner.schedule import open_schedule
+from attnlab.runner.tracking import new_copies
 from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
 from attnlab.study import ignore
 from attnlab.study.study import Study
@@ -117,34 +118,14 @@ class Plan:
 _BOUNDS = ("at_least", "expected", "at_most")
 
 
-def plan(  # noqa: PLR0913  one parameter per option
+def plan(
     study: Study | Path | str,
     *,
-    length: str | None = None,
-    add: Iterable[str] | str = (),
-    only: Iterable[str] | str | None = None,
-    seeds: int | None = None,
-    until: Literal["decided"] | None = None,
-    most_seeds: int | None = None,
-    steps: int | None = None,
-    overrides: Iterable[str] = (),
-    sweep: Mapping[str, Iterable[object]] | Iterable[str] = (),
-    tune: bool | None = None,
-    check: bool = True,
-    out: Path | str | None = None,
-    data: Path | str | None = None,
-    cache: Path | str | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    gpus_per_run: int = 1,
-    fla_path: Path | str | None = None,
-    engine: str = "local",
-    address: str | None = None,
-    cpus_per_run: int | None = None,
     residual_sd: float | None = None,
     anyway: bool = False,
     trial_seconds: float = TRIAL_SECONDS,
     watch: Watch = ignore,
+    **options: Unpack[Options],
 ) -> Plan:
     """Return the runs, time, disk, memory and power of `attnlab.run` with the same arguments.
 
@@ -154,10 +135,8 @@ def plan(  # noqa: PLR0913  one parameter per option
     times.
 
     Args:
-        study, length, add, only, seeds, until, most_seeds, steps, overrides, sweep, tune, check,
-            out, data, cache, device, workers, gpus_per_run, fla_path, engine, address,
-            cpus_per_run: as for `attnlab.run`. No Ray is started; what a running cluster has is in
-            the notes.
+        study: and all options but these as for `attnlab.run`. No Ray is started; what a running
+            cluster has is in the notes.
         residual_sd: standard deviation of one run's loss, seed effects removed, in nats/token. By
             default that of the runs in the study's folder, if there are any.
         anyway: plan even if the folder holds runs that the new ones cannot be compared with.
@@ -166,44 +145,22 @@ def plan(  # noqa: PLR0913  one parameter per option
 
     Raises:
         ConfigError: settings are invalid; it lists all of them.
-        ValueError: there is no such study or device; `residual_sd` is not positive; or the folder
-            holds runs that were made with different settings, or on other data.
+        ValueError: there is no such study, device or tool; `residual_sd` is not positive; or the
+            folder holds runs that were made with different settings, or on other data.
     """
     if residual_sd is not None and not 0 < residual_sd < math.inf:
         raise ValueError(f"residual_sd: must be positive, got {residual_sd}")
     if not 0 <= trial_seconds < math.inf:
         raise ValueError(f"trial_seconds: must not be negative, got {trial_seconds}")
-    request = Request(
-        study=study,
-        length=length,
-        add=add,
-        only=only,
-        seeds=seeds,
-        until=until,
-        most_seeds=most_seeds,
-        steps=steps,
-        overrides=overrides,
-        sweep=sweep,
-        tune=tune,
-        check=check,
-        out=out,
-        data=data,
-        cache=cache,
-        device=device,
-        workers=workers,
-        gpus_per_run=gpus_per_run,
-        fla_path=fla_path,
-        engine=engine,
-        address=address,
-        cpus_per_run=cpus_per_run,
-    )
+    request = Request.of(study, options)
     chosen = request.apply_options()
     require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
+    new_copies(request.track, study_dir)
     offered, power = request.capacity(chosen), _power(chosen, study_dir, residual_sd)
     tried, read = TrialOutcome(), dict[str, Data]()
     with TrialProcess(
-        chosen, request.places(), slots[0], check=check, seconds=trial_seconds
+        chosen, request.places(), slots[0], check=request.check, seconds=trial_seconds
     ) as trial:
         watch(Activity("reading the data"))
         try:
@@ -223,7 +180,9 @@ def plan(  # noqa: PLR0913  one parameter per option
             for found in trial.results(left):
                 tried.add(found, watch)
             tried.not_reached(left, trial_seconds)
-            tried.checks_left = len(of_study(chosen)) - tried.checked if check and left else 0
+            tried.checks_left = (
+                len(of_study(chosen)) - tried.checked if request.check and left else 0
+            )
     forecast = Forecast(
         schedule=schedule,
         workers=offered.workers,
@@ -254,7 +213,7 @@ def plan(  # noqa: PLR0913  one parameter per option
             *offered.notes,
             *dict.fromkeys(note for of_variant in read.values() for note in of_variant.notes),
             *tried.notes(trial_seconds),
-            *forecast.notes(gpus_per_run, gpu_bytes(offered.devices)),
+            *forecast.notes(request.gpus_per_run, gpu_bytes(offered.devices)),
         ),
     )
 

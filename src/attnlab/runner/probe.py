@@ -26,7 +26,7 @@ from typing import Any
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, setups_of
-from attnlab.config import names_in, suggestion
+from attnlab.config import names_in, require_once, suggestion
 from attnlab.data.mad import SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
 from attnlab.data.recall import MQAR, FuzzyRecall, Needle
@@ -244,6 +244,7 @@ def probe_study(
         if name not in known:
             raise ValueError(f"tasks: no task {name!r}{suggestion(name, known)}")
     changes = list(overrides)
+    require_once(changes)
     of_run = [change for change in changes if re.match(r"(data|train|model|eval)\.", change)]
     targets = named(what, [change for change in changes if change not in of_run])
     sizes = Sizes(

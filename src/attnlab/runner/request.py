@@ -9,11 +9,20 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self, TypedDict
 
-from attnlab.config import ConfigError, Problem, forget_names, is_own, names_in, own_kind
-from attnlab.config.values import require_types
-from attnlab.data import Corpus, DataConfig, Places
-from attnlab.data.batches import window_problems
+from attnlab.config import (
+    ConfigError,
+    Problem,
+    forget_names,
+    is_own,
+    names_in,
+    own_kind,
+    require_once,
+    suggestion,
+)
+from attnlab.config.values import type_problems
+from attnlab.data import Places
 from attnlab.device.machine import Slot, worker_slots
 from attnlab.device.ranks import uneven
 from attnlab.kernels.flash_linear_attention import use_fla
@@ -32,9 +41,36 @@ OPTIONS = (
 )  # they change the study
 
 
+class Options(TypedDict, total=False):
+    """The arguments that `attnlab.run` and `attnlab.plan` share; `attnlab.run` documents them."""
+
+    length: str | None
+    add: Iterable[str] | str
+    only: Iterable[str] | str | None
+    seeds: int | None
+    until: Literal["decided"] | None
+    most_seeds: int | None
+    steps: int | None
+    overrides: Iterable[str]
+    sweep: Mapping[str, Iterable[object]] | Iterable[str]
+    tune: bool | None
+    check: bool
+    out: Path | str | None
+    data: Path | str | None
+    cache: Path | str | None
+    device: str
+    workers: int | None
+    gpus_per_run: int
+    fla_path: Path | str | None
+    engine: str
+    address: str | None
+    cpus_per_run: int | None
+    track: Iterable[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of `attnlab.run` or `attnlab.plan`, which documents them."""
+    """A study and its `Options`, checked."""
 
     study: Study | Path | str
     length: str | None = None
@@ -64,7 +100,8 @@ class Request:
         for name in ("overrides", "sweep", "add", "track"):
             if isinstance(one := getattr(self, name), str):
                 object.__setattr__(self, name, [one])
-        require_types(self)
+        if problems := list(type_problems(self)):
+            raise ConfigError(problems)
         names = None if self.only is None else names_in(self.only)
         object.__setattr__(self, "only", names)
         object.__setattr__(self, "overrides", list(self.overrides))
@@ -72,6 +109,15 @@ class Request:
         object.__setattr__(self, "sweep", {path: list(of) for path, of in swept.items()})
         object.__setattr__(self, "add", list(self.add))
         object.__setattr__(self, "track", tuple(self.track))
+
+    @classmethod
+    def of(cls, study: Study | Path | str, options: Options) -> Self:
+        """Return the request for a study. Raises TypeError for an unknown option."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"no argument {name!r}{suggestion(name, known)}")
+        return cls(study=study, **options)
 
     def apply_options(self) -> Study:
         """Return the study with all options applied. Without options it is returned as it is.
@@ -101,6 +147,7 @@ class Request:
             study = dataclasses.replace(study, tuning=tuning)
         steps = [] if self.steps is None else [f"train.steps={self.steps}"]
         assignments = [*steps, *self.overrides]
+        require_once(assignments)
         assert isinstance(self.sweep, Mapping)
         if "seed" in [*paths_of(assignments), *self.sweep]:
             message = "a study has the seeds 0 to N - 1, by --seeds N; attnlab train has --seed N"
@@ -230,44 +277,3 @@ def require_importable(study: Study) -> None:
     )
     if problems:
         raise ConfigError(problems)
-
-
-def read_data(study: Study, places: Places) -> dict[str, Corpus]:
-    """Return each variant's data; it is read, tokenized and cached before any worker needs it.
-
-    Raises:
-        DataError: data is missing or unfit.
-        ConfigError: the training split is shorter than one window, or the validation split than
-            one of `eval.lengths`.
-    """
-    found = dict[DataConfig, Corpus]()
-    for config in study.variants.values():
-        if config.data not in found:
-            found[config.data] = config.data.load(places)
-    by_variant = {name: found[config.data] for name, config in study.variants.items()}
-    problems = dict.fromkeys(
-        problem
-        for name, config in study.variants.items()
-        for problem in window_problems(
-            by_variant[name], config.train.seq_len, config.eval.lengths or ()
-        )
-    )
-    if problems:
-        raise ConfigError(problems)
-    return by_variant
-
-
-def notes_on_data(study: Study, read: Mapping[str, Corpus]) -> list[str]:
-    """Return what the user should know of the data before training, a sentence each."""
-    notes = list[str]()
-    for corpus in {id(corpus): corpus for corpus in read.values()}.values():
-        notes += [*corpus.notes, *corpus.overlaps()]
-    for name, corpus in read.items():
-        length = study.variants[name].train.seq_len
-        notes += [
-            f"the {split} split has {len(tokens)} tokens, less than one window of train.seq_len="
-            f"{length}: its loss is that of one shorter window"
-            for split, tokens in corpus.splits().items()
-            if len(tokens) <= length
-        ]
-    return list(dict.fromkeys(notes))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, check_targets, of_study
@@ -19,8 +19,9 @@ from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Started, Watch
 from attnlab.runner.processes import require_processes
-from attnlab.runner.request import Request, notes_on_data, read_data, require_importable
+from attnlab.runner.request import Options, Request, require_importable
 from attnlab.runner.schedule import open_schedule
+from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule, stopped_by_errors
 from attnlab.runner.workers.local import LocalWorkers
@@ -44,34 +45,13 @@ class ViolatedPropertyError(ValueError):
         super().__init__("\n".join(["nothing was run; these properties are violated:", *violated]))
 
 
-def run(  # noqa: PLR0913  one parameter per option
+def run(
     study: Study | Path | str,
     *,
-    length: str | None = None,
-    add: Iterable[str] | str = (),
-    only: Iterable[str] | str | None = None,
-    seeds: int | None = None,
-    until: Literal["decided"] | None = None,
-    most_seeds: int | None = None,
-    steps: int | None = None,
-    overrides: Iterable[str] = (),
-    sweep: Mapping[str, Iterable[object]] | Iterable[str] = (),
-    tune: bool | None = None,
-    check: bool = True,
-    out: Path | str | None = None,
-    data: Path | str | None = None,
-    cache: Path | str | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    gpus_per_run: int = 1,
-    fla_path: Path | str | None = None,
-    engine: str = "local",
-    address: str | None = None,
-    cpus_per_run: int | None = None,
-    track: Iterable[str] = (),
     anyway: bool = False,
     watch: Watch = ignore,
     command: str | None = None,
+    **options: Unpack[Options],
 ) -> Analysis:
     """Train every variant of a study that is not trained yet, and compare them.
 
@@ -138,31 +118,7 @@ def run(  # noqa: PLR0913  one parameter per option
         RuntimeError: it is called while a process of the caller imports the calling script.
     """
     require_processes()
-    request = Request(
-        study=study,
-        length=length,
-        add=add,
-        only=only,
-        seeds=seeds,
-        until=until,
-        most_seeds=most_seeds,
-        steps=steps,
-        overrides=overrides,
-        sweep=sweep,
-        tune=tune,
-        check=check,
-        out=out,
-        data=data,
-        cache=cache,
-        device=device,
-        workers=workers,
-        gpus_per_run=gpus_per_run,
-        fla_path=fla_path,
-        engine=engine,
-        address=address,
-        cpus_per_run=cpus_per_run,
-        track=track,
-    )
+    request = Request.of(study, options)
     chosen = request.apply_options()
     require_importable(chosen)
     with request.cluster() as cluster:

@@ -133,11 +133,23 @@ TOOLS: Mapping[str, Callable[[Path], NewCopy]] = {
 }
 
 
+def new_copies(tools: Iterable[str], study_dir: Path) -> dict[str, NewCopy]:
+    """Return the function of each tool that starts the copy of a run.
+
+    Raises ValueError if a tool is unknown, not installed, or not logged in.
+    """
+    found = dict[str, NewCopy]()
+    for tool in tools:
+        if tool not in TOOLS:
+            raise ValueError(f"no tracking tool {tool!r}{suggestion(tool, TOOLS)}")
+        found[tool] = TOOLS[tool](study_dir)
+    return found
+
+
 class Tracker:
     """Copies of runs in several tools. A tool that raises is dropped with a notice; runs go on.
 
-    Raises:
-        ValueError: a tool is unknown, not installed, or not logged in.
+    Raises ValueError as `new_copies` does.
     """
 
     def __init__(
@@ -145,11 +157,7 @@ class Tracker:
     ) -> None:
         """`notify` is called with a message for the user."""
         self._notify = notify
-        self._copies = dict[str, _Copies]()
-        for tool in tools:
-            if tool not in TOOLS:
-                raise ValueError(f"no tracking tool {tool!r}{suggestion(tool, TOOLS)}")
-            self._copies[tool] = _Copies(TOOLS[tool](study_dir))
+        self._copies = {tool: _Copies(new) for tool, new in new_copies(tools, study_dir).items()}
 
     def __enter__(self) -> Self:
         return self

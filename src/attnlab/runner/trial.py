@@ -28,7 +28,7 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.comparable import of_run
 from attnlab.runner.events import Watch
 from attnlab.runner.forecast import RunTime, from_flops, time_run
-from attnlab.runner.request import notes_on_data, read_data
+from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.study import Activity
 from attnlab.study.study import Study
 from attnlab.training.assemble import memory_advice

@@ -2,50 +2,18 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from attnlab.config import Problem, setting_at, suggestion
 from attnlab.record import TUNING_SEED, Rung, folder_name
 
 MOST_BYTES = 100  # of a name, in UTF-8; file systems allow 255 for the name of a folder
 MOST_IN_FOLDER = 200  # of the name of the folder, where some characters take three bytes
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a tuple",
-    Mapping: "a dict",
-}
 _DEVICES = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
 )  # Windows refuses them
 _OF_ATTNLAB = re.compile(r"seed-\d+(\.partial)?|tensorboard|wandb", re.IGNORECASE)
-
-
-def type_problems(study: object) -> Iterator[Problem]:
-    """Yield the values of a dataclass that have not the type of their field."""
-    hints = get_type_hints(type(study))
-    for name, value in vars(study).items():
-        yield from _of_another_type(hints[name], value, name)
-
-
-def _of_another_type(hint: Any, value: Any, path: str) -> Iterator[Problem]:
-    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-    if value is None and NoneType in options:
-        return
-    hint = next(option for option in options if option is not NoneType)
-    kind, inside = get_origin(hint) or hint, get_args(hint)
-    if isinstance(value, Mapping) and kind is Mapping:
-        for key, item in cast("Mapping[object, object]", value).items():
-            yield from _of_another_type(inside[1], item, f"{path}.{key}")
-    elif isinstance(value, tuple | list) and kind is tuple:
-        for place, item in enumerate(cast("Sequence[object]", value)):
-            yield from _of_another_type(inside[0], item, f"{path}.{place}")
-    elif not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-        yield Problem(path, f"expected {_WORDS.get(kind, f'a {kind.__name__}')}, got {shown}")
 
 
 def name_problems(study: str, variants: Collection[str]) -> Iterator[Problem]:

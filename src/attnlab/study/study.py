@@ -8,6 +8,7 @@ from pathlib import Path
 from attnlab.analysis.fairness import Design, designed
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
+from attnlab.config.values import type_problems
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import Cell, Rung, StudyRecord, cells_of, tuning_seed
 from attnlab.study import shorter_runs
@@ -19,7 +20,6 @@ from attnlab.study.problems import (
     number_problems,
     seeds_problems,
     swept_problems,
-    type_problems,
 )
 from attnlab.study.shorter_runs import changed_runs, override_run
 from attnlab.training.carried import sources_of

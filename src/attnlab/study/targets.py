@@ -21,7 +21,15 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
-from attnlab.config import classes_of, forget_names, is_own, load_file, settings, suggestion
+from attnlab.config import (
+    classes_of,
+    forget_names,
+    is_own,
+    load_file,
+    require_once,
+    settings,
+    suggestion,
+)
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.llama_checkpoint import Checkpoint, find_checkpoint
 from attnlab.study.study import Study
@@ -63,13 +71,14 @@ def named(what: Iterable[Nameable], assignments: Iterable[str] = ()) -> list[Nam
 
     Raises:
         ValueError: nothing is named, or a name is unknown.
-        ConfigError: the settings of a study are impossible.
+        ConfigError: the settings of a study are impossible, or a setting is given two values.
 
     >>> [kind] = named(["mla:kv_lora_rank=8,n_heads=2"], ["n_heads=4"])
     >>> kind.kind.__name__, kind.assignments
     ('MLA', ['n_heads=4', 'kv_lora_rank=8', 'n_heads=2'])
     """
     changes = list(assignments)
+    require_once(changes)
     found = [target for one in what for target in _named(one, changes)]
     if not found:
         got = f"; got only settings, {', '.join(changes)}" if changes else ""
@@ -139,6 +148,7 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
     name = match["name"] if match else word
     # a comma inside a value, as in betas=0.9,0.95, is followed by no key
     own = re.split(rf",(?={_KEY})", match["settings"]) if match else []
+    require_once(own)
     if name == "all":
         for kind, cls in sorted(MechanismConfig.kinds.items()):
             if not is_own(cls):

@@ -85,7 +85,8 @@ class LossInRange(Hypothesis):
         who = f"{listed(self.variants)} has" if len(self.variants) == 1 else ""
         who = who or f"Each of {listed(self.variants)} has"
         what = "a lowest validation loss" if self.best else "a loss"
-        return f"{who} {what} of {self.low:g} to {self.high:g} nats/token."
+        low, high = f"{self.low:g}", f"{self.high:g} nats/token"
+        return f"{who} {what} of {f'{low} to' if self.low > 0 else 'at most'} {high}."
 
     def judge(self, evidence: Evidence) -> Finding:
         def measured(variant: Variant, split: str) -> Interval | None:
