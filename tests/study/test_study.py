@@ -3,6 +3,7 @@
 A sweep makes a study of another: every combination of the values of some settings.
 """
 
+import inspect
 import json
 from dataclasses import replace
 
@@ -225,6 +226,17 @@ def test_the_same_data_in_another_place_is_the_same_run():
     )
     assert here.identity("data") == there.identity("data")
     assert here.identity("data") != here.identity("other data")
+
+
+def test_a_variant_that_stands_twice_in_a_file_is_an_error(tmp_path):
+    path = tmp_path / "twice.py"
+    source = inspect.getsource(tiny_study)
+    path.write_text(f"{source}\nlosses = {{'a': 1, 'b': 2, **{{'a': 3}}}}\n")
+    load_study(str(path))
+    path.write_text(f"{source}\nlosses = {{'a': 1, 'b': 2,\n'a': 3}}\n")
+    with pytest.raises(ConfigError, match="'a' is a key twice in one dict") as raised:
+        load_study(str(path))
+    assert str(raised.value).startswith(f"{path}:{len(source.splitlines()) + 3}: ")
 
 
 def test_an_edited_mechanism_of_ones_own_is_another_run(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Problems of a study's definition: names that cannot be folders, groups, seeds, a ladder."""
 
+import ast
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -99,6 +100,21 @@ def swept_problems(paths: Iterable[str], settings: Collection[Any]) -> Iterator[
     for path in paths:
         if all(setting_at(tree, path, nothing) is nothing for tree in settings):
             yield Problem("swept", f"no variant has a setting {path!r}")
+
+
+def repeated_keys(file: str, source: bytes) -> Iterator[Problem]:
+    """Yield the keys, such as names of variants, that a dict in a study's file has twice."""
+    for node in ast.walk(ast.parse(source)):
+        seen = set[str]()
+        for key in node.keys if isinstance(node, ast.Dict) else ():
+            if isinstance(key, ast.Constant):
+                shown = repr(key.value)
+                if shown in seen:
+                    message = (
+                        f"{shown} is a key twice in one dict, which keeps the last; rename one"
+                    )
+                    yield Problem(f"{file}:{key.lineno}", message)
+                seen.add(shown)
 
 
 def _reason(name: object) -> str | None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  loads every kind
 from attnlab.config import (
+    ConfigError,
     classes_of,
     forget_names,
     is_own,
@@ -32,6 +33,7 @@ from attnlab.config import (
 )
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.llama_checkpoint import Checkpoint, find_checkpoint
+from attnlab.study.problems import repeated_keys
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
 
@@ -231,7 +233,10 @@ def load_study(name: str) -> Study:
     """
     forget_names()
     if name.endswith(".py"):
-        study = _study_of(load_file(Path(name)), Path(name).stem)
+        module = load_file(Path(name))
+        if repeated := list(repeated_keys(name, Path(name).expanduser().read_bytes())):
+            raise ConfigError(repeated)
+        study = _study_of(module, Path(name).stem)
         return study.in_folder(Path(name).expanduser().resolve().parent)
     known = shipped_names()
     if name not in known:
