@@ -5,6 +5,7 @@ Generated text is what the model says, token by token.
 
 import copy
 import math
+import shutil
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from attnlab.mechanisms.gated_delta_net import GatedDeltaNet
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.language_model import LanguageModel, ModelConfig
+from attnlab.record import write_json
 from attnlab.runner.execute import corpus_of, execute
 from attnlab.training.run import Run
 
@@ -328,6 +330,16 @@ def test_a_run_loads_back_with_its_tokenizer(run_folder):
     assert trained.codec.decode(ids) == "def é"
     logits = trained.model.logits(torch.from_numpy(ids.astype("int64"))[None])
     assert logits.shape == (1, 6, 256)
+
+
+def test_a_run_without_weights_says_that_it_diverged(run_folder):
+    shutil.rmtree(run_folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"there is none, as with train\.keep=none"):
+        load_run(run_folder, CPU)
+    ended = {"status": "diverged", "reason": "train loss is nan at step 2"}
+    write_json(run_folder / "summary.json", ended)
+    with pytest.raises(ValueError, match="checkpoints: the run diverged: train loss is nan at"):
+        load_run(run_folder, CPU)
 
 
 def test_a_missing_or_damaged_run_says_so(run_folder):

@@ -19,6 +19,7 @@ from attnlab.model.language_model import LanguageModel
 from attnlab.model.llama_checkpoint import Checkpoint as LlamaCheckpoint
 from attnlab.model.llama_checkpoint import find_checkpoint, read_weights
 from attnlab.record.atomic_files import DamagedError
+from attnlab.record.json_text import read_foreign_object
 from attnlab.record.verified_folder import STATE
 from attnlab.training.checkpoint import Checkpoint, load_newest, load_weights
 from attnlab.training.run import RunConfig
@@ -131,6 +132,10 @@ def checkpoint_of(
         why = "; ".join(found.skipped) or f"there is {which}, as with train.keep=none"
         if any(folder.glob("weights-*")):
             why = "its weights alone were kept (train.keep=weights); train it with train.keep=last"
+        if (summary := run / "summary.json").is_file():
+            ended = read_foreign_object(summary)
+            if not found.skipped and ended.get("status") == "diverged":
+                why = f"the run diverged: {ended.get('reason')}"
         raise ValueError(f"no usable checkpoint in {folder}: {why}")
     return found.checkpoint, found.note
 
