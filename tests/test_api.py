@@ -267,10 +267,10 @@ def test_check_gives_what_the_command_shows(bugs):
         "FLOPs of a step are as stated"
     ]
     settings, *of_study = attnlab.check(
-        attnlab.GroupedQuery(n_heads=4), tiny_study.study.only(["mha", "identity"]), quick=True
+        attnlab.Identity(), tiny_study.study.only(["mqa", "identity"]), quick=True
     )
-    assert settings.target.config == attnlab.GroupedQuery(n_heads=4)
-    assert [checked.target.name for checked in of_study] == ["mha", "identity"]
+    assert settings.target.config == attnlab.Identity()
+    assert [checked.target.name for checked in of_study] == ["mqa", "identity"]
     assert all(checked.holds for checked in (settings, *of_study))
 
 

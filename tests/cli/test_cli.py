@@ -75,7 +75,10 @@ def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tm
         (("run", TINY, "n_heads=3"), "did you mean 'model.mechanisms.0.n_heads'?"),
         (("run", TINY, "mha"), "  mha: no value is given; write section.key=value"),
         (("run", TINY, "model.mechanisms.9.n_heads=3"), "no item '9'; known: 0"),
-        (("run", TINY, "--out", "/proc/no"), "error: /proc/no: No such file or directory; name"),
+        (
+            ("run", TINY, "--no-check", "--out", "/proc/no"),
+            "/proc/no: No such file or directory; name",
+        ),
         (("rum", TINY), "error: no command 'rum'; did you mean 'run'? (attnlab --help lists"),
         (("doctor", "more"), "error: unexpected more (attnlab doctor --help lists"),
         (("bench", "mla", "--what", "trian"), "error: --what: 'trian' is not one of"),

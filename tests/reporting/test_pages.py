@@ -78,6 +78,12 @@ def study_dir(tmp_path):
     return tmp_path / "mechanisms"
 
 
+@pytest.fixture
+def no_curves(monkeypatch):
+    """Leave the charts of losses against steps and time out: two thirds of the time of a page."""
+    monkeypatch.setattr("attnlab.reporting.figures.page_charts.Charts.curves", lambda _: ())
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     study_dir = tmp_path_factory.mktemp("page") / "mechanisms"
@@ -198,7 +204,9 @@ def test_two_hundred_variants_make_a_page_that_a_browser_opens_in_time(tmp_path)
     assert "The best 22 of 200 variants; the tables have all." in html
 
 
-def test_many_letters_leave_room_for_the_differences_and_points_keep_their_variants(study_dir):
+def test_many_letters_leave_room_for_the_differences_and_points_keep_their_variants(
+    study_dir, no_curves
+):
     complete(study_dir)
     found = in_full(study_dir)
     many = tuple(ascii_lowercase[:20])
@@ -294,7 +302,7 @@ def test_there_is_a_page_at_any_stage(study_dir, make):
     assert "nan" not in re.sub(r"loss is nan", "", "".join(Outline(html).text.get("td", [])))
 
 
-def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir):
+def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir, no_curves):
     partial(study_dir)
     analysis = replace(in_full(study_dir), left_out={"identity": "a seed diverged"})
     html = page(analysis)
@@ -330,7 +338,7 @@ def in_terminal(study_dir, width):
     return console.file.getvalue()
 
 
-def test_a_study_may_have_no_baseline_and_may_have_a_test_split(study_dir):
+def test_a_study_may_have_no_baseline_and_may_have_a_test_split(study_dir, no_curves):
     plan(study_dir, baseline=None, variants=("mha", "identity"))
     for variant in ("mha", "identity"):
         for seed in (0, 1, 2):

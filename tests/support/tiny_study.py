@@ -56,7 +56,7 @@ study = Study(
     },
 )
 
-_longer = replace(base.train, steps=30, eval_every=30, checkpoint_every=10)
+_longer = replace(base.train, steps=30, eval_every=30, eval_batch_size=512, checkpoint_every=10)
 _shallow = replace(base.model, n_layers=1)
 twins = replace(
     study,

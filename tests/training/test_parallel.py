@@ -110,8 +110,9 @@ def trained(
     return step.measured_SC[:steps].tolist()
 
 
-BASE = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1))
-SETTINGS = {"steps": 20, "checkpoint_every": 5}
+TRAIN = replace(tiny_study.base.train, eval_batch_size=256)
+BASE = replace(tiny_study.base, model=model(feedforward=EXPERTS, dropout=0.1), train=TRAIN)
+SETTINGS = {"steps": 20, "checkpoint_every": 5, "eval_batch_size": 256}
 LONGER = replace(tiny_study.base, train=replace(tiny_study.base.train, **SETTINGS))
 RUNS = {  # by name: the run, and up to which step how many processes train
     "whole": (BASE, [(2, None)]),

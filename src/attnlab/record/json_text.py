@@ -253,9 +253,14 @@ def _depth_is_usual(value: Any) -> bool:
     return not level
 
 
+_PLAIN = {str, int, bool, type(None)}
+
+
 def standard(value: Any) -> Any:
     """Return `value` as standard JSON values, with the names of numbers that are not finite."""
-    if isinstance(value, np.generic):
+    if type(value) in _PLAIN:  # most values; the questions below take ten times as long
+        return value
+    if type(value) is not float and isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
