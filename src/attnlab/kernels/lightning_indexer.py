@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import kl_div, pad
+from torch.nn.functional import pad
 
 COUNTED = 1024  # scores of a row that a compiled kernel on CUDA holds while it counts them
 _AS_INTEGER = {16: torch.int16, 32: torch.int32, 64: torch.int64}
@@ -175,10 +175,13 @@ def loss_of_block(
     wide = torch.promote_types(dtype, torch.float32)
     sum_BTS = weights_BHTS.sum(1, dtype=wide)
     target_BTS = sum_BTS.div_(sum_BTS.sum(-1, keepdim=True))
-    log_BTS = (index_BTS + bias_BTS).log_softmax(-1, dtype=wide)
-    g_BTS = log_BTS.exp().sub_(target_BTS).to(dtype)
-    finite_BTS = log_BTS.clamp_(min=torch.finfo(wide).min)  # times a target of 0: not NaN
-    value = kl_div(finite_BTS, target_BTS, reduction="sum")
+    selected_BTS = index_BTS + bias_BTS
+    g_BTS = selected_BTS.softmax(-1, dtype=wide).sub_(target_BTS).to(dtype)
+    # finite where the target is 0: their product is then 0, and kernels of CPUs are slow at limits
+    limits = torch.finfo(wide)
+    log_BTS = selected_BTS.log_softmax(-1, dtype=wide).clamp_(min=limits.min)
+    log_target_BTS = target_BTS.clamp(min=limits.tiny).log_()
+    value = log_target_BTS.sub_(log_BTS).mul_(target_BTS).sum()
 
     q_BTJI, k_BSI, weights_BTJ = (x.to(dtype) for x in index)
     g_BTJS = g_BTS[:, :, None].expand_as(active_BTJS)
