@@ -362,6 +362,10 @@ def test_checks_leave_the_random_stream_and_the_threads_as_they_were():
     assert torch.get_num_threads() == threads
 
 
+def test_the_precision_is_that_of_the_computation_whatever_is_asked_first():
+    assert Subject(config=small("identity"), d_model=32).precision == torch.float64
+
+
 def test_a_check_does_not_load_the_compiler_which_takes_a_second(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import of it fails
     assert_correct("identity", quick=True)

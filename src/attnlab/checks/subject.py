@@ -289,8 +289,8 @@ class Subject(Shapes):
 
         def call() -> None:
             self.forward(mechanism, EVAL, x_BTD)
-            if self.decodes:
-                self.decode(mechanism, x_BTD, prompt=3)
+            if mechanism.decodes:
+                self.decode(mechanism, x_BTD, prompt=14)  # a block of 16 tokens ends after it
 
         return narrowest_dtype(call, self.dtype) or self.dtype
 
