@@ -49,8 +49,15 @@ study = Study(
         Better(variants=("mha",), than=("sparse_64", "sparse_32", "linear")),
         Better(variants=("mha",), than=("identity",)),
     ),
-    variants={
+    variants={  # slow ones first, so that no core is idle for long at the end
         "mha": base,
+        "linear": base.with_mechanisms(GatedDeltaNet(n_heads=4, head_dim=16)),
+        "sparse_64": base.with_mechanisms(
+            DeepseekSparse(n_heads=4, n_kv_heads=4, top_k=64, index_head_dim=16)
+        ),
+        "sparse_32": base.with_mechanisms(
+            DeepseekSparse(n_heads=4, n_kv_heads=4, top_k=32, index_head_dim=16)
+        ),
         "mla": base.with_mechanisms(
             MLA(
                 n_heads=4,
@@ -65,13 +72,6 @@ study = Study(
         "mqa": base.with_mechanisms(GroupedQuery(n_heads=4, n_kv_heads=1)),
         "sliding_64": base.with_mechanisms(SlidingWindow(n_heads=4, n_kv_heads=4, window=64)),
         "sliding_32": base.with_mechanisms(SlidingWindow(n_heads=4, n_kv_heads=4, window=32)),
-        "sparse_64": base.with_mechanisms(
-            DeepseekSparse(n_heads=4, n_kv_heads=4, top_k=64, index_head_dim=16)
-        ),
-        "sparse_32": base.with_mechanisms(
-            DeepseekSparse(n_heads=4, n_kv_heads=4, top_k=32, index_head_dim=16)
-        ),
-        "linear": base.with_mechanisms(GatedDeltaNet(n_heads=4, head_dim=16)),
         "identity": base.with_mechanisms(Identity()),
     },
 )
