@@ -154,10 +154,10 @@ def test_the_results_so_far_take_a_small_share_of_the_time(tmp_path, monkeypatch
     monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(running, "write_results", write)
     results = running.ResultsSoFar()
-    for _ in range(1000):  # a run ends every second
+    for _ in range(5000):  # a run ends every second
         now[0] += 1
         results.update(tmp_path)
-    assert 10 * len(written) <= 0.06 * now[0]
+    assert 10 * len(written) <= 0.015 * now[0]
     assert len(written) > 3
 
 
