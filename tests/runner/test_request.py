@@ -109,6 +109,28 @@ def test_an_unknown_argument_suggests_another():
             function("quickstart", sedds=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"add": ["a=mla", "a=identity"]}, "add.a: two mechanisms have this name"),
+        ({"add": ["mla", "mla:n_heads=2"]}, "add.mla: two mechanisms have this name"),
+        (
+            {"steps": 30, "sweep": ["train.steps=10,20"], "tune": False},
+            "sweep.train.steps: 30 is given, too, and not among 10, 20; drop it",
+        ),
+    ],
+)
+def test_what_is_given_twice_is_refused(options, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        Request(study=TUNED, **options).apply_options()
+
+
+def test_a_swept_setting_may_begin_at_one_of_its_values():
+    options = {"steps": 20, "sweep": {"train.steps": [10, 20]}, "tune": False}
+    swept = Request(study=TUNED, **options).apply_options()
+    assert {config.train.steps for config in swept.variants.values()} == {10, 20}
+
+
 def test_a_number_may_be_that_of_another_library():
     study = Request(study=TUNED, seeds=np.int64(2), workers=np.int64(1)).apply_options()
     assert replace(study, margin=np.float32(0.5), most_seeds=np.int32(3)).seeds == 2

@@ -26,6 +26,7 @@ from attnlab.data import Places
 from attnlab.device.machine import Slot, worker_slots
 from attnlab.device.ranks import uneven
 from attnlab.kernels.flash_linear_attention import use_fla
+from attnlab.mechanism import MechanismConfig
 from attnlab.record import require_results_folder
 from attnlab.runner.workers.ray_cluster import Capacity, Cluster, capacity
 from attnlab.study.shorter_runs import paths_of
@@ -136,7 +137,7 @@ class Request:
         study = self.study if isinstance(self.study, Study) else load_study(str(self.study))
         if self.length is not None:
             study = study.at_length(self.length)
-        added = dict(map(addition, self.add))
+        added = self._added()
         if added:
             study = study.add(added)
         if self.only is not None:
@@ -153,9 +154,28 @@ class Request:
             message = "a study has the seeds 0 to N - 1, by --seeds N; attnlab train has --seed N"
             raise ConfigError([Problem("seed", message)])
         changed = study.override(assignments) if assignments else study
+        self._require_swept(assignments)
         if self.sweep:
             changed = sweep(changed, self.sweep, assignments)
         return changed.in_folder(Path.cwd())  # records hold paths that mean the same everywhere
+
+    def _added(self) -> dict[str, MechanismConfig]:
+        """Return the mechanisms to add as variants. Raises ConfigError for two of one name."""
+        found = dict[str, MechanismConfig]()
+        for name, mechanism in map(addition, self.add):
+            if found.setdefault(name, mechanism) != mechanism:
+                message = "two mechanisms have this name; write --add NAME=KIND for each"
+                raise ConfigError([Problem(f"add.{name}", message)])
+        return found
+
+    def _require_swept(self, assignments: Iterable[str]) -> None:
+        """Raise ConfigError for a setting that is given a value beside a sweep of others."""
+        assert isinstance(self.sweep, Mapping)
+        for path, _, text in (one.partition("=") for one in assignments):
+            swept = [str(value) for value in self.sweep.get(path.strip(), (text.strip(),))]
+            if text.strip() not in swept:
+                message = f"{text.strip()} is given, too, and not among {', '.join(swept)}"
+                raise ConfigError([Problem(f"sweep.{path.strip()}", f"{message}; drop it")])
 
     def _with_seeds(self, study: Study) -> Study:
         """Return the study with the numbers of seeds asked for."""
