@@ -87,6 +87,66 @@ def of_changed_scores(kernel, products, qkv):
     return value_and_gradients(form, [*qkv, scores.sinks_H])
 
 
+LAYOUTS = ("B H T V", "B T H V", "T V B H")
+
+
+def in_layout(y_BHTV, layout):
+    """Return the same tensor, whose gradient comes in this layout."""
+    there = [("B H T V").split().index(axis) for axis in layout.split()]
+    back = [there.index(axis) for axis in range(4)]
+    return y_BHTV.permute(there).contiguous().permute(back)
+
+
+def with_layout(kernel, layout, qkv):
+    """Return the gradients where that of the output comes in a layout, and the layouts seen."""
+    seen, real = [], kernels.scaled_dot_product_attention
+
+    def spied(*args, **settings):
+        y = real(*args, **settings)
+        y.register_hook(lambda grad: seen.append((grad.stride(), y.stride())))
+        return y
+
+    kernels.scaled_dot_product_attention = spied
+    try:
+        y_BHTV = (
+            windowed_attention.windowed_attention(*qkv, window=W, kernel=kernel)
+            if kernel == "banded"
+            else kernels.attention(*qkv, kernel=kernel)
+        )
+        weighted = in_layout(y_BHTV, layout) * in_layout(direction_of(y_BHTV), layout)
+        return torch.autograd.grad(weighted.sum(), qkv), seen
+    finally:
+        kernels.scaled_dot_product_attention = real
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", ["sdpa", "math", "flash", "banded"])
+@pytest.mark.parametrize("widths", [(16, 16), (10, 6)], ids=str)
+def test_a_kernel_gets_its_gradient_in_the_layout_of_its_output(widths, kernel, layout):
+    qkv = inputs(24, widths)
+    found, seen = with_layout(kernel, layout, qkv)
+    assert seen and all(grad == output for grad, output in seen)
+    window = W if kernel == "banded" else math.inf
+    _, expected = value_and_gradients(lambda *x: by_hand(*x, window=window), qkv)
+    assert_close(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["sdpa", "cudnn", "flash", "efficient", "banded"])
+def test_layers_of_other_layouts_in_one_process_get_right_gradients(kernel):
+    exact = inputs(256, (32, 32), n_kv_heads=4)
+    window = W if kernel == "banded" else 256
+    _, expected = value_and_gradients(
+        lambda *x: windowed_attention.windowed_attention(*x, window=window, kernel="plain"), exact
+    )
+    qkv = [x.detach().to(CUDA, torch.bfloat16).requires_grad_() for x in exact]
+    for layout in (*LAYOUTS, *reversed(LAYOUTS)):
+        found, _ = with_layout(kernel, layout, qkv)
+        for mine, right in zip(found, expected, strict=True):
+            error = (mine.double().cpu() - right).norm() / right.norm()
+            assert error < 0.03, f"{layout}: a gradient is off by {error:.2g} of its norm"
+
+
 @pytest.mark.parametrize("kernel", ON_A_CPU[1:])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 2, 130])

@@ -26,12 +26,17 @@ With scores that are no products alone, capped or penalised by distance (`scores
 `blocked` and `flex` serve; `auto` is then `flex` on CUDA without dropout, and `blocked` elsewhere.
 Sinks are served by all.
 
+torch keeps cuDNN's backward pass by the layouts of queries, keys and values, and not by that of the
+gradient that it was made for. A second layer in the process whose gradient has another layout gets
+wrong gradients without an error (pytorch pull request 191576). So `fused_attention` hands every
+gradient on in the layout of the output.
+
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
 V value width.
 """
 
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -170,7 +175,7 @@ def _sdpa(
         scale = key**-0.5
     backend = _BACKENDS.get(kernel)
     with nullcontext() if backend is None else sdpa_kernel(backend):
-        y_BHTV = scaled_dot_product_attention(
+        y_BHTV = fused_attention(
             flex.padded(q_BHTK, wide_key),
             flex.padded(k_BHTK, wide_key),
             flex.padded(v_BHTV, wide_value),
@@ -179,6 +184,32 @@ def _sdpa(
             scale=scale,
         )
     return y_BHTV[..., :value]
+
+
+def fused_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSV: Tensor, **settings: Any) -> Tensor:
+    """Return `y_BHTV` of torch's scaled_dot_product_attention, whose gradient has its layout."""
+    y_BHTV = scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSV, **settings)
+    return _GradientInLayout.apply(y_BHTV) if y_BHTV.requires_grad else y_BHTV
+
+
+class _GradientInLayout(torch.autograd.Function):
+    """The same tensor, whose gradient arrives in the layout of the tensor, copied if need be."""
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.stride = inputs[0].stride()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (grad,) = grad_outputs
+        if grad.stride() == ctx.stride:
+            return grad
+        copy = torch.empty_strided(grad.shape, ctx.stride, dtype=grad.dtype, device=grad.device)
+        return copy.copy_(grad)
 
 
 def flops(

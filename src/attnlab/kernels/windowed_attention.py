@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from attnlab.kernels import attention, flex
 from attnlab.kernels.scores import UNCHANGED, Scores, with_sink
@@ -202,6 +202,5 @@ def _in_band(
     if scores.sinks_H is not None:
         q_BHWK, k_BHMK, v_BHMV = with_sink(q_BHWK, k_BHMK, v_BHMV, scores.sinks_H)
         seen_WM = pad(seen_WM, (1, 0), value=True)
-    return scaled_dot_product_attention(
-        q_BHWK, k_BHMK, v_BHMV, attn_mask=seen_WM, dropout_p=dropout, scale=scale
-    )
+    settings = {"attn_mask": seen_WM, "dropout_p": dropout, "scale": scale}
+    return attention.fused_attention(q_BHWK, k_BHMK, v_BHMV, **settings)

@@ -250,45 +250,49 @@ class SoftmaxHeads(RotaryHeads[Cache], HandingMechanism[Cache]):
             return v_BGTV
         return torch.cat(v_BGTV.chunk(2, 1), -1).repeat(1, 2, 1, 1)
 
-    def _difference(self, y_BHTV: Tensor) -> Tensor:
+    def _difference(self, y_BTHV: Tensor) -> Tensor:
         """Return the normed difference of pairs of heads, in float32 or wider inside."""
-        wide = torch.promote_types(y_BHTV.dtype, torch.float32)
+        wide = torch.promote_types(y_BTHV.dtype, torch.float32)
         first, second = (
             (self.get_parameter(q).to(wide) * self.get_parameter(k).to(wide)).sum().exp()
             for q, k in (_LAMBDAS[:2], _LAMBDAS[2:])
         )
-        plus_BHTV, minus_BHTV = y_BHTV.to(wide).chunk(2, 1)
-        left_BHTV = plus_BHTV - (first - second + _LAMBDA_INIT) * minus_BHTV
-        normed_BHTV = left_BHTV * (left_BHTV.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
-        return ((1 - _LAMBDA_INIT) * normed_BHTV).to(y_BHTV.dtype)
+        plus_BTHV, minus_BTHV = y_BTHV.to(wide).chunk(2, 2)
+        left_BTHV = plus_BTHV - (first - second + _LAMBDA_INIT) * minus_BTHV
+        normed_BTHV = left_BTHV * (left_BTHV.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return ((1 - _LAMBDA_INIT) * normed_BTHV).to(y_BTHV.dtype)
 
     def _scores(self) -> Scores:
         """Return the changes of the scores."""
         return Scores(self.config.logit_softcap, self.alibi_slopes, self.sinks)
 
     def _output(self, x_BTD: Tensor, y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
-        """Return `y_BTD` of what the heads have read, and of the tokens' own values."""
-        if self.config.differential:
-            y_BHTV, v_BGTV = self._difference(y_BHTV), v_BGTV[:, : v_BGTV.shape[1] // 2]
-        if self.config.exclusive:
-            y_BHTV = without_direction(y_BHTV, v_BGTV)
+        """Return `y_BTD` of what the heads have read, and of the tokens' own values.
+
+        Everything after the kernel is computed token by token, as the output projection reads it.
+        So the kernel's backward pass gets a gradient in one layout, whatever the settings.
+        """
         y_BTHV = rearrange(y_BHTV, "B H T V -> B T H V")
+        if self.config.differential:
+            y_BTHV, v_BGTV = self._difference(y_BTHV), v_BGTV[:, : v_BGTV.shape[1] // 2]
+        if self.config.exclusive:
+            y_BTHV = without_direction(y_BTHV, rearrange(v_BGTV, "B G T V -> B T G V"))
         if self.g_proj is not None:
             gate_BTHV = self.g_proj(x_BTD).unflatten(-1, (self.config.n_outputs, -1)).sigmoid()
             y_BTHV = y_BTHV * gate_BTHV
         return self.o_proj(y_BTHV.flatten(2))
 
 
-def without_direction(y_BHTV: Tensor, v_BGTV: Tensor) -> Tensor:
-    """Return `y` without its part along `v`, computed in float32 or wider.
+def without_direction(y_BTHV: Tensor, v_BTGV: Tensor) -> Tensor:
+    """Return `y` without its part along the value of its group, computed in float32 or wider.
 
     It is 0 where the rest is rounding alone, as at the first token, which reads only itself.
     """
-    wide = torch.promote_types(y_BHTV.dtype, torch.float32)
-    repeats = y_BHTV.shape[1] // v_BGTV.shape[1]
-    u_BHTV = normalize(v_BGTV.to(wide), dim=-1).repeat_interleave(repeats, 1)
-    along_BHT1 = (y_BHTV * u_BHTV).sum(-1, keepdim=True)
-    rest_BHTV = y_BHTV - along_BHT1 * u_BHTV
-    largest_BHT1 = rest_BHTV.detach().abs().amax(-1, keepdim=True)
-    is_rounding_BHT1 = largest_BHT1 <= 8 * torch.finfo(wide).eps * along_BHT1.detach().abs()
-    return rest_BHTV.masked_fill(is_rounding_BHT1, 0.0).to(y_BHTV.dtype)
+    wide = torch.promote_types(y_BTHV.dtype, torch.float32)
+    u_BTG1V = normalize(v_BTGV.to(wide), dim=-1)[..., None, :]
+    y_BTGRV = y_BTHV.unflatten(2, (v_BTGV.shape[2], -1))
+    along_BTGR1 = (y_BTGRV * u_BTG1V).sum(-1, keepdim=True)
+    rest_BTGRV = y_BTGRV - along_BTGR1 * u_BTG1V
+    largest_BTGR1 = rest_BTGRV.detach().abs().amax(-1, keepdim=True)
+    is_rounding_BTGR1 = largest_BTGR1 <= 8 * torch.finfo(wide).eps * along_BTGR1.detach().abs()
+    return rest_BTGRV.masked_fill(is_rounding_BTGR1, 0.0).flatten(2, 3).to(y_BTHV.dtype)
