@@ -200,7 +200,7 @@ class _GradientInLayout(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], _output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.stride = inputs[0].stride()
 
     @staticmethod
