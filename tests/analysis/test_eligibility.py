@@ -245,7 +245,9 @@ def test_variants_are_compared_within_their_text_and_never_across(three):
         assert of.level == pytest.approx(0.05 / 3)
     first, second = found.headline
     assert first.startswith("On wiki: ")
-    assert "On code: " in second
+    starts = [line.split(":")[0] for line in second.splitlines()]
+    assert starts[1:] == ["On code", "On sums", starts[-1]]
+    assert starts[-1].startswith("By mean losses")
     tau = (
         "Kendall's tau of the mechanisms' order is 0.33 to 1.00, with intervals within [0.33, 1.00]"
     )

@@ -118,6 +118,9 @@ def test_the_seeds_that_decide_follow_from_the_noise_of_the_two(tmp_path):
     _, second = headline(tmp_path, noisy)
     assert "Undecided between mla and mha with 5 seeds: a difference of 0.040" in second
     assert "needs more than 100" in second
+    level = {"mha": [4.8, 5.3, 4.6, 5.2, 5.1], "mla": [5.3, 4.8, 5.2, 4.6, 5.1]}
+    _, second = headline(tmp_path / "level", level)
+    assert second.endswith("5 seeds: their means differ by less than 0.001 nats/token.")
 
 
 def test_the_rival_of_the_best_is_one_that_may_be_the_best(tmp_path):

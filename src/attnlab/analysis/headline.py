@@ -18,6 +18,7 @@ from attnlab.analysis.statistics.seeds import MOST_SEEDS, seeds_to_decide
 from attnlab.analysis.texts import Agreement
 from attnlab.analysis.verdict import Verdict
 
+RESOLUTION = 0.001  # nats/token: a smaller difference is shown as 0
 SPLIT = {"test_loss": "test", "final_loss": "validation"}
 
 
@@ -92,7 +93,7 @@ def at_recipe(sentence: str) -> str:
 def on_each_text(
     first: Mapping[str, str], second: str, agreed: Sequence[Agreement]
 ) -> tuple[str, str]:
-    """Return the headline of a study on several texts.
+    """Return the headline of a study on several texts, the second part with a line for each.
 
     Args:
         first: the first sentence on each text, by its name.
@@ -107,9 +108,9 @@ def on_each_text(
         span = " to ".join(dict.fromkeys(f"{tau:.2f}" for tau in (taus[0], taus[-1])))
         ends = [end for it in agreed for end in (it.low, it.high) if end is not None]
         within = f", with intervals within [{min(ends):.2f}, {max(ends):.2f}]" if ends else ""
-        said.append(_same_order(agreed))
-        said.append(f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}.")
-    return f"On {text}: {lead}", " ".join(said)
+        tau = f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}."
+        said.append(f"{_same_order(agreed)} {tau}")
+    return f"On {text}: {lead}", "\n".join(said)
 
 
 def _same_order(agreed: Sequence[Agreement]) -> str:
@@ -168,8 +169,10 @@ def undecided(verdict: Verdict) -> str:
         allowance=pair.first_allowance,
     )
     start = f"Undecided between {best} and {rival} with {seeds} seeds"
-    if pair.first_allowance >= abs(pair.mean):
+    if pair.first_allowance and pair.first_allowance >= abs(pair.mean):
         return f"{start}: the difference is within what tuning may have missed."
+    if abs(pair.mean) < RESOLUTION:
+        return f"{start}: their means differ by less than {nats(RESOLUTION)}."
     if needed is None:
         return f"{start}: a difference of {nats(abs(pair.mean))} needs more than {MOST_SEEDS}."
     return f"{start}; about {max(needed, seeds + 1)} would decide it if it is as large as it seems."

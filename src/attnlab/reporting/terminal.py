@@ -112,7 +112,8 @@ def for_notebook(analysis: Analysis) -> str:
             Markup("<p><strong>{}</strong></p>").format(line)
             for line in sentences.unfair(analysis.whole)
         ),
-        Markup("<p><strong>{}</strong> {}</p>").format(first, second),
+        Markup("<p><strong>{}</strong></p>").format(first),
+        *(Markup("<p>{}</p>").format(line) for line in second.splitlines()),
         Markup("<table>{}</table>").format(table) if shown else "",
         *(
             Markup("<p><small>{}</small></p>").format(line)
