@@ -31,6 +31,13 @@ class ConfigError(ValueError):
         return type(self), (self.problems,)  # it crosses processes
 
 
+_ABBREVIATIONS = {  # of kinds, as the field has them, where initials do not tell
+    "grouped_query": ("mha", "mqa", "gqa"),
+    "sliding_window": ("swa",),
+    "deepseek_sparse": ("dsa",),
+}
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest known name, or all of them.
 
@@ -41,6 +48,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
     >>> suggestion("lr", ["steps", "learning_rate", "seed"])
     "; did you mean 'learning_rate'?"
+    >>> suggestion("mqa", ["grouped_query", "mqar"])
+    "; did you mean 'grouped_query'?"
     """
     names = sorted(known)
     if not names:
@@ -52,6 +61,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that an unknown one is meant to be; None if none is near."""
     names = sorted(known)
+    if usual := [kind for kind in names if name in _ABBREVIATIONS.get(kind, ())]:
+        return usual[0]
     initials = [known for known in names if "".join(w[:1] for w in known.split("_")) == name]
     close = (initials if len(name) > 1 else []) or get_close_matches(name, names, n=1)
     return close[0] if close else None
