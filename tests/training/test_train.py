@@ -204,6 +204,18 @@ def test_a_parameter_that_is_made_in_a_forward_pass_is_refused_after_one_step(
     assert not RunFolder(tmp_path, "identity", 1).metrics()
 
 
+def test_cudnns_attention_is_not_chosen_in_a_mechanism_of_the_users_own(tmp_path, places, own):
+    seen = []
+    for folder, config in (
+        ("shipped", tiny_study.base),
+        ("own", own(Sometimes)),
+        ("again", replace(tiny_study.base, seed=2)),
+    ):
+        list(run(config, tmp_path / folder, places))
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    assert seen == [True, False, True]
+
+
 def test_a_resumed_run_computes_with_the_threads_of_its_checkpoint(tmp_path, places, whole_run):
     torch.set_num_threads(3)
     try:

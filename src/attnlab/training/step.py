@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnlab.config import is_own
 from attnlab.device.measuring import beside, side_stream
 from attnlab.device.ranks import Ranks
 from attnlab.kernels.cross_entropy import Answers
@@ -27,6 +28,7 @@ from attnlab.training.optimizer import MOMENTS, optimizer_of, set_learning_rate
 from attnlab.training.parallel import DividedStep, apply
 from attnlab.training.quality import AnswerTable
 
+CUDNN_ALLOWED = torch.backends.cuda.cudnn_sdp_enabled()  # by whoever started the process
 EAGER_STEPS = 3  # training steps that warm up kernels and allocator before the recording
 COLUMNS = ("train_loss", "auxiliary_loss", "gradient_norm")
 
@@ -58,6 +60,7 @@ class TrainingStep:
             ranks: the processes of the run; None: this one alone.
             answers: those of a task, whose sequences are the windows; None: every next token.
         """
+        allow_cudnn(model)
         self.model, self.seed, self.clip_norm = model, seed, config.clip_norm
         self.answers = answers
         self.device = device = tokens.device
@@ -255,6 +258,16 @@ def autocast(config: TrainConfig, device: torch.device) -> Any:
     if config.precision_on(device.type) == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def allow_cudnn(model: LanguageModel) -> None:
+    """Let torch choose cuDNN's attention only where all mechanisms are attnlab's.
+
+    Its backward pass may be wrong for a gradient in an unusual layout (`kernels/attention.py`),
+    which a mechanism of the user's own may give it.
+    """
+    has_own = any(is_own(type(mechanism)) for mechanism in model.mechanisms())
+    torch.backends.cuda.enable_cudnn_sdp(CUDNN_ALLOWED and not has_own)
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
