@@ -19,6 +19,7 @@ from attnlab.analysis.analysis import analyse
 from attnlab.cli import app
 from attnlab.record import LostLeaseError, RunFolder
 from attnlab.record.lease import Holder
+from attnlab.reporting.files import UnwrittenReportError
 from attnlab.runner.events import Progress
 from attnlab.study.targets import load_study
 
@@ -453,6 +454,16 @@ def test_a_reproduction_is_inside_or_outside_of_its_bands(
         assert again.exit_code == code, (again.output, again.exception)
         found = json.loads(again.stdout)
         assert len(found["claims"]) == len(claims)
+
+    def unwritten(study, **options):
+        error = UnwrittenReportError("report.md could not be written")
+        error.analysis = trained(study)
+        raise error
+
+    monkeypatch.setattr("attnlab.runner.reproduce.run", unwritten)
+    done = CliRunner().invoke(app, ["reproduce", str(study)])
+    assert done.exit_code == 2
+    assert code == 2 or "mha predicts this text best" in " ".join(done.stdout.split())
 
 
 def test_the_reproductions_that_ship_are_studies_with_claims():

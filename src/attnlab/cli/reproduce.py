@@ -18,6 +18,7 @@ from attnlab.cli.app import (
     reports_user_errors,
 )
 from attnlab.cli.console import console, errors, prose, verbatim, write
+from attnlab.cli.report import showing_unwritten
 
 if TYPE_CHECKING:
     from attnlab.runner.reproduce import Reproduction
@@ -68,7 +69,7 @@ def reproduce_(
         return
     from attnlab.cli.progress import watched  # which imports torch
 
-    with watched(errors if as_json else console) as watch:
+    with showing_unwritten(as_json), watched(errors if as_json else console) as watch:
         found = attnlab.reproduce(
             name,
             seeds=seeds,
