@@ -1,6 +1,7 @@
 """The command line's work as functions: what they return, write and refuse, in scripts as well."""
 
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
 from attnlab.runner.probe import FULL, QUICK, probe_study
+from attnlab.runner.request import Options
 
 SCRIPT = """
 from pathlib import Path
@@ -377,3 +379,11 @@ def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick,
     report = (tmp_path / "probe" / "report.md").read_text()
     assert "## Answers on tasks" in report
     assert "| 32 tokens, 4 pairs |" in report
+
+
+@pytest.mark.parametrize("function", [attnlab.run, attnlab.plan])
+def test_help_shows_every_option_with_its_default(function):
+    shown = inspect.signature(function).parameters
+    assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())
+    assert shown.keys() >= set(Options.__annotations__)
+    assert (shown["device"].default, shown["seeds"].default) == ("auto", None)

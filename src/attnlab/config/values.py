@@ -3,9 +3,11 @@
 Text from a command line is converted to the type of its field. A whole number may be written with
 k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings stay hashable.
 `settings_of` makes fields of the arguments of another package's class, and `type_problems` checks
-the types of a caller's.
+the types of a caller's. `showing_fields` shows them in the signature of a function that passes
+them on.
 """
 
+import dataclasses
 import inspect
 import json
 import math
@@ -23,6 +25,7 @@ from attnlab.config.problem import Problem
 
 K = TypeVar("K")
 V = TypeVar("V")
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 MOST_DIGITS = 18  # of a whole number
 
@@ -222,3 +225,25 @@ _WORDS = {
     **{int: "a whole number", float: "a number", bool: "True or False", str: "text"},
     **{Path: "a path", tuple: "a tuple", Iterable: "a list", Mapping: "a dict"},
 }
+
+
+def showing_fields(of: type) -> Callable[[_Function], _Function]:
+    """Return a decorator of a function of `**options`: its signature shows them as arguments.
+
+    They are the fields of a dataclass that the function does not name itself.
+    """
+
+    def shown(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        own = {n: p for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        options = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+            for f in dataclasses.fields(of)
+            if f.name not in own
+        ]
+        cast("Any", function).__signature__ = signature.replace(
+            parameters=[*own.values(), *options]
+        )
+        return function
+
+    return shown

@@ -12,6 +12,7 @@ from typing import Unpack
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, check_targets, of_study
+from attnlab.config.values import showing_fields
 from attnlab.data import Corpus
 from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, WriteError, remove_temporary
@@ -45,6 +46,7 @@ class ViolatedPropertyError(ValueError):
         super().__init__("\n".join(["nothing was run; these properties are violated:", *violated]))
 
 
+@showing_fields(Request)
 def run(
     study: Study | Path | str,
     *,
