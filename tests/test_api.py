@@ -340,6 +340,13 @@ def test_a_probe_is_a_study_of_every_task_and_mechanism():
             probe_study("gla", tasks=tasks)
     with pytest.raises(ValueError, match="no mechanism or study 'glaa'"):
         probe_study("glaa")
+    for sizes, settings in (({"d_model": 8}, "model.d_model=16"), ({"n_heads": 4}, "n_heads=2")):
+        with pytest.raises(ConfigError, match=r"(d_model|n_heads): is given twice, as [48] and "):
+            probe_study("gla", overrides=[settings], **sizes)
+    with pytest.raises(ConfigError, match=r"^train\.steps: is given twice, as 2 and 4; give it"):
+        attnlab.probe("gla", steps=2, overrides=["train.steps=4"])
+    with pytest.raises(ValueError, match="a study has its own sizes: d_model is only for mech"):
+        probe_study("quickstart", d_model=8)
 
 
 def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick, monkeypatch):

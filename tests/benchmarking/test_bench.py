@@ -344,6 +344,7 @@ def test_what_takes_far_too_long_is_not_tried_longer(attnlab, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("mla", "--d-model", "32", "model.d_model=64"), "model.d_model: is given twice, as 32"),
         ((TINY, "--n-heads", "2"), "a study has its own sizes: n_heads is only for mechanisms"),
         ((TINY, "--only", "mah"), "no variant 'mah'; did you mean 'mqa'?"),
         (("identity", "--contexts", "1x"), "contexts: '1x' is not a positive whole number"),

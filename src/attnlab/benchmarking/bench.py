@@ -7,7 +7,7 @@ from pathlib import Path
 from attnlab.benchmarking.point import Conditions, Point, numbers, points, workloads
 from attnlab.benchmarking.results import FILE, ResultsFile, device_sentence
 from attnlab.benchmarking.session import Measurer, measure_all, measurer
-from attnlab.benchmarking.targets import Setup, Sizes, only_named, setups_of
+from attnlab.benchmarking.targets import Setup, Sizes, given_sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import without_breakdown
 from attnlab.data import Places
 from attnlab.device.machine import describe, one_worker
@@ -103,14 +103,13 @@ def bench(  # noqa: PLR0913  one parameter per option
     if compiled:
         keep_compiled(Places.from_environment().cache / "compiled")
     given = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size}
-    sizes = {name: value for name, value in given.items() if value is not None}
-    targets = named(what, overrides)
+    changes = list(overrides)
+    targets = named(what, changes)
+    sizes = given_sizes(Sizes(), given, targets, changes)
     if out is not None:
         require_results_folder(Path(out))
     study = targets[0] if len(targets) == 1 and isinstance(targets[0], Study) else None
-    if study is not None and sizes:
-        raise ValueError(f"a study has its own sizes: {', '.join(sizes)} is only for mechanisms")
-    setups = only_named(setups_of(targets, Sizes(**sizes)), only)
+    setups = only_named(setups_of(targets, sizes), only)
     asked = points(
         [(name, setup.train.seq_len) for name, setup in setups.items()],
         workloads(measure),

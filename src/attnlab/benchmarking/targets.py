@@ -5,10 +5,19 @@ setting, are the model's, and the widths of its heads are `d_model / n_heads`. I
 are its defaults, or those that are given: `mla:kv_lora_rank=128`.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from attnlab.config import Config, ConfigError, Problem, names_in, override, settings, suggestion
+from attnlab.config import (
+    Config,
+    ConfigError,
+    Problem,
+    names_in,
+    override,
+    require_once,
+    settings,
+    suggestion,
+)
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.feedforward import Dense
 from attnlab.model.handing import in_every_layer
@@ -48,6 +57,32 @@ class Sizes:
         if self.d_model % self.n_heads:
             problem = f"{self.n_heads} heads do not divide d_model {self.d_model}"
             raise ConfigError([Problem("n_heads", problem)])
+
+
+def given_sizes(
+    default: Sizes,
+    given: Mapping[str, int | None],
+    what: Sequence[Named],
+    assignments: Iterable[str],
+) -> Sizes:
+    """Return the default sizes with those that are given; None is not given.
+
+    Raises:
+        ConfigError: an assignment gives a size another value, or heads do not divide the width.
+        ValueError: sizes are given for studies alone, which have their own.
+
+    >>> given_sizes(Sizes(), {"n_heads": 4, "d_model": None}, [], ["window=32"]).n_heads
+    4
+    >>> given_sizes(Sizes(), {"n_heads": 4}, [], ["n_heads=2"])
+    Traceback (most recent call last):
+    attnlab.config.problem.ConfigError: n_heads: is given twice, as 4 and 2; give it once
+    """
+    sizes = {name: size for name, size in given.items() if size is not None}
+    paths = {"d_model": "model.d_model", "n_layers": "model.n_layers"}
+    require_once([*(f"{paths.get(name, name)}={n}" for name, n in sizes.items()), *assignments])
+    if sizes and what and all(isinstance(one, Study) for one in what):
+        raise ValueError(f"a study has its own sizes: {', '.join(sizes)} is only for mechanisms")
+    return replace(default, **sizes)
 
 
 def split_sections(assignments: Iterable[str]) -> tuple[list[str], list[str]]:

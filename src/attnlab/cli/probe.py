@@ -55,7 +55,7 @@ def probe_(  # noqa: PLR0913  one parameter per option
     ] = 3,
     steps: StepsOption = None,
     d_model: Annotated[int | None, size_option("width", "128; 32 if quick")] = None,
-    n_layers: Annotated[int, size_option("number of layers", "2")] = 2,
+    n_layers: Annotated[int | None, size_option("number of layers", "2")] = None,
     n_heads: Annotated[int | None, size_option("number of heads", "2; 1 if quick")] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First search the learning rate of each, on each task.")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.analysis.analysis import Analysis
-from attnlab.benchmarking.targets import Sizes, setups_of
+from attnlab.benchmarking.targets import Sizes, given_sizes, setups_of
 from attnlab.config import names_in, require_once, suggestion
 from attnlab.data.mad import SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
@@ -161,7 +161,7 @@ def probe(  # noqa: PLR0913  one parameter per option
     seeds: int = 3,
     steps: int | None = None,
     d_model: int | None = None,
-    n_layers: int = 2,
+    n_layers: int | None = None,
     n_heads: int | None = None,
     tune: bool = False,
     out: Path | str | None = None,
@@ -187,7 +187,7 @@ def probe(  # noqa: PLR0913  one parameter per option
         seeds: seeds per mechanism and task.
         steps: training steps.
         d_model: model width, by default 128, or 32 if quick.
-        n_layers: number of layers.
+        n_layers: number of layers, by default 2.
         n_heads: number of heads, by default 2, or 1 if quick.
         tune: True to search the learning rate of each mechanism on each task first.
         out: the folder of results, results/probe or results/probe_quick by default.
@@ -206,7 +206,7 @@ def probe(  # noqa: PLR0913  one parameter per option
     study = probe_study(
         *what,
         tasks=tasks,
-        overrides=overrides,
+        overrides=[*([] if steps is None else [f"train.steps={steps}"]), *overrides],
         quick=quick,
         d_model=d_model,
         n_layers=n_layers,
@@ -215,7 +215,6 @@ def probe(  # noqa: PLR0913  one parameter per option
     return run(
         study,
         seeds=seeds,
-        steps=steps,
         tune=tune,
         out=out,
         device=device,
@@ -232,7 +231,7 @@ def probe_study(
     overrides: Iterable[str] = (),
     quick: bool = False,
     d_model: int | None = None,
-    n_layers: int = 2,
+    n_layers: int | None = None,
     n_heads: int | None = None,
 ) -> Study:
     """Return the study of a probe; its arguments are those of `probe`, which documents them."""
@@ -247,12 +246,9 @@ def probe_study(
     require_once(changes)
     of_run = [change for change in changes if re.match(r"(data|train|model|eval)\.", change)]
     targets = named(what, [change for change in changes if change not in of_run])
-    sizes = Sizes(
-        d_model=d_model or effort.d_model,
-        n_layers=n_layers,
-        n_heads=n_heads or effort.n_heads,
-        vocab_size=1,
-    )
+    default = Sizes(d_model=effort.d_model, n_layers=2, n_heads=effort.n_heads, vocab_size=1)
+    given = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
+    sizes = given_sizes(default, given, targets, changes)
     setups = setups_of(targets, sizes)
     of_studies = setups_of([one for one in targets if isinstance(one, Study)], sizes)
     variants = {
