@@ -461,9 +461,13 @@ def test_a_reproduction_is_inside_or_outside_of_its_bands(
         raise error
 
     monkeypatch.setattr("attnlab.runner.reproduce.run", unwritten)
-    done = CliRunner().invoke(app, ["reproduce", str(study)])
-    assert done.exit_code == 2
-    assert code == 2 or "mha predicts this text best" in " ".join(done.stdout.split())
+    plain, as_json = (
+        CliRunner().invoke(app, ["reproduce", str(study), *form]) for form in ([], ["--json"])
+    )
+    assert plain.exit_code == as_json.exit_code == 2
+    if code != 2:
+        assert said in " ".join(plain.stdout.split())
+        assert json.loads(as_json.stdout) == found
 
 
 def test_the_reproductions_that_ship_are_studies_with_claims():

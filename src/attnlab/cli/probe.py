@@ -1,7 +1,8 @@
 """`attnlab probe`: what mechanisms recall, copy and track, on small tasks."""
 
 import json
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +21,9 @@ from attnlab.cli.app import (
 )
 from attnlab.cli.console import console, errors, verbatim, write
 from attnlab.cli.report import showing_unwritten
+
+if TYPE_CHECKING:
+    from attnlab.analysis.analysis import Analysis
 
 
 @app.command("probe")
@@ -78,11 +82,11 @@ def probe_(  # noqa: PLR0913  one parameter per option
     """
     import attnlab
     from attnlab.cli.progress import watched
-    from attnlab.reporting.profile import ProfileTable, profile_json
     from attnlab.study.targets import split_assignments
 
     names, assignments = split_assignments(what)
-    with showing_unwritten(as_json), watched(errors if as_json else console) as watch:
+    show = partial(_show, as_json=as_json)
+    with showing_unwritten(show), watched(errors if as_json else console) as watch:
         analysis = attnlab.probe(
             *names,
             tasks=tasks,
@@ -101,11 +105,18 @@ def probe_(  # noqa: PLR0913  one parameter per option
             watch=watch,
             command=command_line(),
         )
-    if as_json:
-        write(json.dumps(profile_json(analysis), indent=2) + "\n")
-    else:
-        console.print_table(ProfileTable(analysis))
+    show(analysis)
+    if not as_json:
         verbatim(
             f"\nProfile: {analysis.table.path / 'profile.png'}; report.html beside it", console
         )
     raise typer.Exit(1 if analysis.whole.failures else 0)
+
+
+def _show(analysis: "Analysis", as_json: bool) -> None:
+    from attnlab.reporting.profile import ProfileTable, profile_json
+
+    if as_json:
+        write(json.dumps(profile_json(analysis), indent=2) + "\n")
+    else:
+        console.print_table(ProfileTable(analysis))

@@ -1,8 +1,9 @@
 """`attnlab report`, `compare`, `pack` and `unpack`: the report of studies, and their one file."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,7 @@ def report(
     """Rebuild the page, tables and figures of a study from its runs."""
     import attnlab
 
-    with showing_unwritten(as_json):
+    with showing_unwritten(partial(show_verdict, as_json=as_json)):
         analysis = attnlab.report(stored(study_dir), target_loss)
     show(analysis, as_json)
 
@@ -99,7 +100,7 @@ def compare(
     import attnlab
     from attnlab.reporting.sentences import unfair
 
-    with showing_unwritten(as_json):
+    with showing_unwritten(partial(show_verdict, as_json=as_json)):
         analysis = attnlab.compare(
             *map(stored, folders),
             out=folder(out) or out,
@@ -120,7 +121,7 @@ def show(analysis: "Analysis", as_json: bool) -> None:
     """
     from attnlab.reporting.files import PAGE
 
-    _show_verdict(analysis, as_json)
+    show_verdict(analysis, as_json)
     if not as_json:
         verbatim(f"\nReport: {analysis.table.path / PAGE}")
     for line in analysis.whole.damage:
@@ -129,7 +130,8 @@ def show(analysis: "Analysis", as_json: bool) -> None:
         raise typer.Exit(2)
 
 
-def _show_verdict(analysis: "Analysis", as_json: bool) -> None:
+def show_verdict(analysis: "Analysis", as_json: bool) -> None:
+    """Print the ranking and the verdict, or the results as JSON."""
     from attnlab.reporting.tables.data_files import results
     from attnlab.reporting.terminal import TerminalReport
 
@@ -140,15 +142,15 @@ def _show_verdict(analysis: "Analysis", as_json: bool) -> None:
 
 
 @contextmanager
-def showing_unwritten(as_json: bool) -> Generator[None]:
-    """Print what a report would say that cannot be written inside; its error is raised on."""
+def showing_unwritten(show: Callable[["Analysis"], None]) -> Generator[None]:
+    """Call `show` with the analysis of a report that cannot be written inside; raise its error."""
     try:
         yield
     except WriteError as error:
         from attnlab.reporting.files import UnwrittenReportError
 
         if isinstance(error, UnwrittenReportError):
-            _show_verdict(error.analysis, as_json)
+            show(error.analysis)
         raise
 
 

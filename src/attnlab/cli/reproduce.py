@@ -21,6 +21,7 @@ from attnlab.cli.console import console, errors, prose, verbatim, write
 from attnlab.cli.report import showing_unwritten
 
 if TYPE_CHECKING:
+    from attnlab.analysis.analysis import Analysis
     from attnlab.runner.reproduce import Reproduction
 
 EXIT_CODES = {"inside": 0, "outside": 1, "undecided": 3}
@@ -55,7 +56,7 @@ def reproduce_(
     --plan` estimates the time.
     """
     import attnlab
-    from attnlab.runner.reproduce import REPRODUCTIONS
+    from attnlab.runner.reproduce import REPRODUCTIONS, Reproduction
 
     if name is None:
         if as_json:
@@ -69,7 +70,10 @@ def reproduce_(
         return
     from attnlab.cli.progress import watched  # which imports torch
 
-    with showing_unwritten(as_json), watched(errors if as_json else console) as watch:
+    def show(analysis: "Analysis") -> None:
+        _show(Reproduction(analysis=analysis), as_json)
+
+    with showing_unwritten(show), watched(errors if as_json else console) as watch:
         found = attnlab.reproduce(
             name,
             seeds=seeds,
@@ -79,15 +83,20 @@ def reproduce_(
             watch=watch,
             command=command_line(),
         )
-    if as_json:
-        write(json.dumps(_as_json(found), indent=2) + "\n")
-    else:
-        for claim in found.claims:
-            words = [f"{claim.ruling}: {claim.statement}", *claim.found, f"Source: {claim.source}"]
-            prose("\n    ".join(words))
-        prose(f"\n{found.name}: {_verdict(found)}")
+    _show(found, as_json)
+    if not as_json:
         verbatim(f"Report: {found.analysis.table.path / 'report.html'}", console)
     raise typer.Exit(EXIT_CODES[found.outcome])
+
+
+def _show(found: "Reproduction", as_json: bool) -> None:
+    if as_json:
+        write(json.dumps(_as_json(found), indent=2) + "\n")
+        return
+    for claim in found.claims:
+        words = [f"{claim.ruling}: {claim.statement}", *claim.found, f"Source: {claim.source}"]
+        prose("\n    ".join(words))
+    prose(f"\n{found.name}: {_verdict(found)}")
 
 
 def _verdict(found: "Reproduction") -> str:

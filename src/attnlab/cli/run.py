@@ -1,5 +1,6 @@
 """`attnlab run`: train the variants of a study and compare them."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from attnlab.cli.app import (
     whole,
 )
 from attnlab.cli.console import console, errors
-from attnlab.cli.report import show, showing_unwritten
+from attnlab.cli.report import show, show_verdict, showing_unwritten
 
 
 @app.command()
@@ -204,7 +205,8 @@ def run(  # noqa: PLR0913  one parameter per option
         "track": track or [],
     }
     output, remedy = errors if as_json else console, " (use --no-check to train regardless)"
-    with showing_unwritten(as_json), watched(output, remedy=remedy) as watch:
+    shown = partial(show_verdict, as_json=as_json)
+    with showing_unwritten(shown), watched(output, remedy=remedy) as watch:
         if only_plan:
             found = attnlab.plan(
                 study,

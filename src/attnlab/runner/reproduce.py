@@ -33,9 +33,17 @@ Outcome = Literal["inside", "outside", "undecided"]
 class Reproduction:
     """The published claims of a study, as its runs judge them."""
 
-    name: str
     analysis: Analysis
-    claims: tuple[Judgement, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the study."""
+        return self.analysis.table.study.name
+
+    @property
+    def claims(self) -> tuple[Judgement, ...]:
+        """The judgements of the hypotheses that cite a source."""
+        return tuple(claim for claim in self.analysis.judgements if claim.source)
 
     @property
     def outcome(self) -> Outcome:
@@ -92,5 +100,4 @@ def reproduce(  # noqa: PLR0913  one parameter per option
         watch=watch,
         command=command,
     )
-    claims = tuple(claim for claim in analysis.judgements if claim.source)
-    return Reproduction(name=study.name, analysis=analysis, claims=claims)
+    return Reproduction(analysis=analysis)
