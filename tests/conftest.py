@@ -94,6 +94,20 @@ def disk_is_not_waited_for() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_cut() -> Iterator[int]:
+    """Trained models are searched for a look ahead from one cut; yield how many there are else.
+
+    All of them take longer than the training. Tests of this search take them.
+    """
+    from attnlab.training import plausibility
+
+    with pytest.MonkeyPatch.context() as patch:
+        cuts = plausibility.CUTS
+        patch.setattr(plausibility, "CUTS", 1)
+        yield cuts
+
+
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory):
     """The data cache that tests share, so that the text is read once per process."""

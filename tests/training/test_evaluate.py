@@ -38,6 +38,14 @@ from attnlab.training.run import Run
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def all_cuts(one_cut):
+    """Trained models are searched for a look ahead from as many cuts as a user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plausible, "CUTS", one_cut)
+        yield
+
+
 @pytest.fixture
 def corpus(tmp_path):
     for split, text in (("train", "abcdefg " * 50), ("valid", "the quick brown fox jumps é " * 3)):
