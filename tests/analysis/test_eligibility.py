@@ -244,8 +244,8 @@ def test_variants_are_compared_within_their_text_and_never_across(three):
         assert {name.partition("_")[2] for pair in of.pairs for name in pair} == {text}
         assert of.level == pytest.approx(0.05 / 3)
     first, second = found.headline
-    assert first.startswith("On wiki: ")
-    starts = [line.split(":")[0] for line in second.splitlines()]
+    assert first.startswith("On wiki, at this recipe, mha_wiki predicts this text best: ")
+    starts = [line.split(",")[0] for line in second.splitlines()]
     assert starts[1:] == ["On code", "On sums", starts[-1]]
     assert starts[-1].startswith("By mean losses")
     tau = (
