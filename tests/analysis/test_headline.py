@@ -499,6 +499,7 @@ def test_a_pick_that_is_worse_than_the_best_says_by_how_much(found):
     assert "It gives up 0.100 nats/token [0." in pick.margin
     assert "to the best, delta" in pick.margin
     assert found["smallest model"].variant == "window"
+    assert "identity needs 50 parameters, and is worse than" in found["smallest model"].would_change
 
 
 def test_a_pick_that_is_not_worse_is_not_called_indistinguishable(tmp_path):

@@ -196,7 +196,7 @@ def _unmeasured(use: str, key: str, verdict: Verdict) -> Pick:
         run = "`attnlab bench` of one study that has all of these variants."
         return _no_winner(use, "Decoding is measured per study.", run)
     if key in FROM_BENCH:
-        run = f"`attnlab bench {verdict.table.study.name}` measures it."
+        run = "`attnlab bench` of this study measures it, with --out for this folder."
         return _no_winner(use, "Decoding was not measured in this study.", run)
     if len(verdict.table.devices) > 1:
         return _no_winner(use, "The runs used different devices.", "Runs on one device.")
@@ -244,10 +244,11 @@ def _cheaper_still(
     if not refused and not cost.of[picked]:
         return "Nothing in this cost: there is none to save."
     if not refused:
-        return f"A variant that needs less than {quantity(cost.of[picked], cost.unit)}."
+        fewer = "less" if cost.unit else "fewer"
+        return f"A variant that needs {fewer} than {_amount(cost, picked)}."
     name = refused[0]
     pair = verdict.to_baseline.get(name, verdict.pairs[name, than])
-    needs = f"{name} needs {quantity(cost.of[name], cost.unit)}"
+    needs = f"{name} needs {_amount(cost, name)}"
     if pair.separable:
         return f"Accepting more loss: {needs}, and is worse than {than} by {apart(pair)}."
     may_be = f"{needs}, and may be worse than {than} by up to {nats(pair.high or 0.0)}"
@@ -255,6 +256,12 @@ def _cheaper_still(
         missed = nats(pair.second_allowance)
         return f"Closer tuning of {than}, which may have missed {missed}: {may_be}."
     return f"More seeds: {may_be}."
+
+
+def _amount(cost: Cost, name: str) -> str:
+    """Return what a variant needs; of a count, what is counted."""
+    needed = quantity(cost.of[name], cost.unit)
+    return needed if cost.unit else f"{needed} {cost.label}"
 
 
 def _times(cost: Cost, winner: str, than: str) -> str:
