@@ -20,6 +20,7 @@ from attnlab.cli.console import console, errors
 from attnlab.record import TUNING_SEED, RunFolder, StudyRecord
 from attnlab.reporting.files import compare, write_comparison
 from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.sentences import how_sure
 from attnlab.reporting.terminal import TerminalReport
 
 DATA = {"source": "toy", "origin": "here", "fingerprint": "aaaa", "tokenizer": {"kind": "bytes"}}
@@ -107,6 +108,8 @@ def test_one_seed_gives_no_verdict(first, second):
         assert "linear has the lowest loss" in text
         assert "that is no verdict" in text
         assert "One seed per variant: no intervals." in text
+    uneven = side_by_side(first / "mla", second / "linear" / "seed-1")
+    assert how_sure(uneven).startswith("No verdict. "), "no run of a comparison is to come"
 
 
 def test_names_grow_until_they_differ(tmp_path):

@@ -372,6 +372,17 @@ def test_a_study_of_one_variant_awaits_no_verdict(tmp_path, seeds):
     assert how_sure(found).startswith(shown)
 
 
+def test_the_page_of_two_variants_needs_no_table_of_pairs_and_names_schedule_and_optimizer(
+    tmp_path,
+):
+    unset = {name: {"train": {"optimizer": None}} for name in ("mha", "mla")}
+    two = analyse(write_study(tmp_path, {"mha": steady(5.0), "mla": steady(5.1)}, **unset))
+    assert "No table of all pairs" not in page(two)
+    text = markdown(two, None)
+    assert "cosine decay after the warm-up; AdamW" in text
+    assert "| none |" not in text.partition("## Settings")[2].partition("## ")[0]
+
+
 def test_a_verdict_that_never_comes_is_not_awaited(tmp_path):
     equal = analyse(write_study(tmp_path, {"mha": [5.0, 5.1], "twin": [5.0, 5.1]}))
     assert how_sure(equal).startswith("No verdict. ")

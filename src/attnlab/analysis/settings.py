@@ -88,17 +88,17 @@ def describe(value: Any) -> str:
 
 
 def of_training(configs: Mapping[str, Settings]) -> str:
-    """Return schedule and optimizer of each variant in words; empty if all have the defaults.
+    """Return schedule and optimizer of each variant in words.
 
     >>> of_training({"a": {"train": {"schedule": {"kind": "warmup_stable_decay",
     ...     "decay_fraction": 0.2, "shape": "linear"}}}})
-    'constant after the warm-up, with linear decay to zero in the last 20 % of the steps'
+    'constant after the warm-up, with linear decay to zero in the last 20 % of the steps; AdamW'
+    >>> of_training({"a": {}, "b": {}})
+    'cosine decay after the warm-up; AdamW'
     """
     names = dict[str, list[str]]()
     for name, config in configs.items():
         names.setdefault(_training(config.get("train", {})), []).append(name)
-    if list(names) == [_training({})]:
-        return ""
     if len(names) == 1:
         return next(iter(names))
     return "; ".join(f"{words} in {', '.join(those)}" for words, those in names.items())
@@ -108,7 +108,7 @@ def _training(train: Settings) -> str:
     optimizer = train.get("optimizer")
     words = _schedule(train.get("schedule"))
     if optimizer is None:
-        return words
+        return f"{words}; AdamW"
     return f"{words}, with {describe(optimizer)} for the matrices of the blocks"
 
 

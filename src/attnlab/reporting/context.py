@@ -174,10 +174,14 @@ class ReportContext:
 
 
 def settings(table: Table) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return `{path: value}` that all variants share, and what each variant has of its own."""
+    """Return `{path: value}` that all variants share, and what each variant has of its own.
+
+    What is none for all of them does nothing, or is the default that a sentence names.
+    """
     configs = {variant.name: variant.config for variant in table.variants if variant.config}
     shared, own = shared_and_own(configs)
-    return _described(shared), {name: _described(of_one) for name, of_one in own.items()}
+    given = {path: value for path, value in shared.items() if value is not None}
+    return _described(given), {name: _described(of_one) for name, of_one in own.items()}
 
 
 def environment(table: Table) -> dict[str, str]:

@@ -164,8 +164,8 @@ def profile_png(analysis: Analysis) -> bytes:
 
 
 CAPTION = (
-    "Filled: at the length of training. Hollow: at the longest length. Bars: 95 % of each, over "
-    "seeds; dashes in their place: seeds. Dashed: guessing. Upper left is better."
+    "Filled: at the length of training. Hollow: at the longest length. Bars: 95 % interval of "
+    "each, over seeds; dashes in their place: seeds. Dashed: guessing. Upper left is better."
 )
 
 

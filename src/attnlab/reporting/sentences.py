@@ -40,13 +40,13 @@ def how_sure(analysis: Analysis) -> str:
 
 def _unjudged(table: Table) -> str:
     """Return in words why nothing is compared, and whether it will be."""
-    study, ended = table.study, sum(len(v.finished) + len(v.failures) for v in table.variants)
+    study = table.study
     if len(study.variants) == 1:
         seeds = len(study.seeds)
         return f"One variant, {seeds} seed{'s' * (seeds > 1)}: nothing to compare"
     if len(study.seeds) < 2:
         return "One seed per variant: no intervals"
-    return "No verdict yet" if ended < len(study.variants) * len(study.seeds) else "No verdict"
+    return "No verdict yet" if table.remaining else "No verdict"
 
 
 def at_recipe(analysis: Analysis) -> str:
@@ -124,10 +124,9 @@ def facts(analysis: Analysis) -> dict[str, str]:
         found["Error of tuning"] = _tuning_error(analysis)
     if analysis.order:
         found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"
-    started = [variant.name for variant in analysis.table.variants if variant.config]
-    found["Learning rates"] = how_rates_were_chosen(analysis.rates, analysis.tuning, started)
-    if words := of_training({v.name: v.config for v in analysis.table.variants}):
-        found["Learning rates"] += f"; {words}"
+    started = {of.name: of.config for of in analysis.table.variants if of.config}
+    rates = how_rates_were_chosen(analysis.rates, analysis.tuning, list(started))
+    found["Learning rates"] = f"{rates}; {of_training(started)}" if started else rates
     found["Checks before training"] = (
         "passed: every mechanism is causal, decodes as it trains, and has the cost it states"
         if study.checked

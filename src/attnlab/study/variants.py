@@ -117,5 +117,5 @@ def _returned(method: Callable[..., Any], call: Callable[[], object], expected: 
 def notes_on_training(study: Study) -> Iterator[str]:
     """Yield schedule and optimizer, unless all variants have the default."""
     settings = {name: config.to_dict() for name, config in study.variants.items()}
-    if words := of_training(settings):
+    if (words := of_training(settings)) != of_training({"": {}}):
         yield f"learning rate: {words}"

@@ -229,12 +229,12 @@ class _Panels:
         return self.styles[self.analysis.baseline or ""].label
 
     def curves_minus_reference(self, axes: Axes) -> None:
-        """Draw the same minus the reference, paired by seed."""
+        """Draw the validation loss minus that of the reference, paired by seed."""
         assert self.reference is not None, "no panel without a reference"
         minus_reference(axes, self.shown, self.styles, self.reference)
         than = shortened(self.styles[self.reference.name].label, 18)
         label = f"loss minus {than} (nats/token)"
-        axes.set(title=f"The same minus {than}", xlabel="training step", ylabel=label)
+        axes.set(title="Difference in training", xlabel="training step", ylabel=label)
 
 
 def _on_texts(analysis: Analysis) -> dict[str, Panel]:
