@@ -9,10 +9,12 @@ from support import tiny_study
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, silu
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.config import ConfigError, drop_unset
+from attnlab.kernels.norms import rms_norm
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
@@ -48,6 +50,38 @@ def test_parameters_by_part_add_up_to_the_models(kind, feedforward):
     assert parts.total == sum(p.numel() for p in model.parameters())
     assert parts.embedding == model.embed.weight.numel()
     assert parts.attention == sum(p.numel() for m in model.mechanisms() for p in m.parameters())
+
+
+class Passes(TorchDispatchMode):
+    """Counts the operations that read or write a tensor of this many elements."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.count = elements, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # pyright: ignore
+        out = func(*args, **(kwargs or {}))
+        sizes = [each.numel() for each in (*args, out) if isinstance(each, torch.Tensor)]
+        self.count += self.elements in sizes and not func.is_view
+        return out
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_norm_on_a_cpu_equals_torchs_in_at_most_seven_passes_backward(weighted):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((4, 8, 16), (16,), (4, 8, 16))
+    )
+    inputs = [each.requires_grad_() for each in ([x, weight] if weighted else [x])]
+    weight_D = weight if weighted else None
+    own, of_torch = rms_norm(x, weight_D, 1e-2), nn.functional.rms_norm(x, (16,), weight_D, 1e-2)
+    assert torch.equal(own, of_torch)
+    with Passes(x.numel()) as passes:
+        gradients = torch.autograd.grad(own, inputs, grad)
+    assert passes.count <= 7
+    expected = torch.autograd.grad(of_torch, inputs, grad)
+    torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_two_variants_share_their_initial_weights_bit_for_bit():

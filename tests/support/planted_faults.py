@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad, softplus
 
+from attnlab.kernels.norms import widened
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.norms import widened
 
 DECAY = 0.9
 

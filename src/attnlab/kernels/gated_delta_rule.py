@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import rms_norm
 
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.chunks import (
@@ -49,6 +48,7 @@ from attnlab.kernels.chunks import (
 )
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.flash_linear_attention import Form, Gate, Kernel, form_that_runs, gate_of
+from attnlab.kernels.norms import rms_norm
 
 _FUNCTIONS: dict[Gate, str] = {
     "none": "chunk_delta_rule",
@@ -100,7 +100,7 @@ def gated_delta_rule(
 def unit(x_HK: Tensor) -> Tensor:
     """Return x / sqrt(|x|^2 + 1e-6) over the last dimension, by the RMS norm: one kernel."""
     width = x_HK.shape[-1]
-    return rms_norm(x_HK, (width,), eps=1e-6 / width) * width**-0.5
+    return rms_norm(x_HK, None, 1e-6 / width) * width**-0.5
 
 
 def recurrent(

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attnlab.config import Problem
+from attnlab.kernels.norms import gated_norm, widened
 from attnlab.modules.matrix_memory import GatedMemory, GatedMemoryConfig, at_least_1
-from attnlab.modules.norms import gated_norm, widened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.kernels.flash_linear_attention import Gate
+from attnlab.kernels.norms import gated_norm
 from attnlab.modules.delta_memory import DeltaMemory, DeltaMemoryConfig
 from attnlab.modules.matrix_memory import initial_A_log, initial_dt_bias, log_decay
-from attnlab.modules.norms import gated_norm
 
 
 @dataclass(frozen=True, kw_only=True)

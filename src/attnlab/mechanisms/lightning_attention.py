@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import silu
 
 from attnlab.config import Problem
+from attnlab.kernels.norms import rms_norm, widened
 from attnlab.modules.matrix_memory import GatedMemory, GatedMemoryConfig
-from attnlab.modules.norms import widened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,5 +65,5 @@ class LightningMixer(GatedMemory[LightningAttention]):
 
     def output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         y_C = widened(y_HV).flatten(-2)
-        normed_C = rms_norm(y_C, y_C.shape[-1:], self.o_norm.weight.to(y_C), self.o_norm.eps)
+        normed_C = rms_norm(y_C, self.o_norm.weight.to(y_C), self.o_norm.eps)
         return self.o_proj((normed_C * self.g_proj(x_D).sigmoid()).to(x_D.dtype))

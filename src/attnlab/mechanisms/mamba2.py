@@ -22,10 +22,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu, softplus
+from torch.nn.functional import silu, softplus
 
 from attnlab.config import Problem
 from attnlab.kernels import flash_linear_attention, gated_linear_attention
+from attnlab.kernels.norms import rms_norm, widened
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.modules.matrix_memory import (
     ConvolvedMemory,
@@ -34,7 +35,6 @@ from attnlab.modules.matrix_memory import (
     initial_A_log,
     initial_dt_bias,
 )
-from attnlab.modules.norms import widened
 from attnlab.modules.short_convolution import ShortConvolution
 
 
@@ -154,5 +154,5 @@ class Mamba2Mixer(ConvolvedMemory):
 
     def _output(self, x_D: Tensor, y_HV: Tensor) -> Tensor:
         y_C = y_HV.flatten(-2) * silu(widened(self.g_proj(x_D)))
-        weight_C = widened(self.norm.weight)
-        return self.o_proj(rms_norm(y_C, weight_C.shape, weight_C, self.norm.eps).to(x_D.dtype))
+        normed_C = rms_norm(y_C, widened(self.norm.weight), self.norm.eps)
+        return self.o_proj(normed_C.to(x_D.dtype))

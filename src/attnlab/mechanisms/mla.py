@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from attnlab.config import Problem
 from attnlab.kernels import attention
+from attnlab.kernels.norms import RMSNorm
 from attnlab.kernels.scores import Scores
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
-from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.modules.rotary import Rope, rope_problems, rotate, rotation
 

@@ -35,9 +35,9 @@ from torch.nn.functional import layer_norm, pad
 from attnlab.config import Problem
 from attnlab.kernels import generalized_delta_rule as rule
 from attnlab.kernels.gated_delta_rule import unit
+from attnlab.kernels.norms import widened
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.modules.matrix_memory import at_least_1
-from attnlab.modules.norms import widened
 
 _SHIFTED = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}  # powers of initial m
 

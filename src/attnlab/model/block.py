@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
+from attnlab.kernels.norms import RMSNorm
 from attnlab.mechanism import Handed, Mechanism
 from attnlab.model.feedforward import FeedForward
 from attnlab.model.handing import Route, handing
@@ -33,10 +34,10 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout, self.gives = dropout, route.given
-        self.mix_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.mix_norm = RMSNorm(d_model)
         self.mix = mechanism
         fed = feedforward.present
-        self.feedforward_norm = nn.RMSNorm(d_model, eps=1e-6) if fed else nn.Identity()
+        self.feedforward_norm = RMSNorm(d_model) if fed else nn.Identity()
         self.feedforward = feedforward.build(d_model, dropout)
 
     def forward(self, x_BTD: Tensor, taken: Handed) -> tuple[Tensor, list[Tensor], Handed]:

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 from attnlab.config import Config, Problem
 from attnlab.kernels.compiled import compile_once
 from attnlab.kernels.cross_entropy import Answers, mean_loss
+from attnlab.kernels.norms import RMSNorm
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
 from attnlab.model.block import Block
 from attnlab.model.feedforward import Dense, FeedForward
@@ -185,7 +186,7 @@ class LanguageModel(nn.Module):
             Block(mechanism, route, config.feedforward, config.d_model, config.dropout)
             for mechanism, route in zip(mechanisms, self.routes, strict=True)
         )
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.norm = RMSNorm(config.d_model)
         untied = config.untied_embeddings
         self.head = nn.Linear(config.d_model, vocab_size, bias=False) if untied else None
 

@@ -31,6 +31,7 @@ from torch.nn.functional import pad
 from attnlab.config import Problem
 from attnlab.kernels import gated_delta_rule as rule
 from attnlab.kernels.flash_linear_attention import Gate
+from attnlab.kernels.norms import gated_norm
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.modules.matrix_memory import (
     ConvolvedMemory,
@@ -42,7 +43,6 @@ from attnlab.modules.matrix_memory import (
     log_decay,
     write_strength,
 )
-from attnlab.modules.norms import gated_norm
 from attnlab.modules.short_convolution import ShortConvolution
 
 

@@ -26,8 +26,8 @@ from torch.nn.functional import linear, softplus
 
 from attnlab.config import Config, Problem
 from attnlab.kernels import flash_linear_attention, gated_linear_attention
+from attnlab.kernels.norms import widened
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig
-from attnlab.modules.norms import widened
 from attnlab.modules.short_convolution import ShortConvolution
 
 

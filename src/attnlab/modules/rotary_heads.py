@@ -21,8 +21,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attnlab.config import Config, Problem
+from attnlab.kernels.norms import RMSNorm
 from attnlab.mechanism import Cost, Mechanism, State
-from attnlab.modules.norms import RMSNorm
 from attnlab.modules.rope_scaling import RopeScaling
 from attnlab.modules.rotary import Rope, Rotation, rope_problems, rotate, rotation
 
