@@ -63,7 +63,7 @@ def test_it_runs_where_its_gradients_are_right(usable):
         (facts(fla="0.5.2"), "older than 0.6.0.*--upgrade"),
         (facts(triton=None), "needs Triton"),
         (facts(triton="3.4.0"), "pip install tilelang, or use Triton 3.7.1"),
-        (facts(triton="3.6.0"), "wrong gradients of gates on Hopper with Triton 3.6.0"),
+        (facts(triton="3.6.0"), "faulty on Hopper with Triton 3.6.0"),
         (facts(triton="3.7.0"), "pip install tilelang"),
         (facts(triton="3.7.0", nvcc=True), "pip install tilelang"),
         (facts(triton="3.7.0", tilelang=True), "put nvcc on PATH"),
@@ -94,7 +94,7 @@ def test_without_cuda_the_reason_names_it_and_nothing_is_imported():
     assert said.stdout == "set()\n", said.stderr
 
 
-def test_only_layers_with_a_gate_a_head_are_wrong_on_hopper(monkeypatch):
+def test_only_layers_with_a_gate_a_head_are_faulty_on_hopper(monkeypatch):
     monkeypatch.setattr(fla, "facts", lambda: facts(triton="3.6.0"))
     assert fla.layer_unusable_because("GatedLinearAttention") is None
     assert "issue 640" in fla.layer_unusable_because("GatedDeltaNet")
@@ -105,13 +105,14 @@ def test_only_layers_with_a_gate_a_head_are_wrong_on_hopper(monkeypatch):
 def test_tilelang_helps_the_delta_rule_alone(monkeypatch):
     with_tilelang = facts(triton="3.6.0", tilelang=True, nvcc=True)
     assert problem(with_tilelang) is None
-    assert "not even through TileLang: use Triton 3.7.1" in problem(
+    assert "even through TileLang: use Triton 3.7.1" in problem(
         with_tilelang, "chunk_simple_gla"
     )
     assert problem(facts(triton="3.7.1"), "chunk_simple_gla") is None
     monkeypatch.setattr(fla, "facts", lambda: with_tilelang)
     assert fla.layer_unusable_because("GatedDeltaNet") is None
-    assert "TileLang" in fla.layer_unusable_because("SimpleGatedLinearAttention")
+    for layer in ("SimpleGatedLinearAttention", "MultiScaleRetention"):
+        assert "even through TileLang" in fla.layer_unusable_because(layer)
 
 
 def test_layers_need_the_package_of_layers(monkeypatch):

@@ -12,10 +12,11 @@
 under autocast.
 
 Its kernels need CUDA and Triton. On Hopper (compute capability 9.x) its backward pass with one
-gate per head computes wrong gradients with Triton 3.4.0 to 3.7.0 (its issue 640). There the gated
-delta rule is right only through TileLang, which compiles with nvcc, and simple gated linear
-attention, whose states are wider, not even so. Versions before 0.6.0 do not know which Triton fixes
-it. Layers with another backward pass are not affected.
+decay per head is faulty with Triton 3.4.0 to 3.7.0: it computes wrong gradients of gates (its issue
+640), and with the constant decays of retention it accesses memory that is not its own. There the
+gated delta rule is right only through TileLang, which compiles with nvcc, and simple gated linear
+attention, whose states are wider, and retention not even so. Versions before 0.6.0 do not know
+which Triton fixes it. Layers with another backward pass are not affected.
 
 Without CUDA some of its layers run by definitions in plain torch (`flash_linear_attention_plain`).
 To be imported, they need Triton all the same.
@@ -52,14 +53,17 @@ Gate = Literal["none", "head", "channel"]  # no decay, one per head, one per cha
 
 _WIDEST_KEY = 256  # for `auto`
 _OLDEST = "0.6.0"
-_WRONG_ON_HOPPER = "3.4.0", "3.7.1"  # Triton versions: the first included, the second not
+_FAULTY_ON_HOPPER = "3.4.0", "3.7.1"  # Triton versions: the first included, the second not
 _INSTALL = "pip install fla-core flash-linear-attention"
 # layers and functions with the backward pass of issue 640, and those that TileLang does not cover
 _GATED_BY_HEAD = (
     *("Comba", "GatedDeltaNet", "GatedDeltaProduct", "MomAttention", "PrecondGatedDeltaNet"),
     "chunk_gated_delta_rule",
 )
-_BEYOND_TILELANG = ("SimpleGatedLinearAttention", "YOCOGatedRetention", "chunk_simple_gla")
+_BEYOND_TILELANG = (
+    *("MultiScaleRetention", "SimpleGatedLinearAttention", "YOCOGatedRetention"),
+    "chunk_simple_gla",
+)
 _OPERATIONS = {  # the functions that attnlab uses, and the module of `fla` that each is in
     "causal_conv1d": "modules.causal_conv1d",
     "chunk_delta_rule": "ops.delta_rule",
@@ -113,7 +117,7 @@ def layer_unusable_because(layer: str) -> str | None:
         return reason + f"; on a CPU run {', '.join(plain.LAYERS)}" * (found.capability is None)
     if found.layers is None:
         return f"the layers of flash-linear-attention are not installed: {_INSTALL}"
-    return wrong_on_hopper(found, layer)
+    return faulty_on_hopper(found, layer)
 
 
 def form_that_runs(
@@ -152,7 +156,7 @@ def gate_of(g_BTH: Tensor | None, k_BTHK: Tensor) -> Gate:
 
 def problem(facts: Facts, function: str = "chunk_gated_delta_rule") -> str | None:
     """Return why a function cannot run on a machine with these facts; None if it can."""
-    return missing(facts) or wrong_on_hopper(facts, function)
+    return missing(facts) or faulty_on_hopper(facts, function)
 
 
 def missing(facts: Facts) -> str | None:
@@ -168,29 +172,29 @@ def missing(facts: Facts) -> str | None:
     return None
 
 
-def wrong_on_hopper(facts: Facts, name: str) -> str | None:
-    """Return why gradients of this layer or function would be wrong; None if they are right.
+def faulty_on_hopper(facts: Facts, name: str) -> str | None:
+    """Return why the backward pass of this layer or function is faulty; None if it is right.
 
     Nothing may be missing.
     """
     assert facts.capability is not None
     assert facts.triton is not None
-    first, end = _WRONG_ON_HOPPER
+    first, end = _FAULTY_ON_HOPPER
     if name not in (*_GATED_BY_HEAD, *_BEYOND_TILELANG):
         return None
     if facts.capability[0] != 9 or not Version(first) <= Version(facts.triton) < Version(end):
         return None
-    wrong = (
-        "flash-linear-attention computes wrong gradients of gates on Hopper with Triton "
-        f"{facts.triton} (its issue 640)"
+    faulty = (
+        "flash-linear-attention's backward pass with a decay per head is faulty on Hopper with "
+        f"Triton {facts.triton} (its issue 640)"
     )
     if name in _BEYOND_TILELANG:
-        return f"{wrong}, and {name} not even through TileLang: use Triton {end} or newer"
+        return f"{faulty}, and {name} even through TileLang: use Triton {end} or newer"
     if not facts.tilelang:
-        return f"{wrong}: pip install tilelang, or use Triton {end} or newer"
+        return f"{faulty}: pip install tilelang, or use Triton {end} or newer"
     if not facts.nvcc:
         return (
-            f"{wrong}, and TileLang finds no nvcc: put nvcc on PATH, or use Triton {end} or newer"
+            f"{faulty}, and TileLang finds no nvcc: put nvcc on PATH, or use Triton {end} or newer"
         )
     return None
 
