@@ -530,7 +530,8 @@ def test_a_leak_is_found_in_a_task_and_no_low_loss_is_suspicious():
     monitor = PlausibilityMonitor(corpus, config.train, model, nullcontext())
     assert monitor.check(1, {"eval_loss": 1e-6}) == {}
     assert monitor.final_check() is None
-    assert monitor.summary() == {"ngram_loss": None, "alarms": [], "cleared": []}
+    assert monitor.summary()["ngram_loss"] is None
+    assert monitor.alarms == monitor.cleared == []
     windows = corpus.examples["train"].tokens_NT.tolist()
     for tokens, targets in zip(monitor.tokens_BT.tolist(), monitor.target_BT.tolist(), strict=True):
         assert tokens in windows

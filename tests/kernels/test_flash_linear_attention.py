@@ -105,9 +105,7 @@ def test_only_layers_with_a_gate_a_head_are_faulty_on_hopper(monkeypatch):
 def test_tilelang_helps_the_delta_rule_alone(monkeypatch):
     with_tilelang = facts(triton="3.6.0", tilelang=True, nvcc=True)
     assert problem(with_tilelang) is None
-    assert "even through TileLang: use Triton 3.7.1" in problem(
-        with_tilelang, "chunk_simple_gla"
-    )
+    assert "even through TileLang: use Triton 3.7.1" in problem(with_tilelang, "chunk_simple_gla")
     assert problem(facts(triton="3.7.1"), "chunk_simple_gla") is None
     monkeypatch.setattr(fla, "facts", lambda: with_tilelang)
     assert fla.layer_unusable_because("GatedDeltaNet") is None

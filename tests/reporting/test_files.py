@@ -346,6 +346,17 @@ def test_the_report_says_from_when_to_when_runs_started_and_not_when_each_did(st
     assert "| runs started | 12:00 to 12:02 |" in (study_dir / "report.md").read_text()
 
 
+def test_the_report_says_how_far_gradients_in_bfloat16_are_from_those_in_float32(study_dir):
+    plan(study_dir)
+    errors = ({"error": 0.05, "allowed": 0.5}, {"error": 0.06, "allowed": 0.25}, None)
+    for seed, error in enumerate(errors):
+        of_run = error and {"parameter": "blocks.0.mix.q_proj.weight", **error}
+        finish(study_dir, "mha", seed, gradient_error=of_run)
+    write_results(study_dir)
+    said = "compared in 2 runs; the largest error is 24% of what is allowed"
+    assert said in (study_dir / "report.md").read_text()
+
+
 def test_the_report_says_on_how_many_devices_a_run_was_trained(study_dir):
     plan(study_dir, variants=("mha", "mqa"))
     for name in ("mha", "mqa"):

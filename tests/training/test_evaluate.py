@@ -337,6 +337,7 @@ def test_what_does_not_look_ahead_is_cleared_and_not_asked_again(tiny_corpus, lo
         "ngram_loss": monitor.ngrams,
         "alarms": [],
         "cleared": [said["cleared"]],
+        "gradient_error": None,
     }
 
 

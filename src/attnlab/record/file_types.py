@@ -80,6 +80,14 @@ class GroupForm(TypedDict):
     answers: int
 
 
+class GradientErrorForm(TypedDict):
+    """Types of the largest error of a gradient in bfloat16, as a fraction of its norm."""
+
+    parameter: str
+    error: Number
+    allowed: Number
+
+
 class SummaryForm(TypedDict, total=False):
     """Types of summary.json."""
 
@@ -88,6 +96,7 @@ class SummaryForm(TypedDict, total=False):
     sha256: dict[str, str]
     seed: int
     alarms: list[str]
+    gradient_error: GradientErrorForm | None
     kernels: list[str]
     attention_type: list[str] | str
     device: str

@@ -201,7 +201,23 @@ def environment(table: Table) -> dict[str, str]:
         run.environment["started"] for run in table.runs if "started" in run.environment
     )
     when = {"runs started": f"{starts[0]} to {starts[-1]}"} if starts else {}
-    return {path: _every(values, table) for path, values in seen.items()} | when
+    of_runs = _gradients(table) | when
+    return {path: _every(values, table) for path, values in seen.items()} | of_runs
+
+
+def _gradients(table: Table) -> dict[str, str]:
+    """Return how far gradients in bfloat16 are from those in float32, where runs recorded it."""
+    found = [
+        run.summary["gradient_error"] for run in table.runs if run.summary.get("gradient_error")
+    ]
+    shares = [
+        it["error"] / it["allowed"] for it in found if it["error"] is not None and it["allowed"]
+    ]
+    if not shares:
+        return {}
+    worst = max(shares)
+    text = f"compared in {len(found)} runs; the largest error is {worst:.0%} of what is allowed"
+    return {"gradients in bfloat16 and float32": text}
 
 
 def _every(values: Mapping[str, Iterable[str]], table: Table) -> str:

@@ -82,6 +82,8 @@ class Execution:
         config = self.config.train
         progress = Progress(self.step.step, config.steps, None, None)
         yield progress._replace(note=found.note)
+        if alarm := monitor.check_gradients(self.step):
+            yield progress._replace(alarm=alarm)
         try:
             for event in train(self.step, config, evaluate, self.clock, self.memory):
                 if isinstance(event, CheckpointDue):

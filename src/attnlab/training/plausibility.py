@@ -1,4 +1,7 @@
-"""The alarm for implausibly low losses, which are the sign of a model that sees the future.
+"""The alarms of a run: losses that are implausibly low, and gradients that a kernel gets wrong.
+
+Gradients in bfloat16 are compared with those in float32 before the first step (`precision.py`).
+Implausibly low losses are the sign of a model that sees the future.
 
 The first test is cheap and applies to every loss that training yields. A loss is suspicious below
 
@@ -35,7 +38,8 @@ from attnlab.data.ngram import ngram_loss
 from attnlab.model.language_model import LanguageModel
 from attnlab.training.config import TrainConfig
 from attnlab.training.evaluate import score
-from attnlab.training.step import seed_dropout
+from attnlab.training.precision import GradientError, gradient_error
+from attnlab.training.step import TrainingStep, seed_dropout
 
 FRACTION = 0.5  # of the loss of the n-grams; a loss below is suspicious
 MAX_CHANGE = 0.2  # nats/token; bfloat16 rounding changes a loss by less, a leak by more
@@ -127,6 +131,15 @@ class PlausibilityMonitor:
         windows = len(corpus.train) // (config.seq_len + 1)
         self.first_epoch = windows // config.batch_size  # steps in which every window is new
         self.alarms, self.cleared = list[str](), list[str]()
+        self.gradients: GradientError | None = None
+
+    def check_gradients(self, step: TrainingStep) -> str | None:
+        """Compare the gradients of the next step with those in float32; return the alarm."""
+        self.gradients = gradient_error(step)
+        if self.gradients is None or not self.gradients.is_wrong:
+            return None
+        self.alarms.append(f"at step {step.step} {self.gradients}")
+        return self.alarms[-1]
 
     def resume(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """Restore the messages of earlier processes from the recorded metrics."""
@@ -153,7 +166,13 @@ class PlausibilityMonitor:
 
     def summary(self) -> dict[str, Any]:
         """Return the fields of the run's summary."""
-        return {"ngram_loss": self.ngrams, "alarms": self.alarms, "cleared": self.cleared}
+        found = self.gradients
+        return {
+            "ngram_loss": self.ngrams,
+            "alarms": self.alarms,
+            "cleared": self.cleared,
+            "gradient_error": found and found.record(),
+        }
 
     def _suspicion(self, step: int, values: Mapping[str, float | None]) -> str | None:
         if self.ngrams is None:

@@ -190,10 +190,14 @@ class TrainingStep:
                     key: moment.to(self.device).clone() for key, moment in moments.items()
                 }
 
-    def _update(self) -> None:
+    def next_batch(self) -> tuple[Tensor, Answers | None]:
+        """Return the token ids `tokens_BT1` of the next step, and the answers of a task."""
         starts_B = self.starts_SB.index_select(0, self._step_1)[0]
         batch_BT1 = self.tokens[starts_B[:, None] + self.offset_T1].long()
-        answers = None if self.answers is None else self.answers.at(starts_B)
+        return batch_BT1, None if self.answers is None else self.answers.at(starts_B)
+
+    def _update(self) -> None:
+        batch_BT1, answers = self.next_batch()
         set_learning_rate(self.optimizer, self.rates_S.index_select(0, self._step_1)[0])
         self.optimizer.zero_grad(set_to_none=True)
         if self.divided is not None:
