@@ -210,6 +210,7 @@ def test_the_whole_suite_finds_what_the_quick_one_finds(planted, bug):
 LIKELY = {
     "leak": [FUTURE, ROWS],
     "batch": [FUTURE, ROWS],
+    "gradient": [DERIVATIVES],
     "decoding": [STEPS, PROMPT],
     "state": [TURNS],
     "random": [REPEATED, TURNS],

@@ -214,6 +214,38 @@ class HalvesTheSequencesOfLargeBatches(Average):
         return super().mean(parts).reshape(v_BTD.shape)
 
 
+@planted("batch")
+class FirstOfFourReadsTheLast(Average):
+    def forward(self, x_BTD):
+        y_BTD = super().forward(x_BTD)
+        is_first_B11 = (torch.arange(len(x_BTD), device=x_BTD.device) == 0)[:, None, None]
+        return y_BTD + 0.1 * is_first_B11 * (len(x_BTD) == 4) * y_BTD[-1:]
+
+
+# Gradients that are wrong where models are trained, and right where differences are taken
+
+
+class Halved(Average):
+    """The gradient is half of what it should be where `is_wrong` says so."""
+
+    def forward(self, x_BTD):
+        y_BTD = super().forward(x_BTD)
+        if y_BTD.requires_grad and self.is_wrong(x_BTD):
+            y_BTD.register_hook(lambda grad_BTD: grad_BTD / 2)
+        return y_BTD
+
+
+plant(
+    globals(),
+    "gradient",
+    Halved,
+    HalvedInFloat32={"is_wrong": lambda self, x: x.dtype == torch.float32},
+    HalvedInBfloat16={"is_wrong": lambda self, x: x.dtype == torch.bfloat16},
+    HalvedInBatchesOfFour={"is_wrong": lambda self, x: len(x) == 4},
+    HalvedInTraining={"is_wrong": lambda self, x: self.training},
+)
+
+
 # State that outlives a call, or belongs to several layers
 
 

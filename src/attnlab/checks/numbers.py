@@ -19,15 +19,18 @@ from attnlab.checks.modes import (
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
     LONG,
+    TRAIN,
     Mode,
     NotJudgedError,
     narrowest_dtype,
 )
-from attnlab.checks.result import Finding, mechanism_property
+from attnlab.checks.result import Finding, mechanism_property, relative
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
 
 SCALES = (0.0, 1.0, 30.0)  # of inputs that are standard normal
+BATCH = 4  # sequences whose gradients in training are compared with those of half of them
+OFF_IN_FLOAT32, OFF_IN_BFLOAT16 = 0.02, 0.4  # of a gradient, the most that roundings cause
 TRIES = 3  # a derivative is wrong only if it is so at each of several points: ReLU has kinks
 
 
@@ -135,6 +138,7 @@ def derivatives(subject: Subject) -> Iterator[Finding]:
         raise NotJudgedError(f"it computes in {subject.precision}, too coarse for differences")
     mechanism = subject.build()
     names = ["the input", *(n for n, p in mechanism.named_parameters() if p.requires_grad)]
+    is_exact = True
     for tokens in (11, 300):
         with subject.at(EVAL, 2, tokens) as place:
             wrong = _wrong(subject, mechanism, tokens, [names])
@@ -144,6 +148,47 @@ def derivatives(subject: Subject) -> Iterator[Finding]:
         for along, (deviation, limit) in wrong.items():
             words = f"off by {deviation:.2g} of the largest derivative"
             yield Finding(f"along {along}", deviation, limit, words, place)
+            is_exact = False
+    is_judged = is_exact and not subject.violated  # what depends on the batch is said already
+    if is_judged and subject.precision == torch.float64 and not subject.is_noisy:
+        yield from _in_training(subject)
+
+
+def _in_training(subject: Subject) -> Iterator[Finding]:
+    """Compare gradients of a batch in training with those in eval, of two sequences at a time.
+
+    Half a batch in float64 is what the differences have confirmed. Where the outputs of eval and
+    training differ by intention, the gradients of training in float64 count.
+    """
+    shape = BATCH, subject.short
+    alike = relative(subject.output(TRAIN, *shape), subject.output(EVAL, *shape))
+    reference = TRAIN if alike.max() > subject.limit_in(EVAL) else EVAL
+    exact = _gradients(subject, reference, at_once=2)
+    largest = max(float(gradient.norm()) for gradient in exact.values()) or 1.0
+    for mode in (TRAIN, FLOAT32_TRAIN, BFLOAT16_TRAIN):
+        with subject.at(mode, *shape) as place:
+            found = _gradients(subject, mode, at_once=BATCH)
+        eps = torch.finfo(subject.dtype_in(mode)).eps
+        limit = OFF_IN_FLOAT32 if eps <= torch.finfo(torch.float32).eps else OFF_IN_BFLOAT16
+        for name, gradient in exact.items():
+            scale = max(float(gradient.norm()), eps**0.5 * largest)  # some cancel to roundings
+            off = float((found[name] - gradient).norm()) / scale
+            words = f"off by {off:.2g} of that of two sequences at a time in {subject.dtype}"
+            yield Finding(f"of {name}", off, limit, words.replace("torch.", ""), place)
+
+
+def _gradients(subject: Subject, mode: Mode, *, at_once: int) -> dict[str, Tensor]:
+    """Return the gradients of the input and of each parameter, in float64."""
+    mechanism, shape = subject.build(mode), (BATCH, subject.short)
+    x_BTD = subject.tokens(*shape, mode).requires_grad_()
+    for rows in torch.arange(BATCH).split(at_once):
+        y_BTD = subject.forward(mechanism, mode, x_BTD[rows])
+        (y_BTD.double() * subject.tokens(*shape, seed=1)[rows].double()).sum().backward()
+    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
+    return {
+        name: torch.zeros_like(tensor).double() if tensor.grad is None else tensor.grad.double()
+        for name, tensor in tensors.items()
+    }
 
 
 def _wrong(
