@@ -255,10 +255,14 @@ def test_every_planted_bug_is_tried(planted):
     assert names >= {*CAUGHT_BY.values()}
 
 
+# by kind: another one that has its forward and its step, and more in them
+LESS_THAN = {"delta_net": "gated_delta_net", "lightning_attention": "gla"}
+
+
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_a_shipped_mechanism_holds(kind):
-    """In the whole check. A new kind is tested without a word here."""
-    found = violated(check_properties(kind))
+    """In the whole check, unless that judges the same code in another; new kinds, too."""
+    found = violated(check_properties(kind, quick=kind in LESS_THAN))
     assert not found, [describe(result) for result in found.values()]
 
 

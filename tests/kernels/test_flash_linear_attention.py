@@ -266,17 +266,17 @@ def test_every_command_that_may_import_it_refuses_a_wrong_clone(tmp_path, fresh,
     assert "has no package fla" in " ".join(done.output.split())
 
 
-def attnlab(folder, *arguments, **environment):
-    start = ("-c", fake_workers.UNDRAWN) if arguments[0] == "run" else ("-m", "attnlab")
-    command = [sys.executable, *start, *arguments]
-    places = {"ATTNLAB_CACHE": str(folder / "cache"), **environment}
+def attnlab(folder, *arguments):
+    command = [sys.executable, "-c", fake_workers.UNDRAWN, *arguments]
+    places = {"ATTNLAB_CACHE": str(folder / "cache")}
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **places}, capture_output=True, text=True
     )
 
 
-def test_the_doctor_shows_the_clone(clone, tmp_path):
-    done = attnlab(tmp_path, "doctor", "--json", ATTNLAB_FLA_PATH=str(clone))
+def test_the_doctor_shows_the_clone(clone, fresh, monkeypatch):
+    monkeypatch.setenv("ATTNLAB_FLA_PATH", str(clone))
+    done = CliRunner().invoke(app, ["doctor", "--json"])
     found = {finding["part"]: finding["found"] for finding in json.loads(done.stdout)}
     commit = git(clone, "rev-parse", "HEAD")[:12]
     said = found["flash-linear-attention"]

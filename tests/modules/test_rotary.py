@@ -66,9 +66,7 @@ def built(config):
     return config.build(32).double().eval()
 
 
-@pytest.mark.parametrize(
-    ("make", "scaling"), [(GroupedQuery, DYNAMIC), (GroupedQuery, YARN), (MLA, YARN)]
-)
+@pytest.mark.parametrize(("make", "scaling"), [(GroupedQuery, DYNAMIC), (MLA, YARN)])
 def test_a_scaled_mechanism_keeps_its_promises(make, scaling):
     assert_correct(make(rope_scaling=scaling), d_model=32, quick=True)
 
@@ -336,7 +334,6 @@ def test_windows_and_selections_that_reach_everything_are_full_attention(setting
 def test_every_mixture_of_settings_keeps_the_promises():
     draw = random.Random(0)
     for kind, bound in [
-        (GroupedQuery, {}),
         (SlidingWindow, {"window": 8}),
         (DeepseekSparse, {"top_k": 8}),
         (MOBA, {"block_size": 4, "top_k": 2}),

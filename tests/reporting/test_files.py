@@ -265,7 +265,8 @@ def test_the_report_of_a_partial_study_names_what_is_missing(study_dir):
     assert "still to run: 12 of 18 runs" in report
 
 
-def test_a_report_states_the_level_of_its_looks_where_seeds_are_added(study_dir):
+def test_a_report_states_the_level_of_its_looks_where_seeds_are_added(study_dir, monkeypatch):
+    monkeypatch.setattr("attnlab.reporting.figures.page_charts.Charts.curves", lambda _: ())
     complete(study_dir)
     replace(StudyRecord.read(study_dir), most_seeds=10, families={"a": ("mha",)}).write(study_dir)
     analysis = analyse(study_dir)
@@ -496,7 +497,8 @@ def size_of(png):
 
 
 @pytest.mark.parametrize("make", [partial, plan], ids=["partial", "planned"])
-def test_the_picture_is_drawn_at_any_stage_in_time(study_dir, make):
+def test_the_picture_is_drawn_at_any_stage_in_time(study_dir, make, monkeypatch):
+    monkeypatch.setattr("attnlab.reporting.files.page", lambda _: "")
     make(study_dir)
     mpl.font_manager.findfont("sans")  # the first ever on a machine makes the font cache
     start = time.process_time()

@@ -224,7 +224,7 @@ def test_many_letters_leave_room_for_the_differences_and_points_keep_their_varia
         assert len(re.findall(r'<path [^>]*class="v\d"', chart)) == 2 * len(found.order)  # bars
 
 
-def test_what_a_user_named_is_text_and_not_markup(study_dir):
+def test_what_a_user_named_is_text_and_not_markup(study_dir, no_curves):
     nasty(study_dir)
     html = page(in_full(study_dir))
     outline = Outline(html)
@@ -291,7 +291,7 @@ def test_no_text_of_any_file_of_a_strangers_folder_is_markup(study_dir):
 
 
 @pytest.mark.parametrize("make", [plan, partial], ids=["planned", "partial"])
-def test_there_is_a_page_at_any_stage(study_dir, make):
+def test_there_is_a_page_at_any_stage(study_dir, make, no_curves):
     make(study_dir)
     html = page(analyse(study_dir))
     assert not Outline(html).open

@@ -17,6 +17,7 @@ import attnlab
 from attnlab.analysis.statistics.seeds import detectable
 from attnlab.config import ConfigError
 from attnlab.data import DataError, Places
+from attnlab.data.arithmetic import Arithmetic
 from attnlab.device.machine import Slot, usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import MechanismConfig
@@ -491,6 +492,12 @@ def test_every_mechanism_names_its_kernel(findings):
     if not torch.cuda.is_available():
         assert findings["grouped_query"].found == "kernel sdpa on cpu; with dropout blocked"
         assert findings["gated_delta_net"].found == "kernel chunked on cpu"
+
+
+def test_no_text_is_generated_to_see_whether_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(Arithmetic, "texts", None)
+    found = [finding.found for finding in examined(tmp_path).values()]
+    assert "arithmetic: made by its generator" in found
 
 
 def test_missing_data_has_a_remedy_and_does_not_stop_the_default_study(findings, tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -202,7 +203,9 @@ class Forked:
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.returncode: int | None = None
-        with child_process.signals_blocked():
+        with child_process.signals_blocked(), warnings.catch_warnings():
+            # the threads of this process hold nothing that a copy needs
+            warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
             if self.pid == 0:
                 with suppress(BaseException):

@@ -227,6 +227,7 @@ def prepare(folder: Path) -> None:
     import_module("attnlab.runner.run")
     CliRunner().invoke(app, ["list", "mla"])  # the parser of arguments imports more
     (folder / "study.py").write_text(SOURCE)
+    plausibility.CUTS = 1
     comparison.comparison = lambda _: (b"PNG", b"<svg/>")
     comparison.panel_pdfs = lambda _: {}
     files.page = lambda _: "<html></html>"

@@ -12,6 +12,7 @@ import torch
 from attnlab.analysis.numbers import size
 from attnlab.checks.suite import fitting_width
 from attnlab.data import DataConfig, DataError, Places
+from attnlab.data.arithmetic import Arithmetic
 from attnlab.data.task import Task
 from attnlab.device.machine import usable_cores
 from attnlab.kernels import flash_linear_attention as fla
@@ -181,6 +182,8 @@ def _data(places: Places) -> Iterator[Finding]:
 def _source(data: DataConfig, places: Places) -> Finding:
     if isinstance(data, Task):
         return Finding("", "tasks: made by their generators")
+    if isinstance(data, Arithmetic):
+        return Finding("", f"{data.kind()}: made by its generator")  # which takes seconds
     try:
         texts = data.texts(places)
     except DataError as error:

@@ -74,8 +74,9 @@ def ended(study, study_dir, fingerprint, places):
 
 
 def test_runs_that_have_ended_are_not_run_again_nor_with_other_settings(
-    tmp_path, places, fingerprint
+    tmp_path, places, fingerprint, monkeypatch
 ):
+    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
     study = replace(tiny_study.study.only(["mha", "identity"]), seeds=1)
     fake_workers.work(fake_workers.make(study, tmp_path, fingerprint))
     second = ended(replace(study, seeds=2), tmp_path, fingerprint, places)
@@ -98,6 +99,7 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(
     tmp_path, places, fingerprint, monkeypatch
 ):
     (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     kinds = {"deadly": "broken.py:Deadly", "raises": "broken.py:Raises", "mha": "grouped_query"}
