@@ -108,6 +108,13 @@ def one_cut() -> Iterator[int]:
         yield cuts
 
 
+@pytest.fixture
+def empty_charts(monkeypatch) -> None:
+    """Draw nothing in the charts of pages: four fifths of the time that a page takes."""
+    module = "attnlab.reporting.figures.svg"
+    monkeypatch.setattr(f"{module}.SvgCharts.svg", lambda *_, **__: "<svg></svg>")
+
+
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory):
     """The data cache that tests share, so that the text is read once per process."""

@@ -560,7 +560,9 @@ def test_one_seed_of_a_ladder_has_no_intervals_and_says_so(part):
     assert "Without intervals, no crossover is shown or excluded." in text
 
 
-def test_every_file_of_a_ladder_has_all_sizes_and_lengths_and_compares_within_each(part):
+def test_every_file_of_a_ladder_has_all_sizes_and_lengths_and_compares_within_each(
+    part, empty_charts
+):
     found = part()
     said = "delta scales better than mha, by effective speedup in training FLOPs: delta 1."
     assert found.headline[0].startswith(said)

@@ -189,7 +189,7 @@ def test_a_panel_by_itself_says_of_which_tokens_it_is_and_if_bars_are_missing(
     assert "No bars are drawn" in _Panels(analysis).every()["positions"].caption
 
 
-def test_nothing_is_claimed_of_what_was_not_recorded(tmp_path):
+def test_nothing_is_claimed_of_what_was_not_recorded(tmp_path, empty_charts):
     analysis = analyse(write_study(tmp_path / "s", {"mha": steady(5.0), "delta": steady(5.1, 2)}))
     assert analysis.parts == {}
     assert "Difference by position" not in page(analysis)

@@ -151,7 +151,7 @@ def test_a_size_without_a_difference_supports_nothing(tmp_path):
     assert "one seed" in dominating(one.sizes, one)
 
 
-def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path):
+def test_the_tables_stand_in_the_reports_of_a_study_with_families_alone(tmp_path, empty_charts):
     heading = "All variants and families"
     analysis = analysed(tmp_path / "with")
     for text in (markdown(analysis, None), page(analysis)):

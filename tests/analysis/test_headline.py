@@ -240,7 +240,9 @@ def test_what_is_not_compared_is_said_without_a_verdict_too(tmp_path):
     assert "intervals" not in markdown(found, None)
 
 
-def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(tmp_path):
+def test_answers_are_said_with_their_error_and_seeds_that_do_not_learn_are_seen(
+    tmp_path, empty_charts
+):
     losses = {"mha": steady(0.4, 1), "mla": steady(0.41, 2), "delta": steady(3.0, 3)}
     write_study(tmp_path, losses, **{name: {"final_by_group": {}} for name in losses})
     accuracy = {"mha": (0.94, 0.03, 0.95, 0.96, 0.94), "mla": (0.92, 0.93, 0.91, 0.92, 0.92)}

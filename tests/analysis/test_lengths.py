@@ -277,7 +277,7 @@ def three_lengths(tmp_path):
     return tmp_path
 
 
-def test_the_training_lengths_of_a_study_stand_side_by_side(three_lengths):
+def test_the_training_lengths_of_a_study_stand_side_by_side(three_lengths, empty_charts):
     pack(three_lengths / "mine_8k")
     for name, other in (("mine", "mine_8k"), ("mine_8k", "mine")):
         found = analyse(three_lengths / name)

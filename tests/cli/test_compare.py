@@ -101,7 +101,7 @@ def test_variants_and_single_runs_stand_beside_studies(first, second):
     assert of_runs.baseline == "mla"
 
 
-def test_one_seed_gives_no_verdict(first, second):
+def test_one_seed_gives_no_verdict(first, second, empty_charts):
     found = side_by_side(first / "mla" / "seed-1", second / "linear" / "seed-1")
     assert not found.letters
     for text in shown(found).values():
@@ -150,7 +150,7 @@ def test_a_diverged_run_is_left_out_as_in_a_study(first, tmp_path):
     ],
     ids=["data", "tokenizer", "steps", "batch", "length", "split"],
 )
-def test_what_is_not_alike_is_named_with_who_has_what(first, second, differing, said):
+def test_what_is_not_alike_is_named_with_who_has_what(first, second, differing, said, empty_charts):
     alike(second, **differing)
     found = side_by_side(first, second)
     said = said.format(first=first, second=second)
@@ -189,7 +189,7 @@ def test_the_same_settings_on_other_data_are_another_function(first, second):
     assert not side_by_side(first, second).controls
 
 
-def test_other_differences_are_shown_and_not_refused(first, second):
+def test_other_differences_are_shown_and_not_refused(first, second, empty_charts):
     alike(second, data={"origin": "elsewhere"}, train={"learning_rate": 1e-3})
     found = side_by_side(first, second)
     assert not found.table.unfair
@@ -200,7 +200,7 @@ def test_other_differences_are_shown_and_not_refused(first, second):
         assert f"elsewhere ({second})" in text
 
 
-def test_times_of_different_devices_are_no_comparison(first, second):
+def test_times_of_different_devices_are_no_comparison(first, second, empty_charts):
     alike(first, summary={"step_time": 0.002, "flops_per_token": 5})
     alike(second, summary={"step_time": 0.001, "flops_per_token": 5, "device": "NVIDIA H200"})
     found = side_by_side(first, second)

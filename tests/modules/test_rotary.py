@@ -334,7 +334,6 @@ def test_windows_and_selections_that_reach_everything_are_full_attention(setting
 def test_every_mixture_of_settings_keeps_the_promises():
     draw = random.Random(0)
     for kind, bound in [
-        (SlidingWindow, {"window": 8}),
         (DeepseekSparse, {"top_k": 8}),
         (MOBA, {"block_size": 4, "top_k": 2}),
     ]:

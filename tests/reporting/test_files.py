@@ -132,7 +132,7 @@ HARNESS_ROWS = [  # variant, task, measured, mean, standard error, runs
 ]
 
 
-def test_results_of_the_harness_are_a_table_packed_or_not(study_dir, tmp_path):
+def test_results_of_the_harness_are_a_table_packed_or_not(study_dir, tmp_path, empty_charts):
     write_study(study_dir, {"mha": [5.0, 5.1], "b.c": [5.2, 5.3]})
     before = markdown(analyse(study_dir), None) + page(analyse(study_dir))
     assert "lm-evaluation-harness" not in before
@@ -265,8 +265,7 @@ def test_the_report_of_a_partial_study_names_what_is_missing(study_dir):
     assert "still to run: 12 of 18 runs" in report
 
 
-def test_a_report_states_the_level_of_its_looks_where_seeds_are_added(study_dir, monkeypatch):
-    monkeypatch.setattr("attnlab.reporting.figures.page_charts.Charts.curves", lambda _: ())
+def test_a_report_states_the_level_of_its_looks_where_seeds_are_added(study_dir, empty_charts):
     complete(study_dir)
     replace(StudyRecord.read(study_dir), most_seeds=10, families={"a": ("mha",)}).write(study_dir)
     analysis = analyse(study_dir)

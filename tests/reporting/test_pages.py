@@ -224,7 +224,7 @@ def test_many_letters_leave_room_for_the_differences_and_points_keep_their_varia
         assert len(re.findall(r'<path [^>]*class="v\d"', chart)) == 2 * len(found.order)  # bars
 
 
-def test_what_a_user_named_is_text_and_not_markup(study_dir, no_curves):
+def test_what_a_user_named_is_text_and_not_markup(study_dir, empty_charts):
     nasty(study_dir)
     html = page(in_full(study_dir))
     outline = Outline(html)
@@ -291,7 +291,7 @@ def test_no_text_of_any_file_of_a_strangers_folder_is_markup(study_dir):
 
 
 @pytest.mark.parametrize("make", [plan, partial], ids=["planned", "partial"])
-def test_there_is_a_page_at_any_stage(study_dir, make, no_curves):
+def test_there_is_a_page_at_any_stage(study_dir, make, empty_charts):
     make(study_dir)
     html = page(analyse(study_dir))
     assert not Outline(html).open
@@ -302,7 +302,7 @@ def test_there_is_a_page_at_any_stage(study_dir, make, no_curves):
     assert "nan" not in re.sub(r"loss is nan", "", "".join(Outline(html).text.get("td", [])))
 
 
-def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir, no_curves):
+def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir, empty_charts):
     partial(study_dir)
     analysis = replace(in_full(study_dir), left_out={"identity": "a seed diverged"})
     html = page(analysis)
@@ -338,7 +338,7 @@ def in_terminal(study_dir, width):
     return console.file.getvalue()
 
 
-def test_a_study_may_have_no_baseline_and_may_have_a_test_split(study_dir, no_curves):
+def test_a_study_may_have_no_baseline_and_may_have_a_test_split(study_dir, empty_charts):
     plan(study_dir, baseline=None, variants=("mha", "identity"))
     for variant in ("mha", "identity"):
         for seed in (0, 1, 2):

@@ -183,8 +183,17 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", [altered, truncated, Path.unlink])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", altered),
+        ("model.safetensors", Path.unlink),
+        ("optimizer.safetensors", altered),
+        ("optimizer.safetensors", truncated),
+        ("state.json", truncated),
+        ("state.json", Path.unlink),
+    ],
+)
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_a_note(
     interrupted, places, name, damage
 ):
