@@ -99,7 +99,7 @@ def test_a_winner_of_the_comparisons_with_the_best_is_no_contradiction_to_its_le
     first, second = analysis.headline
     assert set(analysis.letters["v0"]) & set(analysis.letters["v1"])
     assert "v0 predicts this text best" in first
-    assert first.endswith("Among all pairs, v1 and v0 are not distinguishable.")
+    assert first.endswith("Among all pairs, v0 is not distinguishable from v1.")
     assert "v1" not in second
 
 
@@ -200,8 +200,8 @@ def test_a_noisy_variant_that_is_not_the_best_is_named_beside_the_winner(tmp_pat
     losses = {"mha": [4.99, 4.99, 4.99, 5.0], "mla": [5.06, 5.06, 5.07, 5.07]}
     first, _ = headline(tmp_path, {**losses, "noisy": [5.13, 5.07, 5.05, 5.05]})
     assert first.endswith(
-        "better than the next, mla, by comparisons with the best. Among all pairs, noisy and mha "
-        "are not distinguishable."
+        "better than the next, mla, by comparisons with the best. Among all pairs, mha is not "
+        "distinguishable from noisy."
     )
 
 

@@ -193,7 +193,7 @@ def _first(verdict: Verdict, loss: str) -> str:
         first += f"{_plus_minus(pair)} better than the next, {rival}"
         if not (close := several(_open(verdict))):
             return f"{first}."
-        also = f"Among all pairs, {close} and {best} are not distinguishable."
+        also = f"Among all pairs, {best} is not distinguishable from {close}."
         return f"{first}, by comparisons with the best. {also}"
     if equal := equivalent_to_best(verdict):
         others = [of[0] for of in lead if best not in of and not set(of) & set(equal)]
