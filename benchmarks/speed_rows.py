@@ -267,7 +267,7 @@ def serving(
     batch: int,
     effort: Effort,
 ) -> Iterator[Line]:
-    """Yield a line per mechanism and context, and at batch 1 the other form of the first."""
+    """Yield a line per mechanism and context, and the other forms of the first."""
     sizes = Sizes(d_model=32, n_layers=2, n_heads=2, vocab_size=64) if effort.tiny else Sizes()
     contexts = (16,) if effort.tiny else contexts
     ceilings = measure_ceilings(DEVICE, effort.seconds / 4)
@@ -277,16 +277,24 @@ def serving(
             work = f"{what} {name}, {context:,} tokens, batch {batch}"
             found = measure(setup, point := Point(name, what, context, batch), under)
             yield served(work, found, batch)
-            if (what, name, context, batch) == ("decode", "grouped_query", contexts[0], 1):
-                with untuned():
-                    found = measure(setup, point, under)
-                yield replace(served(f"{work}, products of cuBLAS", found, batch), goal=None)
+            if (what, name, context) == ("decode", "grouped_query", contexts[0]):
+                for form, options in FORMS.items():
+                    with tuned(options):
+                        found = measure(setup, point, under)
+                    yield replace(served(f"{work}, {form}", found, batch), goal=None)
+
+
+FORMS = {  # of a decoding step, beside the one that attnlab uses, by options of the compiler
+    "compiled as any other function": {},
+    "kernels one after the other": {"coordinate_descent_tuning": True},
+    "independent kernels combined": compiled.TUNED | {"combo_kernels": True},
+}
 
 
 @contextmanager
-def untuned() -> Generator[None]:
-    """Compile a decoding step inside as any other function."""
-    with mock.patch.object(compiled, "TUNED", {}):
+def tuned(options: dict[str, Any]) -> Generator[None]:
+    """Compile a decoding step inside with other options."""
+    with mock.patch.object(compiled, "TUNED", options):
         compiled.compile_once.cache_clear()  # it keeps the functions with their options
         yield
     compiled.compile_once.cache_clear()

@@ -557,7 +557,7 @@ def test_the_table_of_speed_has_each_line_beside_its_reference(tmp_path, monkeyp
     messages = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert [message["end"] for message in messages if "end" in message] == rows.split(",")
     lines = [message["line"] for message in messages if "line" in message]
-    assert len(lines) == 2 + 2 + 2 + 4 + 2 + 1
+    assert len(lines) == 2 + 2 + 4 + 4 + 2 + 1
     assert "skipped" not in shown
     for line in lines:
         assert f"| {line['work']} | " in shown

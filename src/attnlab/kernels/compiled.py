@@ -25,7 +25,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 KINDS = 256  # of inputs, each compiled once
-TUNED: dict[str, Any] = {"coordinate_descent_tuning": True}  # on CUDA; nothing changes on a CPU
+TUNED: dict[str, Any] = {  # on CUDA; nothing changes on a CPU
+    "coordinate_descent_tuning": True,
+    "triton.enable_pdl": True,  # programmatic dependent launch, from Hopper on
+}
 
 
 @cache
@@ -38,8 +41,8 @@ def compile_once(
 ) -> Any:
     """Return `function` compiled with these options of `torch.compile`, the same at every call.
 
-    With `tuned`, kernels are timed while they are compiled, and products of one row are reductions,
-    which are fused with what surrounds them.
+    With `tuned`, kernels are timed while they are compiled, products of one row are reductions,
+    which are fused with what surrounds them, and a kernel starts while the one before it ends.
     """
     import torch._dynamo  # takes seconds to load
 
