@@ -153,7 +153,7 @@ def cache(tmp_path_factory):
 def attnlab(tmp_path, monkeypatch, cache):
     """Call the command line in an empty folder; user-defined kinds are forgotten afterwards.
 
-    It trains in this process and draws no figure; `first_run` starts workers and draws.
+    It trains in this process and draws no figure; `first_run` starts workers and draws its page.
     """
     from support import fake_workers
     from typer.testing import CliRunner
@@ -180,7 +180,7 @@ def attnlab(tmp_path, monkeypatch, cache):
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory, cache):
     """Folder and output of `attnlab run` of two variants with one seed each."""
-    from support import tiny_study
+    from support import fake_workers, tiny_study
     from typer.testing import CliRunner
 
     from attnlab.cli import app
@@ -188,6 +188,7 @@ def first_run(tmp_path_factory, cache):
 
     folder = tmp_path_factory.mktemp("first_run")
     with pytest.MonkeyPatch.context() as patch:
+        fake_workers.draw_nothing(patch, page=True)
         patch.chdir(folder)
         patch.setenv("ATTNLAB_CACHE", cache)
         for printer in (console, errors):
