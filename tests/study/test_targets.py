@@ -90,6 +90,23 @@ def test_an_unknown_name_is_an_error_that_suggests_another(word, message):
         named([word])
 
 
+def test_of_a_path_that_is_no_study_and_no_checkpoint_it_is_said_what_is_there(tmp_path):
+    damaged, trained, empty = (tmp_path / name for name in ("damaged", "trained", "empty"))
+    for folder, text in ((damaged, "{"), (trained, '{"variant": "mha"}'), (empty, None)):
+        folder.mkdir()
+        if text is not None:
+            (folder / "config.json").write_text(text)
+    for folder, said in (
+        (damaged, "config.json is damaged: "),
+        (trained, "trained is a run of attnlab, no checkpoint: name its study or mechanism"),
+        (empty, "empty is neither a study (a file .py) nor a folder with the config.json of a "),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            named([str(folder)])
+    with pytest.raises(ValueError, match="no mechanism or study ''"):
+        named([""])
+
+
 RIGHT = "write 'moba:block_size=16,top_k=2'; commas without spaces separate settings"
 
 

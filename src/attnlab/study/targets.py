@@ -33,6 +33,7 @@ from attnlab.config import (
 )
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.llama_checkpoint import Checkpoint, find_checkpoint
+from attnlab.record.json_text import read_foreign_object
 from attnlab.study.problems import repeated_keys
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
@@ -162,15 +163,26 @@ def _by_name(word: str, changes: list[str]) -> Iterator[Named]:
     elif settings := find_checkpoint(Path(name)):
         yield _of_checkpoint(Path(name), settings).override([*changes, *own])
     else:
-        known = ["all", *MechanismConfig.kinds, *shipped_names()]
-        near = suggestion(name, known)
-        if near.startswith("; known"):
-            near = f"{suggestion(name, MechanismConfig.kinds)} and studies (attnlab list)"
-        raise ValueError(
-            f"no mechanism or study {name!r}{near}; a class (my_file.py:MyMechanism), a layer "
-            "(fla:GatedLinearAttention) or the path of a study or of a checkpoint's folder works "
-            "too"
-        )
+        _refuse_name(name)
+
+
+def _refuse_name(name: str) -> None:
+    """Raise ValueError with what is at this path or, if nothing is, with the nearest name."""
+    config = Path(name) / "config.json"
+    if name and config.is_file():
+        read_foreign_object(config)  # which raises ValueError if it is damaged
+        raise ValueError(f"{name} is a run of attnlab, no checkpoint: name its study or mechanism")
+    if name and Path(name).exists():
+        neither = "a study (a file .py) nor a folder with the config.json of a checkpoint"
+        raise ValueError(f"{name} is neither {neither}")
+    known = ["all", *MechanismConfig.kinds, *shipped_names()]
+    near = suggestion(name, known)
+    if near.startswith("; known"):
+        near = f"{suggestion(name, MechanismConfig.kinds)} and studies (attnlab list)"
+    raise ValueError(
+        f"no mechanism or study {name!r}{near}; a class (my_file.py:MyMechanism), a layer "
+        "(fla:GatedLinearAttention) or the path of a study or of a checkpoint's folder works too"
+    )
 
 
 def _require_form(word: str) -> None:
