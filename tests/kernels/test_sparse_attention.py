@@ -70,6 +70,8 @@ def test_the_best_causal_positions_are_selected_and_the_most_recent_of_equals(
     scores = torch.tensor(data.draw(st.lists(row, min_size=tokens, max_size=tokens)))
     selected = selected_of(scores[None], top_k)[0]
     assert torch.equal(selected, selected_by_hand(scores, top_k))
+    best = indexer.best(scores[-1:], top_k)[0]  # of the last query, which sees all
+    assert sorted(best.tolist()) == selected[-1].nonzero()[:, 0].tolist()
     if top_k <= earlier + 1:  # all queries have as many causal positions
         causal_TS = indexer.causal(scores)
         for dtype in (torch.float32, torch.float64, torch.bfloat16):

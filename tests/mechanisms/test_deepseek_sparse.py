@@ -200,19 +200,20 @@ def test_the_indexer_learns_what_the_heads_look_at():
 @torch.no_grad()
 def test_decoding_selects_what_training_selected_under_autocast(monkeypatch):
     mechanism, x_BTD = made(index_head_dim=16).float().eval(), tokens(60).float()
-    selections, select = [], lightning_indexer.select
+    selections, chosen = [], []
 
-    def recorded(index_BTS, end):
-        selections.append(select(index_BTS, end))
-        return selections[-1]
+    def recorded(function, to):
+        return lambda *given: to.append(function(*given)) or to[-1]
 
-    for module in (lightning_indexer, sparse_attention):
-        monkeypatch.setattr(module, "select", recorded)
+    monkeypatch.setattr(sparse_attention, "select", recorded(sparse_attention.select, selections))
+    best = recorded(lightning_indexer.best, chosen)
+    monkeypatch.setattr(lightning_indexer, "best", best)
     with torch.autocast("cpu", torch.bfloat16):
         y_BTD, state = mechanism(x_BTD), mechanism.init_state(2, 60)
         for t, x_BD in enumerate(x_BTD.unbind(1)):
             y_BD, state = mechanism.step(x_BD, state)
-            assert torch.equal(selections[-1][:, 0, : t + 1], selections[0][:, t, : t + 1])
+            is_chosen_BS = torch.zeros(2, 60, dtype=torch.bool).scatter(1, chosen[-1], value=True)
+            assert torch.equal(is_chosen_BS[:, : t + 1], selections[0][:, t, : t + 1])
             assert_close(y_BD, y_BTD[:, t], atol=0.02, rtol=0.02)
 
 

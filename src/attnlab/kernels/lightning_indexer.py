@@ -66,7 +66,9 @@ def active_products(index: Index) -> Tensor:
 
 def weighted(index: Index, active_BTJS: Tensor) -> Tensor:
     """Return `index_BTS`, the sum of the active products by the weights of the index heads."""
-    if torch.compiler.is_compiling():  # one pass with the ReLU; a product would be a kernel apart
+    # compiled, a sum is one pass with the ReLU, where a product is a kernel apart; one of two heads
+    # would be computed again, and rounded otherwise, wherever scores are compared
+    if torch.compiler.is_compiling() and active_BTJS.shape[2] > 2:
         return (index.weights_BTJ[..., None] * active_BTJS).sum(2)
     return (index.weights_BTJ[:, :, None] @ active_BTJS).squeeze(2)
 
@@ -154,6 +156,17 @@ def select(index_BTS: Tensor, end: Cutoff) -> Tensor:
     position_S = torch.arange(index_BTS.shape[-1], device=index_BTS.device)
     tied_BTS = (index_BTS == end.score_BT1) & (position_S >= end.position_BT1)
     return ((index_BTS > end.score_BT1) | tied_BTS) & causal(index_BTS)
+
+
+def best(index_BS: Tensor, top_k: int) -> Tensor:
+    """Return `position_Bn`, the n = min(S, top_k) positions with the highest scores.
+
+    Among equal scores they are the most recent, as those of `cutoff`. No score is compared with one
+    that was computed before: a compiler may compute scores again where they are read, and round
+    them otherwise.
+    """
+    from_last_BS = index_BS.flip(-1).sort(dim=-1, descending=True, stable=True).indices
+    return index_BS.shape[-1] - 1 - from_last_BS[:, :top_k]
 
 
 def loss_of_block(

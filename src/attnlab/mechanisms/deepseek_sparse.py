@@ -190,18 +190,15 @@ class DeepseekSparseAttention(RotaryHeads[SparseCache]):
             state = state.append(k_BG1K, v_BG1V, index.k_BSI)
             index_k_BSI = state.index_k_BSI.to(index.k_BSI.dtype)
             index_B1S = lightning_indexer.index_scores(index._replace(k_BSI=index_k_BSI))
-        slots = index_B1S.shape[-1]
-        is_seen_S = filled(state.seen, slots)
+        is_seen_S = filled(state.seen, index_B1S.shape[-1])
         index_B1S = index_B1S.masked_fill(~is_seen_S, -torch.inf)
-        end = lightning_indexer.cutoff(index_B1S, self.config.top_k)
-        selected_BS = lightning_indexer.select(index_B1S, end)[:, 0] & is_seen_S
-        kept = (selected_BS.int()).topk(min(slots, self.config.top_k), sorted=False)
-        slot_B1n1 = kept.indices[:, None, :, None]
+        slot_Bn = lightning_indexer.best(index_B1S[:, 0], self.config.top_k)
+        slot_B1n1 = slot_Bn[:, None, :, None]
         k_BGnK, v_BGnV = (
             x_BGSK.gather(2, slot_B1n1.expand(-1, x_BGSK.shape[1], -1, x_BGSK.shape[3]))
             for x_BGSK in (state.k_BGSK, state.v_BGSV)
         )
-        y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, kept.values.bool())
+        y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, is_seen_S[slot_Bn])
         return self.o_proj(y_BHV.flatten(1)), state
 
     def _inputs(self, x_BTD: Tensor) -> "_Inputs":
