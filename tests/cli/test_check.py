@@ -18,10 +18,10 @@ from attnlab.study.targets import load_study
 PLANTED = PLANTED_BUGS
 STUDY = """
 from dataclasses import replace
-from support.planted_bugs import MeanOverTime
+from support.planted_bugs import NormOverTime
 from support.tiny_study import base, study as tiny
 
-variants = {"honest": base, "leaky": base.with_mechanisms(MeanOverTime())}
+variants = {"honest": base, "leaky": base.with_mechanisms(NormOverTime())}
 study = replace(tiny, baseline="honest", variants=variants)
 """
 
@@ -34,7 +34,7 @@ def leaky_study(tmp_path):
 
 
 def test_a_correct_mechanism_gets_one_line_and_exit_code_0(attnlab):
-    done = attnlab("check", "sliding_window", "window=5", "n_kv_heads=2")
+    done = attnlab("check", "sliding_window", "window=5", "n_kv_heads=2", "--quick")
     assert done.exit_code == 0, done.output
     assert "window=5" in done.output
     (line,) = done.output.splitlines()  # passes take one line
@@ -126,7 +126,7 @@ def test_a_study_with_a_leak_is_not_trained(attnlab, leaky_study, tmp_path):
     assert done.exit_code == 1, done.output
     words = " ".join(done.output.split())
     assert "FAIL no position sees the future" in words
-    assert "leaky support/planted_bugs.py:MeanOverTime" in words.replace(f"{TESTS}/", "")
+    assert "leaky support/planted_bugs.py:NormOverTime" in words.replace(f"{TESTS}/", "")
     assert "properties are violated; nothing was trained" in words
     assert "use --no-check to train regardless" in words
     assert not (tmp_path / "results").exists()

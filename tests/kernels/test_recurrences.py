@@ -153,7 +153,7 @@ def test_a_strong_decay_gives_finite_gradients_and_the_definition(case, g, dtype
 
 
 @pytest.mark.parametrize("chunk", [32, 64])
-@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beta", [1.0, 2.0])
 @pytest.mark.parametrize("keys", ["equal", "nearly equal", "alternating", "few"])
 def test_repeated_keys_lose_no_precision_in_float32(keys, beta, chunk):
     exact = inputs(200, key=32, value=32, decay=1e-4)
