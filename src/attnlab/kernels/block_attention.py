@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 
-from attnlab.kernels.compiled import opaque
+from attnlab.kernels.compiled import opaque, recomputed
 from attnlab.kernels.sparse_attention import UNROLLED, block_on, blocks, kept_weights
 
 
@@ -80,7 +79,8 @@ def attend(
     """
     tokens = q_BHTK.shape[2]
     unrolls = tokens <= UNROLLED * block_on(q_BHTK.device.type, tokens)
-    run = _by_rows if unrolls else _opaque_by_rows  # a compiler takes minutes for many blocks
+    # a compiler takes minutes for many blocks
+    run = _by_rows if unrolls or not torch.compiler.is_compiling() else _opaque_by_rows
     words_BHT = None
     if dropout:  # drawn here, so that the backward pass finds the same masks
         words_BHT = torch.empty(q_BHTK.shape[:3], dtype=torch.int32, device=q_BHTK.device).random_()
@@ -102,18 +102,14 @@ def _by_rows(
             *(q_BHTK[:, :, rows], k_BGTK[:, :, : rows.stop], v_BGTV[:, :, : rows.stop]),
             *(selected_BXTN[:, :, rows], words_BHT, rows, size, dropout),
         )
-        if torch.is_grad_enabled():
-            y_BHTV = checkpoint(_of_rows, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y_BHTV = _of_rows(*arguments)
-        outputs.append(y_BHTV)
+        outputs.append(recomputed(_of_rows, *arguments))
     return torch.cat(outputs, 2)
 
 
 _opaque_by_rows = opaque(_by_rows)
 
 
-def _of_rows(  # noqa: PLR0913  a checkpoint takes each tensor as an argument
+def _of_rows(  # noqa: PLR0913  what is recomputed takes each tensor as an argument
     q_BHTK: Tensor,
     k_BGSK: Tensor,
     v_BGSV: Tensor,

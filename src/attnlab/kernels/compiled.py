@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -107,6 +108,58 @@ def opaque(function: Function) -> Function:
     """
     # as torch.compiler.disable, which would load the compiler here
     return torch._disable_dynamo(function)  # pyright: ignore
+
+
+def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `function(*arguments)`, a tensor or a tuple; the backward pass computes it again.
+
+    It draws nothing at random. Where gradients are off, it is called as it is.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    if torch.compiler.is_compiling() or compiler_is_loaded():
+        from torch.utils.checkpoint import checkpoint  # which loads the compiler
+
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return _Recomputed.apply(function, *arguments)
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of which the arguments alone are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        is_tensor = [isinstance(it, Tensor) for it in arguments]
+        ctx.save_for_backward(*(it for it in arguments if isinstance(it, Tensor)))
+        ctx.others = [
+            None if tensor else it for it, tensor in zip(arguments, is_tensor, strict=True)
+        ]
+        ctx.function, ctx.is_tensor = function, is_tensor
+        device = next(it.device.type for it in arguments if isinstance(it, Tensor))
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        ctx.autocast = torch.autocast(device, dtype, enabled=enabled)
+        found = function(*arguments)
+        parts = (found,) if isinstance(found, Tensor) else found
+        ctx.mark_non_differentiable(*(part for part in parts if not part.is_floating_point()))
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator is untyped
+        ctx: Any, *grads: Any
+    ) -> Any:
+        kept, arguments = iter(ctx.saved_tensors), list[Any]()
+        needed = ctx.needs_input_grad[1:]
+        for other, tensor, needs in zip(ctx.others, ctx.is_tensor, needed, strict=True):
+            arguments.append(next(kept).detach().requires_grad_(needs) if tensor else other)
+        with torch.enable_grad(), ctx.autocast:
+            found = ctx.function(*arguments)
+        parts = (found,) if isinstance(found, Tensor) else found
+        pairs = [(y, g) for y, g in zip(parts, grads, strict=True) if y.requires_grad]
+        wanted = [it for it, needs in zip(arguments, needed, strict=True) if needs]
+        outputs, of_outputs = zip(*pairs, strict=True)
+        gradients = iter(torch.autograd.grad(outputs, wanted, of_outputs, allow_unused=True))
+        return None, *(next(gradients) if needs else None for needs in needed)
 
 
 def constant(function: Function) -> Function:

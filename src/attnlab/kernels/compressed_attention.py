@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 
 from attnlab.kernels.block_attention import Selection, best
-from attnlab.kernels.compiled import opaque
+from attnlab.kernels.compiled import opaque, recomputed
 from attnlab.kernels.sparse_attention import UNROLLED, block_on, blocks, kept_weights
 
 
@@ -63,7 +62,8 @@ def attend(
     """Return what all queries of a sequence read and select. The selection has no gradient."""
     tokens = q_BHTK.shape[2]
     unrolls = tokens <= UNROLLED * block_on(q_BHTK.device.type, tokens)
-    run = _by_rows if unrolls else _opaque_by_rows  # a compiler takes minutes for many blocks
+    # a compiler takes minutes for many blocks
+    run = _by_rows if unrolls or not torch.compiler.is_compiling() else _opaque_by_rows
     words_BHT = None
     if dropout:  # drawn here, so that the backward pass finds the same masks
         words_BHT = torch.empty(q_BHTK.shape[:3], dtype=torch.int32, device=q_BHTK.device).random_()
@@ -96,19 +96,17 @@ def _by_rows(
             *(rows.start, scheme, n_blocks),
             None if kept_BHTC is None else kept_BHTC[..., :number] / (1 - dropout),
         )
-        if torch.is_grad_enabled():
-            part = checkpoint(
-                attend_from, *arguments, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            part = attend_from(*arguments)
-        parts.append(part)
-    y_BHTV = torch.cat([part[0] for part in parts], 2)
-    of_parts = zip(*(part[1] for part in parts), strict=True)
-    return Read(y_BHTV, Selection(*(torch.cat(each, 2) for each in of_parts)))
+        parts.append(recomputed(_flat, *arguments))
+    y_BHTV, *selection = (torch.cat(each, 2) for each in zip(*parts, strict=True))
+    return Read(y_BHTV, Selection(*selection))
 
 
 _opaque_by_rows = opaque(_by_rows)
+
+
+def _flat(*arguments: Any) -> tuple[Tensor, ...]:
+    y_BHTV, selection_BGTn = attend_from(*arguments)
+    return y_BHTV, *selection_BGTn
 
 
 def attend_from(
