@@ -20,7 +20,7 @@ from attnlab.training.config import TrainConfig
 from attnlab.training.run import RunConfig
 
 base = RunConfig(
-    data=Stdlib(tokenizer=Bytes(), max_bytes=1_000_000),
+    data=Stdlib(tokenizer=Bytes(), max_bytes=500_000),
     model=ModelConfig(
         mechanisms=(GroupedQuery(n_heads=4, n_kv_heads=4),),
         n_layers=2,
@@ -28,11 +28,11 @@ base = RunConfig(
         feedforward=Dense(d_ff=256),
     ),
     train=TrainConfig(
-        steps=300,
+        steps=200,
         batch_size=8,
         seq_len=128,
         learning_rate=5e-3,
-        warmup_steps=50,
+        warmup_steps=40,
         weight_decay=0.01,
         log_every=25,
         eval_every=100,
