@@ -194,7 +194,6 @@ def test_the_arithmetic_of_a_run_is_three_forward_passes_over_all_its_tokens():
     assert config.petaflops(256) == pytest.approx(3 * forward * 12 * 2 * 32 / 1e15)
 
 
-CPU = torch.device("cpu")
 LONG = {
     "steps": 200,
     "batch_size": 8,

@@ -12,7 +12,6 @@ import os
 from attnlab.cli import (
     bench,
     check,
-    evaluate,
     generate,
     list_catalog,
     probe,
@@ -29,7 +28,6 @@ __all__ = [
     "app",
     "bench",
     "check",
-    "evaluate",
     "generate",
     "list_catalog",
     "main",
