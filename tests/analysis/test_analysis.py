@@ -566,7 +566,7 @@ def test_every_file_of_a_ladder_has_all_sizes_and_lengths_and_compares_within_ea
     found = part()
     said = "delta scales better than mha, by effective speedup in training FLOPs: delta 1."
     assert found.headline[0].startswith(said)
-    assert found.headline[1].startswith("At 2x64, long: delta_64_long")
+    assert found.headline[1].startswith("At 2x64, long, delta_64_long")
     assert "Against mha, of 6 sizes and lengths: delta better in 6." in found.headline[1]
     panels = ("scaling", "scaling_differences", "speedup")
     assert tuple(panel_pdfs(found))[:3] == panels  # before those of the largest size

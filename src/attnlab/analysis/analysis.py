@@ -21,7 +21,7 @@ from attnlab.analysis.families import (
     sizes_of,
     spreads_of,
 )
-from attnlab.analysis.headline import at_recipe, beside, headline, on_each_text
+from attnlab.analysis.headline import at_recipe, beside, continued, headline, on_each_text
 from attnlab.analysis.hypotheses import Judgement, judge_all
 from attnlab.analysis.ladder_headline import scales, scaling_answer
 from attnlab.analysis.lengths import AtLengths, at_lengths
@@ -122,7 +122,7 @@ def analysis_of(table: Table) -> Analysis:
     named = {f"{it.size}, {it.budget}": cells[it] for it in others}
     said = found.headline
     if scaling is not None:
-        there = f"{found.scope.strip().capitalize()}: {said[0]}"
+        there = f"{found.scope.strip().capitalize()}, {continued(said[0])}"
         answer, standings = scaling_answer(scaling), f"{said[1]} {scales(scaling)}".strip()
         answer = at_recipe(answer) if found.tuning.at_recipe else answer
         said = (answer, f"{there} {standings}") if answer else (there, standings)

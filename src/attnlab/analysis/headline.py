@@ -84,10 +84,10 @@ def at_recipe(sentence: str) -> str:
     >>> at_recipe("No winner: a and b are equivalent.")
     'At this recipe, no winner: a and b are equivalent.'
     """
-    return f"At this recipe, {_continued(sentence)}" if sentence else ""
+    return f"At this recipe, {continued(sentence)}" if sentence else ""
 
 
-def _continued(sentence: str) -> str:
+def continued(sentence: str) -> str:
     """Return a sentence as it stands after its first words; names keep their letters."""
     start, space, rest = sentence.partition(" ")
     return f"{start.lower() if start in ('At', 'No') else start}{space}{rest}"
@@ -105,7 +105,7 @@ def on_each_text(
     """
     (text, lead), *others = first.items()
     said = [second] if second else []
-    said += [f"On {other}, {_continued(sentence)}" for other, sentence in others]
+    said += [f"On {other}, {continued(sentence)}" for other, sentence in others]
     if agreed:
         taus = sorted(it.tau for it in agreed)
         span = " to ".join(dict.fromkeys(f"{tau:.2f}" for tau in (taus[0], taus[-1])))
@@ -113,7 +113,7 @@ def on_each_text(
         within = f", with intervals within [{min(ends):.2f}, {max(ends):.2f}]" if ends else ""
         tau = f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}."
         said.append(f"{_same_order(agreed)} {tau}")
-    return f"On {text}, {_continued(lead)}", "\n".join(said)
+    return f"On {text}, {continued(lead)}", "\n".join(said)
 
 
 def _same_order(agreed: Sequence[Agreement]) -> str:
