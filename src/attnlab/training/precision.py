@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnlab.config import is_own
+from attnlab.device.measuring import beside
 from attnlab.kernels.compiled import as_written
 from attnlab.training.step import TrainingStep, forward_and_backward
 
@@ -84,8 +85,11 @@ def gradient_error(step: TrainingStep) -> GradientError | None:
         return None
     if step.step >= len(step.starts_SB):
         return None
+    # where the first steps run, too: autograd accumulates on the stream of a parameter's first use
+    stream = beside(step.device) if step.device.type == "cuda" else nullcontext()
     try:
-        return _compared(step)
+        with stream:
+            return _compared(step)
     except Exception:  # what hinders training, too, is reported there
         return None
     finally:
