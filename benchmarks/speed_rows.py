@@ -366,12 +366,11 @@ def commands(study: str, goals: dict[str, float], options: str, effort: Effort) 
             _output([*command, "--out", str(out)], environment)
             seconds = time.time() - begin
             summaries = {
-                of.parent.parent.name: json.loads(of.read_text())
+                "/".join(of.parts[-3:-1]): json.loads(of.read_text())
                 for of in sorted(out.glob("*/seed-*/summary.json"))
             }
             runs = {
-                variant: {name: found.get(name) for name in names}
-                for variant, found in summaries.items()
+                run: {name: found.get(name) for name in names} for run, found in summaries.items()
             }
             first = min((of.stat().st_mtime for of in out.glob("*/seed-*/config.json")), default=0)
             yield Line(
