@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnlab.kernels import block_attention
 from attnlab.kernels import lightning_indexer as indexer
 from attnlab.kernels import sparse_attention as sparse
 
@@ -70,8 +71,9 @@ def test_the_best_causal_positions_are_selected_and_the_most_recent_of_equals(
     scores = torch.tensor(data.draw(st.lists(row, min_size=tokens, max_size=tokens)))
     selected = selected_of(scores[None], top_k)[0]
     assert torch.equal(selected, selected_by_hand(scores, top_k))
-    best = indexer.best(scores[-1:], top_k)[0]  # of the last query, which sees all
-    assert sorted(best.tolist()) == selected[-1].nonzero()[:, 0].tolist()
+    of_last = scores[-1:]  # which sees all
+    best = block_attention.best(of_last, torch.ones(keys, dtype=torch.bool), top_k)
+    assert sorted(best.block_Xn[0].tolist()) == selected[-1].nonzero()[:, 0].tolist()
     if top_k <= earlier + 1:  # all queries have as many causal positions
         causal_TS = indexer.causal(scores)
         for dtype in (torch.float32, torch.float64, torch.bfloat16):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnlab.config import ConfigError
-from attnlab.kernels import lightning_indexer, sparse_attention
+from attnlab.kernels import block_attention, sparse_attention
 from attnlab.mechanisms.deepseek_sparse import DeepseekSparse
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.sliding_window import SlidingWindow
@@ -206,13 +206,12 @@ def test_decoding_selects_what_training_selected_under_autocast(monkeypatch):
         return lambda *given: to.append(function(*given)) or to[-1]
 
     monkeypatch.setattr(sparse_attention, "select", recorded(sparse_attention.select, selections))
-    best = recorded(lightning_indexer.best, chosen)
-    monkeypatch.setattr(lightning_indexer, "best", best)
+    monkeypatch.setattr(block_attention, "best", recorded(block_attention.best, chosen))
     with torch.autocast("cpu", torch.bfloat16):
         y_BTD, state = mechanism(x_BTD), mechanism.init_state(2, 60)
         for t, x_BD in enumerate(x_BTD.unbind(1)):
             y_BD, state = mechanism.step(x_BD, state)
-            is_chosen_BS = torch.zeros(2, 60, dtype=torch.bool).scatter(1, chosen[-1], value=True)
+            is_chosen_BS = chosen[-1].among(60)
             assert torch.equal(is_chosen_BS[:, : t + 1], selections[0][:, t, : t + 1])
             assert_close(y_BD, y_BTD[:, t], atol=0.02, rtol=0.02)
 

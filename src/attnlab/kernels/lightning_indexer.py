@@ -158,17 +158,6 @@ def select(index_BTS: Tensor, end: Cutoff) -> Tensor:
     return ((index_BTS > end.score_BT1) | tied_BTS) & causal(index_BTS)
 
 
-def best(index_BS: Tensor, top_k: int) -> Tensor:
-    """Return `position_Bn`, the n = min(S, top_k) positions with the highest scores.
-
-    Among equal scores they are the most recent, as those of `cutoff`. No score is compared with one
-    that was computed before: a compiler may compute scores again where they are read, and round
-    them otherwise.
-    """
-    from_last_BS = index_BS.flip(-1).sort(dim=-1, descending=True, stable=True).indices
-    return index_BS.shape[-1] - 1 - from_last_BS[:, :top_k]
-
-
 def loss_of_block(
     index: Index,
     active_BTJS: Tensor,

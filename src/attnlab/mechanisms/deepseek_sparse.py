@@ -31,7 +31,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from attnlab.config import Problem
-from attnlab.kernels import lightning_indexer, sparse_attention
+from attnlab.kernels import block_attention, lightning_indexer, sparse_attention
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.modules.kv_cache import attend_once, filled, next_positions, none_seen
 from attnlab.modules.rotary import Rope, rotate, rotation
@@ -191,14 +191,15 @@ class DeepseekSparseAttention(RotaryHeads[SparseCache]):
             index_k_BSI = state.index_k_BSI.to(index.k_BSI.dtype)
             index_B1S = lightning_indexer.index_scores(index._replace(k_BSI=index_k_BSI))
         is_seen_S = filled(state.seen, index_B1S.shape[-1])
-        index_B1S = index_B1S.masked_fill(~is_seen_S, -torch.inf)
-        slot_Bn = lightning_indexer.best(index_B1S[:, 0], self.config.top_k)
-        slot_B1n1 = slot_Bn[:, None, :, None]
+        # no score is compared with one that was computed before: a compiler may compute scores
+        # again where they are read, and round them otherwise
+        slots = block_attention.best(index_B1S[:, 0], is_seen_S, self.config.top_k)
+        slot_B1n1 = slots.block_Xn[:, None, :, None]
         k_BGnK, v_BGnV = (
             x_BGSK.gather(2, slot_B1n1.expand(-1, x_BGSK.shape[1], -1, x_BGSK.shape[3]))
             for x_BGSK in (state.k_BGSK, state.v_BGSV)
         )
-        y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, is_seen_S[slot_Bn])
+        y_BHV = attend_once(q_BH1K[:, :, 0], k_BGnK, v_BGnV, slots.is_found_Xn)
         return self.o_proj(y_BHV.flatten(1)), state
 
     def _inputs(self, x_BTD: Tensor) -> "_Inputs":

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnlab.config import is_own
 from attnlab.device.measuring import beside
 from attnlab.kernels.compiled import as_written
-from attnlab.training.step import TrainingStep, forward_and_backward
+from attnlab.training.step import TrainingStep, forward_and_backward, has_own_mechanism
 
 ALLOWED, TIMES = 0.25, 3.0
 LEAST = 1e-5
@@ -101,7 +100,7 @@ def gradient_error(step: TrainingStep) -> GradientError | None:
 def _compared(step: TrainingStep) -> GradientError | None:
     model = step.model
     # a mechanism of the user's own may be random in training without dropout
-    alike = not model.config.dropout and not any(is_own(type(m)) for m in model.mechanisms())
+    alike = not model.config.dropout and not has_own_mechanism(model)
     model.at_step(step.step)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -111,9 +110,7 @@ def _compared(step: TrainingStep) -> GradientError | None:
         model.zero_grad(set_to_none=True)
         forward_and_backward(model, tokens_BT1, context, answers, compiled=compiled)
         _restore(dict(model.named_buffers()), buffers)
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        model.zero_grad(set_to_none=True)
-        return found
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     training = model.training
     model.train(alike)

@@ -270,8 +270,12 @@ def allow_cudnn(model: LanguageModel) -> None:
     Its backward pass may be wrong for a gradient in an unusual layout (`kernels/attention.py`),
     which a mechanism of the user's own may give it.
     """
-    has_own = any(is_own(type(mechanism)) for mechanism in model.mechanisms())
-    torch.backends.cuda.enable_cudnn_sdp(CUDNN_ALLOWED and not has_own)
+    torch.backends.cuda.enable_cudnn_sdp(CUDNN_ALLOWED and not has_own_mechanism(model))
+
+
+def has_own_mechanism(model: LanguageModel) -> bool:
+    """True if a mechanism of the model is the user's own."""
+    return any(is_own(type(mechanism)) for mechanism in model.mechanisms())
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
