@@ -11,8 +11,9 @@ from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlab.kernels import block_attention
+from attnlab.kernels import block_attention, flex
 from attnlab.kernels import lightning_indexer as indexer
+from attnlab.kernels import selected_attention as by_bits
 from attnlab.kernels import sparse_attention as sparse
 
 B, J, WIDTH, K, V = 2, 3, 5, 4, 6
@@ -261,3 +262,76 @@ def test_weights_of_up_to_two_blocks_are_computed_once(monkeypatch, blocks, comp
     )
     memory(4 * blocks)
     assert len(calls) == computed
+
+
+@pytest.mark.parametrize("keys", [1, 31, 32, 33, 100])
+def test_selections_are_kept_as_bits(keys):
+    selected = torch.rand(B, 7, keys, generator=torch.Generator().manual_seed(keys)) < 0.5
+    words = by_bits.packed(selected)
+    assert words.shape == (B, 7, -(-keys // 32))
+    assert torch.equal(by_bits.unpacked(words, keys), selected)
+    all_causal = by_bits.unpacked(by_bits.causal_words(by_bits.packed(selected[:, :1])), keys)
+    assert torch.equal(all_causal, torch.arange(keys).expand(B, 1, keys) < 1)
+
+
+def everything(run, tokens, top_k, is_dense, device="cpu", dtype=torch.float32):
+    """Return output and loss of float32 inputs on a device, and all their gradients."""
+    of_heads = [x.detach().to(device, dtype) for x in inputs(tokens)]
+    of_heads = [torch.cat([x, -x.flip(-1)], -1)[..., :8].requires_grad_() for x in of_heads]
+    of_index = indexer.Index(*(x.detach().to(device).float() for x in index(tokens)))
+    of_index = indexer.Index(*(x.requires_grad_() for x in of_index))
+    y, loss = run(*of_heads, of_index, top_k=top_k, is_dense=torch.tensor(is_dense, device=device))
+    given = [*of_index] if device == "cpu" else [*of_heads, *of_index]
+    total = 3 * loss if device == "cpu" else y.float().square().sum() + 3 * loss
+    return y, loss, *torch.autograd.grad(total, given)
+
+
+@pytest.mark.parametrize(("tokens", "top_k"), [(1, 1), (37, 3), (37, 40), (131, 20)])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_attention_by_bits_is_that_by_blocks(monkeypatch, tokens, top_k, is_dense):
+    expected = everything(sparse.attend_with_loss, tokens, top_k, is_dense)
+    monkeypatch.setattr(sparse, "by_bits", lambda *_: True)
+    monkeypatch.setattr(by_bits, "ROWS", 16)
+    for module in (by_bits, flex):
+        monkeypatch.setattr(module, "compile_once", lambda function, **_: function)
+    got = everything(
+        lambda *heads, **given: sparse.attend_with_loss(
+            *(x.detach() for x in heads[:3]), *heads[3:], **given
+        ),
+        *(tokens, top_k, is_dense),
+    )
+    assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keys", [1, 33, 500, 5000])
+@pytest.mark.parametrize("top_k", [1, 7, 400])
+def test_a_kernel_marks_what_the_definition_selects(keys, top_k):
+    generator = torch.Generator().manual_seed(keys)
+    tokens = min(keys, 40)
+    scores = torch.randn(B, 2 * tokens, keys, generator=generator)
+    scores[:, ::2] = scores[:, ::2].mul(2).round()  # every second query has ties, and +0 and -0
+    scores[:, ::3, ::5] = -math.inf
+    scores[:, ::4, ::7] = math.inf
+    for scores_of_block in scores.cuda().split(tokens, 1):
+        marked, defined = torch.zeros(
+            2, B, tokens + 3, -(-keys // 32) + 2, dtype=torch.int32
+        ).cuda()
+        by_bits._mark(scores_of_block.contiguous(), marked[:, 3:], top_k)
+        by_bits._mark_as_defined(scores_of_block, defined[:, 3:], top_k)
+        assert defined.any()
+        assert torch.equal(marked, defined)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tokens", "top_k"), [(37, 3), (700, 40), (700, 1000)])
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_by_bits_and_its_gradients_on_cuda(monkeypatch, tokens, top_k, is_dense, dtype):
+    arguments = tokens, top_k, is_dense, "cuda", dtype
+    expected = everything(sparse.attend_with_loss, *arguments)
+    monkeypatch.setattr(sparse, "by_bits", lambda *_: True)
+    got = everything(sparse.attend_with_loss, *arguments)
+    for a, b in zip(got, expected, strict=True):
+        assert (a - b).norm() <= (1e-4 if dtype == torch.float32 else 2e-2) * b.norm()

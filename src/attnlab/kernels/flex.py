@@ -1,13 +1,14 @@
-"""Causal attention, to all earlier tokens or to a window, by torch's FlexAttention.
+"""Causal attention, to all earlier tokens, a window or selected ones, by torch's FlexAttention.
 
 It is compiled, works on blocks of queries and keys, and skips blocks without a visible key. It
 needs CUDA and does not support dropout of attention weights.
 
 Dong et al. 2024 (arXiv:2412.05496).
 Shapes: B batch, H query heads, G key-value heads (G divides H), T tokens, K key width,
-V value width, N blocks.
+V value width, N blocks, W words of 32 bits.
 """
 
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -83,6 +84,37 @@ def attention(
     return y_BHTV[..., :value] * share_BHT[..., None].to(y_BHTV.dtype)
 
 
+def selected(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, words_BTW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `y_BHTV`, attention to selected tokens, and the logarithms of sums of exponentials.
+
+    Bit s % 32 of word s // 32 of a query says whether it attends to key s, at or before it. The
+    second result, `sums_BHT`, is in float32 or wider and gets no gradient.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+    def is_selected(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        del head
+        return ((words_BTW[batch, query, key >> 5] >> (key & 31)) & 1) == 1
+
+    key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
+    key_width, value_width = padded_widths(key, value)
+    blocks = copy(_causal_blocks(q_BHTK.shape[2], q_BHTK.device))
+    blocks.mask_mod = is_selected
+    y_BHTV, of_rows = compile_once(flex_attention, fullgraph=True)(
+        padded(q_BHTK, key_width),
+        padded(k_BGTK, key_width),
+        padded(v_BGTV, value_width),
+        block_mask=blocks,
+        scale=key**-0.5,
+        enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
+        kernel_options=_ONE_KERNEL,
+        return_aux=AuxRequest(lse=True),
+    )
+    return y_BHTV[..., :value], of_rows.lse.detach()
+
+
 def padded_widths(key: int, value: int) -> tuple[int, int]:
     """Return the widths of keys and values that it computes with.
 
@@ -113,6 +145,23 @@ def padded(x_BHTK: Tensor, width: int) -> Tensor:
 
 
 @cache
+def _causal_blocks(tokens: int, device: torch.device) -> Any:
+    """Return the blocks of keys up to each block of queries, each to be masked."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    row_N = torch.arange(-(-tokens // _BLOCK), device=device)
+    blocks = _listed(row_N[:, None] >= row_N)
+    return BlockMask.from_kv_blocks(*blocks, BLOCK_SIZE=_BLOCK, seq_lengths=(tokens, tokens))
+
+
+def _listed(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of marked blocks of each row, and which, the marked ones first."""
+    number_N = blocks_NN.sum(-1, dtype=torch.int32)
+    which_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True).int()
+    return number_N[None, None], which_NN[None, None]
+
+
+@cache
 def _block_mask(tokens: int, window: int, device: torch.device, kept: int = 0) -> Any:
     """Return the blocks of keys that each block of queries attends to, partly or fully."""
     from torch.nn.attention.flex_attention import BlockMask
@@ -133,14 +182,9 @@ def _block_mask(tokens: int, window: int, device: torch.device, kept: int = 0) -
     def inside_or_kept(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return inside(batch, head, query, key) | ((query >= key) & (key < first))
 
-    def listed(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
-        number_N = blocks_NN.sum(-1, dtype=torch.int32)
-        which_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True).int()
-        return number_N[None, None], which_NN[None, None]
-
     return BlockMask.from_kv_blocks(
-        *listed(visible_NN & ~full_NN),
-        *listed(full_NN),
+        *_listed(visible_NN & ~full_NN),
+        *_listed(full_NN),
         BLOCK_SIZE=_BLOCK,
         mask_mod=inside_or_kept if kept else inside,
         seq_lengths=(tokens, tokens),

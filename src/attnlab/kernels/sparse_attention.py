@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnlab.kernels import selected_attention
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.lightning_indexer import (
     Cutoff,
@@ -64,6 +65,16 @@ def block_on(device_type: str, tokens: int) -> int:
     ([512, 512, 256], 256)
     """
     return max(BLOCK, min(WIDEST, PAIRS // tokens)) if device_type == "cuda" else BLOCK
+
+
+def by_bits(device_type: str, tokens: int, dropout: float, dtype: torch.dtype) -> bool:
+    """Return whether `selected_attention` runs, which keeps every selection as bits.
+
+    >>> [by_bits("cuda", tokens, 0.0, torch.bfloat16) for tokens in (1024, 16_384)]
+    [False, True]
+    """
+    supported = device_type == "cuda" and not dropout and dtype != torch.float64
+    return supported and tokens > KEPT * block_on(device_type, tokens)
 
 
 def attend(
@@ -124,6 +135,9 @@ def _run(
     with_loss: bool,
 ) -> Any:
     q_BHTK, *_ = heads
+    if by_bits(q_BHTK.device.type, q_BHTK.shape[2], dropout, q_BHTK.dtype):
+        run = _opaque_selected if torch.compiler.is_compiling() else selected_attention.attend
+        return run(*heads, index, top_k=top_k, is_dense=is_dense, with_loss=with_loss)
     words_BHT = None
     if dropout:  # drawn for whole sequences, so that the backward pass finds the same masks
         words_BHT = torch.empty(q_BHTK.shape[:3], dtype=torch.int32, device=q_BHTK.device).random_()
@@ -210,6 +224,7 @@ def _attention(*arguments: Any) -> Any:
 
 
 _opaque_attention = opaque(_attention)
+_opaque_selected = opaque(selected_attention.attend)
 
 
 class _Heads:
