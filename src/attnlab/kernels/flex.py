@@ -25,6 +25,8 @@ _NARROWEST = 16  # head width that it supports
 _WIDE = 128  # values up to this width fit on chip in the blocks that torch selects by key width
 # torch's kernel for fewer than 128 queries has no blocks for 128 or more of them per KV head
 _ONE_KERNEL: Any = {"FORCE_USE_FLEX_ATTENTION": True}
+# words of bits lie on chip beside keys and values: fewer blocks of them fit than torch assumes
+_WITH_BITS: Any = _ONE_KERNEL | {"num_stages": 2}
 
 
 def require(device: torch.device, dropout: float, instead: str) -> None:
@@ -109,7 +111,7 @@ def selected(
         block_mask=blocks,
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
-        kernel_options=_ONE_KERNEL,
+        kernel_options=_WITH_BITS,
         return_aux=AuxRequest(lse=True),
     )
     return y_BHTV[..., :value], of_rows.lse.detach()

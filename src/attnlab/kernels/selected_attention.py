@@ -16,6 +16,7 @@ DeepSeek-AI 2025 (DeepSeek-V3.2); Dong et al. 2024 (arXiv:2412.05496).
 Shapes: as in `sparse_attention`, and W words of 32 bits, one bit per key.
 """
 
+# pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -167,7 +168,6 @@ def _mark(index_BTS: Tensor, words_BTW: Tensor, top_k: int) -> None:
 
 
 with suppress(ModuleNotFoundError):  # Triton comes with torch for CUDA alone
-    # pyright: reportMissingParameterType=false, reportUntypedFunctionDecorator=false
     import triton  # pyright: ignore[reportMissingImports]
     import triton.language as tl  # pyright: ignore[reportMissingImports]
 
