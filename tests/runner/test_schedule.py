@@ -31,6 +31,7 @@ from attnlab.record import (
     Rung,
     WriteError,
     pack,
+    recorded_run,
     tuning_runs,
     tuning_seed,
     write_json,
@@ -54,6 +55,22 @@ def tree(study_dir):
         for path in study_dir.rglob("*")
         if path.is_file()
     }
+
+
+def test_each_run_is_read_once_by_a_command_that_opens_the_folder_and_at_its_end(
+    tmp_path, monkeypatch
+):
+    work(make(TUNED, tmp_path), runs=7)
+    read, read_run_files = [], recorded_run.read_run_files
+    monkeypatch.setattr(
+        recorded_run, "read_run_files", lambda folder: read_run_files(read.append(folder) or folder)
+    )
+    schedule = make(TUNED, tmp_path)
+    assert len(read) == len({*read}) == 7
+    finish(planned := schedule.next(), tmp_path)
+    read.clear()
+    schedule.finished(planned)
+    assert read == [planned.run.folder(tmp_path).path]
 
 
 def test_each_variant_is_trained_at_the_best_of_its_rates(tmp_path):

@@ -91,9 +91,9 @@ def test_the_runs_that_ship_are_those_of_the_study(name):
     for variant in study.variants:
         tuned = tuning_runs(folder, variant)
         for run in [*by_variant.get(variant, ()), *tuned]:
-            if run.status() == "absent":
+            if (recorded := run.recorded()) is None:
                 continue
-            written, data = run.config(), run.environment()["data"]
+            written, data = recorded.config, recorded.environment["data"]
             again, searched = study.variants[variant], ["learning_rate", "warmup_steps"]
             if run.recipe is not None:  # an older search had fewer steps
                 again = replace(again, eval=EvalConfig())

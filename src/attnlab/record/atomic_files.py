@@ -181,7 +181,7 @@ def read_file(path: Path) -> bytes | None:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise DamagedError(f"{path} is larger than {MOST_BYTES >> 20} MB")
-            return file.read(MOST_BYTES)
+            return file.read()  # with a number it takes memory for so many bytes first
     except FileNotFoundError:
         return None
 

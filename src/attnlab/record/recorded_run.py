@@ -38,9 +38,9 @@ Status = Literal["absent", "partial", "finished", "diverged", "failed", "damaged
 def reading_once() -> Generator[None]:
     """Read each run once, however often it is asked for: a report is of one state of the disk.
 
-    The records must not be changed.
+    The records must not be changed. Within another `reading_once`, the state is that one's.
     """
-    token = _read_once.set({})
+    token = _read_once.set({} if (known := _read_once.get()) is None else known)
     try:
         yield
     finally:
@@ -212,6 +212,7 @@ class StoredRun:
             return recorded.status
         return "partial" if self.path.is_dir() else "absent"
 
+    @reading_once()
     def ended_summary(self) -> Json | None:
         """Return the summary of a run that finished or diverged and is not damaged, else None."""
         return self.summary() if self.status() in ("finished", "diverged") else None

@@ -54,6 +54,7 @@ from attnlab.record.recorded_run import (
     StoredRun,
     folder_name,
     read_run_files,
+    reading_once,
     summary_with_checksums,
 )
 from attnlab.record.temporary_files import remove_temporary
@@ -109,6 +110,7 @@ class RunFolder(StoredRun):
             f"no run in {path}: name the folder of a run, such as results/quickstart/mha/seed-0"
         )
 
+    @reading_once()
     def conflict(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Return `{dotted path: (stored, requested)}` where the stored run differs from `config`.
 
@@ -211,6 +213,7 @@ class RunFolder(StoredRun):
         self._make_folders(self.partial)
         self._write_summary({"status": "failed", "reason": reason})
 
+    @reading_once()
     def finalize(self) -> None:
         """Rename the folder of an ended run, and remove its checkpoints if none are kept.
 
@@ -261,6 +264,7 @@ class RunFolder(StoredRun):
     def _write(self, name: str, content: bytes) -> None:
         self.require_lease()
         replace_file(self.partial / name, content, within=self.study_dir)
+        self.read_again()
 
     def restore(self) -> None:
         """Write a packed run into its folder, before it is changed there."""
@@ -272,6 +276,7 @@ class RunFolder(StoredRun):
     def _named(self, config: Mapping[str, Any]) -> Json:
         return {**config, "variant": self.variant, "seed": self.seed}
 
+    @reading_once()
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
         identity = None if self.status() == "damaged" else self.identity()
         run = {"variant": self.variant, "seed": self.seed, "identity": identity}

@@ -22,7 +22,14 @@ from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import read_run
 from attnlab.config import differences
 from attnlab.data import Corpus
-from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, tuning_runs, tuning_seed
+from attnlab.record import (
+    TUNING_SEED,
+    RunFolder,
+    StudyRecord,
+    reading_once,
+    tuning_runs,
+    tuning_seed,
+)
 from attnlab.study.study import Study
 from attnlab.training.config import Recipe
 from attnlab.training.recipe import start_of
@@ -92,6 +99,7 @@ def _others(record: StudyRecord, study_dir: Path) -> Iterator[tuple[str, Conditi
                 yield variant, recorded(found.config, found.environment, found.summary)
 
 
+@reading_once()
 def conflict(run: Run, folder: RunFolder, fingerprint: str | None) -> str:
     """Return in what the existing run differs from `run`: settings, files of code, data.
 

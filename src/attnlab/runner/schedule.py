@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from attnlab.record import HeldError, Holder, Observer, tuning_runs, tuning_seed
+from attnlab.record import HeldError, Holder, Observer, reading_once, tuning_runs, tuning_seed
 from attnlab.runner.comparable import conflict, conflicts
 from attnlab.runner.decisions import Outcomes, RunCount, Stage, Wanted, decisions
 from attnlab.study.study import Study
@@ -39,6 +39,7 @@ class PlannedRun(NamedTuple):
     identity: str
 
 
+@reading_once()
 def open_schedule(study: Study, study_dir: Path, fingerprints: Fingerprints) -> "StudySchedule":
     """Return the schedule of a study, all options applied, whose folder may hold runs already.
 
@@ -153,6 +154,7 @@ class StudySchedule:
         self._running.remove(planned)
         self._decide()
 
+    @reading_once()
     def _take_outcome(self, planned: PlannedRun) -> tuple[TuningResult, ...]:
         folder = planned.run.folder(self.study_dir)
         if why := conflict(planned.run, folder, self.fingerprints[planned.run.variant]):
