@@ -192,6 +192,7 @@ def test_an_error_of_usage_is_a_line_without_a_box_and_exit_code_2(attnlab, word
         "bench|identity|--out|published/old",
         "compare|published/old|--out|published",
         "extend|results/tiny_study/mha/seed-0|--by|1|--out|published/old",
+        "export|results/tiny_study/mha/seed-0|--out|published/old",
     ],
 )
 def test_no_command_writes_into_published_results(attnlab, trained, tmp_path, words):

@@ -551,7 +551,7 @@ def test_the_study_with_ones_own_mechanism_runs_from_another_folder(tmp_path, mo
     ]
     shutil.rmtree(tmp_path / "mine", ignore_errors=True)
     monkeypatch.chdir(tmp_path)
-    for words in (["export", str(run), "new"], ["generate", "new", "--prompt", "a"]):
+    for words in (["export", str(run), "--out", "new"], ["generate", "new", "--prompt", "a"]):
         done = cli.invoke(app, words)
         assert done.exit_code == 0, done.output
 

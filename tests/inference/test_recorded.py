@@ -125,7 +125,7 @@ def test_each_command_asks_for_trust_and_takes_it(made, home, command, monkeypat
     monkeypatch.setattr("attnlab.runner.extend.write_report", Path.is_dir)
     words = {
         "generate": ["run", "--prompt", "def", "--max-new-tokens", "2", "--device", "cpu"],
-        "export": ["run", "again"],
+        "export": ["run", "--out", "again"],
         "extend": ["run", "--by", "2", "--device", "cpu"],
     }
     if command == "extend":

@@ -294,7 +294,7 @@ def test_an_exported_run_needs_no_other_file_and_loads_with_one_call(tmp_path, p
     list(run(with_train(**EVERY_THIRD), tmp_path / "study", places))
     folder = tmp_path / "study" / "mha" / "seed-0"
     for best in (False, True):
-        command = ["export", str(folder), str(tmp_path / f"{best}"), *["--best"] * best]
+        command = ["export", str(folder), "--out", str(tmp_path / f"{best}"), *["--best"] * best]
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
     kept = newest(RunFolder(tmp_path / "study", "mha", 0))
@@ -317,7 +317,7 @@ def test_a_run_that_cannot_be_exported_or_loaded_is_an_error(tmp_path, whole_run
     with pytest.raises(ValueError, match="already exists and is not replaced"):
         export(folder, folder)
     altered(folder / "checkpoints" / "step-000012" / "model.safetensors")
-    done = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
+    done = CliRunner().invoke(app, ["export", str(folder), "--out", str(tmp_path / "out")])
     assert "that of step 8 is used instead" in " ".join(done.stderr.split())
     assert "of step 8" in done.stdout
     text = CliRunner().invoke(app, ["generate", str(folder), "--prompt", "x"])

@@ -14,6 +14,7 @@ from attnlab.cli.app import (
     TrustOption,
     app,
     decimal,
+    folder,
     reports_user_errors,
     stored,
     whole,
@@ -103,11 +104,11 @@ def generate_(  # noqa: PLR0913  one parameter per option
 @reports_user_errors
 def export(
     run: RunArgument,
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[DIR]",
-            help="A new folder.",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write to this new folder.",
             show_default="in the current folder, named after the run",
         ),
     ] = None,
@@ -131,7 +132,7 @@ def export(
 
     which = "best" if best else "last"
     form: Any = to  # export refuses others
-    exported = attnlab.export(stored(run), folder, to=form, which=which, trust=trust)
+    exported = attnlab.export(stored(run), folder(out), to=form, which=which, trust=trust)
     if exported.note is not None:
         verbatim(exported.note, errors, style="yellow")
     files = ", ".join(sorted(path.name for path in exported.folder.iterdir()))
@@ -176,9 +177,9 @@ def eval_(  # noqa: PLR0913  one parameter per option
     """
     from attnlab.inference.lm_harness import evaluate_tasks, results_file
 
-    folder = stored(run)
+    run = stored(run)
     found = evaluate_tasks(
-        folder,
+        run,
         names_in(tasks),
         include=include,
         shots=shots,
@@ -198,5 +199,5 @@ def eval_(  # noqa: PLR0913  one parameter per option
             error = of["standard_error"]
             grid.add_row(task, name, f"{of['value']:.4f}", "" if error is None else f"{error:.4f}")
     console.print_table(grid)
-    if (path := results_file(folder)) is not None:
+    if (path := results_file(run)) is not None:
         verbatim(f"Results: {path}")

@@ -21,7 +21,7 @@ from attnlab.data.places import DataError
 from attnlab.inference.recorded import DESCRIBED, SOURCES, carried_in, read_recorded
 from attnlab.inference.saved_model import Trained, Which, load_run, weights_of
 from attnlab.model.llama_checkpoint import difference_from_llama, llama_config, llama_name
-from attnlab.record.atomic_files import replace_folder
+from attnlab.record.atomic_files import replace_folder, require_results_folder
 from attnlab.record.verified_folder import write_verified
 from attnlab.training.checkpoint import tensor_file
 from attnlab.version import __version__
@@ -42,7 +42,7 @@ class Exported(NamedTuple):
 
 def export(
     run: Path | str,
-    folder: Path | str | None = None,
+    out: Path | str | None = None,
     *,
     to: Form = "attnlab",
     which: Which = "last",
@@ -52,7 +52,7 @@ def export(
 
     Args:
         run: the run's folder.
-        folder: a new folder; by default one in the current folder, named after the run.
+        out: a new folder; by default one in the current folder, named after the run.
         to: "attnlab", for `load_run`; or "hf", for AutoModelForCausalLM and AutoTokenizer of
             transformers: a checkpoint of Llama or Qwen3 if the model is one, else a model that
             computes with the installed attnlab and is loaded with trust_remote_code=True.
@@ -66,9 +66,10 @@ def export(
     if to not in ("attnlab", "hf"):
         raise ValueError(f"to: no form {to!r} of an export; known: attnlab, hf")
     run = Path(run)
-    trained = load_run(run, which=which, trust=trust)  # what cannot be loaded is not exported
     ending = "-hf" if to == "hf" else ""
-    folder = Path("-".join(run.absolute().parts[-3:]) + ending) if folder is None else Path(folder)
+    folder = Path("-".join(run.absolute().parts[-3:]) + ending) if out is None else Path(out)
+    require_results_folder(folder)
+    trained = load_run(run, which=which, trust=trust)  # what cannot be loaded is not exported
     if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
         raise ValueError(f"{folder} already exists and is not replaced: give a new folder")
     if to == "hf":
