@@ -490,7 +490,7 @@ def test_a_packed_record_that_is_not_as_it_was_written_is_named(study, change, w
             work(study)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "deep", "no seed", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "nan", "deep", "no seed", "empty"])
 def test_a_damaged_file_is_named_with_its_line(study, damage):
     pack(study)
     path, lines = study / PACKED, lines_of(study)
@@ -505,6 +505,11 @@ def test_a_damaged_file_is_named_with_its_line(study, damage):
     elif damage == "not json":
         path.write_bytes(gzip.compress(b"".join([*lines[:3], b'{"variant": \n', *lines[3:]])))
         line = "4"
+    elif damage == "nan":
+        values = {**json.loads(lines[2]), "environment": {"seconds": math.nan}}
+        lines[2] = json.dumps(values).encode() + b"\n"
+        path.write_bytes(gzip.compress(b"".join(lines)))
+        line = "3"
     elif damage == "deep":
         deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"\n"
         path.write_bytes(gzip.compress(b"".join([*lines[:3], deep, *lines[3:]])))

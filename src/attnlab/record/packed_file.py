@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from attnlab.record.atomic_files import DamagedError, open_regular, read_file, replace_file
 from attnlab.record.file_types import ChoiceForm, RecordForm, RunForm, TokenizerForm
-from attnlab.record.json_text import Json, mismatch, to_json, to_line
+from attnlab.record.json_text import Json, mismatch
 
 PACKED, STUDY = "runs.jsonl.gz", "study.json"
 FORMAT = 2  # of the packed file
@@ -186,7 +186,9 @@ def _value(name: str, content: bytes) -> Any:
 
 
 def _content(name: str, value: Any) -> bytes:
-    return "".join(map(to_line, value)).encode() if name.endswith(".jsonl") else to_json(value)
+    if name.endswith(".jsonl"):  # as `to_line` and `to_json` write what JSON gave
+        return "".join(f"{json.dumps(of, allow_nan=False)}\n" for of in value).encode()
+    return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 def _from_fields(fields: Json, names: Iterable[str]) -> dict[str, bytes]:
