@@ -211,13 +211,14 @@ TEXTS = {  # mean loss by mechanism and text: code has the opposite order of two
 }
 
 
-def on_texts(folder, texts=TEXTS, **more):
-    """A study of the same mechanisms on several texts."""
+def on_texts(folder, texts=TEXTS, summary=None, **more):
+    """A study of the same mechanisms on several texts; `summary` is of all runs."""
     losses, data = {}, {}
     for text, means in texts.items():
         for place, (name, mean) in enumerate(means.items()):
             losses[f"{name}_{text}"] = steady(mean, place) if isinstance(mean, float) else mean
-            data[f"{name}_{text}"] = {"function": name, "data": {"kind": text}}
+            of_run = {"function": name, "data": {"kind": text}}
+            data[f"{name}_{text}"] = {**of_run, **(summary or {})}
     names = {text: means or {"mha": None} for text, means in texts.items()}
     groups = tuple(tuple(f"{name}_{text}" for name in means) for text, means in names.items())
     return write_study(
@@ -269,6 +270,15 @@ def test_no_table_ranks_variants_across_texts(three):
     assert places["mla_code"] == ("code", 1)
     assert places["mha_wiki"] == ("wiki", 1)
     assert len(csv_table(found).splitlines()) == 10
+
+
+def test_a_study_of_tasks_calls_them_tasks(tmp_path):
+    found = analyse(on_texts(tmp_path, summary={"final_by_group": {}, "final_accuracy": 0.9}))
+    assert found.headline[0].startswith("On wiki, at this recipe, mha_wiki answers this task best")
+    report = markdown(found, None)
+    assert "## On other tasks" in report
+    assert "not the same on all 3 tasks" in report
+    assert not re.search(r"\btexts?\b", report)
 
 
 def test_the_picture_has_the_differences_on_each_text(three):

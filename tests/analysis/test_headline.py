@@ -233,6 +233,16 @@ def test_of_two_without_any_error_each_may_be_the_best(tmp_path):
     assert "not the best" not in found.headline[1]
 
 
+@pytest.mark.parametrize("others", [{}, {"gqa": [5.2, 5.5, 5.8]}])
+def test_equal_losses_over_seeds_are_no_proof_of_a_small_error(tmp_path, others):
+    losses = {"mha": [5.0] * 3, "mla": [5.1] * 3, **others}
+    found = analyse(write_study(tmp_path, losses))
+    assert found.judged == bool(others)
+    assert not found.pairs["mha", "mla"].separable
+    if not others:
+        assert "seeds of each variant gave equal losses: no estimate of the error" in found.why
+
+
 def test_what_is_not_compared_is_said_without_a_verdict_too(tmp_path):
     lost = ["loss is nan", *steady(5.0, 1)[1:]]
     found = analyse(write_study(tmp_path, {"mha": lost, "mla": steady(5.1, 2)}))
@@ -272,6 +282,17 @@ def test_accuracies_of_which_a_seed_diverged_are_marked(tmp_path):
     assert table.note.endswith(
         "*: of the finished seeds alone; mla on text: 1 of 3 seeds diverged."
     )
+
+
+def test_accuracies_that_agree_over_seeds_have_the_error_of_the_answers(tmp_path):
+    right = {"all": {"accuracy": 1.0, "loss": 0.1, "answers": 400}}
+    answers = {"final_by_group": right, "final_accuracy": 1.0}
+    in_range = {"kind": "accuracy_in_range", "variants": ["mha"], "low": 0.995}
+    losses = {"mha": [0.1, 0.11, 0.12], "mla": [0.4, 0.5, 0.6]}
+    folder = write_study(tmp_path, losses, mha=answers, mla=answers, hypotheses=[in_range])
+    found = analyse(folder)
+    assert "mha 1.000 [0.990, 1.000]" in found.headline[1]
+    assert found.judgements[0].ruling == "undecided"
 
 
 def test_that_one_variant_has_no_verdict_is_said_once(tmp_path):

@@ -116,7 +116,9 @@ def assert_same(run: Path, model, tokenizer) -> None:
 @pytest.mark.parametrize("name", LLAMAS)
 def test_a_model_that_is_llamas_or_qwens_is_exported_without_code_and_read_again(name, tmp_path):
     run = trained(tmp_path, LLAMAS[name], swiglu=True, untied=name in UNTIED)
-    done = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "out"), "--to", "hf"])
+    done = CliRunner().invoke(
+        app, ["export", str(run), "--out", str(tmp_path / "out"), "--to", "hf"]
+    )
     assert done.exit_code == 0, done.output
     assert f"a {name} checkpoint, without code" in done.output
     assert not list((tmp_path / "out").glob("*.py"))

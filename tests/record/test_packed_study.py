@@ -490,7 +490,9 @@ def test_a_packed_record_that_is_not_as_it_was_written_is_named(study, change, w
             work(study)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not json", "nan", "deep", "no seed", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "not json", "nan", "deep", "no seed", "empty"]
+)
 def test_a_damaged_file_is_named_with_its_line(study, damage):
     pack(study)
     path, lines = study / PACKED, lines_of(study)

@@ -308,10 +308,10 @@ def test_there_is_a_page_at_any_stage(study_dir, make, empty_charts):
 
 def test_a_failure_and_what_is_left_out_are_named_with_their_reasons(study_dir, empty_charts):
     partial(study_dir)
-    analysis = replace(in_full(study_dir), left_out={"identity": "a seed diverged"})
+    analysis = replace(in_full(study_dir), left_out={"mqa": "no seed has finished"})
     html = page(analysis)
     assert "identity, seed 2: diverged: loss is nan" in html
-    assert re.search(r"<th scope=\"row\">identity</th><td>a seed diverged</td>", html)
+    assert re.search(r"<th scope=\"row\">mqa</th><td>no seed has finished</td>", html)
 
 
 def test_one_seed_gets_no_verdict_and_no_error_bars(study_dir):
@@ -421,7 +421,7 @@ def test_a_long_name_is_folded_in_a_terminal_and_whole_in_a_pipe(tmp_path, termi
 def test_the_terminal_lists_failures(study_dir):
     partial(study_dir)
     text = in_terminal(study_dir, 140)
-    assert "identity, seed 2: diverged: loss is nan (2 of 3 seeds finished)" in text
+    assert "identity, seed 2: diverged: loss is nan (2 of 3 seeds finished; not compared)" in text
     assert "2/3" in text
 
 

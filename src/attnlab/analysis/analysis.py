@@ -27,6 +27,7 @@ from attnlab.analysis.ladder_headline import scales, scaling_answer
 from attnlab.analysis.lengths import AtLengths, at_lengths
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
+from attnlab.analysis.profile import read_by
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.scaling import Scaling, cells_of_table, scaling_of
 from attnlab.analysis.statistics.comparisons import Comparison
@@ -159,7 +160,7 @@ def _of_cell(whole: Table, table: Table, cell: Cell | None, relative: Relative |
         found[first],
         texts={text: found[text] for text in others},
         agreements=agreed,
-        headline=on_each_text(said, found[first].headline[1], agreed),
+        headline=on_each_text(said, found[first].headline[1], agreed, read_by(table)),
     )
 
 

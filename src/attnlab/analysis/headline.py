@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from attnlab.analysis.controls import Control
 from attnlab.analysis.hypotheses.hypothesis import Judgement
 from attnlab.analysis.numbers import ends, nats
-from attnlab.analysis.profile import profile_of
+from attnlab.analysis.profile import profile_of, read_by
 from attnlab.analysis.sentences import MOST_NAMED, listed, several, spiked
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.seeds import MOST_SEEDS, seeds_to_decide
@@ -35,7 +35,8 @@ def headline(
             _left_out(verdict) or verdict.why,
         )
     best = verdict.order[0]
-    loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} text"
+    split = "text" if read_by(verdict.table) == "text" else "split"
+    loss = f"{nats(verdict.means[best])} on the {SPLIT[verdict.metric]} {split}"
     if not verdict.judged:
         if 1 == len(verdict.functions) < len(verdict.order):
             return f"{listed(verdict.order)} have equal losses: {loss}.", verdict.why
@@ -94,14 +95,15 @@ def continued(sentence: str) -> str:
 
 
 def on_each_text(
-    first: Mapping[str, str], second: str, agreed: Sequence[Agreement]
+    first: Mapping[str, str], second: str, agreed: Sequence[Agreement], noun: str = "text"
 ) -> tuple[str, str]:
-    """Return the headline of a study on several texts, the second part with a line for each.
+    """Return the headline of a study on several texts or tasks, the second part with a line each.
 
     Args:
         first: the first sentence on each text, by its name.
         second: the second sentence on the first text.
         agreed: the agreements of the texts on the order of mechanisms.
+        noun: "text", or "task".
     """
     (text, lead), *others = first.items()
     said = [second] if second else []
@@ -111,16 +113,16 @@ def on_each_text(
         span = " to ".join(dict.fromkeys(f"{tau:.2f}" for tau in (taus[0], taus[-1])))
         ends = [end for it in agreed for end in (it.low, it.high) if end is not None]
         within = f", with intervals within [{min(ends):.2f}, {max(ends):.2f}]" if ends else ""
-        tau = f"Between two texts, Kendall's tau of the mechanisms' order is {span}{within}."
-        said.append(f"{_same_order(agreed)} {tau}")
+        tau = f"Between two {noun}s, Kendall's tau of the mechanisms' order is {span}{within}."
+        said.append(f"{_same_order(agreed, noun)} {tau}")
     return f"On {text}, {continued(lead)}", "\n".join(said)
 
 
-def _same_order(agreed: Sequence[Agreement]) -> str:
+def _same_order(agreed: Sequence[Agreement], noun: str) -> str:
     """Return in words how far the order of the mechanisms holds over the texts."""
     texts = dict.fromkeys(text for it in agreed for text in it.texts)
     same = all(it.tau > 1 - 1e-9 for it in agreed)
-    of = f"all {len(texts)} texts" if len(texts) > 2 else "both texts"
+    of = f"all {len(texts)} {noun}s" if len(texts) > 2 else f"both {noun}s"
     means = f"the same on {of}" if same else "not the same on " + of
     changes = [f"{listed(pair)} ({listed(it.texts)})" for it in agreed for pair in it.opposite]
     shown = (
@@ -188,8 +190,9 @@ def _first(verdict: Verdict, loss: str) -> str:
         pair = verdict.pairs[rival, best]
         if not pair.separable and best == verdict.baseline:
             pair = verdict.to_baseline[rival]
-        verb = "predicts" if len(names) == 1 else "predict"
-        first = f"{_introduced(verdict, names)} {verb} this text best: {loss}, "
+        noun = read_by(verdict.table)
+        verb = f"{'predict' if noun == 'text' else 'answer'}{'s' * (len(names) == 1)}"
+        first = f"{_introduced(verdict, names)} {verb} this {noun} best: {loss}, "
         first += f"{_plus_minus(pair)} better than the next, {rival}"
         if not (close := several(_open(verdict))):
             return f"{first}."

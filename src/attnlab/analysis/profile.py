@@ -5,7 +5,10 @@ Of a study's own tasks:
     mean ± t(0.975, n - 1) sd / sqrt(n)     over n seeds, cut to [0, 1]
 
 Accuracy is the fraction of right answers on held-out sequences, of the length of training or
-another. Intervals are of one mechanism each, and hold one at a time: to compare mechanisms, use the
+another. Seeds that agree, as where all answers are right, show no error, though the answers are a
+sample: the interval is never narrower than Wilson's score interval (1927) of the mean over the
+answers of one seed. Those of further seeds are to the same questions, and do not count as more.
+Intervals are of one mechanism each, and hold one at a time: to compare mechanisms, use the
 intervals of the verdict. All finished seeds count. Where some of them learn the task and others do
 not, an interval of the mean says little: one wider than `WIDE` is shown as the seeds themselves.
 
@@ -13,7 +16,8 @@ Of tasks of lm-evaluation-harness, from harness.json (`harness_of`):
 
     mean ± sd / sqrt(n)                     the standard error over n seeds
 
-For one run, the standard error is the harness's own: that of the sample of questions.
+For one run, and where it is larger, the standard error is the harness's own: that of the sample of
+questions, which all seeds answer.
 """
 
 import math
@@ -25,7 +29,7 @@ from typing import Any
 
 from attnlab.analysis.lengths import KEY, read_at
 from attnlab.analysis.sentences import MOST_NAMED
-from attnlab.analysis.statistics.paired import Estimate, t_quantile
+from attnlab.analysis.statistics.paired import Estimate, score_interval, t_quantile
 from attnlab.analysis.table import Run, Table, Variant
 from attnlab.analysis.texts import named
 from attnlab.record import DamagedError, HarnessTaskForm, harness_results
@@ -44,16 +48,27 @@ class Accuracy:
     by_seed: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: Sequence[float], among: int = 1) -> "Accuracy | None":
+    def of(
+        cls, values: Sequence[float], answers: int | None = None, among: int = 1
+    ) -> "Accuracy | None":
         """Return the accuracy over seeds, with one of `among` intervals that hold at once.
+
+        Args:
+            values: the fraction of right answers of each seed.
+            answers: the answers of one seed; None if it is not known.
+            among: intervals that hold at once.
 
         >>> Accuracy.of([1.0, 1.0, 0.97]).high
         1.0
+        >>> print(Accuracy.of([1.0, 1.0, 1.0], answers=400))
+        1.000 [0.990, 1.000]
         """
         if (found := mean_interval(values, among)) is None:
             return None
         mean, low, high = found
-        low, high = low and max(0.0, low), high and min(1.0, high)
+        if low is not None and high is not None:
+            least, most = (mean, mean) if answers is None else score_interval(mean, answers, among)
+            low, high = max(0.0, min(low, least)), min(1.0, max(high, most))
         return cls(mean=mean, low=low, high=high, by_seed=tuple(values))
 
     @property
@@ -123,21 +138,43 @@ def profile_of(tables: Mapping[str, Table], split: str) -> tuple[OnTask, ...]:
     return tuple(found)
 
 
-def accuracy_at(variant: Variant, split: str, length: int | None = None) -> list[float]:
-    """Return the accuracy of each finished run: of a split, or of validation at a length."""
-    found = [
-        run.summary.get(f"{split}_accuracy")
-        if length is None or length == variant.config["train"]["seq_len"]
-        else read_at(run, length, "accuracy")
-        for run in variant.finished
-    ]
-    return [value for value in found if value is not None]
+def read_by(table: Table) -> str:
+    """Return what the variants read: "task" if all finished runs gave answers, else "text"."""
+    summaries = [run.summary for variant in table.variants for run in variant.finished]
+    return "task" if summaries and all(f"final_{GROUPS}" in of for of in summaries) else "text"
+
+
+def accuracy_at(
+    variant: Variant, split: str, length: int | None = None, among: int = 1
+) -> Accuracy | None:
+    """Return the accuracy over finished runs: of a split, or of validation at a length.
+
+    Its interval is one of `among` that hold at once. None if no run has an accuracy.
+    """
+    if length is None or length == variant.config["train"]["seq_len"]:
+        found = [
+            (run.summary.get(f"{split}_accuracy"), run.summary.get(f"{split}_{GROUPS}"))
+            for run in variant.finished
+        ]
+    else:
+        found = [
+            (read_at(run, length, "accuracy"), read_at(run, length, GROUPS))
+            for run in variant.finished
+        ]
+    known = [(value, groups) for value, groups in found if value is not None]
+    return Accuracy.of([value for value, _ in known], _answers([of for _, of in known]), among)
+
+
+def _answers(groups: Sequence[Mapping[str, Any] | None]) -> int | None:
+    """Return the fewest answers of a run, from its groups; None if a run does not tell them."""
+    counts = [sum(of.get("answers", 0) for of in (each or {}).values()) for each in groups]
+    return min(counts, default=0) or None
 
 
 def _on_task(task: str, mechanism: str, variant: Variant, split: str) -> Iterator[OnTask]:
     runs = [run for run in variant.finished if f"final_{GROUPS}" in run.summary]
     length = variant.config.get("train", {}).get("seq_len", 0)
-    accuracy = Accuracy.of(accuracy_at(variant, split))
+    accuracy = accuracy_at(variant, split)
     if not runs or accuracy is None:
         return
     by_length = [dict(_by_length(run, length)) for run in runs]
@@ -146,11 +183,13 @@ def _on_task(task: str, mechanism: str, variant: Variant, split: str) -> Iterato
     totals = dict[int, Accuracy]()
     for at in lengths:
         there = [of[at] for of in by_length if at in of]
-        if (total := Accuracy.of([of["accuracy"] for of in there])) is not None:
+        answers = _answers([of[GROUPS] for of in there])
+        if (total := Accuracy.of([of["accuracy"] for of in there], answers)) is not None:
             totals[at] = total
         for group in dict.fromkeys(group for of in there for group in of[GROUPS]):
-            of_group = [of[GROUPS][group]["accuracy"] for of in there if group in of[GROUPS]]
-            if (part := Accuracy.of(of_group)) is not None:
+            of_group = [of[GROUPS][group] for of in there if group in of[GROUPS]]
+            answers = _answers([{group: of} for of in of_group])
+            if (part := Accuracy.of([of["accuracy"] for of in of_group], answers)) is not None:
                 parts[at, group] = part
     state = variant.numbers.get("state_bytes")
     chance = next((run.environment.get("data", {}).get("chance") for run in runs), None)
@@ -189,7 +228,7 @@ class OnHarness:
     metric: str
     mean: float | None  # None if the harness gave a number that is not finite
     standard_error: float | None
-    error_over: str  # "seeds", or "questions" for one run
+    error_over: str  # "seeds" or "questions": of the larger error
     runs: int
 
 
@@ -244,8 +283,11 @@ def _on_harness(
     values = [value for value, _ in runs if value is not None]
     estimate = Estimate.of(values) if len(values) == len(runs) else None
     error = None if estimate is None else runs[0][1]
+    over = "questions"
     if estimate is not None and estimate.spread is not None:
-        error = estimate.spread / math.sqrt(estimate.n)
+        own = max((of for _, of in runs if of is not None), default=0.0)
+        error = max(estimate.spread / math.sqrt(estimate.n), own)
+        over = "questions" if error == own > 0 else "seeds"
     return OnHarness(
         variant=variant,
         task=task,
@@ -253,6 +295,6 @@ def _on_harness(
         metric=metric,
         mean=estimate and estimate.mean,
         standard_error=error,
-        error_over="seeds" if len(runs) > 1 else "questions",
+        error_over=over,
         runs=len(runs),
     )

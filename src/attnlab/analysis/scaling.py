@@ -92,6 +92,12 @@ class Scaling:
     rates: tuple[LadderRate, ...]  # empty where no recipe was searched
     timed: bool  # all runs used one device, so that their seconds are comparable
 
+    @property
+    def errors(self) -> str:
+        """The errors that the intervals of differences hold, in words."""
+        tuned = any(any(verdict.tuning.allowance.values()) for verdict in self.cells.values())
+        return f"seeds{' and tuning' * tuned}"
+
 
 def cells_of_table(table: Table) -> dict[Cell, Table]:
     """Return the table of each size and training length of a ladder, the baseline's first.

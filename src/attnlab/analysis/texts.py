@@ -203,16 +203,16 @@ def agreed(it: Agreement) -> str:
     return f"{said}mechanisms{': ' if opposite else ''}{'; '.join(opposite)}."
 
 
-def within_each(text: str, count: int, level: float) -> str:
-    """Return how a report with `text` first compares the variants on `count` texts.
+def within_each(text: str, count: int, level: float, noun: str) -> str:
+    """Return how a report with `text` first compares the variants on `count` texts, or tasks.
 
     `level` is the error rate of the comparisons on each text.
     """
     return (
-        "Losses on different texts, or with different tokenizers, are not comparable: variants are "
-        "compared within each text, and nothing here ranks them across texts. Figures and tables "
-        f"are about {text}, unless they name another text. The comparisons on all {count} texts "
-        f"hold at once: those of each text at {confidence(level)}."
+        f"Losses on different {noun}s, or with different tokenizers, are not comparable: variants "
+        f"are compared within each {noun}, and nothing here ranks them across {noun}s. Figures and "
+        f"tables are about {text}, unless they name another {noun}. The comparisons on all {count} "
+        f"{noun}s hold at once: those of each {noun} at {confidence(level)}."
     )
 
 

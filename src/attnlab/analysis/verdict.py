@@ -210,7 +210,7 @@ def _compare(
     enough = all(len(column) >= FEWEST for column in functions.columns.values())
     if len(functions.names) < 2 or not enough:
         return None
-    return compare(
+    found = compare(
         functions.columns,
         baseline=functions.first().get(table.study.baseline or ""),
         allowance=tuning.of_functions(tuning.allowance, functions.names),
@@ -219,6 +219,7 @@ def _compare(
         level=level_of(*table.study.numbers_of_seeds, among=n_texts(table.study)),
         relative=relative,
     )
+    return found if found.noise.typical > 0 else None
 
 
 def _compared(
@@ -291,6 +292,8 @@ def _why_not(entered: Eligible, functions: Functions) -> str:
     single = [name for name, column in functions.columns.items() if len(column) < FEWEST]
     if len(single) == len(functions.columns):
         return "No verdict: one seed gives no estimate of the error."
+    if len(functions.columns) > 1 and not single:
+        return "No verdict: the seeds of each variant gave equal losses: no estimate of the error."
     if single:
         return f"No verdict: one seed gives no estimate of the error of {several(single)}."
     return f"No verdict: {', '.join(functions.names[0])} gave the same losses: one function."

@@ -190,8 +190,10 @@ def _difference(name: str, bad: set[Any], good: set[Any]) -> str:
 
     >>> _difference("mode", {"eval in float64", "train in float64"}, {"train in bfloat16"})
     'eval in float64 and train in float64 break it; train in bfloat16 does not'
+    >>> _difference("tokens", {8}, {7, 11, 37, 75, 90, 91})
+    'tokens 8 breaks it; tokens 7, 11, 37, 75 and 2 others do not'
     """
-    one = "{}" if name == "mode" else "batch {}" if name == "batch" else "{} tokens"
+    one = "{}" if name == "mode" else f"{name} {{}}"
     held = f"{one.format(_listed(good))} {'does' if len(good) == 1 else 'do'} not"
     if name != "mode" and len(bad) > 1 and min(bad) > max(good):
         return f"{one.format(min(bad))} and more break it; {held}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from attnlab.analysis import lengths
 from attnlab.analysis.analysis import Analysis, Pick
+from attnlab.analysis.profile import read_by
 from attnlab.analysis.settings import describe, flat, shared_and_own
 from attnlab.analysis.table import Table
 from attnlab.analysis.texts import within_each
@@ -33,7 +34,7 @@ SECTIONS = {
     "scaling": "Scaling",
     "profile": "Answers on tasks",
     "harness": "Tasks of lm-evaluation-harness",
-    "texts": "On other texts",
+    "texts": "On other texts",  # or tasks
     "hypotheses": "Hypotheses",
     "families": "All variants and families",
     "quality": "Loss",
@@ -121,7 +122,7 @@ class ReportContext:
     @classmethod
     def of(cls, analysis: Analysis) -> "ReportContext":
         """Collect everything but the charts."""
-        table, shown = analysis.whole, rows(analysis)
+        table, shown, noun = analysis.whole, rows(analysis), read_by(analysis.whole)
         shared, own = settings(table)
         return cls(
             analysis=analysis,
@@ -140,7 +141,7 @@ class ReportContext:
             ranking=columns.known(columns.ranking(analysis), shown),
             matrix=matrix_of(analysis),
             texts=[OnText.of(name, of) for name, of in analysis.texts.items()],
-            texts_note=within_each(analysis.text, 1 + len(analysis.texts), analysis.level)
+            texts_note=within_each(analysis.text, 1 + len(analysis.texts), analysis.level, noun)
             if analysis.texts
             else "",
             agreements=agreement_tables(analysis),
@@ -161,14 +162,14 @@ class ReportContext:
             rate_rows=[row for row in shown if row.name in analysis.rates],
             families=family_tables(analysis),
             published=published_tables(analysis),
-            judged=sentences.scoped(JUDGED, analysis),
+            judged=sentences.scoped(JUDGED.format(noun), analysis),
             left_out=sentences.left_out(analysis),
-            missing=sentences.unfinished(table),
+            missing=sentences.unfinished(analysis),
             alarms=sentences.alarms(table),
             shared=shared,
             own=own,
             environment=environment(table),
-            titles=SECTIONS,
+            titles={**SECTIONS, "texts": f"On other {noun}s"},
             version=__version__,
         )
 

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.sweeps import SweptSetting
-from attnlab.reporting.context import SECTIONS, ReportContext
+from attnlab.reporting.context import ReportContext
 from attnlab.reporting.profile import CAPTION, against_state, profile, styles_on, tasks_of
 from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.scaling import QUANTITIES, tick
@@ -73,7 +73,7 @@ def page(analysis: Analysis) -> str:
         colours=charts.styles,
         forests=forests(analysis),
         styles={row.name: charts.styles[row.name] for row in context.rows},
-        sections={key: title for key, title in SECTIONS.items() if filled.get(key, True)},
+        sections={key: title for key, title in context.titles.items() if filled.get(key, True)},
     )
 
 

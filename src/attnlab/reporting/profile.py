@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 NOTE = (
     "Accuracy: right answers / answers, of sequences that no training split has; mean over all "
-    "finished seeds with the 95 % t interval of each, one at a time. In place of an interval wider "
-    f"than {WIDE:g}, which says little, each seed is shown. Guessing: a constant answer."
+    "finished seeds with the 95 % interval of each, one at a time: a t interval over seeds, and "
+    "never narrower than Wilson's over the answers of one seed. In place of an interval wider than "
+    f"{WIDE:g}, which says little, each seed is shown. Guessing: a constant answer."
 )
 COLUMNS = (
     *("task", "mechanism", "variant", "split", "length", "answers"),

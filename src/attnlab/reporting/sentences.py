@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
+from attnlab.analysis.profile import read_by
 from attnlab.analysis.rates import how_rates_were_chosen
 from attnlab.analysis.sentences import several
 from attnlab.analysis.settings import of_training
@@ -123,7 +124,8 @@ def facts(analysis: Analysis) -> dict[str, str]:
         )
         found["Error of tuning"] = _tuning_error(analysis)
     if analysis.order:
-        found["Scope"] = "other model sizes, training lengths and texts may rank otherwise"
+        others = f"other model sizes, training lengths and {read_by(analysis.whole)}s"
+        found["Scope"] = f"{others} may rank otherwise"
     started = {of.name: of.config for of in analysis.table.variants if of.config}
     rates = how_rates_were_chosen(analysis.rates, analysis.tuning, list(started))
     found["Learning rates"] = f"{rates}; {of_training(started)}" if started else rates
@@ -158,30 +160,30 @@ def devices(table: Table) -> str:
     return f"Times and peak memory were measured on different devices, not comparable: {where}."
 
 
-def unfinished(table: Table) -> list[str]:
+def unfinished(analysis: Analysis) -> list[str]:
     """Return a line per diverged or failed run, and one for what is still to run."""
+    table = analysis.whole
+    left_out = {name for of in analysis.groups for name in of.left_out}
     lines = [
         f"{variant.name}, seed {run.seed}: {run.status}: {run.reason or 'no reason recorded'} "
-        f"({len(variant.finished)} of {len(variant.runs)} seeds finished)"
+        f"({len(variant.finished)} of {len(variant.runs)} seeds finished"
+        f"{'; not compared' * (variant.name in left_out)})"
         for variant, run in table.failures
     ]
     if table.remaining:
-        names = [
-            variant.name
-            for variant in table.variants
-            if any(run.status in ("absent", "partial") for run in variant.runs)
-        ]
-        lines.append(
-            f"still to run: {table.remaining} of {len(table.runs)} runs ({several(names)})"
-        )
+        left = ("absent", "partial")
+        names = [of.name for of in table.variants if any(run.status in left for run in of.runs)]
+        whole = f"{table.remaining} of {len(table.runs)} runs"
+        lines.append(f"still to run: {whole} ({several(names)})")
     return lines
 
 
 def left_out(analysis: Analysis) -> dict[str, str]:
-    """Return the reason why variants are not compared, by the names that share it."""
-    names: dict[str, list[str]] = {}
+    """Return why variants are not compared, by the names that share it; not of failed runs."""
+    names, failed = dict[str, list[str]](), {of.name for of, _ in analysis.whole.failures}
     for name, reason in analysis.left_out.items():
-        names.setdefault(reason, []).append(name)
+        if name not in failed:  # `unfinished` names their runs
+            names.setdefault(reason, []).append(name)
     return {", ".join(those): reason for reason, those in names.items()}
 
 

@@ -63,7 +63,7 @@ class TerminalReport:
         yield from _verdict(analysis)
         yield Text(sentences.how_sure(analysis), style="dim")
         left_out = [f"{names}: {why}" for names, why in sentences.left_out(analysis).items()]
-        missing = [*sentences.alarms(analysis.whole), *sentences.unfinished(analysis.whole)]
+        missing = [*sentences.alarms(analysis.whole), *sentences.unfinished(analysis)]
         for title, lines in (("Left out of the comparison", left_out), ("Not finished", missing)):
             if lines:
                 yield Text()

@@ -23,6 +23,7 @@ from urllib.parse import quote, unquote
 
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.fairness import between_studies
+from attnlab.analysis.profile import read_by
 from attnlab.analysis.sentences import compared, several
 from attnlab.analysis.table import Table, Variant, read_table
 from attnlab.analysis.texts import Agreement, by_text
@@ -154,6 +155,7 @@ class Evidence:
     def available(self, names: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
         """Return those variants that are compared, and one sentence per reason for the others."""
         known, missing = list[str](), dict[str, list[str]]()
+        noun = read_by(self.verdict.table)
         for name in names:
             if name in self.verdict.means:
                 known.append(name)
@@ -162,7 +164,7 @@ class Evidence:
                 reason = self.verdict.left_out.get(name) or (
                     "it has another size or training length than the baseline"
                     if name in self.verdict.table.study.ladder
-                    else "it reads another text, and losses are compared within one text"
+                    else f"it reads another {noun}, and losses are compared within one {noun}"
                     if other_text
                     else "the study has no such variant"
                 )

@@ -9,7 +9,7 @@ from attnlab.analysis.costs import COSTS, CostKey
 from attnlab.analysis.hypotheses.evidence import Evidence, Fact, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
 from attnlab.analysis.numbers import gigabytes, millions, quantity
-from attnlab.analysis.profile import Accuracy, accuracy_at, mean_interval
+from attnlab.analysis.profile import accuracy_at, mean_interval
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.table import Variant
 from attnlab.config import Problem
@@ -21,9 +21,10 @@ Interval: TypeAlias = tuple[float | None, float | None, str]  # ends if it has a
 class AccuracyInRange(Hypothesis):
     """Each of `variants` has an accuracy of at least `low` and at most `high`.
 
-    It is the mean over seeds, with 95 % t intervals that hold for all variants at once
-    (Bonferroni): supported where all lie in the range, refuted where one lies outside. With
-    `length` it is that of validation sequences of so many tokens (`eval.lengths`).
+    It is the mean over seeds, with 95 % intervals that hold for all variants at once (Bonferroni),
+    of seeds and at least of the answers (`profile`): supported where all lie in the range, refuted
+    where one lies outside. With `length` it is that of validation sequences of so many tokens
+    (`eval.lengths`).
     """
 
     variants: tuple[str, ...]
@@ -48,8 +49,7 @@ class AccuracyInRange(Hypothesis):
 
     def judge(self, evidence: Evidence) -> Finding:
         def measured(variant: Variant, split: str) -> Interval | None:
-            values = accuracy_at(variant, split, self.length)
-            accuracy = Accuracy.of(values, among=len(self.variants))
+            accuracy = accuracy_at(variant, split, self.length, among=len(self.variants))
             return accuracy and (accuracy.low, accuracy.high, str(accuracy))
 
         return _judged(evidence, self.variants, measured, (self.low, self.high))

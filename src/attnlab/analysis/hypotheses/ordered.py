@@ -9,6 +9,7 @@ from attnlab.analysis.costs import COSTS, Cost, CostKey
 from attnlab.analysis.hypotheses.evidence import Evidence, Fact, Finding
 from attnlab.analysis.hypotheses.hypothesis import Hypothesis, distinct_problems
 from attnlab.analysis.numbers import quantity
+from attnlab.analysis.profile import read_by
 from attnlab.analysis.sentences import listed
 from attnlab.analysis.texts import agreed
 from attnlab.config import Problem
@@ -112,9 +113,10 @@ class SameOrder(Hypothesis):
         )
 
     def judge(self, evidence: Evidence) -> Finding:
+        noun = read_by(evidence.verdict.table)
         if not (found := evidence.agreements):
             return evidence.ruled(
-                "not judged", ("No two texts have two mechanisms in common that are compared.",)
+                "not judged", (f"No two {noun}s have two mechanisms in common that are compared.",)
             )
         facts = [
             None

@@ -249,8 +249,14 @@ def _shared_by_medians(layout: Layout) -> Array:
 
 
 def typical_variance(own_V: Array, df_V: Array) -> Array:
-    """Return the median of the variances, each divided by its expected median."""
-    median_V = (1 - 2 / (9 * df_V)) ** 3  # of chi2 / degrees of freedom, Wilson and Hilferty 1931
+    """Return the median of the variances, each divided by its expected median.
+
+    It is their mean for two variants, and where the median is 0, as of seeds that gave equal
+    losses, which tell nothing of the error.
+    """
+    mean = np.average(own_V, weights=df_V, axis=-1)
     if own_V.shape[-1] < 3:
-        return np.average(own_V, weights=df_V, axis=-1)
-    return np.median(own_V / median_V, axis=-1)
+        return mean
+    median_V = (1 - 2 / (9 * df_V)) ** 3  # of chi2 / degrees of freedom, Wilson and Hilferty 1931
+    median = np.median(own_V / median_V, axis=-1)
+    return np.where(median > 0, median, mean)

@@ -68,9 +68,21 @@ class Difference:
         return self.mean - self.half_width, self.mean + self.half_width
 
 
-def t_quantile(df: int, among: int = 1) -> float:
+def t_quantile(df: float, among: int = 1) -> float:
     """Return the t quantile of a two-sided 95 % interval, one of `among` that hold at once."""
     return float(scipy.special.stdtrit(df, 1 - (1 - CONFIDENCE) / (2 * among)))
+
+
+def score_interval(fraction: float, n: int, among: int = 1) -> tuple[float, float]:
+    """Return Wilson's interval (1927) of a fraction of n answers, one of `among`.
+
+    >>> score_interval(1.0, 1000)
+    (0.996..., 1.0)
+    """
+    share = t_quantile(math.inf, among) ** 2 / n
+    centre = (fraction + share / 2) / (1 + share)
+    half = math.sqrt(share * (fraction * (1 - fraction) + share / 4)) / (1 + share)
+    return centre - half, centre + half
 
 
 def paired_difference(

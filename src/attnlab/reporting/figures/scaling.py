@@ -34,8 +34,8 @@ SPEEDUPS = (
     "right of 1 is better than {baseline}."
 )
 INTERVALS = (
-    "Bars: 95 % intervals that hold for all families at once, of seeds and tuning; filled where 1 "
-    "lies outside."
+    "Bars: 95 % intervals that hold for all families at once, of {errors}; filled where 1 lies "
+    "outside."
 )
 PARTS = {"all": "all tokens", "recall": "recall tokens", "other": "other tokens"}
 
@@ -82,7 +82,9 @@ def _of_ladder(found: Scaling, styles: Styles) -> dict[str, Panel]:
         every["scaling_differences"] = Panel(differences, f"{said}frontier{interval}.")
     if any(gain.ratio is not None for gain in along.speedups.values()):
         said = SPEEDUPS.format(baseline=baseline)
-        every["speedup"] = Panel(gains, f"{said} {INTERVALS}" if sure else said)
+        every["speedup"] = Panel(
+            gains, f"{said} {INTERVALS.format(errors=found.errors)}" if sure else said
+        )
     return every
 
 
@@ -94,6 +96,7 @@ def main_quantity(found: Scaling) -> Quantity | None:
 def _of_lengths(analysis: Analysis, styles: Styles) -> dict[str, Panel]:
     found, baseline = analysis.training_lengths, analysis.table.study.baseline or ""
     assert found is not None, "no panel of lengths without lengths"
+    of = "seeds and tuning" if any(analysis.tuning.allowance.values()) else "seeds"
     every = dict[str, Panel]()
     for part, tokens in PARTS.items():
         setting = found.along_part(part)
@@ -108,7 +111,7 @@ def _of_lengths(analysis: Analysis, styles: Styles) -> dict[str, Panel]:
 
         said = (
             f"Below 0 is better than {baseline} of the same training length. Bars: intervals of "
-            "each study, of seeds and tuning; on recall and on other tokens, of seeds alone."
+            f"each study, of {of}; on recall and on other tokens, of seeds alone."
         )
         every[f"lengths_{part}"] = Panel(draw, said)
     return every

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis, Comparison
-from attnlab.analysis.profile import profile_of
+from attnlab.analysis.profile import profile_of, read_by
 from attnlab.analysis.table import PARTS
 from attnlab.reporting.tables.rows import Row, split_name, split_of
 
@@ -137,14 +137,15 @@ def _to_baseline(analysis: Analysis, digits: int) -> list[Column]:
             ),
         ]
     if analysis.on_text:
+        noun = read_by(analysis.whole)
         columns.append(
             Column(
-                title="± text",
+                title=f"± {noun}",
                 unit=LOSS,
                 text=lambda row: numbers.number(_on_text(row)),
                 value=_on_text,
-                about="half-width over blocks of the held-out text, for this difference alone; the "
-                "verdict is on this text and does not include it",
+                about=f"half-width over blocks of the held-out {noun}, for this difference alone; "
+                f"the verdict is on this {noun} and does not include it",
                 priority=15,
             )
         )

@@ -26,8 +26,8 @@ ERRORS = (
     "power laws between neighbouring points"
 )
 INTERVALS = (
-    "Intervals: 95 %, of draws of the means (seeds); those of effective speedups are simultaneous "
-    "over the families and hold tuning, too. At ten times the largest run: with the interval of "
+    "Intervals: 95 %, of draws of the means (seeds); those of effective speedups, of {}, are "
+    "simultaneous over the families. At ten times the largest run: with the interval of "
     "the seeds, widened at both ends by that error."
 )
 NO_INTERVALS = "No intervals, and nothing at ten times the largest run: some have one seed."
@@ -63,9 +63,8 @@ def _by_cell(found: Scaling) -> TextTable:
         for family, names in found.missing.items()
     )
     alone_note = f" (loss): there is no {found.baseline} to compare with." if alone else ""
-    tuned = any(any(verdict.tuning.allowance.values()) for verdict in found.cells.values())
     intervals = (
-        f"the intervals of one row hold at once, of seeds{' and tuning' if tuned else ''}. n.s.: "
+        f"the intervals of one row hold at once, of {found.errors}. n.s.: "
         f"not distinguishable from {found.baseline}."
         if any(verdict.judged for verdict in found.cells.values())
         else "one seed per variant gives no intervals, so that no difference is shown to be one."
@@ -125,7 +124,7 @@ def _note(found: Scaling, quantity: Quantity) -> str:
     """Return what the columns are, beside the first table, and which errors are unknown."""
     fits = found.along[quantity].fits
     sure = any(fit.exponent for along in found.along.values() for fit in along.fits.values())
-    said = f"{LAW}{ERRORS}. {INTERVALS if sure else NO_INTERVALS}"
+    said = f"{LAW}{ERRORS}. {INTERVALS.format(found.errors) if sure else NO_INTERVALS}"
     if not found.timed:
         said += " Seconds are not compared: the runs used different devices."
     said = said if quantity == next(iter(found.along)) else ""

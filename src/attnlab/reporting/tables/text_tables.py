@@ -8,6 +8,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.efficiency import Reached, Span
 from attnlab.analysis.families import Families, Family, dominating, range_by_chance
 from attnlab.analysis.hypotheses.hypothesis import LOSS
+from attnlab.analysis.profile import read_by
 from attnlab.analysis.sentences import apart, listed
 from attnlab.analysis.statistics.letters import shown
 from attnlab.reporting.tables.columns import standing
@@ -191,7 +192,7 @@ def _until(name: str, reached: Reached, last: int) -> tuple[str, ...]:
 
 def agreement_tables(analysis: Analysis) -> tuple[TextTable, ...]:
     """Return the table of Kendall's tau between texts; empty for a study of one text."""
-    found = analysis.agreements
+    found, noun = analysis.agreements, read_by(analysis.whole)
     if not found:
         return ()
 
@@ -211,18 +212,18 @@ def agreement_tables(analysis: Analysis) -> tuple[TextTable, ...]:
     ]
     return (
         TextTable(
-            caption="Agreement of two texts on the order of mechanisms",
+            caption=f"Agreement of two {noun}s on the order of mechanisms",
             heading=(
-                *("texts", "mechanisms", "same order on both", "opposite orders"),
+                *(f"{noun}s", "mechanisms", "same order on both", "opposite orders"),
                 *("Kendall's tau", "interval"),
             ),
             lines=lines,
             n_text_columns=4,
-            note="a < b: a has the lower loss, distinguishably; in opposite orders, on the first "
-            "text. Tau: pairs in the same order minus pairs in opposite orders, of all pairs, by "
-            "mean losses; 1 is the same order, -1 the opposite one. Interval: of all orders that "
-            "the intervals of seeds and tuning on the two texts allow; at least 95 % for all pairs "
-            "of texts at once.",
+            note="a < b: a has the lower loss, distinguishably; in opposite orders, on the "
+            f"first {noun}. Tau: pairs in the same order minus pairs in opposite orders, of all "
+            "pairs, by mean losses; 1 is the same order, -1 the opposite one. Interval: of all "
+            f"orders that the intervals of differences on the two {noun}s allow; at least 95 % for "
+            f"all pairs of {noun}s at once.",
         ),
     )
 
@@ -231,7 +232,7 @@ JUDGED = (
     "Judged by this study's intervals for all pairs, which hold for all hypotheses at once and are "
     "wider than those to the baseline. Supported: every difference that the sentence needs is "
     "distinguishable. Refuted: one is distinguishable in the other direction, or equivalent within "
-    "the margin. Undecided: neither, with these seeds. Losses on another text or with another "
+    "the margin. Undecided: neither, with these seeds. Losses on another {} or with another "
     "tokenizer are not comparable: order, spread and differences are compared."
 )
 
