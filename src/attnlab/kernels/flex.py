@@ -25,8 +25,13 @@ _NARROWEST = 16  # head width that it supports
 _WIDE = 128  # values up to this width fit on chip in the blocks that torch selects by key width
 # torch's kernel for fewer than 128 queries has no blocks for 128 or more of them per KV head
 _ONE_KERNEL: Any = {"FORCE_USE_FLEX_ATTENTION": True}
-# words of bits lie on chip beside keys and values: fewer blocks of them fit than torch assumes
-_WITH_BITS: Any = _ONE_KERNEL | {"num_stages": 2}
+# words of bits lie on chip beside keys and values: the blocks that torch selects do not fit
+_WITH_BITS: Any = _ONE_KERNEL | {
+    **dict.fromkeys(("fwd_BLOCK_M", "fwd_BLOCK_N"), 64),
+    "fwd_num_stages": 2,
+    "bwd_num_stages": 1,
+    "bwd_num_warps": 8,
+}
 
 
 def require(device: torch.device, dropout: float, instead: str) -> None:

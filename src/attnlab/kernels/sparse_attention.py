@@ -11,6 +11,8 @@ that score. The weights of one or two blocks are kept, and computed once; of mor
 the last. The gradient of the loss needs no other, and is computed in the forward pass. A block has
 `BLOCK` queries; on CUDA, where small ones wait for launches, up to `WIDEST`.
 
+On CUDA, longer sequences without dropout run `selected_attention`, which computes the same.
+
 The code has no data-dependent branches or shapes, so that it can be recorded in a CUDA graph.
 
 DeepSeek-AI 2025 (DeepSeek-V3.2).
@@ -46,6 +48,7 @@ BLOCK = 256  # queries whose scores exist at once
 WIDEST = 512  # the same on CUDA, or fewer if they have more than `PAIRS` scores per head
 PAIRS = 1 << 20
 KEPT = 2  # largest number of blocks of which all weights are kept for the backward pass
+_WIDEST_HEAD = 128  # of keys or values, for which FlexAttention with bits has been tried
 UNROLLED = 4  # largest number of blocks in a compiled graph
 
 
@@ -65,16 +68,6 @@ def block_on(device_type: str, tokens: int) -> int:
     ([512, 512, 256], 256)
     """
     return max(BLOCK, min(WIDEST, PAIRS // tokens)) if device_type == "cuda" else BLOCK
-
-
-def by_bits(device_type: str, tokens: int, dropout: float, dtype: torch.dtype) -> bool:
-    """Return whether `selected_attention` runs, which keeps every selection as bits.
-
-    >>> [by_bits("cuda", tokens, 0.0, torch.bfloat16) for tokens in (1024, 16_384)]
-    [False, True]
-    """
-    supported = device_type == "cuda" and not dropout and dtype != torch.float64
-    return supported and tokens > KEPT * block_on(device_type, tokens)
 
 
 def attend(
@@ -135,7 +128,7 @@ def _run(
     with_loss: bool,
 ) -> Any:
     q_BHTK, *_ = heads
-    if by_bits(q_BHTK.device.type, q_BHTK.shape[2], dropout, q_BHTK.dtype):
+    if _by_bits(heads, dropout):
         run = _opaque_selected if torch.compiler.is_compiling() else selected_attention.attend
         return run(*heads, index, top_k=top_k, is_dense=is_dense, with_loss=with_loss)
     words_BHT = None
@@ -147,6 +140,15 @@ def _run(
     run = _attention if unrolls or not torch.compiler.is_compiling() else _opaque_attention
     detached = (x.detach() for x in index)
     return run(*heads, *detached, is_dense, words_BHT, top_k, dropout, with_loss)
+
+
+def _by_bits(heads: tuple[Tensor, Tensor, Tensor], dropout: float) -> bool:
+    """Return whether `selected_attention` runs: where blocks would be scored twice, on CUDA."""
+    q_BHTK, _, v_BGTV = heads
+    device, tokens = q_BHTK.device.type, q_BHTK.shape[2]
+    is_served = device == "cuda" and not dropout and q_BHTK.dtype != torch.float64
+    fits = max(q_BHTK.shape[3], v_BGTV.shape[3]) <= _WIDEST_HEAD
+    return is_served and fits and tokens > KEPT * block_on(device, tokens)
 
 
 class _Attention(torch.autograd.Function):
