@@ -733,6 +733,24 @@ class NotANumberInBfloat16(GatedIdentity):
             return self.o_proj(x_BTD) * (forgotten_BTD - forgotten_BTD.detach()).exp()
 
 
+class DropoutWithoutItsFactor(Planted, GroupedQuery):
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            weight_BHTS = super().weights(scores_BHTS)
+            if self.training and self.dropout:
+                return weight_BHTS * (torch.rand_like(weight_BHTS) >= self.dropout)
+            return weight_BHTS
+
+
+class OtherInInferenceMode(Planted, GroupedQuery):
+    """Faster, and wrong, where no gradients are needed."""
+
+    class Module(ScoresOf):
+        def weights(self, scores_BHTS):
+            scale = 0.9 if torch.is_inference_mode_enabled() else 1.0
+            return super().weights(scale * scores_BHTS)
+
+
 class DropoutInEval(Planted, GroupedQuery):
     class Module(GroupedQueryAttention):
         def forward(self, x_BTD):

@@ -39,7 +39,8 @@ MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 @mechanism_property(
     "the same call twice gives the same bits and changes nothing else",
     cause="an operation in place on the input or on a result, a buffer or parameter written or "
-    "made in `forward`, a seed set inside, or random numbers of Python or numpy",
+    "made in `forward`, a seed set inside, random numbers of Python or numpy, or another path "
+    "where no gradients are computed",
 )
 def repeated(subject: Subject) -> Iterator[Finding]:
     """Call twice in every mode, and compare results, inputs, the module and global generators."""
@@ -109,6 +110,12 @@ def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Findi
     with _Unchanged(mechanism, place, found):
         again = _call(subject, mode, mechanism, given_BTD, seed=1)
     yield _same("forward", again.copy_BTD, first.copy_BTD, place)
+    for switch in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with switch(), seeded(1):
+            y_BTD = subject.forward_with_loss(mechanism, mode, given_BTD, seed=None)[0]
+        deviation = float(relative(y_BTD, first.copy_BTD).max())
+        where = f"forward within torch.{switch.__name__}"
+        yield Finding(where, deviation, subject.limit_in(mode), place=place)
     by_again = _gradients(mechanism, again) if mode.training else {}
     for name in by_again.keys() & by_first.keys():
         yield _same(f"gradient of {name}", by_again[name], by_first[name], place)
@@ -139,6 +146,9 @@ def _decoded_twice(subject: Subject, place: Place) -> Iterator[Finding]:
         changed = not torch.equal(x_BTD, given_BTD)
         yield _finding("the input", "decoding changes it in place" if changed else "", place)
         yield _same("decoding", again_BTD, first_BTD, place)
+        with torch.inference_mode():
+            again_BTD = subject.decode(mechanism, x_BTD, prompt)
+        yield _same("decoding within torch.inference_mode", again_BTD, first_BTD, place)
     yield from found
     words = "decoding: a call draws from it outside of training, or seeds it"
     yield _finding("torch's random generator", words if draws else "", place)

@@ -32,6 +32,9 @@ from attnlab.mechanism import Handed, HandingMechanism, Mechanism, MechanismConf
 from attnlab.model.initialization import constructed
 from attnlab.model.language_model import ModelConfig
 
+DRAWS = 8  # of dropout
+MEAN_WITH_DROPOUT = 0.75, 1.5  # times the output without dropout; the factor is 2 or 1/2 if wrong
+
 
 @mechanism_property(
     "same seed, same bits",
@@ -202,12 +205,13 @@ def calls(subject: Subject) -> Iterator[Finding]:
 
 
 @mechanism_property(
-    "eval mode draws nothing at random",
-    cause="dropout that ignores `self.training`: the functional form drops by default",
+    "dropout draws in training alone, and keeps the mean",
+    cause="dropout that ignores `self.training`: the functional form drops by default; or one "
+    "written by hand without the factor 1 / (1 - dropout)",
 )
 @torch.no_grad()
 def evaluation(subject: Subject) -> Iterator[Finding]:
-    """Build with dropout and run in eval mode under two seeds."""
+    """Build with dropout; run in eval mode under two seeds, and in training under many."""
     with subject.at(EVAL, 2, subject.past, ", built with dropout") as place:
         x_BTD = subject.tokens(2, subject.past)
         settings = EVAL._replace(dropout=DROPOUT.dropout if subject.can_drop() else 0.0)
@@ -221,6 +225,30 @@ def evaluation(subject: Subject) -> Iterator[Finding]:
         deviation, position = by_position(relative(first, without_BTD), limit)
         where = f"position {position} differs from one built without dropout"
         yield Finding(where, deviation, limit, place=place)
+    if subject.can_drop():
+        yield _scale_of_dropout(subject)
+
+
+def _scale_of_dropout(subject: Subject) -> Finding:
+    """Return how far outputs with dropout are scaled, on average, against those without.
+
+    Where a mechanism normalises what it drops, the mean is smaller and the mean square is not:
+    both must be, or the mean must be larger.
+    """
+    with subject.at(DROPOUT, 4, 37) as place:
+        x_BTD, mechanism = subject.tokens(4, 37, DROPOUT), subject.build(DROPOUT)
+        whole_BTD = subject.output(TRAIN, 4, 37).double()
+        total, squares = torch.zeros_like(whole_BTD), 0.0
+        for seed in range(DRAWS):
+            y_BTD = subject.forward_with_loss(mechanism, DROPOUT, x_BTD, seed)[0].double()
+            total += y_BTD / DRAWS
+            squares += float(y_BTD.square().sum()) / DRAWS
+    energy = float(whole_BTD.square().sum()) or math.inf
+    scale = float((total * whole_BTD).sum()) / energy
+    low, high = MEAN_WITH_DROPOUT
+    is_wrong = (scale < low and squares / energy < low) or scale > high
+    words = f"the mean output is {scale:.2f} times that without dropout, which keeps the mean"
+    return Finding("", math.inf if is_wrong else 0.0, words=words * is_wrong, place=place)
 
 
 @mechanism_property(
