@@ -13,7 +13,7 @@ import sys
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import Event, Thread
@@ -515,6 +515,13 @@ def test_only_some_of_the_models_are_kept():
 def test_a_mistake_is_said(words, assignments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         found(words, assignments)
+
+
+def test_sizes_that_settings_of_the_model_give_are_those_of_the_mechanism():
+    setup = setup_of("mla", ["model.d_model=64", "model.n_layers=3"], SMALL)
+    assert setup == setup_of("mla", sizes=replace(SMALL, d_model=64, n_layers=3))
+    with pytest.raises(ConfigError, match="n_heads: 4 heads do not divide d_model 30; give both"):
+        setup_of("mla", ["model.d_model=30"], SMALL)
 
 
 def test_heads_must_divide_the_model_width():

@@ -19,6 +19,7 @@ from attnlab.config import (
     suggestion,
 )
 from attnlab.mechanism import MechanismConfig
+from attnlab.mechanisms.identity import Identity
 from attnlab.model.feedforward import Dense
 from attnlab.model.handing import in_every_layer
 from attnlab.model.language_model import ModelConfig
@@ -55,7 +56,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads:
-            problem = f"{self.n_heads} heads do not divide d_model {self.d_model}"
+            problem = f"{self.n_heads} heads do not divide d_model {self.d_model}; give both"
             raise ConfigError([Problem("n_heads", problem)])
 
 
@@ -138,12 +139,24 @@ def _setups(one: Named, sizes: Sizes) -> Iterator[tuple[str, Setup]]:
             yield variant, Setup(model=run.model, vocab_size=vocab_size, train=run.train)
         return
     of_setup, of_mechanism = split_sections(one.assignments)
+    sizes = _of_model(of_setup, sizes)
     if isinstance(one, NamedConfig):
         mechanism = override(one.config, of_mechanism)
     else:
         given = {**_fitting(one.kind, sizes), **settings(of_mechanism)}
         mechanism = one.kind.from_dict({"kind": one.kind.kind(), **given})
     yield one.name, override(_around(mechanism, sizes), of_setup)
+
+
+def _of_model(assignments: Iterable[str], sizes: Sizes) -> Sizes:
+    """Return the sizes with those that settings of the model give, `model.d_model=64`.
+
+    Raises ConfigError for impossible values, and for heads that do not divide the width.
+    """
+    names = ("d_model", "n_layers")
+    given = [one for one in assignments if one.partition("=")[0] in {f"model.{n}" for n in names}]
+    model = override(_around(Identity(), sizes), given).model
+    return replace(sizes, **{name: getattr(model, name) for name in names})
 
 
 def _around(mechanism: MechanismConfig, sizes: Sizes) -> Setup:
