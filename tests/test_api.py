@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.runner.events import Activity, Ended, Progress, RunEvent, Started
 from attnlab.runner.probe import FULL, QUICK, probe_study
-from attnlab.runner.request import Options
+from attnlab.runner.request import Request
 
 SCRIPT = """
 from pathlib import Path
@@ -392,5 +392,5 @@ def test_a_probe_trains_and_tells_the_profile_against_the_state(tmp_path, quick,
 def test_help_shows_every_option_with_its_default(function):
     shown = inspect.signature(function).parameters
     assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())
-    assert shown.keys() >= set(Options.__annotations__)
+    assert shown.keys() >= {field.name for field in fields(Request)}
     assert (shown["device"].default, shown["seeds"].default) == ("auto", None)

@@ -1,8 +1,7 @@
 """Griffe extension: docstrings and signatures as the reference shows them.
 
 Examples (`>>>`) become code blocks, and an argument line that names several (`data, cache: ...`)
-becomes one per argument. Options that functions share (`**options`) become arguments, with the
-defaults of the request that takes them.
+becomes one per argument. A function that is `taking` a request has the fields of it as arguments.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import Any
 from griffe import Extension, Parameter, ParameterKind
 
 EXAMPLE = re.compile(r"^([ ]*)>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
-SHARED = "Unpack[Options]"
+TAKING = re.compile(r"taking\((\w+)\)")
 SEVERAL = re.compile(r"^([ ]+)(\w+(?:,\s+\w+)+): (.*)$", re.MULTILINE)
 
 
@@ -21,16 +20,22 @@ class Docstrings(Extension):
             obj.docstring.value = shown(obj.docstring.value)
 
     def on_function(self, *, func: Any, **_: Any) -> None:
-        if "options" in func.parameters and str(func.parameters["options"].annotation) == SHARED:
-            del func.parameters["options"]
-            module = func.modules_collection["attnlab.runner.request"]
-            for name, option in module["Options"].attributes.items():
+        taken = [TAKING.fullmatch(str(decorator.value)) for decorator in func.decorators]
+        for kind in (func.parent[match[1]] for match in taken if match):
+            del func.parameters["request"]
+            shared = func.modules_collection["attnlab.runner.request"]["Request"]
+            for each in {**shared.attributes, **kind.attributes}.values():
+                if each.annotation is None:
+                    continue
+                is_first = each.name == "study"
                 func.parameters.add(
                     Parameter(
-                        name,
-                        annotation=option.annotation,
-                        kind=ParameterKind.keyword_only,
-                        default=module["Request"][name].value,
+                        each.name,
+                        annotation=each.annotation,
+                        kind=ParameterKind.positional_or_keyword
+                        if is_first
+                        else ParameterKind.keyword_only,
+                        default=None if is_first else each.value,
                     )
                 )
 

@@ -3,11 +3,10 @@
 Text from a command line is converted to the type of its field. A whole number may be written with
 k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings stay hashable.
 `settings_of` makes fields of the arguments of another package's class, and `type_problems` checks
-the types of a caller's. `showing_fields` shows them in the signature of a function that passes
-them on.
+the types of a caller's. A function that is `taking` a class has the arguments of its constructor.
 """
 
-import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -19,13 +18,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import field
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
-from attnlab.config.problem import Problem
+from attnlab.config.problem import Problem, suggestion
 
 K = TypeVar("K")
 V = TypeVar("V")
-_Function = TypeVar("_Function", bound=Callable[..., object])
+_Arguments = ParamSpec("_Arguments")
+_Request = TypeVar("_Request")
+_Result = TypeVar("_Result")
 
 MOST_DIGITS = 18  # of a whole number
 
@@ -227,23 +228,25 @@ _WORDS = {
 }
 
 
-def showing_fields(of: type) -> Callable[[_Function], _Function]:
-    """Return a decorator of a function of `**options`: its signature shows them as arguments.
+def taking(
+    kind: Callable[_Arguments, _Request],
+) -> Callable[[Callable[[_Request], _Result]], Callable[_Arguments, _Result]]:
+    """Return a decorator of a function of one object: it takes the arguments that make the object.
 
-    They are the fields of a dataclass that the function does not name itself.
+    The function raises TypeError for an argument that is unknown, with a suggestion.
     """
+    signature = inspect.signature(kind)
 
-    def shown(function: _Function) -> _Function:
-        signature = inspect.signature(function)
-        own = {n: p for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-        options = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
-            for f in dataclasses.fields(of)
-            if f.name not in own
-        ]
-        cast("Any", function).__signature__ = signature.replace(
-            parameters=[*own.values(), *options]
-        )
-        return function
+    def decorated(function: Callable[[_Request], _Result]) -> Callable[_Arguments, _Result]:
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            for name in kwargs:
+                if name not in signature.parameters:
+                    raise TypeError(f"no argument {name!r}{suggestion(name, signature.parameters)}")
+            return function(kind(*args, **kwargs))
 
-    return shown
+        returned = inspect.signature(function).return_annotation
+        cast("Any", call).__signature__ = signature.replace(return_annotation=returned)
+        return call
+
+    return decorated

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Unpack
+from typing import Any
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.fairness import compared_groups, shared_by_compared
 from attnlab.analysis.statistics.noise import FEWEST_COMPARISONS
 from attnlab.analysis.statistics.seeds import Compared, Power, expected_prior, level_of, power_of
 from attnlab.checks.targets import of_study
-from attnlab.config.values import showing_fields
+from attnlab.config.values import taking
 from attnlab.data import DataError
 from attnlab.device.measuring import gpu_bytes
 from attnlab.record import StudyRecord
@@ -24,7 +24,7 @@ from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.decisions import RunCount
 from attnlab.runner.events import Activity, Watch
 from attnlab.runner.forecast import Forecast
-from attnlab.runner.request import Options, Request
+from attnlab.runner.request import Request
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.tracking import new_copies
 from attnlab.runner.trial import Data, TrialOutcome, TrialProcess
@@ -119,16 +119,18 @@ class Plan:
 _BOUNDS = ("at_least", "expected", "at_most")
 
 
-@showing_fields(Request)
-def plan(
-    study: Study | Path | str,
-    *,
-    residual_sd: float | None = None,
-    anyway: bool = False,
-    trial_seconds: float = TRIAL_SECONDS,
-    watch: Watch = ignore,
-    **options: Unpack[Options],
-) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest(Request):
+    """The arguments of `plan`."""
+
+    residual_sd: float | None = None
+    anyway: bool = False
+    trial_seconds: float = TRIAL_SECONDS
+    watch: Watch = ignore
+
+
+@taking(PlanRequest)
+def plan(request: PlanRequest) -> Plan:
     """Return the runs, time, disk, memory and power of `attnlab.run` with the same arguments.
 
     A few training steps of each variant are timed and the mechanisms are checked, in the order of
@@ -150,11 +152,11 @@ def plan(
         ValueError: there is no such study, device or tool; `residual_sd` is not positive; or the
             folder holds runs that were made with different settings, or on other data.
     """
+    residual_sd, trial_seconds, watch = request.residual_sd, request.trial_seconds, request.watch
     if residual_sd is not None and not 0 < residual_sd < math.inf:
         raise ValueError(f"residual_sd: must be positive, got {residual_sd}")
     if not 0 <= trial_seconds < math.inf:
         raise ValueError(f"trial_seconds: must not be negative, got {trial_seconds}")
-    request = Request.of(study, options)
     chosen = request.apply_options()
     require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
@@ -172,7 +174,7 @@ def plan(
         fingerprints = {n: read[n].fingerprint if read else None for n in chosen.variants}
         schedule = open_schedule(chosen, study_dir, fingerprints)
         left = schedule.unfinished_variants()
-        if left and not anyway:
+        if left and not request.anyway:
             conditions = {
                 name: read[name].conditions if read else of_run(config, None)
                 for name, config in chosen.variants.items()

@@ -7,9 +7,8 @@ place, `Request.apply_options`.
 import dataclasses
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self, TypedDict
 
 from attnlab.config import (
     ConfigError,
@@ -19,7 +18,6 @@ from attnlab.config import (
     names_in,
     own_kind,
     require_once,
-    suggestion,
 )
 from attnlab.config.values import type_problems
 from attnlab.data import Places
@@ -42,38 +40,11 @@ OPTIONS = (
 )  # they change the study
 
 
-class Options(TypedDict, total=False):
-    """The arguments that `attnlab.run` and `attnlab.plan` share; `attnlab.run` documents them."""
-
-    length: str | None
-    add: Iterable[str] | str
-    only: Iterable[str] | str | None
-    seeds: int | None
-    until: Literal["decided"] | None
-    most_seeds: int | None
-    steps: int | None
-    overrides: Iterable[str]
-    sweep: Mapping[str, Iterable[object]] | Iterable[str]
-    tune: bool | None
-    check: bool
-    out: Path | str | None
-    data: Path | str | None
-    cache: Path | str | None
-    device: str
-    workers: int | None
-    gpus_per_run: int
-    fla_path: Path | str | None
-    engine: str
-    address: str | None
-    cpus_per_run: int | None
-    track: Iterable[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A study and its `Options`, checked."""
+    """The arguments that `attnlab.run` and `attnlab.plan` share, checked; `run` documents them."""
 
-    study: Study | Path | str
+    study: Study | Path | str = field(kw_only=False)
     length: str | None = None
     add: Iterable[str] = ()
     only: Iterable[str] | str | None = None
@@ -110,15 +81,6 @@ class Request:
         object.__setattr__(self, "sweep", {path: list(of) for path, of in swept.items()})
         object.__setattr__(self, "add", list(self.add))
         object.__setattr__(self, "track", tuple(self.track))
-
-    @classmethod
-    def of(cls, study: Study | Path | str, options: Options) -> Self:
-        """Return the request for a study. Raises TypeError for an unknown option."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in known:
-                raise TypeError(f"no argument {name!r}{suggestion(name, known)}")
-        return cls(study=study, **options)
 
     def apply_options(self) -> Study:
         """Return the study with all options applied. Without options it is returned as it is.

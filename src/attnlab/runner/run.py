@@ -7,12 +7,12 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, check_targets, of_study
-from attnlab.config.values import showing_fields
+from attnlab.config.values import taking
 from attnlab.data import Corpus
 from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, WriteError, remove_temporary
@@ -20,7 +20,7 @@ from attnlab.reporting.files import write_report, write_results
 from attnlab.runner.comparable import of_run, require_comparable
 from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Started, Watch
 from attnlab.runner.processes import require_processes
-from attnlab.runner.request import Options, Request, require_importable
+from attnlab.runner.request import Request, require_importable
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.runner.tracking import Tracker
@@ -46,15 +46,17 @@ class ViolatedPropertyError(ValueError):
         super().__init__("\n".join(["nothing was run; these properties are violated:", *violated]))
 
 
-@showing_fields(Request)
-def run(
-    study: Study | Path | str,
-    *,
-    anyway: bool = False,
-    watch: Watch = ignore,
-    command: str | None = None,
-    **options: Unpack[Options],
-) -> Analysis:
+@dataclass(frozen=True, kw_only=True)
+class RunRequest(Request):
+    """The arguments of `run`."""
+
+    anyway: bool = False
+    watch: Watch = ignore
+    command: str | None = None
+
+
+@taking(RunRequest)
+def run(request: RunRequest) -> Analysis:
     """Train every variant of a study that is not trained yet, and compare them.
 
         import attnlab
@@ -120,23 +122,15 @@ def run(
         RuntimeError: it is called while a process of the caller imports the calling script.
     """
     require_processes()
-    request = Request.of(study, options)
     chosen = request.apply_options()
     require_importable(chosen)
     with request.cluster() as cluster:
-        return _run(request, chosen, cluster, command or request.call(), watch, anyway=anyway)
+        return _run(request, chosen, cluster)
 
 
-def _run(
-    request: Request,
-    chosen: Study,
-    cluster: Cluster | None,
-    command: str,
-    watch: Watch,
-    *,
-    anyway: bool,
-) -> Analysis:
+def _run(request: RunRequest, chosen: Study, cluster: Cluster | None) -> Analysis:
     """Train and compare the variants of the chosen study, on the cluster if there is one."""
+    watch, command = request.watch, request.command or request.call()
     lacking = require_buildable(chosen)
     study_dir, slots = request.study_dir(chosen), request.slots(chosen)
     remove_temporary(study_dir)
@@ -152,7 +146,7 @@ def _run(
     for config in chosen.variants.values():
         remember_code(config)
     left = schedule.unfinished_variants()
-    if left and not anyway:
+    if left and not request.anyway:
         requested = {name: of_run(chosen.variants[name], corpus) for name, corpus in read.items()}
         require_comparable(chosen, study_dir, requested)
     local = LocalWorkers(slots, study_dir, request.places()) if cluster is None else None
