@@ -34,8 +34,8 @@ from attnlab.reporting.pages import along_lengths, markdown, page
 from attnlab.reporting.tables.data_files import csv_table
 from attnlab.runner.events import Ended
 from attnlab.runner.execute import execute
-from attnlab.runner.study_data import read_data
 from attnlab.study.targets import load_study
+from attnlab.study.variants import read_data
 from attnlab.training.config import EvalConfig, Recipe, Tuning
 from attnlab.training.evaluate import HeldOut, score
 from attnlab.training.run import Run, RunConfig

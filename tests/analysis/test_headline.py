@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from support.reported_study import edit, steady, write_study
 
-from attnlab.analysis.analysis import analyse
+from attnlab.analysis.analysis import analyse, scaling_answer
 from attnlab.analysis.costs import Cost
 from attnlab.analysis.headline import winner
 from attnlab.analysis.hypotheses.in_range import LossInRange
-from attnlab.analysis.ladder_headline import scaling_answer
 from attnlab.analysis.picks import front_of
 from attnlab.analysis.statistics.power_law import Speedup
 from attnlab.analysis.table import read_table

@@ -29,9 +29,9 @@ from attnlab.runner.comparable import of_run, unlike_others
 from attnlab.runner.events import Started
 from attnlab.runner.processes import require_processes
 from attnlab.runner.request import Request
-from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.study.study import Study
 from attnlab.study.targets import load_study, shipped_names
+from attnlab.study.variants import notes_on_data, read_data
 from attnlab.training.config import Tuning
 
 FORK = multiprocessing.get_context("fork")

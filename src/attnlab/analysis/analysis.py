@@ -3,6 +3,7 @@
 `analyse` reads the run folders of a study. Nothing here imports torch.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
@@ -23,13 +24,14 @@ from attnlab.analysis.families import (
 )
 from attnlab.analysis.headline import at_recipe, beside, continued, headline, on_each_text
 from attnlab.analysis.hypotheses import Judgement, judge_all
-from attnlab.analysis.ladder_headline import scales, scaling_answer
 from attnlab.analysis.lengths import AtLengths, at_lengths
+from attnlab.analysis.numbers import ends
 from attnlab.analysis.parts import AgainstBaseline, against_baseline, on_text
 from attnlab.analysis.picks import Front, Pick, front_of, picks_of
 from attnlab.analysis.profile import read_by
 from attnlab.analysis.rates import RateCurve, rate_curves
 from attnlab.analysis.scaling import Scaling, cells_of_table, scaling_of
+from attnlab.analysis.sentences import listed
 from attnlab.analysis.statistics.comparisons import Comparison
 from attnlab.analysis.statistics.noise import Relative, relative_variances
 from attnlab.analysis.statistics.paired import Difference
@@ -51,6 +53,9 @@ __all__ = [
     "analyse",
     "analysis_of",
 ]
+
+
+STANDINGS = ("better", "not distinguishable", "worse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +129,7 @@ def analysis_of(table: Table) -> Analysis:
     said = found.headline
     if scaling is not None:
         there = f"{found.scope.strip().capitalize()}, {continued(said[0])}"
-        answer, standings = scaling_answer(scaling), f"{said[1]} {scales(scaling)}".strip()
+        answer, standings = scaling_answer(scaling), f"{said[1]} {_scales(scaling)}".strip()
         answer = at_recipe(answer) if found.tuning.at_recipe else answer
         said = (answer, f"{there} {standings}") if answer else (there, standings)
     return replace(found, scaling=scaling, cells=named, training_lengths=lengths, headline=said)
@@ -205,3 +210,46 @@ def _analysis_of(
         scaling=None,
         agreements=(),
     )
+
+
+def _scales(found: Scaling) -> str:
+    """Return a sentence on the sizes and lengths of a ladder."""
+    said, others = list[str](), [f for f in found.families if f != found.baseline]
+    rungs = next(iter(found.cells.values())).table.study.rungs
+    for family in others:
+        counts = Counter[str]()
+        for verdict in found.cells.values():
+            name = next((n for n in verdict.to_baseline if rungs[n].family == family), None)
+            if name is None or not verdict.judged:
+                continue
+            separable = verdict.to_baseline[name].separable
+            better = "better" if verdict.to_baseline[name].mean < 0 else "worse"
+            counts[better if separable else "not distinguishable"] += 1
+        if counts:
+            parts = [f"{what} in {counts[what]}" for what in STANDINGS if counts[what]]
+            said.append(f"{family} {', '.join(parts)}")
+    if not said:
+        return ""
+    return f"Against {found.baseline}, of {len(found.cells)} sizes and lengths: {'; '.join(said)}."
+
+
+def scaling_answer(found: Scaling) -> str:
+    """Return which families scale better, and which worse, than the baseline in training FLOPs.
+
+    Empty without intervals of effective speedups.
+    """
+    gains = found.along["flops"].speedups if "flops" in found.along else {}
+    shown, better, worse = list[str](), list[str](), list[str]()
+    for family, gain in gains.items():
+        if gain.ratio is not None and gain.interval is not None:
+            low, high = gain.interval
+            shown.append(f"{family} {gain.ratio:.2f}x {ends(gain.interval, 2)}")
+            better += [family] if low > 1 else []
+            worse += [family] if high < 1 else []
+    if not shown:
+        return ""
+    lead = listed(better) or "No family is shown to"
+    lead += f" {'scales' if len(better) == 1 else 'scale'} better than {found.baseline}"
+    if worse:
+        lead += f", and {listed(worse)} {'scales' if len(worse) == 1 else 'scale'} worse"
+    return f"{lead}, by effective speedup in training FLOPs: {', '.join(shown)}."

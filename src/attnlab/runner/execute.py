@@ -26,9 +26,9 @@ from attnlab.record import (
 from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execution import Execution
 from attnlab.runner.processes import Job, execute_in_processes
-from attnlab.runner.study_data import read_data
 from attnlab.study import ignore
 from attnlab.study.study import Study
+from attnlab.study.variants import read_data
 from attnlab.training.assemble import memory_advice
 from attnlab.training.run import Run
 

@@ -22,14 +22,13 @@ from attnlab.runner.events import Activity, Ended, Held, Notice, RunEvent, Start
 from attnlab.runner.processes import require_processes
 from attnlab.runner.request import Request, require_importable
 from attnlab.runner.schedule import open_schedule
-from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.runner.tracking import Tracker
 from attnlab.runner.workers import run_schedule, stopped_by_errors
 from attnlab.runner.workers.local import LocalWorkers
 from attnlab.runner.workers.ray import Cluster, RayWorkers
 from attnlab.study import ignore
 from attnlab.study.study import Study
-from attnlab.study.variants import require_buildable
+from attnlab.study.variants import notes_on_data, read_data, require_buildable
 
 
 class ViolatedPropertyError(ValueError):

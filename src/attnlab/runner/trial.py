@@ -28,9 +28,9 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.comparable import of_run
 from attnlab.runner.events import Watch
 from attnlab.runner.forecast import RunTime, from_flops, time_run
-from attnlab.runner.study_data import notes_on_data, read_data
 from attnlab.study import Activity
 from attnlab.study.study import Study
+from attnlab.study.variants import notes_on_data, read_data
 from attnlab.training.assemble import memory_advice
 from attnlab.training.run import RunConfig
 
