@@ -140,7 +140,7 @@ SIGNALLED = """
 import os, signal, sys
 from attnlab.cli import app as commands
 from attnlab.cli.app import reports_user_errors
-from attnlab.cli.signals import raise_on_signals
+from attnlab.cli.early_end import raise_on_signals
 import typer
 
 @reports_user_errors

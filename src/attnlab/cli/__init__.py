@@ -22,7 +22,7 @@ from attnlab.cli import (
 )
 from attnlab.cli.app import app
 from attnlab.cli.console import print_any_character
-from attnlab.cli.signals import end_on_signals, raise_on_signals
+from attnlab.cli.early_end import end_on_signals, raise_on_signals
 
 __all__ = [
     "app",

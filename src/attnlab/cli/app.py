@@ -22,8 +22,7 @@ import typer.core
 from typer.models import OptionInfo
 
 from attnlab.cli.console import error, errors, verbatim, write
-from attnlab.cli.signals import exit_code
-from attnlab.cli.usage import UsageError, in_words, require_options_once
+from attnlab.cli.early_end import UsageError, exit_code, in_words, require_options_once
 from attnlab.config import ConfigError, own_error, whole_number
 from attnlab.record import PUBLISHED
 from attnlab.version import __version__
