@@ -57,6 +57,8 @@ class Class:
     doc: str
     bases: list[str]
     kind: str
+    path: Path
+    node: ast.ClassDef
     rest: str = ""  # of a mechanism: equations, cost and source, as its file has them
     fields: list[Field] = field(default_factory=list[Field])
 
@@ -83,6 +85,9 @@ def classes() -> dict[str, Class]:
         before = settings
         known |= {one.name: one for one in found if settings & set(one.bases)}
         settings = ROOTS | set(known)
+    for one in known.values():
+        text, comments = _comments(one.path)
+        one.fields = list(_fields_of(one.node, comments, text))
     return {name: one for name, one in known.items() if name not in ROOTS}
 
 
@@ -175,7 +180,9 @@ def aliases() -> dict[str, str]:
     found = dict[str, str]()
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+                continue
+            if isinstance(node.value, ast.Subscript):
                 value = ast.unparse(node.value)
                 if value.startswith("Literal["):
                     found |= dict.fromkeys(
@@ -185,16 +192,15 @@ def aliases() -> dict[str, str]:
 
 
 def _classes_of(path: Path) -> Iterator[Class]:
-    text = path.read_text(encoding="utf-8")
-    tree, comments = ast.parse(text), _comments(text)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     module = ".".join(("attnlab", *path.relative_to(SOURCE).with_suffix("").parts))
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             bases = [ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases]
-            made = Class(node.name, module, ast.get_docstring(node) or "", bases, _kind_of(node))
+            doc, kind = ast.get_docstring(node) or "", _kind_of(node)
+            made = Class(node.name, module, doc, bases, kind, path, node)
             if not made.doc:
                 made.doc, made.rest = _opening(tree, path, node.name)
-            made.fields = list(_fields_of(node, comments, text))
             yield made
 
 
@@ -233,10 +239,12 @@ def _default(value: ast.expr, text: str) -> str:
     return ast.get_source_segment(text, value) or ast.unparse(value)
 
 
-def _comments(text: str) -> dict[int, tuple[str, bool]]:
-    """Return the comment of each line, and whether it has the line to itself."""
+@cache
+def _comments(path: Path) -> tuple[str, dict[int, tuple[str, bool]]]:
+    """Return a file's text, the comment of each line, and whether it has the line to itself."""
+    text = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {
+    return text, {
         token.start[0]: (token.string.lstrip("# ").strip(), token.line.lstrip().startswith("#"))
         for token in tokens
         if token.type == tokenize.COMMENT and "noqa" not in token.string

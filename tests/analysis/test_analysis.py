@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from matplotlib.figure import Figure
 from scipy import stats
-from support.fake_workers import ladder, law_on_ladder, make, work
+from support.fake_workers import TUNED, ladder, law_on_ladder, make, work
 from support.reported_study import edit, steady, write_study
 
 from attnlab.analysis.analysis import analyse, analysis_of
@@ -18,7 +18,7 @@ from attnlab.analysis.efficiency import Span, first_reached
 from attnlab.analysis.settings import describe, shared_and_own
 from attnlab.analysis.statistics.paired import Estimate, paired_difference
 from attnlab.analysis.table import Run, Table, read_table, variant_of
-from attnlab.record import RunFolder, Rung, StudyRecord
+from attnlab.record import RunFolder, Rung, StudyRecord, recorded_run
 from attnlab.reporting import files
 from attnlab.reporting.figures.comparison import panel_pdfs
 from attnlab.reporting.figures.scaling import scaling_differences, scaling_laws, speedups
@@ -66,6 +66,17 @@ def finish(study, variant, losses, step_time=0.002):
                 "parameters": {"embedding": 1, "total": 3},
             }
         )
+
+
+def test_each_run_is_read_once(tmp_path, monkeypatch):
+    replace(TUNED.record(command="", checked=False), name="toy").write(tmp_path)
+    runs = work(make(TUNED, tmp_path))
+    read, read_run_files = [], recorded_run.read_run_files
+    monkeypatch.setattr(
+        recorded_run, "read_run_files", lambda folder: read_run_files(read.append(folder) or folder)
+    )
+    analyse(tmp_path)
+    assert len(read) == len({*read}) == len(runs)
 
 
 def test_a_study_that_has_not_begun_can_be_read(study):

@@ -39,7 +39,7 @@ from attnlab.analysis.sweeps import SweptSetting, TrainingLengths, swept_setting
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.texts import Agreement, agreements, by_text
 from attnlab.analysis.verdict import Verdict, verdict_of
-from attnlab.record import Cell
+from attnlab.record import Cell, reading_once
 
 __all__ = [
     "Agreement",
@@ -108,6 +108,7 @@ class Analysis(Verdict):
         return import_module("attnlab.reporting.terminal").for_notebook(self)
 
 
+@reading_once()
 def analyse(study_dir: Path | str) -> Analysis:
     """Analyse a study folder as far as it has come. Raises ValueError if it holds no study."""
     return analysis_of(read_table(Path(study_dir)))

@@ -30,7 +30,8 @@ from attnlab.record.atomic_files import DamagedError, open_regular, replace_file
 Json = dict[str, Any]
 MOST_DIGITS = 19  # of a whole number: it fits 64 bits
 MOST_LEVELS = 32  # of nested objects and lists
-_MAY_BE_OUT_OF_RANGE = re.compile(rb"\d{%d}|[eE][-+]?\d{3}" % MOST_DIGITS)  # in a text of numbers
+# what may be a number out of range; digits within a text, such as a checksum, are none
+_MAY_BE_OUT_OF_RANGE = re.compile(rb"[\s:\[,]-?(?:\d{%d}|\d[\d.]*[eE][-+]?\d{3})" % MOST_DIGITS)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
