@@ -197,6 +197,14 @@ def test_what_is_measured_is_not_measured_again(attnlab):
     ]
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_collections_are_as_slow_or_quick_after_a_bench_as_before(attnlab, frozen):
+    (gc.freeze if frozen else gc.unfreeze)()
+    assert attnlab("identity", *SIZES, "--contexts", "16", "--what", "decode").exit_code == 0
+    assert (gc.get_freeze_count() > 0) == frozen
+    gc.freeze()
+
+
 def test_an_interrupted_bench_goes_on(attnlab):
     command = ("own.py:Troubled:trouble=interrupt", *SIZES, "--contexts", "16,32,64")
     command = (*command, "--what", "prefill,decode")
@@ -694,14 +702,6 @@ KINDS = [
     "identity",
 ]
 TWO_LAYERS = Sizes(d_model=16, n_layers=2, n_heads=2, vocab_size=64)  # which the loss need not pad
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_collections():
-    """As a session of many points has them."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def setup_of(word, assignments=(), sizes=TWO_LAYERS):

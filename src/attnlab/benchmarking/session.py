@@ -143,7 +143,7 @@ def measure_all(
     by: Measurer,
 ) -> Iterator[Json]:
     """Measure the points that the file lacks; yield each result after it is written to the file."""
-    known = file.final()
+    known, frozen = file.final(), gc.get_freeze_count()
     gc.freeze()  # the collections between points then only visit what the points left
     try:
         for point in points:
@@ -153,7 +153,8 @@ def measure_all(
                 file.put(known[point])
                 yield known[point]
     finally:
-        gc.unfreeze()
+        if not frozen:  # else by the caller, who wants it to stay
+            gc.unfreeze()
 
 
 def measure(setup: Setup, point: Point, under: Conditions) -> Json:
