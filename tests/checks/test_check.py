@@ -260,8 +260,11 @@ LESS_THAN = {"delta_net": "gated_delta_net", "lightning_attention": "gla"}
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
-def test_a_shipped_mechanism_holds(kind):
+def test_a_shipped_mechanism_holds_and_does_not_load_the_compiler_which_takes_a_second(
+    kind, monkeypatch
+):
     """In the whole check, unless that judges the same code in another; new kinds, too."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import of it fails
     found = violated(check_properties(kind, quick=kind in LESS_THAN))
     assert not found, [describe(result) for result in found.values()]
 
@@ -400,11 +403,6 @@ def test_checks_leave_the_random_stream_and_the_threads_as_they_were():
 
 def test_the_precision_is_that_of_the_computation_whatever_is_asked_first():
     assert Subject(config=small("identity"), d_model=32).precision == torch.float64
-
-
-def test_a_check_does_not_load_the_compiler_which_takes_a_second(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import of it fails
-    assert_correct("nsa", quick=True)
 
 
 def test_sequences_are_longer_than_the_window_and_odd():
