@@ -194,6 +194,14 @@ def test_a_planted_bug_is_caught_by_the_right_property(planted, bug):
     assert result.how_much
 
 
+def test_a_batch_of_any_size_is_checked_as_far_as_it_can_be():
+    subject = Subject(
+        config=small("identity"), d_model=32, quick=True, batch_size=10**9, seq_len=32
+    )
+    (judged,) = (each for each in PROPERTIES if each.name == ROWS)
+    assert violation(judged, subject) is None
+
+
 @pytest.mark.parametrize("bug", ALONE)
 def test_a_bug_violates_no_other_property(quick, bug):
     assert list(quick(bug)) == ALONE[bug]

@@ -16,7 +16,7 @@ from support import SOURCE, TESTS
 from support.fake_workers import TUNED, finish, loss_of, make
 
 from attnlab.cli import progress as showing
-from attnlab.cli.console import ActivityStatus, Output, first_line
+from attnlab.cli.console import ActivityStatus, Output, first_line, prose, verbatim
 from attnlab.cli.progress import StudyProgress, _announce, run_watched
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Lost, Progress, RunEvent
@@ -55,6 +55,13 @@ def test_a_strange_width_of_the_terminal_hides_nothing(columns):
     out = io.StringIO()
     Output(file=out, _environ={"COLUMNS": columns}).print("a report")
     assert "".join(out.getvalue().split()) == "areport"
+
+
+@pytest.mark.parametrize("write", [verbatim, prose])
+def test_a_terminal_obeys_no_text(write):
+    output = Output(file=io.StringIO(), force_terminal=True, color_system=None)
+    write("a\x1b[31mred\nb", output)
+    assert output.file.getvalue() == "a\\x1b[31mred\nb\n"
 
 
 def test_a_line_of_a_table_is_broken_in_a_terminal_and_whole_in_a_pipe():

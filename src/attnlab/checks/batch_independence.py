@@ -24,7 +24,7 @@ def independence(subject: Subject) -> Iterator[Finding]:
     """Compare sequences of a batch with the same alone or beside others, and their gradients."""
     short = subject.short
     trials = [(EVAL, 3, short), (TRAIN, 8, short), (FLOAT32_TRAIN, 16, EVEN)]
-    trials += [(FLOAT32_TRAIN, batch, short) for batch in (4, subject.batch_size or 4) if batch > 2]
+    trials += [(FLOAT32_TRAIN, 4, short), (FLOAT32_TRAIN, *subject.whole_batch)]
     if not subject.quick:
         modes = (EVAL, TRAIN, FLOAT32_TRAIN)
         trials += [(mode, batch, short) for mode in modes for batch in (3, 8)]

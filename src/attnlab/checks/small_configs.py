@@ -110,6 +110,15 @@ class Shapes:
         tokens = min(self.seq_len, MOST_TOKENS // 2)
         return max(1, min(self.batch_size, MOST_TOKENS // tokens)), tokens
 
+    @property
+    def whole_batch(self) -> tuple[int, int]:
+        """(batch size, length) of a batch as large as the study's, sequences shorter if need be.
+
+        It has 4 sequences without a study, and as many as can be checked in place of more.
+        """
+        batch = min(max(self.batch_size or 4, 3), MOST_TOKENS // 2)
+        return batch, min(self.short, MOST_TOKENS // batch)
+
     def cuts(self, tokens: int) -> list[int]:
         """Return positions that split a sequence: at both ends, inside, and around boundaries."""
         edges = {1, 2, tokens // 3, tokens // 2, tokens - 1}

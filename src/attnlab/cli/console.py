@@ -105,13 +105,18 @@ errors = Output(stderr=True)
 def verbatim(
     text: str, output: Console = console, *, style: str | None = None, end: str = "\n"
 ) -> None:
-    """Print text without line breaks of its own."""
-    output.print(text, style=style, end=end, soft_wrap=True)
+    """Print text without line breaks of its own. A terminal obeys no control character in it."""
+    output.print(_shown(text) if output.is_terminal else text, style=style, end=end, soft_wrap=True)
 
 
 def prose(text: str, output: Console = console, *, style: str | None = None) -> None:
     """Print a sentence: broken between words in a terminal, and nowhere in a file or a pipe."""
-    output.print(text, style=style, soft_wrap=not output.is_terminal)
+    output.print(_shown(text), style=style, soft_wrap=not output.is_terminal)
+
+
+def _shown(text: str) -> str:
+    """Return text with its control characters as Python writes them."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def first_line(text: str) -> str:
@@ -132,9 +137,8 @@ def write(text: str) -> None:
 
 def error(message: str, *details: str) -> None:
     """Print an error, and lines that belong to it. Control characters of its words are shown."""
-    shown = CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
     whole = not errors.is_terminal
-    errors.print(Text.assemble(("error", "bold red"), f": {shown}"), soft_wrap=whole)
+    errors.print(Text.assemble(("error", "bold red"), f": {_shown(message)}"), soft_wrap=whole)
     for line in details:
         prose(f"  {line}", errors)
 
