@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ WRITTEN = (
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
+get_command = cache(typer.main.get_command)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -53,6 +55,7 @@ class Block(NamedTuple):
     text: str
 
 
+@cache
 def blocks(language: str) -> list[Block]:
     """Return every code block of one language, in all pages."""
     return [
@@ -63,6 +66,7 @@ def blocks(language: str) -> list[Block]:
     ]
 
 
+@cache
 def python_block(marker: str) -> str:
     """Return the text of the block of Python that contains `marker`; it is the same everywhere."""
     (found,) = {block.text for block in blocks("python") if marker in block.text}
@@ -202,7 +206,7 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shown", SHOWN, ids=[" ".join(one.words)[:60] for one in SHOWN])
 def test_the_command_line_accepts_it(shown, files):
     name, *words = shown.words
-    group = typer.main.get_command(app)
+    group = get_command(app)
     assert name in group.commands, shown.page
     command = group.commands[name]
     if not shown.whole:
@@ -231,7 +235,7 @@ def test_a_file_for_a_cluster_is_short_and_its_commands_are_accepted(block):
     assert len(block.text.splitlines()) < 30
     (line,) = re.findall(r"(?:-- |entrypoint: )(attnlab run .*)", block.text)
     _, name, *words = shlex.split(line)
-    given = typer.main.get_command(app).commands[name].make_context(name, words).params
+    given = get_command(app).commands[name].make_context(name, words).params
     assert given["engine"] == "ray"
 
 
@@ -339,12 +343,9 @@ def test_a_row_has_type_default_and_comment(generate):
 
 def test_every_command_and_option_is_listed(generate):
     import reference
-    import typer.main
-
-    from attnlab.cli import app
 
     page = reference.command_line()
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in get_command(app).commands.items():
         section = page.partition(f"## attnlab {name}\n")[2].partition("\n## ")[0]
         for parameter in command.params:
             shown = parameter.opts[0] if parameter.opts[0].startswith("-") else None

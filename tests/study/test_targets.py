@@ -6,6 +6,7 @@ Variants get the size of the baseline before a model is built, or an error with 
 import dataclasses
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
 from attnlab.model.feedforward import FeedForward
 from attnlab.modules.rope_scaling import RopeScaling
-from attnlab.study.catalog import catalog
+from attnlab.study.catalog import catalog as read_catalog
 from attnlab.study.matching import Match
 from attnlab.study.study import Study
 from attnlab.study.targets import (
@@ -39,6 +40,8 @@ from attnlab.study.targets import (
 from attnlab.training.learning_rate import Schedule
 from attnlab.training.optimizer import Optimizer
 from attnlab.training.run import RunConfig
+
+catalog = cache(read_catalog)
 
 
 def test_a_name_is_a_kind_a_class_or_a_study():

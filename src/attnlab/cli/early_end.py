@@ -1,4 +1,4 @@
-"""How a command ends early: by an error of usage, in one line, or by a signal.
+"""The early end of a command: by an error of usage, in one line, or by a signal.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP are treated alike. The first one raises `Interrupted`, so that
 workers are stopped and a study has a report. A second one ends the process at once. The exit code
