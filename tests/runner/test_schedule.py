@@ -116,6 +116,16 @@ def test_a_packed_study_is_continued_and_its_ended_runs_are_not_trained_again(tm
     assert {path.name for path in tmp_path.iterdir()} == packed
 
 
+@pytest.mark.parametrize("name", ["summary.json", "config.json"])
+def test_a_damaged_run_is_one_that_remains(tmp_path, name):
+    work(make(TUNED, tmp_path))
+    first, *_ = tuning_runs(tmp_path, "mqa")
+    damaged = [RunFolder(tmp_path, "mha", 1).ended / name, first.ended / name]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-9])
+    assert make(TUNED, tmp_path).unfinished_variants() == ["mha", "mqa"]
+
+
 def test_tuning_runs_have_their_own_folder_and_keep_no_checkpoints(tmp_path):
     schedule = make(TUNED, tmp_path)
     planned = schedule.next()

@@ -7,7 +7,7 @@ design says which of them share a condition. A run that exists already must be t
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attnlab.analysis.fairness import (
@@ -103,9 +103,12 @@ def _others(record: StudyRecord, study_dir: Path) -> Iterator[tuple[str, Conditi
 def conflict(run: Run, folder: RunFolder, fingerprint: str | None) -> str:
     """Return in what the existing run differs from `run`: settings, files of code, data.
 
-    The text is empty if there is no existing run or it is the same run. A `fingerprint` of None,
-    of data that could not be read, stands for that of the existing run.
+    The text is empty if there is no existing run, if it is the same run, or if it is damaged and
+    run again. A `fingerprint` of None, of data that could not be read, stands for that of the
+    existing run.
     """
+    if folder.damage():
+        return ""
     environment = folder.environment() or {}
     own_code, data = environment.get("own_code") or {}, environment.get("data") or {}
     read = fingerprint or data.get("fingerprint") or ""
@@ -164,15 +167,19 @@ def conflicts(
     for seed in range(study.all_seeds):
         run = study.verdict_run(variant, seed, chosen)
         folder = run.folder(study_dir)
-        if tuning is not None and chosen is None and _before_search(folder):
-            carried = f"its recipe is carried from {listed(sources or ())}, whose searches are "
-            yield folder, f"{carried}not in the folder" if sources else BEFORE_SEARCH
-        elif why := conflict(run, folder, fingerprint):
+        searched = tuning is None or chosen is not None
+        why = conflict(run, folder, fingerprint) if searched else _before_search(folder, sources)
+        if why:
             yield folder, why
 
 
-def _before_search(folder: RunFolder) -> bool:
-    """True if the run is recorded, and no damaged run of the search could be its cause."""
-    searched = tuning_runs(folder.study_dir, folder.variant)
-    unknown = any(run.status() == "damaged" for run in [folder, *searched])
-    return not unknown and folder.identity() is not None
+def _before_search(folder: RunFolder, sources: Sequence[str] | None) -> str:
+    """Return why the recipe of a recorded run is unknown; empty if the search is damaged.
+
+    It is then searched again. `sources` are the variants that the recipe is carried from.
+    """
+    runs = [folder, *tuning_runs(folder.study_dir, folder.variant)]
+    if any(run.status() == "damaged" for run in runs) or folder.identity() is None:
+        return ""
+    carried = f"its recipe is carried from {listed(sources or ())}, whose searches are "
+    return f"{carried}not in the folder" if sources else BEFORE_SEARCH
