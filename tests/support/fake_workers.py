@@ -18,7 +18,7 @@ import torch
 
 from attnlab.config import override
 from attnlab.device import child_process
-from attnlab.record import Rung
+from attnlab.record import TUNING_SEED, Rung
 from attnlab.runner.execute import ended, execute
 from attnlab.runner.schedule import open_schedule
 from attnlab.runner.trial import Trial
@@ -83,10 +83,13 @@ def law_on_ladder(run):
     """Return a summary: a power law of the compute, by which `delta` is a tenth better."""
     size = run.config.model.n_layers * run.config.model.d_model**2
     flops = float(size * run.config.train.steps)
-    rate = math.log2(run.config.train.learning_rate / 0.02)
-    loss = 2 + 4 * (flops / 1e3) ** -0.2 - 0.1 * run.variant.startswith("delta")
+    rate, is_delta = (
+        math.log2(run.config.train.learning_rate / 0.02),
+        run.variant.startswith("delta"),
+    )
+    noise = 0.001 * (1 + 2 * is_delta) * run.seed if run.seed < TUNING_SEED else 0.0
     return {
-        "final_loss": loss + 0.01 * rate**2 + 0.002 * run.seed % 0.007,
+        "final_loss": 2 + 4 * (flops / 1e3) ** -0.2 - 0.1 * is_delta + 0.04 * rate**2 + noise,
         "training_flops": flops,
         "tokens": run.config.train.steps,
         "train_time": flops / 1e4,

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from typer.testing import CliRunner
 
-from attnlab.cli import app, signals
+from attnlab.cli import app, early_end
 from attnlab.cli.console import console, errors
 from attnlab.data import Places
 from attnlab.device.machine import describe
@@ -118,7 +118,7 @@ def command(study_dir: Path, folder: Path, kill: Kill | None = None) -> Forked:
         for output in (1, 2):
             os.dup2(log, output)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it in the background
-        signals.raise_on_signals()
+        early_end.raise_on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS[1:])
         count_changes("driver")
         ForkedChild.started = staticmethod(lambda: count_changes("worker"))
