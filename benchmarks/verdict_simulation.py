@@ -29,8 +29,9 @@ from attnlab.training.search import Start, decide
 
 Array = NDArray[np.float64]
 MARGIN = 0.01
-FIRST, LAST = -14, 20  # positions that a search can reach
+FIRST, LAST = -40, 40  # positions that a search can reach
 LEVELS = 2  # warm-ups: the variant's own, and three times as long
+FAR_BELOW = (-21.0, -6.0)  # up to five octaves below the lowest rate that is reached in octaves
 START = Start(Recipe(2.0**-10, 100), 300)
 TUNING = Tuning()
 
@@ -143,6 +144,7 @@ class KnownLosses(Mapping[Recipe, float | None]):
 
     def __getitem__(self, recipe: Recipe) -> float:
         x, level = place(recipe)
+        assert FIRST <= round(x) <= LAST
         return self.loss_LX[level, round(x) - FIRST]
 
     def __contains__(self, recipe: object) -> bool:
@@ -314,7 +316,14 @@ WORLDS = (
     World(name="a cliff above the best rate, which a longer warm-up moves", cliff=1.5, later=4.0),
     World(name="a cliff below the best rate, which a longer warm-up moves", cliff=-1.5, later=4.0),
     World(name="a cliff near the best rate, whatever the warm-up", cliff=0.5, later=0.0),
-    World(name="the best rate up to five octaves below the lowest one tried", best=(-21.0, -6.0)),
+    World(name="the best rate up to five octaves below the lowest one tried", best=FAR_BELOW),
+    World(name="far below, flat curves", best=FAR_BELOW, curvature=(0.001, 0.008)),
+    World(name="far below, kinks", best=FAR_BELOW, shape="v"),
+    World(name="far below, flat kinks", best=FAR_BELOW, curvature=(0.001, 0.008), shape="v"),
+    World(name="far below, noise three times as large", best=FAR_BELOW, noise=0.03),
+    World(name="below, flat curves", best=(-8.0, -1.0), curvature=(0.001, 0.008)),
+    World(name="below, kinks", best=(-8.0, -1.0), shape="v"),
+    World(name="kinks, 13 variants, 10 seeds", shape="v", variants=13, seeds=10),
     World(name="noise shared by families", families=3),
     World(name="noise three times as large", noise=0.03),
 )

@@ -96,7 +96,7 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     events = []
     study = STUDY.only(["mha", "mqa"]).override(["train.eval_batch_size=8"])
     found = attnlab.plan(study, **quick, seeds=3, residual_sd=0.01, watch=events.append)
-    assert found.tuning_runs == (0, 12, 14, 36)
+    assert found.tuning_runs == (0, 12, 14, 60)
     assert found.verdict_runs == (0, 6, 6, 6)
     assert found.seconds[2] > found.seconds[1] > found.seconds[0] > WORKER_START
     assert found.workers == min(20, usable_cores())
@@ -108,7 +108,7 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     assert found.power.residual_sd_source == "given"
     mha = found.variants["mha"]
     assert mha.parameters == tiny_study.base.cost().params
-    assert mha.tuning_runs == (0, 6, 7, 18)
+    assert mha.tuning_runs == (0, 6, 7, 30)
     assert 0 < mha.step_seconds < mha.run_seconds
     assert found.not_timed == {}
     names = ["reading the data", "timing mha", "timing mqa"]
@@ -119,7 +119,7 @@ def test_a_plan_has_runs_time_disk_memory_and_power(quick, tmp_path):
     assert json["seconds"] == dict(
         zip(("at_least", "expected", "at_most"), found.seconds, strict=True)
     )
-    assert json["runs"]["tuning"] == {"done": 0, "at_least": 12, "expected": 14, "at_most": 36}
+    assert json["runs"]["tuning"] == {"done": 0, "at_least": 12, "expected": 14, "at_most": 60}
     assert json["variants"]["mha"]["run_seconds"] == mha.run_seconds
 
 
@@ -158,7 +158,7 @@ def test_without_the_data_runs_of_other_settings_are_not_counted_as_done(quick, 
 
 def test_a_plan_without_its_data_has_runs_and_no_times(quick):
     found = attnlab.plan("mechanisms", data="nowhere", **quick)
-    assert found.tuning_runs == (0, 77, 88, 231)
+    assert found.tuning_runs == (0, 77, 88, 385)
     assert found.challenge_runs == (0, 0, 3, 110)  # 2 % of 11 variants, on average
     assert found.verdict_runs == (0, 55, 55, 55)
     assert found.seconds is None
@@ -345,7 +345,7 @@ def test_the_time_is_that_of_the_runs_that_remain(tmp_path):
     tuning_run = one_run - 0.25  # its last checkpoint is not written
     assert least == pytest.approx(WORKER_START + 18 * tuning_run + 6 * one_run + 3 * 3)
     assert expected == pytest.approx(least + 3 * tuning_run)
-    assert most == pytest.approx(WORKER_START + 54 * tuning_run + 6 * one_run + 3 * 3)
+    assert most == pytest.approx(WORKER_START + 90 * tuning_run + 6 * one_run + 3 * 3)
     assert forecast(tmp_path, workers=3).seconds()[0] == pytest.approx(
         WORKER_START + (least - WORKER_START) / 3
     )

@@ -87,7 +87,7 @@ def law_on_ladder(run):
         math.log2(run.config.train.learning_rate / 0.02),
         run.variant.startswith("delta"),
     )
-    noise = 0.001 * (1 + 2 * is_delta) * run.seed if run.seed < TUNING_SEED else 0.0
+    noise = 0.002 * (1 + is_delta) * run.seed if run.seed < TUNING_SEED else 0.0
     return {
         "final_loss": 2 + 4 * (flops / 1e3) ** -0.2 - 0.1 * is_delta + 0.04 * rate**2 + noise,
         "training_flops": flops,

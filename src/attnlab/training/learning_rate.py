@@ -1,19 +1,33 @@
-"""The learning rate of every step: a linear warm-up, then the schedule.
+"""The learning rate of every step, and the curve of loss against it: vertex, noise and bounds.
+
+A linear warm-up comes first, then the schedule:
 
     rate_s = peak min(1, (s + 1) / warm-up) f(s)        s = 0, 1, ..., steps - 1
 
 The schedules decide f: cosine decay over all later steps (Loshchilov & Hutter 2017,
 arXiv:1608.03983), or warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395; its shapes: Hägele
 et al. 2024, arXiv:2405.18392).
+
+On the curve, rates are counted in half octaves, and losses are in nats/token. What a search does
+with it is in `training.search`.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from attnlab.config import Choice, Problem
+
+NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
+SHRINKS = 2 / 3  # largest ratio of the gain of an octave to that of the octave above it
+FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
+SURE = 6  # standard deviations of a run by which gains must shrink more than that
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +101,65 @@ def learning_rates(
     factors = schedule.factors(steps, warmup_steps, final_ratio)
     warm = [min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0 for step in range(steps)]
     return [peak * rise * factor for rise, factor in zip(warm, factors, strict=True)]
+
+
+def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
+    """Return the vertex of the parabola near the best rate, and a bound.
+
+    Args:
+        losses: nats/token by half octaves from the best rate; those at -1, 0 and 1 are among them.
+            Infinite: it diverged.
+
+    Returns:
+        The vertex in half octaves from the best rate, in [-1, 1]; and the loss (nats/token) that
+        the shape of the curve can hide: the rise of the parabola a quarter of an octave from its
+        vertex. Where a neighbour diverged, the best rate itself, and the other neighbour's loss
+        above it, since a curve that bends upwards falls no faster beyond the best rate than before.
+
+    >>> place, missed = vertex({-1: 5.0, 0: 4.9, 1: 5.1})
+    >>> round(place, 3), round(missed, 4)
+    (-0.167, 0.0375)
+    """
+    low, high = losses[-1] - losses[0], losses[1] - losses[0]
+    if math.isinf(low) or math.isinf(high):
+        return 0.0, min(low, high)
+    place, rise = _finite(losses, losses[0])
+    a, b, _ = _parabola(place, rise).tolist()
+    if a <= 1e-12:  # all equal, or noise
+        return 0.0, 0.0
+    return min(1.0, max(-1.0, -b / (2 * a))), a / 4
+
+
+def noise_of(losses: Mapping[int, float]) -> float:
+    """Return the standard deviation of runs from their parabola, nats/token; 0 for three or fewer.
+
+    >>> round(noise_of({0: 5.1, 1: 5.0, 2: 5.1, 3: 5.4, 4: 5.9}), 3), noise_of({0: 5.0, 1: 5.1})
+    (0.0, 0.0)
+    """
+    place, rise = _finite(losses, min(losses.values(), default=0.0))
+    if len(place) <= 3:
+        return 0.0
+    left = (rise - np.polyval(_parabola(place, rise), place)) / np.hypot(1, rise / FAR)
+    return float(np.sqrt((left**2).sum() / (len(place) - 3)))
+
+
+def below_lowest(losses: Mapping[int, float]) -> float:
+    """Return a bound of what lower rates can gain (nats/token) where the lowest one is the best.
+
+    If each octave gains at most two thirds of the one above it, all octaves further down together
+    gain less than the last two did. Infinite if the last two do not show that, by six standard
+    deviations of a run (`noise_of`), or are not known.
+    """
+    last, before = (losses.get(p, math.nan) - losses.get(p - 2, math.nan) for p in (2, NEAR))
+    shrinks = last <= SHRINKS * before - SURE * noise_of(losses)
+    return last + before if min(losses) == 0 and shrinks else math.inf
+
+
+def _finite(losses: Mapping[int, float], best: float) -> tuple[Array, Array]:
+    """Return positions, and losses above the best, of the runs that did not diverge."""
+    finite = {place: loss - best for place, loss in losses.items() if math.isfinite(loss)}
+    return np.array(list(finite), float), np.array(list(finite.values()), float)
+
+
+def _parabola(place: Array, rise: Array) -> Array:
+    return np.polyfit(place, rise, 2, w=1 / np.hypot(1, rise / FAR))

@@ -13,6 +13,8 @@
                 its rise a quarter of an octave from the vertex, and any gain from a longer warm-up
                 that was not taken; the noise of the search's runs is added by the comparison.
                 Below the lowest rate, what the last two octaves gained (`below_lowest`)
+    low end     where noise can be all by which the lowest rate is worse, one rate an octave and one
+                three octaves below it, and around a better one; still not shown: no bound
 
 A recipe is judged by the validation loss at the end of one run of full length, with a seed that no
 run of the verdict has. Everything here is a function of the losses alone. `decide` replays the
@@ -24,17 +26,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from attnlab.training.config import Recipe, Tuning
+from attnlab.training.learning_rate import NEAR, below_lowest, noise_of, vertex
 
 LONGER = 3  # ratio of the next warm-up that is tried
 AT_ONE_RATE = 3  # margins that a longer warm-up must gain if it does not allow a higher rate
 MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
-NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
-OFFSETS = range(-NEAR, NEAR + 1)
-SHRINKS = 2 / 3  # largest ratio of the gain of an octave to that of the octave above it
-FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
+SHOWN = 4  # times the margin, and the noise: the lowest rate is worse than the best by as much
+FURTHER = (2, 6)  # half octaves below the lowest rate, as long as that is not shown
 
 Losses = Mapping[Recipe, float | None]  # nats/token by recipe; None, or not finite: it diverged
 
@@ -205,11 +204,16 @@ class _Replay:
             settings = self._settings(best[0], level)
             if settings != self.start.recipe.settings:
                 best = self._refine(best[0], level, settings)
-            position, search.bracketed = best
-            near = {p: self._recipe(position + p, level, settings) for p in OFFSETS}
-            losses = {p: search.tried[r] for p, r in near.items() if r in search.tried}
-            t, missed = vertex(losses) if search.bracketed else (0.0, below_lowest(losses))
-            search.bracketed &= math.isfinite(missed)
+            (position, bracketed), shown = best, True
+            if bracketed:
+                position, bracketed, shown = self._low_end(position, level, settings)
+            around = self._around(position, level, settings)
+            losses = {p: loss for p, loss in around.items() if abs(p) <= NEAR}
+            t, missed = 0.0, below_lowest(losses)
+            if bracketed:
+                t, missed = vertex(losses)
+            missed = missed if shown or not bracketed else math.inf
+            search.bracketed = bracketed and math.isfinite(missed)
             if math.isfinite(search.tried[self._recipe(position, level, settings)]):
                 search.recipe = self._recipe(position + t, level, settings)
                 search.allowance = missed + self.gain
@@ -242,6 +246,40 @@ class _Replay:
             if len(seen) >= self.tuning.most:
                 return position, False
 
+    def _low_end(
+        self, position: int, level: int, settings: tuple[tuple[str, float], ...]
+    ) -> tuple[int, bool, bool]:
+        """Return the best position, if it is bracketed, and if lower rates are shown to be worse.
+
+        All that was tried at the lowest rate counts, since a warm-up says little there.
+        """
+        bracketed, further = True, list(FURTHER)
+        while bracketed:
+            around, tried = self._around(position, level, settings), self.search.tried
+            lowest = min(recipe.learning_rate for recipe, y in tried.items() if math.isfinite(y))
+            low = min(y for recipe, y in tried.items() if recipe.learning_rate == lowest)
+            if low - around[0] >= SHOWN * max(self.margin, noise_of(around)):
+                return position, True, True
+            if not further:
+                break
+            lower = self._place(lowest) - further.pop(0)
+            (loss,) = self._ask([self._recipe(lower, level, settings)])
+            if loss < around[0]:
+                position, bracketed = self._refine(lower, level, settings)
+        return position, bracketed, False
+
+    def _around(
+        self, position: int, level: int, settings: tuple[tuple[str, float], ...]
+    ) -> dict[int, float]:
+        """Return the losses that were found so, by half octaves from a position."""
+        _, *same = self._recipe(position, level, settings)
+        found = {r: y for r, y in self.search.tried.items() if list(r[1:]) == same}
+        return {self._place(r.learning_rate) - position: y for r, y in found.items()}
+
+    def _place(self, rate: float) -> int:
+        first = self.start.recipe.learning_rate * self.tuning.multiples[0]
+        return round(2 * math.log2(rate / first))
+
     def _recipe(
         self, position: float, level: int, settings: tuple[tuple[str, float], ...] | None = None
     ) -> Recipe:
@@ -259,42 +297,3 @@ class _Replay:
         found = [math.inf if y is None or not math.isfinite(y) else y for y in losses]
         self.search.tried |= zip(recipes, found, strict=True)
         return found
-
-
-def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
-    """Return the vertex of the parabola near the best rate, and a bound.
-
-    Args:
-        losses: nats/token by half octaves from the best rate; those at -1, 0 and 1 are among them.
-            Infinite: it diverged.
-
-    Returns:
-        The vertex in half octaves from the best rate, in [-1, 1]; and the loss (nats/token) that
-        the shape of the curve can hide: the rise of the parabola a quarter of an octave from its
-        vertex. Where a neighbour diverged, the best rate itself, and the other neighbour's loss
-        above it, since a curve that bends upwards falls no faster beyond the best rate than before.
-
-    >>> place, missed = vertex({-1: 5.0, 0: 4.9, 1: 5.1})
-    >>> round(place, 3), round(missed, 4)
-    (-0.167, 0.0375)
-    """
-    low, high = losses[-1] - losses[0], losses[1] - losses[0]
-    if math.isinf(low) or math.isinf(high):
-        return 0.0, min(low, high)
-    points = {p: loss - losses[0] for p, loss in losses.items() if math.isfinite(loss)}
-    rise = np.array(list(points.values()))
-    weight = 1 / np.hypot(1, rise / FAR)  # of the residual
-    a, b, _ = np.polyfit(list(points), rise, 2, w=weight).tolist()
-    if a <= 1e-12:  # all equal, or noise
-        return 0.0, 0.0
-    return min(1.0, max(-1.0, -b / (2 * a))), a / 4
-
-
-def below_lowest(losses: Mapping[int, float]) -> float:
-    """Return a bound of what lower rates can gain (nats/token) where the lowest one is the best.
-
-    If each octave gains at most two thirds of the one above it, all octaves further down together
-    gain less than the last two did. Infinite if the last two do not show that, or are not known.
-    """
-    last, before = (losses.get(p, math.nan) - losses.get(p - 2, math.nan) for p in (2, NEAR))
-    return last + before if min(losses) == 0 and last <= SHRINKS * before else math.inf

@@ -50,6 +50,7 @@ from attnlab.analysis.statistics.quantiles import all_pairs
 Array = NDArray[np.float64]
 PRIOR_LESS, PRIOR_LEAST, PRIOR_MOST = 1.5, -1.0, 3.0
 LEAST_OF_OWN = 0.3  # part of a variant's own degrees of freedom that p takes away at most
+USUAL_COUNT, FEWER_OF_MANY = 13, 0.3  # of more variants, some are too small by chance more often
 PRIOR_OF_TWO = -0.25  # two variances do not tell how much they differ
 FEWEST_COMPARISONS = 6  # that tell how the variances of families differ
 
@@ -271,12 +272,15 @@ def _prior(own_V: Array, df_V: Array) -> Array:
     """Return the degrees of freedom that the typical variance is worth for each variant.
 
     True variances with a scaled inverse chi2 distribution of p degrees of freedom make log own_V
-    vary by trigamma(d / 2) + trigamma(p / 2). The dispersion is taken high, by its own error.
+    vary by trigamma(d / 2) + trigamma(p / 2). The dispersion is taken high, by its own error. Of
+    more than 13 variants, what p takes away grows with the logarithm of their number.
     """
     log_V = _log_variances(own_V, df_V)
     free = own_V.shape[-1] - 1
     found = worth(log_V.var(-1, ddof=1), scipy.special.polygamma(1, df_V / 2).mean(), free)
-    found = np.maximum(found, -LEAST_OF_OWN * df_V.mean())
+    of_many = 1 + FEWER_OF_MANY * np.log(max(1.0, own_V.shape[-1] / USUAL_COUNT))
+    found = np.where(found < 0, of_many, 1.0) * found
+    found = np.maximum(found, -LEAST_OF_OWN * of_many * df_V.mean())
     return np.minimum(found, PRIOR_OF_TWO) if free < 2 else found
 
 
