@@ -534,6 +534,12 @@ def test_a_length_alone_has_no_table_and_a_damaged_one_is_named(three_lengths):
     assert "mine_8k cannot be read:" in markdown(found, None)
 
 
+def test_a_length_that_was_tuned_is_not_read_beside_one_that_was_not(three_lengths):
+    tuned = replace(StudyRecord.read(three_lengths / "mine_8k"), tuning={"multiples": [1, 2]})
+    tuned.write(three_lengths / "mine_8k")
+    assert analyse(three_lengths / "mine").training_lengths is None
+
+
 def test_a_study_records_the_names_of_its_lengths():
     long, names = load_study("long_context"), ["long_context", "long_context_4k", "long_context_8k"]
     for study_at in (long, long.at_length("4k"), long.at_length("8k"), long.at_length("16k")):

@@ -165,6 +165,8 @@ def training_lengths(
 ) -> TrainingLengths | None:
     """Return the lengths of a study; None unless two are compared in folders beside one another.
 
+    One at which recipes were searched is not read beside one at which they were not.
+
     Args:
         verdict: of this study.
         parts: its losses minus those of the baseline, by variant.
@@ -180,7 +182,9 @@ def training_lengths(
         except (ValueError, OSError) as error:
             damaged[name] = str(error)
             continue
-        other = None if table is None else _read_length(name, table)
+        # between searched recipes and others, variants differ by more than length
+        alike = table is not None and (table.study.tuning is None) == (study.tuning is None)
+        other = _read_length(name, table) if table is not None and alike else None
         if other is None:
             missing[name] = length
         else:

@@ -51,6 +51,9 @@ def lengths(analysis: Analysis) -> list[Column]:
     ]
 
 
+NOT_READ = "Not there, without a run that is compared, or with other rules of tuning"
+
+
 def over_training_lengths(analysis: Analysis) -> tuple[TextTable, ...]:
     """Return the table of all training lengths of a study; empty without another one beside it."""
     found = analysis.training_lengths
@@ -68,7 +71,7 @@ def over_training_lengths(analysis: Analysis) -> tuple[TextTable, ...]:
         f"the baseline ({analysis.table.study.baseline}) of the same length, with the intervals of "
         "that study; those on recall and other tokens are of the seeds alone. n.s.: not "
         f"distinguishable. {RECALL} Read beside this study's folder: {listed(others)}.",
-        *([f"Not there, or without a run that is compared: {listed(missing)}."] if missing else []),
+        *([f"{NOT_READ}: {listed(missing)}."] if missing else []),
         *(f"{study} cannot be read: {why}." for study, why in found.damaged.items()),
     ]
     return (
