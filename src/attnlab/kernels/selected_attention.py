@@ -172,7 +172,7 @@ with suppress(ModuleNotFoundError):  # Triton comes with torch for CUDA alone
     import triton.language as tl  # pyright: ignore[reportMissingImports]
 
     @triton.jit
-    def _marked(  # noqa: PLR0913
+    def _marked(  # noqa: PLR0913  a kernel takes addresses, strides and sizes one by one
         scores,
         words,
         of_sequence,
