@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from attnlab.kernels.compiled import opaque, recomputed
+from attnlab.kernels.scores import products
 from attnlab.kernels.sparse_attention import UNROLLED, block_on, blocks, kept_weights
 
 
@@ -124,15 +125,14 @@ def _of_rows(  # noqa: PLR0913  what is recomputed takes each tensor as an argum
     row_T = torch.arange(rows.start, rows.stop, device=q_BHTK.device)
     seen_BXTS = selected_BXTN.repeat_interleave(size, -1)[..., :keys]
     seen_BXTS = seen_BXTS & (row_T[:, None] >= torch.arange(keys, device=q_BHTK.device))
-    q_BGNK = (q_BHTK * q_BHTK.shape[-1] ** -0.5).unflatten(1, (groups, -1)).flatten(2, 3)
-    scores_BGRTS = (q_BGNK @ k_BGSK.mT).unflatten(2, (-1, len(row_T)))
+    scores_BHTS = products(q_BHTK * q_BHTK.shape[-1] ** -0.5, k_BGSK)
+    scores_BGRTS = scores_BHTS.unflatten(1, (groups, -1))
     scores_BGRTS = scores_BGRTS.masked_fill(~seen_BXTS.unflatten(1, (groups, -1)), -torch.inf)
     wide = torch.promote_types(scores_BGRTS.dtype, torch.float32)
     weights_BGRTS = scores_BGRTS.softmax(-1, dtype=wide).to(v_BGSV.dtype)
     if (kept_BHTS := kept_weights(words_BHT, rows, dropout)) is not None:
         weights_BGRTS = weights_BGRTS * kept_BHTS.unflatten(1, (groups, -1)) / (1 - dropout)
-    y_BGNV = weights_BGRTS.flatten(2, 3) @ v_BGSV
-    return y_BGNV.unflatten(2, (-1, len(row_T))).flatten(1, 2)
+    return products(weights_BGRTS.flatten(1, 2), v_BGSV.mT)
 
 
 def gathered(

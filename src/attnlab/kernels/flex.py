@@ -66,29 +66,14 @@ def attention(
     The first `kept` tokens are seen by all later ones.
     A sink with logit b multiplies y by Z / (Z + exp(b)), Z being the sum of a row's exponentials.
     """
-    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
-
     tokens, device = q_BHTK.shape[2], q_BHTK.device
-    key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
-    key_width, value_width = padded_widths(key, value)
-    is_compiling = torch.compiler.is_compiling()  # then it is part of the caller's graph
-    run = flex_attention if is_compiling else compile_once(flex_attention, fullgraph=True)
-    found: Any = run(
-        padded(q_BHTK, key_width),
-        padded(k_BGTK, key_width),
-        padded(v_BGTV, value_width),
-        block_mask=_block_mask(tokens, tokens if window is None else window, device, kept),
-        scale=key**-0.5,
-        enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
-        score_mod=for_flex(scores, device),
-        kernel_options=_ONE_KERNEL,
-        return_aux=None if scores.sinks_H is None else AuxRequest(lse=True),
-    )
+    mask = _block_mask(tokens, tokens if window is None else window, device, kept)
+    options = {"score_mod": for_flex(scores, device), "kernel_options": _ONE_KERNEL}
     if scores.sinks_H is None:
-        return found[..., :value]
-    y_BHTV, of_rows = found
-    share_BHT = (of_rows.lse - scores.sinks_H[:, None]).sigmoid()
-    return y_BHTV[..., :value] * share_BHT[..., None].to(y_BHTV.dtype)
+        return _run(q_BHTK, k_BGTK, v_BGTV, mask, **options)[0]
+    y_BHTV, sums_BHT = _run(q_BHTK, k_BGTK, v_BGTV, mask, with_sums=True, **options)
+    share_BHT = (sums_BHT - scores.sinks_H[:, None]).sigmoid()
+    return y_BHTV * share_BHT[..., None].to(y_BHTV.dtype)
 
 
 def selected(
@@ -99,27 +84,45 @@ def selected(
     Bit s % 32 of word s // 32 of a query says whether it attends to key s, at or before it. The
     second result, `sums_BHT`, is in float32 or wider and gets no gradient.
     """
-    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     def is_selected(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del head
         return ((words_BTW[batch, query, key >> 5] >> (key & 31)) & 1) == 1
 
+    mask = copy(_causal_blocks(q_BHTK.shape[2], q_BHTK.device))
+    mask.mask_mod = is_selected
+    y_BHTV, sums_BHT = _run(q_BHTK, k_BGTK, v_BGTV, mask, with_sums=True, kernel_options=_WITH_BITS)
+    return y_BHTV, sums_BHT.detach()
+
+
+def _run(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    v_BGTV: Tensor,
+    mask: Any,
+    *,
+    with_sums: bool = False,
+    **options: Any,
+) -> tuple[Tensor, Any]:
+    """Return `y_BHTV`, and the logarithms of sums of exponentials, `sums_BHT`, or None."""
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
     key, value = q_BHTK.shape[-1], v_BGTV.shape[-1]
     key_width, value_width = padded_widths(key, value)
-    blocks = copy(_causal_blocks(q_BHTK.shape[2], q_BHTK.device))
-    blocks.mask_mod = is_selected
-    y_BHTV, of_rows = compile_once(flex_attention, fullgraph=True)(
+    is_compiling = torch.compiler.is_compiling()  # then it is part of the caller's graph
+    run = flex_attention if is_compiling else compile_once(flex_attention, fullgraph=True)
+    found: Any = run(
         padded(q_BHTK, key_width),
         padded(k_BGTK, key_width),
         padded(v_BGTV, value_width),
-        block_mask=blocks,
+        block_mask=mask,
         scale=key**-0.5,
         enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
-        kernel_options=_WITH_BITS,
-        return_aux=AuxRequest(lse=True),
+        return_aux=AuxRequest(lse=True) if with_sums else None,
+        **options,
     )
-    return y_BHTV[..., :value], of_rows.lse.detach()
+    y_BHTV, sums_BHT = (found[0], found[1].lse) if with_sums else (found, None)
+    return y_BHTV[..., :value], sums_BHT
 
 
 def padded_widths(key: int, value: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ A sink is a first key whose product with every query is its logit, and whose val
 kernel serves it, with one token and one column more. A softcap and slopes are served by
 FlexAttention and by the forms that are written out.
 
-Shapes: B batch, H heads, T queries, S keys, K key width, V value width, U = T + 1.
+Shapes: B batch, H query heads, G key-value heads, R = H / G, T queries, S keys, K key width,
+V value width, U = T + 1, N = R T.
 """
 
 from typing import Any, NamedTuple
@@ -72,6 +73,17 @@ class Scores(NamedTuple):
 
 
 UNCHANGED = Scores()
+
+
+def grouped(x_BHTX: Tensor, groups: int) -> Tensor:
+    """Return `x_BGNX`: the R heads of queries that share a head of keys, one below the other."""
+    return x_BHTX.unflatten(1, (groups, -1)).flatten(2, 3)
+
+
+def products(q_BHTK: Tensor, k_BGSK: Tensor) -> Tensor:
+    """Return `scores_BHTS`, the products of queries and keys; shared keys are read once."""
+    scores_BGNS = grouped(q_BHTK, k_BGSK.shape[1]) @ k_BGSK.mT
+    return scores_BGNS.unflatten(2, (-1, q_BHTK.shape[2])).flatten(1, 2)
 
 
 def with_sink(

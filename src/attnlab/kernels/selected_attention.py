@@ -37,6 +37,7 @@ from attnlab.kernels.lightning_indexer import (
     select,
     weighted,
 )
+from attnlab.kernels.scores import products
 
 BITS = 32  # of a word
 ROWS = 512  # largest number of queries whose scores exist at once
@@ -138,9 +139,7 @@ def _loss_of_block(
     active_BTJS = active_products(index)
     index_BTS = weighted(index, active_BTJS)
     selected_BTS = unpacked(words_BTW, k_BSI.shape[1])
-    repeats = q_BHTK.shape[1] // k_BGSK.shape[1]
-    q_BGNK = q_BHTK.unflatten(1, (-1, repeats)).flatten(2, 3)
-    scores_BHTS = (q_BGNK @ k_BGSK.mT).unflatten(2, (repeats, -1)).flatten(1, 2)
+    scores_BHTS = products(q_BHTK, k_BGSK)
     weights_BHTS = (scores_BHTS - sums_BHT[..., None]).exp() * selected_BTS[:, None]
     bias_BTS = torch.zeros_like(index_BTS).masked_fill(~selected_BTS, -torch.inf)
     weights_BHTS = weights_BHTS.to(scores_BHTS.dtype)

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnlab.kernels import selected_attention
 from attnlab.kernels.compiled import opaque
 from attnlab.kernels.lightning_indexer import (
     Cutoff,
@@ -43,6 +42,7 @@ from attnlab.kernels.lightning_indexer import (
     weighted,
     with_gradient,
 )
+from attnlab.kernels.scores import grouped, products
 
 BLOCK = 256  # queries whose scores exist at once
 WIDEST = 512  # the same on CUDA, or fewer if they have more than `PAIRS` scores per head
@@ -129,7 +129,7 @@ def _run(
 ) -> Any:
     q_BHTK, *_ = heads
     if _by_bits(heads, dropout):
-        run = _opaque_selected if torch.compiler.is_compiling() else selected_attention.attend
+        run = _opaque_selected if torch.compiler.is_compiling() else _selected
         return run(*heads, index, top_k=top_k, is_dense=is_dense, with_loss=with_loss)
     words_BHT = None
     if dropout:  # drawn for whole sequences, so that the backward pass finds the same masks
@@ -225,18 +225,21 @@ def _attention(*arguments: Any) -> Any:
     return _Attention.apply(*arguments)
 
 
+def _selected(*arguments: Any, **options: Any) -> Any:
+    from attnlab.kernels import selected_attention  # which loads Triton
+
+    return selected_attention.attend(*arguments, **options)
+
+
 _opaque_attention = opaque(_attention)
-_opaque_selected = opaque(selected_attention.attend)
+_opaque_selected = opaque(_selected)
 
 
 class _Heads:
-    """Queries, keys and values of all heads, block by block, and the sums of their gradients.
-
-    The R heads of queries that share a head of keys are rows of one product.
-    """
+    """Queries, keys and values of all heads, block by block, and the sums of their gradients."""
 
     def __init__(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor) -> None:
-        self.scale, self.repeats = q_BHTK.shape[-1] ** -0.5, q_BHTK.shape[1] // k_BGTK.shape[1]
+        self.scale, self.groups = q_BHTK.shape[-1] ** -0.5, k_BGTK.shape[1]
         self.q_BHTK, self.k_BGTK, self.v_BGTV = q_BHTK * self.scale, k_BGTK, v_BGTV
         self.dtype = q_BHTK.dtype
         self.by_q: list[Tensor] = []
@@ -245,29 +248,27 @@ class _Heads:
 
     def weights(self, rows: slice, bias_BTS: Tensor) -> Tensor:
         """Return `weights_BHTS`, in the dtype of the scores."""
-        scores_BGNS = self._grouped(self.q_BHTK[:, :, rows]) @ self.k_BGTK[:, :, : rows.stop].mT
-        scores_BHTS = self._by_head(scores_BGNS)
+        scores_BHTS = products(self.q_BHTK[:, :, rows], self.k_BGTK[:, :, : rows.stop])
         return scores_BHTS.add_(bias_BTS[:, None]).softmax(-1)
 
     def averages(self, rows: slice, weights_BHTS: Tensor) -> Tensor:
         """Return the weighted sums of the values, `y_BHTV`."""
-        return self._by_head(self._grouped(weights_BHTS) @ self.v_BGTV[:, :, : rows.stop])
+        return products(weights_BHTS, self.v_BGTV[:, :, : rows.stop].mT)
 
     def add_gradient(
         self, rows: slice, grad_BHTV: Tensor, weights_BHTS: Tensor, kept_BHTS: Tensor | None
     ) -> None:
         """Add the gradients of one block of queries. Sums are of float32 or wider."""
-        grad_BGNV = self._grouped(grad_BHTV.to(weights_BHTS.dtype))
-        by_v_BGSV = self._grouped(_product(weights_BHTS, kept_BHTS)).mT @ grad_BGNV
-        by_weights_BHTS = self._by_head(grad_BGNV @ self.v_BGTV[:, :, : rows.stop].mT)
+        grad_BHTV = grad_BHTV.to(weights_BHTS.dtype)
+        by_v_BGSV = self._summed(_product(weights_BHTS, kept_BHTS), grad_BHTV)
+        by_weights_BHTS = products(grad_BHTV, self.v_BGTV[:, :, : rows.stop])
         if kept_BHTS is not None:
             by_weights_BHTS = by_weights_BHTS.mul_(kept_BHTS)
         by_scores_BHTS = torch.ops.aten._softmax_backward_data(
             by_weights_BHTS, weights_BHTS, -1, weights_BHTS.dtype
         )
-        by_scores_BGNS = self._grouped(by_scores_BHTS)
-        self.by_q.append(self._by_head(by_scores_BGNS @ self.k_BGTK[:, :, : rows.stop]))
-        by_k_BGSK = by_scores_BGNS.mT @ self._grouped(self.q_BHTK[:, :, rows])
+        self.by_q.append(products(by_scores_BHTS, self.k_BGTK[:, :, : rows.stop].mT))
+        by_k_BGSK = self._summed(by_scores_BHTS, self.q_BHTK[:, :, rows])
         self.by_k_BGTK = added(self.by_k_BGTK, by_k_BGSK, self.k_BGTK)
         self.by_v_BGTV = added(self.by_v_BGTV, by_v_BGSV, self.v_BGTV)
 
@@ -278,11 +279,8 @@ class _Heads:
         by_q_BHTK = torch.cat(self.by_q, 2) * self.scale
         return by_q_BHTK, self.by_k_BGTK.to(self.k_BGTK.dtype), self.by_v_BGTV.to(self.v_BGTV.dtype)
 
-    def _grouped(self, x_BHTX: Tensor) -> Tensor:
-        return x_BHTX.unflatten(1, (-1, self.repeats)).flatten(2, 3)
-
-    def _by_head(self, x_BGNX: Tensor) -> Tensor:
-        return x_BGNX.unflatten(2, (self.repeats, -1)).flatten(1, 2)
+    def _summed(self, x_BHTS: Tensor, y_BHTX: Tensor) -> Tensor:
+        return grouped(x_BHTS, self.groups).mT @ grouped(y_BHTX, self.groups)
 
 
 def blocks(tokens: int, device_type: str) -> list[slice]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from attnlab.config import Problem
 from attnlab.kernels import block_attention, sparse_attention
+from attnlab.kernels.scores import products
 from attnlab.mechanism import Cost, MechanismConfig
 from attnlab.modules.kv_cache import KVCache, attend_once
 from attnlab.modules.rotary_heads import RotaryHeads, RotaryHeadsConfig
@@ -134,11 +135,9 @@ class MixtureOfBlocks(RotaryHeads[BlockCache]):
     ) -> block_attention.Selection:
         """Return the blocks of each query, its own first; the first query is at `start`."""
         wide = torch.promote_types(q_BHTK.dtype, torch.float32)
-        groups, blocks = mean_BGNK.shape[1:3]
+        blocks = mean_BGNK.shape[2]
         with torch.autocast(q_BHTK.device.type, enabled=False):  # to select what training selects
-            q_BGNK = q_BHTK.detach().to(wide).unflatten(1, (groups, -1)).flatten(2, 3)
-            scores_BGNN = q_BGNK @ mean_BGNK.detach().to(wide).mT
-        score_BHTN = scores_BGNN.unflatten(2, (-1, q_BHTK.shape[2])).flatten(1, 2)
+            score_BHTN = products(q_BHTK.detach().to(wide), mean_BGNK.detach().to(wide))
         position_T = start + torch.arange(q_BHTK.shape[2], device=q_BHTK.device)
         own_T1 = position_T[:, None] // self.config.block_size
         block_N = torch.arange(blocks, device=q_BHTK.device)
