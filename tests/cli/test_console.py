@@ -12,11 +12,12 @@ import pytest
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 from rich.table import Table
+from rich.text import Text
 from support import SOURCE, TESTS
 from support.fake_workers import TUNED, finish, loss_of, make
 
 from attnlab.cli import progress as showing
-from attnlab.cli.console import ActivityStatus, Output, first_line, prose, verbatim
+from attnlab.cli.console import ActivityStatus, Output, first_line, passage, prose, verbatim
 from attnlab.cli.progress import StudyProgress, _announce, run_watched
 from attnlab.record import RunFolder
 from attnlab.runner.events import Ended, Lost, Progress, RunEvent
@@ -57,11 +58,26 @@ def test_a_strange_width_of_the_terminal_hides_nothing(columns):
     assert "".join(out.getvalue().split()) == "areport"
 
 
-@pytest.mark.parametrize("write", [verbatim, prose])
-def test_a_terminal_obeys_no_text(write):
-    output = Output(file=io.StringIO(), force_terminal=True, color_system=None)
-    write("a\x1b[31mred\nb", output)
-    assert output.file.getvalue() == "a\\x1b[31mred\nb\n"
+def in_a_row(text, output):
+    table = Table.grid()
+    table.add_row(text)
+    output.print_table(table)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    "write", [verbatim, prose, in_a_row, lambda text, output: output.print(Text(text))]
+)
+def test_a_terminal_obeys_no_text(write, terminal):
+    output = Output(file=io.StringIO(), force_terminal=terminal, color_system=None)
+    write("a\x1b[31mr\u202ed\nb", output)
+    shown = [line.rstrip() for line in output.file.getvalue().splitlines()]
+    assert shown == ["a\\x1b[31mr\\u202ed", "b"]
+
+
+def test_what_a_model_wrote_reaches_a_file_as_it_is(capsys):
+    passage("a\x1b[31m\r\n")
+    assert capsys.readouterr().out == "a\x1b[31m\r\n\n"
 
 
 def test_a_line_of_a_table_is_broken_in_a_terminal_and_whole_in_a_pipe():

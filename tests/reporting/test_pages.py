@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import tempfile
 import time
+import warnings
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from string import ascii_lowercase
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from support.reported_study import (
     COMMAND,
@@ -36,11 +39,17 @@ from support.reported_study import (
 
 from attnlab.analysis.analysis import analyse
 from attnlab.analysis.hypotheses.ordered import Ordered
+from attnlab.cli.console import Output
 from attnlab.reporting import TerminalReport, write_results
-from attnlab.reporting.pages import markdown, page
+from attnlab.reporting.figures.styles import mark, matplotlib_style
+from attnlab.reporting.figures.svg import whole_svg
+from attnlab.reporting.pages import cell, markdown, page
 from attnlab.reporting.sentences import how_sure
+from attnlab.reporting.tables.data_files import csv_table
+from attnlab.reporting.tables.latex import latex
 from attnlab.reporting.tables.text_tables import published_tables
 
+COMMANDS = "\x1b\u202e\r"  # a terminal would obey them
 VOID = {"meta", "link", "input", "br", "img"}
 
 
@@ -274,10 +283,10 @@ def with_markup(value, key=""):
         }
     if isinstance(value, list):
         return [with_markup(of) for of in value]
-    return f"{value}{NASTY}" if isinstance(value, str) else value
+    return f"{value}{NASTY}{COMMANDS}" if isinstance(value, str) else value
 
 
-def test_no_text_of_any_file_of_a_strangers_folder_is_markup(study_dir):
+def test_no_text_of_any_file_of_a_strangers_folder_is_markup_or_commands_a_terminal(study_dir):
     complete(study_dir)
     begin(study_dir, "mqa", 7).fail(NASTY)
     for name in ("study.json", "config.json", "environment.json", "summary.json"):
@@ -292,6 +301,29 @@ def test_no_text_of_any_file_of_a_strangers_folder_is_markup(study_dir):
     assert not [key for _, attributes in outline.tags for key in attributes if key == "onerror"]
     text = re.sub(r"```.*?```", "", markdown(analysis, None), flags=re.DOTALL)
     assert "<img" not in text
+    out = Output(file=io.StringIO(), width=200)
+    out.print(TerminalReport(analysis))
+    files = (html, text, latex(analysis), csv_table(analysis), out.file.getvalue())
+    for said in files:
+        assert not [character for character in COMMANDS if character in said]
+    assert min(said.count("\\x1b") for said in (html, text, out.file.getvalue()))
+
+
+@pytest.mark.parametrize("page_style", [True, False])
+def test_no_text_in_a_figure_damages_its_file(page_style):
+    with matplotlib_style(page=page_style), warnings.catch_warnings(action="ignore"):
+        axes = (figure := Figure()).subplots()
+        mark(axes.plot([0, 1], label=COMMANDS)[0], tips=[COMMANDS])
+        axes.set_title(COMMANDS)
+        svg = ElementTree.fromstring(whole_svg(figure))
+    assert "\\x1b\\u202e\\r" in [element.text for element in svg.iter()]
+
+
+@pytest.mark.parametrize("text", ["```", "~~~ a", "# a", "> a", "- a"])
+def test_a_text_in_markdown_begins_no_block(text):
+    assert cell(text) == f"\\{text}"
+    assert cell(f"a {text}") == f"a {text}"
+    assert cell("#") == "#"
 
 
 @pytest.mark.parametrize("make", [plan, partial], ids=["planned", "partial"])

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from attnlab.analysis import numbers
 from attnlab.benchmarking.point import Point, Workload
-from attnlab.config import Config, differences
+from attnlab.config import Config, differences, visible
 from attnlab.record import (
     BenchForm,
     DamagedError,
@@ -221,7 +221,7 @@ def _table(
         grid.add_column(numbers.tokens(context), justify="right", no_wrap=True)
     for variant, batch in sorted({(p["variant"], p["batch"]): None for p in points}, key=_batch):
         row = [cells.get((variant, batch, context), "") for context in contexts]
-        grid.add_row(Text(variant), str(batch), *row)
+        grid.add_row(Text(visible(variant)), str(batch), *row)
     yield grid
 
 

@@ -1,29 +1,31 @@
 """Output to terminals, files and pipes: the only place that prints.
 
 Text is printed as it is: brackets are no markup, and `:name:` no emoji. Styled parts are `Text`.
+Control characters are shown, since a terminal would obey them, or the reader of a log.
 A character that the encoding lacks is replaced by a similar one. A pipe whose reader has gone, as
 in `attnlab list | head`, swallows the rest: it ends neither a study nor a command.
 """
 
 import codecs
 import os
-import re
 import sys
 import unicodedata
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from io import TextIOWrapper
 from threading import Event, RLock, Thread
 from types import TracebackType
 from typing import IO, Any, Self
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.constrain import Constrain
 from rich.measure import Measurement
 from rich.progress import Progress, ProgressColumn
+from rich.segment import Segment
 from rich.text import Text
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
+from attnlab.config import visible
+
 _WIDTH = 80  # characters per line where the width is not known
 _UNLIMITED = 100_000
 SIMILAR = {
@@ -46,6 +48,17 @@ class Output(Console):
     def animated(self) -> bool:
         """True if lines can be drawn again: a terminal, and not a dumb one."""
         return self.is_terminal and not self.is_dumb_terminal
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text whose width, as in a table, is that of the characters that are shown."""
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield what is printed, without a control character from any text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
     def print_table(self, table: RenderableType) -> None:
         """Print a table, and text beside it: in a file or a pipe, no line is broken or cut."""
@@ -105,18 +118,21 @@ errors = Output(stderr=True)
 def verbatim(
     text: str, output: Console = console, *, style: str | None = None, end: str = "\n"
 ) -> None:
-    """Print text without line breaks of its own. A terminal obeys no control character in it."""
-    output.print(_shown(text) if output.is_terminal else text, style=style, end=end, soft_wrap=True)
+    """Print text without line breaks of its own."""
+    output.print(text, style=style, end=end, soft_wrap=True)
 
 
 def prose(text: str, output: Console = console, *, style: str | None = None) -> None:
     """Print a sentence: broken between words in a terminal, and nowhere in a file or a pipe."""
-    output.print(_shown(text), style=style, soft_wrap=not output.is_terminal)
+    output.print(text, style=style, soft_wrap=not output.is_terminal)
 
 
-def _shown(text: str) -> str:
-    """Return text with its control characters as Python writes them."""
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+def passage(text: str, end: str = "\n") -> None:
+    """Print text that a model has written: as it is in a file or a pipe."""
+    if console.is_terminal:
+        verbatim(text, end=end)
+    else:
+        write(text + end)
 
 
 def first_line(text: str) -> str:
@@ -136,9 +152,9 @@ def write(text: str) -> None:
 
 
 def error(message: str, *details: str) -> None:
-    """Print an error, and lines that belong to it. Control characters of its words are shown."""
+    """Print an error, and lines that belong to it."""
     whole = not errors.is_terminal
-    errors.print(Text.assemble(("error", "bold red"), f": {_shown(message)}"), soft_wrap=whole)
+    errors.print(Text.assemble(("error", "bold red"), f": {visible(message)}"), soft_wrap=whole)
     for line in details:
         prose(f"  {line}", errors)
 

@@ -19,7 +19,7 @@ from attnlab.cli.app import (
     stored,
     whole,
 )
-from attnlab.cli.console import console, errors, verbatim
+from attnlab.cli.console import console, errors, passage, verbatim
 from attnlab.config import names_in
 
 
@@ -90,14 +90,14 @@ def generate_(  # noqa: PLR0913  one parameter per option
         samples=samples,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        watch=(lambda piece: verbatim(piece, end="")) if samples == 1 else None,
+        watch=(lambda piece: passage(piece, end="")) if samples == 1 else None,
     )
     if samples == 1:
         console.print()
         return
     for number, text in enumerate(texts, 1):
         console.rule(f"sample {number}")
-        verbatim(text)
+        passage(text)
 
 
 @app.command()

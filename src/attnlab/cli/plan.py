@@ -6,7 +6,6 @@ from functools import partial
 from textwrap import shorten
 
 from rich.table import Table as Grid
-from rich.text import Text
 
 from attnlab.analysis.numbers import UNKNOWN, count, duration, milliseconds, size
 from attnlab.cli.console import Output, console, first_line, prose, verbatim, write
@@ -40,7 +39,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     more = [*(("note", note) for note in plan.notes), *(("error", it) for it in plan.problems)]
     said = Grid.grid(padding=(0, 2, 0, 0))
     for name, text in [*lines.items(), *more]:
-        said.add_row(Text(name), Text(text))
+        said.add_row(name, text)
     console.print_table(said)
 
 
@@ -83,7 +82,7 @@ def _grid(plan: Plan, columns: Sequence[_Column], most: int | None = None) -> Gr
     for column in columns:
         grid.add_column(column.title, justify="right", no_wrap=True)
     for cells in zip(plan.variants, *(column.cells for column in columns), strict=True):
-        grid.add_row(*map(Text, cells))
+        grid.add_row(*cells)
     return grid
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table as Grid
-from rich.text import Text
 
 from attnlab.cli.app import (
     DeviceOption,
@@ -65,7 +64,7 @@ def reproduce_(
             grid = Grid.grid(padding=(0, 2, 0, 0))
             grid.add_column(no_wrap=True)
             for each, text in REPRODUCTIONS.items():
-                grid.add_row(each, Text(text))
+                grid.add_row(each, text)
             console.print_table(grid)
         return
     from attnlab.cli.progress import watched  # which imports torch

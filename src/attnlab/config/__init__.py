@@ -29,7 +29,7 @@ from attnlab.config.own_sources import (
     original_files,
     without_folders,
 )
-from attnlab.config.problem import ConfigError, Problem, suggestion
+from attnlab.config.problem import ConfigError, Problem, suggestion, visible
 from attnlab.config.tree import Choice, Config, own_classes
 from attnlab.config.values import names_in, whole_number
 
@@ -61,6 +61,7 @@ __all__ = [
     "setting_at",
     "settings",
     "suggestion",
+    "visible",
     "whole_number",
     "without_folders",
 ]

@@ -85,6 +85,21 @@ def unknown_kind(kind: str, known: Iterable[str]) -> str:
     return f"unknown kind {kind!r}; write SETTING={name} {apart}"
 
 
+def visible(text: str) -> str:
+    r"""Return text in which characters that command the reader's terminal are seen, not obeyed.
+
+    These are control characters but tabs and ends of lines, and characters that change the
+    direction of what follows.
+
+    >>> print(visible("a\x1b[31mb\u202ec"))
+    a\x1b[31mb\u202ec
+    """
+    return _COMMANDS.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
+
+
 def join(*parts: str) -> str:
     """Return a dotted path of the parts that are not empty."""
     return ".".join(part for part in parts if part)

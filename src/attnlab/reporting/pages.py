@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.sweeps import SweptSetting
+from attnlab.config import visible
 from attnlab.reporting.context import ReportContext
 from attnlab.reporting.profile import CAPTION, against_state, profile, styles_on, tasks_of
 from attnlab.reporting.tables import columns
@@ -201,14 +202,22 @@ def prose(text: str) -> Markup:
 
 
 def cell(value: Any) -> str:
-    r"""Return Markdown on one line, without what would be read as a cell, emphasis, link or tag.
+    r"""Return one line of Markdown, without what would be read as a cell, emphasis, link or tag.
+
+    Nor does it begin a block, such as a fence that would hide the rest of the page.
 
     >>> cell("a|b\n*c*")
     'a\\|b \\*c\\*'
     """
     escapes = {"\\": "\\\\", "<": "&lt;", "|": "\\|", "*": "\\*", "[": "\\["}
     text = " ".join(str(value).split())
-    return "".join(escapes.get(character, character) for character in text)
+    text = "".join(escapes.get(character, character) for character in text)
+    return re.sub(r"^(?=#{1,6} |>|[-+] |~~~|```)", r"\\", text)
+
+
+def _visible(value: Any) -> Any:
+    """Return a value of a template without control characters, which `cat` would not show."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
 
 
 def _rendered(template: str, context: ReportContext, **more: Any) -> str:
@@ -222,6 +231,7 @@ def _templates() -> Environment:
         loader=PackageLoader("attnlab.reporting"),
         undefined=StrictUndefined,
         autoescape=lambda name: name is not None and ".html" in name,
+        finalize=_visible,
         trim_blocks=True,
         keep_trailing_newline=True,
     )

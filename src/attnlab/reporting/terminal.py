@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from attnlab.analysis.analysis import Analysis
+from attnlab.config import visible
 from attnlab.reporting import sentences
 from attnlab.reporting.tables.columns import VARIANT, Column, costs, known, ranking
 from attnlab.reporting.tables.rows import Row, rows
@@ -159,7 +160,7 @@ def _table(shown: Sequence[Row], columns: Sequence[Column], most: int | None = N
         )
     for row in shown:
         style = "dim" if row.left_out else "bold" if row.place == 1 else ""
-        table.add_row(*(Text(column.text(row)) for column in columns), style=style)
+        table.add_row(*(Text(visible(column.text(row))) for column in columns), style=style)
     return table
 
 

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
+from attnlab.config import visible
 from attnlab.reporting.figures.styles import (
     GREY,
     GRID,
@@ -81,7 +82,8 @@ def whole_svg(figure: Figure) -> bytes:
 
 
 def _clean(figure: Figure, prefix: str) -> Element:
-    root = ElementTree.fromstring(printed(figure, "svg", {"Date": None, "Creator": None}))
+    text = printed(figure, "svg", {"Date": None, "Creator": None}).decode()
+    root = ElementTree.fromstring(visible(text))  # XML has no control characters
     for parent in root.iter():
         parent.tag = parent.tag.removeprefix(SVG)
         parent.text = parent.text if (parent.text or "").strip() else None
@@ -141,7 +143,7 @@ def _add_marks(element: Element, identity: str, names: dict[str, str]) -> None:
         point.set("class", group)
     for target, tip in zip(points if own or len(points) > 1 else [element], tips, strict=False):
         child = Element("title")
-        child.text = tip
+        child.text = visible(tip)
         target.insert(0, child)
 
 

@@ -15,6 +15,7 @@ from attnlab.analysis.analysis import Analysis, Comparison
 from attnlab.analysis.curves import Curve, perplexity
 from attnlab.analysis.profile import harness_of
 from attnlab.analysis.table import PARTS, Run, Table, Variant
+from attnlab.config import visible
 from attnlab.reporting.tables.rows import Row, rows_of_all_groups
 
 TIMES = ("train_time", "eval_time", "compile_time", "total_time")
@@ -268,4 +269,6 @@ def runs_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def csv_cell(value: Any) -> Any:
     """Return a value that a spreadsheet does not execute: text gets a quote before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    return visible(f"'{value}" if value.startswith(FORMULA) else value)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.numbers import confidence
+from attnlab.config import visible
 from attnlab.reporting.sentences import at_recipe, intervals, unfair
 from attnlab.reporting.tables import columns
 from attnlab.reporting.tables.columns import Column
@@ -47,7 +48,7 @@ def _latex(analysis: Analysis) -> str:
     scope = analysis.scope.replace(" on ", " ").replace(" at ", " ")
     name = f"{analysis.table.study.name}{scope}"
     lines = [
-        *(f"% {' '.join(line.split())}" for line in unfair(analysis.whole)),
+        *(f"% {visible(' '.join(line.split()))}" for line in unfair(analysis.whole)),
         r"\begin{table}",
         r"\centering",
         r"\footnotesize",
@@ -126,8 +127,8 @@ def escaped(text: str) -> str:
     >>> escaped("gqa_1 5 % ± 0.1 --out")
     'gqa\\_1 5 \\% $\\pm$ 0.1 -{}-out'
     """
-    visible = (character for character in " ".join(text.split()) if character.isprintable())
-    text = "".join(SPECIAL.get(character, character) for character in visible)
+    shown = (one for one in visible(" ".join(text.split())) if one.isprintable())
+    text = "".join(SPECIAL.get(character, character) for character in shown)
     text = text.replace("--", "-{}-")  # of an option, which would be read as one dash
     return re.sub(r"(^|[ \[])-(?=\d)", r"\1$-$", text)
 

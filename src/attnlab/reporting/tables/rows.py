@@ -14,6 +14,7 @@ from attnlab.analysis.numbers import UNKNOWN
 from attnlab.analysis.statistics.letters import shown
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
+from attnlab.config import visible
 
 CITATION = re.compile(r"[~ ]?\\cite[a-z]*\{[\w:,./ -]+\}")
 
@@ -103,7 +104,7 @@ def plain(label: str) -> str:
     >>> plain(r"Gated DeltaNet~\cite{yang2024}")
     'Gated DeltaNet'
     """
-    return CITATION.sub("", label).strip()
+    return visible(CITATION.sub("", label).strip())
 
 
 def rows(analysis: Analysis) -> tuple[Row, ...]:
