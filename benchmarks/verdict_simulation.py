@@ -13,8 +13,9 @@ Shapes: R studies, V variants, S seeds, L warm-up levels, X positions.
 
 import argparse
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ MARGIN = 0.01
 FIRST, LAST = -40, 40  # positions that a search can reach
 LEVELS = 2  # warm-ups: the variant's own, and three times as long
 FAR_BELOW = (-21.0, -6.0)  # up to five octaves below the lowest rate that is reached in octaves
+FAR_ABOVE = (8.0, 20.0)  # up to seven octaves above the highest rate of the grid
+FLAT = (0.001, 0.008)
 START = Start(Recipe(2.0**-10, 100), 300)
 TUNING = Tuning()
 
@@ -308,7 +311,7 @@ WORLDS = (
     World(name="3 variants, 10 seeds", variants=3, seeds=10),
     World(name="13 variants, 3 seeds", variants=13, seeds=3),
     World(name="13 variants, 10 seeds", variants=13, seeds=10),
-    World(name="flat curves", curvature=(0.001, 0.008)),
+    World(name="flat curves", curvature=FLAT),
     World(name="steep curves", curvature=(0.04, 0.15)),
     World(name="kinks in place of parabolas", shape="v"),
     World(name="divergence above the best rate", wall=(0.0, 2.0)),
@@ -317,28 +320,42 @@ WORLDS = (
     World(name="a cliff below the best rate, which a longer warm-up moves", cliff=-1.5, later=4.0),
     World(name="a cliff near the best rate, whatever the warm-up", cliff=0.5, later=0.0),
     World(name="the best rate up to five octaves below the lowest one tried", best=FAR_BELOW),
-    World(name="far below, flat curves", best=FAR_BELOW, curvature=(0.001, 0.008)),
+    World(name="far below, flat curves", best=FAR_BELOW, curvature=FLAT),
     World(name="far below, kinks", best=FAR_BELOW, shape="v"),
-    World(name="far below, flat kinks", best=FAR_BELOW, curvature=(0.001, 0.008), shape="v"),
+    World(name="far below, flat kinks", best=FAR_BELOW, curvature=FLAT, shape="v"),
     World(name="far below, noise three times as large", best=FAR_BELOW, noise=0.03),
-    World(name="below, flat curves", best=(-8.0, -1.0), curvature=(0.001, 0.008)),
+    World(
+        name="far below, three times the noise, flat", best=FAR_BELOW, noise=0.03, curvature=FLAT
+    ),
+    World(name="far below, three times the noise, kinks", best=FAR_BELOW, noise=0.03, shape="v"),
+    World(name="below, flat curves", best=(-8.0, -1.0), curvature=FLAT),
     World(name="below, kinks", best=(-8.0, -1.0), shape="v"),
+    World(name="above, flat curves", best=(6.0, 13.0), curvature=FLAT),
+    World(name="above, kinks", best=(6.0, 13.0), shape="v"),
+    World(name="far above", best=FAR_ABOVE),
+    World(name="far above, flat curves", best=FAR_ABOVE, curvature=FLAT),
+    World(name="far above, kinks", best=FAR_ABOVE, shape="v"),
+    World(name="far above, flat kinks", best=FAR_ABOVE, curvature=FLAT, shape="v"),
+    World(name="far above, noise three times as large", best=FAR_ABOVE, noise=0.03),
+    World(name="far above, three times the noise, kinks", best=FAR_ABOVE, noise=0.03, shape="v"),
     World(name="kinks, 13 variants, 10 seeds", shape="v", variants=13, seeds=10),
     World(name="noise shared by families", families=3),
     World(name="noise three times as large", noise=0.03),
 )
 
 
-def table(studies: int, only: str = "", seed: int = 0) -> Iterator[str]:
-    """Yield the lines of a table in Markdown, as they are computed."""
+def table(studies: int, only: str, seed: int, workers: int | None) -> Iterator[str]:
+    """Yield the lines of a table in Markdown, as they are computed, a process per world."""
     yield (
         "| world | procedure | error | error, all equal | coverage | power | regret | runs per "
         "variant |"
     )
     yield "| -- | -- | -: | -: | -: | -: | -: | -: |"
-    for world in WORLDS:
-        if only in world.name:
-            for name, (mixed, equal) in simulate(world, studies, seed).items():
+    worlds = [world for world in WORLDS if only in world.name]
+    with ProcessPoolExecutor(workers) as pool:
+        outcomes = pool.map(partial(simulate, studies=studies, seed=seed), worlds)
+        for world, found in zip(worlds, outcomes, strict=True):
+            for name, (mixed, equal) in found.items():
                 coverage = min(mixed.coverage, equal.coverage)
                 yield (
                     f"| {world.name} | {name} | {mixed.error:.3f} | {equal.error:.3f} | "
@@ -352,8 +369,9 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--only", default="", help="a part of the name of a world")
     parser.add_argument("--seed", type=int, default=0, help="of the curves and of their noise")
-    arguments = parser.parse_args()
-    for line in table(arguments.studies, arguments.only, arguments.seed):
+    parser.add_argument("--workers", type=int, help="processes; by default one per core")
+    given = parser.parse_args()
+    for line in table(given.studies, given.only, given.seed, given.workers):
         print(line, flush=True)
 
 

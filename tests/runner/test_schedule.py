@@ -229,8 +229,8 @@ def test_all_variants_take_the_longer_warm_up_that_one_needs(tmp_path, at_a_time
 
 def test_a_gain_that_is_not_taken_is_allowed_for(tmp_path):
     def loss(run):  # flat near the best rate, so that half an octave up is no worse
-        low = run.config.train.learning_rate < BEST[run.variant] / 5
-        return 5 + loss_of(run) / 1e4 - 0.009 * (run.config.train.warmup_steps == 6) + low
+        far = not 1 / 5 < run.config.train.learning_rate / BEST[run.variant] < 5
+        return 5 + loss_of(run) / 1e4 - 0.009 * (run.config.train.warmup_steps == 6) + far
 
     work(make(TUNED, tmp_path), loss)
     assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.009, abs=1e-4)

@@ -27,7 +27,7 @@ from attnlab.training.carried import carried
 from attnlab.training.config import Recipe
 from attnlab.training.recipe import Challenge, TuningResult, start_of, to_challenge, tuning_losses
 from attnlab.training.run import Run
-from attnlab.training.search import Search, decide
+from attnlab.training.search import Search, Shared, decide
 
 Stage = Literal["tuning", "verdict", "challenge", "ahead"]  # "ahead": it may turn out not needed
 BySeed = dict[int, float | None]  # validation loss, nats/token; None: diverged
@@ -76,7 +76,7 @@ class Outcomes:
     failed: set[tuple[str, str | None, int]] = field(
         default_factory=set[tuple[str, str | None, int]]
     )  # ^ variant, recipe and seed; an exception ended them, and a later command tries again
-    warmup_level: int | None = None  # of recipes that were chosen; None: none was
+    shared: Shared | None = None  # what recipes that were chosen share; None: none was
     failed_before: set[RunKey] = field(default_factory=set[RunKey])  # they are tried again
 
     @classmethod
@@ -98,8 +98,12 @@ class Outcomes:
         record = StudyRecord.find(study_dir)
         known = {*names, *(record.variants if record else ())}
         chosen = [read_tuning_choice(study_dir, name) for name in known]
-        levels = [choice.get("warmup_level") for choice in chosen if choice.get("recipe")]
-        found.warmup_level = max((level for level in levels if level is not None), default=None)
+        shared = [
+            Shared(choice["warmup_level"], choice.get("noise", 0.0))
+            for choice in chosen
+            if choice.get("recipe") and "warmup_level" in choice
+        ]
+        found.shared = max(shared, default=None)
         return found
 
     def add(self, run: Run, study_dir: Path) -> None:
@@ -160,7 +164,7 @@ def decisions(study: Study, outcomes: Outcomes) -> Decisions:
         starts,
         outcomes.tuning,
         margin=study.margin,
-        warmup_level=outcomes.warmup_level,
+        shared=outcomes.shared,
     )
     wanted = list[Wanted]()
     for name, search in searches.items():

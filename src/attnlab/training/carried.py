@@ -108,10 +108,10 @@ def carry(config: RunConfig, sources: Sequence[tuple[RunConfig, Search]]) -> tup
         ended=True,
         recipe=Recipe(
             float(f"{config.train.learning_rate * math.exp(log_m):g}"),
-            config.train.warmup_steps * LONGER**nearest.warmup_level,
+            config.train.warmup_steps * LONGER**nearest.shared.warmup_level,
             recipe.settings,
         ),
-        warmup_level=nearest.warmup_level,
+        shared=nearest.shared,
         bracketed=all(search.bracketed for _, search, _ in found),
         allowance=ALLOWANCE * max(search.allowance for _, search, _ in found),
     )

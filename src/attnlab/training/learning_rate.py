@@ -143,15 +143,15 @@ def noise_of(losses: Mapping[int, float]) -> float:
     return float(np.sqrt((left**2).sum() / (len(place) - 3)))
 
 
-def below_lowest(losses: Mapping[int, float]) -> float:
+def below_lowest(losses: Mapping[int, float], noise: float) -> float:
     """Return a bound of what lower rates can gain (nats/token) where the lowest one is the best.
 
     If each octave gains at most two thirds of the one above it, all octaves further down together
-    gain less than the last two did. Infinite if the last two do not show that, by six standard
-    deviations of a run (`noise_of`), or are not known.
+    gain less than the last two did. Infinite if the last two do not show that, by six times the
+    `noise` of a run (nats/token), or are not known.
     """
     last, before = (losses.get(p, math.nan) - losses.get(p - 2, math.nan) for p in (2, NEAR))
-    shrinks = last <= SHRINKS * before - SURE * noise_of(losses)
+    shrinks = last <= SHRINKS * before - SURE * noise
     return last + before if min(losses) == 0 and shrinks else math.inf
 
 

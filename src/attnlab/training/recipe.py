@@ -214,7 +214,7 @@ class TuningResult:
             "warmup_steps": recipe and recipe.warmup_steps,
             "settings": dict(recipe.settings) if recipe else {},
             "recipe": recipe and recipe.name,
-            "warmup_level": self.search.warmup_level,
+            **self.search.shared._asdict(),
             "bracketed": self.search.bracketed,
             "allowance": self.allowance if self.failure is None else None,
             "search_noise": self.search_noise,

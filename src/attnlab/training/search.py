@@ -13,8 +13,9 @@
                 its rise a quarter of an octave from the vertex, and any gain from a longer warm-up
                 that was not taken; the noise of the search's runs is added by the comparison.
                 Below the lowest rate, what the last two octaves gained (`below_lowest`)
-    low end     where noise can be all by which the lowest rate is worse, one rate an octave and one
-                three octaves below it, and around a better one; still not shown: no bound
+    ends        where noise can be all by which the lowest or the highest rate is worse, rates one
+                and a half and three octaves further out, and around a better one; still not shown:
+                no bound
 
 A recipe is judged by the validation loss at the end of one run of full length, with a seed that no
 run of the verdict has. Everything here is a function of the losses alone. `decide` replays the
@@ -22,9 +23,11 @@ search with the losses that are known, so that an interrupted study makes the sa
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from attnlab.training.config import Recipe, Tuning
 from attnlab.training.learning_rate import NEAR, below_lowest, noise_of, vertex
@@ -32,8 +35,9 @@ from attnlab.training.learning_rate import NEAR, below_lowest, noise_of, vertex
 LONGER = 3  # ratio of the next warm-up that is tried
 AT_ONE_RATE = 3  # margins that a longer warm-up must gain if it does not allow a higher rate
 MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
-SHOWN = 4  # times the margin, and the noise: the lowest rate is worse than the best by as much
-FURTHER = (2, 6)  # half octaves below the lowest rate, as long as that is not shown
+SHOWN = 4  # times the margin, and the noise: rates at both ends are worse than the best by as much
+FURTHER = (3, 6)  # half octaves beyond an end, as long as that is not shown
+TYPICAL = 1.4  # times the median noise of all variants: the least that is reckoned with at an end
 
 Losses = Mapping[Recipe, float | None]  # nats/token by recipe; None, or not finite: it diverged
 
@@ -57,6 +61,16 @@ class Start(NamedTuple):
         return level
 
 
+class Shared(NamedTuple):
+    """What a search has decided for all variants."""
+
+    warmup_level: int  # the warm-up is 3^level times that of the start
+    noise: float  # standard deviation of a typical variant's runs from their parabola, nats/token
+
+
+NOTHING = Shared(0, 0.0)  # has been decided yet
+
+
 @dataclass(kw_only=True)
 class Search:
     """The state of the search for one variant."""
@@ -64,10 +78,10 @@ class Search:
     tried: dict[Recipe, float] = field(default_factory=dict[Recipe, float])
     # ^ nats/token of the recipes that decided, in their order; infinite if a run diverged
     needs: tuple[Recipe, ...] = ()  # the search goes on when their losses are known
-    may_need: tuple[Recipe, ...] = ()  # as `needs`, unless all variants take a longer warm-up
+    may_need: tuple[Recipe, ...] = ()  # as `needs`, unless what others find changes what is shared
     ended: bool = False
     recipe: Recipe | None = None  # the chosen one; None if every rate diverged
-    warmup_level: int = 0  # its warm-up is 3^level times that of the start
+    shared: Shared = NOTHING
     bracketed: bool = False  # True if a lower and a higher rate were tried and were no better
     allowance: float = math.inf  # nats/token that the search can have missed
 
@@ -78,7 +92,7 @@ def decide(
     losses: Mapping[str, Losses],
     *,
     margin: float,
-    warmup_level: int | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Search]:
     """Replay the search of all variants with the losses that are known.
 
@@ -87,8 +101,8 @@ def decide(
         starts: each variant's recipe before the search.
         losses: the validation loss (nats/token) of the recipes that were tried, by variant.
         margin: nats/token; a longer warm-up is taken by all if any variant gains more.
-        warmup_level: the warm-up is 3^level times that of `starts`, because runs for the verdict
-            have it already. None: it is searched.
+        shared: what an earlier search has decided, since runs for the verdict have followed from
+            it. None: it is searched.
     """
     replays = {name: _Replay(tuning, starts[name], losses[name], margin) for name in starts}
     level = 0
@@ -99,18 +113,30 @@ def decide(
             if fits:
                 replay.go_on(replay.probe, level + 1)
         gained = any(replay.gain > margin for replay in replays.values())
-        if not fits or not (gained if warmup_level is None else level < warmup_level):
+        if not fits or not (gained if shared is None else level < shared.warmup_level):
             break
         level += 1
         for replay in replays.values():
             replay.search.needs = ()
-    waits_for = warmup_level is None and any(replay.search.needs for replay in replays.values())
+    waits_for = shared is None and any(replay.search.needs for replay in replays.values())
+    noise = _typical_noise(replays.values(), level) if shared is None else shared.noise
     for replay in replays.values():
         search, asked = replay.search, bool(replay.search.needs)
+        search.shared = Shared(level, noise)
         replay.go_on(replay.finish, level)
-        if fits and waits_for and not asked:
+        if waits_for and not asked:
             search.needs, search.may_need, search.ended = (), search.needs, False
     return {name: replay.search for name, replay in replays.items()}
+
+
+def _near(losses: Mapping[int, float]) -> dict[int, float]:
+    return {place: loss for place, loss in losses.items() if abs(place) <= NEAR}
+
+
+def _typical_noise(replays: Iterable["_Replay"], level: int) -> float:
+    """Return the median noise of the variants whose search has come to its ends."""
+    found = [replay.noise(level) for replay in replays if not replay.search.needs]
+    return float(np.median(known)) if (known := [n for n in found if n is not None]) else 0.0
 
 
 class _MissingLosses(Exception):  # noqa: N818  no error: the search goes on when they are known
@@ -199,17 +225,15 @@ class _Replay:
     def finish(self, level: int) -> None:
         """Choose the declared settings, then the rate, and bound what the search can miss."""
         search, best = self.search, self.best[level]
-        search.warmup_level = level
         if best is not None:
             settings = self._settings(best[0], level)
             if settings != self.start.recipe.settings:
                 best = self._refine(best[0], level, settings)
             (position, bracketed), shown = best, True
             if bracketed:
-                position, bracketed, shown = self._low_end(position, level, settings)
-            around = self._around(position, level, settings)
-            losses = {p: loss for p, loss in around.items() if abs(p) <= NEAR}
-            t, missed = 0.0, below_lowest(losses)
+                position, bracketed, shown = self._ends(position, level, settings)
+            losses = _near(self._around(position, level, settings))
+            t, missed = 0.0, below_lowest(losses, max(noise_of(losses), search.shared.noise))
             if bracketed:
                 t, missed = vertex(losses)
             missed = missed if shown or not bracketed else math.inf
@@ -246,27 +270,45 @@ class _Replay:
             if len(seen) >= self.tuning.most:
                 return position, False
 
-    def _low_end(
+    def _ends(
         self, position: int, level: int, settings: tuple[tuple[str, float], ...]
     ) -> tuple[int, bool, bool]:
-        """Return the best position, if it is bracketed, and if lower rates are shown to be worse.
+        """Return the best position, if it is bracketed, and if rates beyond are shown to be worse.
 
-        All that was tried at the lowest rate counts, since a warm-up says little there.
+        All that was tried at the lowest and at the highest rate counts, whatever its warm-up.
         """
-        bracketed, further = True, list(FURTHER)
+        bracketed, further = True, {side: list(FURTHER) for side in (-1, 1)}
         while bracketed:
-            around, tried = self._around(position, level, settings), self.search.tried
-            lowest = min(recipe.learning_rate for recipe, y in tried.items() if math.isfinite(y))
-            low = min(y for recipe, y in tried.items() if recipe.learning_rate == lowest)
-            if low - around[0] >= SHOWN * max(self.margin, noise_of(around)):
+            around, ends = self._around(position, level, settings), self._outermost()
+            noise = max(noise_of(around), TYPICAL * self.search.shared.noise)
+            worse = SHOWN * max(self.margin, noise)
+            open_ends = [side for side, (_, loss) in ends.items() if loss - around[0] < worse]
+            if not open_ends:
                 return position, True, True
-            if not further:
+            if not all(further[side] for side in open_ends):
                 break
-            lower = self._place(lowest) - further.pop(0)
-            (loss,) = self._ask([self._recipe(lower, level, settings)])
-            if loss < around[0]:
-                position, bracketed = self._refine(lower, level, settings)
+            beyond = [ends[side][0] + side * further[side].pop(0) for side in open_ends]
+            losses = self._ask([self._recipe(each, level, settings) for each in beyond])
+            if (lowest := min(losses)) < around[0]:
+                position, bracketed = self._refine(beyond[losses.index(lowest)], level, settings)
         return position, bracketed, False
+
+    def _outermost(self) -> dict[int, tuple[int, float]]:
+        """Return place and loss of the lowest rate that did not diverge, -1, and the highest, 1."""
+        tried = self.search.tried
+        lowest = min(recipe.learning_rate for recipe, y in tried.items() if math.isfinite(y))
+        highest = max(recipe.learning_rate for recipe in tried)
+        return {
+            side: (self._place(rate), min(y for r, y in tried.items() if r.learning_rate == rate))
+            for side, rate in ((-1, lowest), (1, highest))
+        }
+
+    def noise(self, level: int) -> float | None:
+        """Return the noise of the runs with the warm-up of this level, or None if they are few."""
+        if (best := self.best.get(level)) is None:
+            return None
+        losses = _near(self._around(best[0], level, self.start.recipe.settings))
+        return noise_of(losses) if sum(map(math.isfinite, losses.values())) > 3 else None
 
     def _around(
         self, position: int, level: int, settings: tuple[tuple[str, float], ...]
