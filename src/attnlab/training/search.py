@@ -62,13 +62,13 @@ class Start(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What a search has decided for all variants."""
+    """The results of a search that hold for all variants."""
 
     warmup_level: int  # the warm-up is 3^level times that of the start
     noise: float  # standard deviation of a typical variant's runs from their parabola, nats/token
 
 
-NOTHING = Shared(0, 0.0)  # has been decided yet
+NOTHING = Shared(0, 0.0)
 
 
 @dataclass(kw_only=True)
