@@ -123,6 +123,8 @@ def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
         (errno.ENOSPC, "error: here: No space left on device; free disk space, or write to"),
         (errno.EACCES, "error: here: Permission denied; change its permissions, or name another"),
         (errno.EROFS, "error: here: Read-only file system; change its permissions, or name"),
+        (errno.EISDIR, "error: here: Is a directory; a folder stands where a file belongs"),
+        (errno.ENAMETOOLONG, "error: here: File name too long; use a shorter name"),
     ],
 )
 def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, number, said):

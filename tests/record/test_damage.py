@@ -275,6 +275,14 @@ def test_what_is_no_file_where_one_belongs_is_named_without_waiting(copy, place,
         assert named or (thing is a_folder and place.endswith(".partial"))
 
 
+@pytest.mark.parametrize("name", ["study.json", PACKED])
+def test_a_folder_in_the_place_of_the_record_is_named_with_a_remedy(copy, name):
+    (copy / "study.json").unlink()
+    (copy / name).mkdir()
+    with pytest.raises(DamagedError, match=rf"{name} is a folder, not a file; restore it from a"):
+        StudyRecord.find(copy)
+
+
 @pytest.mark.parametrize("name", ["study.json", HARNESS, "mha/seed-0/summary.json"])
 @pytest.mark.parametrize("sums", [-1, None, [], {"study.json": 1}, "x", True])
 def test_checksums_of_another_type_are_damage(copy, name, sums):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,9 +332,27 @@ def test_tuning_runs_are_apart_from_the_runs_of_the_verdict(tmp_path):
     assert [run.status() for run in written.runs(tmp_path)["a/b 0.5"]] == ["absent"]
 
 
-def test_a_folder_without_a_study_says_so(tmp_path):
-    with pytest.raises(ValueError, match="no study in"):
-        StudyRecord.read(tmp_path)
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    {
+        "results/small/mha": "the study's folder is results/small",
+        "results/small/mha/seed-0": "the study's folder is results/small",
+        "small.py": "the study's folder is results/small",
+        "small": "the study's folder is results/small",
+        "results": "did you mean results/large or results/small?",
+        "results/smal": "did you mean results/small?",
+        "other": "attnlab run writes the folder of a study, such as results/other",
+        "results/other": "attnlab run writes the folder of a study, such as results/STUDY",
+    }.items(),
+)
+def test_a_path_without_a_study_names_the_folder_that_was_meant(tmp_path, monkeypatch, path, meant):
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "large"):
+        (folder := Path("results") / name / "mha" / "seed-0").mkdir(parents=True)
+        (folder.parents[1] / "study.json").touch()
+    with pytest.raises(ValueError, match="no study in") as error:
+        StudyRecord.read(Path(path))
+    assert str(error.value).endswith(f"there is no {path}/study.json; {meant}")
 
 
 def test_two_writers_of_one_file_leave_one_whole_file(tmp_path):

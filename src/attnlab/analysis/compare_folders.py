@@ -22,6 +22,7 @@ from attnlab.record import (
     StudyRecord,
     folder_name,
     harness_results,
+    meant,
     runs_in,
 )
 
@@ -83,7 +84,7 @@ def _held(given: Path) -> Folders:
     if all(run.status() == "absent" for runs in found.values() for run in runs):
         raise ValueError(
             f"{given} holds no run: give the folder of a study (with study.json or runs.jsonl.gz), "
-            "of a variant (with seed-0 and so on) or of a run (seed-0)"
+            f"of a variant (with seed-0 and so on) or of a run (seed-0){meant(given)}"
         )
     return found
 

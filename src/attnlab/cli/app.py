@@ -204,7 +204,12 @@ def _of_system(problem: OSError) -> str:
 _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): "; free disk space, or write to another disk",
     (errno.EACCES, errno.EPERM, errno.EROFS): "; change its permissions, or name another place",
-    (errno.ENOENT, errno.ENOTDIR): "; name a place that exists",
+    (errno.ENOENT,): "; name a place that exists",
+    (errno.ENOTDIR,): "; a file stands where this path has a folder: move it away",
+    (errno.EISDIR,): "; a folder stands where a file belongs: move it away",
+    (errno.ENAMETOOLONG,): "; use a shorter name",
+    (errno.ELOOP,): "; replace the link by what it should lead to",
+    (errno.EIO,): "; check the disk, or name another place",
 }
 
 

@@ -11,23 +11,22 @@ from attnlab.record.atomic_files import (
     require_results_folder,
     require_within,
 )
-from attnlab.record.file_types import BenchForm, HarnessMetricForm, HarnessTaskForm, JudgementForm
+from attnlab.record.file_types import (
+    HARNESS,
+    BenchForm,
+    HarnessMetricForm,
+    HarnessTaskForm,
+    JudgementForm,
+    bench_points,
+    harness_results,
+)
 from attnlab.record.json_text import Json, to_json, write_json
 from attnlab.record.lease import HeldError, Holder, LostLeaseError, Observer
 from attnlab.record.packed_file import RunKey, rate_of
 from attnlab.record.packed_study import Packed, pack, unpack
 from attnlab.record.recorded_run import Status, folder_name, reading_once
 from attnlab.record.run_folder import NO_INFLUENCE, RunFolder, digest_of
-from attnlab.record.study_record import (
-    HARNESS,
-    Cell,
-    Rung,
-    StudyRecord,
-    bench_points,
-    cells_of,
-    harness_results,
-    runs_in,
-)
+from attnlab.record.study_record import Cell, Rung, StudyRecord, cells_of, meant, runs_in
 from attnlab.record.temporary_files import remove_temporary
 from attnlab.record.tuning_record import (
     SEARCH_NOISE,
@@ -71,6 +70,7 @@ __all__ = [
     "is_of_disk",
     "is_published",
     "leads_outside",
+    "meant",
     "pack",
     "rate_of",
     "read_object",

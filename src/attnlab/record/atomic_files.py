@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
@@ -48,6 +48,15 @@ def is_of_disk(error: BaseException) -> bool:
 
 class DamagedError(ValueError):
     """A file or folder is not as it was written. The message names it and the damage."""
+
+
+@contextlib.contextmanager
+def advising(advice: str) -> Generator[None]:
+    """Add what to do to the message of a DamagedError that is raised inside."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {advice}") from None
 
 
 def replace_file(

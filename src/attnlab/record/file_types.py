@@ -1,11 +1,18 @@
-"""The types of a run's files, for readers: what a field is if it is there.
+"""The types of recorded files, for readers: what a field is if it is there.
 
 Fields that are not listed may have any value, since the measurements of a run are open-ended.
+The files of a study beside its runs, bench.json and harness.json, are read here.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Required, TypedDict
 
+from attnlab.record.atomic_files import DamagedError, advising
+from attnlab.record.json_text import Json
+from attnlab.record.verified_folder import read_object
+
+BENCH, HARNESS = "bench.json", "harness.json"
 Number = float | None
 
 
@@ -242,3 +249,24 @@ class JudgementForm(TypedDict):
     measure: str
     published: Mapping[str, float]
     basis: str  # SHA-256 of the numbers that it judged, and of other studies that it read
+
+
+def bench_points(study_dir: Path) -> list[Json]:
+    """Return every point of a study's bench.json that was measured; empty without the file.
+
+    Raises DamagedError if the file is not as it was written.
+    """
+    path = study_dir / BENCH
+    with advising("restore it, or delete it to measure again"):
+        points = (read_object(path, BenchForm) or {"points": []})["points"]
+        measured = [point for point in points if point["status"] == "ok"]
+        if any(not point.get("seconds") for point in measured):
+            raise DamagedError(f"{path} is damaged (a measured point has no time)")
+    return measured
+
+
+def harness_results(study_dir: Path) -> dict[str, dict[str, HarnessTaskForm]]:
+    """Return harness.json by run and task; empty without it. Raises DamagedError."""
+    with advising("restore it, or delete it to evaluate again"):
+        found = read_object(study_dir / HARNESS, HarnessForm)
+    return found["runs"] if found else {}

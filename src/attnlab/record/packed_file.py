@@ -24,7 +24,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from attnlab.record.atomic_files import DamagedError, open_regular, read_file, replace_file
+from attnlab.record.atomic_files import (
+    DamagedError,
+    advising,
+    open_regular,
+    read_file,
+    replace_file,
+)
 from attnlab.record.file_types import ChoiceForm, RecordForm, RunForm, TokenizerForm
 from attnlab.record.json_text import Json, mismatch
 
@@ -33,6 +39,7 @@ FORMAT = 2  # of the packed file
 RUN_FILES = ("config.json", "environment.json", "metrics.jsonl", "summary.json")
 TOKENIZER = "tokenizer.json"
 CHOICE = "choice.json"
+AS_TEXT = ("utf-8", "surrogateescape")  # any bytes, which the same option restores
 MOST_LINE_BYTES = 2**28
 MOST_RATIO, FREE_BYTES = 100, 2**26  # largest size of the lines: both, by the size of the file
 
@@ -87,7 +94,7 @@ def read_packed(study_dir: Path) -> PackedStudy:
     path = study_dir / PACKED
     if not os.path.lexists(path):
         return PackedStudy({}, {})
-    with open_regular(path) as file:
+    with advising("restore it from a copy, or move it away"), open_regular(path) as file:
         stat = os.fstat(file.fileno())
     return _read(path.absolute(), (stat.st_mtime_ns, stat.st_size, stat.st_ino))
 
@@ -99,8 +106,9 @@ def read_record(study_dir: Path) -> tuple[bytes, Path] | None:
     """
     path = study_dir / STUDY
     for _ in range(2):  # it may be packed or unpacked meanwhile
-        if os.path.lexists(path) and (content := read_file(path)) is not None:
-            return content, path
+        with advising("restore it from a copy, or delete it and run the study again"):
+            if os.path.lexists(path) and (content := read_file(path)) is not None:
+                return content, path
         if (content := read_packed(study_dir).record) is not None:
             return content, Path(f"{study_dir / PACKED}, line 1") / STUDY
     return None
@@ -139,14 +147,14 @@ def _lines(study: PackedStudy) -> Iterator[bytes]:
             fields["tokenizer"] = digest = hashlib.sha256(tokenizer).hexdigest()
             if digest not in tokenizers:
                 tokenizers.add(digest)
-                yield _line({"tokenizer": digest, "text": _to_text(tokenizer)})
+                yield _line({"tokenizer": digest, "text": tokenizer.decode(*AS_TEXT)})
         summary = fields.get("summary")
         status = summary.get("status") if isinstance(summary, dict) else None
         yield _line({**key._asdict(), "status": status or "partial", "ended": run.ended, **fields})
     for variant in sorted(study.choices):
         content = study.choices[variant]
         value = _value(CHOICE, content)
-        raw = {} if value is not None else {"raw": {CHOICE: _to_text(content)}}
+        raw = {} if value is not None else {"raw": {CHOICE: content.decode(*AS_TEXT)}}
         yield _line({"variant": variant, "tuning_choice": value, **raw})
 
 
@@ -154,20 +162,12 @@ def _line(value: Json) -> bytes:
     return f"{json.dumps(value, allow_nan=False, separators=(',', ':'))}\n".encode()
 
 
-def _to_text(content: bytes) -> str:
-    return content.decode("utf-8", "surrogateescape")  # any bytes, restored by the same option
-
-
-def _from_text(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
 def _to_fields(files: Mapping[str, bytes]) -> Json:
     fields, raw = Json(), dict[str, str]()
     for name, content in files.items():
         value = _value(name, content)
         if value is None:
-            raw[name] = _to_text(content)
+            raw[name] = content.decode(*AS_TEXT)
         else:
             fields[name.partition(".")[0]] = value
     return {**fields, "raw": raw} if raw else fields
@@ -196,7 +196,7 @@ def _from_fields(fields: Json, names: Iterable[str]) -> dict[str, bytes]:
     for name in names:
         value = fields.get(name.partition(".")[0])
         if name in raw:
-            files[name] = _from_text(raw[name])
+            files[name] = raw[name].encode(*AS_TEXT)
         elif value is not None:
             files[name] = _content(name, value)
     return files
@@ -248,7 +248,7 @@ def _add(fields: Json, study: PackedStudy, tokenizers: dict[str, bytes]) -> None
     """Add a line to what was read before it. Raises ValueError or LookupError."""
     if "text" in fields:
         _require(TokenizerForm, fields)
-        content = _from_text(fields["text"])
+        content = fields["text"].encode(*AS_TEXT)
         if hashlib.sha256(content).hexdigest() != fields["tokenizer"]:
             raise ValueError("the tokenizer was altered")
         tokenizers[fields["tokenizer"]] = content

@@ -41,7 +41,7 @@ from attnlab.record.packed_file import (
 )
 from attnlab.record.recorded_run import folder_name
 from attnlab.record.run_folder import RunFolder
-from attnlab.record.study_record import StudyRecord
+from attnlab.record.study_record import StudyRecord, meant
 from attnlab.record.temporary_files import TEMPORARY, remove_temporary
 
 OF_VARIANT = ("config.json", "metrics.json")  # of a variant's folder; a report writes them again
@@ -121,7 +121,8 @@ def unpack(study_dir: Path | str) -> int:
     study_dir = Path(study_dir)
     path = study_dir / PACKED
     if not path.is_file():
-        raise ValueError(f"{study_dir} is not packed: there is no {path}")
+        where = "" if (study_dir / STUDY).is_file() else meant(study_dir)
+        raise ValueError(f"{study_dir} is not packed: there is no {path}{where}")
     study = read_packed(study_dir)
     remove_temporary(study_dir)
     left = {

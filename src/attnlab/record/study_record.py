@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
-from attnlab.record.atomic_files import DamagedError, replace_file
-from attnlab.record.file_types import BenchForm, HarnessForm, HarnessTaskForm, JudgementForm
+from attnlab.config.problem import nearest
+from attnlab.record.atomic_files import PUBLISHED, DamagedError, advising, replace_file
+from attnlab.record.file_types import JudgementForm
 from attnlab.record.json_text import Json, mismatch, to_json
 from attnlab.record.lease import waiting_for
 from attnlab.record.packed_file import PACKED, STUDY, read_packed, read_record
 from attnlab.record.recorded_run import folder_name
 from attnlab.record.run_folder import RunFolder
-from attnlab.record.verified_folder import add_checksums, parse_object, read_object
+from attnlab.record.verified_folder import add_checksums, parse_object
 
-BENCH, HARNESS = "bench.json", "harness.json"
+MOST_NAMED = 5  # folders, in a message
 
 
 class Rung(NamedTuple):
@@ -187,7 +188,8 @@ class StudyRecord:
         if found is None:
             packed = os.path.lexists(study_dir / PACKED)
             besides = f", which {PACKED} lacks, too: restore it from a copy" if packed else ""
-            raise ValueError(f"no study in {study_dir}: there is no {study_dir / STUDY}{besides}")
+            where = besides or meant(study_dir)
+            raise ValueError(f"no study in {study_dir}: there is no {study_dir / STUDY}{where}")
         return found
 
     @classmethod
@@ -201,7 +203,8 @@ class StudyRecord:
         if there is None:
             return None
         content, path = there
-        try:
+        again = ", or delete it and run the study again" if path == study_dir / STUDY else ""
+        with advising(f"restore it from a copy{again}"):
             recorded = parse_object(content, path)
             recorded.setdefault("tuning", recorded.get("learning_rates"))  # in older records
             known = get_type_hints(cls)
@@ -215,9 +218,6 @@ class StudyRecord:
                 raise DamagedError(f"{path} lacks {', '.join(missing)}")
             if wrong := [m for name in found if (m := mismatch(known[name], found[name], name))]:
                 raise DamagedError(f"{path} is damaged ({wrong[0]})")
-        except DamagedError as error:
-            advice = ", or delete it and run the study again" if path == study_dir / STUDY else ""
-            raise DamagedError(f"{error}; restore it from a copy{advice}") from None
         for name in ("variants", "seeds", "hypotheses", "judgements", "swept"):
             found[name] = tuple(found.get(name, ()))
         families = found.get("families", {})
@@ -245,29 +245,29 @@ class StudyRecord:
         }
 
 
-def bench_points(study_dir: Path) -> list[Json]:
-    """Return every point of a study's bench.json that was measured; empty without the file.
+def meant(path: Path) -> str:
+    """Return the end of a message about a path that is no study's folder: which one is, probably.
 
-    Raises DamagedError if the file is not as it was written.
+    It may be around the path, below it, beside it under a similar name, or in results/ or
+    published/ under this name.
     """
-    path = study_dir / BENCH
-    try:
-        points = (read_object(path, BenchForm) or {"points": []})["points"]
-        measured = [point for point in points if point["status"] == "ok"]
-        if any(not point.get("seconds") for point in measured):
-            raise DamagedError(f"{path} is damaged (a measured point has no time)")
-    except DamagedError as error:
-        raise DamagedError(f"{error}; restore it, or delete it to measure again") from None
-    return measured
+    around = (*path.parents, *path.absolute().parents)
+    homes = (Path("results"), Path(PUBLISHED))
+    found = next(filter(_has_record, (*around, *(home / path.stem for home in homes))), None)
+    if found is not None:
+        return f"; the study's folder is {found}"
+    if below := sorted(filter(_has_record, path.glob("*")))[:MOST_NAMED]:
+        return f"; did you mean {' or '.join(map(str, below))}?"
+    beside = {it.name: it for it in path.parent.glob("*") if _has_record(it)}
+    if (near := nearest(path.name, beside)) is not None:
+        return f"; did you mean {beside[near]}?"
+    is_name = len(path.parts) == 1 and not path.is_dir()
+    example = homes[0] / (path.stem if is_name else "STUDY")
+    return f"; attnlab run writes the folder of a study, such as {example}"
 
 
-def harness_results(study_dir: Path) -> dict[str, dict[str, HarnessTaskForm]]:
-    """Return harness.json by run and task; empty without it. Raises DamagedError."""
-    try:
-        found = read_object(study_dir / HARNESS, HarnessForm)
-    except DamagedError as error:
-        raise DamagedError(f"{error}; restore it, or delete it to evaluate again") from None
-    return found["runs"] if found else {}
+def _has_record(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in (STUDY, PACKED))
 
 
 def runs_in(path: Path) -> list[RunFolder]:
