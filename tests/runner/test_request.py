@@ -198,6 +198,10 @@ def passages(start, n=60):
     )
 
 
+def edited(text, every):
+    return "".join(f"{text[at : at + every]}*" for at in range(0, len(text), every))
+
+
 TRAIN, OTHER = passages(0), passages(1000)
 SHORT_LINES = "".join(f'{{"text": "line {i}"}}\n' for i in range(99))
 SAID = [  # contents of train, valid and test, and the note on them
@@ -205,6 +209,13 @@ SAID = [  # contents of train, valid and test, and the note on them
     ((TRAIN, OTHER, TRAIN), "100% of the test split is also in the training split"),
     ((TRAIN + OTHER, passages(2000), OTHER), "100% of the test split is also in the training"),
     ((TRAIN, OTHER + TRAIN[:1000], passages(3000)), "[23].% of the valid split is also in"),
+    (("a" * 90_000, "a" * 90_000, OTHER), "100% of the valid split is also in the training split"),
+    (
+        ("a line\n" * 9_000, "a line\n" * 900 + OTHER, passages(3000)),
+        "[67].% of the valid split is",
+    ),
+    ((TRAIN, TRAIN[200:300], passages(3000)), "100% of the valid split is also in the training"),
+    ((TRAIN, edited(TRAIN, 300), passages(3000)), "[56].% of the valid split is also in the train"),
     ((TRAIN, OTHER, OTHER), "the test split is the validation split"),
     (
         (TRAIN, OTHER, "short"),

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 Ids: TypeAlias = NDArray[np.integer[Any]]
 
 BLOCK = 1 << 22  # tokens that are hashed at once
-SAMPLED = 1 << 12  # windows of a split, about, that are searched for in the training split
+SAMPLED = 1 << 12  # windows of a split that are searched for in the training split
+PREFIX_BITS = 20  # of a hash, by which most windows of the training split are ruled out
 SEARCHED = 1 << 26  # tokens of the training split, about, in blocks spread over it
 
 
@@ -59,27 +60,49 @@ def rank(name: str) -> str:
 def seen_in_training(train: Ids, held_out: Mapping[str, Ids], window: int) -> dict[str, float]:
     """Return by split the fraction of its windows of tokens that are also in the training split.
 
-    `window` is a power of two. Of a long split, windows are sampled by their hashes, so that the
-    same ones are sampled in the training split, of which at most `SEARCHED` tokens are searched.
+    `window` is a power of two; half of it counts for a split that is shorter, and a still shorter
+    one has none. Of a long split, windows are sampled that are spread evenly over it. They are
+    searched for in at most `SEARCHED` tokens of the training split.
     """
-    bits, wanted = dict[str, int](), dict[str, NDArray[np.uint64]]()
-    for split, ids in held_out.items():
-        hashes = _hashes(ids, window)
-        bits[split] = (len(hashes) // SAMPLED).bit_length()
-        wanted[split] = np.unique(_sampled(hashes, bits[split]))
-    seen = {split: np.zeros(len(hashes), bool) for split, hashes in wanted.items()}
+    shares = dict.fromkeys(held_out, 0.0)
+    for width, splits in (
+        (window, [split for split, ids in held_out.items() if len(ids) >= window]),
+        (window // 2, [split for split, ids in held_out.items() if len(ids) < window]),
+    ):
+        sampled = {split: _sampled(_hashes(held_out[split], width)) for split in splits}
+        sampled = {split: hashes for split, hashes in sampled.items() if len(hashes)}
+        if sampled:
+            wanted = np.unique(np.concatenate([*sampled.values()]))
+            found = _found(train, wanted, width)
+            shares |= {
+                split: float(found[np.searchsorted(wanted, hashes)].mean())
+                for split, hashes in sampled.items()
+            }
+    return shares
+
+
+def _sampled(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the hashes at `SAMPLED` evenly spread places, or all of fewer."""
+    if len(hashes) <= SAMPLED:
+        return hashes
+    return hashes[np.linspace(0, len(hashes) - 1, SAMPLED).astype(np.int64)]
+
+
+def _found(train: Ids, wanted: NDArray[np.uint64], window: int) -> NDArray[np.bool_]:
+    """Return which of the sorted hashes are those of windows of the training split."""
+    found, is_prefix = np.zeros(len(wanted), bool), np.zeros(1 << PREFIX_BITS, bool)
+    is_prefix[_prefixes(wanted)] = True
     for start in range(0, len(train), BLOCK * (1 + len(train) // SEARCHED)):
         hashes = _hashes(train[start : start + BLOCK + window - 1], window)
-        for split in (split for split, hashes in wanted.items() if len(hashes)):
-            sampled = _sampled(hashes, bits[split])
-            place = np.minimum(np.searchsorted(wanted[split], sampled), len(wanted[split]) - 1)
-            seen[split][place[wanted[split][place] == sampled]] = True
-    return {split: float(found.mean()) if len(found) else 0.0 for split, found in seen.items()}
+        hashes = hashes[is_prefix.take(_prefixes(hashes))]  # the few that need a search
+        place = np.searchsorted(wanted, hashes)
+        place, hashes = place[place < len(wanted)], hashes[place < len(wanted)]
+        found[place[wanted[place] == hashes]] = True
+    return found
 
 
-def _sampled(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """Return the hashes that end in so many zeros."""
-    return hashes[hashes & np.uint64((1 << bits) - 1) == 0]
+def _prefixes(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return (hashes >> np.uint64(64 - PREFIX_BITS)).view(np.int64)
 
 
 def _hashes(ids: Ids, window: int) -> NDArray[np.uint64]:

@@ -29,7 +29,7 @@ __all__ = ["Corpus", "DataConfig", "DataError", "Examples", "Places", "Texts"]
 
 
 OVERLAP = 0.02  # fraction of a held-out split; natural text repeats less of another
-OVERLAP_BYTES = 256  # of the passages that are compared, about
+OVERLAP_BYTES = 128  # of the passages that are compared, about
 
 
 @dataclass(frozen=True, kw_only=True)
