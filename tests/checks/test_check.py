@@ -144,6 +144,8 @@ ALONE = {
     "UnusedParameter": [TRAINED],
     "RunningMeanOfAllInputs": [REPEATED],
 }
+# bugs that the whole suite finds, past 1,500 or 4,096 tokens
+AT_LENGTH = {"FutureSeenByLongSequences": FUTURE, "LongPromptIsForgotten": PROMPT}
 SHIPPED = sorted(MechanismConfig.kinds.keys() - {"fla_layer"})  # which needs a GPU
 
 
@@ -214,6 +216,12 @@ def test_the_whole_suite_finds_what_the_quick_one_finds(planted, bug):
     assert violation(judged, subject_of(config, quick=False))
 
 
+@pytest.mark.parametrize("bug", AT_LENGTH)
+def test_the_whole_suite_finds_what_shows_at_length_alone(planted, bug):
+    (judged,) = (each for each in PROPERTIES if each.name == AT_LENGTH[bug])
+    assert violation(judged, subject_of(small(getattr(planted, bug)), quick=False)) is not None
+
+
 # by kind of fault: the properties that are judged first, so that few others are
 LIKELY = {
     "leak": [FUTURE, ROWS],
@@ -258,7 +266,7 @@ def test_every_planted_bug_is_tried(planted):
         and issubclass(value, MechanismConfig)
         and value.__module__ == planted.__name__
     ]
-    assert sorted(configs) == sorted([*CAUGHT_BY, *CORRECT])
+    assert sorted(configs) == sorted([*CAUGHT_BY, *CORRECT, *AT_LENGTH])
     names = {each.name for each in PROPERTIES}
     assert names >= {*CAUGHT_BY.values()}
 

@@ -81,6 +81,13 @@ class MaskOffByOne(Planted, GroupedQuery):
             return self.masked(scores_BHTS, self.past(scores_BHTS, offset=1)).softmax(-1)
 
 
+class FutureSeenByLongSequences(Planted, Identity):
+    class Module(TokenwiseLinear):
+        def forward(self, x_BTD):
+            shift = -1 if x_BTD.shape[1] > 4_096 else 0
+            return super().forward(x_BTD.roll(shift, 1))
+
+
 class InvertedMask(Planted, GroupedQuery):
     class Module(ScoresOf):
         def weights(self, scores_BHTS):
@@ -636,6 +643,15 @@ class PromptKeepsItsLastTokensAlone(Planted, SlidingWindow):
             y_BTD, _ = super().prefill(x_BTD, capacity)
             _, k_BGTK, v_BGTK = self._qkv(x_BTD, start=0)
             return y_BTD, self.init_state(len(x_BTD), capacity).append(k_BGTK, v_BGTK)
+
+
+class LongPromptIsForgotten(Planted, SlidingWindow):
+    class Module(SlidingWindowAttention):
+        def prefill(self, x_BTD, capacity, handed=None):
+            y_BTD, state = super().prefill(x_BTD, capacity)
+            if x_BTD.shape[1] > 1_500:
+                state = state._replace(v_BGSK=state.v_BGSK.roll(1, 2))
+            return y_BTD, state
 
 
 # Sequences of a batch influence each other

@@ -21,6 +21,7 @@ from attnlab.checks.modes import (
     BFLOAT16_TRAIN,
     DROPOUT,
     EVAL,
+    FAR,
     FEW,
     FIRST_STEP,
     FLOAT32_EVAL,
@@ -245,7 +246,7 @@ def _trials(subject: Subject) -> Iterator[Trial]:
 
 
 def _long_trials(subject: Subject) -> Iterator[Trial]:
-    """Yield trials within a schedule and past 1,000 tokens."""
+    """Yield trials within a schedule, and past 1,000 and 4,096 tokens."""
     short, longest = subject.short, max(LONG, subject.past)
     if subject.has_schedule:
         within = WITHIN_SCHEDULES[2:5] if subject.quick else WITHIN_SCHEDULES
@@ -254,6 +255,8 @@ def _long_trials(subject: Subject) -> Iterator[Trial]:
     for mode in (FLOAT32_TRAIN,) if subject.quick else (FLOAT32_EVAL, FLOAT32_TRAIN):
         cuts = [longest // 2, longest - 1, LONG_CHUNKS[0] + 1, LONG_CHUNKS[1]]
         yield Trial(mode, len(cuts), longest, cuts)
+    if not subject.quick:
+        yield Trial(EVAL, 1, FAR, [FAR - 20])  # decoding compares with the same outputs
 
 
 def _spread(tokens: int, number: int) -> list[int]:

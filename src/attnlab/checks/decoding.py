@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import BFLOAT16_EVAL, DROPOUT, EVAL, LONG, NotJudgedError
+from attnlab.checks.modes import BFLOAT16_EVAL, DROPOUT, EVAL, FAR, LONG, NotJudgedError
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
@@ -70,12 +70,13 @@ def prompts(subject: Subject) -> Iterator[Finding]:
                 decoded_BTD = subject.decode(mechanism, x_BTD[:, :end], prompt)
                 deviation, first = by_position(relative(decoded_BTD, y_BTD[:, :end]), limit)
                 yield Finding(f"position {first}", deviation, limit, place=place, note=note)
-    longest = max(LONG, subject.past)
-    for tokens in (subject.past + AFTER_LONG_PROMPT, *(() if subject.quick else (longest,))):
+    trials = [(2, subject.past + AFTER_LONG_PROMPT)]
+    trials += [] if subject.quick else [(2, max(LONG, subject.past)), (1, FAR)]
+    for batch, tokens in trials:
         tokens, note = subject.exact(tokens)
         prompt = max(1, tokens - AFTER_LONG_PROMPT)
-        with subject.at(EVAL, 2, tokens, f", {prompt} of them in the prompt") as place:
-            x_BTD, y_BTD = subject.tokens(2, tokens), subject.output(EVAL, 2, tokens)
+        with subject.at(EVAL, batch, tokens, f", {prompt} of them in the prompt") as place:
+            x_BTD, y_BTD = subject.tokens(batch, tokens), subject.output(EVAL, batch, tokens)
             decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=13)
             deviation, first = by_position(relative(decoded_BTD, y_BTD), limit)
             yield Finding(f"position {first}", deviation, limit, place=place, note=note)

@@ -45,6 +45,7 @@ WITHIN_SCHEDULES = (1, 5, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)  #
 BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64)  # sizes that a mechanism might treat apart
 FEW = 11  # tokens of a trial of many batch sizes, one of which is as large
 LONG = 1_100  # tokens: past 1,000, and no multiple of a chunk
+FAR = 4_150  # tokens of one sequence, which few trials have: past 4,096
 MOST_TOKENS = 8_192  # of a batch that has the shape of a study's; a larger one takes minutes
 
 
