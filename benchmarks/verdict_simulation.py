@@ -347,20 +347,22 @@ WORLDS = (
 def table(studies: int, only: str, seed: int, workers: int | None) -> Iterator[str]:
     """Yield the lines of a table in Markdown, as they are computed, a process per world."""
     yield (
-        "| world | procedure | error | error, all equal | coverage | power | regret | runs per "
-        "variant |"
+        "| world | error | all equal | coverage | power | of the oracle's | regret | runs per "
+        "variant | of the octave grid's | its error | all equal | its regret |"
     )
-    yield "| -- | -- | -: | -: | -: | -: | -: | -: |"
+    yield "| -- " + "| -: " * 11 + "|"
     worlds = [world for world in WORLDS if only in world.name]
     with ProcessPoolExecutor(workers) as pool:
         outcomes = pool.map(partial(simulate, studies=studies, seed=seed), worlds)
         for world, found in zip(worlds, outcomes, strict=True):
-            for name, (mixed, equal) in found.items():
-                coverage = min(mixed.coverage, equal.coverage)
-                yield (
-                    f"| {world.name} | {name} | {mixed.error:.3f} | {equal.error:.3f} | "
-                    f"{coverage:.3f} | {mixed.power:.2f} | {mixed.regret:.4f} | {mixed.runs:.1f} |"
-                )
+            (mixed, equal), (grid, equal_grid) = found["attnlab"], found["octave grid"]
+            yield (
+                f"| {world.name} | {mixed.error:.3f} | {equal.error:.3f} "
+                f"| {min(mixed.coverage, equal.coverage):.3f} | {mixed.power:.2f} "
+                f"| {mixed.power / found['oracle'][0].power:.2f} | {mixed.regret:.4f} "
+                f"| {mixed.runs:.1f} | {mixed.runs / grid.runs:.2f} "
+                f"| {grid.error:.3f} | {equal_grid.error:.3f} | {grid.regret:.4f} |"
+            )
 
 
 def main() -> None:
