@@ -372,6 +372,21 @@ def test_an_exception_of_a_mechanism_is_a_violated_property_and_no_crash(planted
     assert found[FUTURE].deviation == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda x_BTD: None, "raised TypeError: forward returned NoneType, not a tensor (B, T, D)"),
+        (lambda x_BTD: (x_BTD, None), "raised TypeError: forward returned tuple, not a tensor"),
+        (lambda x_BTD: pytest.fail("no"), "raised Failed: no (at "),
+    ],
+)
+def test_whatever_ends_a_call_is_said_at_its_property(planted, monkeypatch, end, said):
+    monkeypatch.setattr(planted.GatedIdentity.Module, "forward", lambda _, x_BTD: end(x_BTD))
+    (first, *others) = check_properties(planted.GatedIdentity(), d_model=8, quick=True)
+    assert first.how_much.startswith(said)
+    assert not others
+
+
 def test_a_mechanism_without_float64_is_checked_in_float32(planted):
     assert Subject(config=planted.OnlyInFloat32(), d_model=8).dtype == torch.float32
     assert Subject(config=planted.GatedIdentity(), d_model=8).dtype == torch.float64

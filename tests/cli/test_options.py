@@ -137,6 +137,16 @@ def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, n
         assert done.stderr.replace(" could not be written", "").startswith(said)
 
 
+@pytest.mark.parametrize("words", ["run|a.py", "list|a.py", "compare|a.py", "export|a.py"])
+def test_a_link_that_leads_to_itself_is_named(attnlab, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").symlink_to("a.py")
+    done = attnlab(*words.split("|"))
+    assert done.exit_code == 2
+    assert "a.py" in done.stderr
+    assert "Traceback" not in done.output
+
+
 @pytest.mark.parametrize("words", ["report|results/tiny_study", "compare|results/tiny_study"])
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_verdict_whose_report_cannot_be_written_is_printed(

@@ -106,6 +106,13 @@ class _NarrowestDtype(TorchDispatchMode):
         return result
 
 
+def require_tensor(y_BTD: object) -> Tensor:
+    """Return what a mechanism returned. Raises TypeError unless it is a tensor."""
+    if isinstance(y_BTD, Tensor):
+        return y_BTD
+    raise TypeError(f"forward returned {type(y_BTD).__name__}, not a tensor (B, T, D)")
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """Return the relative deviation that roundings may cause.
 

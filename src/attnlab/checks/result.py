@@ -94,7 +94,9 @@ class Property(NamedTuple):
         except NotJudgedError as reason:
             if all(finding.within_limit for finding in found):
                 return self._result("skipped", 0.0, str(reason))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as an exit, or a failure of pytest
             where = "; ".join(getattr(error, "__notes__", []))
             found.append(Finding(where, math.inf, words=raised(error)))
         violations = [finding for finding in found if not finding.within_limit]

@@ -36,6 +36,7 @@ from attnlab.checks.modes import (
     first_that_runs,
     narrowest_dtype,
     placed,
+    require_tensor,
     seeded,
     tolerance,
 )
@@ -233,14 +234,12 @@ class Subject(Shapes):
     def forward_with_loss(
         self, mechanism: Mechanism[Any], mode: Mode, x_BTD: Tensor, seed: int | None = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Return `y_BTD` and, in training, the auxiliary loss. Dropout draws from `seed`.
-
-        Without a seed it draws from the streams as they are.
-        """
+        """Return `y_BTD` and, in training, the auxiliary loss. Dropout draws from `seed`."""
         with nullcontext() if seed is None else seeded(seed), self.autocast_in(mode):
-            if mode.training:
-                return mechanism.forward_with_loss(x_BTD)
-            return mechanism(x_BTD), None
+            y_BTD, loss = (
+                mechanism.forward_with_loss(x_BTD) if mode.training else (mechanism(x_BTD), None)
+            )
+        return require_tensor(y_BTD), loss
 
     def decode(
         self,

@@ -8,6 +8,7 @@ that only read files do without torch.
 
 import errno
 import math
+import re
 import shlex
 import signal
 import sys
@@ -208,9 +209,15 @@ _REMEDIES = {
     (errno.ENOTDIR,): "; a file stands where this path has a folder: move it away",
     (errno.EISDIR,): "; a folder stands where a file belongs: move it away",
     (errno.ENAMETOOLONG,): "; use a shorter name",
-    (errno.ELOOP,): "; replace the link by what it should lead to",
+    (errno.ELOOP,): "; replace the link that leads to itself",
     (errno.EIO,): "; check the disk, or name another place",
 }
+
+
+def _of_links(problem: BaseException) -> str | None:
+    """Return the name of a link that leads to itself, which `Path.resolve` refuses; else None."""
+    found = re.fullmatch(r"Symlink loop from '(.*)'", str(problem))  # up to Python 3.12
+    return found and f"{found[1]}: the link leads to itself; replace it by what it should lead to"
 
 
 def _as_typed(message: str, command: Callable[..., Any]) -> str:
@@ -246,9 +253,11 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
             error(_as_typed(str(problem), command))
             raise typer.Exit(2) from None
         except (Exception, SystemExit) as problem:
-            if isinstance(problem, typer.Exit | typer.Abort) or (own := own_error(problem)) is None:
+            if isinstance(problem, typer.Exit | typer.Abort):
                 raise
-            error(own)
+            if (said := own_error(problem) or _of_links(problem)) is None:
+                raise
+            error(said)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             with suppress(OSError):  # a terminal that has hung up
