@@ -102,6 +102,10 @@ def test_no_more_is_tried_than_is_needed():
     assert len(alone(convex(OWN * 2)).tried) == 4 + 2
     assert len(alone(convex(OWN * 8)).tried) == 5 + 2
     assert len(alone(convex(OWN)).tried) == 5 + 2
+    for multiples in ((1,), (1, 2), (1, 2, 4)):  # three rates are the fewest that bracket the best
+        narrow = replace(ALONE, multiples=multiples)
+        best = OWN * multiples[-1] / 2 if len(multiples) == 3 else OWN
+        assert len(alone(convex(best), narrow).tried) >= narrow.bounds()[0] == 5
 
 
 def test_of_equal_losses_one_inside_is_taken_and_then_the_lowest_rate():

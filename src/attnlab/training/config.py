@@ -250,7 +250,8 @@ class Tuning(Config):
         """
         warmups = longer_warmups if self.warmup else 0
         values = sum(len(values) - 1 for values in self.settings.values())
-        least = len(self.multiples) + 2 + min(warmups, 1) + values
+        coarse = max(3, len(self.multiples))  # a best rate has a lower and a higher one
+        least = coarse + 2 + min(warmups, 1) + values
         return least, least + 1, self.most * (4 + warmups + bool(self.settings)) + values
 
 
