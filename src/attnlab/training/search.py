@@ -13,9 +13,9 @@
                 its rise a quarter of an octave from the vertex, and any gain from a longer warm-up
                 that was not taken; the noise of the search's runs is added by the comparison.
                 Below the lowest rate, what the last two octaves gained (`below_lowest`)
-    ends        where noise can be all by which the lowest or the highest rate is worse, rates one
-                and a half and three octaves further out, and around a better one; still not shown:
-                no bound
+    ends        where noise can be all by which the lowest or the highest rate is worse, a rate one
+                and a half octaves further out, then one three octaves beyond that, and around a
+                better one; still not shown: no bound
 
 A recipe is judged by the validation loss at the end of one run of full length, with a seed that no
 run of the verdict has. Everything here is a function of the losses alone. `decide` replays the
@@ -36,7 +36,7 @@ LONGER = 3  # ratio of the next warm-up that is tried
 AT_ONE_RATE = 3  # margins that a longer warm-up must gain if it does not allow a higher rate
 MOST_WARMUP = 0.5  # longest warm-up that is tried, as a part of all steps
 SHOWN = 4  # times the margin, and the noise: rates at both ends are worse than the best by as much
-FURTHER = (3, 6)  # half octaves beyond an end, as long as that is not shown
+FURTHER = (3, 6)  # half octaves beyond what an end is by then, as long as that is not shown
 TYPICAL = 1.4  # times the median noise of all variants: the least that is reckoned with at an end
 
 Losses = Mapping[Recipe, float | None]  # nats/token by recipe; None, or not finite: it diverged
