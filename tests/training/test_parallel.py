@@ -21,6 +21,8 @@ from unittest import mock
 import pytest
 import torch
 from support import SOURCE, fake_workers, tiny_study
+from torch.distributed.launcher import api as launcher
+from torch.distributed.launcher.api import LaunchConfig
 
 from attnlab.checks.small_configs import small
 from attnlab.checks.suite import fitting_width
@@ -40,6 +42,7 @@ from attnlab.runner.events import Ended, Progress
 from attnlab.runner.execute import corpus_of, execute, execute_as
 from attnlab.runner.extend import extend
 from attnlab.runner.processes import death
+from attnlab.runner.processes import main as main_of_rank
 from attnlab.training import plausibility, sharded_checkpoint
 from attnlab.training.assemble import activation_bytes, memory_advice, memory_per_gpu
 from attnlab.training.checkpoint import load_newest, remove_old
@@ -258,6 +261,20 @@ def test_a_process_that_dies_is_named_and_all_end(tmp_path, places):
     assert not any(map(_is_rank, started))
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """The processes of a run are copies of this one, and need not import torch again."""
+    launch = launcher.elastic_launch
+
+    def started(config: LaunchConfig, executable: str):
+        config.start_method = "fork"
+        return lambda *arguments: launch(config, main_of_rank)(arguments[-1])
+
+    monkeypatch.setattr(launcher, "elastic_launch", started)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_killed_run_of_torchrun_ends_at_once_and_continues_to_the_same_bits(of_two_processes):
     assert float((of_two_processes / "seconds").read_text()) < 5
     found = [found_by(of_two_processes, rank) for rank in (0, 1)]
