@@ -153,7 +153,7 @@ def cache(tmp_path_factory):
 def attnlab(tmp_path, monkeypatch, cache):
     """Call the command line in an empty folder; user-defined kinds are forgotten afterwards.
 
-    It trains in this process and draws no figure; `first_run` starts workers and draws its page.
+    It trains in this process and draws no figure; `first_run` draws its page.
     """
     from support import fake_workers
     from typer.testing import CliRunner
@@ -179,7 +179,10 @@ def attnlab(tmp_path, monkeypatch, cache):
 
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory, cache):
-    """Folder and output of `attnlab run` of two variants with one seed each."""
+    """Folder and output of `attnlab run` of two variants with one seed each.
+
+    It trains in this process: a worker takes seconds to import torch.
+    """
     from support import fake_workers, tiny_study
     from typer.testing import CliRunner
 
@@ -189,6 +192,7 @@ def first_run(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("first_run")
     with pytest.MonkeyPatch.context() as patch:
         fake_workers.draw_nothing(patch, page=True)
+        patch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
         patch.chdir(folder)
         patch.setenv("ATTNLAB_CACHE", cache)
         for printer in (console, errors):

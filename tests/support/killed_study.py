@@ -218,8 +218,12 @@ def kill_commands(
 
 
 def prepare(folder: Path) -> None:
-    """Make what all commands share, and stand in for what takes them seconds."""
+    """Make what all commands share, and stand in for what takes them seconds.
+
+    Nothing is flushed to the disk: the system, which keeps what was written, is not killed.
+    """
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None
     os.environ["ATTNLAB_CACHE"] = str(folder / "cache")
     corpus = corpus_of(BASE.data, Places.from_environment())
     plausibility._ngram_loss(corpus, TRAIN.seq_len), describe(torch.device("cpu"))

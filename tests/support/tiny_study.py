@@ -56,7 +56,11 @@ study = Study(
     },
 )
 
-_longer = replace(base.train, steps=30, eval_every=30, eval_batch_size=512, checkpoint_every=10)
+_longer = replace(
+    base.train,
+    **{"steps": 20, "learning_rate": 5e-3},
+    **{"eval_every": 20, "eval_batch_size": 512, "checkpoint_every": 5},
+)
 _shallow = replace(base.model, n_layers=1)
 twins = replace(
     study,
