@@ -15,6 +15,7 @@ from attnlab.mechanism import state_bytes
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.mechanisms.mla import MLA
 from attnlab.mechanisms.sliding_window import SlidingWindow
+from attnlab.modules.rope_scaling import Yarn
 
 W = 7
 
@@ -371,7 +372,8 @@ def test_the_absorbed_step_equals_the_definition(settings):
 
 
 def test_all_settings_of_latents_together_keep_the_promises():
-    assert_correct(MLA(**ALL_OF_LATENTS), d_model=32, quick=True)
+    yarn = Yarn(factor=4.0, mscale=1.0, mscale_all_dim=0.8, original_max_position_embeddings=16)
+    assert_correct(MLA(**ALL_OF_LATENTS, rope_scaling=yarn), d_model=32, quick=True)
 
 
 def test_settings_that_are_off_do_not_count_in_the_identity_of_a_run():

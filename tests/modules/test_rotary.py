@@ -66,9 +66,8 @@ def built(config):
     return config.build(32).double().eval()
 
 
-@pytest.mark.parametrize(("make", "scaling"), [(GroupedQuery, DYNAMIC), (MLA, YARN)])
-def test_a_scaled_mechanism_keeps_its_promises(make, scaling):
-    assert_correct(make(rope_scaling=scaling), d_model=32, quick=True)
+def test_a_mechanism_scaled_by_the_length_keeps_its_promises():
+    assert_correct(GroupedQuery(rope_scaling=DYNAMIC), d_model=32, quick=True)
 
 
 @pytest.mark.parametrize("make", MECHANISMS, ids=NAMES)
