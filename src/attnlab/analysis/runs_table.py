@@ -12,7 +12,15 @@ from typing import Any, NamedTuple, cast
 from attnlab.analysis.sentences import in_words
 from attnlab.analysis.settings import describe, flat, of_variant
 from attnlab.analysis.table import read_run
-from attnlab.record import TUNING_SEED, RunFolder, StudyRecord, rate_of, runs_in, tuning_runs
+from attnlab.record import (
+    TUNING_SEED,
+    RunFolder,
+    StudyRecord,
+    meant,
+    rate_of,
+    runs_in,
+    tuning_runs,
+)
 
 Row = dict[str, Any]
 # keys of summary.json that have a column of another name, or none
@@ -64,7 +72,8 @@ def _runs(folder: Path) -> Iterator[tuple[str, RunFolder]]:
     """Yield the runs of a folder that have begun, each with the name of its study."""
     runs = runs_in(folder)
     if not runs:
-        raise ValueError(f"{folder} holds no run: give the folder of a study, a variant or a run")
+        asked = f"give the folder of a study, a variant or a run{meant(folder)}"
+        raise ValueError(f"{folder} holds no run: {asked}")
     study_dir = runs[0].study_dir
     record = StudyRecord.find(study_dir)
     study = record.name if record else study_dir.name

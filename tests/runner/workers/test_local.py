@@ -95,6 +95,30 @@ def test_runs_that_have_ended_are_not_run_again_nor_with_other_settings(
     assert RunFolder(tmp_path, "identity", 0).status() == "finished"
 
 
+MOVES = """
+import os
+from attnlab.mechanisms.identity import Identity
+class Moves(Identity):
+    def build(self, d_model, dropout=0.0):
+        os.chdir("/")
+        return super().build(d_model, dropout)
+"""
+
+
+def test_a_run_whose_code_changes_the_working_directory_is_recorded_in_its_folder(
+    tmp_path, places, fingerprint, monkeypatch
+):
+    (tmp_path / "moves.py").write_text(MOVES)
+    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+    moves = tiny_study.base.with_mechanisms(MechanismConfig.from_dict({"kind": "moves.py:Moves"}))
+    study = replace(tiny_study.study, seeds=1, baseline="moves", variants={"moves": moves})
+    found = ended(study, Path("results"), fingerprint, places)
+    assert found["moves", 0].status == "finished"
+    assert RunFolder(tmp_path / "results", "moves", 0).status() == "finished"
+
+
 def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(
     tmp_path, places, fingerprint, monkeypatch
 ):

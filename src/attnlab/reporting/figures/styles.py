@@ -10,6 +10,7 @@ and the floor, a model without attention, are grey.
 
 import io
 import json
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -235,9 +236,11 @@ def scale() -> float:
 def matplotlib_style(*, page: bool = False, paper: bool = False) -> Generator[None, None, None]:
     """Set matplotlib's settings, whatever the user's own are; make and save figures within it.
 
-    `page` is for SVG within a page, `paper` for one column of a paper.
+    `page` is for SVG within a page, `paper` for one column of a paper. A letter that the font lacks
+    is drawn as a box, without a warning.
     """
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS | (PAGE_SETTINGS if page else PAPER_SETTINGS if paper else {}))
         yield

@@ -34,6 +34,7 @@ class LocalWorkers:
 
     def __init__(self, slots: Sequence[Slot], study_dir: Path, places: Places) -> None:
         """No process starts before `prepare`, or before there is a run for it."""
+        study_dir = study_dir.absolute()  # a run's own code may change the working directory
         self._processes = [_WorkerProcess(slot, study_dir, places) for slot in slots]
 
     def idle(self) -> bool:
