@@ -140,8 +140,8 @@ def test_a_study_tunes_its_learning_rates_and_then_trains(attnlab, tmp_path):
     done = attnlab(*arguments)
     assert done.exit_code == 0, done.output
     words = " ".join(done.output.split())
-    assert "first, about 6 (5 to 20) runs to search recipes" in words
-    assert "1/6+ identity at 0.01, warm-up 2: validation loss" in words
+    assert "first, about 7 (6 to 20) runs to search recipes" in words
+    assert "1/7+ identity at 0.01, warm-up 2: validation loss" in words
     choice = json.loads((tmp_path / "results/tuned/identity/tuning/choice.json").read_text())
     assert f"identity: learning rate {choice['learning_rate']:g}, warm-up" in words
     run = RunFolder(tmp_path / "results/tuned", "identity", 0)
