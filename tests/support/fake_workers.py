@@ -83,10 +83,8 @@ def law_on_ladder(run):
     """Return a summary: a power law of the compute, by which `delta` is a tenth better."""
     size = run.config.model.n_layers * run.config.model.d_model**2
     flops = float(size * run.config.train.steps)
-    rate, is_delta = (
-        math.log2(run.config.train.learning_rate / 0.02),
-        run.variant.startswith("delta"),
-    )
+    rate = math.log2(run.config.train.learning_rate / 0.02)
+    is_delta = run.variant.startswith("delta")
     noise = 0.002 * (1 + is_delta) * run.seed if run.seed < TUNING_SEED else 0.0
     return {
         "final_loss": 2 + 4 * (flops / 1e3) ** -0.2 - 0.1 * is_delta + 0.04 * rate**2 + noise,

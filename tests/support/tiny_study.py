@@ -58,8 +58,11 @@ study = Study(
 
 _longer = replace(
     base.train,
-    **{"steps": 20, "learning_rate": 5e-3},
-    **{"eval_every": 20, "eval_batch_size": 512, "checkpoint_every": 5},
+    steps=20,
+    learning_rate=5e-3,
+    eval_every=20,
+    eval_batch_size=512,
+    checkpoint_every=5,
 )
 _shallow = replace(base.model, n_layers=1)
 twins = replace(

@@ -319,15 +319,17 @@ def test_nothing_false_is_published_where_the_best_rates_lie_far_away(simulation
     assert min(mixed.coverage, equal.coverage) >= 16 / 20
 
 
-@pytest.mark.parametrize("name", ["11 variants", "flat curves", "a cliff below"])
-def test_what_is_published_holds_at_the_best_recipes(simulation, name):
+@pytest.mark.parametrize(
+    ("name", "most_runs"), [("11 variants", 1.6), ("flat curves", 1.65), ("a cliff below", 1.65)]
+)
+def test_what_is_published_holds_at_the_best_recipes(simulation, name, most_runs):
     """Of 70 studies, 8 with an error are fewer than at an error rate of 0.05 in 1 of 50 cases."""
     found = simulation.simulate(world(simulation, name), studies=70)
     (mixed, equal), (_, grid) = found["attnlab"], found["octave grid"]
     assert max(mixed.error, equal.error) <= 7 / 70
     assert min(mixed.coverage, equal.coverage) >= 63 / 70
     assert mixed.power >= 0.8 * found["oracle"][0].power
-    assert mixed.runs <= 1.65 * found["octave grid"][0].runs
+    assert mixed.runs <= most_runs * found["octave grid"][0].runs
     assert grid.error > 2 * equal.error  # without an allowance
 
 

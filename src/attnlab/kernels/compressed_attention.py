@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 
 from attnlab.kernels.block_attention import Selection, best
 from attnlab.kernels.compiled import opaque, recomputed
+from attnlab.kernels.scores import products
 from attnlab.kernels.sparse_attention import UNROLLED, block_on, blocks, kept_weights
 
 
@@ -128,17 +129,15 @@ def attend_from(
     end_C = scheme.stride * torch.arange(number, device=q_BHTK.device) + scheme.size
     seen_TC = end_C <= position_T[:, None] + 1
     with torch.autocast(q_BHTK.device.type, enabled=False):
-        q_BGNK = (q_BHTK.to(wide) * q_BHTK.shape[-1] ** -0.5).unflatten(1, (groups, -1))
-        scores_BGNC = q_BGNK.flatten(2, 3) @ k_BGCK.to(wide).mT
-        scores_BGRTC = scores_BGNC.unflatten(2, (-1, len(position_T)))
+        scores_BHTC = products(q_BHTK.to(wide) * q_BHTK.shape[-1] ** -0.5, k_BGCK.to(wide))
+        scores_BGRTC = scores_BHTC.unflatten(1, (groups, -1))
         # a finite number: the softmax of no number at all has no gradient
         masked_BGRTC = scores_BGRTC.masked_fill(~seen_TC, torch.finfo(wide).min)
         weights_BGRTC = masked_BGRTC.softmax(-1).masked_fill(~seen_TC, 0.0)
         score_BGTN = importance(weights_BGRTC.detach().sum(2), scheme, n_blocks)
         if factor_BHTC is not None:
             weights_BGRTC = weights_BGRTC * factor_BHTC.unflatten(1, (groups, -1))
-        y_BGNV = weights_BGRTC.flatten(2, 3) @ v_BGCV.to(wide)
-    y_BHTV = y_BGNV.unflatten(2, (-1, len(position_T))).flatten(1, 2).to(dtype)
+        y_BHTV = products(weights_BGRTC.flatten(1, 2), v_BGCV.to(wide).mT).to(dtype)
     own_T1 = position_T[:, None] // scheme.block_size
     block_N = torch.arange(n_blocks, device=q_BHTK.device)
     is_fixed_TN = (block_N == 0) | (block_N == own_T1) | (block_N == own_T1 - 1)

@@ -233,10 +233,12 @@ class _Replay:
             if bracketed:
                 position, bracketed, shown = self._ends(position, level, settings)
             losses = _near(self._around(position, level, settings))
-            t, missed = 0.0, below_lowest(losses, max(noise_of(losses), search.shared.noise))
             if bracketed:
                 t, missed = vertex(losses)
-            missed = missed if shown or not bracketed else math.inf
+                missed = missed if shown else math.inf
+            else:
+                noise = max(noise_of(losses), search.shared.noise)
+                t, missed = 0.0, below_lowest(losses, noise)
             search.bracketed = bracketed and math.isfinite(missed)
             if math.isfinite(search.tried[self._recipe(position, level, settings)]):
                 search.recipe = self._recipe(position + t, level, settings)

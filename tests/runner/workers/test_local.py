@@ -63,6 +63,14 @@ def fingerprint(places):
     return tiny_study.base.data.load(places).fingerprint
 
 
+@pytest.fixture
+def forked(tmp_path, monkeypatch):
+    """Fork the workers, in a folder with mechanisms of its own: they inherit what is known here."""
+    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
+
+
 def ended(study, study_dir, fingerprint, places):
     """Execute the runs that remain; return their ends by variant and seed."""
     schedule = open_schedule(study, study_dir, dict.fromkeys(study.variants, fingerprint))
@@ -73,10 +81,10 @@ def ended(study, study_dir, fingerprint, places):
     return {(e.run.variant, e.run.seed): e.event for e in events if isinstance(e.event, Ended)}
 
 
+@pytest.mark.usefixtures("forked")
 def test_runs_that_have_ended_are_not_run_again_nor_with_other_settings(
-    tmp_path, places, fingerprint, monkeypatch
+    tmp_path, places, fingerprint
 ):
-    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
     study = replace(tiny_study.study.only(["mha", "identity"]), seeds=1)
     fake_workers.work(fake_workers.make(study, tmp_path, fingerprint))
     second = ended(replace(study, seeds=2), tmp_path, fingerprint, places)
@@ -105,13 +113,11 @@ class Moves(Identity):
 """
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_whose_code_changes_the_working_directory_is_recorded_in_its_folder(
-    tmp_path, places, fingerprint, monkeypatch
+    tmp_path, places, fingerprint
 ):
     (tmp_path / "moves.py").write_text(MOVES)
-    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     moves = tiny_study.base.with_mechanisms(MechanismConfig.from_dict({"kind": "moves.py:Moves"}))
     study = replace(tiny_study.study, seeds=1, baseline="moves", variants={"moves": moves})
     found = ended(study, Path("results"), fingerprint, places)
@@ -119,13 +125,9 @@ def test_a_run_whose_code_changes_the_working_directory_is_recorded_in_its_folde
     assert RunFolder(tmp_path / "results", "moves", 0).status() == "finished"
 
 
-def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(
-    tmp_path, places, fingerprint, monkeypatch
-):
+@pytest.mark.usefixtures("forked")
+def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(tmp_path, places, fingerprint):
     (tmp_path / "broken.py").write_text(BROKEN)
-    monkeypatch.setattr(local, "ChildProcess", fake_workers.ForkedChild)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     kinds = {"deadly": "broken.py:Deadly", "raises": "broken.py:Raises", "mha": "grouped_query"}
     variants = {
         name: tiny_study.base.with_mechanisms(MechanismConfig.from_dict({"kind": kind}))
