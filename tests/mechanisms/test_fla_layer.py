@@ -39,7 +39,7 @@ import warnings
 import torch
 from torch import nn
 
-__all__ = ["Causal", "Crossed", "Leaky", "Levels", "NeedsFlash", "Stuck", "Sum"]
+__all__ = ["Causal", "Crossed", "Leaky", "Levels", "NeedsFlash", "Stuck", "Sum", "Writing"]
 is_fast_path_available = True
 
 
@@ -94,6 +94,25 @@ class Causal(nn.Module):
 class Leaky(Causal):
     def forward(self, hidden_states, **kwargs):
         return self.proj(hidden_states + hidden_states.mean(1, keepdim=True))
+
+
+class Writes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x.detach()
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.x.data.copy_(grad)
+        return grad
+
+
+class Writing(Causal):
+    """Layer whose backward pass takes its input as a buffer."""
+
+    def forward(self, hidden_states, **kwargs):
+        return super().forward(Writes.apply(hidden_states))
 
 
 class Stuck(Sum):
@@ -356,6 +375,14 @@ class TestMechanism:
         }
         assert {"no position sees the future", "step by step equals all at once"} <= broken
 
+    def test_a_layer_whose_backward_pass_writes_its_input_gets_a_copy(self, monkeypatch):
+        found = check_properties("fla:Writing", d_model=32, quick=True)
+        (spoiled,) = [result for result in found if not result.holds]
+        assert "the backward pass changes it in place, the input" in describe(spoiled)
+        monkeypatch.setattr(fla, "_WRITES_ITS_INPUT", ("Writing",))
+        found = check_properties("fla:Writing", d_model=32, quick=True)
+        assert all(result.holds for result in found)
+
     def test_its_cost_is_counted_without_a_number_existing(self):
         cost = fla_layer("Sum")(expand_v=2).cost(d_model=32, context=9)
         projections = 2 * 32 * 32 + 2 * 32 * 64
@@ -458,7 +485,7 @@ def test_what_the_layers_import_and_is_not_there_is_named(stand_in, tmp_path):
 def test_the_doctor_counts_the_layers_that_can_run():
     name, found, remedy, stops = doctor._fla_layers()
     assert (name, stops) == ("fla:NAME", False)
-    assert found == "4 of 7 layers usable as mechanisms; not Crossed, Levels, NeedsFlash"
+    assert found == "5 of 8 layers usable as mechanisms; not Crossed, Levels, NeedsFlash"
     assert remedy == "run attnlab check fla:Crossed to see the reason"
 
 

@@ -561,6 +561,23 @@ class WrongGradient(torch.autograd.Function):
         return ctx.factor * grad_D, None
 
 
+class WritesInBackward(torch.autograd.Function):
+    """The same numbers; its backward pass leaves others where one of these tensors was."""
+
+    @staticmethod
+    def forward(ctx, x_D, target):
+        y_D = x_D.clone()
+        kept = {"input": x_D, "copy": x_D.clone(), "output": y_D, "gradient": None}[target]
+        ctx.kept_D = None if kept is None else kept.detach()
+        return y_D
+
+    @staticmethod
+    def backward(ctx, grad_D):
+        by_x_D = grad_D.clone()
+        (grad_D if ctx.kept_D is None else ctx.kept_D).data.mul_(1.5)
+        return by_x_D, None
+
+
 class GradientWithoutDecay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v_BTD, module):
@@ -569,6 +586,25 @@ class GradientWithoutDecay(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_BTD):
         return grad_BTD, None
+
+
+def writes_values(target):
+    return {"values": lambda self, x: self.v_proj(WritesInBackward.apply(x, target))}
+
+
+def writes_result(target):
+    return {"read": lambda self, m: WritesInBackward.apply(self.o_proj(m), target)}
+
+
+plant(
+    globals(),
+    "random",
+    Average,
+    BackwardWritesTheInput=writes_values("input"),
+    BackwardWritesTheOutput=writes_result("output"),
+    BackwardWritesTheGradient=writes_result("gradient"),
+)
+plant(globals(), "honest", Average, BackwardWritesItsCopy=writes_values("copy"))
 
 
 def old_values_detached(self, v_BTD):

@@ -10,7 +10,7 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,10 +96,12 @@ def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Findi
     given_BTD = subject.tokens(place.batch, place.tokens, mode)
     with _Unchanged(mechanism, place, found):
         first = _call(subject, mode, mechanism, given_BTD, seed=1)
-    yield from found
     changed = not torch.equal(first.x_BTD, given_BTD)
     yield _finding("the input", "forward changes it in place" if changed else "", place)
-    by_first = _gradients(mechanism, first) if mode.training else {}
+    by_first = dict[str, Tensor]()
+    if mode.training:
+        with _Unchanged(mechanism, place, found):
+            by_first = yield from _gradients(mechanism, first, given_BTD, place)
     other = _call(subject, mode, mechanism, given_BTD.flip(1), seed=2)
     words = "a call draws from it outside of training, or seeds it"
     if mode.training:
@@ -109,6 +111,7 @@ def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Findi
     yield _finding("the output", "the next call writes it" if overwritten else "", place)
     with _Unchanged(mechanism, place, found):
         again = _call(subject, mode, mechanism, given_BTD, seed=1)
+    yield from found
     yield _same("forward", again.copy_BTD, first.copy_BTD, place)
     for switch in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         with switch(), seeded(1):
@@ -116,19 +119,38 @@ def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Findi
         deviation = float(relative(y_BTD, first.copy_BTD).max())
         where = f"forward within torch.{switch.__name__}"
         yield Finding(where, deviation, subject.limit_in(mode), place=place)
-    by_again = _gradients(mechanism, again) if mode.training else {}
+    by_again = dict[str, Tensor]()
+    if mode.training:
+        by_again = yield from _gradients(mechanism, again, given_BTD, place)
     for name in by_again.keys() & by_first.keys():
         yield _same(f"gradient of {name}", by_again[name], by_first[name], place)
 
 
-def _gradients(mechanism: Mechanism[Any], call: _Call) -> dict[str, Tensor]:
-    """Return the gradients of one backward pass by the names of the parameters."""
+def _gradients(
+    mechanism: Mechanism[Any], call: _Call, given_BTD: Tensor, place: Place
+) -> Generator[Finding, None, dict[str, Tensor]]:
+    """Return the gradients of one backward pass by the names of the parameters.
+
+    Autograd does not notice what a kernel writes: an input or a gradient that others also read
+    must be as it was.
+    """
     tensors = {"the input": call.x_BTD, **dict(mechanism.named_parameters())}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    by_y_BTD = call.copy_BTD * 2
+    given_by_BTD = by_y_BTD.clone()
     found: Any = torch.autograd.grad(
-        call.y_BTD.float().square().sum(), list(tensors.values()), allow_unused=True
+        call.y_BTD, list(tensors.values()), by_y_BTD, allow_unused=True
     )
-    return {name: by for name, by in zip(tensors, found, strict=True) if by is not None}
+    by_name = {name: by.clone() for name, by in zip(tensors, found, strict=True) if by is not None}
+    kept = {
+        "the input": (call.x_BTD, given_BTD),
+        "the output": (call.y_BTD, call.copy_BTD),
+        "the gradient by the output": (by_y_BTD, given_by_BTD),
+    }
+    for name, (after_BTD, before_BTD) in kept.items():
+        changed = not torch.equal(after_BTD.nan_to_num(), before_BTD.nan_to_num())
+        yield _finding(name, "the backward pass changes it in place" if changed else "", place)
+    return by_name
 
 
 @torch.no_grad()

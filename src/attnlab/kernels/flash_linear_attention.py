@@ -64,6 +64,7 @@ _BEYOND_TILELANG = (
     *("MultiScaleRetention", "SimpleGatedLinearAttention", "YOCOGatedRetention"),
     "chunk_simple_gla",
 )
+_WRITES_ITS_INPUT = ("RWKV7Attention",)  # its backward pass: `fused_addcmul_rwkv7`
 _OPERATIONS = {  # the functions that attnlab uses, and the module of `fla` that each is in
     "causal_conv1d": "modules.causal_conv1d",
     "chunk_delta_rule": "ops.delta_rule",
@@ -118,6 +119,14 @@ def layer_unusable_because(layer: str) -> str | None:
     if found.layers is None:
         return f"the layers of flash-linear-attention are not installed: {_INSTALL}"
     return faulty_on_hopper(found, layer)
+
+
+def writes_its_input(layer: str) -> bool:
+    """True if the backward pass of its layer leaves the gradient where the input was.
+
+    Nothing of torch notices. The gradients of whatever else has kept that input are wrong then.
+    """
+    return layer in _WRITES_ITS_INPUT and not layers_are_plain()
 
 
 def form_that_runs(

@@ -210,6 +210,8 @@ class FlaMixer(Mechanism[tuple[Any, ...]]):
         return y_BTD, (layers, *_tensors(layers[0]))
 
     def _run(self, x_BTD: Tensor, **options: Any) -> Tensor:
+        if torch.is_grad_enabled() and fla.writes_its_input(self.config.layer):
+            x_BTD = x_BTD.clone()
         with torch.autocast(x_BTD.device.type, torch.bfloat16):
             result = self.layer(x_BTD, attention_mask=None, **options)
         y_BTD = result[0] if isinstance(result, tuple) else result
