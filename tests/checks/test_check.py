@@ -1,6 +1,7 @@
 """The checks find every planted bug by the right property, and none in the shipped mechanisms."""
 
 import inspect
+import math
 import os
 import random
 import re
@@ -20,10 +21,12 @@ from attnlab.checks import (
     causality,
     check_properties,
     cost,
+    decoding,
     describe,
     numbers,
     processes,
     repetition,
+    training,
 )
 from attnlab.checks.modes import _NarrowestDtype, narrowest_dtype
 from attnlab.checks.processes import results_of
@@ -54,6 +57,7 @@ DERIVATIVES = "gradients are the derivatives of the outputs"
 BITS = "same seed, same bits"
 TURNS = "decoding depends on its sequence and the present weights alone"
 CALLS = "no hidden state between calls"
+ODD = "it holds at other numbers of heads and odd windows, too"
 SHARED = "layers share only what they declare"
 CAUGHT_BY = {
     "MaskOffByOne": FUTURE,
@@ -109,6 +113,7 @@ CAUGHT_BY = {
     "PrefillKeepsValuesWithoutTheResidual": PROMPT,
     "ResidualLeftOutOfSteps": STEPS,
     "TakesAndDoesNotRead": SHARED,
+    "TakerChangesWhatItTakes": SHARED,
     "RingOverwritesEarly": STEPS,
     "RingOverwritesTheKeptToken": STEPS,
     "PromptKeepsItsLastTokensAlone": PROMPT,
@@ -144,8 +149,12 @@ ALONE = {
     "UnusedParameter": [TRAINED],
     "RunningMeanOfAllInputs": [REPEATED],
 }
-# bugs that the whole suite finds, past 1,500 or 4,096 tokens
-AT_LENGTH = {"FutureSeenByLongSequences": FUTURE, "LongPromptIsForgotten": PROMPT}
+# bugs that the whole suite finds, past 1,500 or 4,096 tokens, or at other numbers of heads
+AT_LENGTH = {
+    "FutureSeenByLongSequences": FUTURE,
+    "LongPromptIsForgotten": PROMPT,
+    "BytesWithoutGroups": ODD,
+}
 SHIPPED = sorted(MechanismConfig.kinds.keys() - {"fla_layer"})  # which needs a GPU
 
 
@@ -217,7 +226,7 @@ def test_the_whole_suite_finds_what_the_quick_one_finds(planted, bug):
 
 
 @pytest.mark.parametrize("bug", AT_LENGTH)
-def test_the_whole_suite_finds_what_shows_at_length_alone(planted, bug):
+def test_the_whole_suite_finds_what_shows_at_length_or_other_heads_alone(planted, bug):
     (judged,) = (each for each in PROPERTIES if each.name == AT_LENGTH[bug])
     assert violation(judged, subject_of(small(getattr(planted, bug)), quick=False)) is not None
 
@@ -226,26 +235,37 @@ def test_the_whole_suite_finds_what_shows_at_length_alone(planted, bug):
 LIKELY = {
     "leak": [FUTURE, ROWS],
     "batch": [FUTURE, ROWS],
-    "gradient": [DERIVATIVES],
-    "decoding": [STEPS, PROMPT],
-    "state": [TURNS],
+    "gradient": [DERIVATIVES, training.in_training.name],
+    "decoding": [STEPS, decoding.shapes.name, PROMPT],
+    "state": [TURNS, CALLS],
+    "saved": [repetition.weights_round_trip.name],
+    "dropout": [repetition.evaluation.name],
     "random": [REPEATED, TURNS],
     "parameters": [TRAINED, DERIVATIVES],
     "memory": ["a call keeps no memory"],
     "cost": [each.name for each in (cost.bytes_of_state, cost.flops, cost.forward_flops)],
     "scale": [FINITE],
-    "precision": ["float32 stays float32 inside"],
+    "precision": ["float32 stays float32 inside", numbers.roundings.name],
     "shape": [PREFIX, ROWS],
+    "whole": [cost.bytes_of_state.name, cost.flops.name, PREFIX, DERIVATIVES, PROMPT],
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_caught_and_an_honest_mechanism_holds(name):
-    subject = Subject(config=FAULTS[name].config(), d_model=32, quick=True)
     kind = FAULTS[name].kind
+    subject = Subject(config=FAULTS[name].config(), d_model=32, quick=kind != "whole")
     judged = sorted(PROPERTIES, key=lambda each: each.name not in LIKELY.get(kind, []))
     found = next((result for each in judged if (result := violation(each, subject))), None)
     assert (found is None) == (kind == "honest"), found
+
+
+def test_other_outputs_in_training_are_said_and_are_no_violation():
+    result = training.in_training.check(
+        Subject(config=FAULTS["TwiceInTraining"].config(), d_model=32, quick=True)
+    )
+    assert result.holds
+    assert result.note == "outputs of training and evaluation differ by 1, without dropout"
 
 
 @pytest.mark.parametrize("name", CORRECT)
@@ -676,6 +696,13 @@ def test_exact_length_does_not_empty_a_promise_without_a_word(planted):
     assert short.verdict == "skipped"
     assert "exact_length is 1" in short.how_much
     assert up_to_16.note == "compared up to 16 tokens, its exact_length"
+
+
+def test_what_is_said_and_its_place_belong_together():
+    found = [Finding("here", 0.5), Finding("there", math.inf, words="is written")]
+    judged = Property("nothing is written", "", lambda _: iter(found))
+    result = judged.check(Subject(config=small("identity"), d_model=32, quick=True))
+    assert (result.how_much, result.where) == ("is written", "there")
 
 
 def test_where_a_property_holds_is_said_too(made):

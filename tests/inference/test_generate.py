@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from support import tiny_study
+from support.planted_faults import FAULTS
 
 import attnlab.mechanisms  # noqa: F401  registers the kinds
 from attnlab.config import ConfigError
@@ -97,6 +98,13 @@ def test_a_recorded_step_decodes_the_same(kind, compiled):
     logits_BTV, decoder = decoded(model, tokens_BT, compiled=compiled)
     assert decoder._graph is not None
     torch.testing.assert_close(logits_BTV, stepped(model, tokens_BT), atol=2e-5, rtol=2e-4)
+
+
+def test_a_state_that_hands_on_a_tensor_decodes_in_place(monkeypatch):
+    monkeypatch.setattr(MechanismConfig, "kinds", {**MechanismConfig.kinds})
+    model = ModelConfig(mechanisms=(FAULTS["StateMovesOn"].config(),), n_layers=2).build(50)
+    logits_BTV, _ = decoded(model, tokens_BT := prompt_and_tokens())
+    assert torch.equal(logits_BTV, stepped(model, tokens_BT))
 
 
 def test_states_keep_their_addresses():

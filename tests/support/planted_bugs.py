@@ -720,6 +720,14 @@ class UnusedParameter(Planted, Identity):
         return replace(cost, params=cost.params + d_model)
 
 
+class TakerChangesWhatItTakes(ResidualHeads):
+    class Module(GroupedQueryAttention):
+        def forward(self, x_BTD, handed=None):
+            if self.value_mix is not None:
+                handed[self.values_name].detach().mul_(0.5)
+            return super().forward(x_BTD, handed)
+
+
 class ParametersWithoutTheGate(GatedIdentity):
     def cost(self, d_model, context, itemsize=2):
         return replace(super().cost(d_model, context, itemsize), params=d_model**2)
@@ -729,6 +737,14 @@ class FlopsOffByThree(GroupedQuery):
     def cost(self, d_model, context, itemsize=2):
         cost = super().cost(d_model, context, itemsize)
         return replace(cost, flops=cost.flops + 3)
+
+
+class BytesWithoutGroups(GroupedQuery):
+    """Right if every query head has a key-value head, as by default."""
+
+    def cost(self, d_model, context, itemsize=2):
+        cost = super().cost(d_model, context, itemsize)
+        return replace(cost, state_bytes=2 * d_model * itemsize * context)
 
 
 class BytesWithoutValues(GroupedQuery):

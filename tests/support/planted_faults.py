@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import cuda
 from torch.nn.functional import dropout, linear, pad, softplus
 
 from attnlab.kernels.norms import widened
@@ -195,6 +196,13 @@ class LeaksThroughTheGradientInBatches(Average):
 
 
 @planted("leak", held_out=True)
+class LeaksThroughTheGradientAtTheEdgesOfChunks(Average):
+    def forward(self, x_BTD):
+        ahead_BTD = pad(x_BTD[:, 1:], (0, 0, 0, 1)) * (at(x_BTD) % 64 == 63) * self.training
+        return super().forward(x_BTD) + ahead_BTD - ahead_BTD.detach()
+
+
+@planted("leak", held_out=True)
 class ScaledByTheLengthPast256(Average):
     def forward(self, x_BTD):
         return super().forward(x_BTD) * (256 / max(256, x_BTD.shape[1])) ** 0.5
@@ -243,6 +251,10 @@ plant(
     HalvedInBfloat16={"is_wrong": lambda self, x: x.dtype == torch.bfloat16},
     HalvedInBatchesOfFour={"is_wrong": lambda self, x: len(x) == 4},
     HalvedInTraining={"is_wrong": lambda self, x: self.training},
+    HalvedInTrainingPast64Tokens={"is_wrong": lambda self, x: self.training and x.shape[1] > 64},
+    HalvedInLargeBatches={"is_wrong": lambda self, x: len(x) >= 16},
+    HalvedForOneSequence={"is_wrong": lambda self, x: len(x) == 1},
+    HalvedWithDropout={"is_wrong": lambda self, x: self.dropout > 0},
 )
 
 
@@ -309,6 +321,70 @@ class TableKeepsTheFirstDtype(Average):
         return super().mean(v_BTD * scale_T1).to(v_BTD.dtype) / scale_T1
 
 
+class Scheduled(Average):
+    """Its values are scaled by a number that the training step sets."""
+
+    scale = 1.0
+
+    def values(self, x_D):
+        return self.v_proj(x_D) * self.scale
+
+
+def set_once_late(self, step):
+    self.scale = 0.5 if step >= 100 else self.scale
+
+
+def set_by_the_step(self, step):
+    self.scale = 0.5 if step >= 100 else 1.0
+
+
+plant(
+    globals(),
+    "state",
+    Scheduled,
+    ScheduleCountsItsCalls={"at_step": lambda self, n: setattr(self, "scale", self.scale * 0.9)},
+    ScheduleDoesNotGoBack={"at_step": set_once_late},
+)
+plant(globals(), "honest", Scheduled, ScheduleIsAFunction={"at_step": set_by_the_step})
+
+
+# Tensors beside the weights
+
+
+class Scaled(Average):
+    """Scales its input by a tensor that the constructor makes."""
+
+    def keep(self, scale_D, **how):
+        self.register_buffer("scale_D", scale_D, **how)
+
+    def values(self, x_D):
+        return self.v_proj(x_D * self.scale_D.to(x_D))
+
+
+def random_attribute(self):
+    self.scale_D = torch.randn(self.d_model)
+
+
+plant(
+    globals(),
+    "saved",
+    Scaled,
+    RandomTensorIsNotSaved={"prepare": random_attribute},
+    RandomBufferIsNotPersistent={
+        "prepare": lambda self: self.keep(torch.randn(self.d_model), persistent=False)
+    },
+)
+plant(
+    globals(),
+    "honest",
+    Scaled,
+    RandomBufferIsSaved={"prepare": lambda self: self.keep(torch.randn(self.d_model))},
+    TableIsNotPersistent={
+        "prepare": lambda self: self.keep(1 + torch.arange(self.d_model).div(9), persistent=False)
+    },
+)
+
+
 # Global random numbers
 
 
@@ -341,6 +417,34 @@ plant(
     DrawsInEvalForNothing={"values": lambda self, x: self.v_proj(x + 0 * torch.rand(()).to(x))},
     DecayOfNumpysRandom={"prepare": lambda self: setattr(self, "decay", np.random.rand())},
     DecayOfPythonsRandom={"prepare": lambda self: setattr(self, "decay", random.random())},
+)
+
+
+def with_coarse_products(self, x_BTD):
+    torch.set_float32_matmul_precision("medium")
+    return Average.forward(self, x_BTD)
+
+
+plant(
+    globals(),
+    "random",
+    Average,
+    SetsThePrecisionOfProducts={"forward": with_coarse_products},
+    ConstructorTurnsAKernelOff={"prepare": lambda self: cuda.enable_flash_sdp(False)},
+    ConstructorSetsTheDtype={"prepare": lambda self: torch.set_default_dtype(torch.float64)},
+)
+plant(
+    globals(),
+    "dropout",
+    Average,
+    DropsWhatItShouldKeep={
+        "read": lambda self, m: self.o_proj(
+            dropout(m, (1 - self.dropout) * (self.dropout > 0), self.training)
+        )
+    },
+    DropsHalfAtAnyRate={
+        "read": lambda self, m: self.o_proj(dropout(m, 0.5 * (self.dropout > 0), self.training))
+    },
 )
 
 
@@ -403,6 +507,45 @@ plant(
 # Decoding
 
 
+def step_in_float32(self, x_BD, state):
+    y_BD, after = Average.step(self, x_BD, state)
+    return widened(y_BD), after
+
+
+def wrong_in_large_batches(self, state, v_BD):
+    return Average.next_mean(self, state, v_BD) * (0.9 if len(v_BD) >= 16 else 1.0)
+
+
+def forgets_at_256(self, state, v_BD):
+    return Average.next_mean(self, state, v_BD) * ((state.seen % 256 > 0) | (state.seen == 0))
+
+
+def prefilled_at_once(self, x_BTD, capacity):
+    m_BTD = self.mean(self.values(x_BTD))
+    seen = torch.tensor(x_BTD.shape[1], device=x_BTD.device)
+    return self.read(m_BTD), Mean(widened(m_BTD[:, -1]), seen)
+
+
+class TwoTokens(NamedTuple):
+    v_BD: Tensor  # of the last token
+    before_BD: Tensor  # of the token before it
+
+
+class MovesOn(Average):
+    """The sum of the last three values; a step hands on a tensor of the state."""
+
+    def mean(self, v_BTD):
+        return sum(pad(v_BTD, (0, 0, i, 0))[:, : v_BTD.shape[1]] for i in range(3))
+
+    def init_state(self, batch_size, capacity):
+        zeros_BD = self.o_proj.weight.new_zeros(batch_size, self.d_model)
+        return TwoTokens(zeros_BD, zeros_BD.clone())
+
+    def step(self, x_BD, state):
+        v_BD = self.values(x_BD)
+        return self.read(v_BD + state.v_BD + state.before_BD), TwoTokens(v_BD, state.v_BD)
+
+
 def decayed(decay):
     """Return a step of the mean with the decay that a function of module and state returns."""
 
@@ -457,6 +600,9 @@ plant(
     globals(),
     "decoding",
     Average,
+    StepReturnsFloat32={"step": step_in_float32},
+    WrongInLargeBatches={"next_mean": wrong_in_large_batches},
+    ForwardClampsLargeValues={"mean": lambda self, v: Average.mean(self, v.clamp(-12, 12))},
     DriftsAfterFortyTokens={"next_mean": decayed(lambda self, s: 0.8 if s.seen >= 40 else 0.9)},
     WrongPast300Tokens={"next_mean": decayed(lambda self, s: 0.8 if s.seen >= 300 else 0.9)},
     QuantisesTheStateInBfloat16={"next_mean": quantised},
@@ -578,6 +724,16 @@ class WritesInBackward(torch.autograd.Function):
         return by_x_D, None
 
 
+class ReadsTheMemoryOfTheGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_D):
+        return x_D.clone()
+
+    @staticmethod
+    def backward(ctx, grad_D):
+        return grad_D.as_strided(grad_D.shape, grad_D.new_empty(grad_D.shape).stride())
+
+
 class GradientWithoutDecay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, v_BTD, module):
@@ -603,6 +759,9 @@ plant(
     BackwardWritesTheInput=writes_values("input"),
     BackwardWritesTheOutput=writes_result("output"),
     BackwardWritesTheGradient=writes_result("gradient"),
+    BackwardReadsTheOrderOfMemory={
+        "read": lambda self, m: ReadsTheMemoryOfTheGradient.apply(self.o_proj(m))
+    },
 )
 plant(globals(), "honest", Average, BackwardWritesItsCopy=writes_values("copy"))
 
@@ -619,6 +778,10 @@ def tensor_gain(self):
 
 def listed(self):
     self.more = [nn.Linear(self.d_model, self.d_model, bias=False)]
+
+
+def past_512_detached(self, v_BTD):
+    return Average.mean(self, torch.cat([v_BTD[:, :-512].detach(), v_BTD[:, -512:]], 1))
 
 
 def in_long_training(self, v_BTD):
@@ -675,6 +838,13 @@ def without_the_rest(self, x_BTD):
     return Average.forward(self, x_BTD) * (at(x_BTD) < whole)
 
 
+def without_the_last(self, v_BTD, chunk):
+    """Pad to whole chunks, by a whole one if there is nothing to pad, which replaces the last."""
+    kept = v_BTD.shape[1] % chunk or v_BTD.shape[1] - chunk
+    is_kept_T1 = (at(v_BTD) < kept) | (v_BTD.shape[1] % chunk > 0)
+    return Average.mean(self, v_BTD * is_kept_T1)
+
+
 def memory_order(self, x_BTD):
     strides = x_BTD.new_empty(x_BTD.shape).stride()
     return Average.forward(self, x_BTD.as_strided(x_BTD.shape, strides))
@@ -709,6 +879,7 @@ plant(
         "forward": lambda self, x: Average.forward(self, x.view(-1).view_as(x))
     },
     ZerosTheRestOfAChunk={"forward": without_the_rest},
+    ForgetsAtWholeChunksOf64={"mean": lambda self, v: without_the_last(self, v, 64)},
     ConfusesEqualAxes={"forward": equal_axes},
     FailsOnOneSequence={"forward": lambda self, x: Average.forward(self, x.squeeze(0))},
     FailsPast512Tokens={"forward": with_512_positions},
@@ -739,6 +910,15 @@ def with_positions(self, v_BTD):
     return Average.mean(self, v_BTD * scale_T1)
 
 
+def with_narrow_positions(self, v_BTD):
+    return Average.mean(self, v_BTD * (1.5 + (at(v_BTD).to(v_BTD.dtype) * 0.5).cos()))
+
+
+def at_the_narrow_position(self, state, v_BD):
+    scale = 1.5 + (state.seen.to(v_BD.dtype) * 0.5).cos()
+    return Average.next_mean(self, state, v_BD * scale)
+
+
 def at_the_position(self, state, v_BD):
     return Average.next_mean(
         self, state, v_BD * (state.seen.to(torch.float64) * 0.5).cos().to(v_BD)
@@ -766,6 +946,10 @@ plant(
     BFloat16Inside={"mean": lambda self, v: Average.mean(self, v.bfloat16()).to(v.dtype)},
     HalfPast512Tokens={"mean": long_in_half},
     PositionsInTheDtypeOfTheInput={"mean": with_positions, "next_mean": at_the_position},
+    PositionsInBfloat16Everywhere={
+        "mean": with_narrow_positions,
+        "next_mean": at_the_narrow_position,
+    },
     BFloat16InTraining={
         "read": lambda self, m: self.o_proj(m.bfloat16().to(m) if self.training else m)
     },
@@ -882,12 +1066,21 @@ plant(
     InChunks={"mean": in_chunks},
     WithAPenalty={"forward_with_loss": with_penalty},
     StateInPlace={"next_mean": in_place},
+    TwiceInTraining={"values": lambda self, x: self.v_proj(x) * (1 + self.training)},
     ComplexRotary={
         "prepare": complex_table,
         "mean": lambda self, v: Average.mean(self, turned(self, v, at(v))),
         "next_mean": lambda self, s, v: Average.next_mean(self, s, turned(self, v, s.seen)),
     },
 )
+
+
+@planted("honest")
+class StateMovesOn(AverageConfig):
+    Module = MovesOn
+
+    def cost(self, d_model, context, itemsize=2):
+        return replace(super().cost(d_model, context), state_bytes=2 * itemsize * d_model)
 
 
 class FilteredAverage(Average):
@@ -939,3 +1132,29 @@ class RandomFeatures(AverageConfig):
             return self.v_proj(x_D @ self.features_DD.to(x_D))
 
     cost = cost_with(flops=lambda right, context, itemsize: right.flops * 3 // 2)["cost"]
+
+
+# Found by the whole check alone
+
+
+plant(
+    globals(),
+    "whole",
+    Average,
+    ForgetsAtWholeChunksOf512={"mean": lambda self, v: without_the_last(self, v, 512)},
+    GradientStops512TokensBack={"mean": past_512_detached},
+    ForgetsAtEdgesOf256={"next_mean": forgets_at_256, "prefill": prefilled_at_once},
+)
+plant(
+    globals(),
+    "whole",
+    AverageConfig,
+    FlopsWrongPast512Tokens=cost_with(
+        flops=lambda right, context, size: right.flops + 64 * (context > 512)
+    ),
+    BytesOfOneWidth={
+        "cost": lambda self, d_model, context, itemsize=2: replace(
+            AverageConfig.cost(self, d_model, context), state_bytes=32 * max(4, itemsize)
+        )
+    },
+)

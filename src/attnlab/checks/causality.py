@@ -26,6 +26,7 @@ from attnlab.checks.modes import (
     FIRST_STEP,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
+    HUGE,
     LONG,
     TRAIN,
     WITHIN_SCHEDULES,
@@ -40,7 +41,6 @@ WHOLE_CHUNKS = (16, 32, 64, 128, 192, 256)  # tokens: lengths at which no chunk 
 LONG_CHUNKS = (512, 1024)
 EDGES = [edge + beyond for edge in range(16, CHEAP - 1, 16) for beyond in (0, 1)]
 # ^ cuts after the last and after the first token of a chunk, where either sees one token ahead
-HUGE = 30.0  # scale of inputs that are far larger than those of training
 
 
 class HalfChanged(NamedTuple):
@@ -155,13 +155,14 @@ def gradients(subject: Subject) -> Iterator[Finding]:
     modes, short, past = subject.apart(EVAL, FIRST_STEP, TRAIN), subject.short, subject.past
     trials = [(EVAL, 1, short), (TRAIN, 3, short)]
     if not subject.quick:
-        trials = [(mode, batch, short) for mode in (*modes, FLOAT32_TRAIN) for batch in (1, 3)]
+        trials = [(mode, batch, short) for mode in modes for batch in (1, 3)]
         trials += [(FLOAT32_TRAIN, 2, max(LONG, past))]
     trials += [(FLOAT32_TRAIN, 2, past)] * (past > short)
     trials += [(mode, short - 1, short) for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)]
+    trials += [(FLOAT32_TRAIN, len(EDGES), CHEAP)]
     for mode, batch, tokens in trials:
         mechanism, limit = subject.build(mode), subject.limit_in(mode)
-        cut_B = _spread(tokens, batch)
+        cut_B = EDGES if (batch, tokens) == (len(EDGES), CHEAP) else _spread(tokens, batch)
         with subject.at(mode, batch, tokens) as place:
             x_BTD = subject.tokens(batch, tokens, mode).requires_grad_()
             weight_BTD = subject.tokens(batch, tokens, mode, seed=1)
@@ -198,9 +199,15 @@ def prefixes(subject: Subject) -> Iterator[Finding]:
         for mode in modes
         for batch, tokens in (subject.shapes if mode == EVAL else subject.shapes[-2:])
     ]
-    if not subject.quick:
+    if subject.quick:
+        trials.append((FLOAT32_EVAL, 1, CHEAP, [64, 65, 128]))
+    else:
         longest = max(LONG, subject.past)
-        trials.append((FLOAT32_EVAL, 1, longest, [300, 513, longest - 1]))
+        last = longest - 1 if longest > LONG else LONG_CHUNKS[1]
+        cuts = [WHOLE_CHUNKS[-1], LONG_CHUNKS[0], LONG_CHUNKS[0] + 1, last]
+        trials.append((FLOAT32_EVAL, 1, longest, cuts))
+    if subject.of_study is not None and not subject.is_noisy:
+        trials.append((FLOAT32_TRAIN, *subject.of_study, [subject.of_study[1] - 1]))
     for mode, batch, tokens, cuts in trials:
         mechanism, limit = subject.built(mode), subject.limit_in(mode)
         tokens, note = subject.exact(tokens)

@@ -2,24 +2,41 @@
 
 Parameters are counted. FLOPs are those of the matrix products of one decode step, and of the
 forward pass of a sequence, as torch's counter counts them, fused kernels of attention included.
-Bytes are those of the smallest decode state that holds the context.
+Bytes are those of the smallest decode state that holds the context. What a call keeps beside it
+must be nothing.
 
 Shapes: B batch, T tokens, D model width.
 """
 
-from collections.abc import Callable, Iterator
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, FLOAT32_EVAL, Mode, NotJudgedError, placed
+from attnlab.checks.modes import (
+    BFLOAT16_EVAL,
+    EVAL,
+    FLOAT32_EVAL,
+    LONG,
+    TRAIN,
+    Mode,
+    NotJudgedError,
+    placed,
+)
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
+from attnlab.config import is_own
 from attnlab.device.flops import counts_flex_attention, flop_counter
-from attnlab.mechanism import Cost, state_bytes
+from attnlab.mechanism import Cost, Mechanism, state_bytes
 
+MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
 FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are whole per token
 
@@ -31,13 +48,10 @@ FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are
 def params(subject: Subject) -> Iterator[Finding]:
     """Count the elements of the parameters, at two model widths."""
     _require_cost(subject)
-    double = 2 * subject.d_model
-    has_other = not subject.quick and not list(subject.config.problems_at(double))
-    for width in (subject.d_model, double) if has_other else (subject.d_model,):
-        stated = _stated(replace(subject, d_model=width), 1).params
-        built = replace(subject, d_model=width).build()
-        counted = sum(parameter.numel() for parameter in built.parameters())
-        yield _counted(f"d_model {width}", stated, counted, "parameters")
+    for each in (subject, *_wider(subject)):
+        stated = _stated(each, 1).params
+        counted = sum(parameter.numel() for parameter in each.build().parameters())
+        yield _counted(f"d_model {each.d_model}", stated, counted, "parameters")
 
 
 @mechanism_property(
@@ -53,6 +67,9 @@ def flops(subject: Subject) -> Iterator[Finding]:
         stated = _stated(subject, context).flops
         counted = _of_step(subject, EVAL, batch, context).flops // batch
         yield _counted(f"batch {batch}, context {context}", stated, counted)
+    for wider in _wider(subject):
+        counted = _of_step(wider, EVAL, 1, 7).flops
+        yield _counted(f"d_model {wider.d_model}, context 7", _stated(wider, 7).flops, counted)
 
 
 @mechanism_property(
@@ -97,11 +114,90 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
             name = str(dtype).removeprefix("torch.")
             where = f"{name}, batch {batch}, context {context}"
             yield _counted(where, stated.state_bytes, counted, "bytes")
+    for wider in _wider(subject):
+        stated = _stated(wider, 7, subject.dtype.itemsize).state_bytes
+        counted = _of_step(wider, EVAL, 1, 7).state_bytes
+        yield _counted(f"d_model {wider.d_model}, context 7", stated, counted, "bytes")
+
+
+@mechanism_property(
+    "a call keeps no memory",
+    cause="outputs, inputs or a cache that are appended to a list, or kept on the module or in a "
+    "global until the next call",
+)
+def memory(subject: Subject) -> Iterator[Finding]:
+    """Measure what module, class and file hold after calls, and after calls of larger batches."""
+    for mode in (EVAL, TRAIN):
+        held = list[Held]()
+        mechanism = subject.build(mode)
+        with subject.at(mode, 2, 19) as place:
+            for batch_size, calls in ((2, 1), (2, 2), (8, 1)):
+                x_BTD = subject.tokens(batch_size, 19, mode)
+                for _ in range(calls):
+                    subject.forward(mechanism, mode, x_BTD)
+                    if mode == EVAL and subject.decodes:
+                        with torch.no_grad():
+                            subject.decode(mechanism, x_BTD[:, :6], 3)
+                held.append(held_by(mechanism))
+        few, many, large = held
+        words = ""
+        if many.bytes > few.bytes or many.items > few.items:
+            more = max(many.bytes - few.bytes, many.items - few.items)
+            unit = "bytes" if many.bytes > few.bytes else "items"
+            words = f"{more // 2:,} more {unit} after each call"
+        elif large.bytes > many.bytes:
+            words = f"{(large.bytes - many.bytes) // 6:,} bytes per sequence are kept after a call"
+        yield Finding("", math.inf if words else 0.0, words=words, place=place)
+
+
+class Held(NamedTuple):
+    """Memory that Python objects hold: bytes of tensors and arrays, and items of containers."""
+
+    bytes: int
+    items: int
+
+
+def held_by(mechanism: Mechanism[Any]) -> Held:
+    """Return what the module holds, and the classes and files of its parts beside torch's."""
+    parts = list(mechanism.modules())
+    classes = {cls for part in parts for cls in type(part).__mro__ if cls.__module__ in sys.modules}
+    own = {cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins")}
+    files = [vars(sys.modules[cls.__module__]) for cls in own if is_own(cls)]
+    stack: list[Any] = [*map(vars, parts), *map(vars, own), *files]
+    seen, size, items = set[int](), dict[int, int](), 0
+    while stack and len(seen) < MOST_OBJECTS:
+        held = stack.pop()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            storage = held.untyped_storage()
+            size[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(held, np.ndarray):
+            size[id(held)] = held.nbytes
+        elif isinstance(held, Mapping):
+            items += len(held)
+            stack.extend(held.values())
+        elif isinstance(held, list | tuple | set | frozenset | deque):
+            items += len(held)
+            stack.extend(held)
+    return Held(sum(size.values()), items)
 
 
 def _contexts(subject: Subject) -> list[tuple[int, int]]:
     """Return (batch size, context) pairs."""
-    return [*((1, context) for context in sorted({1, 7, subject.past})), (4, CONTEXT)]
+    short = [(1, context) for context in sorted({1, 7, subject.past})]
+    return [*short, (4, CONTEXT), *[(1, max(LONG, subject.past))] * (not subject.quick)]
+
+
+def _wider(subject: Subject) -> list[Subject]:
+    """Return the mechanism at twice the model width, in the whole check, if that is possible."""
+    double = 2 * subject.d_model
+    if subject.quick or list(subject.config.problems_at(double)):
+        return []
+    if "wider" not in subject.memo:
+        subject.memo["wider"] = replace(subject, d_model=double)
+    return [subject.memo["wider"]]
 
 
 def _stated(subject: Subject, context: int, itemsize: int = 2) -> Cost:

@@ -9,6 +9,7 @@ exact up to a stated length only (`MechanismConfig.exact_length`) is checked up 
 Shapes: B batch, T tokens, D model width.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,9 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import BFLOAT16_EVAL, DROPOUT, EVAL, FAR, LONG, NotJudgedError
+from attnlab.checks.modes import (
+    BFLOAT16_EVAL,
+    DROPOUT,
+    EVAL,
+    FAR,
+    FEW,
+    HUGE,
+    LONG,
+    PAST_256,
+    NotJudgedError,
+)
+from attnlab.checks.numbers import errors, of_rounded
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
 from attnlab.checks.subject import Subject
+from attnlab.inference.decoder import others, tensors
 from attnlab.mechanism import Mechanism
 
 AFTER_PROMPT = 12  # tokens decoded after each prompt
@@ -37,7 +50,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
     """Decode a whole sequence from an empty state."""
     _require_decoding(subject)
     limit = subject.limit_in(EVAL)
-    trials = [(3, 1), (1, 7), (8, 19), (3, subject.short)]
+    trials = [(3, 1), (1, 7), (8, 19), (32, FEW), (3, subject.short)]
     if not subject.quick:
         trials += [(1, 1), (1, 139), (3, subject.past)]
     for batch, tokens in trials:
@@ -47,6 +60,46 @@ def steps(subject: Subject) -> Iterator[Finding]:
             off_BTD = relative(subject.decoded(batch, tokens), y_BTD)
             deviation, first = by_position(off_BTD, limit)
             yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+    if subject.precision != torch.float64:
+        return  # large inputs make roundings large
+    tokens, note = subject.exact(FEW)
+    with subject.at(EVAL, 8, tokens, f", every third token times {HUGE:g}") as place:
+        x_BTD, mechanism = subject.tokens(8, tokens), subject.built()
+        x_BTD[:, ::3] *= HUGE
+        y_BTD = subject.forward(mechanism, EVAL, x_BTD)
+        deviation, first = by_position(relative(subject.decode(mechanism, x_BTD), y_BTD), limit)
+        yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+
+
+@mechanism_property(
+    "decoding keeps shapes and dtypes",
+    cause="a dimension that a step keeps or drops, a result in the dtype of the state, or a state "
+    "that grows: it is made for `capacity` tokens and written at the same address",
+)
+@torch.no_grad()
+def shapes(subject: Subject) -> Iterator[Finding]:
+    """Read a prompt and a token: outputs are as those of `forward`, the state is as it was."""
+    _require_decoding(subject)
+    for mode in (EVAL, BFLOAT16_EVAL):
+        mechanism, x_BTD = subject.built(mode), subject.tokens(2, 4, mode)
+        with subject.at(mode, 2, 4, ", 3 of them in the prompt") as place:
+            with subject.autocast_in(mode):
+                y_BTD, state = mechanism.prefill(x_BTD[:, :3], 4)
+                before = [_form(part) for part in tensors(state)]
+                y_BD, state = mechanism.step(x_BTD[:, 3], state)
+            like_BTD = subject.output(mode, 2, 4)
+            pairs = [("prefill", like_BTD[:, :3], y_BTD), ("step", like_BTD[:, 3], y_BD)]
+            forms = [(name, _form(like), _form(y)) for name, like, y in pairs]
+            if not any(others(state)):  # else it is replaced by each step
+                after = [_form(part) for part in tensors(state)]
+                forms += [("the state", *pair) for pair in zip(before, after, strict=True)]
+            for name, expected, found in forms:
+                words = "" if found == expected else f"{found}, expected {expected}"
+                yield Finding(name, math.inf if words else 0.0, words=words, place=place)
+
+
+def _form(x: Tensor) -> str:
+    return f"{tuple(x.shape)} of {x.dtype}".replace("torch.", "")
 
 
 @mechanism_property(
@@ -137,23 +190,23 @@ def in_turns(subject: Subject) -> Iterator[Finding]:
 def in_bfloat16(subject: Subject) -> Iterator[Finding]:
     """Decode after a prompt under autocast, as generation does; past 256 tokens, too."""
     _require_decoding(subject)
-    mechanism, limit = subject.build(BFLOAT16_EVAL), 2 * subject.limit_in(BFLOAT16_EVAL)
-    for tokens, prompt in ((12, 0), (330, 280)):
+    mechanism, limit = subject.built(BFLOAT16_EVAL), 2 * subject.limit_in(BFLOAT16_EVAL)
+    for tokens, prompt in ((12, 0), (PAST_256, 280)):
         tokens, note = subject.exact(tokens)
         prompt = min(prompt, tokens - 1)
         more = f", {prompt} of them in the prompt"
         with subject.at(BFLOAT16_EVAL, 2, tokens, more) as place:
             x_BTD = subject.tokens(2, tokens, BFLOAT16_EVAL)
-            y_BTD = subject.forward(mechanism, BFLOAT16_EVAL, x_BTD)
+            y_BTD = subject.output(BFLOAT16_EVAL, 2, tokens)
             decoded_BTD = subject.decode(mechanism, x_BTD, prompt, BFLOAT16_EVAL)
             yield _mostly(relative(decoded_BTD, y_BTD)[:, prompt:], limit, prompt)._replace(
                 place=place, note=note
             )
             narrow = torch.finfo(torch.bfloat16).eps
             if torch.finfo(subject.precision).eps < narrow:
-                exact_BTD = subject.forward(subject.build(), EVAL, x_BTD.to(subject.dtype))
+                exact_BTD = of_rounded(subject, 2, tokens)
                 of_decoding, of_forward = (
-                    _error(found_BTD[:, prompt:], exact_BTD[:, prompt:])
+                    float(errors(found_BTD, exact_BTD)[prompt:].median())
                     for found_BTD in (decoded_BTD, y_BTD)
                 )
                 most = MOST_TIMES * of_forward + narrow
@@ -176,13 +229,6 @@ def _decoded_in_turns(
                 y_BD, states[i] = mechanism.step(each_BTD[:, t], states[i])
                 outputs[i].append(y_BD)
     return [torch.stack(each, 1) for each in outputs]
-
-
-def _error(found_BTD: Tensor, exact_BTD: Tensor) -> float:
-    """Return the relative root mean square error of a typical position."""
-    off_T = (found_BTD.double() - exact_BTD.double()).square().mean((0, 2)).sqrt()
-    size_T = exact_BTD.double().square().mean((0, 2)).sqrt()
-    return float((off_T / size_T.clamp_min(torch.finfo(torch.float32).tiny)).median())
 
 
 def _mostly(off_BTD: Tensor, limit: float, first: int) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.backends import cuda
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,8 +45,12 @@ FLOAT32_TRAIN = Mode("train", training=True, float32=True)
 WITHIN_SCHEDULES = (1, 5, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)  # training steps
 BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64)  # sizes that a mechanism might treat apart
 FEW = 11  # tokens of a trial of many batch sizes, one of which is as large
-LONG = 1_100  # tokens: past 1,000, and no multiple of a chunk
-FAR = 4_150  # tokens of one sequence, which few trials have: past 4,096
+PAST_64 = 75  # tokens: past one chunk of most kernels
+PAST_256 = 330  # tokens, of which bfloat16 can count 256
+PAST_512 = 530  # tokens of a trial that is made in float64, with gradients
+LONG = 1_050  # tokens: past 1,024, which steps after a prompt cross, and no multiple of a chunk
+FAR = 4_120  # tokens of one sequence, which few trials have: the same past 4,096
+HUGE = 30.0  # scale of inputs that are far larger than those of training
 MOST_TOKENS = 8_192  # of a batch that has the shape of a study's; a larger one takes minutes
 
 
@@ -149,6 +154,51 @@ def seeded(seed: int) -> Generator[None]:
         if cuda:
             torch.cuda.manual_seed_all(seed)
         yield
+
+
+def torch_settings() -> dict[str, Any]:
+    """Return the global settings of torch that a mechanism must leave alone, by name."""
+    return {name: get() for name, (get, _) in SETTINGS.items()}
+
+
+def restored(before: dict[str, Any]) -> list[str]:
+    """Set the global settings to earlier values; return the names of those that differed."""
+    changed = [name for name, value in torch_settings().items() if value != before[name]]
+    for name in changed:
+        SETTINGS[name][1](before[name])
+    return changed
+
+
+def _sdp_kernels() -> tuple[bool, ...]:
+    return tuple(is_enabled() for is_enabled, _ in _SDP)
+
+
+def _set_sdp_kernels(enabled: tuple[bool, ...]) -> None:
+    for (_, enable), on in zip(_SDP, enabled, strict=True):
+        enable(on)
+
+
+_SDP = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+)
+# global settings that all mechanisms of a process share: how to read and how to set them
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's switch of gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's precision of float32 products": (
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's switch of deterministic algorithms": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "torch's kernels of attention": (_sdp_kernels, _set_sdp_kernels),
+}
 
 
 @torch.no_grad()

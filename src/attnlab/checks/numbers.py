@@ -14,11 +14,14 @@ from torch import Tensor
 from attnlab.checks.modes import (
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
+    DROPOUT,
     EVAL,
     FEW,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
     LONG,
+    PAST_256,
+    PAST_512,
     TRAIN,
     Mode,
     NotJudgedError,
@@ -29,8 +32,7 @@ from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
 
 SCALES = (0.0, 1.0, 30.0)  # of inputs that are standard normal
-BATCH = 4  # sequences whose gradients in training are compared with those of half of them
-OFF_IN_FLOAT32, OFF_IN_BFLOAT16 = 0.02, 0.4  # of a gradient, the most that roundings cause
+MOST_GROWTH = 4  # the error of late positions over that of early ones, in bfloat16
 TRIES = 3  # a derivative is wrong only if it is so at each of several points: ReLU has kinks
 
 
@@ -76,6 +78,40 @@ def dtypes_inside(subject: Subject) -> Iterator[Finding]:
                 raise NotJudgedError("its operations cannot be observed")
         words = "" if seen == torch.float32 else f"computes in {seen} inside"
         yield Finding("", math.inf if words else 0.0, words=words, place=place)
+
+
+@mechanism_property(
+    "roundings of bfloat16 do not grow with the length",
+    cause="a position, a running sum or a state in bfloat16, which cannot count past 256",
+)
+@torch.no_grad()
+def roundings(subject: Subject) -> Iterator[Finding]:
+    """Compare the errors of the forward pass under autocast past 256 tokens with the first ones."""
+    if torch.finfo(subject.precision).eps >= torch.finfo(torch.bfloat16).eps:
+        raise NotJudgedError(f"it computes in {subject.precision}")
+    with subject.at(BFLOAT16_EVAL, 2, PAST_256) as place:
+        y_BTD = subject.output(BFLOAT16_EVAL, 2, PAST_256)
+        error_T = errors(y_BTD, of_rounded(subject, 2, PAST_256))
+    early, late = (float(part_T.quantile(0.75)) for part_T in (error_T[:64], error_T[256:]))
+    limit = MOST_GROWTH * early + torch.finfo(torch.bfloat16).eps
+    words = f"{late:.2g} of the output past 256 tokens, {early:.2g} at the first"
+    yield Finding("", late, limit, words, place)
+
+
+def of_rounded(subject: Subject, batch: int, tokens: int) -> Tensor:
+    """Return `y_BTD` in the widest dtype of the inputs that autocast to bfloat16 receives."""
+    key = "of rounded inputs", batch, tokens
+    if key not in subject.memo:
+        x_BTD = subject.tokens(batch, tokens, BFLOAT16_EVAL).to(subject.dtype)
+        subject.memo[key] = subject.forward(subject.built(), EVAL, x_BTD)
+    return subject.memo[key]
+
+
+def errors(found_BTD: Tensor, exact_BTD: Tensor) -> Tensor:
+    """Return the relative root mean square error of every position, `error_T`."""
+    off_T = (found_BTD.double() - exact_BTD.double()).square().mean((0, 2)).sqrt()
+    size_T = exact_BTD.double().square().mean((0, 2)).sqrt()
+    return off_T / size_T.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @mechanism_property(
@@ -131,75 +167,48 @@ def _not_finite(
 )
 def derivatives(subject: Subject) -> Iterator[Finding]:
     """Compare gradients with differences of outputs, along the input and along each parameter."""
-    if not getattr(subject.config, "gradients_are_exact", True):
-        raise NotJudgedError("gradients_are_exact is False")
+    require_exact_gradients(subject)
     eps = torch.finfo(subject.precision).eps
     if eps > torch.finfo(torch.float32).eps:
         raise NotJudgedError(f"it computes in {subject.precision}, too coarse for differences")
-    mechanism = subject.build()
-    names = ["the input", *(n for n, p in mechanism.named_parameters() if p.requires_grad)]
-    is_exact = True
-    for tokens in (11, 300):
-        with subject.at(EVAL, 2, tokens) as place:
-            wrong = _wrong(subject, mechanism, tokens, [names])
+    trials = [(EVAL, 11), (EVAL, 300 if subject.quick else PAST_512)]
+    if subject.can_drop() and not subject.is_noisy and not off_in_training(subject):
+        trials.append((DROPOUT, 11))
+    for mode, tokens in trials:
+        mechanism = subject.build(mode)
+        names = ["the input", *(n for n, p in mechanism.named_parameters() if p.requires_grad)]
+        with subject.at(mode, 2, tokens) as place:
+            wrong = _wrong(subject, mode, tokens, [names])
             if wrong:
-                wrong = _wrong(subject, mechanism, tokens, [[name] for name in names]) or wrong
+                wrong = _wrong(subject, mode, tokens, [[name] for name in names]) or wrong
         yield Finding("", 0.0, place=place)
         for along, (deviation, limit) in wrong.items():
             words = f"off by {deviation:.2g} of the largest derivative"
             yield Finding(f"along {along}", deviation, limit, words, place)
-            is_exact = False
-    is_judged = is_exact and not subject.violated  # what depends on the batch is said already
-    if is_judged and subject.precision == torch.float64 and not subject.is_noisy:
-        yield from _in_training(subject)
 
 
-def _in_training(subject: Subject) -> Iterator[Finding]:
-    """Compare gradients of a batch in training with those in eval, of two sequences at a time.
-
-    Half a batch in float64 is what the differences have confirmed. Where the outputs of eval and
-    training differ by intention, the gradients of training in float64 count.
-    """
-    shape = BATCH, subject.short
-    alike = relative(subject.output(TRAIN, *shape), subject.output(EVAL, *shape))
-    reference = TRAIN if alike.max() > subject.limit_in(EVAL) else EVAL
-    exact = _gradients(subject, reference, at_once=2)
-    largest = max(float(gradient.norm()) for gradient in exact.values()) or 1.0
-    for mode in (TRAIN, FLOAT32_TRAIN, BFLOAT16_TRAIN):
-        with subject.at(mode, *shape) as place:
-            found = _gradients(subject, mode, at_once=BATCH)
-        eps = torch.finfo(subject.dtype_in(mode)).eps
-        limit = OFF_IN_FLOAT32 if eps <= torch.finfo(torch.float32).eps else OFF_IN_BFLOAT16
-        for name, gradient in exact.items():
-            scale = max(float(gradient.norm()), eps**0.5 * largest)  # some cancel to roundings
-            off = float((found[name] - gradient).norm()) / scale
-            words = f"off by {off:.2g} of that of two sequences at a time in {subject.dtype}"
-            yield Finding(f"of {name}", off, limit, words.replace("torch.", ""), place)
+def off_in_training(subject: Subject) -> float:
+    """Return how far outputs of training differ from those of eval; 0 if by roundings alone."""
+    train_BTD, eval_BTD = (subject.output(mode, 4, subject.short) for mode in (TRAIN, EVAL))
+    off = float(relative(train_BTD, eval_BTD).max())
+    return 0.0 if off <= subject.limit_in(EVAL) else off
 
 
-def _gradients(subject: Subject, mode: Mode, *, at_once: int) -> dict[str, Tensor]:
-    """Return the gradients of the input and of each parameter, in float64."""
-    mechanism, shape = subject.build(mode), (BATCH, subject.short)
-    x_BTD = subject.tokens(*shape, mode).requires_grad_()
-    for rows in torch.arange(BATCH).split(at_once):
-        y_BTD = subject.forward(mechanism, mode, x_BTD[rows])
-        (y_BTD.double() * subject.tokens(*shape, seed=1)[rows].double()).sum().backward()
-    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
-    return {
-        name: torch.zeros_like(tensor).double() if tensor.grad is None else tensor.grad.double()
-        for name, tensor in tensors.items()
-    }
+def require_exact_gradients(subject: Subject) -> None:
+    """Raise NotJudgedError if the settings' class says that gradients are no derivatives."""
+    if not getattr(subject.config, "gradients_are_exact", True):
+        raise NotJudgedError("gradients_are_exact is False")
 
 
 def _wrong(
-    subject: Subject, mechanism: Mechanism[Any], tokens: int, groups: Sequence[Sequence[str]]
+    subject: Subject, mode: Mode, tokens: int, groups: Sequence[Sequence[str]]
 ) -> dict[str, tuple[float, float]]:
     """Return the error and its limit for each group whose derivative is wrong at every point."""
     eps = torch.finfo(subject.precision).eps
     step, limit = min(eps ** (1 / 3), 1e3 * eps ** (2 / 3)), 20 * eps ** (1 / 3)
     wrong = dict[str, tuple[float, float]]()
     for point in range(TRIES):
-        deviations = _off_derivative(subject, mechanism, tokens, groups, step, point)
+        deviations = _off_derivative(subject, mode, tokens, groups, step, point)
         wrong = {
             name: (min(deviation, wrong[name][0] if point else math.inf), limit)
             for name, deviation in deviations.items()
@@ -212,7 +221,7 @@ def _wrong(
 
 def _off_derivative(
     subject: Subject,
-    mechanism: Mechanism[Any],
+    mode: Mode,
     tokens: int,
     groups: Sequence[Sequence[str]],
     step: float,
@@ -223,13 +232,14 @@ def _off_derivative(
     It is relative to the largest derivative by one tensor, so that roundings of the others do not
     count.
     """
+    mechanism = subject.build(mode)
     x_BTD = subject.tokens(2, tokens, seed=2 * point).requires_grad_()
     weight_BTD = subject.tokens(2, tokens, seed=2 * point + 1)
     tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
 
     def output() -> Tensor:
-        return (subject.forward(mechanism, EVAL, x_BTD) * weight_BTD).sum()
+        return (subject.forward(mechanism, mode, x_BTD) * weight_BTD).sum()
 
     found: Any = torch.autograd.grad(output(), list(tensors.values()), allow_unused=True)
     generator = torch.Generator().manual_seed(point)

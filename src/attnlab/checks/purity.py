@@ -8,9 +8,7 @@ Shapes: B batch, T tokens, D model width.
 
 import math
 import random
-import sys
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,14 +24,13 @@ from attnlab.checks.modes import (
     TRAIN,
     Mode,
     Place,
+    restored,
     seeded,
+    torch_settings,
 )
 from attnlab.checks.result import Finding, mechanism_property, relative
 from attnlab.checks.subject import Subject
-from attnlab.config import is_own
 from attnlab.mechanism import Mechanism
-
-MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 
 
 @mechanism_property(
@@ -44,8 +41,11 @@ MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 )
 def repeated(subject: Subject) -> Iterator[Finding]:
     """Call twice in every mode, and compare results, inputs, the module and global generators."""
+    before = torch_settings()
     with seeded(0):
         built = subject.made()
+    for name in restored(before):
+        yield _finding(name, "the constructor changes it", None)
     lazy = [name for name, parameter in built.named_parameters() if is_lazy(parameter)]
     for name in lazy:
         yield Finding(name, math.inf, words="has no shape until the first call of forward")
@@ -62,6 +62,8 @@ def repeated(subject: Subject) -> Iterator[Finding]:
                 yield from _forward_twice(subject, trial[0], place)
                 if subject.decodes and trial[0] == EVAL:
                     yield from _decoded_twice(subject, place)
+            for name in restored(before):
+                yield _finding(name, "a call changes it", place)
         except Exception:
             if trial == trials[0]:
                 raise
@@ -92,7 +94,7 @@ def _call(
 
 def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Finding]:
     """Call with one input, with another one, and with the first one again."""
-    mechanism, found = subject.build(mode), list[Finding]()
+    mechanism, found, limit = subject.build(mode), list[Finding](), subject.limit_in(mode)
     given_BTD = subject.tokens(place.batch, place.tokens, mode)
     with _Unchanged(mechanism, place, found):
         first = _call(subject, mode, mechanism, given_BTD, seed=1)
@@ -118,7 +120,9 @@ def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Findi
             y_BTD = subject.forward_with_loss(mechanism, mode, given_BTD, seed=None)[0]
         deviation = float(relative(y_BTD, first.copy_BTD).max())
         where = f"forward within torch.{switch.__name__}"
-        yield Finding(where, deviation, subject.limit_in(mode), place=place)
+        yield Finding(where, deviation, limit, place=place)
+        if by_first and y_BTD.requires_grad:
+            yield _by_strided(mechanism, y_BTD, by_first, limit, place)
     by_again = dict[str, Tensor]()
     if mode.training:
         by_again = yield from _gradients(mechanism, again, given_BTD, place)
@@ -153,6 +157,26 @@ def _gradients(
     return by_name
 
 
+def _by_strided(
+    mechanism: Mechanism[Any],
+    y_BTD: Tensor,
+    by_name: dict[str, Tensor],
+    limit: float,
+    place: Place,
+) -> Finding:
+    """Compare the gradients of parameters when that of the output has another order of memory."""
+    names = [name for name, _ in mechanism.named_parameters() if name in by_name]
+    parameters = [mechanism.get_parameter(name) for name in names]
+    by_y_BTD = (y_BTD.detach() * 2).transpose(0, 1).contiguous().transpose(0, 1)
+    found = torch.autograd.grad(y_BTD, parameters, by_y_BTD)
+    deviation = max(
+        (float(relative(by, by_name[name]).max()) for name, by in zip(names, found, strict=True)),
+        default=0.0,
+    )
+    words = "depends on the order of memory of the output's gradient" * (deviation > limit)
+    return Finding("the backward pass", deviation, limit, words, place)
+
+
 @torch.no_grad()
 def _decoded_twice(subject: Subject, place: Place) -> Iterator[Finding]:
     """Decode the last tokens after a prompt, twice; a short sequence from an empty state, too."""
@@ -181,7 +205,7 @@ def _generator() -> bytes:
 
 
 class _Unchanged:
-    """A context after which module, global generators and global settings must be the same."""
+    """A context after which the module and global generators must be the same."""
 
     def __init__(self, mechanism: Mechanism[Any], place: Place, found: list[Finding]) -> None:
         self.mechanism, self.place, self.found = mechanism, place, found
@@ -220,7 +244,7 @@ def _alike(after: Tensor, before: Tensor) -> bool:
 
 
 def global_state() -> dict[str, Any]:
-    """Return global state that a mechanism must leave alone, by its name."""
+    """Return the states of global generators of random numbers, by name."""
     numpy_state = np.random.get_state(legacy=False)
     return {
         "Python's random generator": random.getstate(),
@@ -228,76 +252,10 @@ def global_state() -> dict[str, Any]:
             numpy_state["state"]["pos"],
             numpy_state["state"]["key"].tobytes(),
         ),
-        "torch's default dtype": torch.get_default_dtype(),
-        "torch's switch of gradients": torch.is_grad_enabled(),
     }
 
 
-@mechanism_property(
-    "a call keeps no memory",
-    cause="outputs, inputs or a cache that are appended to a list, or kept on the module or in a "
-    "global until the next call",
-)
-def memory(subject: Subject) -> Iterator[Finding]:
-    """Measure what module, class and file hold after calls, and after calls of larger batches."""
-    for mode in (EVAL, TRAIN):
-        held = list[Held]()
-        mechanism = subject.build(mode)
-        with subject.at(mode, 2, 19) as place:
-            for batch_size, calls in ((2, 1), (2, 2), (8, 1)):
-                x_BTD = subject.tokens(batch_size, 19, mode)
-                for _ in range(calls):
-                    subject.forward(mechanism, mode, x_BTD)
-                    if mode == EVAL and subject.decodes:
-                        with torch.no_grad():
-                            subject.decode(mechanism, x_BTD[:, :6], 3)
-                held.append(held_by(mechanism))
-        few, many, large = held
-        words = ""
-        if many.bytes > few.bytes or many.items > few.items:
-            more = max(many.bytes - few.bytes, many.items - few.items)
-            unit = "bytes" if many.bytes > few.bytes else "items"
-            words = f"{more // 2:,} more {unit} after each call"
-        elif large.bytes > many.bytes:
-            words = f"{(large.bytes - many.bytes) // 6:,} bytes per sequence are kept after a call"
-        yield Finding("", math.inf if words else 0.0, words=words, place=place)
-
-
-class Held(NamedTuple):
-    """Memory that Python objects hold: bytes of tensors and arrays, and items of containers."""
-
-    bytes: int
-    items: int
-
-
-def held_by(mechanism: Mechanism[Any]) -> Held:
-    """Return what the module holds, and the classes and files of its parts beside torch's."""
-    parts = list(mechanism.modules())
-    classes = {cls for part in parts for cls in type(part).__mro__ if cls.__module__ in sys.modules}
-    own = {cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins")}
-    files = [vars(sys.modules[cls.__module__]) for cls in own if is_own(cls)]
-    stack: list[Any] = [*map(vars, parts), *map(vars, own), *files]
-    seen, size, items = set[int](), dict[int, int](), 0
-    while stack and len(seen) < MOST_OBJECTS:
-        held = stack.pop()
-        if id(held) in seen:
-            continue
-        seen.add(id(held))
-        if isinstance(held, Tensor):
-            storage = held.untyped_storage()
-            size[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(held, np.ndarray):
-            size[id(held)] = held.nbytes
-        elif isinstance(held, Mapping):
-            items += len(held)
-            stack.extend(held.values())
-        elif isinstance(held, list | tuple | set | frozenset | deque):
-            items += len(held)
-            stack.extend(held)
-    return Held(sum(size.values()), items)
-
-
-def _finding(where: str, words: str, place: Place) -> Finding:
+def _finding(where: str, words: str, place: Place | None) -> Finding:
     return Finding(where, math.inf if words else 0.0, words=words, place=place)
 
 

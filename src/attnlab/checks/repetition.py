@@ -7,8 +7,8 @@ import math
 import random
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any, NamedTuple
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,19 @@ from torch import Tensor
 from attnlab.checks.modes import (
     DROPOUT,
     EVAL,
-    FLOAT32_EVAL,
+    FIRST_STEP,
     LATE,
     TRAIN,
-    Place,
-    seeded,
-    tolerance,
 )
 from attnlab.checks.purity import global_state
-from attnlab.checks.result import Finding, by_position, mechanism_property, relative
+from attnlab.checks.result import Finding, by_position, mechanism_property, relative, same_bits
 from attnlab.checks.subject import Subject
-from attnlab.checks.training import STEPS, batch, course, first_course
-from attnlab.mechanism import Handed, HandingMechanism, Mechanism, MechanismConfig
-from attnlab.model.initialization import constructed
+from attnlab.checks.training import STEPS, course, first_course
+from attnlab.mechanism import MechanismConfig
 from attnlab.model.language_model import ModelConfig
 
 DRAWS = 8  # of dropout
+RARE = 0.1  # a rate of dropout whose effect is far smaller than that of `DROPOUT`
 MEAN_WITH_DROPOUT = 0.75, 1.5  # times the output without dropout; the factor is 2 or 1/2 if wrong
 
 
@@ -56,7 +53,7 @@ def seeds(subject: Subject) -> Iterator[Finding]:
         mechanism = [*model.mechanisms()][-1]
         models.append(dict([*mechanism.named_parameters(), *mechanism.named_buffers()]))
     for name, value in models[0].items():
-        yield _same(name, models[1][name], value)
+        yield same_bits(name, models[1][name], value)
 
     for name in (name for name in streams[0] if "generator" in name):
         words = "the constructor seeds it" if streams[0][name] == streams[1][name] else ""
@@ -69,108 +66,6 @@ def seeds(subject: Subject) -> Iterator[Finding]:
     words = "the losses of one seed differ after a run with another"
     is_same = first == again or any(loss != loss for loss in first)
     yield Finding("", 0.0 if is_same else math.inf, words="" if is_same else words, place=place)
-
-
-@mechanism_property(
-    "layers share only what they declare",
-    cause="a tensor, list or counter in a class or a global, which every module of it reads and "
-    "writes, a setting drawn or counted up in the constructor, or something handed to later "
-    "layers that `gives` and `takes` do not name",
-)
-@torch.no_grad()
-def layers(subject: Subject) -> Iterator[Finding]:
-    """Run a model, and each of its layers' inputs in a module of its own."""
-    model, calls = first_course(subject).model.eval(), list[_LayerCall]()
-
-    def begins(_: Any, args: tuple[Any, ...]) -> None:
-        calls.append(_LayerCall(args[0], dict(*args[1:]), list[Tensor]()))
-
-    def ends(_: Any, args: tuple[Any, ...], y_BTD: Tensor) -> None:
-        del args
-        calls[-1].outputs.append(y_BTD)
-
-    hooks = [mechanism.register_forward_pre_hook(begins) for mechanism in model.mechanisms()]
-    hooks += [mechanism.register_forward_hook(ends) for mechanism in model.mechanisms()]
-    autocast = subject.autocast_in(FLOAT32_EVAL)
-    more = f", {len(subject.layers)} layers"
-    with subject.at(FLOAT32_EVAL, 4, 37, more.replace("2", "two")) as place, autocast:
-        model.features(batch(subject, 0, 0)[:, :-1])
-        for hook in hooks:
-            hook.remove()
-        parameters = [id(p) for m in model.mechanisms() for p in m.parameters()]
-        words = "layers have one and the same parameter"
-        is_one = len(parameters) > len(set(parameters))
-        yield Finding("", math.inf if is_one else 0.0, words=words * is_one, place=place)
-        for i, (mechanism, call) in enumerate(zip(model.mechanisms(), calls, strict=True)):
-            prefix, config = f"blocks.{i}.mix.", subject.layers[i]
-            alone = constructed(lambda config=config: config.build(subject.d_model), prefix, seed=0)
-            alone.load_state_dict(mechanism.state_dict())
-            alone = alone.to(subject.device).eval()
-            alone.at_step(LATE)
-            hands = bool(subject.before) and isinstance(alone, HandingMechanism)
-            found = _again(alone, call.x_BTD, call.taken if hands else None)
-            where = f"layer {i} differs from a module of its own"
-            yield _same(where, found, call.outputs[0], place)
-            if hands:
-                yield from _handing(subject, alone, call, f"layer {i}", place)
-        if subject.decodes and not subject.before:
-            x_BTD = calls[0].x_BTD[:, :5]
-            one, two = model.mechanisms()
-            alone_BTD = subject.decode(one, x_BTD, mode=FLOAT32_EVAL)
-            state, other = (mechanism.init_state(len(x_BTD), 5) for mechanism in (one, two))
-            outputs = list[Tensor]()
-            for x_BD in x_BTD.unbind(1):
-                y_BD, state = one.step(x_BD, state)
-                _, other = two.step(y_BD, other)
-                outputs.append(y_BD)
-            found_BTD = torch.stack(outputs, 1)
-            yield _same("decoding beside another layer", found_BTD, alone_BTD, place)
-
-
-class _LayerCall(NamedTuple):
-    """One call of a layer's mechanism in a model."""
-
-    x_BTD: Tensor
-    taken: Handed
-    outputs: list[Tensor]  # one: filled when the call ends
-
-
-def _again(mechanism: Mechanism[Any], x_BTD: Tensor, taken: Handed | None) -> Tensor:
-    """Return `y_BTD` of a call outside of its model. `taken` is not changed."""
-    with seeded(0):
-        return mechanism(x_BTD) if taken is None else mechanism(x_BTD, dict(taken))
-
-
-def _handing(
-    subject: Subject, mechanism: Mechanism[Any], call: _LayerCall, layer: str, place: Place
-) -> Iterator[Finding]:
-    """Compare what a layer puts in and reads with what its settings declare."""
-    number = int(layer.split()[-1])
-    declared, handed = subject.layers[number].gives(subject.d_model), dict(call.taken)
-    with seeded(0):
-        mechanism(call.x_BTD, handed)
-    for name in sorted(handed.keys() | set(declared)):
-        words = ""
-        if name in call.taken:
-            changed = handed.get(name) is not call.taken[name]
-            words = "it replaces what it has taken" if changed else ""
-        elif name not in declared:
-            words = "it puts in what `gives` does not name"
-        elif name not in handed:
-            words = "`gives` names it, and it is not put in"
-        yield Finding(f"{layer}, {name}", math.inf if words else 0.0, words=words, place=place)
-    for name in call.taken:
-        other = {**call.taken, name: _other(call.taken[name])}
-        is_read = not torch.equal(_again(mechanism, call.x_BTD, other), call.outputs[0])
-        words = "" if is_read else "`takes` names it, and the output does not depend on it"
-        yield Finding(f"{layer}, {name}", math.inf if words else 0.0, words=words, place=place)
-
-
-def _other(handed: Any) -> Any:
-    """Return other numbers of the same shapes."""
-    if isinstance(handed, Tensor):
-        return 1 - 2 * handed
-    return type(handed)(map(_other, handed)) if type(handed) in (tuple, list) else handed
 
 
 @mechanism_property(
@@ -189,7 +84,18 @@ def calls(subject: Subject) -> Iterator[Finding]:
             subject.forward(mechanism, mode, long)
             subject.forward(mechanism, mode, short.flip(1))
             again_BTD = subject.forward(mechanism, mode, short)
-        yield _same("forward again", again_BTD, fresh_BTD, place)
+        yield same_bits("forward again", again_BTD, fresh_BTD, place)
+
+    if subject.has_schedule:
+        with subject.at(FIRST_STEP, 2, 5) as place:
+            fresh_BTD = subject.forward(subject.build(FIRST_STEP), FIRST_STEP, short)
+            mechanism = subject.build(FIRST_STEP)
+            for step in (1, LATE, 0, 0):
+                mechanism.at_step(step)
+            again_BTD = subject.forward(mechanism, FIRST_STEP, short)
+        found = same_bits("forward", again_BTD, fresh_BTD, place)
+        words = "at_step(0) after other steps is not the same" if found.deviation else ""
+        yield found._replace(words=words)
 
     if subject.decodes:
         with subject.at(EVAL, 2, 5) as place:
@@ -197,17 +103,17 @@ def calls(subject: Subject) -> Iterator[Finding]:
             mechanism = subject.build()
             subject.decode(mechanism, long[:, :12], prompt=3)
             again_BTD = subject.decode(mechanism, short)
-            yield _same("decoding again", again_BTD, fresh_BTD, place)
+            yield same_bits("decoding again", again_BTD, fresh_BTD, place)
             with torch.enable_grad():
                 subject.forward(mechanism.train(), TRAIN, long)
             again_BTD = subject.decode(mechanism.eval(), short)
-            yield _same("decoding after a training pass", again_BTD, fresh_BTD, place)
+            yield same_bits("decoding after a training pass", again_BTD, fresh_BTD, place)
 
 
 @mechanism_property(
     "dropout draws in training alone, and keeps the mean",
-    cause="dropout that ignores `self.training`: the functional form drops by default; or one "
-    "written by hand without the factor 1 / (1 - dropout)",
+    cause="dropout that ignores `self.training`: the functional form drops by default; one "
+    "written by hand without the factor 1 / (1 - dropout); or the rate taken for its complement",
 )
 @torch.no_grad()
 def evaluation(subject: Subject) -> Iterator[Finding]:
@@ -219,7 +125,7 @@ def evaluation(subject: Subject) -> Iterator[Finding]:
         first, second = (
             subject.forward_with_loss(mechanism, EVAL, x_BTD, seed)[0] for seed in (0, 1)
         )
-        yield _same("forward", second, first, place)
+        yield same_bits("forward", second, first, place)
         without_BTD = subject.output(EVAL, 2, subject.past)
         limit = subject.limit_in(EVAL)
         deviation, position = by_position(relative(first, without_BTD), limit)
@@ -243,12 +149,34 @@ def _scale_of_dropout(subject: Subject) -> Finding:
             y_BTD = subject.forward_with_loss(mechanism, DROPOUT, x_BTD, seed)[0].double()
             total += y_BTD / DRAWS
             squares += float(y_BTD.square().sum()) / DRAWS
+        rare = subject.build(DROPOUT._replace(dropout=RARE))
+        y_BTD = subject.forward_with_loss(rare, DROPOUT, x_BTD, 0)[0].double()
     energy = float(whole_BTD.square().sum()) or math.inf
+    of_half = squares - float(total.square().sum())  # the variance, in the sum over all numbers
+    of_few = float((y_BTD - whole_BTD).square().sum())
     scale = float((total * whole_BTD).sum()) / energy
     low, high = MEAN_WITH_DROPOUT
     is_wrong = (scale < low and squares / energy < low) or scale > high
     words = f"the mean output is {scale:.2f} times that without dropout, which keeps the mean"
+    if not is_wrong and of_few > of_half > 0:
+        is_wrong, words = True, f"dropout of {RARE} changes more than dropout of {DROPOUT.dropout}"
     return Finding("", math.inf if is_wrong else 0.0, words=words * is_wrong, place=place)
+
+
+@mechanism_property(
+    "weights that are saved and read again compute the same",
+    cause="a random tensor that the constructor draws and keeps as an attribute or as a buffer "
+    "that is not persistent",
+)
+@torch.no_grad()
+def weights_round_trip(subject: Subject) -> Iterator[Finding]:
+    """Build from another seed, load the state dict, and compare outputs."""
+    saved, mechanism = subject.build().state_dict(), replace(subject, seed=subject.seed + 1).build()
+    with subject.at(EVAL, 2, 7) as place:
+        mechanism.load_state_dict(saved)
+        found_BTD = subject.forward(mechanism, EVAL, subject.tokens(2, 7))
+        deviation = float(relative(found_BTD, subject.output(EVAL, 2, 7)).max())
+        yield Finding("", deviation, subject.limit_in(EVAL), place=place)
 
 
 @mechanism_property(
@@ -279,12 +207,3 @@ def _other_streams(seed: int) -> Generator[None]:
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-
-
-def _same(where: str, found: Tensor, expected: Tensor, place: Place | None = None) -> Finding:
-    """Compare bits; on CUDA, where the order of sums varies, allow the tolerance."""
-    if torch.equal(found.nan_to_num(), expected.nan_to_num()):
-        return Finding(where, 0.0, place=place)
-    deviation = max(float(relative(found, expected).max()), torch.finfo(torch.float64).tiny)
-    limit = tolerance(found.dtype) if found.is_cuda else 0.0
-    return Finding(where, deviation, limit, place=place)

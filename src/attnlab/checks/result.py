@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import NotJudgedError, Place
+from attnlab.checks.modes import NotJudgedError, Place, tolerance
 from attnlab.checks.subject import Subject
 
 MOST_LISTED = 4  # modes, batch sizes or lengths
@@ -34,7 +34,7 @@ class Result:
     verdict: Literal["pass", "FAIL", "skipped"]
     deviation: float  # the largest; of those beyond the tolerance if the property is violated
     how_much: str  # the deviation as text, the message of an exception, or why it was skipped
-    where: str  # the first violation: position, parameter, shape, mode; "" if there is none
+    where: str  # of a violation: position, parameter, shape, mode; "" if there is none
     holds_at: str  # of a violated property: the modes and shapes that break it, and do not
     cause: str  # the usual cause of a violation
     note: str = ""  # what was left out of the property, and why
@@ -105,7 +105,7 @@ class Property(NamedTuple):
             "FAIL" if violations else "pass",
             _size(worst),
             worst.how_much,
-            where=violations[0].position if violations else "",
+            where=(worst if worst.words else violations[0]).position if violations else "",
             holds_at=contrast(found) if violations else "",
             note="; ".join(dict.fromkeys(finding.note for finding in found if finding.note)),
         )
@@ -235,6 +235,15 @@ def relative(found: Tensor, expected: Tensor) -> Tensor:
 def _largest(x: Tensor) -> float:
     """Return the largest finite absolute value; 0 if there is none."""
     return float(x.nan_to_num(0.0, 0.0, 0.0).abs().max())
+
+
+def same_bits(where: str, found: Tensor, expected: Tensor, place: Place | None = None) -> Finding:
+    """Compare bits; on CUDA, where the order of sums varies, allow the tolerance."""
+    if torch.equal(found.nan_to_num(), expected.nan_to_num()):
+        return Finding(where, 0.0, place=place)
+    deviation = max(float(relative(found, expected).max()), torch.finfo(torch.float64).tiny)
+    limit = tolerance(found.dtype) if found.is_cuda else 0.0
+    return Finding(where, deviation, limit, place=place)
 
 
 def by_position(deviation_BTD: Tensor, limit: float) -> tuple[float, int]:

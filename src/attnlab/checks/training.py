@@ -15,15 +15,20 @@ import torch
 from torch import Tensor
 
 from attnlab.checks.modes import (
+    BFLOAT16_TRAIN,
+    EVAL,
     FIRST_STEP,
     FLOAT32_TRAIN,
     LATE,
     LONG,
+    PAST_64,
     TRAIN,
     WITHIN_SCHEDULES,
+    Mode,
+    NotJudgedError,
     seeded,
 )
-from attnlab.checks.numbers import backward
+from attnlab.checks.numbers import backward, off_in_training, require_exact_gradients
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
@@ -32,6 +37,8 @@ from attnlab.training.optimizer import adamw, set_learning_rate
 from attnlab.training.step import forward_and_backward
 
 VOCABULARY = 32
+BATCH = 4  # sequences whose gradients in training are compared with those of half of them
+OFF_IN_FLOAT32, OFF_IN_BFLOAT16 = 0.02, 0.4  # of a gradient, the most that roundings cause
 STEPS = (0, 1, LATE)  # training steps that are made
 
 
@@ -73,6 +80,65 @@ def trained(subject: Subject) -> Iterator[Finding]:
         yield Finding(name, math.inf, words="its effect cancels: the gradient is all rounding")
     if not left:
         yield from _from_the_start(subject)
+
+
+@mechanism_property(
+    "gradients of training are those of small batches in float64",
+    cause="a backward pass that is wrong for some batch size, length or dtype, such as that of a "
+    "kernel which training alone uses",
+)
+def in_training(subject: Subject) -> Iterator[Finding]:
+    """Compare gradients of training with those of evaluation, of two sequences at a time.
+
+    These are what differences have confirmed. Where the outputs of evaluation and training differ
+    by intention, the gradients of training in float64 count.
+    """
+    require_exact_gradients(subject)
+    if subject.violated:
+        raise NotJudgedError("another property is violated")
+    if subject.precision != torch.float64:
+        raise NotJudgedError(f"it computes in {subject.precision}")
+    if subject.is_noisy:
+        raise NotJudgedError("training adds noise")
+    off, rows = off_in_training(subject), torch.arange(BATCH)
+    exact = _gradients(subject, TRAIN if off else EVAL, rows.split(2))
+    largest = max(float(gradient.norm()) for gradient in exact.values()) or 1.0
+    note = f"outputs of training and evaluation differ by {off:.2g}, without dropout" if off else ""
+    trials = (
+        (TRAIN, 1, rows.split([1, BATCH - 1])),
+        (FLOAT32_TRAIN, 4 * BATCH, [rows.repeat(4)]),
+        (BFLOAT16_TRAIN, BATCH, [rows]),
+    )
+    for mode, size, parts in trials:
+        with subject.at(mode, size, PAST_64) as place:
+            found = _gradients(subject, mode, parts)
+        eps = torch.finfo(subject.dtype_in(mode)).eps
+        limit = OFF_IN_FLOAT32 if eps <= torch.finfo(torch.float32).eps else OFF_IN_BFLOAT16
+        for name, gradient in exact.items():
+            scale = max(float(gradient.norm()), eps**0.5 * largest)  # some cancel to roundings
+            off = float((found[name] - gradient).norm()) / scale
+            words = f"off by {off:.2g} of that of two sequences at a time in {subject.dtype}"
+            yield Finding(f"of {name}", off, limit, words.replace("torch.", ""), place, note)
+
+
+def _gradients(subject: Subject, mode: Mode, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of the input and of each parameter, in float64.
+
+    `parts` are the rows of each batch, which may repeat: gradients are those of every row once.
+    """
+    mechanism, shape = subject.build(mode), (BATCH, PAST_64)
+    x_BTD = subject.tokens(*shape, mode).requires_grad_()
+    for rows in parts:
+        y_BTD = subject.forward(mechanism, mode, x_BTD[rows])
+        (y_BTD.double() * subject.tokens(*shape, seed=1)[rows].double()).sum().backward()
+    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
+    times = sum(map(len, parts)) / BATCH
+    return {
+        name: torch.zeros_like(tensor).double()
+        if tensor.grad is None
+        else tensor.grad.double() / times
+        for name, tensor in tensors.items()
+    }
 
 
 class Course(NamedTuple):

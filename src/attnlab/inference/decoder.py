@@ -79,6 +79,8 @@ class Decoder:
         ]
         if changed:  # one kernel for the counts of all layers
             mine, new = zip(*changed, strict=True)
+            held = {_storage(part) for part in mine}  # one that moves on is read before written
+            new = [part.clone() if _storage(part) in held else part for part in new]
             torch._foreach_copy_(mine, new)  # pyright: ignore
         return logits_BV
 
@@ -113,6 +115,10 @@ def tensors(state: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
+def _storage(part: Tensor) -> int:
+    return part.untyped_storage().data_ptr()
+
+
 def is_count(part: Tensor) -> bool:
     """True if this part of a state counts tokens."""
     return part.ndim == 0 and not part.is_floating_point()
@@ -120,7 +126,7 @@ def is_count(part: Tensor) -> bool:
 
 def _problem(model: LanguageModel, states: Sequence[Any]) -> str | None:
     for mechanism, state in zip(model.mechanisms(), states, strict=True):
-        for part in _others(state):
+        for part in others(state):
             return (
                 f"the decode state of {type(mechanism).__name__} contains {type(part).__name__}, "
                 "which a CUDA graph cannot change; keep a count of tokens in an int64 tensor"
@@ -128,10 +134,10 @@ def _problem(model: LanguageModel, states: Sequence[Any]) -> str | None:
     return None
 
 
-def _others(state: Any) -> Iterator[Any]:
+def others(state: Any) -> Iterator[Any]:
     """Yield the parts of a state that are neither tensors nor containers."""
     if isinstance(state, tuple | list):
         for part in state:  # pyright: ignore[reportUnknownVariableType]
-            yield from _others(part)
+            yield from others(part)
     elif not isinstance(state, Tensor):
         yield state
