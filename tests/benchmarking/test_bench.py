@@ -86,9 +86,13 @@ class TroubledMixer(TokenwiseLinear):
                 torch.empty(1 << 60, dtype=torch.int8)
             if self.config.trouble == "refusal":
                 raise NotImplementedError("not so many tokens")
+            if self.config.trouble == "exit":
+                raise SystemExit(3)
             if self.config.trouble == "interrupt" and not Path("interrupted").exists():
                 Path("interrupted").touch()
                 raise KeyboardInterrupt
+        if self.config.trouble == "print":
+            print("seen")
         return super().forward(x_BTD)
 """
 
@@ -138,6 +142,7 @@ def attnlab(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     Path("own.py").write_text(OWN)
+    monkeypatch.setattr(session, "own_kind", lambda cls: None)  # measured in this process
     monkeypatch.setattr(session, "measure_ceilings", measured_before)
     monkeypatch.setattr(figure, "bench_png", lambda contents, batch, device: b"")
     for printer in (console, errors):
@@ -265,16 +270,20 @@ def test_out_of_memory_gives_back_what_it_held(monkeypatch):
 def test_a_process_in_which_cuda_has_ended_measures_no_other_point(
     attnlab, apart, monkeypatch, trouble
 ):
-    ended, train = Event(), session._MEASURE["train"]
+    ended, train, measured = Event(), session._MEASURE["train"], session.measure
+
+    def crashing(setup, point, under):
+        if point.context == 32 and trouble == "crash":
+            sys.exit()
+        return measured(setup, point, under)
 
     def troubled(setup, point, under):
         if point.context != 32:
             return train(setup, point, under)
-        if trouble == "crash":
-            sys.exit()
         ended.set()
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    monkeypatch.setattr(session, "measure", crashing)
     monkeypatch.setitem(session._MEASURE, "train", troubled)
     monkeypatch.setattr(session, "cuda_is_broken", ended.is_set)
     monkeypatch.setattr(Process, "end", lambda self, end=Process.end: (ended.clear(), end(self)))
@@ -285,8 +294,36 @@ def test_a_process_in_which_cuda_has_ended_measures_no_other_point(
         ("train", 16, "ok"), ("train", 32, "failed"), ("train", 64, "ok"),
     ]  # fmt: skip
     reason = read(Path("results/bench"))["points"][1]["reason"]
-    assert ("signal 11" if trouble == "crash" else "ended CUDA in its process: Runtime") in reason
+    assert (
+        "was ended by SIGSEGV" if trouble == "crash" else "ended CUDA in its process: Runtime"
+    ) in reason
     assert Process.started == 2
+
+
+def test_a_file_of_the_users_is_measured_in_another_process(attnlab, monkeypatch):
+    cpu, sizes = torch.device("cpu"), Sizes(d_model=8, n_layers=1, n_heads=2)
+    setups = [*setups_of(named(["identity", "own.py:Troubled"], []), sizes).values()]
+    with session.measurer(cpu, setups) as by:
+        assert not by.apart  # as those of a notebook, which have no file
+    monkeypatch.undo()
+    for some, apart in ((setups[:1], False), (setups, True)):
+        with session.measurer(cpu, some) as by:
+            assert by.apart == apart
+
+
+def test_what_a_mechanism_prints_is_said_once_beside_the_table(attnlab, apart):
+    done = attnlab("own.py:Troubled:trouble=print", *SIZES, "--contexts", "16,32")
+    assert done.exit_code == 0, done.output
+    name = "own.py:Troubled:trouble=print"
+    assert done.output.count(f"{name} prints: seen\n") == done.output.count("seen") == 1
+    assert f"{name}: its times include what it prints; remove that" in done.output
+
+
+def test_an_exit_of_a_mechanism_is_the_result_of_its_point(attnlab):
+    done = attnlab("own.py:Troubled:trouble=exit", *SIZES, "--contexts", "16,32", "--what", "train")
+    assert done.exit_code == 1
+    assert statuses("results/bench") == [("train", 16, "ok"), ("train", 32, "failed")]
+    assert "it exits with code 3, which would end attnlab" in done.output
 
 
 def test_a_breakdown_that_fails_in_its_process_says_why(apart, monkeypatch):

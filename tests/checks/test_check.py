@@ -592,6 +592,7 @@ def made(tmp_path, planted):
         ("os.abort()", "crash: the process was ended by SIGABRT"),
         ("os._exit(3)", "crash: the process ended itself with exit code 3"),
         ("raise SystemExit(4)", "raised SystemExit: 4"),
+        ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
         ("return self.o_proj(x.mul_(1.001))", "forward changes it in place"),
     ],
 )
@@ -600,6 +601,15 @@ def test_what_ends_or_spoils_a_check_is_said_alone(made, body, how):
     assert result.verdict == "FAIL"
     assert result.how_much.startswith(how)
     assert check_properties("identity", quick=True, isolated=True)[0].holds  # the next is clean
+
+
+def test_what_a_mechanism_prints_is_a_note_of_its_results(made, capfd):
+    config = made("print('x\\x1b[1m'); return self.o_proj(x)")
+    first, *others = check_properties(config, quick=True, isolated=True)
+    assert first.holds
+    assert first.note == "prints: x\x1b[1m"
+    assert not any("prints" in result.note for result in others)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_mechanisms_are_checked_one_per_core_and_a_crash_ends_one_alone(made, monkeypatch):

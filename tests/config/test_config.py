@@ -516,6 +516,7 @@ UNBUILDABLE = {
     "def build(self, d_model, dropout=0.0): pass": r"mine\.py:6: Mine\.build: returns NoneType",
     "def build(self, d_model, dropout=0.0): return 1 / 0": r"mine\.py:6: ZeroDivisionError",
     "def build(self, d_model, dropout=0.0): raise SystemExit": r"mine\.py:6: it exits with code",
+    "def build(self, d_model, dropout=0.0): raise GeneratorExit": r"mine\.py:6: GeneratorExit",
     "def cost(self, d_model): pass": r"mine\.py:6: Mine\.cost: TypeError: .*takes 2 positional",
     "def cost(self, d_model, context, itemsize=2): return 5": r"Mine\.cost: returns int, not Cost",
     "def forward_flops(self, *a): return 1.5": r"Mine\.forward_flops: returns float, not int",

@@ -116,7 +116,7 @@ def bench(  # noqa: PLR0913  one parameter per option
         None if contexts is None else numbers(contexts, "contexts"),
         numbers(batches, "batches"),
     )
-    with one_worker(device) as where, measurer(where) as by:
+    with one_worker(device) as where, measurer(where, setups.values()) as by:
         folder = Path("results") / (study.name if study and study.name else "bench")
         file = ResultsFile.open(
             folder if out is None else Path(out),
@@ -134,8 +134,14 @@ def bench(  # noqa: PLR0913  one parameter per option
         file.update(ceilings=under.ceilings._asdict(), command=command)
         watch(Activity("measuring"))
         try:
+            prints = set[str]()
             for result in measure_all(asked, setups, under, file, by):
                 watch(Measured(point=result))
+                if by.printed and (variant := result["variant"]) not in prints:
+                    prints.add(variant)
+                    for line in by.printed:
+                        watch(Notice(f"{variant} {line}"))
+                    watch(Notice(f"{variant}: its times include what it prints; remove that"))
             _add_breakdowns(file, setups, under, by, watch)
         finally:  # an interrupted bench has figures of the points that were measured
             figures = _write_figures(file)

@@ -1,8 +1,8 @@
 """The measurement of all points, one after the other.
 
-On CUDA they are measured in a process of their own. An error of a kernel ends CUDA in it for good,
-and so does a crash: the point has failed, and the next one is measured in a new process. On other
-devices they are measured in this process.
+On CUDA, and where one runs a file of the user's, they are measured in a process of their own. An
+error of a kernel ends CUDA in it for good, and so does a crash, or an exit: the point has failed,
+and the next one is measured in a new process. Others are measured in this process.
 
 An exception at a point becomes that point's result. After a point that runs out of memory, larger
 ones are not measured: the same variant and workload with at least its context and its batch. The
@@ -11,6 +11,7 @@ A variant without `step` has neither prefill nor decoding.
 """
 
 import gc
+import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,7 +32,8 @@ from attnlab.benchmarking.workloads import (
     measure_prefill,
     measure_training,
 )
-from attnlab.device.child_process import ChildProcess
+from attnlab.config import is_interrupt, own_classes, own_error, own_kind
+from attnlab.device.child_process import ChildProcess, Printed
 from attnlab.device.flops import Ceilings, measure_ceilings
 from attnlab.device.machine import cuda_is_broken
 from attnlab.device.measuring import PATIENCE
@@ -52,6 +54,7 @@ class Measurer:
     def __init__(self, device: torch.device, *, apart: bool) -> None:
         """Prepare for `device`. With `apart`, calls are made in another process."""
         self.device, self.apart = device, apart
+        self.printed = list[str]()  # messages on what the last call in another process printed
         self._child: ChildProcess | None = None
 
     def ceilings(self, budget: float) -> Ceilings:
@@ -82,15 +85,16 @@ class Measurer:
             return task(*arguments)
         if self._child is None:
             self._child = ChildProcess("attnlab.benchmarking.session:serve")
-            self._child.pipe.send((self.device, fla.clone_path()))
+            self._child.pipe.send((self.device, torch.get_num_threads(), fla.clone_path()))
         try:
             self._child.pipe.send((task, arguments))
-            found, goes_on = self._child.pipe.recv()
+            found, goes_on, self.printed = self._child.pipe.recv()
         except (EOFError, OSError):
             code = self._child.wait()
             self.close()
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise ProcessEndedError(f"the process that measured it has ended: {how}") from None
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            self.printed = []
+            raise ProcessEndedError(f"the process that measured it was ended {how}") from None
         if not goes_on:
             self.close()
         if isinstance(found, Exception):
@@ -100,7 +104,8 @@ class Measurer:
 
 def serve(pipe: Connection) -> None:
     """Answer the calls of a `Measurer` that come by the pipe, until CUDA ends in this process."""
-    device, fla_path = pipe.recv()
+    device, threads, fla_path = pipe.recv()
+    torch.set_num_threads(threads)
     if fla_path is not None:
         fla.use_fla(fla_path)
     if device.type == "cuda":
@@ -109,12 +114,14 @@ def serve(pipe: Connection) -> None:
     goes_on = True
     while goes_on:
         task, arguments = pipe.recv()
-        try:
-            found = task(*arguments)
-        except RuntimeError as error:
-            found = RuntimeError(str(error))
+        printed = Printed()
+        with printed.kept():
+            try:
+                found = task(*arguments)
+            except RuntimeError as error:
+                found = RuntimeError(str(error))
         goes_on = not cuda_is_broken()
-        pipe.send((found, goes_on))
+        pipe.send((found, goes_on, printed.take()))
 
 
 def _measured(settings: Json, point: Point, under: Conditions) -> Json:
@@ -126,9 +133,11 @@ def _broken_down(result: Json, settings: Json, under: Conditions) -> Json:
 
 
 @contextmanager
-def measurer(device: torch.device) -> Generator[Measurer]:
-    """Yield a `Measurer`; its process, which it has on CUDA, ends with the context."""
-    found = Measurer(device, apart=device.type == "cuda")
+def measurer(device: torch.device, setups: Iterable[Setup] = ()) -> Generator[Measurer]:
+    """Yield a `Measurer` of these setups; the process that it may have ends with the context."""
+    own = [own_kind(cls) for setup in setups for cls in own_classes(setup)]
+    of_files = bool(own) and None not in own  # another process cannot import a notebook's classes
+    found = Measurer(device, apart=device.type == "cuda" or of_files)
     try:
         yield found
     finally:
@@ -170,8 +179,10 @@ def measure(setup: Setup, point: Point, under: Conditions) -> Json:
         result = _result(point, "out_of_memory" if memory else "failed", _message(error))
     except NoStepError as error:
         result = _result(point, "no_step", str(error))
-    except Exception as error:
-        result = _result(point, "failed", _message(error))
+    except BaseException as error:  # such as an exit
+        if is_interrupt(error):
+            raise
+        result = _result(point, "failed", own_error(error) or _message(error))
     if cuda_is_broken():
         ended = "an error of a kernel has ended CUDA in its process"
         found = result["reason"] or "it shows at the end of the measurement"
@@ -219,6 +230,6 @@ def _result(point: Point, status: str, reason: str | None, found: Json | None = 
     return {**result, **(found or {}), "measured": now}
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {' '.join(lines[:3])}"[:600]

@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import torch
 from attnlab.checks.modes import needs_cuda
 from attnlab.checks.result import Property, Result
 from attnlab.checks.subject import Subject
-from attnlab.device.child_process import ChildProcess, begin_child, signals_blocked
+from attnlab.device.child_process import ChildProcess, Printed, begin_child, signals_blocked
 from attnlab.device.machine import cuda_is_broken, usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 
@@ -161,8 +161,11 @@ def _send_results(
     except RuntimeError:
         sender.send(_CANNOT_BE_COPIED)
         return
-    for result in results_of(properties, subject):
-        sender.send(result)
+    printed = Printed()
+    with printed.kept():
+        for result in results_of(properties, subject):
+            notes = [result.note, *printed.take()]
+            sender.send(replace(result, note="; ".join(filter(None, notes))))
     sender.send(END)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from attnlab.checks.modes import NotJudgedError, Place, tolerance
 from attnlab.checks.subject import Subject
+from attnlab.config import is_interrupt
 
 MOST_LISTED = 4  # modes, batch sizes or lengths
 _PACKAGE = Path(__file__).parents[1]
@@ -94,9 +95,9 @@ class Property(NamedTuple):
         except NotJudgedError as reason:
             if all(finding.within_limit for finding in found):
                 return self._result("skipped", 0.0, str(reason))
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # such as an exit, or a failure of pytest
+            if is_interrupt(error):
+                raise
             where = "; ".join(getattr(error, "__notes__", []))
             found.append(Finding(where, math.inf, words=raised(error)))
         violations = [finding for finding in found if not finding.within_limit]

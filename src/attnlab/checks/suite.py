@@ -21,7 +21,7 @@ from attnlab.checks.processes import END, results_in_copies, results_of
 from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_property, raised
 from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
-from attnlab.config import ConfigError, Problem
+from attnlab.config import ConfigError, Problem, is_interrupt
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.model.handing import givers_alone
@@ -101,7 +101,9 @@ def require_buildable(config: MechanismConfig, d_model: int) -> None:
             built: Any = config.build(d_model, 0.0)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         said = raised(error)
         where = "" if " (at " in said else f" (at {line_of(build)})"
         advice = "it takes (self, d_model, dropout=0.0) and returns an attnlab.Mechanism"

@@ -252,17 +252,17 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except ValueError as problem:
             error(_as_typed(str(problem), command))
             raise typer.Exit(2) from None
-        except (Exception, SystemExit) as problem:
+        except KeyboardInterrupt:
+            with suppress(OSError):  # a terminal that has hung up
+                verbatim("interrupted; run the same command again to continue", errors)
+            raise typer.Exit(exit_code()) from None
+        except BaseException as problem:
             if isinstance(problem, typer.Exit | typer.Abort):
                 raise
             if (said := own_error(problem) or _of_links(problem)) is None:
                 raise
             error(said)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            with suppress(OSError):  # a terminal that has hung up
-                verbatim("interrupted; run the same command again to continue", errors)
-            raise typer.Exit(exit_code()) from None
 
     return wrapper
 

@@ -10,6 +10,7 @@ from attnlab.config.dotted_paths import (
 )
 from attnlab.config.own_code import (
     OwnCodeError,
+    is_interrupt,
     is_own,
     load_file,
     own_error,
@@ -47,6 +48,7 @@ __all__ = [
     "drop_unset",
     "forget_names",
     "identity_sources",
+    "is_interrupt",
     "is_own",
     "kind_name",
     "load_file",

@@ -8,6 +8,7 @@ from the bytes of the file, never from a cache, so that what was executed is kno
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Generator
@@ -166,6 +167,12 @@ def own_error(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{_shown(f.filename)}:{f.lineno}" for f in frames if is_users(f.filename)]
     return f"{places[-1]}: {_message(error)}" if places else None
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Return True for an exception that a signal may have raised, rather than the user's code."""
+    handlers = map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
+    return isinstance(error, KeyboardInterrupt) and any(map(callable, handlers))
 
 
 @contextmanager

@@ -6,9 +6,13 @@ in which no thread of Python runs. Elsewhere a thread looks for the parent twice
 The signals that a terminal or a batch system sends to a group are the parent's business: children
 ignore Ctrl-C and hang-ups, and SIGTERM ends them without a word. The parent then ends those that
 are left. This module does without torch, so that a child is safe before it imports anything.
+
+What the code that a child executes prints would break the bars and tables of the parent. A child
+keeps the first lines instead, and sends them by its pipe.
 """
 
 import ctypes
+import io
 import os
 import signal
 import subprocess
@@ -16,12 +20,14 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START = "from attnlab.device.child_process import main; main()"
+MOST_LINES, MOST_LETTERS = 3, 200  # of what is printed
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
@@ -71,6 +77,52 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class Printed(io.RawIOBase):
+    """What is printed: the first lines, each once."""
+
+    name = "prints"  # of the file, which every stream has
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines, self._last = dict[str, bool](), ""  # whether a line was taken; an unended one
+        self._stream = io.TextIOWrapper(
+            self, "utf-8", errors="backslashreplace", write_through=True
+        )
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        content = bytes(data)
+        if len(self._lines) <= MOST_LINES:
+            text = self._last + content.decode(errors="replace")
+            *lines, last = text.replace("\r", "\n").split("\n")
+            self._last = last[:MOST_LETTERS]
+            for line in lines:
+                self._add(line)
+        return len(content)
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Keep what is printed inside, in place of printing it."""
+        with redirect_stdout(self._stream), redirect_stderr(self._stream):
+            yield
+
+    def take(self) -> list[str]:
+        """Return messages about what was printed since the last call."""
+        self._add(self._last)
+        new = [(n, line) for n, (line, taken) in enumerate(self._lines.items()) if not taken]
+        self._lines, self._last = dict.fromkeys(self._lines, True), ""
+        return [
+            f"prints: {line}" if n < MOST_LINES else "prints more, which is not shown"
+            for n, line in new
+        ]
+
+    def _add(self, line: str) -> None:
+        if line.strip() and len(self._lines) <= MOST_LINES:
+            self._lines.setdefault(line.strip()[:MOST_LETTERS], False)
 
 
 def main() -> None:

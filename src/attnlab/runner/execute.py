@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from attnlab.config import ConfigError, Problem, suggestion
+from attnlab.config import ConfigError, OwnCodeError, Problem, suggestion
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.machine import worker_slots
 from attnlab.device.ranks import Ranks, uneven
@@ -24,7 +24,7 @@ from attnlab.record import (
     is_of_disk,
 )
 from attnlab.runner.events import Ended, Event, Held
-from attnlab.runner.execution import Execution
+from attnlab.runner.execution import events_of
 from attnlab.runner.processes import Job, execute_in_processes
 from attnlab.study import ignore
 from attnlab.study.study import Study
@@ -129,11 +129,12 @@ def execute_as(
         keep_compiled(places.cache / "compiled")
     try:
         corpus = corpus or corpus_of(run.config.data, places)
-        yield from Execution(run, folder, identity, corpus, ranks).events()
+        yield from events_of(run, folder, identity, corpus, ranks)
     except LostLeaseError:
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, WriteError) else f"{type(error).__name__}: {error}"
+        is_said = isinstance(error, WriteError | OwnCodeError)
+        reason = str(error) if is_said else f"{type(error).__name__}: {error}"
         if isinstance(error, torch.OutOfMemoryError):
             reason = f"{reason}\n{memory_advice(run.config.train, ranks.count)}"
         if ranks.writes:

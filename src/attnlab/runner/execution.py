@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from attnlab.config import digest
+from attnlab.config import OwnCodeError, digest, is_interrupt, own_error
 from attnlab.data import Corpus
 from attnlab.device.machine import describe
 from attnlab.device.measuring import PeakMemory
@@ -260,3 +260,27 @@ class Execution:
             tokens_per_second=tokens_per_step / seconds if seconds else None,
             alarm=alarm,
         )
+
+
+def events_of(
+    run: Run, folder: RunFolder, identity: str, corpus: Corpus, ranks: Ranks
+) -> Iterator[Event]:
+    """Yield the events of the run; raise OwnCodeError for an exit and the like of the user's code.
+
+    A GeneratorExit that the code raises is one, and that of the caller who closes this is not.
+    """
+    events: Iterator[Event] | None = None
+    while True:
+        try:
+            events = events or Execution(run, folder, identity, corpus, ranks).events()
+            event = next(events, None)
+        except Exception:
+            raise
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            said = own_error(error) or f"{type(error).__name__}: {error}"
+            raise OwnCodeError(said) from error
+        if event is None:
+            return
+        yield event

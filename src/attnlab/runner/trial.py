@@ -21,6 +21,7 @@ import torch
 from attnlab.analysis.fairness import Conditions
 from attnlab.analysis.sentences import several
 from attnlab.checks.targets import check_targets, of_study
+from attnlab.config import is_interrupt
 from attnlab.data import Corpus, DataError, Places
 from attnlab.device.child_process import ChildProcess
 from attnlab.device.machine import Slot
@@ -121,7 +122,9 @@ class Trial:
     def _time(config: RunConfig, corpus: Corpus, device: torch.device, seconds: float) -> Timed:
         try:
             return Timed("", time_run(config, corpus, device, seconds))
-        except Exception as error:  # of any kind: the plan reports it and continues
+        except BaseException as error:  # of any kind: the plan reports it and continues
+            if is_interrupt(error):
+                raise
             advice = ""
             if isinstance(error, torch.OutOfMemoryError):
                 advice = f" {memory_advice(config.train, 1)}"

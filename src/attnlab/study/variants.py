@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from attnlab.analysis.settings import of_training
-from attnlab.config import ConfigError, OwnCodeError, differences, is_own, own_error
+from attnlab.config import (
+    ConfigError,
+    OwnCodeError,
+    differences,
+    is_interrupt,
+    is_own,
+    own_error,
+)
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.data.batches import window_problems
 from attnlab.mechanism import Cost, Mechanism, MechanismConfig, without_memory
@@ -107,7 +114,9 @@ def _returned(method: Callable[..., Any], call: Callable[[], object], expected: 
     place = f"{code.co_filename}:{code.co_firstlineno}: {method.__qualname__}" if code else "?"
     try:
         found = call()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         line = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
         raise OwnCodeError(own_error(error) or f"{place}: {line}") from error
     if not isinstance(found, expected):

@@ -23,6 +23,7 @@ from support import SOURCE, fake_workers, killed_study, tiny_study
 
 import attnlab
 from attnlab.data import Places
+from attnlab.device.child_process import Printed
 from attnlab.device.machine import Slot, choose_device, one_worker, worker_slots
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import RunFolder, lease, remove_temporary, tuning_runs
@@ -140,6 +141,67 @@ def test_a_worker_that_dies_fails_its_run_and_the_study_goes_on(tmp_path, places
     assert ends["raises", 0].reason == "RuntimeError: it never worked"
     assert ends["mha", 0].status == "finished"
     assert RunFolder(tmp_path / "out", "deadly", 0).status() == "failed"
+
+
+LEAVES = """
+from dataclasses import dataclass
+from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+class Own(BaseException): pass
+
+class Mixer(TokenwiseLinear):
+    def forward(self, x_BTD):
+        print(len(x_BTD), "\\x1b[1m", end="")
+        raise {"Own": Own("mine"), "exit": SystemExit(3)}.get(self.by) or eval(self.by)
+
+@dataclass(frozen=True, kw_only=True)
+class Leaves(Identity):
+    by: str
+    def build(self, d_model, dropout=0.0):
+        built = Mixer(d_model)
+        built.by = self.by
+        return built
+"""
+
+
+@pytest.mark.usefixtures("forked")
+def test_an_exit_and_the_like_is_the_reason_of_its_run_and_what_it_prints_is_a_note(
+    tmp_path, places, fingerprint
+):
+    (tmp_path / "own.py").write_text(LEAVES)
+    said = {
+        "exit": "it exits with code 3, which would end attnlab; remove the exit",
+        "KeyboardInterrupt": "KeyboardInterrupt",
+        "GeneratorExit": "GeneratorExit",
+        "Own": "Own: mine",
+    }
+    variants = {
+        by: tiny_study.base.with_mechanisms(
+            MechanismConfig.from_dict({"kind": "own.py:Leaves", "by": by})
+        )
+        for by in said
+    }
+    study = replace(tiny_study.study, seeds=1, baseline="exit", variants=variants)
+    schedule = open_schedule(study, tmp_path / "out", dict.fromkeys(variants, fingerprint))
+    workers, notes = LocalWorkers([Slot(("cpu",), 1)], tmp_path / "out", places), list[Any]()
+    for run, event, _ in run_schedule(schedule, workers):
+        if isinstance(event, Ended):
+            assert event.reason == f"own.py:9: {said[run.variant]}"
+        elif event.note:
+            notes.append((run.variant, event.note))
+    assert dict(notes).keys() == said.keys()
+    assert {note[:9] for _, note in notes} == {"prints: 1"}
+    assert RunFolder(tmp_path / "out", "Own", 0).summary()["reason"] == "own.py:9: Own: mine"
+
+
+def test_of_what_is_printed_the_first_lines_are_kept_each_once():
+    printed = Printed()
+    with printed.kept():
+        sys.stdout.write("a\rb\na")
+        sys.stderr.write("\n\ud800 c\n")
+        assert printed.take() == ["prints: a", "prints: b", "prints: \\ud800 c"]
+        sys.stdout.write("b\nd\ne")
+    assert printed.take() == ["prints more, which is not shown"]
+    assert printed.take() == []
 
 
 def test_every_kill_of_the_table_changes_nothing_and_leaves_no_process(tmp_path):

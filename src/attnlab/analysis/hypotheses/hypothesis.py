@@ -18,6 +18,7 @@ from attnlab.config import (
     Choice,
     ConfigError,
     Problem,
+    is_interrupt,
     is_own,
     own_error,
     own_kind,
@@ -137,8 +138,8 @@ def _judged(recorded: Mapping[str, Any], evidence: Evidence) -> Judgement:
             finding = Finding(ruling="not judged", found=(evidence.verdict.why,))
         else:
             finding = _finding(hypothesis, evidence)
-    except Exception as error:
-        if not own:
+    except BaseException as error:
+        if not own or is_interrupt(error):
             raise
         statement = f"A hypothesis of the kind {recorded.get('kind')!r}."
         finding = Finding(ruling="not judged", found=(own_error(error) or repr(error),))

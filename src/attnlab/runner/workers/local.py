@@ -6,6 +6,7 @@ is recorded as failed, and a new process takes the slot.
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -14,12 +15,12 @@ from pathlib import Path
 import torch
 
 from attnlab.data import Places
-from attnlab.device.child_process import SIGNALS, ChildProcess
+from attnlab.device.child_process import SIGNALS, ChildProcess, Printed
 from attnlab.device.machine import Slot, cuda_is_broken
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.compiled import keep_compiled, load_compiler
 from attnlab.record.lease import remove_if_ended
-from attnlab.runner.events import Ended, Event, Held
+from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.runner.execute import execute, record_failure
 from attnlab.runner.processes import death, with_sources
 from attnlab.runner.schedule import PlannedRun
@@ -138,6 +139,7 @@ def work(pipe: Connection) -> None:
         keep_compiled(places.cache / "compiled")
         load_compiler()  # every step on CUDA compiles its loss
         torch.zeros(1, device=devices[0])  # the first tensor takes seconds
+    printed = defaultdict[str, Printed](Printed)  # by variant
     while True:
         try:
             variant, settings, recipe, identity = pipe.recv()
@@ -149,7 +151,12 @@ def work(pipe: Connection) -> None:
         except ValueError as error:
             pipe.send(record_failure(folder, str(error)))
             continue
-        for event in execute(run, study_dir, identity, places, *devices):
-            pipe.send(event)
+        with printed[variant].kept():
+            now = Progress(0, run.config.train.steps, None, None)
+            for event in execute(run, study_dir, identity, places, *devices):
+                now = event._replace(alarm=None) if isinstance(event, Progress) else now
+                for line in printed[variant].take():
+                    pipe.send(now._replace(note=line))
+                pipe.send(event)
         if cuda_is_broken():  # every later run would fail: the next one gets a new process
             return
