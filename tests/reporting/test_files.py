@@ -48,7 +48,7 @@ from attnlab.record import (
     write_json,
     write_object,
 )
-from attnlab.record.atomic_files import read_file
+from attnlab.record.atomic_files import WRITTEN, read_file
 from attnlab.reporting import write_report, write_results
 from attnlab.reporting.figures.axes import LINE_HEIGHT, Extent, name_ends, window
 from attnlab.reporting.figures.comparison import _Panels, comparison, panel_pdfs
@@ -472,6 +472,8 @@ def test_a_hundred_runs_are_reported_in_time(study_dir, monkeypatch):
     assert time.process_time() - start < 15  # on a busy machine; 3 s alone
     assert (study_dir / "report.html").stat().st_size < 3e6
     assert read["metrics.jsonl"] == 100  # each run once
+    others = [path.name for path in study_dir.iterdir() if not any(map(path.match, WRITTEN))]
+    assert not [name for name in others if not (study_dir / name).is_dir()]
 
 
 def test_a_report_writes_nothing_through_a_linked_variant(study_dir, tmp_path):

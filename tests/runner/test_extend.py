@@ -240,7 +240,9 @@ def test_an_invalid_extension_is_an_error_and_writes_nothing(parent, places, mon
             extend(run, places, **{"steps": 20, **asked})
         assert not Path("results/tiny_to_20").exists()
 
-    refused(parent.parent, "no run in results/tiny/sparse: name the folder of a run")
+    said = r"name the folder of a run, such as results/tiny/sparse/seed-0$"
+    refused(parent.parent, f"no run in results/tiny/sparse: {said}")
+    refused(parent.parent.parent, f"no run in results/tiny: {said}")
     refused(parent, "has 12 steps; 12 is not more", steps=12)
     extend(parent, places, steps=20, out="there")
     refused(parent, "'rederived' there, 'constant' requested", schedule="constant", out="there")

@@ -148,6 +148,18 @@ def test_the_results_are_in_the_folder_that_is_named():
         Request(study=TUNED).study_dir(TUNED)
 
 
+@pytest.mark.parametrize("name", ["report.md", "comparison.png", "mha/config.json", "bench.json"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_run(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    place = Path("results/mine") / name
+    place.mkdir(parents=True)
+    for out in (None, "results/mine"):
+        with pytest.raises(ValueError, match=f"{place} is a folder, and a file .* move it away"):
+            Request(study=TUNED, out=out).study_dir(replace(TUNED, name="mine"))
+
+
 def test_no_command_writes_to_the_published_results_by_default():
     for name in shipped_names():
         study = load_study(name)

@@ -106,9 +106,10 @@ def bench(  # noqa: PLR0913  one parameter per option
     changes = list(overrides)
     targets = named(what, changes)
     sizes = given_sizes(Sizes(), given, targets, changes)
-    if out is not None:
-        require_results_folder(Path(out))
     study = targets[0] if len(targets) == 1 and isinstance(targets[0], Study) else None
+    name = study.name if study and study.name else "bench"
+    folder = Path("results") / name if out is None else Path(out)
+    require_results_folder(folder)
     setups = only_named(setups_of(targets, sizes), only)
     asked = points(
         [(name, setup.train.seq_len) for name, setup in setups.items()],
@@ -117,9 +118,8 @@ def bench(  # noqa: PLR0913  one parameter per option
         numbers(batches, "batches"),
     )
     with one_worker(device) as where, measurer(where, setups.values()) as by:
-        folder = Path("results") / (study.name if study and study.name else "bench")
         file = ResultsFile.open(
-            folder if out is None else Path(out),
+            folder,
             environment=describe(where),
             compiled=compiled,
             setups=setups,

@@ -80,7 +80,7 @@ class ChildProcess:
 
 
 class Printed(io.RawIOBase):
-    """What is printed: the first lines, each once."""
+    """The first lines that are printed, each once."""
 
     name = "prints"  # of the file, which every stream has
 

@@ -149,7 +149,8 @@ def _require_run(folder: Path) -> None:
         return
     if any(run.packed() for run in runs_in(folder)):
         raise ValueError(f"{folder} is packed, and packed runs have no weights")
-    runs = sorted(str(run) for run in folder.glob("**/seed-*") if run.is_dir())[:5]
+    below = (run for where in ("seed-*", "*/seed-*") for run in sorted(folder.glob(where)))
+    runs = [str(run) for run in below if run.is_dir()][:5]
     hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
     raise ValueError(f"no run in {folder}: it has no config.json and tokenizer.json{hint}")
 

@@ -23,6 +23,12 @@ from attnlab.record.temporary_files import (
 )
 
 _LONGEST_NAME = 255  # bytes, of one folder on every common file system
+WRITTEN = (  # the files of a folder of results that have a fixed name, as patterns of paths
+    *("study.json", "comprehensive_results.json", "failures.json", "harness.json", "bench.json"),
+    *("runs.jsonl.gz", "runs.csv", "bench-batch-*.png", "profile.png", "profile.csv"),
+    *("report.html", "report.md", "table.csv", "table.tex", "comparison.*", "comparison_*.pdf"),
+    *("*/config.json", "*/metrics.json", "*/tuning/choice.json"),
+)
 PUBLISHED = "published"  # folder of results that the source ships
 MOST_BYTES = 2**30  # of a file that is read at once
 
@@ -223,8 +229,8 @@ def is_published(folder: Path) -> bool:
 def require_results_folder(folder: Path) -> None:
     """Raise ValueError unless results can be written to the folder, which need not exist.
 
-    Refused are published results, which no run or measurement changes, impossible names, and a
-    file in its place or above it.
+    Refused are published results, which no run or measurement changes, impossible names, a file in
+    its place or above it, and a folder in it that stands where a file is written.
     """
     longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
     if "\0" in str(folder) or longest > _LONGEST_NAME:
@@ -240,6 +246,12 @@ def require_results_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"out: {place} is a file, not a folder; choose another --out")
+    for place in (place for pattern in WRITTEN for place in folder.glob(pattern)):
+        if place.is_dir():
+            raise ValueError(
+                f"{place} is a folder, and a file of this name is written: move it away, or choose "
+                "another --out"
+            )
 
 
 def flush(path: Path) -> None:

@@ -106,9 +106,9 @@ class RunFolder(StoredRun):
             run = cls(folder.parent.parent, variant, int(match[1]))
             if folder.is_dir() or run.packed() is not None:
                 return run
-        raise ValueError(
-            f"no run in {path}: name the folder of a run, such as results/quickstart/mha/seed-0"
-        )
+        runs = [str(run) for where in ("seed-*", "*/seed-*") for run in sorted(path.glob(where))]
+        example = f"name the folder of a run, such as {(*runs, 'results/quickstart/mha/seed-0')[0]}"
+        raise ValueError(f"no run in {path}: {example}")
 
     @reading_once()
     def conflict(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -174,14 +174,14 @@ class Request:
         """Return the folder of the results: `out`, or results/NAME.
 
         Raises:
-            ValueError: the study has no name, and `out` is not given; or `out` lies in published/.
+            ValueError: the study has no name, and `out` is not given; or results cannot be written
+                to the folder.
         """
-        if self.out is not None:
-            require_results_folder(Path(self.out))
-            return Path(self.out)
-        if not study.name:
+        if self.out is None and not study.name:
             raise ValueError('the study has no name: use Study(name="...") or give out="FOLDER"')
-        return Path("results") / study.name
+        found = Path("results") / study.name if self.out is None else Path(self.out)
+        require_results_folder(found)
+        return found
 
     def places(self) -> Places:
         """Return the folders of data and of derived files."""
