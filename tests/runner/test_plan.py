@@ -159,7 +159,7 @@ def test_without_the_data_runs_of_other_settings_are_not_counted_as_done(quick, 
 def test_a_plan_without_its_data_has_runs_and_no_times(quick):
     found = attnlab.plan("mechanisms", data="nowhere", **quick)
     assert found.tuning_runs == (0, 77, 88, 385)
-    assert found.challenge_runs == (0, 0, 3, 110)  # 2 % of 11 variants, on average
+    assert found.challenge_runs == (0, 0, 5, 110)  # 4 % of 11 variants, on average
     assert found.verdict_runs == (0, 55, 55, 55)
     assert found.seconds is None
     assert found.not_timed.keys() == found.variants.keys()

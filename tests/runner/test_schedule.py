@@ -294,10 +294,10 @@ def test_a_variant_that_may_lose_by_its_tuning_is_tried_at_rates_beside(tmp_path
     second = work(make(CHALLENGED, tmp_path), near, at_a_time=2)
     runs = [run for run in (*first, *second) if run.recipe is not None and not run.tunes]
     assert {run.variant for run in runs} == {"mha"}
-    assert sorted({run.config.train.learning_rate for run in runs}) == [0.0168179, 0.0237841]
+    assert sorted({run.config.train.learning_rate for run in runs}) == [0.0141421, 0.0282843]
     assert len(runs) == 2 * 4
     found = choice(tmp_path, "mha")
-    better = "lr-0.0237841,warmup_steps-2"
+    better = "lr-0.0282843,warmup_steps-2"
     assert found["challenge"]["recipe_by_seed"] == {str(seed): better for seed in range(4)}
     assert found["allowance"] == pytest.approx(0.5 / 8, rel=1e-3)
     assert choice(tmp_path, "identity")["challenge"] is None

@@ -20,9 +20,10 @@ from attnlab.training.config import Recipe, Tuning
 from attnlab.training.run import RunConfig
 from attnlab.training.search import MOST_WARMUP, Search, Start
 
-BESIDE = (0.0, -0.5, 0.5)  # rates of a challenge, in half octaves from the chosen one
+BESIDE = (0.0, -1.0, 1.0)  # rates of a challenge, in half octaves from the chosen one
 CHALLENGED = 0.5  # allowance after a challenge that confirms the rate, relative to the search's
-EXPECTED_CHALLENGES = 0.02  # of the variants, in simulations
+CONTESTED = 1.5  # times the allowance: a separation that this much would undo is challenged
+EXPECTED_CHALLENGES = 0.04  # of the variants, in simulations with differences
 Array = NDArray[np.float64]
 
 BATCH = "train.batch_size"
@@ -33,7 +34,7 @@ def expected_challenge_runs(variants: int, seeds: int) -> int:
     """Return the mean number of runs of challenges in simulations, rounded up.
 
     >>> expected_challenge_runs(11, seeds=5)
-    3
+    5
     """
     return math.ceil(EXPECTED_CHALLENGES * variants * (len(BESIDE) - 1) * seeds)
 
@@ -117,8 +118,8 @@ class Challenge:
 def to_challenge(difference_VV: Array, half_VV: Array, allowance_V: Array) -> NDArray[np.bool_]:
     """Return which variants are trained again at rates beside their own.
 
-    These are the variants that are not separated from the best one, but would be with the smaller
-    allowance after a challenge.
+    These are the variants whose separation from the best one hangs on their tuning: they are
+    separated with the smaller allowance after a challenge, and are not with 1.5 times their own.
 
     Args:
         difference_VV: mean of one variant (row) minus that of another (column), nats/token.
@@ -129,9 +130,8 @@ def to_challenge(difference_VV: Array, half_VV: Array, allowance_V: Array) -> ND
     best_1 = difference_VV.mean(-1).argmin(-1)[..., None, None]
     behind_V = np.take_along_axis(difference_VV, best_1, -1)[..., 0]
     half_V = np.take_along_axis(half_VV, best_1, -1)[..., 0]
-    after_V = np.hypot(half_V, CHALLENGED * allowance_V)
-    open_V = (behind_V > after_V) & (behind_V <= np.hypot(half_V, allowance_V))
-    return open_V & np.isfinite(allowance_V)
+    low_V, high_V = (np.hypot(half_V, k * allowance_V) for k in (CHALLENGED, CONTESTED))
+    return (behind_V > low_V) & (behind_V <= high_V) & np.isfinite(allowance_V)
 
 
 def cross_fit(losses_RS: Array) -> NDArray[np.intp]:
