@@ -295,8 +295,10 @@ def test_no_seed_has_a_part_in_the_choice_of_its_own_rate():
     assert cross_fit(losses_RS).tolist() == [1, 0, 1]
     diverged_RS = np.array([[5.0, 5.0, math.inf], [5.1, 5.1, 5.1]])
     assert cross_fit(diverged_RS).tolist() == [1, 1, 0]
+    assert allowance_ratio(losses_RS[1:]) == 1.0
     assert allowance_ratio(diverged_RS) == 1.0
-    assert allowance_ratio(diverged_RS[::-1]) == 0.5
+    assert allowance_ratio(diverged_RS[::-1]) == 1.0  # the best may lie short of one that diverges
+    assert allowance_ratio(losses_RS[:2][::-1]) == 0.5
 
 
 @pytest.fixture(scope="module")

@@ -151,12 +151,14 @@ def allowance_ratio(losses_RS: Array) -> Array:
     """Return the allowance after a challenge, relative to that of the search.
 
     It is smaller where all seeds together choose the first rate, between the two others. If they
-    choose one of those, the best rate may lie beyond it.
+    choose one of those, the best rate may lie beyond it; beside one that diverged, before it.
 
     Args:
         losses_RS: validation loss by rate and seed; leading axes are separate variants.
     """
-    return np.where(losses_RS.mean(-1).argmin(-1) == 0, CHALLENGED, 1.0)
+    mean_R = losses_RS.mean(-1)
+    confirmed = (mean_R.argmin(-1) == 0) & np.isfinite(mean_R).all(-1)
+    return np.where(confirmed, CHALLENGED, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
