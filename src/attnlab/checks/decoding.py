@@ -27,6 +27,7 @@ from attnlab.checks.modes import (
     LONG,
     PAST_256,
     NotJudgedError,
+    Place,
 )
 from attnlab.checks.numbers import errors, of_rounded
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
@@ -57,9 +58,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
         tokens, note = subject.exact(tokens) if tokens > 1 else (tokens, "")
         with subject.at(EVAL, batch, tokens) as place:
             y_BTD = subject.output(EVAL, batch, tokens)
-            off_BTD = relative(subject.decoded(batch, tokens), y_BTD)
-            deviation, first = by_position(off_BTD, limit)
-            yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+            yield _compared(subject.decoded(batch, tokens), y_BTD, limit, place, note)
     if subject.precision != torch.float64:
         return  # large inputs make roundings large
     tokens, note = subject.exact(FEW)
@@ -67,8 +66,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
         x_BTD, mechanism = subject.tokens(8, tokens), subject.built()
         x_BTD[:, ::3] *= HUGE
         y_BTD = subject.forward(mechanism, EVAL, x_BTD)
-        deviation, first = by_position(relative(subject.decode(mechanism, x_BTD), y_BTD), limit)
-        yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+        yield _compared(subject.decode(mechanism, x_BTD), y_BTD, limit, place, note)
 
 
 @mechanism_property(
@@ -121,8 +119,7 @@ def prompts(subject: Subject) -> Iterator[Finding]:
             end = min(tokens, prompt + AFTER_PROMPT)
             with subject.at(EVAL, batch, end, f", {prompt} of them in the prompt") as place:
                 decoded_BTD = subject.decode(mechanism, x_BTD[:, :end], prompt)
-                deviation, first = by_position(relative(decoded_BTD, y_BTD[:, :end]), limit)
-                yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+                yield _compared(decoded_BTD, y_BTD[:, :end], limit, place, note)
     trials = [(2, subject.past + AFTER_LONG_PROMPT)]
     trials += [] if subject.quick else [(2, max(LONG, subject.past)), (1, FAR)]
     for batch, tokens in trials:
@@ -131,8 +128,7 @@ def prompts(subject: Subject) -> Iterator[Finding]:
         with subject.at(EVAL, batch, tokens, f", {prompt} of them in the prompt") as place:
             x_BTD, y_BTD = subject.tokens(batch, tokens), subject.output(EVAL, batch, tokens)
             decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=13)
-            deviation, first = by_position(relative(decoded_BTD, y_BTD), limit)
-            yield Finding(f"position {first}", deviation, limit, place=place, note=note)
+            yield _compared(decoded_BTD, y_BTD, limit, place, note)
 
 
 @mechanism_property(
@@ -229,6 +225,14 @@ def _decoded_in_turns(
                 y_BD, states[i] = mechanism.step(each_BTD[:, t], states[i])
                 outputs[i].append(y_BD)
     return [torch.stack(each, 1) for each in outputs]
+
+
+def _compared(
+    found_BTD: Tensor, expected_BTD: Tensor, limit: float, place: Place, note: str
+) -> Finding:
+    """Return the largest deviation, at the first position beyond the limit."""
+    deviation, first = by_position(relative(found_BTD, expected_BTD), limit)
+    return Finding(f"position {first}", deviation, limit, place=place, note=note)
 
 
 def _mostly(off_BTD: Tensor, limit: float, first: int) -> Finding:
