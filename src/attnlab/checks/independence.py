@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -195,9 +195,20 @@ def _handing(
 
 def _copy(handed: Any) -> Any:
     """Return the same numbers, which nothing else writes."""
+    return _each(handed, torch.clone)
+
+
+def _other(handed: Any) -> Any:
+    """Return other numbers of the same shapes."""
+    return _each(handed, lambda x: 1 - 2 * x)
+
+
+def _each(handed: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return what was handed with each of its tensors changed; other values stay."""
     if isinstance(handed, Tensor):
-        return handed.clone()
-    return type(handed)(map(_copy, handed)) if type(handed) in (tuple, list) else handed
+        return change(handed)
+    is_sequence = type(handed) in (tuple, list)
+    return type(handed)(_each(part, change) for part in handed) if is_sequence else handed
 
 
 def _equal(handed: Any, other: Any) -> bool:
@@ -207,10 +218,3 @@ def _equal(handed: Any, other: Any) -> bool:
     if type(handed) in (tuple, list):
         return len(handed) == len(other) and all(map(_equal, handed, other))
     return handed == other
-
-
-def _other(handed: Any) -> Any:
-    """Return other numbers of the same shapes."""
-    if isinstance(handed, Tensor):
-        return 1 - 2 * handed
-    return type(handed)(map(_other, handed)) if type(handed) in (tuple, list) else handed

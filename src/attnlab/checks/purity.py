@@ -28,7 +28,7 @@ from attnlab.checks.modes import (
     seeded,
     torch_settings,
 )
-from attnlab.checks.result import Finding, mechanism_property, relative
+from attnlab.checks.result import Finding, mechanism_property, relative, same_bits
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
 
@@ -260,12 +260,9 @@ def _finding(where: str, words: str, place: Place | None) -> Finding:
 
 
 def _same(where: str, found: Tensor, expected: Tensor, place: Place) -> Finding:
-    """Compare bits; on CUDA, where the order of sums varies, allow the tolerance."""
-    if torch.equal(found.nan_to_num(), expected.nan_to_num()):
-        return Finding(where, 0.0, place=place)
+    """Compare the bits of two calls, and say how the second one differs."""
     if found.shape != expected.shape:
         return Finding(where, math.inf, words="another shape the second time", place=place)
-    deviation = max(float(relative(found, expected).max()), torch.finfo(torch.float64).tiny)
-    words = f"differs by {deviation:.2g} the second time"
-    limit = torch.finfo(found.dtype).eps ** (2 / 3) if found.is_cuda else 0.0
-    return Finding(where, deviation, limit, words, place)
+    same = same_bits(where, found, expected, place)
+    words = f"differs by {same.deviation:.2g} the second time" if same.deviation else ""
+    return same._replace(words=words)
