@@ -83,6 +83,7 @@ def test_settings_that_are_wrong_end_with_2_before_anything_is_spent(attnlab, tm
         (("rum", TINY), "error: no command 'rum'; did you mean 'run'? (attnlab --help lists"),
         (("doctor", "more"), "error: unexpected more (attnlab doctor --help lists"),
         (("bench", "mla", "--what", "trian"), "error: --what: 'trian' is not one of"),
+        (("bench", "mla", "--what", ","), "error: --what: name at least one of train, prefill"),
         (("run", TINY, "train.warmup_steps=12"), "12 of 12 steps"),
         (("run", TINY, "--device", "cuda:9"), "no device 'cuda:9': torch sees"),
         (("run", TINY, "--device", "gpu"), "unknown device 'gpu': use auto, cpu, cuda or cuda:1"),
@@ -410,6 +411,41 @@ def test_train_says_in_a_line_that_its_run_was_taken_over(attnlab, monkeypatch):
     [said] = done.stderr.splitlines()
     assert said.startswith(f"the run was taken over by process {os.getpid()} on node-2; this")
     assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+
+
+LOUD = """
+from dataclasses import dataclass
+from attnlab.mechanisms.identity import Identity, TokenwiseLinear
+print("import")
+
+class Mixer(TokenwiseLinear):
+    def forward(self, x_BTD):
+        print("forward")
+        return super().forward(x_BTD)
+
+@dataclass(frozen=True, kw_only=True)
+class Loud(Identity):
+    def build(self, d_model, dropout=0.0):
+        return Mixer(d_model)
+"""
+
+
+def test_what_the_users_code_prints_is_a_note_and_no_part_of_results(attnlab, tmp_path):
+    (tmp_path / "loud.py").write_text(LOUD)
+    settings = ("model.mechanisms.0=loud.py:Loud", "train.steps=4", "train.eval_every=4")
+    done = attnlab("train", tiny_study.__file__, *settings, "--out", "out", "--device", "cpu")
+    assert [line[:4] for line in done.stdout.splitlines()] == [*["step"] * 3, "fini"]
+    assert done.stderr == "import\nprints: forward\n"
+    run, more = "out/mha/seed-0", ("--device", "cpu", "--trust")
+    done = attnlab("generate", run, "--prompt", "def f", "--max-new-tokens", "5", *more)
+    assert (done.stdout[:5], done.stderr) == ("def f", "prints: import\nprints: forward\n")
+    done = attnlab("extend", run, "--by", "1", "--out", "longer", *more)
+    assert done.stdout.splitlines()[0] == "mha seed 0: prints: forward"
+    assert done.stdout.count("prints") == 1
+    (tmp_path / "loud.py").write_text(LOUD + "  # edited: it is imported again")
+    done = attnlab("check", "loud.py:Loud", "--quick", "--json")
+    assert json.loads(done.stdout)["mechanisms"][0]["name"] == "loud.py:Loud"
+    assert done.stderr.splitlines()[0] == "import"
 
 
 CLAIM = "LossInRange(variants=('mha',), low=1.4, high={high}, source='Somebody 2022'),"

@@ -91,8 +91,10 @@ def numbers(given: Iterable[int] | str, name: str) -> list[int]:
 
 
 def workloads(given: Iterable[str] | str) -> list[Workload]:
-    """Return the workloads in a list or a text. Raises ValueError for an unknown one."""
+    """Return the workloads in a list or a text. Raises ValueError for none or an unknown one."""
     found = names_in(given)
+    if not found:
+        raise ValueError(f"what: name at least one of {', '.join(WORKLOADS)}")
     for word in found:
         if word not in WORKLOADS:
             raise ValueError(f"what: {word!r} is not one of {', '.join(WORKLOADS)}")

@@ -13,6 +13,7 @@ from attnlab.config import (
     ConfigError,
     Problem,
     names_in,
+    naming,
     override,
     require_once,
     settings,
@@ -24,7 +25,7 @@ from attnlab.model.feedforward import Dense
 from attnlab.model.handing import in_every_layer
 from attnlab.model.language_model import ModelConfig
 from attnlab.study.study import Study
-from attnlab.study.targets import Named, NamedConfig
+from attnlab.study.targets import Named, NamedConfig, NamedKind
 from attnlab.training.config import TrainConfig
 
 _HEAD_WIDTHS = ("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -138,6 +139,11 @@ def _setups(one: Named, sizes: Sizes) -> Iterator[tuple[str, Setup]]:
             vocab_size = run.data.tokenizer.vocab_size
             yield variant, Setup(model=run.model, vocab_size=vocab_size, train=run.train)
         return
+    with naming(one.name):
+        yield one.name, _setup(one, sizes)
+
+
+def _setup(one: NamedKind | NamedConfig, sizes: Sizes) -> Setup:
     of_setup, of_mechanism = split_sections(one.assignments)
     sizes = _of_model(of_setup, sizes)
     if isinstance(one, NamedConfig):
@@ -145,7 +151,7 @@ def _setups(one: Named, sizes: Sizes) -> Iterator[tuple[str, Setup]]:
     else:
         given = {**_fitting(one.kind, sizes), **settings(of_mechanism)}
         mechanism = one.kind.from_dict({"kind": one.kind.kind(), **given})
-    yield one.name, override(_around(mechanism, sizes), of_setup)
+    return override(_around(mechanism, sizes), of_setup)
 
 
 def _of_model(assignments: Iterable[str], sizes: Sizes) -> Sizes:

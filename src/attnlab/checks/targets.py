@@ -8,7 +8,7 @@ from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES, fitting_width, require_buildable
-from attnlab.config import override, settings
+from attnlab.config import naming, override, settings
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.handing import givers_alone, needed_by
 from attnlab.study.study import Study
@@ -141,10 +141,11 @@ def of_study(study: Study) -> list[Target]:
 def _targets(one: Named) -> list[Target]:
     if isinstance(one, Study):
         return of_study(one)
-    if isinstance(one, NamedConfig):
-        config = override(one.config, one.assignments)
-    else:
-        config = small(one.kind, settings(one.assignments))
+    with naming(one.name):
+        if isinstance(one, NamedConfig):
+            config = override(one.config, one.assignments)
+        else:
+            config = small(one.kind, settings(one.assignments))
     varies = not isinstance(one, NamedConfig)
     width = fitting_width(config)
     return [Target(one.name, config, width, varies=varies, before=givers_alone(config, width))]

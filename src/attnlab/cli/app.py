@@ -22,7 +22,7 @@ import typer
 import typer.core
 from typer.models import OptionInfo
 
-from attnlab.cli.console import error, errors, verbatim, write
+from attnlab.cli.console import error, errors, results_alone, verbatim, write
 from attnlab.cli.early_end import UsageError, exit_code, in_words, require_options_once
 from attnlab.config import ConfigError, own_error, whole_number
 from attnlab.record import PUBLISHED
@@ -239,7 +239,8 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
     @wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with results_alone():
+                return command(*args, **kwargs)
         except ConfigError as problem:
             number = len(problem.problems)
             settings = "setting" if number == 1 else "settings"

@@ -3,7 +3,8 @@
 Text is printed as it is: brackets are no markup, and `:name:` no emoji. Styled parts are `Text`.
 Control characters are shown, since a terminal would obey them, or the reader of a log.
 A character that the encoding lacks is replaced by a similar one. A pipe whose reader has gone, as
-in `attnlab list | head`, swallows the rest: it ends neither a study nor a command.
+in `attnlab list | head`, swallows the rest: it ends neither a study nor a command. What the user's
+own code prints goes to the standard error stream, so that results can be read by a program.
 """
 
 import codecs
@@ -11,7 +12,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import TextIOWrapper
 from threading import Event, RLock, Thread
 from types import TracebackType
@@ -69,6 +70,15 @@ class Output(Console):
         width = Measurement.get(self, unlimited, table).maximum
         for line in self.render_lines(table, self.options.update(width=width), pad=False):
             verbatim("".join(segment.text for segment in line).rstrip(), self)
+
+    @contextmanager
+    def kept_stream(self) -> Generator[None]:
+        """Print to the stream of now, even if `sys.stdout` or `sys.stderr` is replaced inside."""
+        before, self._file = self._file, self.file
+        try:
+            yield
+        finally:
+            self._file = before
 
     def on_broken_pipe(self) -> None:
         """Print nothing from now on."""
@@ -142,13 +152,11 @@ def first_line(text: str) -> str:
 
 def write(text: str) -> None:
     """Write text for programs, such as JSON, to the standard output."""
-    if sys.stdout is None:  # it was closed by the caller
-        return
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        console.file.write(text)
+        console.file.flush()
     except BrokenPipeError:
-        _discard(sys.stdout)
+        _discard(console.file)
 
 
 def error(message: str, *details: str) -> None:
@@ -166,6 +174,13 @@ def status(text: str, output: Output) -> Generator[None, None, None]:
         with output.status(Text(text)):
             yield
     else:
+        yield
+
+
+@contextmanager
+def results_alone() -> Generator[None]:
+    """Let nobody but this module print to the standard output: what others print is no result."""
+    with console.kept_stream(), errors.kept_stream(), redirect_stdout(sys.stderr):
         yield
 
 

@@ -1,5 +1,7 @@
 """`attnlab generate`, `export` and `eval`: the text, the files and the tasks of a trained run."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from attnlab.cli.app import (
 )
 from attnlab.cli.console import console, errors, passage, verbatim
 from attnlab.config import names_in
+from attnlab.device.child_process import Printed
 
 
 @app.command("generate")
@@ -81,23 +84,39 @@ def generate_(  # noqa: PLR0913  one parameter per option
     if run is None:
         run = newest_run(Path("results"))
         verbatim(f"run: {run}", errors)
-    trained = attnlab.load_run(stored(run), device, which="best" if best else "last", trust=trust)
-    if trained.note is not None:
-        verbatim(trained.note, errors, style="yellow")
-    texts = attnlab.generate(
-        trained,
-        prompt,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        watch=(lambda piece: passage(piece, end="")) if samples == 1 else None,
-    )
+    with _prints_as_notes():
+        trained = attnlab.load_run(
+            stored(run), device, which="best" if best else "last", trust=trust
+        )
+        if trained.note is not None:
+            verbatim(trained.note, errors, style="yellow")
+        texts = attnlab.generate(
+            trained,
+            prompt,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            watch=(lambda piece: passage(piece, end="")) if samples == 1 else None,
+        )
+        if samples == 1:
+            console.print()
     if samples == 1:
-        console.print()
         return
     for number, text in enumerate(texts, 1):
         console.rule(f"sample {number}")
         passage(text)
+
+
+@contextmanager
+def _prints_as_notes() -> Generator[None]:
+    """Print what the user's own code prints inside as notes, afterwards, beside the text."""
+    printed = Printed()
+    try:
+        with printed.kept():
+            yield
+    finally:
+        for line in printed.take():
+            verbatim(line, errors, style="yellow")
 
 
 @app.command()

@@ -70,9 +70,13 @@ def train(  # noqa: PLR0913  one parameter per option
 
     def watch(event: "Event") -> None:
         match event:
-            case Progress(step, steps, loss):
+            case Progress(step, steps, loss, alarm=alarm, note=None):
                 value = "" if loss is None else f"  loss {loss:.4f}"
                 verbatim(f"step {step} of {steps}{value}", console)
+                if alarm is not None:
+                    verbatim(alarm, errors, style="bold red")
+            case Progress(note=str(note)):
+                verbatim(note, errors, style="yellow")
             case Ended(status, reason):
                 verbatim(status if reason is None else f"{status}: {reason}", console)
             case Held(by):

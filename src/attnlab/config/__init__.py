@@ -30,7 +30,7 @@ from attnlab.config.own_sources import (
     original_files,
     without_folders,
 )
-from attnlab.config.problem import ConfigError, Problem, suggestion, visible
+from attnlab.config.problem import ConfigError, Problem, naming, suggestion, visible
 from attnlab.config.tree import Choice, Config, own_classes
 from attnlab.config.values import names_in, whole_number
 
@@ -53,6 +53,7 @@ __all__ = [
     "kind_name",
     "load_file",
     "names_in",
+    "naming",
     "original_files",
     "override",
     "own_classes",

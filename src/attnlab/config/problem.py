@@ -1,7 +1,8 @@
 """Errors in settings: all of them at once, each with the path of its field and a remedy."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NamedTuple, Self
 
@@ -29,6 +30,16 @@ class ConfigError(ValueError):
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Problem, ...]]]:
         return type(self), (self.problems,)  # it crosses processes
+
+
+@contextmanager
+def naming(what: str) -> Generator[None]:
+    """Name what the settings are of in the problems that are raised inside."""
+    try:
+        yield
+    except ConfigError as error:
+        named = (one._replace(message=f"{one.message} (in {what})") for one in error.problems)
+        raise ConfigError(named) from None
 
 
 _ABBREVIATIONS = {  # of kinds, as the field has them, where initials do not tell

@@ -7,8 +7,8 @@ The signals that a terminal or a batch system sends to a group are the parent's 
 ignore Ctrl-C and hang-ups, and SIGTERM ends them without a word. The parent then ends those that
 are left. This module does without torch, so that a child is safe before it imports anything.
 
-What the code that a child executes prints would break the bars and tables of the parent. A child
-keeps the first lines instead, and sends them by its pipe.
+What the user's code prints would break bars, tables and text. `Printed` keeps the first lines
+instead; a child sends them by its pipe.
 """
 
 import ctypes
@@ -19,15 +19,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
+from itertools import islice
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START = "from attnlab.device.child_process import main; main()"
 MOST_LINES, MOST_LETTERS = 3, 200  # of what is printed
+T = TypeVar("T")
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
@@ -109,6 +111,15 @@ class Printed(io.RawIOBase):
         """Keep what is printed inside, in place of printing it."""
         with redirect_stdout(self._stream), redirect_stderr(self._stream):
             yield
+
+    def while_making(self, items: Iterator[T]) -> Iterator[T]:
+        """Yield the items; keep what is printed while each of them is made."""
+        while True:
+            with self.kept():
+                found = list(islice(items, 1))
+            if not found:
+                return
+            yield found[0]
 
     def take(self) -> list[str]:
         """Return messages about what was printed since the last call."""

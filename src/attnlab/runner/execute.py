@@ -12,6 +12,7 @@ import torch
 
 from attnlab.config import ConfigError, OwnCodeError, Problem, suggestion
 from attnlab.data import Corpus, DataConfig, Places
+from attnlab.device.child_process import Printed
 from attnlab.device.machine import worker_slots
 from attnlab.device.ranks import Ranks, uneven
 from attnlab.kernels.compiled import keep_compiled
@@ -23,7 +24,7 @@ from attnlab.record import (
     WriteError,
     is_of_disk,
 )
-from attnlab.runner.events import Ended, Event, Held
+from attnlab.runner.events import Ended, Event, Held, Progress
 from attnlab.runner.execution import events_of
 from attnlab.runner.processes import Job, execute_in_processes
 from attnlab.study import ignore
@@ -122,8 +123,28 @@ def execute_as(
 ) -> Iterator[Event]:
     """Execute a run in this process, which is one of `ranks`; yield its events, as `execute`.
 
-    All processes of the run yield the same events, if none fails.
+    All processes of the run yield the same events, if none fails. What the user's code prints in
+    them is kept; its first lines are notes of `Progress`, each once per variant.
     """
+    events = _executed(run, folder, identity, places, ranks, corpus)
+    printed = _printed_of(folder.study_dir, run.variant)
+    now = Progress(0, run.config.train.steps, None, None)
+    for event in printed.while_making(events):
+        now = event._replace(alarm=None) if isinstance(event, Progress) else now
+        for line in printed.take():
+            yield now._replace(note=line)
+        yield event
+
+
+@lru_cache(maxsize=256)
+def _printed_of(study_dir: Path, variant: str) -> Printed:
+    del study_dir, variant
+    return Printed()
+
+
+def _executed(
+    run: Run, folder: RunFolder, identity: str, places: Places, ranks: Ranks, corpus: Corpus | None
+) -> Iterator[Event]:
     threads = torch.get_num_threads()
     if ranks.device.type == "cuda" or run.config.train.compile == "on":
         keep_compiled(places.cache / "compiled")

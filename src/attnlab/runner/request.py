@@ -16,6 +16,7 @@ from attnlab.config import (
     forget_names,
     is_own,
     names_in,
+    naming,
     own_kind,
     require_once,
 )
@@ -124,7 +125,9 @@ class Request:
     def _added(self) -> dict[str, MechanismConfig]:
         """Return the mechanisms to add as variants. Raises ConfigError for two of one name."""
         found = dict[str, MechanismConfig]()
-        for name, mechanism in map(addition, self.add):
+        for text in self.add:
+            with naming(f"--add {text}"):
+                name, mechanism = addition(text)
             if found.setdefault(name, mechanism) != mechanism:
                 message = "two mechanisms have this name; write --add NAME=KIND for each"
                 raise ConfigError([Problem(f"add.{name}", message)])

@@ -106,7 +106,7 @@ def addition(text: str) -> tuple[str, MechanismConfig]:
     """
     match = re.fullmatch(r"(?P<name>[^=:]+)=(?P<what>.+)", text, re.DOTALL)
     name, colon, what = text.partition(":")
-    if text.strip().endswith("=") or text.startswith("="):
+    if re.fullmatch(r"=.*|[^=:]*=\s*|\s*", text, re.DOTALL):
         raise ValueError(f"{text!r} names no variant with a mechanism: write --add NAME=KIND")
     if colon and what.replace("-", "_") in MechanismConfig.kinds:
         raise ValueError(f"{text!r}: write --add {name}={what}")

@@ -147,6 +147,7 @@ LEAVES = """
 from dataclasses import dataclass
 from attnlab.mechanisms.identity import Identity, TokenwiseLinear
 class Own(BaseException): pass
+print("imported")
 
 class Mixer(TokenwiseLinear):
     def forward(self, x_BTD):
@@ -165,7 +166,7 @@ class Leaves(Identity):
 
 @pytest.mark.usefixtures("forked")
 def test_an_exit_and_the_like_is_the_reason_of_its_run_and_what_it_prints_is_a_note(
-    tmp_path, places, fingerprint
+    tmp_path, places, fingerprint, capfd
 ):
     (tmp_path / "own.py").write_text(LEAVES)
     said = {
@@ -185,12 +186,13 @@ def test_an_exit_and_the_like_is_the_reason_of_its_run_and_what_it_prints_is_a_n
     workers, notes = LocalWorkers([Slot(("cpu",), 1)], tmp_path / "out", places), list[Any]()
     for run, event, _ in run_schedule(schedule, workers):
         if isinstance(event, Ended):
-            assert event.reason == f"own.py:9: {said[run.variant]}"
+            assert event.reason == f"own.py:10: {said[run.variant]}"
         elif event.note:
             notes.append((run.variant, event.note))
     assert dict(notes).keys() == said.keys()
     assert {note[:9] for _, note in notes} == {"prints: 1"}
-    assert RunFolder(tmp_path / "out", "Own", 0).summary()["reason"] == "own.py:9: Own: mine"
+    assert RunFolder(tmp_path / "out", "Own", 0).summary()["reason"] == "own.py:10: Own: mine"
+    assert capfd.readouterr().out == "imported\n"  # by this process
 
 
 def test_of_what_is_printed_the_first_lines_are_kept_each_once():

@@ -6,7 +6,6 @@ is recorded as failed, and a new process takes the slot.
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -20,7 +19,7 @@ from attnlab.device.machine import Slot, cuda_is_broken
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.compiled import keep_compiled, load_compiler
 from attnlab.record.lease import remove_if_ended
-from attnlab.runner.events import Ended, Event, Held, Progress
+from attnlab.runner.events import Ended, Event, Held
 from attnlab.runner.execute import execute, record_failure
 from attnlab.runner.processes import death, with_sources
 from attnlab.runner.schedule import PlannedRun
@@ -139,7 +138,6 @@ def work(pipe: Connection) -> None:
         keep_compiled(places.cache / "compiled")
         load_compiler()  # every step on CUDA compiles its loss
         torch.zeros(1, device=devices[0])  # the first tensor takes seconds
-    printed = defaultdict[str, Printed](Printed)  # by variant
     while True:
         try:
             variant, settings, recipe, identity = pipe.recv()
@@ -147,16 +145,13 @@ def work(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            run = Run(variant=variant, config=with_sources(settings, sources), recipe=recipe)
+            with Printed().kept():  # the parent's import of a file has printed it
+                config = with_sources(settings, sources)
+            run = Run(variant=variant, config=config, recipe=recipe)
         except ValueError as error:
             pipe.send(record_failure(folder, str(error)))
             continue
-        with printed[variant].kept():
-            now = Progress(0, run.config.train.steps, None, None)
-            for event in execute(run, study_dir, identity, places, *devices):
-                now = event._replace(alarm=None) if isinstance(event, Progress) else now
-                for line in printed[variant].take():
-                    pipe.send(now._replace(note=line))
-                pipe.send(event)
+        for event in execute(run, study_dir, identity, places, *devices):
+            pipe.send(event)
         if cuda_is_broken():  # every later run would fail: the next one gets a new process
             return
