@@ -25,7 +25,14 @@ from attnlab.analysis.statistics.comparisons import ERROR, compare
 from attnlab.analysis.statistics.noise import missed_by_search
 from attnlab.record import SEARCH_NOISE
 from attnlab.training.config import Recipe, Tuning
-from attnlab.training.recipe import BESIDE, allowance_ratio, cross_fit, to_challenge
+from attnlab.training.recipe import (
+    BESIDE,
+    CHALLENGED,
+    allowance_after,
+    confirms,
+    cross_fit,
+    to_challenge,
+)
 from attnlab.training.search import Start, decide
 
 Array = NDArray[np.float64]
@@ -34,7 +41,8 @@ FIRST, LAST = -40, 40  # positions that a search can reach
 LEVELS = 2  # warm-ups: the variant's own, and three times as long
 FAR_BELOW = (-21.0, -6.0)  # up to five octaves below the lowest rate that is reached in octaves
 FAR_ABOVE = (8.0, 20.0)  # up to seven octaves above the highest rate of the grid
-FLAT = (0.001, 0.008)
+FLAT, STEEP = (0.001, 0.008), (0.04, 0.15)
+STEEP = (0.04, 0.15)
 START = Start(Recipe(2.0**-10, 100), 300)
 TUNING = Tuning()
 
@@ -229,6 +237,7 @@ class Verdicts:
         self.difference_RVV, self.half_RVV, deviation_RV = intervals(self.loss_RVS)
         noise_RV = np.full(curves.size, recipes.search_noise)
         self.missed_RV = missed_by_search(recipes.allowance_RV, noise_RV, deviation_RV, ERROR)
+        self.deviation_RV = deviation_RV
 
     def outcome(self, truth_V: Array, *, challenges: bool) -> Outcome:
         """Compare what is published with the truth: the loss of each variant at its best recipe."""
@@ -244,8 +253,7 @@ class Verdicts:
             loss_RVS = np.where(chosen_RV[..., None], fitted, self.loss_RVS)
             moved = x_RVS + np.array(BESIDE)[index_RVS]
             x_RVS = np.where(chosen_RV[..., None], moved, x_RVS)
-            ratio_RV = np.where(chosen_RV, allowance_ratio(self.beside_RVBS), 1.0)
-            missed_RV = ratio_RV * missed_RV
+            missed_RV = np.where(chosen_RV, self.missed_after_RV, missed_RV)
             runs_RV = runs_RV + (len(BESIDE) - 1) * seeds * chosen_RV
             d_RVV, half_RVV, _ = intervals(loss_RVS)
             d_RVV = d_RVV + true_VV
@@ -269,6 +277,13 @@ class Verdicts:
     def beside_RVBS(self) -> Array:
         """Losses at the rates B of a challenge, by seed."""
         return np.stack([self.loss_RVS, *map(self._train, BESIDE[1:])], -2)
+
+    @cached_property
+    def missed_after_RV(self) -> Array:
+        """What the searches may have missed after a challenge of every variant."""
+        noise_RV = np.where(confirms(self.beside_RVBS), CHALLENGED, 1.0) * self.recipes.search_noise
+        allowance_RV = allowance_after(self.recipes.allowance_RV, self.beside_RVBS)
+        return missed_by_search(allowance_RV, noise_RV, self.deviation_RV, ERROR)
 
     def _train(self, step: float) -> Array:
         seeds = self.curves.world.seeds
@@ -312,7 +327,7 @@ WORLDS = (
     World(name="13 variants, 3 seeds", variants=13, seeds=3),
     World(name="13 variants, 10 seeds", variants=13, seeds=10),
     World(name="flat curves", curvature=FLAT),
-    World(name="steep curves", curvature=(0.04, 0.15)),
+    World(name="steep curves", curvature=STEEP),
     World(name="kinks in place of parabolas", shape="v"),
     World(name="divergence above the best rate", wall=(0.0, 2.0)),
     World(name="divergence about the best rate", wall=(-1.0, 0.5)),
@@ -339,6 +354,17 @@ WORLDS = (
     World(name="far above, noise three times as large", best=FAR_ABOVE, noise=0.03),
     World(name="far above, three times the noise, kinks", best=FAR_ABOVE, noise=0.03, shape="v"),
     World(name="kinks, 13 variants, 10 seeds", shape="v", variants=13, seeds=10),
+    World(name="kinks, a third of the noise", shape="v", noise=0.003),
+    World(
+        name="kinks, a third of the noise, 13 variants, 10 seeds",
+        shape="v",
+        noise=0.003,
+        variants=13,
+        seeds=10,
+    ),
+    World(name="steep kinks", shape="v", curvature=STEEP),
+    World(name="kinks, divergence above the best rate", shape="v", wall=(0.0, 2.0)),
+    World(name="kinks, a cliff near the best rate", shape="v", cliff=0.5, later=0.0),
     World(name="noise shared by families", families=3),
     World(name="noise three times as large", noise=0.03),
 )

@@ -490,7 +490,7 @@ def test_a_diverged_and_a_nan_loss_are_worse_than_any(tmp_path):
         **{"lr-0.01": 5.0, "lr-0.0141421": 4.2, "lr-0.02": 4.0},
         **{"lr-0.0282843": None, "lr-0.04": None},
     }
-    assert choice(tmp_path, "mha")["learning_rate"] == 0.02
+    assert 0.018 < choice(tmp_path, "mha")["learning_rate"] < 0.02  # away from what diverged
     assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.2)
 
 

@@ -15,7 +15,7 @@ from attnlab.record.run_folder import RunFolder
 from attnlab.record.verified_folder import add_checksums, parse_object, read_object
 
 TUNING_SEED = 1000  # the seeds of the verdict's runs are 0, 1, 2, ..., all lower
-SEARCH_NOISE = 0.48  # standard deviations of a run by which noise misleads a search, by simulation
+SEARCH_NOISE = 0.42  # standard deviations of a run by which noise misleads a search, by simulation
 
 
 def tuning_runs(study_dir: Path, variant: str) -> list[RunFolder]:

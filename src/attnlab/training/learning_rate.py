@@ -25,6 +25,7 @@ from attnlab.config import Choice, Problem
 
 NEAR = 4  # half octaves from the best rate: runs beyond say little about its parabola
 SHRINKS = 2 / 3  # largest ratio of the gain of an octave to that of the octave above it
+KINK_WEIGHT = 0.25  # weight of the kink's lowest point; the rest is that of the parabola's vertex
 FAR = 0.05  # nats/token above the best: a run this much worse has half the weight
 SURE = 6  # standard deviations of a run by which gains must shrink more than that
 Array = NDArray[np.float64]
@@ -104,30 +105,43 @@ def learning_rates(
 
 
 def vertex(losses: Mapping[int, float]) -> tuple[float, float]:
-    """Return the vertex of the parabola near the best rate, and a bound.
+    """Return where the curve near the best rate is lowest, and a bound of what its shape hides.
+
+    Two curves are fitted: a parabola to all runs, where a run that is y nats/token worse than the
+    best has the weight 1 / (1 + (y / 0.05)^2), and a kink, |x - k| times a slope, to the best rate
+    and its neighbours; where one of these diverged, to the best rate and the next two on the other
+    side. The place is between their lowest points, nearer to the parabola's, which has less noise.
 
     Args:
         losses: nats/token by half octaves from the best rate; those at -1, 0 and 1 are among them.
             Infinite: it diverged.
 
     Returns:
-        The vertex in half octaves from the best rate, in [-1, 1]; and the loss (nats/token) that
-        the shape of the curve can hide: the rise of the parabola a quarter of an octave from its
-        vertex. Where a neighbour diverged, the best rate itself, and the other neighbour's loss
-        above it, since a curve that bends upwards falls no faster beyond the best rate than before.
+        The place in half octaves from the best rate, in [-1, 1]; and the loss (nats/token) that the
+        shape can hide there: the larger one of the parabola's rise a quarter of an octave from its
+        vertex, and the kink's rise from its lowest point to the place. Where a neighbour diverged,
+        at least the other one's loss above the best, since a curve that bends upwards falls no
+        faster beyond the best rate than before.
 
     >>> place, missed = vertex({-1: 5.0, 0: 4.9, 1: 5.1})
     >>> round(place, 3), round(missed, 4)
-    (-0.167, 0.0375)
+    (-0.188, 0.0375)
     """
     low, high = losses[-1] - losses[0], losses[1] - losses[0]
-    if math.isinf(low) or math.isinf(high):
-        return 0.0, min(low, high)
-    place, rise = _finite(losses, losses[0])
-    a, b, _ = _parabola(place, rise).tolist()
-    if a <= 1e-12:  # all equal, or noise
-        return 0.0, 0.0
-    return min(1.0, max(-1.0, -b / (2 * a))), a / 4
+    slope, least, side = max(low, high), 0.0, 0
+    kink = (low - high) / (2 * slope) if 0 < slope < math.inf else 0.0
+    if math.isinf(slope):
+        least, side = min((low, -1), (high, 1))
+        slope = losses.get(2 * side, math.inf) - losses[side]
+        if not 0 < slope < math.inf:
+            return 0.0, least
+        kink = side * max(0.0, (slope - least) / (2 * slope))
+    a, b, _ = _parabola(*_finite(losses, losses[0])).tolist()
+    place = min(1.0, max(-1.0, -b / (2 * a))) if a > 1e-12 else 0.0  # else: all equal, or noise
+    if side:
+        place = side * max(0.0, side * place)
+    place = (1 - KINK_WEIGHT) * place + KINK_WEIGHT * kink
+    return place, max(a / 4, slope * abs(place - kink), least)
 
 
 def noise_of(losses: Mapping[int, float]) -> float:

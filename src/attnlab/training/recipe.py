@@ -22,6 +22,7 @@ from attnlab.training.search import MOST_WARMUP, Search, Start
 
 BESIDE = (0.0, -1.0, 1.0)  # rates of a challenge, in half octaves from the chosen one
 CHALLENGED = 0.5  # allowance after a challenge that confirms the rate, relative to the search's
+HIDDEN = 0.75  # of the difference between the rates beside: a kink between them hides half of it
 CONTESTED = 1.5  # times the allowance: a separation that this much would undo is challenged
 EXPECTED_CHALLENGES = 0.04  # of the variants, in simulations with differences
 Array = NDArray[np.float64]
@@ -105,9 +106,13 @@ class Challenge:
         return {seed: self.recipes[int(r)] for seed, r in zip(seeds, chosen, strict=True)}
 
     @property
-    def allowance_ratio(self) -> float:
-        """The allowance after the challenge, relative to that of the search."""
-        return float(allowance_ratio(self._losses_RS))
+    def confirms(self) -> bool:
+        """True if all seeds together choose the first rate."""
+        return bool(confirms(self._losses_RS))
+
+    def allowance(self, searched: float) -> float:
+        """Return the allowance (nats/token) after the challenge, from that of the search."""
+        return float(allowance_after(np.array(searched), self._losses_RS))
 
     @property
     def _losses_RS(self) -> Array:
@@ -147,18 +152,30 @@ def cross_fit(losses_RS: Array) -> NDArray[np.intp]:
     return others_RS.argmin(-2)
 
 
-def allowance_ratio(losses_RS: Array) -> Array:
-    """Return the allowance after a challenge, relative to that of the search.
+def confirms(losses_RS: Array) -> NDArray[np.bool_]:
+    """Return whether all seeds together choose the first rate, between the two others.
 
-    It is smaller where all seeds together choose the first rate, between the two others. If they
-    choose one of those, the best rate may lie beyond it; beside one that diverged, before it.
-
-    Args:
-        losses_RS: validation loss by rate and seed; leading axes are separate variants.
+    If they choose one of those, the best rate may lie beyond it; beside one that diverged, before
+    it. Leading axes are separate variants, as everywhere here.
     """
     mean_R = losses_RS.mean(-1)
-    confirmed = (mean_R.argmin(-1) == 0) & np.isfinite(mean_R).all(-1)
-    return np.where(confirmed, CHALLENGED, 1.0)
+    return (mean_R.argmin(-1) == 0) & np.isfinite(mean_R).all(-1)
+
+
+def allowance_after(searched: Array, losses_RS: Array) -> Array:
+    """Return the loss (nats/token) that the curve's shape can hide after a challenge.
+
+    Where it confirms the rate, that is half of what it was after the search, and not less than what
+    a kink between the rates beside can hide.
+
+    Args:
+        searched: the allowance of the search, nats/token.
+        losses_RS: validation loss by rate and seed.
+    """
+    mean_R = losses_RS.mean(-1)
+    finite_R = np.where(np.isfinite(mean_R), mean_R, 0.0)
+    kink = HIDDEN * np.abs(finite_R[..., 1] - finite_R[..., 2])
+    return np.where(confirms(losses_RS), np.maximum(CHALLENGED * searched, kink), searched)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,17 +203,15 @@ class TuningResult:
     @property
     def allowance(self) -> float | None:
         """The loss (nats/token) that the curve's shape can hide; None if that has no bound."""
-        found = self.search.allowance * self._ratio
+        found = self.search.allowance
+        found = found if self.challenge is None else self.challenge.allowance(found)
         return found if math.isfinite(found) else None
 
     @property
     def search_noise(self) -> float:
         """Standard deviations of a run by which noise misleads the search."""
-        return SEARCH_NOISE * self._ratio
-
-    @property
-    def _ratio(self) -> float:
-        return 1.0 if self.challenge is None else self.challenge.allowance_ratio
+        confirmed = self.challenge is not None and self.challenge.confirms
+        return SEARCH_NOISE * (CHALLENGED if confirmed else 1.0)
 
     def rates(self) -> list[float]:
         """Return the learning rates that were tried, ascending."""

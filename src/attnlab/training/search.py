@@ -7,12 +7,11 @@
                 over the shorter one at its rate, at r; where a second run gains, too (at r, three
                 margins), ALL variants take it and refine with it; and once more
     settings    the values of each declared setting, one setting after the other; refine again
-    rate        best x 2^(t/2), t the vertex of the parabola fitted to the losses y within two
-                octaves of the best one m, with weights 1 / (1 + ((y - m) / 0.05)^2); |t| <= 1
-    allowance   what the shape of the curve can hide: c / 8 with the parabola's second difference c,
-                its rise a quarter of an octave from the vertex, and any gain from a longer warm-up
-                that was not taken; the noise of the search's runs is added by the comparison.
-                Below the lowest rate, what the last two octaves gained (`below_lowest`)
+    rate        best x 2^(t/2), t the lowest point of the curve fitted to the losses within two
+                octaves of the best one (`vertex`); |t| <= 1
+    allowance   what the shape of the curve can hide there, and any gain from a longer warm-up that
+                was not taken; the noise of the search's runs is added by the comparison. Below the
+                lowest rate, what the last two octaves gained (`below_lowest`)
     ends        where noise can be all by which the lowest or the highest rate is worse, a rate one
                 and a half octaves further out, then one three octaves beyond that, and around a
                 better one; still not shown: no bound
