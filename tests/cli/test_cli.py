@@ -267,6 +267,8 @@ def test_list_shows_the_runs_of_a_folder_packed_or_not(attnlab, trained, tmp_pat
     runs = json.loads(attnlab("list", str(packed), "--json").stdout)["runs"]
     summary = json.loads((trained / "mha" / "seed-0" / "summary.json").read_text())
     assert runs["mha/seed-0"]["test_loss"] == summary["test_loss"]
+    (trained / "mha" / "seed-0" / "summary.json").write_text("")
+    assert re.search(r"mha/seed-0 +damaged", attnlab("list", str(trained)).output)
     empty = attnlab("list", str(tmp_path))
     assert empty.exit_code == 2
     assert "holds no run" in empty.stderr

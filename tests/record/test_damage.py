@@ -30,6 +30,7 @@ from attnlab.record import (
     RunFolder,
     StudyRecord,
     pack,
+    read_tuning_choice,
     tuning_runs,
     unpack,
     write_object,
@@ -297,6 +298,17 @@ def swapped(first: Path, second: Path) -> None:
     first.rename(aside)
     second.rename(first)
     aside.rename(second)
+
+
+def test_a_damaged_choice_can_be_deleted_and_a_damaged_packed_file_is_restored(copy):
+    choice = copy / "mha" / "tuning" / "choice.json"
+    choice.write_text("{")
+    with pytest.raises(DamagedError, match=f"delete it, then {COMMAND} writes it again"):
+        read_tuning_choice(copy, "mha")
+    choice.unlink()
+    (copy / "runs.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"restore it from a copy$"):
+        read_tuning_choice(copy, "mha")
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", ""])

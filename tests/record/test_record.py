@@ -21,6 +21,7 @@ from attnlab.record import (
     tuning_runs,
     write_json,
 )
+from attnlab.record.recorded_run import command_of
 
 CONFIG = {"identity": "aaaa", "train": {"steps": 100, "learning_rate": 0.1}}
 ENVIRONMENT = {"device": "cpu"}
@@ -310,7 +311,8 @@ def test_a_part_of_a_study_joins_what_the_folder_has(tmp_path):
         baseline="mla",
         match={"what": "params", "mismatch": {"mla": 0.3, "new": 0.4}},
     )
-    joined = part.joined(tmp_path)
+    joined = replace(part, command="attnlab run toy --only new").joined(tmp_path)
+    assert joined.command == "attnlab run toy\nattnlab run toy --only new"
     assert joined.variants == ("mha", "mla", "gqa", "new")
     assert joined.seeds == (0, 1, 2)
     assert joined.baseline == "mha"  # left out, not given up
@@ -319,6 +321,8 @@ def test_a_part_of_a_study_joins_what_the_folder_has(tmp_path):
     assert joined.match["mismatch"] == {"mha": 0.0, "mla": 0.3, "gqa": 0.2, "new": 0.4}
     moved = replace(study(["mha", "mla"]), baseline="mla")
     assert moved.joined(tmp_path).baseline == "mla"
+    joined.write(tmp_path)
+    assert command_of(tmp_path) == "attnlab run toy or attnlab run toy --only new"
 
 
 def test_tuning_runs_are_apart_from_the_runs_of_the_verdict(tmp_path):

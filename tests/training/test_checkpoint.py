@@ -316,6 +316,14 @@ def test_a_run_that_cannot_be_exported_or_loaded_is_an_error(tmp_path, whole_run
         export(folder.parent, tmp_path / "out")
     with pytest.raises(ValueError, match="already exists and is not replaced"):
         export(folder, folder)
+    folder.rename(f"{folder}.partial")
+    with pytest.raises(ValueError, match=r"no run in .*did you mean .*/seed-0\.partial\?"):
+        export(folder, tmp_path / "out")
+    Path(f"{folder}.partial").rename(folder)
+    tokenizer = (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"/seed-0/tokenizer\.json is missing; restore it"):
+        export(folder, tmp_path / "out")
+    tokenizer.rename(folder / "tokenizer.json")
     altered(folder / "checkpoints" / "step-000012" / "model.safetensors")
     done = CliRunner().invoke(app, ["export", str(folder), "--out", str(tmp_path / "out")])
     assert "that of step 8 is used instead" in " ".join(done.stderr.split())

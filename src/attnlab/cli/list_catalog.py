@@ -222,9 +222,10 @@ def _print_runs(runs: Mapping[str, Any]) -> None:
     for title in ("status", "learning rate", "validation", "test"):
         grid.add_column(title, justify="left" if title == "status" else "right", no_wrap=True)
     for name, run in runs.items():
-        losses = (run["validation_loss"], run["test_loss"])
-        texts = ("" if loss is None else f"{loss:.4f}" for loss in losses)
-        grid.add_row(name, run["status"], f"{run['learning_rate']:g}", *texts)
+        numbers = {"learning_rate": "g", "validation_loss": ".4f", "test_loss": ".4f"}
+        values = ((run[key], form) for key, form in numbers.items())
+        texts = ("" if value is None else f"{value:{form}}" for value, form in values)
+        grid.add_row(name, run["status"], *texts)
     console.print_table(Padding(grid, (0, 0, 0, 2)))
 
 

@@ -145,12 +145,16 @@ def _require_unedited(folder: Path, own_code: Mapping[str, Any]) -> None:
 
 
 def _require_run(folder: Path) -> None:
-    if all((folder / name).exists() for name in DESCRIBED):
+    missing = [folder / name for name in DESCRIBED if not (folder / name).exists()]
+    if not missing:
         return
     if any(run.packed() for run in runs_in(folder)):
         raise ValueError(f"{folder} is packed, and packed runs have no weights")
     below = (run for where in ("seed-*", "*/seed-*") for run in sorted(folder.glob(where)))
-    runs = [str(run) for run in below if run.is_dir()][:5]
+    unfinished = folder.parent / f"{folder.name}.partial"
+    runs = [str(run) for run in (unfinished, *below) if run.is_dir()][:5]
+    if len(missing) < len(DESCRIBED) and not runs:
+        raise ValueError(f"{missing[0]} is missing; restore it, or train the run again")
     hint = f"; did you mean {' or '.join(runs)}?" if runs else ""
     raise ValueError(f"no run in {folder}: it has no config.json and tokenizer.json{hint}")
 

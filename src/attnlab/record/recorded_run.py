@@ -277,12 +277,12 @@ def summary_with_checksums(summary: Mapping[str, Any], folder: Path) -> Json:
 
 
 def command_of(study_dir: Path) -> str:
-    """Return the last command that ran a study, as its record names it."""
+    """Return the commands that ran a study, as its record names them; of many, the last three."""
     try:
-        recorded = parse(*found) if (found := read_record(study_dir)) else Json()
-        return str(recorded["command"]).strip().splitlines()[-1]
-    except (OSError, ValueError, LookupError):
-        return "the command that made it"
+        said = parse(*found) if (found := read_record(study_dir)) else Json()
+    except (OSError, ValueError):
+        said = Json()
+    return " or ".join(str(said.get("command", "")).splitlines()[-3:]) or "the command that made it"
 
 
 def folder_name(variant: str) -> str:

@@ -101,7 +101,7 @@ class StudyRecord:
         return {name: Rung(*place) for name, place in self.ladder.items()}
 
     def joined(self, study_dir: Path) -> Self:
-        """Return this record with the variants and seeds of the folder's record added."""
+        """Return this record with the variants, seeds and commands of the folder's record added."""
         before = type(self).find(study_dir)
         if before is None:
             return self
@@ -113,8 +113,10 @@ class StudyRecord:
         if self.match and before.match:
             mismatch = {**before.match.get("mismatch", {}), **self.match["mismatch"]}
             match = {**self.match, "mismatch": mismatch}
+        commands = [*before.command.splitlines(), *self.command.splitlines()]
         return replace(
             self,
+            command="\n".join(dict.fromkeys(commands)),
             baseline=before.baseline if keeps else self.baseline,
             variants=tuple(dict.fromkeys([*first.variants, *then.variants])),
             seeds=tuple(sorted({*before.seeds, *self.seeds})),

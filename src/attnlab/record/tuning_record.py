@@ -58,8 +58,8 @@ def read_tuning_choice(study_dir: Path, variant: str) -> Json:
     try:
         if (found := read_object(path)) is not None:
             return found
-        packed = read_packed(study_dir).choices.get(variant)
-        return parse_object(packed, path) if packed else {}
     except DamagedError as error:
         again = f"delete it, then {command_of(study_dir)} writes it again"
         raise DamagedError(f"{error}; {again}") from None
+    packed = read_packed(study_dir).choices.get(variant)
+    return parse_object(packed, path) if packed else {}

@@ -199,15 +199,13 @@ def _record(parent: RunFolder, study_dir: Path, steps: int, command: str) -> Stu
     """Return the record of the extended run, to be joined with that of its folder."""
     home = parent.ended.parent.parent
     before = StudyRecord.find(home)
-    there = StudyRecord.find(study_dir)
-    commands = [*(there.command.splitlines() if there else ()), command]
     return StudyRecord(
         name=study_dir.name,
         question=f"{home.name}, extended to {steps} steps",
         baseline=parent.variant,
         variants=(parent.variant,),
         seeds=(parent.seed,),
-        command="\n".join(dict.fromkeys(commands)),
+        command=command,
         attnlab_version=__version__,
         checked=before is not None and before.checked,
         by_design=before.by_design if before else {},
