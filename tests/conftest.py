@@ -70,6 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if not getattr(config.option, "numprocesses", None):
         use_own_gpu()
         wait_on_a_busy_machine()
+        gc.disable()  # all that is collected and imported lives to the end
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -153,7 +158,8 @@ def cache(tmp_path_factory):
 def attnlab(tmp_path, monkeypatch, cache):
     """Call the command line in an empty folder; user-defined kinds are forgotten afterwards.
 
-    It trains in this process and draws no figure; `first_run` draws its page.
+    It trains in this process, judges few properties and draws no figure; `first_run` draws its
+    page.
     """
     from support import fake_workers
     from typer.testing import CliRunner
@@ -164,6 +170,7 @@ def attnlab(tmp_path, monkeypatch, cache):
 
     monkeypatch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
     fake_workers.draw_nothing(monkeypatch)
+    fake_workers.judge_few(monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNLAB_CACHE", cache)
     monkeypatch.delenv("ATTNLAB_DATA", raising=False)
@@ -192,6 +199,7 @@ def first_run(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("first_run")
     with pytest.MonkeyPatch.context() as patch:
         fake_workers.draw_nothing(patch, page=True)
+        fake_workers.judge_few(patch)
         patch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
         patch.chdir(folder)
         patch.setenv("ATTNLAB_CACHE", cache)

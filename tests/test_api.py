@@ -50,6 +50,7 @@ def cache(tmp_path_factory):
 def quick(tmp_path, cache, monkeypatch):
     """What makes a call quick, and keeps it here."""
     fake_workers.draw_nothing(monkeypatch)
+    fake_workers.judge_few(monkeypatch)
     monkeypatch.chdir(tmp_path)
     return {"device": "cpu", "workers": 1, "seeds": 1, "cache": cache}
 
@@ -76,6 +77,7 @@ def done(tmp_path_factory, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnlab.runner.run.LocalWorkers", fake_workers.InProcess)
         fake_workers.draw_nothing(patch)
+        fake_workers.judge_few(patch)
         analysis = attnlab.run(
             tiny_study.__file__,
             only=["mha", "identity"],
@@ -260,7 +262,8 @@ def test_a_script_needs_no_guard_and_is_executed_once(tmp_path, cache):
     assert json.loads((tmp_path / "out/failures.json").read_text()) == {}
 
 
-def test_check_gives_what_the_command_shows(bugs):
+def test_check_gives_what_the_command_shows(bugs, monkeypatch):
+    fake_workers.judge_few(monkeypatch)
     (kind,) = attnlab.check("sliding_window", overrides=["window=5"], quick=True)
     assert (kind.target.name, kind.target.config.window, kind.holds) == ("sliding_window", 5, True)
     (broken,) = attnlab.check(bugs.FlopsOffByThree, quick=True)

@@ -1,11 +1,13 @@
 """Versions of installed packages, including attnlab, and of source trees."""
 
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
+@cache
 def package_version(name: str) -> str | None:
     """Return the version of an installed package without importing it; None if there is none."""
     try:

@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache, lru_cache, partial
 
 import pytest
@@ -291,21 +292,38 @@ def test_every_planted_bug_is_tried(planted):
     assert names >= {*CAUGHT_BY.values()}
 
 
+# sizes of which no property speaks: the whole check of a kind takes half the time of its default's
+SIZES = {
+    **{"n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "index_n_heads": 2, "index_head_dim": 16},
+    **{"kv_lora_rank": 12, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12},
+    **{"d_state": 12, "decay_rank": 8, "learning_rate_rank": 8, "gate_rank": 8},
+}
 # by kind: another one that has its forward and its step, and more in them
 LESS_THAN = {
     "delta_net": "gated_delta_net",
     "gated_delta_net": "gated_delta_product",
     "lightning_attention": "gla",
 }
+OF_SETTINGS = {STEPS, PREFIX, PROMPT, TRAINED, "settings survive JSON"}
+OF_SETTINGS |= {each.name for each in (cost.params, cost.flops, cost.forward_flops)}
+OF_SETTINGS |= {cost.bytes_of_state.name, FUTURE, DERIVATIVES}
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_a_shipped_mechanism_holds_and_does_not_load_the_compiler_which_takes_a_second(
     kind, monkeypatch
 ):
-    """In the whole check, unless that judges the same code in another; new kinds, too."""
+    """In the whole check; where that judges the same code in another, in what settings decide."""
     monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an import of it fails
-    found = violated(check_properties(kind, quick=kind in LESS_THAN))
+    names = {field.name for field in fields(MechanismConfig.kinds[kind])}
+    config = small(kind, {name: size for name, size in SIZES.items() if name in names})
+    if kind in LESS_THAN:
+        judged = [each for each in PROPERTIES if each.name in OF_SETTINGS]
+        results = [*results_of(judged, subject_of(config, quick=True))]
+        assert len(results) == len(OF_SETTINGS)
+    else:
+        results = check_properties(config, varies=True)
+    found = violated(results)
     assert not found, [describe(result) for result in found.values()]
 
 
@@ -625,6 +643,22 @@ def test_mechanisms_are_checked_one_per_core_and_a_crash_ends_one_alone(made, mo
     verdicts = [[result.verdict for result in each] for each in results]
     assert verdicts == [["pass"] * 3, ["pass", "FAIL"], ["pass"] * 3, ["pass"] * 3]
     assert results[1][1].how_much == "crash: the process ended itself with exit code 3"
+
+
+def test_what_the_first_gradient_imports_is_imported_once_before_all_copies(monkeypatch):
+    imported = list[str]()
+    monkeypatch.setattr(processes, "import_module", imported.append)
+
+    def findings(_):
+        x = torch.ones(1, requires_grad=True)
+        torch.autograd.grad(2 * x, x, torch.ones(1))
+        (name,) = imported
+        yield Finding("", 0.0 if name in sys.modules else math.inf)
+
+    subjects = [Subject(config=small("identity"), d_model=32, quick=True)] * 2
+    judged = [Property("the module is imported", "", findings)]
+    results = processes.results_in_copies(judged, subjects)
+    assert [each.how_much for (each,) in results] == ["0", "0"]
 
 
 def test_an_error_that_ends_cuda_is_no_result_of_the_next_mechanism(made, monkeypatch):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from support import PLANTED_BUGS, SOURCE, TESTS, tiny_study
 
 import attnlab as api
-from attnlab.checks.suite import PROPERTIES
+from attnlab.checks import table
 from attnlab.checks.targets import of_study, targets
 from attnlab.cli.app import app, decimal, stored
 from attnlab.cli.console import errors
@@ -324,15 +324,15 @@ def test_a_correct_mechanism_gets_one_line_and_exit_code_0(attnlab):
     assert done.exit_code == 0, done.output
     assert "window=5" in done.output
     (line,) = done.output.splitlines()  # passes take one line
-    assert line.endswith(f"all {len(PROPERTIES)} properties hold")
+    assert line.endswith(f"all {len(table.PROPERTIES)} properties hold")
 
 
 def test_a_broken_one_of_ones_own_says_where_and_why_and_makes_exit_code_1(attnlab):
     done = attnlab("check", "identity", f"{PLANTED}:FlopsOffByThree", "--quick")
     assert done.exit_code == 1
     words = " ".join(done.output.split())
-    assert f"identity d_model=32 all {len(PROPERTIES)} properties hold" in words
-    assert f"1 of {len(PROPERTIES)} properties violated" in words
+    assert f"identity d_model=32 all {len(table.PROPERTIES)} properties hold" in words
+    assert f"1 of {len(table.PROPERTIES)} properties violated" in words
     for word in (
         "FLOPs of a step",
         "8,323 FLOPs stated",
@@ -350,7 +350,7 @@ def test_the_same_in_json(attnlab):
     assert checked["config"]["kind"].endswith("support/planted_bugs.py:RaisesOnLongSequences")
     assert checked["holds"] is False
     first = checked["properties"][0]
-    assert first["property"] == PROPERTIES[0].name
+    assert first["property"] == table.PROPERTIES[0].name
     assert (first["verdict"], first["how_much"]) == ("pass", "0")
     second = checked["properties"][1]
     assert (second["verdict"], second["deviation"]) == ("FAIL", None)

@@ -333,7 +333,7 @@ def test_windows_and_selections_that_reach_everything_are_full_attention(setting
 def test_every_mixture_of_settings_keeps_the_promises():
     draw = random.Random(0)
     for kind, bound in [
-        (DeepseekSparse, {"top_k": 8}),
+        (DeepseekSparse, {"top_k": 8, "index_n_heads": 2, "index_head_dim": 16}),
         (MOBA, {"block_size": 4, "top_k": 2}),
     ]:
         some = {name: value for name, value in ALL.items() if draw.random() < 0.7}

@@ -457,9 +457,9 @@ def one_of(panels):
     return {"differences": panels["differences"]}
 
 
-def test_a_hundred_runs_are_reported_in_time(study_dir, monkeypatch):
-    plan(study_dir, seeds=range(5), variants=[f"variant {i}" for i in range(20)])
-    for i in range(20):
+def test_fifty_runs_are_reported_in_time(study_dir, monkeypatch):
+    plan(study_dir, seeds=range(5), variants=[f"variant {i}" for i in range(10)])
+    for i in range(10):
         for seed in range(5):
             finish(study_dir, f"variant {i}", seed, final_loss=5 + i / 100 + seed / 1000)
     read = Counter[str]()
@@ -469,9 +469,9 @@ def test_a_hundred_runs_are_reported_in_time(study_dir, monkeypatch):
     monkeypatch.setattr("attnlab.reporting.figures.comparison.panel_pdfs", lambda _: {})
     start = time.process_time()
     write_report(study_dir)
-    assert time.process_time() - start < 15  # on a busy machine; 3 s alone
+    assert time.process_time() - start < 9  # on a busy machine; 2 s alone
     assert (study_dir / "report.html").stat().st_size < 3e6
-    assert read["metrics.jsonl"] == 100  # each run once
+    assert read["metrics.jsonl"] == 50  # each run once
     others = [path.name for path in study_dir.iterdir() if not any(map(path.match, WRITTEN))]
     assert not [name for name in others if not (study_dir / name).is_dir()]
 

@@ -192,6 +192,7 @@ def test_invalid_arguments_are_errors(quick):
 def test_a_mechanism_that_violates_a_property_is_a_problem(quick, monkeypatch):
     monkeypatch.setattr(MechanismConfig, "kinds", dict(MechanismConfig.kinds))
     bugs = import_module("support.planted_bugs")
+    fake_workers.judge_few(monkeypatch)
     study = STUDY.only(["mha"])
     leaky = study.variants["mha"].with_mechanisms(bugs.MaskOffByOne(n_heads=2, n_kv_heads=2))
     found = attnlab.plan(replace(study, variants={"mha": leaky}), **{**quick, "check": True})

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from attnlab.checks import causality, cost, numbers, purity, repetition, suite, table, targets
 from attnlab.config import override
 from attnlab.device import child_process
 from attnlab.record import TUNING_SEED, Rung
@@ -197,6 +198,13 @@ def draw_nothing(patch, *, page=False):
     module = "attnlab.reporting.figures.comparison"
     patch.setattr(f"{module}.comparison", lambda _: (b"PNG", b"<svg/>"))
     patch.setattr(f"{module}.panel_pdfs", lambda _: {"loss": b"%PDF"})
+
+
+def judge_few(patch):
+    """Judge a sixth of the properties, while `patch` holds: what is done with them is the same."""
+    few = purity.repeated, numbers.shapes, causality.values, cost.flops, repetition.json_round_trip
+    for module in (suite, table, targets):
+        patch.setattr(module, "PROPERTIES", few)
 
 
 class Forked:

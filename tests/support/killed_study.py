@@ -228,7 +228,8 @@ def prepare(folder: Path) -> None:
     corpus = corpus_of(BASE.data, Places.from_environment())
     plausibility._ngram_loss(corpus, TRAIN.seq_len), describe(torch.device("cpu"))
     pages._templates().get_template("report.md.j2")
-    import_module("attnlab.runner.run")
+    for name in ("attnlab.runner.run", "attnlab.cli.plan", "attnlab.cli.progress", "numpy.random"):
+        import_module(name)
     CliRunner().invoke(app, ["list", "mla"])  # the parser of arguments imports more
     (folder / "study.py").write_text(SOURCE)
     plausibility.CUTS = 1

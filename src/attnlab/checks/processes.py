@@ -11,8 +11,9 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from attnlab.device.machine import cuda_is_broken, usable_cores
 from attnlab.kernels import flash_linear_attention as fla
 
 END, _CANNOT_BE_COPIED = "end", "this process cannot be copied"
+WITH_THE_FIRST_GRADIENT = "torch.fx.experimental.symbolic_shapes"  # torch imports it, and sympy
 
 
 def results_of(properties: Sequence[Property], subject: Subject) -> Iterator[Result]:
@@ -61,6 +63,8 @@ def results_in_copies(
             (watch(i), [*(_anew if cuda_is_broken() else results_of)(properties, subject)])[1]
             for i, subject in enumerate(subjects)
         ]
+    with suppress(ImportError):  # half a second, once for all copies
+        import_module(WITH_THE_FIRST_GRADIENT)
     results = [list[Result]() for _ in subjects]
     waiting, running = deque(range(len(subjects))), dict[Connection, tuple[int, Any]]()
     try:
