@@ -346,6 +346,25 @@ def test_where_there_are_no_bars_a_long_run_prints_its_step_now_and_then(tmp_pat
     assert len(lines) == 4
 
 
+def test_where_there_are_no_bars_a_line_breaks_a_long_silence(tmp_path, monkeypatch):
+    now, out = [0.0], io.StringIO()
+    monkeypatch.setattr(showing.time, "monotonic", lambda: now[0])
+    schedule = make(TUNED, tmp_path)
+    progress = StudyProgress(schedule, Output(file=out, width=20))
+    progress.bars.get_time = lambda: now[0]
+    with progress.bars:
+        run = schedule.next().run
+        for step in (0, 1, 2):
+            now[0] += 6
+            progress.show(RunEvent(run, Progress(step, 12, 5.0, 1e3)))
+        time.sleep(0.4)
+        assert out.getvalue() == ""
+        now[0] = 61
+        time.sleep(0.6)
+    run = "mha at 0.01, warm-up 2  loss 5.000 2/12 1.00 K tokens/s"
+    assert out.getvalue() == f"study 2/180 steps; {run}; about 17 min 48 s left\n"
+
+
 def test_an_alarm_is_shown(shown):
     schedule, progress, out = shown
     run = schedule.next().run

@@ -10,6 +10,7 @@ own code prints goes to the standard error stream, so that results can be read b
 import codecs
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -21,14 +22,16 @@ from typing import IO, Any, Self
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.constrain import Constrain
 from rich.measure import Measurement
-from rich.progress import Progress, ProgressColumn
+from rich.progress import Progress, ProgressColumn, Task
 from rich.segment import Segment
 from rich.text import Text
 
+from attnlab.analysis import numbers
 from attnlab.config import visible
 
 _WIDTH = 80  # characters per line where the width is not known
 _UNLIMITED = 100_000
+SILENT_SECONDS = 60.0  # where bars cannot be drawn
 SIMILAR = {
     **{"–": "-", "—": "-", "−": "-", "‐": "-", "─": "-", "…": "...", "·": "."},
     **{"±": "+-", "×": "x", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "Δ": "delta"},
@@ -42,6 +45,7 @@ class Output(Console):
     def __init__(self, **options: Any) -> None:
         """Take the options of rich's `Console`."""
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        self.printed = time.monotonic()  # when the last line was printed
         if self.width < 1:  # with COLUMNS=0, as some programs set it, nothing would be printed
             self.width = _WIDTH
 
@@ -60,6 +64,11 @@ class Output(Console):
         """Yield what is printed, without a control character from any text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich's `Console` does, and remember when."""
+        super().print(*objects, **options)
+        self.printed = time.monotonic()
 
     def print_table(self, table: RenderableType) -> None:
         """Print a table, and text beside it: in a file or a pipe, no line is broken or cut."""
@@ -92,6 +101,8 @@ class Bars(Progress):
     Who prints above them holds `lock`: rich's own thread counts the lines of the bars while another
     prints, and then erases one too many. The last columns stay free, since an echoed ^C there would
     start a line of its own.
+
+    Where they cannot be drawn, a line says what they would show whenever none was printed for long.
     """
 
     def __init__(self, output: Output, *columns: ProgressColumn, **options: Any) -> None:
@@ -102,8 +113,7 @@ class Bars(Progress):
     def start(self) -> None:
         """Show the bars, on a terminal."""
         super().start()
-        if not self.disable:
-            self._refresher.start()
+        self._refresher.start()
 
     def stop(self) -> None:
         """Remove the bars."""
@@ -115,10 +125,25 @@ class Bars(Progress):
     def get_renderable(self) -> RenderableType:
         return Constrain(super().get_renderable(), max(self._output.width - 3, 1))
 
+    def left(self) -> str:
+        """Return the time that the first bar still takes, as the end of a line; empty if unknown.
+
+        It is left out if it is short.
+        """
+        seconds = self.tasks[0].time_remaining or 0.0
+        return f"; about {numbers.duration(seconds)} left" if seconds >= 60 else ""
+
     def _refresh(self) -> None:
         while not self._stopped.wait(0.25):
             with self.lock:
                 self.refresh()
+                if self.disable and time.monotonic() - self._output.printed > SILENT_SECONDS:
+                    verbatim(f"{'; '.join(map(_in_words, self.tasks))}{self.left()}", self._output)
+
+
+def _in_words(task: Task) -> str:
+    steps = "" if task.total is None else f" {task.completed:.0f}/{task.total:.0f}"
+    return f"{task.description}{steps} {task.fields['rate']}"
 
 
 console = Output()

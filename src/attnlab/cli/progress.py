@@ -55,7 +55,6 @@ class StudyProgress:
         self.study = self.bars.add_task("study", total=schedule.steps_left(), rate="steps")
         self.steps_done = 0  # of all runs
         self.active = dict[tuple[str, int, str | None], _Active]()
-        self.printed = time.monotonic()  # when the last line was printed
 
     def show(self, happened: RunEvent) -> None:
         """Update the bars, and print what has ended."""
@@ -82,9 +81,10 @@ class StudyProgress:
             loss, rate = _measured(event)
             name = _name(run, event.node) + loss
             self.bars.update(active.bar, completed=event.step, description=name, rate=rate)
-            if not self.console.animated and time.monotonic() - self.printed > QUIET_SECONDS:
-                step = f"step {event.step} of {event.steps}"
-                self._print(INDENT, f"{_name(run, event.node)}: {step}{loss}  {rate}")
+            quiet = time.monotonic() - self.console.printed
+            if not self.console.animated and quiet > QUIET_SECONDS:
+                step = f"step {event.step} of {event.steps}{loss}  {rate}{self.bars.left()}"
+                self._print(INDENT, f"{_name(run, event.node)}: {step}")
         if isinstance(event, Progress):
             for message, style in _messages(event):
                 self._print(INDENT, (f"{_name(run)}: {message}", style))
@@ -115,7 +115,6 @@ class StudyProgress:
 
     def _print(self, *parts: str | tuple[str, str] | Text) -> None:
         self.console.print(Text.assemble(*parts))
-        self.printed = time.monotonic()
 
     def _ended(self) -> str:
         """Return the number of ended runs, of all runs; "+" while a search may add runs."""
@@ -205,7 +204,7 @@ def _bars(output: Output) -> Bars:
         transient=True,
         disable=not output.animated,
         expand=True,
-        speed_estimate_period=120,
+        speed_estimate_period=1800,
     )
 
 
