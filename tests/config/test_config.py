@@ -68,6 +68,7 @@ def test_all_problems_of_a_tree_are_reported_at_once_with_their_paths():
                         {"kind": "grouped_query", "n_headz": 4},
                         {"kind": "sliding_window", "window": 0},
                         {"kind": "slidin_window"},
+                        SlidingWindow,
                     ],
                     "n_layers": "four",
                 },
@@ -80,6 +81,7 @@ def test_all_problems_of_a_tree_are_reported_at_once_with_their_paths():
         "model.mechanisms.0: no field 'n_headz'; did you mean 'n_heads'?",
         "model.mechanisms.1.window: must be at least 1, the token itself, got 0",
         "model.mechanisms.2: unknown kind 'slidin_window'; did you mean 'sliding_window'?",
+        "model.mechanisms.3: got a class; write SlidingWindow(...), with its settings",
         "model.n_layers: expected a whole number, got 'four'",
         "train.steps: expected a whole number, got 1.5",
         "train.betas: expected 2 values, got 1",
@@ -448,6 +450,12 @@ ERRORS = {
     "\0": "bad.py",
     "# coding: none": "bad.py:",
 }
+
+
+def test_a_file_that_changes_the_working_directory_changes_it_for_itself_alone(tmp_path):
+    write(tmp_path / "mine", moves="import os\nos.chdir('/')\nhere = os.getcwd()")
+    before = Path.cwd()
+    assert (load_file(tmp_path / "mine" / "moves.py").here, Path.cwd()) == ("/", before)
 
 
 @pytest.mark.parametrize("source", ERRORS, ids=[text[:20].encode() for text in ERRORS])

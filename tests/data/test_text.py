@@ -364,7 +364,7 @@ REFUSED = [  # name, bytes, words of the error
     ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ("a.txt", PROSE.encode() + b"\0", "binary data .a NUL byte at"),
     ("a.txt", bytes(1000), "binary data .a NUL byte at 0"),
-    ("a.csv", TABLE.encode(), "a table with columns.*read_csv.a.csv"),
+    ("a.csv", TABLE.encode(), "a table with columns.*read_csv..a.csv.\\)"),
     ("a.txt", TABLE.encode(), "a table with columns"),
     ("a.txt", TABLE.replace(",", ";").encode(), "a table with columns"),
     ("a.txt.gz", gzip.compress(TABLE.encode()), "a table with columns"),

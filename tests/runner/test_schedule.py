@@ -36,6 +36,7 @@ from attnlab.record import (
     tuning_seed,
     write_json,
 )
+from attnlab.record.lease import Holder
 from attnlab.runner import workers
 from attnlab.runner.events import Ended, Held
 from attnlab.runner.schedule import StudySchedule
@@ -606,6 +607,26 @@ def test_a_run_that_another_process_holds_is_skipped_and_waited_for(tmp_path, mo
         finish(held, tmp_path)
     (last,) = happening
     assert (last.run, last.event.status) == (held.run, "finished")
+
+
+def test_a_run_that_another_process_has_just_taken_is_named_once(tmp_path, monkeypatch):
+    by, taken = str(Holder.of_this_process()), []
+
+    class Taken(fake_workers.AtOnce):
+        def events(self, seconds):
+            planned, self.planned = self.planned, None
+            taken.append((planned, planned.run.folder(tmp_path).hold()))
+            taken[0][1].__enter__()
+            yield planned, Held(by)
+
+    def meanwhile(seconds):
+        finish(taken[0][0], tmp_path)
+        taken[0][1].__exit__(None, None, None)
+
+    monkeypatch.setattr(workers.time, "sleep", meanwhile)
+    schedule = make(replace(TUNED.only(["mha"]), tuning=None, seeds=1), tmp_path)
+    events = [event for _, event, _ in run_schedule(schedule, Taken(tmp_path))]
+    assert [type(event) for event in events] == [Held, Ended]
 
 
 def test_a_failure_in_another_process_counts_unless_it_was_there_before(tmp_path):

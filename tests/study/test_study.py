@@ -306,6 +306,7 @@ def test_an_override_reaches_every_variant_and_errors_say_whom_they_concern():
         ({"margin": "0.1"}, "^margin: expected a number, got '0.1'$"),
         ({"families": {"a": "mha"}}, "^families.a: expected a tuple, got 'mha'$"),
         ({"variants": {"a": GroupedQuery()}}, r"^variants.a: expected a RunConfig, got GroupedQ"),
+        ({"variants": {3: tiny_study.base}}, "^a name in variants: expected text, got 3$"),
         ({"variants": [tiny_study.base]}, r"^variants: expected a dict, got \[RunConfig"),
     ],
 )

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
 from importlib.abc import MetaPathFinder
@@ -122,7 +122,7 @@ def load_file(path: Path) -> ModuleType:
     module = sys.modules[name] = module_from_spec(spec)
     before = _folder.set(resolved.parent)
     try:
-        with _errors_of(resolved):
+        with _errors_of(resolved), chdir("."):  # which it may change
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)

@@ -140,6 +140,9 @@ def own_classes(config: Config) -> list[type[Choice]]:
 
 def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Config | None:
     """Return a config of `cls` from JSON values, or None with the reasons added to `found`."""
+    if isinstance(data, type):
+        found.append(Problem(path, f"got a class; write {data.__name__}(...), with its settings"))
+        return None
     if issubclass(cls, Choice):
         fields = dict(data) if isinstance(data, Mapping) else {"kind": data}
         try:
@@ -215,9 +218,8 @@ def _union(options: tuple[Any, ...], value: Any, path: str, found: list[Problem]
     if isinstance(value, Typed) and value.startswith("{"):
         value = parsed(value, path, found)
     settings = isinstance(value, Mapping) and "kind" not in value
-    return _decode(
-        config if settings or isinstance(value, config) else sequence, value, path, found
-    )
+    hint = config if settings or isinstance(value, config) else sequence
+    return _decode(hint, value, path, found)
 
 
 def _sequence(hints: tuple[Any, ...], value: Any, path: str, found: list[Problem]) -> Any:
@@ -252,9 +254,8 @@ def _named(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
 def _numbered(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     """Decode a mapping from whole numbers, which are texts in JSON; return it in their order."""
     if not isinstance(value, Mapping):
-        found.append(
-            Problem(path, f"expected an object with whole numbers as names, got {value!r}")
-        )
+        message = f"expected an object with whole numbers as names, got {value!r}"
+        found.append(Problem(path, message))
         return value
     items: dict[int, Any] = {}
     for key, item in cast("Mapping[Any, Any]", value).items():

@@ -215,6 +215,7 @@ def _of_another_type(hint: Any, value: Any, path: str) -> Iterator[Problem]:
         yield Problem(path, f"expected {' or '.join(words)}, got {shown}")
     elif fits[0] is Mapping:
         for key, item in cast("Mapping[object, object]", value).items():
+            yield from _of_another_type(kinds[Mapping][0], key, f"a name in {path}")
             yield from _of_another_type(kinds[Mapping][1], item, f"{path}.{key}")
     elif fits[0] is tuple:
         for place, item in enumerate(cast("Sequence[object]", value)):

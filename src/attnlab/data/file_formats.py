@@ -16,7 +16,7 @@ _UNPACK = "unpack it and name the folder"
 _DECOMPRESS = "decompress it, or compress it with gzip and let its name end in .gz"
 _TO_LINES = (
     "write its text as JSON lines, as in: "
-    "pandas.read_{}(FILE).to_json('text.jsonl', orient='records', lines=True)"
+    "pandas.read_{}('FILE').to_json('text.jsonl', orient='records', lines=True)"
 )
 _EXTRACT = "extract its text into a .txt file"
 _TOKENS = "token ids are read with data=tokens"

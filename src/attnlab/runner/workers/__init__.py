@@ -76,7 +76,7 @@ def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEven
     ValueError if another process makes a run with different settings.
     """
     schedule.record_decisions()
-    reported = set[tuple[Run, str]]()  # runs that others hold
+    reported = set[tuple[Run, str]]()  # runs that others hold, and who holds them
     try:
         while True:
             _start_runs(schedule, workers)
@@ -96,6 +96,8 @@ def run_schedule(schedule: StudySchedule, workers: Workers) -> Generator[RunEven
                     )
                 if isinstance(event, Held | Lost):
                     schedule.give_back(planned)
+                if isinstance(event, Held):
+                    reported.add((planned.run, event.by))
                 if isinstance(event, Ended):
                     tuned = schedule.finished(planned)
                     _start_runs(schedule, workers)
@@ -113,8 +115,8 @@ def _events_elsewhere(
         reason = (folder.summary() or {}).get("reason")
         yield RunEvent(planned.run, ended(folder) or Ended("failed", reason, None), tuned)
     for planned, holder in schedule.held:
-        if (planned.run, holder.id) not in reported:
-            reported.add((planned.run, holder.id))
+        if (planned.run, str(holder)) not in reported:
+            reported.add((planned.run, str(holder)))
             yield RunEvent(planned.run, Held(str(holder)))
 
 
