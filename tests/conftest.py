@@ -114,7 +114,13 @@ def one_cut() -> Iterator[int]:
 
 
 @pytest.fixture
-def empty_charts(monkeypatch) -> None:
+def unprinted(monkeypatch) -> None:
+    """Draw panels for papers and write no file: most of the time goes into its fonts."""
+    monkeypatch.setattr("attnlab.reporting.figures.comparison.pdf", lambda _: b"")
+
+
+@pytest.fixture
+def empty_charts(monkeypatch, unprinted) -> None:
     """Draw nothing in the charts of pages: four fifths of the time that a page takes."""
     module = "attnlab.reporting.figures.svg"
     monkeypatch.setattr(f"{module}.SvgCharts.svg", lambda *_, **__: "<svg></svg>")

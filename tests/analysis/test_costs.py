@@ -180,7 +180,7 @@ def test_parts_have_the_error_rate_of_a_look_where_seeds_are_added(tmp_path):
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(3, "Bars: simultaneous 95 %"), (1, "One seed: no")])
-def test_they_are_drawn_on_the_page_and_for_papers(tmp_path, seeds, said):
+def test_they_are_drawn_on_the_page_and_for_papers(tmp_path, seeds, said, unprinted):
     analysis = study_of_parts(tmp_path / "s", seeds)
     for of in analysis.parts.values():
         assert (of.recall.half_width is None) == (seeds == 1)
