@@ -467,6 +467,17 @@ def test_an_error_in_a_file_is_one_line_with_its_place(tmp_path, source):
     assert "\n" not in str(error.value)
 
 
+def test_after_an_edit_the_files_of_the_users_modules_alone_are_looked_up(tmp_path, monkeypatch):
+    path = tmp_path / "edited.py"
+    path.write_text("value = 1")
+    assert load_file(path).value == 1
+    path.write_text("value = 2")
+    looked_up, resolve = list[Path](), Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path: (looked_up.append(path), resolve(path))[1])
+    assert load_file(path).value == 2
+    assert len(looked_up) < 50 < len(sys.modules) / 10
+
+
 def test_an_interrupt_in_a_file_stays_one_and_invalid_settings_name_the_line(tmp_path):
     write(
         tmp_path / "mine", stop="raise KeyboardInterrupt", bad="from attnlab import *\nMLA(rank=1)"

@@ -251,8 +251,8 @@ def _search_first(*folders: Path) -> None:
     edited = any(not _is_as_executed(path) for path in here)
     of_others = [name for name in _names_in(search) if _is_elsewhere(name)]
     for name, module in _modules().items():
-        file = vars(module).get("__file__")
-        was_edited = edited and isinstance(file, str) and Path(file).resolve() in here
+        by = vars(module).get("__loader__")
+        was_edited = edited and isinstance(by, _OwnLoader) and Path(by.path).resolve() in here
         if was_edited or any(name == other or name.startswith(f"{other}.") for other in of_others):
             del sys.modules[name]
 
