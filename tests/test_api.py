@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -245,6 +246,24 @@ def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypat
     with pytest.raises(ValueError, match="Identity: is defined in a script or notebook"):
         attnlab.run(tiny_study.study, out="out", **quick)
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attnlab.bench("mla", n_heads=0), "n_heads: must be at least 1, got 0"),
+        (lambda: attnlab.probe("mla", d_model=0), "d_model: must be at least 1, got 0"),
+        (lambda: attnlab.bench("mla", seconds=math.nan), "seconds: must be positive and finite"),
+        (lambda: attnlab.bench("mla", overrides={"n_heads": 2}), "overrides: expected a list of"),
+        (lambda: attnlab.check("mla", overrides="n_haeds=2"), "no field 'n_haeds'; did you mean"),
+        (lambda: attnlab.run("quickstart", add=[attnlab.MLA()]), r"add: expected text, got MLA\("),
+        (lambda: attnlab.compare(), "name the folders of studies, variants or runs to compare"),
+        (lambda: attnlab.TrainConfig(steps=10**999), "steps: must have at most 18 digits"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_named(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
 
 
 def test_the_published_call_is_that_of_a_shipped_study(quick):

@@ -42,6 +42,8 @@ def read_folders(
         ValueError: a folder holds no run, or two hold the same; `out` belongs to a study; no
             variant has the name of the baseline.
     """
+    if not given:
+        raise ValueError("name the folders of studies, variants or runs to compare")
     held = {folder: _held(folder) for folder in given}
     _refuse_repeats(given, held)
     _refuse_to_overwrite(out, given)

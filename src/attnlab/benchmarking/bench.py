@@ -1,5 +1,6 @@
 """`attnlab.bench`: measure mechanisms into bench.json and figures."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from attnlab.benchmarking.results import FILE, ResultsFile, device_sentence
 from attnlab.benchmarking.session import Measurer, measure_all, measurer
 from attnlab.benchmarking.targets import Setup, Sizes, given_sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import without_breakdown
+from attnlab.config import texts_in
 from attnlab.data import Places
 from attnlab.device.machine import describe, one_worker
 from attnlab.kernels.compiled import keep_compiled
@@ -50,7 +52,7 @@ Watch = Callable[[Activity | Measured | Notice], None]
 
 def bench(  # noqa: PLR0913  one parameter per option
     *what: Nameable,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | str = (),
     only: Iterable[str] | str | None = None,
     contexts: Iterable[int] | str | None = None,
     batches: Iterable[int] | str = (1, 8),
@@ -99,11 +101,13 @@ def bench(  # noqa: PLR0913  one parameter per option
         ValueError: a name, number or device is wrong, or the folder has measurements under other
             conditions.
     """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds: must be positive and finite, got {seconds}")
     use_fla(fla_path)
     if compiled:
         keep_compiled(Places.from_environment().cache / "compiled")
     given = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "vocab_size": vocab_size}
-    changes = list(overrides)
+    changes = texts_in(overrides, "overrides")
     targets = named(what, changes)
     sizes = given_sizes(Sizes(), given, targets, changes)
     study = targets[0] if len(targets) == 1 and isinstance(targets[0], Study) else None

@@ -47,7 +47,7 @@ _SECTIONS = [field.name for field in fields(Setup)]
 class Sizes:
     """Sizes of the model that a mechanism is put into; the feed-forward layer has width 4 d_model.
 
-    Raises ConfigError for heads that do not divide the model width.
+    Raises ConfigError for a size below 1, and for heads that do not divide the model width.
     """
 
     d_model: int = 768
@@ -56,6 +56,9 @@ class Sizes:
     vocab_size: int = 50_257
 
     def __post_init__(self) -> None:
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        if small := [name for name, size in sizes.items() if size < 1]:
+            raise ConfigError(Problem(n, f"must be at least 1, got {sizes[n]}") for n in small)
         if self.d_model % self.n_heads:
             problem = f"{self.n_heads} heads do not divide d_model {self.d_model}; give both"
             raise ConfigError([Problem("n_heads", problem)])

@@ -8,7 +8,7 @@ from attnlab.checks.result import Result
 from attnlab.checks.small_configs import shortened, small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES, fitting_width, require_buildable
-from attnlab.config import naming, override, settings
+from attnlab.config import naming, override, settings, texts_in
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.handing import givers_alone, needed_by
 from attnlab.study.study import Study
@@ -57,7 +57,7 @@ class Checked(NamedTuple):
 
 def check(
     *what: Nameable,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | str = (),
     quick: bool = False,
     watch: Callable[[Target], None] | None = None,
 ) -> list[Checked]:
@@ -110,9 +110,10 @@ def check_targets(
     return [Checked(target, each) for target, each in zip(found, results, strict=True)]
 
 
-def targets(what: Iterable[Nameable], overrides: Iterable[str] = ()) -> list[Target]:
+def targets(what: Iterable[Nameable], overrides: Iterable[str] | str = ()) -> list[Target]:
     """Return the mechanisms that `check` checks when it is given the same arguments."""
-    return [target for one in named(what, overrides) for target in _targets(one)]
+    changes = texts_in(overrides, "overrides")
+    return [target for one in named(what, changes) for target in _targets(one)]
 
 
 def of_study(study: Study) -> list[Target]:

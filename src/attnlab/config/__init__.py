@@ -32,7 +32,7 @@ from attnlab.config.own_sources import (
 )
 from attnlab.config.problem import ConfigError, Problem, naming, suggestion, visible
 from attnlab.config.tree import Choice, Config, own_classes
-from attnlab.config.values import names_in, whole_number
+from attnlab.config.values import names_in, texts_in, whole_number
 
 __all__ = [
     "Choice",
@@ -64,6 +64,7 @@ __all__ = [
     "setting_at",
     "settings",
     "suggestion",
+    "texts_in",
     "visible",
     "whole_number",
     "without_folders",

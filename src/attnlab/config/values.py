@@ -20,7 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from attnlab.config.problem import Problem, suggestion
+from attnlab.config.problem import ConfigError, Problem, suggestion
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -81,6 +81,8 @@ def scalar(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
         found.append(Problem(path, f"expected {words.get(hint, hint)}, got {value!r}"))
     elif isinstance(value, float) and not math.isfinite(value):
         found.append(Problem(path, f"expected a finite number, got {value!r}"))
+    elif hint is int and abs(value) >= 10**MOST_DIGITS:
+        found.append(Problem(path, f"must have at most {MOST_DIGITS} digits"))
     return value
 
 
@@ -108,6 +110,22 @@ def names_in(given: Iterable[str] | str) -> list[str]:
     """
     words = given.split(",") if isinstance(given, str) else given
     return [word.strip() for word in words if word.strip()]
+
+
+def texts_in(given: Iterable[str] | str, name: str) -> list[str]:
+    """Return texts as a list, also a single one.
+
+    Raises ConfigError, which mentions `name`, for anything else.
+
+    >>> texts_in("n_heads=2", "overrides"), texts_in(["n_heads=2"], "overrides")
+    (['n_heads=2'], ['n_heads=2'])
+    """
+    if isinstance(given, Mapping):
+        raise ConfigError([Problem(name, f"expected a list of texts, got {given!r}")])
+    found: list[Any] = [given] if isinstance(given, str) else list(given)
+    if others := [one for one in found if not isinstance(one, str)]:
+        raise ConfigError([Problem(name, f"expected text, got {others[0]!r}")])
+    return found
 
 
 def whole_number(text: str) -> int | None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, given_sizes, setups_of
-from attnlab.config import names_in, require_once, suggestion
+from attnlab.config import names_in, require_once, suggestion, texts_in
 from attnlab.data.mad import SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
 from attnlab.data.recall import MQAR, FuzzyRecall, Needle
@@ -156,7 +156,7 @@ QUICK = Effort(
 def probe(  # noqa: PLR0913  one parameter per option
     *what: Nameable,
     tasks: Iterable[str] | str | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | str = (),
     quick: bool = False,
     seeds: int = 3,
     steps: int | None = None,
@@ -203,10 +203,11 @@ def probe(  # noqa: PLR0913  one parameter per option
     Raises:
         ValueError: a mechanism or a task is unknown; and all that `attnlab.run` raises.
     """
+    of_steps = [] if steps is None else [f"train.steps={steps}"]
     study = probe_study(
         *what,
         tasks=tasks,
-        overrides=[*([] if steps is None else [f"train.steps={steps}"]), *overrides],
+        overrides=[*of_steps, *texts_in(overrides, "overrides")],
         quick=quick,
         d_model=d_model,
         n_layers=n_layers,
@@ -228,7 +229,7 @@ def probe(  # noqa: PLR0913  one parameter per option
 def probe_study(
     *what: Nameable,
     tasks: Iterable[str] | str | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Iterable[str] | str = (),
     quick: bool = False,
     d_model: int | None = None,
     n_layers: int | None = None,
@@ -242,7 +243,7 @@ def probe_study(
     for name in chosen:
         if name not in known:
             raise ValueError(f"tasks: no task {name!r}{suggestion(name, known)}")
-    changes = list(overrides)
+    changes = texts_in(overrides, "overrides")
     require_once(changes)
     of_run = [change for change in changes if re.match(r"(data|train|model|eval)\.", change)]
     targets = named(what, [change for change in changes if change not in of_run])

@@ -19,6 +19,7 @@ from attnlab.config import (
     naming,
     own_kind,
     require_once,
+    texts_in,
 )
 from attnlab.config.values import type_problems
 from attnlab.data import Places
@@ -70,17 +71,16 @@ class Request:
     cpus_per_run: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("overrides", "sweep", "add", "track"):
-            if isinstance(one := getattr(self, name), str):
-                object.__setattr__(self, name, [one])
+        if isinstance(self.sweep, str):
+            object.__setattr__(self, "sweep", [self.sweep])
         if problems := list(type_problems(self)):
             raise ConfigError(problems)
+        for name in ("overrides", "add", "track"):
+            object.__setattr__(self, name, texts_in(getattr(self, name), name))
         names = None if self.only is None else names_in(self.only)
         object.__setattr__(self, "only", names)
-        object.__setattr__(self, "overrides", list(self.overrides))
         swept = self.sweep if isinstance(self.sweep, Mapping) else typed_sweep(self.sweep)
         object.__setattr__(self, "sweep", {path: list(of) for path, of in swept.items()})
-        object.__setattr__(self, "add", list(self.add))
         object.__setattr__(self, "track", tuple(self.track))
 
     def apply_options(self) -> Study:
