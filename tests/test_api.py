@@ -137,8 +137,16 @@ def test_text_is_generated_from_a_run_or_a_loaded_model(done):
     prompt_BT = torch.from_numpy(trained.codec.encode(["def é"]).astype("int64"))[None]
     tokens = [int(token) for token in attnlab.generate_tokens(trained.model, prompt_BT, **greedy)]
     assert trained.codec.decode([*prompt_BT[0].tolist(), *tokens]) == texts[0]
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        attnlab.generate(trained, "")
+    for message, asked in (
+        ("the prompt is empty", {"prompt": ""}),
+        ("the prompt is not Unicode text .* at 1.: give it in UTF-8", {"prompt": "a\udcff"}),
+        ("samples: must be at least 1, got -1", {"prompt": "a", "samples": -1}),
+        ("max_new_tokens: must be at least 1, got 0", {"prompt": "a", "max_new_tokens": 0}),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            attnlab.generate(trained, **asked)
+    with pytest.raises(ValueError, match="which: no weights 'worst'; known: last, best"):
+        attnlab.load_run(run, which="worst")
 
 
 def test_a_report_is_rebuilt_and_runs_are_compared(done, tmp_path, monkeypatch):

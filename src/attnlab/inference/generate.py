@@ -86,10 +86,18 @@ def generate(  # noqa: PLR0913  one parameter per option
         The texts, each with the prompt.
 
     Raises:
-        ValueError: the prompt is empty, there is no such run, or it has no usable checkpoint.
+        ValueError: the prompt is empty or no Unicode text, a number is below 1, there is no such
+            run, or it has no usable checkpoint.
     """
+    for name, number in (("samples", samples), ("max_new_tokens", max_new_tokens)):
+        if number < 1:
+            raise ValueError(f"{name}: must be at least 1, got {number}")
     trained = run if isinstance(run, Trained) else load_run(run, device, which=which, trust=trust)
-    prompt_ids = trained.codec.encode([prompt])
+    try:
+        prompt_ids = trained.codec.encode([prompt])
+    except UnicodeEncodeError as error:
+        where = f"{prompt[error.start]!r} at {error.start}"
+        raise ValueError(f"the prompt is not Unicode text ({where}): give it in UTF-8") from None
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one character")
     prompt_T = torch.from_numpy(prompt_ids.astype("int64")).to(trained.model.embed.weight.device)

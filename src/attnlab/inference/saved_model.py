@@ -4,7 +4,7 @@ A checkpoint of Llama or Qwen in the form of Hugging Face is loaded, too, as a r
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -150,6 +150,8 @@ class Weights(NamedTuple):
 
 def weights_of(folder: Path, recorded: Recorded, which: Which) -> Weights:
     """Return the weights in the folder of a run. Raises ValueError as `load_run`."""
+    if which not in get_args(Which):
+        raise ValueError(f"which: no weights {which!r}; known: {', '.join(get_args(Which))}")
     if recorded.state is not None:
         if which == "best" and recorded.state.get("which") != "best":
             raise ValueError(f"{folder} has the last weights only: export the best ones of its run")
