@@ -27,6 +27,7 @@ import torch
 
 from attnlab.config import differences
 from attnlab.data import Corpus, Places
+from attnlab.device.child_process import Printed
 from attnlab.device.ranks import Ranks
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.runner.events import Ended, Event
@@ -83,8 +84,12 @@ class Job(NamedTuple):
 
 
 def with_sources(settings: Mapping[str, Any], sources: Mapping[str, str]) -> RunConfig:
-    """Return the settings of a run. Raises ValueError if the user's code is not these sources."""
-    config = RunConfig.from_dict(settings)
+    """Return the settings of a run. Raises ValueError if the user's code is not these sources.
+
+    What its files print when they are imported is discarded: the first process has printed it.
+    """
+    with Printed().kept():
+        config = RunConfig.from_dict(settings)
     changed = differences(sources, config.sources(executed=True))
     if changed:
         raise ValueError(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from attnlab.data import Places
-from attnlab.device.child_process import SIGNALS, ChildProcess, Printed
+from attnlab.device.child_process import SIGNALS, ChildProcess
 from attnlab.device.machine import Slot, cuda_is_broken
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.kernels.compiled import keep_compiled, load_compiler
@@ -145,9 +145,7 @@ def work(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            with Printed().kept():  # the parent's import of a file has printed it
-                config = with_sources(settings, sources)
-            run = Run(variant=variant, config=config, recipe=recipe)
+            run = Run(variant=variant, config=with_sources(settings, sources), recipe=recipe)
         except ValueError as error:
             pipe.send(record_failure(folder, str(error)))
             continue
