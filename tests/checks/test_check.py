@@ -24,6 +24,7 @@ from attnlab.checks import (
     cost,
     decoding,
     describe,
+    independence,
     numbers,
     processes,
     repetition,
@@ -237,18 +238,19 @@ LIKELY = {
     "leak": [FUTURE, ROWS],
     "batch": [FUTURE, ROWS],
     "gradient": [DERIVATIVES, training.in_training.name],
-    "decoding": [STEPS, decoding.shapes.name, PROMPT],
+    "decoding": [STEPS, decoding.shapes.name, PROMPT, TURNS],
     "state": [TURNS, CALLS],
     "saved": [repetition.weights_round_trip.name],
     "dropout": [repetition.evaluation.name],
-    "random": [REPEATED, TURNS],
+    "random": [REPEATED, BITS, TURNS],
     "parameters": [TRAINED, DERIVATIVES],
     "memory": ["a call keeps no memory"],
     "cost": [each.name for each in (cost.bytes_of_state, cost.flops, cost.forward_flops)],
     "scale": [FINITE],
     "precision": ["float32 stays float32 inside", numbers.roundings.name],
-    "shape": [PREFIX, ROWS],
-    "whole": [cost.bytes_of_state.name, cost.flops.name, PREFIX, DERIVATIVES, PROMPT],
+    "shape": [OUTPUT, independence.dependence.name, PREFIX, ROWS],
+    "whole": [each.name for each in (cost.bytes_of_state, cost.flops, cost.forward_flops)]
+    + [PREFIX, DERIVATIVES, PROMPT, numbers.roundings.name, FINITE],
 }
 
 
@@ -267,6 +269,17 @@ def test_other_outputs_in_training_are_said_and_are_no_violation():
     )
     assert result.holds
     assert result.note == "outputs of training and evaluation differ by 1, without dropout"
+
+
+def test_derivatives_are_judged_only_where_a_smaller_step_measures_the_same(monkeypatch):
+    """Here outputs jump in each of a few steps, as those of a choice among ties do."""
+    config = FAULTS["WritesAllOfItsMemory"].config
+
+    def jumping(self, x_D):
+        return self.v_proj(x_D) * (2 + (2.0**26 * x_D.detach().sum(-1, keepdim=True)).round() % 2)
+
+    monkeypatch.setattr(config.Module, "values", jumping)
+    assert numbers.derivatives.check(Subject(config=config(), d_model=32, quick=True)).holds
 
 
 @pytest.mark.parametrize("name", CORRECT)
@@ -735,7 +748,8 @@ def test_exact_length_does_not_empty_a_promise_without_a_word(planted):
         exact_length = 16
 
     short, up_to_16 = (
-        causality.prefixes.check(subject_of(config, quick=True)) for config in (Short(), UpTo16())
+        independence.prefixes.check(subject_of(config, quick=True))
+        for config in (Short(), UpTo16())
     )
     assert short.verdict == "skipped"
     assert "exact_length is 1" in short.how_much

@@ -87,7 +87,7 @@ def test_a_mechanism_that_hides_where_it_is_exact_is_found_out(monkeypatch):
         "a prefix alone gives the same outputs",
         "step by step equals all at once",
         "decoding continues after a prompt",
-        "decoding in bfloat16 equals the forward pass in bfloat16",
+        "decoding in float32 and bfloat16 equals the forward pass",
     }
 
 

@@ -8,8 +8,10 @@ kind "honest" look suspicious and are right.
 Shapes: B batch, T tokens, D model width, W taps of a convolution.
 """
 
+import os
 import random
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -169,6 +171,12 @@ CONDITIONS = {
     ),
     "LeaksAtMultiplesOf48": lambda self, x: x.shape[1] % 48 == 0,
     "LeaksForLargeInputs": lambda self, x: x.detach().abs().amax(-1, keepdim=True) > 10,
+    "LeaksInBfloat16OfWholeChunks": lambda self, x: (
+        x.dtype == torch.bfloat16 and x.shape[1] % 64 == 0
+    ),
+    "LeaksInBatchesOf128": lambda self, x: len(x) >= 128,
+    "LeaksAtLengthsOfEight": lambda self, x: x.shape[1] == 8,
+    "LeaksOneTimeInTwenty": lambda self, x: self.training and float(torch.rand(())) < 0.05,
 }
 plant(globals(), "leak", Leaky, **{n: {"leaks": each} for n, each in CONDITIONS.items()})
 
@@ -200,6 +208,14 @@ class LeaksThroughTheGradientAtTheEdgesOfChunks(Average):
     def forward(self, x_BTD):
         ahead_BTD = pad(x_BTD[:, 1:], (0, 0, 0, 1)) * (at(x_BTD) % 64 == 63) * self.training
         return super().forward(x_BTD) + ahead_BTD - ahead_BTD.detach()
+
+
+@planted("leak")
+class LeaksThroughTheGradientInBfloat16(Average):
+    def forward(self, x_BTD):
+        is_wrong = x_BTD.dtype == torch.bfloat16 and x_BTD.shape[1] % 64 == 0
+        mean_B1D = x_BTD.mean(1, keepdim=True) * is_wrong
+        return super().forward(x_BTD) + mean_B1D - mean_B1D.detach()
 
 
 @planted("leak", held_out=True)
@@ -255,6 +271,9 @@ plant(
     HalvedInLargeBatches={"is_wrong": lambda self, x: len(x) >= 16},
     HalvedForOneSequence={"is_wrong": lambda self, x: len(x) == 1},
     HalvedWithDropout={"is_wrong": lambda self, x: self.dropout > 0},
+    HalvedInTrainingOfWholeChunks={
+        "is_wrong": lambda self, x: self.training and x.shape[1] % 64 == 0
+    },
 )
 
 
@@ -321,6 +340,57 @@ class TableKeepsTheFirstDtype(Average):
         return super().mean(v_BTD * scale_T1).to(v_BTD.dtype) / scale_T1
 
 
+@planted("state")
+class TrainsByTheLastEvaluation(Average):
+    longest = 0
+
+    def forward(self, x_BTD):
+        if self.training:
+            return super().forward(x_BTD) * (1 + 1e-3 * self.longest)
+        self.longest = x_BTD.shape[1]
+        return super().forward(x_BTD)
+
+
+@planted("state", held_out=True)
+class TableOfAllModulesCannotTrain(Average):
+    """It is made under inference mode, perhaps, and training multiplies by it."""
+
+    tables: ClassVar[dict[tuple[int, torch.dtype], Tensor]] = {}
+
+    def mean(self, v_BTD):
+        key = v_BTD.shape[1], v_BTD.dtype
+        if key not in self.tables:
+            self.tables[key] = torch.ones(key[0], 1, dtype=key[1])
+        return super().mean(v_BTD * self.tables[key])
+
+
+class Rising(Average):
+    """Values of late tokens are larger; modules of all settings share a table of how much."""
+
+    rate = 1.0
+    table_T1: ClassVar[list[Tensor]] = [torch.ones(0, 1)]
+
+    def mean(self, v_BTD):
+        if len(self.table_T1[0]) < v_BTD.shape[1]:
+            with torch.inference_mode(False):
+                self.table_T1[:] = [1 + self.rate * torch.arange(v_BTD.shape[1])[:, None] / 64]
+        return super().mean(v_BTD * self.table_T1[0][: v_BTD.shape[1]].to(v_BTD))
+
+    def next_mean(self, state, v_BD):
+        return super().next_mean(state, v_BD * (1 + self.rate * state.seen / 64).to(v_BD))
+
+
+@planted("state")
+@dataclass(frozen=True, kw_only=True)
+class OneTableForAllSettings(AverageConfig):
+    rate: float = 1.0
+
+    def build(self, d_model, dropout=0.0):
+        module = Rising(d_model, dropout)
+        module.rate = self.rate
+        return module
+
+
 class Scheduled(Average):
     """Its values are scaled by a number that the training step sets."""
 
@@ -373,6 +443,10 @@ plant(
     RandomBufferIsNotPersistent={
         "prepare": lambda self: self.keep(torch.randn(self.d_model), persistent=False)
     },
+    RandomBufferOfTrainingIsNotSaved={
+        "prepare": lambda self: self.keep(torch.randn(self.d_model), persistent=False),
+        "values": lambda self, x: Scaled.values(self, x) if self.training else self.v_proj(x),
+    },
 )
 plant(
     globals(),
@@ -403,6 +477,11 @@ class Noisy(Average):
         return torch.randn(x_D.shape, generator=self.generator).to(x_D)
 
 
+def drawn_from(self, seed):
+    generator = torch.Generator().manual_seed(seed % 2**31)
+    return 0.02 * torch.randn(self.d_model, self.d_model, generator=generator)
+
+
 plant(
     globals(),
     "random",
@@ -417,7 +496,31 @@ plant(
     DrawsInEvalForNothing={"values": lambda self, x: self.v_proj(x + 0 * torch.rand(()).to(x))},
     DecayOfNumpysRandom={"prepare": lambda self: setattr(self, "decay", np.random.rand())},
     DecayOfPythonsRandom={"prepare": lambda self: setattr(self, "decay", random.random())},
+    BeginsByTheHashOfAName={"initial_value": lambda self, name, _: drawn_from(self, hash(name))},
+    BeginsByTheProcess={"initial_value": lambda self, name, _: drawn_from(self, os.getpid())},
+    BeginsByTheClock={"initial_value": lambda self, name, _: drawn_from(self, int(time.time()))},
 )
+
+
+def rest_unwritten(self, x_BTD):
+    """Write whole chunks of 4 alone into memory that holds anything."""
+    y_BTD = Average.forward(self, x_BTD)
+    whole = x_BTD.shape[1] // 4 * 4
+    return torch.cat([y_BTD[:, :whole], torch.empty_like(y_BTD)[:, whole:]], 1)
+
+
+def in_unwritten_memory(self, batch_size, capacity):
+    zeros = Average.init_state(self, batch_size, capacity)
+    return zeros._replace(m_BD=torch.empty_like(zeros.m_BD))
+
+
+def begin_with_zeros(self, state, v_BD):
+    return Average.next_mean(self, state._replace(m_BD=state.m_BD * (state.seen > 0)), v_BD)
+
+
+def filled_later(self, x_BTD):
+    y_BTD = Average.forward(self, x_BTD)
+    return torch.empty_like(y_BTD).copy_(y_BTD)
 
 
 def with_coarse_products(self, x_BTD):
@@ -432,7 +535,13 @@ plant(
     SetsThePrecisionOfProducts={"forward": with_coarse_products},
     ConstructorTurnsAKernelOff={"prepare": lambda self: cuda.enable_flash_sdp(False)},
     ConstructorSetsTheDtype={"prepare": lambda self: torch.set_default_dtype(torch.float64)},
+    ReturnsUnwrittenMemory={"forward": rest_unwritten},
+    MultipliesUnwrittenMemoryByZero={
+        "init_state": in_unwritten_memory,
+        "next_mean": begin_with_zeros,
+    },
 )
+plant(globals(), "honest", Average, WritesAllOfItsMemory={"forward": filled_later})
 plant(
     globals(),
     "dropout",
@@ -591,6 +700,26 @@ def single_forgotten(self, x_BTD, capacity):
     return y_BTD, self.init_state(len(x_BTD), capacity) if x_BTD.shape[1] == 1 else state
 
 
+def sized_by_the_last_state(self, batch_size, capacity):
+    """Keep on the module how many sequences the last state has."""
+    self.rows = batch_size
+    return Average.init_state(self, batch_size, capacity)
+
+
+def of_the_last_rows(self, state, v_BD):
+    return Average.next_mean(self, state, v_BD) * (torch.arange(len(v_BD)) < self.rows)[:, None]
+
+
+def halved_in_float32(self, state, v_BD):
+    m_BD = Average.next_mean(self, state, v_BD)
+    return m_BD.half().to(m_BD) if v_BD.dtype == torch.float32 else m_BD
+
+
+def early_prompt(self, x_BTD, capacity):
+    y_BTD, state = Average.prefill(self, x_BTD, capacity)
+    return y_BTD * (0.5 if self.step_now < 10 else 1), state
+
+
 def first_row_of_many(self, state, v_BD):
     m_BD = Average.next_mean(self, state, v_BD)
     return m_BD[:1].expand_as(m_BD) if len(m_BD) > 3 else m_BD
@@ -614,6 +743,15 @@ plant(
     KeepsTheLastSixteenOfAPrompt={"prefill": last_sixteen},
     ForgetsAPromptOfOneToken={"prefill": single_forgotten},
     DecodesTheFirstRowForAll={"next_mean": first_row_of_many},
+    ReadsTheSizeOfTheLastState={
+        "init_state": sized_by_the_last_state,
+        "next_mean": of_the_last_rows,
+    },
+    HalvesTheStateInFloat32={"next_mean": halved_in_float32},
+    PromptIgnoresTheSchedule={
+        "at_step": lambda self, n: setattr(self, "step_now", n),
+        "prefill": early_prompt,
+    },
     StepIgnoresTheSchedule={
         "at_step": lambda self, n: setattr(self, "decay", 0.5 if n >= 10 else 0.9),
         "next_mean": decayed(lambda self, s: 0.9),
@@ -744,6 +882,38 @@ class GradientWithoutDecay(torch.autograd.Function):
         return grad_BTD, None
 
 
+class ChangedBackward(torch.autograd.Function):
+    """The same numbers; `change` is applied to their gradient."""
+
+    @staticmethod
+    def forward(ctx, x_D, change):
+        ctx.change = change
+        return x_D.clone()
+
+    @staticmethod
+    def backward(ctx, grad_D):
+        return ctx.change(grad_D), None
+
+
+def changes_gradient(change):
+    return {"read": lambda self, m: ChangedBackward.apply(self.o_proj(m), change)}
+
+
+class AddsByHand(torch.autograd.Function):
+    """A product with a gain whose backward pass adds to its gradient, and returns it, too."""
+
+    @staticmethod
+    def forward(ctx, m_BTD, gain):
+        ctx.m_BTD, ctx.gain = m_BTD, gain
+        return m_BTD * gain
+
+    @staticmethod
+    def backward(ctx, grad_BTD):
+        by_gain = (grad_BTD * ctx.m_BTD).sum((0, 1)).to(ctx.gain.dtype)
+        ctx.gain.grad = by_gain.clone() if ctx.gain.grad is None else ctx.gain.grad + by_gain
+        return grad_BTD * ctx.gain.detach(), by_gain
+
+
 def writes_values(target):
     return {"values": lambda self, x: self.v_proj(WritesInBackward.apply(x, target))}
 
@@ -762,8 +932,27 @@ plant(
     BackwardReadsTheOrderOfMemory={
         "read": lambda self, m: ReadsTheMemoryOfTheGradient.apply(self.o_proj(m))
     },
+    BackwardInHalfPrecision=changes_gradient(lambda grad: grad.half().to(grad)),
+    BackwardClamps=changes_gradient(lambda grad: grad.clamp(-10, 10)),
+    BackwardDividesByItsNorm=changes_gradient(
+        lambda grad: grad * grad.norm() / (grad.norm() + 1e-4)
+    ),
+)
+plant(
+    globals(),
+    "random",
+    WithGain,
+    AddsItsGradientByHand={
+        "read": lambda self, m: self.o_proj(
+            AddsByHand.apply(m, self.gain) if torch.is_grad_enabled() else m * self.gain
+        )
+    },
 )
 plant(globals(), "honest", Average, BackwardWritesItsCopy=writes_values("copy"))
+
+
+def with_detached_penalty(self, x_BTD):
+    return self(x_BTD), 1e-3 * self.v_proj(x_BTD).detach().float().square().mean()
 
 
 def old_values_detached(self, v_BTD):
@@ -807,6 +996,7 @@ plant(
     GradientIgnoresThePast={"mean": lambda self, v: GradientWithoutDecay.apply(v, self)},
     OldValuesDetached={"mean": old_values_detached},
     DetachedPast64Tokens={"mean": in_long_training},
+    PenaltyIsDetached={"forward_with_loss": with_detached_penalty},
     GainIsNoParameter={
         "prepare": tensor_gain,
         "read": lambda self, m: self.o_proj(m * self.gain.to(m)),
@@ -859,6 +1049,11 @@ def with_512_positions(self, x_BTD):
     return Average.forward(self, x_BTD * torch.ones(512).to(x_BTD)[at(x_BTD)])
 
 
+def zeros_past_512(self, x_BD, state):
+    y_BD, after = Average.step(self, x_BD, state)
+    return y_BD * (state.seen < 512), after
+
+
 FLIPPED = {"mean": lambda self, v: Average.mean(self, v.flip(0) if len(v) > 5 else v)}
 CENTRED = {"values": lambda self, x: self.v_proj(x - (x.mean(0) if len(x) == 4 else 0))}
 plant(
@@ -883,6 +1078,10 @@ plant(
     ConfusesEqualAxes={"forward": equal_axes},
     FailsOnOneSequence={"forward": lambda self, x: Average.forward(self, x.squeeze(0))},
     FailsPast512Tokens={"forward": with_512_positions},
+    ZerosPast512Tokens={
+        "forward": lambda self, x: Average.forward(self, x) * (at(x) < 512),
+        "step": zeros_past_512,
+    },
 )
 
 
@@ -1137,12 +1336,47 @@ class RandomFeatures(AverageConfig):
 # Found by the whole check alone
 
 
+def forgets_whole_chunks(self, x_BTD, capacity):
+    y_BTD, state = prefilled_at_once(self, x_BTD, capacity)
+    return y_BTD, state._replace(m_BD=state.m_BD * (x_BTD.shape[1] % 64 > 0))
+
+
+def float32_past_512(self, v_BTD):
+    mean_BTD = Average.mean(self, v_BTD)
+    is_wrong_T1 = (at(v_BTD) >= 512) & (v_BTD.dtype == torch.float32)
+    return mean_BTD * (1 + 0.05 * is_wrong_T1).to(mean_BTD)
+
+
+def overflows_in_long_training(self, v_BTD):
+    mean_BTD, age_T1 = Average.mean(self, v_BTD), at(v_BTD).to(v_BTD)
+    return mean_BTD * (0.1 * age_T1).exp() * (-0.1 * age_T1).exp()
+
+
+class ByAProduct(Average):
+    def mean(self, v_BTD):
+        age_TT = (at(v_BTD) - at(v_BTD).T).clamp(min=0)
+        weight_TT = (0.1 * self.decay ** age_TT.double()).tril().to(widened(v_BTD))
+        return (weight_TT @ widened(v_BTD)).to(v_BTD.dtype)
+
+
+def forward_flops_to_512(self, d_model, context):
+    return 4 * d_model**2 + 2 * min(context, 512) * d_model
+
+
 plant(
     globals(),
     "whole",
     Average,
     ForgetsAtWholeChunksOf512={"mean": lambda self, v: without_the_last(self, v, 512)},
     GradientStops512TokensBack={"mean": past_512_detached},
+    LeaksInTrainingPast2048={
+        "forward": lambda self, x: Average.forward(
+            self, x.roll(-1, 1) if self.training and x.shape[1] > 2048 else x
+        )
+    },
+    ForgetsPromptsOfWholeChunks={"prefill": forgets_whole_chunks},
+    WrongInFloat32Past512={"mean": float32_past_512},
+    OverflowsInLongTraining={"mean": overflows_in_long_training},
     ForgetsAtEdgesOf256={"next_mean": forgets_at_256, "prefill": prefilled_at_once},
 )
 plant(
@@ -1151,6 +1385,10 @@ plant(
     AverageConfig,
     FlopsWrongPast512Tokens=cost_with(
         flops=lambda right, context, size: right.flops + 64 * (context > 512)
+    ),
+    ForwardFlopsOf512={"Module": ByAProduct, "forward_flops": forward_flops_to_512},
+    BytesWrongPast2048=cost_with(
+        state_bytes=lambda right, context, size: right.state_bytes * (1 + (context > 2048))
     ),
     BytesOfOneWidth={
         "cost": lambda self, d_model, context, itemsize=2: replace(

@@ -1,4 +1,4 @@
-"""Causality: outputs and gradients depend neither on later tokens nor on the sequence length.
+"""Causality: neither outputs nor gradients depend on later tokens.
 
     y_t(x) = y_t(x')  for all x, x' that agree up to t        dy_t / dx_s = 0  for s > t
 
@@ -28,17 +28,20 @@ from attnlab.checks.modes import (
     FLOAT32_TRAIN,
     HUGE,
     LONG,
+    PAST_LONG,
     TRAIN,
     WITHIN_SCHEDULES,
     Mode,
     Place,
+    generator_state,
+    seeded,
 )
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
 from attnlab.checks.small_configs import CHEAP
 from attnlab.checks.subject import Subject
 
-WHOLE_CHUNKS = (16, 32, 64, 128, 192, 256)  # tokens: lengths at which no chunk is incomplete
-LONG_CHUNKS = (512, 1024)
+WHOLE_CHUNKS = (8, 16, 32, 64, 128, 192, 256)  # tokens: no chunk is incomplete
+SEEDS = 65  # of random numbers in training, which may choose a path one time in twenty
 EDGES = [edge + beyond for edge in range(16, CHEAP - 1, 16) for beyond in (0, 1)]
 # ^ cuts after the last and after the first token of a chunk, where either sees one token ahead
 
@@ -94,6 +97,26 @@ def values(subject: Subject) -> Iterator[Finding]:
     for mode, batch, tokens in beside_others(subject):
         with subject.at(mode, batch, tokens) as place:
             yield _seen(subject, mode, half_changed(subject, mode, batch, tokens), place)
+    for mode in (TRAIN, DROPOUT) if subject.can_drop() else (TRAIN,):
+        yield from _by_chance(subject, mode)
+
+
+def _by_chance(subject: Subject, mode: Mode) -> Iterator[Finding]:
+    """Change the second half of a sequence under many seeds, if a call draws random numbers."""
+    mechanism, cut = subject.built(mode), FEW // 2
+    x_BTD, changed_BTD = (subject.tokens(1, FEW, mode, seed) for seed in (0, 1))
+    changed_BTD[:, :cut] = x_BTD[:, :cut]
+    with subject.at(mode, 1, FEW, ", under many seeds") as place, seeded(0):
+        before = generator_state()
+        subject.forward_with_loss(mechanism, mode, x_BTD, seed=None)
+        draws = generator_state() != before
+        for seed in range(1, SEEDS) if draws else ():
+            y_BTD, again_BTD = (
+                subject.forward_with_loss(mechanism, mode, each_BTD, seed)[0]
+                for each_BTD in (x_BTD, changed_BTD)
+            )
+            half = HalfChanged(x_BTD, changed_BTD, y_BTD, again_BTD, [cut])
+            yield _seen(subject, mode, half, place)
 
 
 def _seen(subject: Subject, mode: Mode, calls: HalfChanged, place: Place) -> Finding:
@@ -160,6 +183,8 @@ def gradients(subject: Subject) -> Iterator[Finding]:
     trials += [(FLOAT32_TRAIN, 2, past)] * (past > short)
     trials += [(mode, short - 1, short) for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)]
     trials += [(FLOAT32_TRAIN, len(EDGES), CHEAP)]
+    trials += [(BFLOAT16_TRAIN, 2, 128)]
+    trials += [(DROPOUT, 2, short)] * subject.can_drop()
     for mode, batch, tokens in trials:
         mechanism, limit = subject.build(mode), subject.limit_in(mode)
         cut_B = EDGES if (batch, tokens) == (len(EDGES), CHEAP) else _spread(tokens, batch)
@@ -184,46 +209,6 @@ def gradients(subject: Subject) -> Iterator[Finding]:
         yield Finding(where, deviation, limit, place=place)
 
 
-@mechanism_property(
-    "a prefix alone gives the same outputs",
-    cause="something that depends on the length of the whole sequence: a scale, a position "
-    "counted from the end, padding that is not masked",
-)
-@torch.no_grad()
-def prefixes(subject: Subject) -> Iterator[Finding]:
-    """Compare a prefix alone with the same tokens of a longer sequence, up to `exact_length`."""
-    alone = subject.quick or subject.is_noisy
-    modes = [EVAL] if alone else subject.apart(EVAL, FIRST_STEP, TRAIN)
-    trials = [
-        (mode, batch, tokens, subject.cuts(tokens))
-        for mode in modes
-        for batch, tokens in (subject.shapes if mode == EVAL else subject.shapes[-2:])
-    ]
-    if subject.quick:
-        trials.append((FLOAT32_EVAL, 1, CHEAP, [64, 65, 128]))
-    else:
-        longest = max(LONG, subject.past)
-        last = longest - 1 if longest > LONG else LONG_CHUNKS[1]
-        cuts = [WHOLE_CHUNKS[-1], LONG_CHUNKS[0], LONG_CHUNKS[0] + 1, last]
-        trials.append((FLOAT32_EVAL, 1, longest, cuts))
-    if subject.of_study is not None and not subject.is_noisy:
-        trials.append((FLOAT32_TRAIN, *subject.of_study, [subject.of_study[1] - 1]))
-    for mode, batch, tokens, cuts in trials:
-        mechanism, limit = subject.built(mode), subject.limit_in(mode)
-        tokens, note = subject.exact(tokens)
-        x_BTD = subject.tokens(batch, tokens, mode)
-        with subject.at(mode, batch, tokens):
-            y_BTD = subject.output(mode, batch, tokens)
-        yield Finding("", 0.0, note=note)
-        for cut in (cut for cut in cuts if cut < tokens):
-            with subject.at(mode, batch, cut, f" of {tokens}") as place:
-                alone_BTD = subject.forward(mechanism, mode, x_BTD[:, :cut])
-                # relative to the whole: the output of the first token alone may rightly be 0
-                joined_BTD = torch.cat([alone_BTD, y_BTD[:, cut:]], 1)
-                deviation, first = by_position(relative(joined_BTD, y_BTD), limit)
-                yield Finding(f"position {first} differs", deviation, limit, place=place)
-
-
 def _trials(subject: Subject) -> Iterator[Trial]:
     """Yield modes and shapes, the cheap ones first."""
     past, short = subject.past, subject.short
@@ -243,8 +228,6 @@ def _trials(subject: Subject) -> Iterator[Trial]:
     for mode in (EVAL, FLOAT32_TRAIN, BFLOAT16_TRAIN):
         yield Trial(mode, short - 1, short, _spread(short, short - 1))
     yield Trial(FLOAT32_TRAIN, len(EDGES), CHEAP, EDGES)
-    for tokens in WHOLE_CHUNKS if subject.quick else WHOLE_CHUNKS + LONG_CHUNKS:
-        yield Trial(FLOAT32_TRAIN, 2, tokens, [tokens // 3, tokens - 1])
     for scale in (HUGE, 0.0):
         yield Trial(EVAL, 8, short, _spread(short, 8), scale)
     for mode in modes if past > short else ():
@@ -253,17 +236,27 @@ def _trials(subject: Subject) -> Iterator[Trial]:
 
 
 def _long_trials(subject: Subject) -> Iterator[Trial]:
-    """Yield trials within a schedule, and past 1,000 and 4,096 tokens."""
+    """Yield trials of whole chunks, within a schedule, and past 1,000 and 4,096 tokens."""
+    chunks = [(FLOAT32_TRAIN, tokens) for tokens in WHOLE_CHUNKS]
+    chunks += [(BFLOAT16_TRAIN, tokens) for tokens in (64, 256)]
+    if not subject.quick:
+        chunks += [
+            (mode, tokens)
+            for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)
+            for tokens in (512, PAST_LONG)
+        ]
+    for mode, tokens in chunks:
+        yield Trial(mode, 2, tokens, [tokens // 3, tokens - 1])
     short, longest = subject.short, max(LONG, subject.past)
     if subject.has_schedule:
         within = WITHIN_SCHEDULES[2:5] if subject.quick else WITHIN_SCHEDULES
         for mode in (TRAIN._replace(name=f"train at step {step}", step=step) for step in within):
             yield Trial(mode, 8, short, _spread(short, 8))
     for mode in (FLOAT32_TRAIN,) if subject.quick else (FLOAT32_EVAL, FLOAT32_TRAIN):
-        cuts = [longest // 2, longest - 1, LONG_CHUNKS[0] + 1, LONG_CHUNKS[1]]
+        cuts = [longest // 2, longest - 1, 513, 1024]
         yield Trial(mode, len(cuts), longest, cuts)
-    if not subject.quick:
-        yield Trial(EVAL, 1, FAR, [FAR - 20])  # decoding compares with the same outputs
+    for mode in () if subject.quick else (EVAL, FLOAT32_TRAIN):
+        yield Trial(mode, 1, FAR, [FAR - 20])  # decoding compares with the same outputs of EVAL
 
 
 def _spread(tokens: int, number: int) -> list[int]:

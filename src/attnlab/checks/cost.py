@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnlab.checks.modes import (
     BFLOAT16_EVAL,
     EVAL,
+    FAR,
     FLOAT32_EVAL,
     LONG,
     TRAIN,
@@ -34,6 +35,7 @@ from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
 from attnlab.config import is_own
 from attnlab.device.flops import counts_flex_attention, flop_counter
+from attnlab.inference.decoder import others
 from attnlab.mechanism import Cost, Mechanism, state_bytes
 
 MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
@@ -79,10 +81,11 @@ def flops(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def forward_flops(subject: Subject) -> Iterator[Finding]:
-    """Count the FLOPs per token of the forward pass of a sequence."""
+    """Count the FLOPs per token of the forward pass of a sequence, as long as decoding's."""
     _require_cost(subject, flops=True)
     mechanism = subject.build()
-    for batch, tokens in ((1, subject.past), (4, max(CONTEXT, subject.past))):
+    trials = [(1, subject.past), (4, max(CONTEXT, subject.past)), *_contexts(subject)[4:]]
+    for batch, tokens in trials:
         with subject.at(EVAL, batch, tokens):
             x_BTD = subject.tokens(batch, tokens)
             total = _counted_in(lambda x_BTD=x_BTD: subject.forward(mechanism, EVAL, x_BTD))
@@ -114,6 +117,10 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
             name = str(dtype).removeprefix("torch.")
             where = f"{name}, batch {batch}, context {context}"
             yield _counted(where, stated.state_bytes, counted, "bytes")
+    empty = subject.build().init_state(1, FAR)
+    if not any(others(empty)):  # else it may grow
+        stated, counted = _stated(subject, FAR, subject.dtype.itemsize), state_bytes(empty)
+        yield _counted(f"context {FAR}", stated.state_bytes, counted, "bytes")
     for wider in _wider(subject):
         stated = _stated(wider, 7, subject.dtype.itemsize).state_bytes
         counted = _of_step(wider, EVAL, 1, 7).state_bytes

@@ -10,8 +10,7 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,21 +22,25 @@ from attnlab.checks.modes import (
     EVAL,
     FAR,
     FEW,
+    FLOAT32_EVAL,
     HUGE,
     LONG,
     PAST_256,
     NotJudgedError,
     Place,
 )
-from attnlab.checks.numbers import errors, of_rounded
-from attnlab.checks.result import Finding, by_position, mechanism_property, relative
+from attnlab.checks.numbers import of_rounded
+from attnlab.checks.result import Finding, by_position, errors, mechanism_property, relative
 from attnlab.checks.subject import Subject
 from attnlab.inference.decoder import others, tensors
 from attnlab.mechanism import Mechanism
 
 AFTER_PROMPT = 12  # tokens decoded after each prompt
 AFTER_LONG_PROMPT = 50
-MOST_DISAGREE = 0.1  # fraction of positions, in bfloat16
+# tokens of a prompt, of the whole sequence, and that the state has room for
+CHUNKED_PROMPTS = ((100, 112, 128), (128, 140, 256), (192, 260, 512))
+IN_TURNS = ((3, 23), (2, 19), (2, 19), (2, 14))  # (batch size, length) of states, ever smaller
+MOST_DISAGREE = 0.1  # fraction of positions, in float32 and bfloat16
 MOST_TIMES = 4  # the error of decoding over that of the forward pass, in bfloat16
 
 
@@ -107,7 +110,7 @@ def _form(x: Tensor) -> str:
 )
 @torch.no_grad()
 def prompts(subject: Subject) -> Iterator[Finding]:
-    """Decode a few tokens after prompts of many lengths, and 50 after longer ones."""
+    """Decode a few tokens after prompts of many lengths and of whole chunks, 50 after long ones."""
     _require_decoding(subject)
     mechanism, limit = subject.built(), subject.limit_in(EVAL)
     tokens, note = subject.exact(subject.past)
@@ -120,6 +123,20 @@ def prompts(subject: Subject) -> Iterator[Finding]:
             with subject.at(EVAL, batch, end, f", {prompt} of them in the prompt") as place:
                 decoded_BTD = subject.decode(mechanism, x_BTD[:, :end], prompt)
                 yield _compared(decoded_BTD, y_BTD[:, :end], limit, place, note)
+    for prompt, end, capacity in () if subject.quick else CHUNKED_PROMPTS:
+        end, note = subject.exact(end)
+        prompt = min(prompt, end - 1)
+        with subject.at(EVAL, 2, end, f", {prompt} of them in the prompt") as place:
+            tokens, _ = subject.exact(CHUNKED_PROMPTS[-1][1])
+            x_BTD, y_BTD = subject.tokens(2, tokens)[:, :end], subject.output(EVAL, 2, tokens)
+            decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=capacity - end)
+            yield _compared(decoded_BTD, y_BTD[:, :end], limit, place, note)
+    if subject.has_schedule:
+        early, (tokens, note) = EVAL._replace(name="eval at step 0", step=0), subject.exact(19)
+        with subject.at(early, 2, tokens, ", 1 of them in the prompt") as place:
+            x_BTD, at_first = subject.tokens(2, tokens), subject.build(early)
+            y_BTD = subject.forward(at_first, early, x_BTD)
+            yield _compared(subject.decode(at_first, x_BTD, 1), y_BTD, limit, place, note)
     trials = [(2, subject.past + AFTER_LONG_PROMPT)]
     trials += [] if subject.quick else [(2, max(LONG, subject.past)), (1, FAR)]
     for batch, tokens in trials:
@@ -138,19 +155,20 @@ def prompts(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def in_turns(subject: Subject) -> Iterator[Finding]:
-    """Decode several prompts in turns, again after the weights changed, and built with dropout."""
+    """Decode several batches in turns, again after the weights changed, and built with dropout."""
     _require_decoding(subject)
     limit = subject.limit_in(EVAL)
-    tokens, note = subject.exact(19)
-    prompts = [min(prompt, tokens - 1) for prompt in (5, 11, 2)]
+    most, note = subject.exact(IN_TURNS[0][1])
+    sizes = [(batch, min(tokens, most)) for batch, tokens in IN_TURNS]
+    prompts = [min(prompt, most - 1) for prompt in (5, 11, 3, 2)]
     mode = EVAL._replace(dropout=DROPOUT.dropout if subject.can_drop() else 0.0)
     for more, settings in (("", EVAL), (", built with dropout", mode)):
         mechanism = subject.build(settings)
         if settings == mode:
-            subject.forward(mechanism.train(), DROPOUT, subject.tokens(2, tokens))
+            subject.forward(mechanism.train(), DROPOUT, subject.tokens(2, most))
             mechanism.eval()
-        with subject.at(EVAL, 2, tokens, f", three prompts in turns{more}") as place:
-            x_BTD = [subject.tokens(2, tokens, seed=seed) for seed in range(len(prompts))]
+        with subject.at(EVAL, *sizes[0], f", beside smaller ones in turns{more}") as place:
+            x_BTD = [subject.tokens(*size, seed=seed) for seed, size in enumerate(sizes)]
             for i, decoded_BTD in enumerate(_decoded_in_turns(mechanism, x_BTD, prompts)):
                 y_BTD = subject.forward(mechanism, EVAL, x_BTD[i])
                 off_BTD = relative(decoded_BTD, y_BTD)
@@ -162,44 +180,48 @@ def in_turns(subject: Subject) -> Iterator[Finding]:
                 yield Finding(where, deviation, limit, place=place, note=note)
         if more:
             continue
-        with subject.at(EVAL, 2, tokens, ", after the weights changed") as place:
-            for parameter in mechanism.parameters():
-                parameter.copy_(1.5 * parameter.roll(1, 0) if parameter.ndim else parameter * 1.5)
-            fresh = subject.build()
-            fresh.load_state_dict(mechanism.state_dict())
-            calls: dict[str, Callable[[Mechanism[Any]], Tensor]] = {
-                "forward": partial(subject.forward, mode=EVAL, x_BTD=x_BTD[0]),
-                "decoding": partial(subject.decode, x_BTD=x_BTD[0], prompt=prompts[0]),
-            }
-            for name, call in calls.items():
-                off_BTD = relative(call(mechanism), call(fresh))
-                deviation, first = by_position(off_BTD, limit)
-                yield Finding(f"{name}, position {first}", deviation, limit, place=place)
+        with subject.at(EVAL, *sizes[0], ", after the weights changed") as place:
+            fresh = with_other_weights(subject, mechanism)
+            found_BTD, expected_BTD = (
+                subject.decode(each, x_BTD[0], prompts[0]) for each in (mechanism, fresh)
+            )
+            yield _compared(found_BTD, expected_BTD, limit, place, "")
+
+
+@torch.no_grad()
+def with_other_weights(subject: Subject, mechanism: Mechanism[Any]) -> Mechanism[Any]:
+    """Change the weights of a module in place; return another one that has the same ones."""
+    for parameter in mechanism.parameters():
+        parameter.copy_(1.5 * parameter.roll(1, 0) if parameter.ndim else parameter * 1.5)
+    fresh = subject.build()
+    fresh.load_state_dict(mechanism.state_dict())
+    return fresh
 
 
 @mechanism_property(
-    "decoding in bfloat16 equals the forward pass in bfloat16",
+    "decoding in float32 and bfloat16 equals the forward pass",
     cause="a cache or state of a narrower dtype, a position that bfloat16 cannot count, or a "
     "product that one of the two computes in a narrower dtype",
 )
 @torch.no_grad()
-def in_bfloat16(subject: Subject) -> Iterator[Finding]:
-    """Decode after a prompt under autocast, as generation does; past 256 tokens, too."""
+def in_narrower_dtypes(subject: Subject) -> Iterator[Finding]:
+    """Decode after a prompt in float32, and as generation does under autocast, past 256 tokens."""
     _require_decoding(subject)
-    mechanism, limit = subject.built(BFLOAT16_EVAL), 2 * subject.limit_in(BFLOAT16_EVAL)
-    for tokens, prompt in ((12, 0), (PAST_256, 280)):
+    trials = [(FLOAT32_EVAL, 19, 7)] * (subject.precision in (torch.float64, torch.float32))
+    for mode, tokens, prompt in (*trials, (BFLOAT16_EVAL, 12, 0), (BFLOAT16_EVAL, PAST_256, 280)):
+        mechanism, limit = subject.built(mode), 2 * subject.limit_in(mode)
         tokens, note = subject.exact(tokens)
         prompt = min(prompt, tokens - 1)
         more = f", {prompt} of them in the prompt"
-        with subject.at(BFLOAT16_EVAL, 2, tokens, more) as place:
-            x_BTD = subject.tokens(2, tokens, BFLOAT16_EVAL)
-            y_BTD = subject.output(BFLOAT16_EVAL, 2, tokens)
-            decoded_BTD = subject.decode(mechanism, x_BTD, prompt, BFLOAT16_EVAL)
+        with subject.at(mode, 2, tokens, more) as place:
+            x_BTD = subject.tokens(2, tokens, mode)
+            y_BTD = subject.output(mode, 2, tokens)
+            decoded_BTD = subject.decode(mechanism, x_BTD, prompt, mode)
             yield _mostly(relative(decoded_BTD, y_BTD)[:, prompt:], limit, prompt)._replace(
                 place=place, note=note
             )
             narrow = torch.finfo(torch.bfloat16).eps
-            if torch.finfo(subject.precision).eps < narrow:
+            if mode.autocast and torch.finfo(subject.precision).eps < narrow:
                 exact_BTD = of_rounded(subject, 2, tokens)
                 of_decoding, of_forward = (
                     float(errors(found_BTD, exact_BTD)[prompt:].median())
@@ -219,9 +241,9 @@ def _decoded_in_turns(
         y_BTD, state = mechanism.prefill(each_BTD[:, :prompt], each_BTD.shape[1])
         states.append(state)
         outputs.append(list(y_BTD.unbind(1)))
-    for t in range(min(prompts), x_BTD[0].shape[1]):
+    for t in range(min(prompts), max(each_BTD.shape[1] for each_BTD in x_BTD)):
         for i, each_BTD in enumerate(x_BTD):
-            if t >= prompts[i]:
+            if prompts[i] <= t < each_BTD.shape[1]:
                 y_BD, states[i] = mechanism.step(each_BTD[:, t], states[i])
                 outputs[i].append(y_BD)
     return [torch.stack(each, 1) for each in outputs]

@@ -1,4 +1,4 @@
-"""Independence of the sequences of a batch, and of the layers of a model.
+"""Independence of the length, of the other sequences of a batch, and of the layers of a model.
 
 Shapes: B batch, T tokens, D model width.
 """
@@ -12,23 +12,68 @@ from torch import Tensor
 
 from attnlab.checks.causality import beside_others, half_changed
 from attnlab.checks.modes import (
+    BFLOAT16_TRAIN,
     EVAL,
+    FIRST_STEP,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
     LATE,
+    LONG,
     TRAIN,
     NotJudgedError,
     Place,
     seeded,
 )
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative, same_bits
+from attnlab.checks.small_configs import CHEAP
 from attnlab.checks.subject import Subject
 from attnlab.checks.training import batch as tokens_of
 from attnlab.checks.training import first_course
 from attnlab.mechanism import Handed, HandingMechanism, Mechanism
 from attnlab.model.initialization import constructed
 
+MOST_EQUAL = 64  # last outputs of different sequences, which may be skipped tokens
 EVEN = 64  # tokens, of sequences that a wrong reshape could cut into equal parts
+
+
+@mechanism_property(
+    "a prefix alone gives the same outputs",
+    cause="something that depends on the length of the whole sequence: a scale, a position "
+    "counted from the end, padding that is not masked",
+)
+@torch.no_grad()
+def prefixes(subject: Subject) -> Iterator[Finding]:
+    """Compare a prefix alone with the same tokens of a longer sequence, up to `exact_length`."""
+    alone = subject.quick or subject.is_noisy
+    modes = [EVAL] if alone else subject.apart(EVAL, FIRST_STEP, TRAIN)
+    trials = [
+        (mode, batch, tokens, subject.cuts(tokens))
+        for mode in modes
+        for batch, tokens in (subject.shapes if mode == EVAL else subject.shapes[-2:])
+    ]
+    if subject.quick:
+        trials.append((FLOAT32_EVAL, 1, CHEAP, [64, 65, 128]))
+    else:
+        longest = max(LONG, subject.past)
+        last = longest - 1 if longest > LONG else 1024
+        cuts = [256, 512, 513, last]
+        trials.append((FLOAT32_EVAL, 1, longest, cuts))
+    if subject.of_study is not None and not subject.is_noisy:
+        trials.append((FLOAT32_TRAIN, *subject.of_study, [subject.of_study[1] - 1]))
+    for mode, batch, tokens, cuts in trials:
+        mechanism, limit = subject.built(mode), subject.limit_in(mode)
+        tokens, note = subject.exact(tokens)
+        x_BTD = subject.tokens(batch, tokens, mode)
+        with subject.at(mode, batch, tokens):
+            y_BTD = subject.output(mode, batch, tokens)
+        yield Finding("", 0.0, note=note)
+        for cut in (cut for cut in cuts if cut < tokens):
+            with subject.at(mode, batch, cut, f" of {tokens}") as place:
+                alone_BTD = subject.forward(mechanism, mode, x_BTD[:, :cut])
+                # relative to the whole: the output of the first token alone may rightly be 0
+                joined_BTD = torch.cat([alone_BTD, y_BTD[:, cut:]], 1)
+                deviation, first = by_position(relative(joined_BTD, y_BTD), limit)
+                yield Finding(f"position {first} differs", deviation, limit, place=place)
 
 
 @mechanism_property(
@@ -41,6 +86,7 @@ def independence(subject: Subject) -> Iterator[Finding]:
     short = subject.short
     trials = [(EVAL, 3, short), (TRAIN, 8, short), (FLOAT32_TRAIN, 16, EVEN)]
     trials += [(FLOAT32_TRAIN, 4, short), (FLOAT32_TRAIN, *subject.whole_batch)]
+    trials += [(BFLOAT16_TRAIN, 3, CHEAP)]
     if not subject.quick:
         modes = (EVAL, TRAIN, FLOAT32_TRAIN)
         trials += [(mode, batch, short) for mode in modes for batch in (3, 8)]
@@ -71,6 +117,22 @@ def independence(subject: Subject) -> Iterator[Finding]:
             deviation, first = by_position(off_BTD, limit) if is_kept_B.any() else (0.0, 0)
             where = f"a sequence differs at position {first} beside others"
             yield Finding(where, deviation, limit, place=place)
+
+
+@mechanism_property(
+    "outputs depend on the tokens",
+    cause="a constant, a table of positions that ends, or a gate that is always closed",
+)
+def dependence(subject: Subject) -> Iterator[Finding]:
+    """Compare long sequences of a batch: the last outputs are not those of other tokens."""
+    mode, batch, tokens = FLOAT32_TRAIN, 4, max(LONG, subject.past)
+    with subject.at(mode, batch, tokens) as place:
+        y_BTD = subject.output(mode, batch, tokens)
+        differs_T = (y_BTD[1:] != y_BTD[:1]).any(-1).any(0)
+    last = int(differs_T.nonzero().max()) if differs_T.any() else -1
+    words = f"the same for all sequences from position {last + 1} on"
+    is_wrong = tokens - 1 - last > MOST_EQUAL
+    yield Finding("", math.inf if is_wrong else 0.0, words=words * is_wrong, place=place)
 
 
 @mechanism_property(

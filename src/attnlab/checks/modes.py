@@ -43,12 +43,13 @@ BFLOAT16_TRAIN = Mode("train in bfloat16", training=True, autocast=True)
 FLOAT32_EVAL = Mode("eval", training=False, float32=True)
 FLOAT32_TRAIN = Mode("train", training=True, float32=True)
 WITHIN_SCHEDULES = (1, 5, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)  # training steps
-BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64)  # sizes that a mechanism might treat apart
+BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64, 128)  # sizes that a mechanism might treat apart
 FEW = 11  # tokens of a trial of many batch sizes, one of which is as large
 PAST_64 = 75  # tokens: past one chunk of most kernels
 PAST_256 = 330  # tokens, of which bfloat16 can count 256
 PAST_512 = 530  # tokens of a trial that is made in float64, with gradients
 LONG = 1_050  # tokens: past 1,024, which steps after a prompt cross, and no multiple of a chunk
+PAST_LONG = 1_088  # tokens: 17 whole chunks of 64, past 1,024, too
 FAR = 4_120  # tokens of one sequence, which few trials have: the same past 4,096
 HUGE = 30.0  # scale of inputs that are far larger than those of training
 MOST_TOKENS = 8_192  # of a batch that has the shape of a study's; a larger one takes minutes
@@ -127,8 +128,12 @@ def tolerance(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps ** (2 / 3)
 
 
-class EmptyAsZeros(TorchFunctionMode):
-    """A context in which `torch.empty` returns zeros: what the constructor leaves is the same."""
+class EmptyAs(TorchFunctionMode):
+    """A context in which memory that nothing has written holds one number, the same every time."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
 
     def __torch_function__(
         self,
@@ -137,11 +142,16 @@ class EmptyAsZeros(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty:
-            kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
-            return torch.zeros(*args, **kwargs)
-        return func(*args, **kwargs)
+        result = func(*args, **(kwargs or {}))
+        if func in _UNWRITTEN and (result.is_floating_point() or result.is_complex()):
+            result.detach().fill_(self.number)
+        return result
+
+
+_UNWRITTEN = (
+    *(torch.empty, torch.empty_like, torch.empty_strided),
+    *(Tensor.new_empty, Tensor.new_empty_strided),
+)
 
 
 @contextmanager
@@ -154,6 +164,11 @@ def seeded(seed: int) -> Generator[None]:
         if cuda:
             torch.cuda.manual_seed_all(seed)
         yield
+
+
+def generator_state() -> bytes:
+    """Return the state of torch's random generator on the CPU."""
+    return torch.default_generator.get_state().numpy().tobytes()
 
 
 def torch_settings() -> dict[str, Any]:

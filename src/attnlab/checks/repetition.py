@@ -3,10 +3,15 @@
 Shapes: B batch, T tokens, D model width.
 """
 
+import builtins
+import inspect
 import math
+import os
 import random
+import sys
+import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,21 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import (
-    DROPOUT,
-    EVAL,
-    FIRST_STEP,
-    LATE,
-    TRAIN,
-)
+from attnlab.checks.decoding import with_other_weights
+from attnlab.checks.modes import DROPOUT, EVAL, FIRST_STEP, LATE, TRAIN
 from attnlab.checks.purity import global_state
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative, same_bits
 from attnlab.checks.subject import Subject
 from attnlab.checks.training import STEPS, course, first_course
+from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.language_model import ModelConfig
 
 DRAWS = 8  # of dropout
+UNUSED = 106  # tokens beyond those of other calls
+SECONDS = 1e6  # between the clocks of two processes
 RARE = 0.1  # a rate of dropout whose effect is far smaller than that of `DROPOUT`
 MEAN_WITH_DROPOUT = 0.75, 1.5  # times the output without dropout; the factor is 2 or 1/2 if wrong
 
@@ -36,14 +39,14 @@ MEAN_WITH_DROPOUT = 0.75, 1.5  # times the output without dropout; the factor is
 @mechanism_property(
     "same seed, same bits",
     cause="`build` or `initial_value` draws from numpy's or Python's random stream, or from a "
-    "generator without a fixed seed: a constructor draws with torch, `initial_value` from the "
-    "generator that is passed in",
+    "generator without a fixed seed, or seeded by the clock, the process or `hash` of a name: a "
+    "constructor draws with torch, `initial_value` from the generator that is passed in",
 )
 def seeds(subject: Subject) -> Iterator[Finding]:
-    """Build twice, after different use of the global random stream; train one step twice."""
+    """Build twice, the second time as in another process; train one step twice."""
     models, streams = list[dict[str, Tensor]](), list[dict[str, Any]]()
     for drawn_before in (0, 1):
-        with torch.random.fork_rng(devices=()), _other_streams(drawn_before):
+        with torch.random.fork_rng(devices=()), _another_process(drawn_before):
             torch.default_generator.manual_seed(drawn_before)
             model = ModelConfig(
                 mechanisms=subject.judged, n_layers=len(subject.judged), d_model=subject.d_model
@@ -54,7 +57,6 @@ def seeds(subject: Subject) -> Iterator[Finding]:
         models.append(dict([*mechanism.named_parameters(), *mechanism.named_buffers()]))
     for name, value in models[0].items():
         yield same_bits(name, models[1][name], value)
-
     for name in (name for name in streams[0] if "generator" in name):
         words = "the constructor seeds it" if streams[0][name] == streams[1][name] else ""
         yield Finding(name, math.inf if words else 0.0, words=words)
@@ -70,8 +72,9 @@ def seeds(subject: Subject) -> Iterator[Finding]:
 
 @mechanism_property(
     "no hidden state between calls",
-    cause="something of an earlier sequence is kept on the module or in a global: a running mean, "
-    "a cache, a position counter",
+    cause="something is kept on the module or in a global: of an earlier sequence, of earlier "
+    "weights, of training in evaluation or of evaluation in training, or a table that modules of "
+    "other settings read",
 )
 @torch.no_grad()
 def calls(subject: Subject) -> Iterator[Finding]:
@@ -85,6 +88,8 @@ def calls(subject: Subject) -> Iterator[Finding]:
             subject.forward(mechanism, mode, short.flip(1))
             again_BTD = subject.forward(mechanism, mode, short)
         yield same_bits("forward again", again_BTD, fresh_BTD, place)
+    yield from _between_passes_of_training(subject)
+    yield from _beside_other_settings(subject)
 
     if subject.has_schedule:
         with subject.at(FIRST_STEP, 2, 5) as place:
@@ -108,6 +113,64 @@ def calls(subject: Subject) -> Iterator[Finding]:
                 subject.forward(mechanism.train(), TRAIN, long)
             again_BTD = subject.decode(mechanism.eval(), short)
             yield same_bits("decoding after a training pass", again_BTD, fresh_BTD, place)
+
+
+def _between_passes_of_training(subject: Subject) -> Iterator[Finding]:
+    """Train after an evaluation, evaluate after training, and again with other weights.
+
+    Another module has computed under inference mode, whose tensors cannot be trained through.
+    """
+    short, long = (subject.tokens(2, n, seed=1) for n in (5, subject.past + 4))
+    mechanism, outputs = subject.build(), list[Tensor]()
+    with subject.at(TRAIN, 2, long.shape[1], ", after an evaluation") as place:
+        with torch.inference_mode():
+            subject.forward(subject.build(), EVAL, long)
+        subject.forward(mechanism, EVAL, long)
+        with torch.enable_grad():
+            for each in (mechanism.train(), subject.build(TRAIN)):
+                y_BTD = subject.forward(each, TRAIN, long)
+                if y_BTD.requires_grad:
+                    y_BTD.sum().backward()
+                outputs.append(y_BTD.detach())
+        yield same_bits("forward", outputs[0], outputs[1], place)
+    with subject.at(EVAL, 2, 5, ", after a training pass") as place:
+        again_BTD = subject.forward(mechanism.eval(), EVAL, short)
+        yield same_bits("forward", again_BTD, subject.forward(subject.build(), EVAL, short), place)
+    with subject.at(EVAL, 2, 5, ", after the weights changed") as place:
+        fresh = with_other_weights(subject, mechanism)
+        found_BTD, expected_BTD = (subject.forward(m, EVAL, short) for m in (mechanism, fresh))
+        deviation = float(relative(found_BTD, expected_BTD).max())
+        yield Finding("forward", deviation, subject.limit_in(EVAL), place=place)
+
+
+def _beside_other_settings(subject: Subject) -> Iterator[Finding]:
+    """Call a module after one of other settings, at lengths that no call had before."""
+    length, limit = subject.past, subject.limit_in(EVAL)
+    more_BTD, y_BTD = subject.tokens(1, UNUSED, seed=1), subject.output(EVAL, 1, length)
+    for i, other in enumerate(_with_other_numbers(subject.config, subject.d_model)):
+        tokens = length + UNUSED - 2 * i  # an odd number
+        if subject.exact(tokens)[0] < tokens or tokens <= length:
+            return
+        x_BTD = torch.cat([subject.tokens(1, length), more_BTD], 1)[:, :tokens]
+        with suppress(Exception), torch.no_grad():  # it may be impossible; this one is judged
+            subject.forward(replace(subject, config=other).build(), EVAL, x_BTD)
+        name = next(n for n, v in other.to_dict().items() if v != subject.config.to_dict()[n])
+        with subject.at(EVAL, 1, tokens, f", after a module of another {name}") as place:
+            found_BTD = subject.forward(subject.built(), EVAL, x_BTD)[:, :length]
+            deviation, first = by_position(relative(found_BTD, y_BTD), limit)
+            yield Finding(f"position {first}", deviation, limit, place=place)
+
+
+def _with_other_numbers(config: MechanismConfig, d_model: int) -> Iterator[MechanismConfig]:
+    """Yield the settings with one number doubled or halved, for each number that allows it."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for other in (2 * value, type(value)(value / 2)) if type(value) in (int, float) else ():
+            with suppress(ConfigError):
+                changed = replace(config, **{field.name: other})
+                if other != value and not [*changed.problems_at(d_model)]:
+                    yield changed
+                    break
 
 
 @mechanism_property(
@@ -170,13 +233,19 @@ def _scale_of_dropout(subject: Subject) -> Finding:
 )
 @torch.no_grad()
 def weights_round_trip(subject: Subject) -> Iterator[Finding]:
-    """Build from another seed, load the state dict, and compare outputs."""
-    saved, mechanism = subject.build().state_dict(), replace(subject, seed=subject.seed + 1).build()
-    with subject.at(EVAL, 2, 7) as place:
-        mechanism.load_state_dict(saved)
-        found_BTD = subject.forward(mechanism, EVAL, subject.tokens(2, 7))
-        deviation = float(relative(found_BTD, subject.output(EVAL, 2, 7)).max())
-        yield Finding("", deviation, subject.limit_in(EVAL), place=place)
+    """Build from another seed, load the state dict, and compare outputs and decoding."""
+    saved, other = subject.build().state_dict(), replace(subject, seed=subject.seed + 1)
+    x_BTD = subject.tokens(2, 7)
+    for mode in (EVAL, TRAIN):
+        with subject.at(mode, 2, 7) as place:
+            mechanism = other.build(mode)
+            mechanism.load_state_dict(saved)
+            pairs = [(subject.forward(mechanism, mode, x_BTD), subject.output(mode, 2, 7))]
+            if subject.decodes and mode == EVAL:
+                pairs.append((subject.decode(mechanism, x_BTD, 3), subject.decoded(2, 7, 3)))
+            for found_BTD, expected_BTD in pairs:
+                deviation = float(relative(found_BTD, expected_BTD).max())
+                yield Finding("", deviation, subject.limit_in(EVAL), place=place)
 
 
 @mechanism_property(
@@ -197,13 +266,32 @@ def json_round_trip(subject: Subject) -> Iterator[Finding]:
 
 
 @contextmanager
-def _other_streams(seed: int) -> Generator[None]:
-    """Seed the generators of Python and numpy inside, and restore the caller's afterwards."""
+def _another_process(number: int) -> Generator[None]:
+    """Let global generators, process number, clock and hashes of strings be those of another one.
+
+    Number 0 is this process. What was there before is restored.
+    """
     before = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
+    clock, hashed, process = time.time, hash, os.getpid()
+
+    def salted(value: Any) -> int:
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+        module = "" if caller is None else str(caller.f_globals.get("__name__"))
+        is_own = module.split(".")[0] not in sys.stdlib_module_names  # such as an enum's `__hash__`
+        return hashed(value) ^ number if is_own and isinstance(value, str) else hashed(value)
+
+    others: dict[tuple[Any, str], Any] = {
+        (os, "getpid"): lambda: process + number,
+        (time, "time"): lambda: clock() + number * SECONDS,
+        (time, "time_ns"): lambda: int((clock() + number * SECONDS) * 1e9),
+        (builtins, "hash"): salted,
+    }
+    with ExitStack() as restored:
+        for (module, name), other in others.items() if number else ():
+            restored.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, other)
+        restored.callback(lambda: (random.setstate(before[0]), np.random.set_state(before[1])))
+        random.seed(number)
+        np.random.seed(number)
         yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])

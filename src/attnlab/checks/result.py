@@ -233,6 +233,13 @@ def relative(found: Tensor, expected: Tensor) -> Tensor:
     return off.masked_fill_(~(expected.isfinite() | found.isfinite()), 0.0)
 
 
+def errors(found_BTD: Tensor, exact_BTD: Tensor) -> Tensor:
+    """Return the relative root mean square error of every position, `error_T`."""
+    off_T = (found_BTD.double() - exact_BTD.double()).square().mean((0, 2)).sqrt()
+    size_T = exact_BTD.double().square().mean((0, 2)).sqrt()
+    return off_T / size_T.clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def _largest(x: Tensor) -> float:
     """Return the largest finite absolute value; 0 if there is none."""
     return float(x.nan_to_num(0.0, 0.0, 0.0).abs().max())

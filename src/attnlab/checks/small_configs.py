@@ -1,10 +1,14 @@
-"""Settings and shapes that are small enough for a check to take seconds."""
+"""Settings, shapes and inputs that are small enough for a check to take seconds."""
 
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import prod
 from typing import Any
+
+import torch
+from torch import Tensor
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
 from attnlab.checks.modes import MOST_TOKENS
@@ -14,6 +18,7 @@ from attnlab.mechanisms.fla_layer import FlaLayer
 
 REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that bound the reach
 CHEAP = 139  # tokens: a trial of at most so many is cheap
+MOST_KEPT = 100_000  # numbers of a draw that is kept: at most 200 MB of them all
 SMALL = 16  # tokens: window, top-k or chunk of a kind that is checked by its name
 
 
@@ -64,6 +69,16 @@ def bounds(config: MechanismConfig) -> dict[str, int]:
         if any(word in field.name for word in REACH_WORDS) and field.name not in of_kernels
     }
     return {name: value for name, value in named.items() if type(value) is int}
+
+
+def normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return standard normal numbers in float64; most checks ask for the same ones again."""
+    return (_drawn if prod(shape) <= MOST_KEPT else _drawn.__wrapped__)(shape, seed)
+
+
+@lru_cache(maxsize=256)
+def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

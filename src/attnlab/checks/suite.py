@@ -158,7 +158,7 @@ def _with_odd_settings(subject: Subject) -> Iterator[tuple[str, Subject]]:
 
 _AT_ODD_SETTINGS = (
     numbers.shapes,
-    causality.prefixes,
+    independence.prefixes,
     decoding.steps,
     cost.params,
     cost.flops,
@@ -169,16 +169,18 @@ _AT_ODD_SETTINGS = (
 PROPERTIES: tuple[Property, ...] = (
     purity.repeated,  # if it is violated, nothing else is judged
     numbers.shapes,
+    repetition.calls,  # before tables of all modules have grown
     causality.values,
     causality.gradients,
-    causality.prefixes,
+    independence.prefixes,
     decoding.shapes,
     decoding.steps,
     decoding.prompts,
     decoding.in_turns,
-    decoding.in_bfloat16,
+    decoding.in_narrower_dtypes,
     independence.independence,
     independence.decoding_independence,
+    independence.dependence,
     training.trained,
     numbers.derivatives,
     training.in_training,
@@ -191,7 +193,6 @@ PROPERTIES: tuple[Property, ...] = (
     cost.bytes_of_state,
     repetition.seeds,
     independence.layers,
-    repetition.calls,
     repetition.evaluation,
     cost.memory,
     repetition.weights_round_trip,

@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +22,14 @@ from attnlab.checks.modes import (
     LATE,
     LONG,
     PAST_64,
+    PAST_LONG,
     TRAIN,
     WITHIN_SCHEDULES,
     Mode,
     NotJudgedError,
     seeded,
 )
-from attnlab.checks.numbers import backward, off_in_training, require_exact_gradients
+from attnlab.checks.numbers import backward, require_exact_gradients
 from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
@@ -37,7 +38,7 @@ from attnlab.training.optimizer import adamw, set_learning_rate
 from attnlab.training.step import forward_and_backward
 
 VOCABULARY = 32
-BATCH = 4  # sequences whose gradients in training are compared with those of half of them
+SHAPE = 4, PAST_64  # sequences, and tokens of each, whose gradients in training are compared
 OFF_IN_FLOAT32, OFF_IN_BFLOAT16 = 0.02, 0.4  # of a gradient, the most that roundings cause
 STEPS = (0, 1, LATE)  # training steps that are made
 
@@ -45,18 +46,21 @@ STEPS = (0, 1, LATE)  # training steps that are made
 @mechanism_property(
     "every parameter is trained",
     cause="a parameter that nothing reads or whose effect cancels, a `detach` too many, a factor "
-    "that starts at zero and stays there, or a tensor or layer that is not registered on the "
-    "module",
+    "that starts at zero and stays there, a tensor or layer that is not registered on the module, "
+    "or an auxiliary loss without a gradient",
 )
 def trained(subject: Subject) -> Iterator[Finding]:
     """Require a gradient of every parameter in some phase, and from the real start."""
     reached, cancelled, left = set[str](), set[str](), list[str]()
+    has_gradient = list[bool]()
     steps = WITHIN_SCHEDULES[::2] if subject.has_schedule else ()
     within = [TRAIN._replace(name=f"train at step {step}", step=step) for step in steps]
     for mode in subject.apart(FIRST_STEP, TRAIN, *within):
         mechanism = subject.build(mode)
         with subject.at(mode, 3, subject.past) as place:
-            y_BTD = backward(subject, mode, subject.tokens(3, subject.past), mechanism)
+            x_BTD = subject.tokens(3, subject.past)
+            y_BTD, loss = backward(subject, mode, x_BTD, mechanism)
+            has_gradient.append(loss is None or getattr(loss, "requires_grad", False))
         for name, parameter in mechanism.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 words = "gradient is not finite"
@@ -65,6 +69,8 @@ def trained(subject: Subject) -> Iterator[Finding]:
         found, small = _with_effect(mechanism, subject)
         reached, cancelled = reached | found, cancelled | small
         left = [n for n, p in mechanism.named_parameters() if p.requires_grad and n not in reached]
+    if not any(has_gradient):
+        yield Finding("the auxiliary loss", math.inf, words="has no gradient: it trains nothing")
     if left:  # a parameter may be read in long sequences only
         mechanism = subject.build(FLOAT32_TRAIN)
         with subject.at(FLOAT32_TRAIN, 1, LONG):
@@ -100,45 +106,62 @@ def in_training(subject: Subject) -> Iterator[Finding]:
         raise NotJudgedError(f"it computes in {subject.precision}")
     if subject.is_noisy:
         raise NotJudgedError("training adds noise")
-    off, rows = off_in_training(subject), torch.arange(BATCH)
-    exact = _gradients(subject, TRAIN if off else EVAL, rows.split(2))
-    largest = max(float(gradient.norm()) for gradient in exact.values()) or 1.0
+    off = subject.off_in_training
     note = f"outputs of training and evaluation differ by {off:.2g}, without dropout" if off else ""
-    trials = (
-        (TRAIN, 1, rows.split([1, BATCH - 1])),
-        (FLOAT32_TRAIN, 4 * BATCH, [rows.repeat(4)]),
-        (BFLOAT16_TRAIN, BATCH, [rows]),
-    )
-    for mode, size, parts in trials:
-        with subject.at(mode, size, PAST_64) as place:
-            found = _gradients(subject, mode, parts)
-        eps = torch.finfo(subject.dtype_in(mode)).eps
-        limit = OFF_IN_FLOAT32 if eps <= torch.finfo(torch.float32).eps else OFF_IN_BFLOAT16
-        for name, gradient in exact.items():
-            scale = max(float(gradient.norm()), eps**0.5 * largest)  # some cancel to roundings
-            off = float((found[name] - gradient).norm()) / scale
-            words = f"off by {off:.2g} of that of two sequences at a time in {subject.dtype}"
-            yield Finding(f"of {name}", off, limit, words.replace("torch.", ""), place, note)
+    for batch, tokens in (SHAPE, (1, 256 if subject.quick else PAST_LONG)):
+        rows = torch.arange(batch)
+        trials = [(FLOAT32_TRAIN, [rows]), (BFLOAT16_TRAIN, [rows])]
+        if batch > 1:
+            trials[0] = FLOAT32_TRAIN, [rows.repeat(4)]
+            trials.append((TRAIN, [*rows.split([1, batch - 1])]))
+        exact = _gradients(subject, TRAIN if off else EVAL, tokens, rows.split(2), adds=False)
+        for mode, parts in trials:
+            with subject.at(mode, len(parts[0]), tokens) as place:
+                found = _gradients(subject, mode, tokens, parts)
+            for finding in _off(subject, mode, found, exact):
+                yield finding._replace(place=place, note=note)
 
 
-def _gradients(subject: Subject, mode: Mode, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+def _off(
+    subject: Subject, mode: Mode, found: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> Iterator[Finding]:
+    """Compare gradients by their norms."""
+    largest = max(float(gradient.norm()) for gradient in exact.values()) or 1.0
+    eps = torch.finfo(subject.dtype_in(mode)).eps
+    limit = OFF_IN_FLOAT32 if eps <= torch.finfo(torch.float32).eps else OFF_IN_BFLOAT16
+    for name, gradient in exact.items():
+        scale = max(float(gradient.norm()), eps**0.5 * largest)  # some cancel to roundings
+        off = float((found[name] - gradient).norm()) / scale
+        words = f"off by {off:.2g} of that of two sequences at a time in {subject.dtype}"
+        yield Finding(f"of {name}", off, limit, words.replace("torch.", ""))
+
+
+def _gradients(
+    subject: Subject, mode: Mode, tokens: int, parts: Sequence[Tensor], *, adds: bool = True
+) -> dict[str, Tensor]:
     """Return the gradients of the input and of each parameter, in float64.
 
     `parts` are the rows of each batch, which may repeat: gradients are those of every row once.
+    `adds` lets autograd add them to `.grad`, with its hooks, as training does.
     """
-    mechanism, shape = subject.build(mode), (BATCH, PAST_64)
+    mechanism, shape = subject.build(mode), (1 + max(int(rows.max()) for rows in parts), tokens)
     x_BTD = subject.tokens(*shape, mode).requires_grad_()
+    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    total = {name: torch.zeros_like(tensor).double() for name, tensor in tensors.items()}
     for rows in parts:
         y_BTD = subject.forward(mechanism, mode, x_BTD[rows])
-        (y_BTD.double() * subject.tokens(*shape, seed=1)[rows].double()).sum().backward()
-    tensors = {"the input": x_BTD, **dict(mechanism.named_parameters())}
-    times = sum(map(len, parts)) / BATCH
-    return {
-        name: torch.zeros_like(tensor).double()
-        if tensor.grad is None
-        else tensor.grad.double() / times
-        for name, tensor in tensors.items()
-    }
+        weighted = (y_BTD.double() * subject.tokens(*shape, seed=1)[rows].double()).sum()
+        if adds:
+            weighted.backward()
+            found = [tensor.grad for tensor in tensors.values()]
+        else:
+            found = torch.autograd.grad(weighted, [*tensors.values()], allow_unused=True)
+        for (name, tensor), gradient in zip(tensors.items(), found, strict=True):
+            if gradient is not None:
+                total[name] += gradient.double() * (shape[0] / sum(map(len, parts)))
+            tensor.grad = None
+    return total
 
 
 class Course(NamedTuple):
