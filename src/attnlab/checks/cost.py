@@ -35,7 +35,6 @@ from attnlab.checks.result import Finding, mechanism_property
 from attnlab.checks.subject import Subject
 from attnlab.config import is_own
 from attnlab.device.flops import counts_flex_attention, flop_counter
-from attnlab.inference.decoder import others
 from attnlab.mechanism import Cost, Mechanism, state_bytes
 
 MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
@@ -117,10 +116,12 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
             name = str(dtype).removeprefix("torch.")
             where = f"{name}, batch {batch}, context {context}"
             yield _counted(where, stated.state_bytes, counted, "bytes")
-    empty = subject.build().init_state(1, FAR)
-    if not any(others(empty)):  # else it may grow
-        stated, counted = _stated(subject, FAR, subject.dtype.itemsize), state_bytes(empty)
-        yield _counted(f"context {FAR}", stated.state_bytes, counted, "bytes")
+    for context in (CONTEXT, FAR):
+        stated = _stated(subject, context, subject.dtype.itemsize).state_bytes
+        counted = state_bytes(subject.built().init_state(1, context))
+        if stated != counted and context == CONTEXT:
+            break  # it begins with less than a step leaves
+        yield _counted(f"at first, for {context} tokens", stated, counted, "bytes")
     for wider in _wider(subject):
         stated = _stated(wider, 7, subject.dtype.itemsize).state_bytes
         counted = _of_step(wider, EVAL, 1, 7).state_bytes

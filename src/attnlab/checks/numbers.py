@@ -146,8 +146,8 @@ def _not_finite(
     said = " and ".join(f"{scale:g}" for scale in scales)
     more = "" if said == "1" else f", inputs times {said}"
     with subject.at(mode, batch, tokens, more) as place:
-        y_BTD, _ = backward(subject, mode, x_BTD, mechanism)
-    found = {"output": y_BTD, "gradient of the input": x_BTD.grad}
+        y_BTD, loss = backward(subject, mode, x_BTD, mechanism)
+    found = {"output": y_BTD, "auxiliary loss": loss, "gradient of the input": x_BTD.grad}
     found |= {f"gradient of {name}": p.grad for name, p in mechanism.named_parameters()}
     findings = [_finite(name, tensor)._replace(place=place) for name, tensor in found.items()]
     if subject.decodes and mode.autocast:

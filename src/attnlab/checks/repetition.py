@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attnlab.checks.decoding import with_other_weights
-from attnlab.checks.modes import DROPOUT, EVAL, FIRST_STEP, LATE, TRAIN
+from attnlab.checks.modes import DROPOUT, EVAL, FIRST_STEP, LATE, TRAIN, tolerance
 from attnlab.checks.purity import global_state
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative, same_bits
 from attnlab.checks.subject import Subject
@@ -30,8 +30,7 @@ from attnlab.mechanism import MechanismConfig
 from attnlab.model.language_model import ModelConfig
 
 DRAWS = 8  # of dropout
-UNUSED = 106  # tokens beyond those of other calls
-SECONDS = 1e6  # between the clocks of two processes
+UNUSED = 206  # tokens that follow those of other calls
 RARE = 0.1  # a rate of dropout whose effect is far smaller than that of `DROPOUT`
 MEAN_WITH_DROPOUT = 0.75, 1.5  # times the output without dropout; the factor is 2 or 1/2 if wrong
 
@@ -116,10 +115,7 @@ def calls(subject: Subject) -> Iterator[Finding]:
 
 
 def _between_passes_of_training(subject: Subject) -> Iterator[Finding]:
-    """Train after an evaluation, evaluate after training, and again with other weights.
-
-    Another module has computed under inference mode, whose tensors cannot be trained through.
-    """
+    """Train after evaluations, one under inference mode; evaluate then, and with other weights."""
     short, long = (subject.tokens(2, n, seed=1) for n in (5, subject.past + 4))
     mechanism, outputs = subject.build(), list[Tensor]()
     with subject.at(TRAIN, 2, long.shape[1], ", after an evaluation") as place:
@@ -134,49 +130,56 @@ def _between_passes_of_training(subject: Subject) -> Iterator[Finding]:
                 outputs.append(y_BTD.detach())
         yield same_bits("forward", outputs[0], outputs[1], place)
     with subject.at(EVAL, 2, 5, ", after a training pass") as place:
+        fresh_BTD = subject.forward(subject.build(), EVAL, short)
         again_BTD = subject.forward(mechanism.eval(), EVAL, short)
-        yield same_bits("forward", again_BTD, subject.forward(subject.build(), EVAL, short), place)
+        yield same_bits("forward", again_BTD, fresh_BTD, place)
     with subject.at(EVAL, 2, 5, ", after the weights changed") as place:
         fresh = with_other_weights(subject, mechanism)
-        found_BTD, expected_BTD = (subject.forward(m, EVAL, short) for m in (mechanism, fresh))
-        deviation = float(relative(found_BTD, expected_BTD).max())
-        yield Finding("forward", deviation, subject.limit_in(EVAL), place=place)
+        y_BTD, expected_BTD = (subject.forward(each, EVAL, short) for each in (mechanism, fresh))
+        off = float(relative(y_BTD, expected_BTD).max())
+        yield Finding("forward", off, subject.limit_in(EVAL), place=place)
 
 
 def _beside_other_settings(subject: Subject) -> Iterator[Finding]:
     """Call a module after one of other settings, at lengths that no call had before."""
     length, limit = subject.past, subject.limit_in(EVAL)
     more_BTD, y_BTD = subject.tokens(1, UNUSED, seed=1), subject.output(EVAL, 1, length)
-    for i, other in enumerate(_with_other_numbers(subject.config, subject.d_model)):
-        tokens = length + UNUSED - 2 * i  # an odd number
-        if subject.exact(tokens)[0] < tokens or tokens <= length:
+    x_BTD = torch.cat([subject.tokens(1, length), more_BTD], 1)
+    for i, (name, other) in enumerate(_with_other_numbers(subject)):
+        tokens = length + UNUSED // 2 + 4 * i  # ever more: a table may have grown
+        if subject.exact(tokens)[0] < tokens or tokens > x_BTD.shape[1]:
             return
-        x_BTD = torch.cat([subject.tokens(1, length), more_BTD], 1)[:, :tokens]
-        with suppress(Exception), torch.no_grad():  # it may be impossible; this one is judged
-            subject.forward(replace(subject, config=other).build(), EVAL, x_BTD)
-        name = next(n for n, v in other.to_dict().items() if v != subject.config.to_dict()[n])
+
+        def off(tokens: int) -> Tensor:
+            found_BTD = subject.forward(subject.built(), EVAL, x_BTD[:, :tokens])
+            return relative(found_BTD[:, :length], y_BTD)
+
         with subject.at(EVAL, 1, tokens, f", after a module of another {name}") as place:
-            found_BTD = subject.forward(subject.built(), EVAL, x_BTD)[:, :length]
-            deviation, first = by_position(relative(found_BTD, y_BTD), limit)
+            if off(tokens - 2).max() > limit:
+                return  # it depends on the length: a property of its own
+            with suppress(Exception), torch.no_grad():  # impossible, perhaps; this one is judged
+                subject.forward(replace(subject, config=other).build(), EVAL, x_BTD[:, :tokens])
+            deviation, first = by_position(off(tokens), limit)
             yield Finding(f"position {first}", deviation, limit, place=place)
 
 
-def _with_other_numbers(config: MechanismConfig, d_model: int) -> Iterator[MechanismConfig]:
-    """Yield the settings with one number doubled or halved, for each number that allows it."""
-    for field in fields(config):
-        value = getattr(config, field.name)
+def _with_other_numbers(subject: Subject) -> Iterator[tuple[str, MechanismConfig]]:
+    """Yield the name of each number that can be doubled or halved, and the settings with that."""
+    for field in fields(subject.config):
+        value = getattr(subject.config, field.name)
         for other in (2 * value, type(value)(value / 2)) if type(value) in (int, float) else ():
             with suppress(ConfigError):
-                changed = replace(config, **{field.name: other})
-                if other != value and not [*changed.problems_at(d_model)]:
-                    yield changed
+                changed = replace(subject.config, **{field.name: other})
+                if other != value and not [*changed.problems_at(subject.d_model)]:
+                    yield field.name, changed
                     break
 
 
 @mechanism_property(
     "dropout draws in training alone, and keeps the mean",
     cause="dropout that ignores `self.training`: the functional form drops by default; one "
-    "written by hand without the factor 1 / (1 - dropout); or the rate taken for its complement",
+    "written by hand without the factor 1 / (1 - dropout), or with a seed of its own; or the rate "
+    "taken for its complement",
 )
 @torch.no_grad()
 def evaluation(subject: Subject) -> Iterator[Finding]:
@@ -221,6 +224,8 @@ def _scale_of_dropout(subject: Subject) -> Finding:
     low, high = MEAN_WITH_DROPOUT
     is_wrong = (scale < low and squares / energy < low) or scale > high
     words = f"the mean output is {scale:.2f} times that without dropout, which keeps the mean"
+    if of_half <= tolerance(torch.float32) * energy < float((total - whole_BTD).square().sum()):
+        is_wrong, words = True, "every call drops the same"
     if not is_wrong and of_few > of_half > 0:
         is_wrong, words = True, f"dropout of {RARE} changes more than dropout of {DROPOUT.dropout}"
     return Finding("", math.inf if is_wrong else 0.0, words=words * is_wrong, place=place)
@@ -275,16 +280,14 @@ def _another_process(number: int) -> Generator[None]:
     clock, hashed, process = time.time, hash, os.getpid()
 
     def salted(value: Any) -> int:
-        frame = inspect.currentframe()
-        caller = frame.f_back if frame is not None else None
-        module = "" if caller is None else str(caller.f_globals.get("__name__"))
+        module = str(inspect.stack(0)[1].frame.f_globals.get("__name__"))
         is_own = module.split(".")[0] not in sys.stdlib_module_names  # such as an enum's `__hash__`
         return hashed(value) ^ number if is_own and isinstance(value, str) else hashed(value)
 
     others: dict[tuple[Any, str], Any] = {
         (os, "getpid"): lambda: process + number,
-        (time, "time"): lambda: clock() + number * SECONDS,
-        (time, "time_ns"): lambda: int((clock() + number * SECONDS) * 1e9),
+        (time, "time"): lambda: clock() + number * 1e6,
+        (time, "time_ns"): lambda: int((clock() + number * 1e6) * 1e9),
         (builtins, "hash"): salted,
     }
     with ExitStack() as restored:

@@ -141,9 +141,9 @@ class Subject(Shapes):
 
     @cached_property
     def off_in_training(self) -> float:
-        """How far outputs of training differ from those of eval; 0 if by roundings alone."""
+        """The relative deviation of outputs of training from those of eval; 0 if roundings."""
         train_BTD, eval_BTD = (self.output(mode, 4, self.short) for mode in (TRAIN, EVAL))
-        off = (train_BTD - eval_BTD).abs().max() / eval_BTD.abs().max()
+        off = (train_BTD - eval_BTD).abs().max() / eval_BTD.abs().max().clamp_min(1e-30)
         return 0.0 if off <= self.limit_in(EVAL) else float(off)
 
     @cached_property
