@@ -26,7 +26,6 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.segment import Segment
 from rich.text import Text
 
-from attnlab.analysis import numbers
 from attnlab.config import visible
 
 _WIDTH = 80  # characters per line where the width is not known
@@ -131,7 +130,11 @@ class Bars(Progress):
         It is left out if it is short.
         """
         seconds = self.tasks[0].time_remaining or 0.0
-        return f"; about {numbers.duration(seconds)} left" if seconds >= 60 else ""
+        if seconds < 60:
+            return ""
+        from attnlab.analysis import numbers  # imports scipy, which takes half a second
+
+        return f"; about {numbers.duration(seconds)} left"
 
     def _refresh(self) -> None:
         while not self._stopped.wait(0.25):
