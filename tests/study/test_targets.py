@@ -7,6 +7,7 @@ import dataclasses
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,7 @@ def test_a_name_is_a_kind_a_class_or_a_study():
     )
     assert kind == NamedKind("mla", MLA, [])
     assert study == load_study("mechanisms")
+    assert load_study(Path(tiny_study.__file__)) == load_study(tiny_study.__file__)
     assert own == replace(tiny_study.study, name="tiny_study")
     assert config == NamedConfig("mla", MLA(kv_lora_rank=8), [])
     assert cls == kind

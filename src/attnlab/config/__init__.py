@@ -32,7 +32,7 @@ from attnlab.config.own_sources import (
 )
 from attnlab.config.problem import ConfigError, Problem, naming, suggestion, visible
 from attnlab.config.tree import Choice, Config, own_classes
-from attnlab.config.values import names_in, texts_in, whole_number
+from attnlab.config.values import expanded, names_in, texts_in, whole_number
 
 __all__ = [
     "Choice",
@@ -46,6 +46,7 @@ __all__ = [
     "differences",
     "digest",
     "drop_unset",
+    "expanded",
     "forget_names",
     "identity_sources",
     "is_interrupt",

@@ -26,6 +26,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from attnlab.config.problem import ConfigError, Problem, suggestion
+from attnlab.config.values import expanded
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _INSTALLED = tuple({str(Path(path).resolve()) + os.sep for path in get_paths().values()})
@@ -105,7 +106,7 @@ def load_file(path: Path) -> ModuleType:
         OwnCodeError: it raises an exception, or exits.
         ConfigError: it makes settings that are invalid.
     """
-    resolved = path.expanduser().resolve()
+    resolved = expanded(path).resolve()
     if not resolved.is_file():
         raise ValueError(f"no file {path} (looked for {resolved})")
     root = root_of(resolved)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from attnlab.config.own_code import executing_folder, given_names, root_of, short_names
+from attnlab.config.values import expanded
 
 _only: ContextVar["RecordedFiles | None"] = ContextVar("only", default=None)
 
@@ -34,7 +35,7 @@ def find_file(kind: str, path: str) -> Path:
         given_names[kind.path] = path
         return kind.path
     beside = None if folder is None else folder / path
-    return beside if beside is not None and beside.is_file() else Path(path).expanduser()
+    return beside if beside is not None and beside.is_file() else expanded(path)
 
 
 def classes_of(module: ModuleType, base: type) -> list[str]:

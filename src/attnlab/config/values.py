@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import numbers
+import os
 import re
 import types
 import typing
@@ -100,6 +101,15 @@ def parsed(text: str, path: str, found: list[Problem]) -> Any:
     except json.JSONDecodeError as error:
         found.append(Problem(path, f"not JSON: {error}"))
         return None
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with a user's home in place of ~; that of an unknown user stays as it is.
+
+    >>> str(expanded("~no-such-user/x"))
+    '~no-such-user/x'
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser fails there
 
 
 def names_in(given: Iterable[str] | str) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from attnlab.config import expanded
 from attnlab.record.atomic_files import WriteError, verified_file
 
 SPLITS = ("train", "valid", "test")
@@ -58,8 +59,8 @@ class Places(NamedTuple):
         cache = cache or os.environ.get("ATTNLAB_CACHE")
         home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
         return cls(
-            data=Path(data).expanduser() if data else None,
-            cache=Path(cache or home / "attnlab").expanduser(),
+            data=expanded(data) if data else None,
+            cache=expanded(cache or home / "attnlab"),
         )
 
 

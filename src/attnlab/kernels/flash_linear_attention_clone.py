@@ -21,6 +21,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from attnlab.config import expanded
 from attnlab.version import git_state
 
 PACKAGE = "fla"
@@ -68,7 +69,7 @@ def use(path: Path) -> Clone:
     Raises:
         ValueError: there is no such package, or this process already uses another one.
     """
-    path = path.expanduser().resolve()
+    path = expanded(path).resolve()
     before = in_use()
     if before is not None and before.path == path:
         return before

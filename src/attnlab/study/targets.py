@@ -233,7 +233,7 @@ def _of_checkpoint(folder: Path, settings: Checkpoint) -> Study:
     return Study(question=question, name=name, variants={name: config})
 
 
-def load_study(name: str) -> Study:
+def load_study(name: Path | str) -> Study:
     """Return a shipped study by its name, or the `study` of a Python file by its path.
 
     The file may import modules and packages beside it. Relative paths of data in it are those of
@@ -244,7 +244,7 @@ def load_study(name: str) -> Study:
         ConfigError: the study in the file cannot be run.
     """
     forget_names()
-    if name.endswith(".py"):
+    if (name := str(name)).endswith(".py"):
         module = load_file(Path(name))
         if repeated := list(repeated_keys(name, Path(name).expanduser().read_bytes())):
             raise ConfigError(repeated)
