@@ -265,6 +265,18 @@ def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypat
         (lambda: attnlab.bench("mla", overrides={"n_heads": 2}), "overrides: expected a list of"),
         (lambda: attnlab.check("mla", overrides="n_haeds=2"), "no field 'n_haeds'; did you mean"),
         (lambda: attnlab.run("quickstart", add=[attnlab.MLA()]), r"add: expected text, got MLA\("),
+        (
+            lambda: attnlab.train("q", variant=3, seed="x"),
+            "variant: expected text, got 3\nseed: ",
+        ),
+        (lambda: attnlab.bench("mla", contexts=64), "contexts: expected a list or text, got 64"),
+        (
+            lambda: attnlab.check(5),
+            "what: expected text or a MechanismConfig or a class or a",
+        ),
+        (lambda: attnlab.report(None), "study_dir: expected a path or text, got None"),
+        (lambda: attnlab.generate("run", 5), "prompt: expected text, got 5"),
+        (lambda: attnlab.use_fla(3), "path: expected a path or text, got 3"),
         (lambda: attnlab.compare(), "name the folders of studies, variants or runs to compare"),
         (lambda: attnlab.TrainConfig(steps=10**999), "steps: must have at most 18 digits"),
     ],
@@ -272,6 +284,15 @@ def test_what_cannot_be_run_is_refused_before_anything_is_spent(quick, monkeypat
 def test_an_argument_that_means_nothing_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "meant"),
+    [(attnlab.run, "olny", "only"), (attnlab.check, "quik", "quick")],
+)
+def test_an_argument_that_is_unknown_is_named(function, name, meant):
+    with pytest.raises(TypeError, match=f"no argument '{name}'; did you mean '{meant}'?"):
+        function("mla", **{name: True})
 
 
 def test_the_published_call_is_that_of_a_shipped_study(quick):

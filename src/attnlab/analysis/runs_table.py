@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from attnlab.analysis.sentences import in_words
 from attnlab.analysis.settings import describe, flat, of_variant
 from attnlab.analysis.table import read_run
+from attnlab.config.problem import with_types
 from attnlab.record import (
     TUNING_SEED,
     RunFolder,
@@ -33,6 +34,7 @@ class _Columns(NamedTuple):
     settings: Row
 
 
+@with_types
 def load_results(folders: Path | str | Iterable[Path | str]) -> list[Row]:
     """Return one row per run of one or several folders, packed or not.
 

@@ -11,6 +11,7 @@ from attnlab.benchmarking.session import Measurer, measure_all, measurer
 from attnlab.benchmarking.targets import Setup, Sizes, given_sizes, only_named, setups_of
 from attnlab.benchmarking.time_breakdown import without_breakdown
 from attnlab.config import texts_in
+from attnlab.config.problem import with_types
 from attnlab.data import Places
 from attnlab.device.machine import describe, one_worker
 from attnlab.kernels.compiled import keep_compiled
@@ -50,6 +51,7 @@ class Bench:
 Watch = Callable[[Activity | Measured | Notice], None]
 
 
+@with_types
 def bench(  # noqa: PLR0913  one parameter per option
     *what: Nameable,
     overrides: Iterable[str] | str = (),

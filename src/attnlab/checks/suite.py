@@ -22,6 +22,7 @@ from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_
 from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem, is_interrupt
+from attnlab.config.problem import with_types
 from attnlab.kernels import flash_linear_attention as fla
 from attnlab.mechanism import Mechanism, MechanismConfig
 from attnlab.model.handing import givers_alone
@@ -214,6 +215,7 @@ def send_results(pipe: Connection) -> None:
     pipe.send(END)
 
 
+@with_types
 def assert_correct(
     mechanism: MechanismConfig | type[MechanismConfig] | str,
     *,

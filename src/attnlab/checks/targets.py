@@ -9,6 +9,7 @@ from attnlab.checks.small_configs import shortened, small
 from attnlab.checks.subject import Subject
 from attnlab.checks.suite import PROPERTIES, fitting_width, require_buildable
 from attnlab.config import naming, override, settings, texts_in
+from attnlab.config.problem import with_types
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.handing import givers_alone, needed_by
 from attnlab.study.study import Study
@@ -55,6 +56,7 @@ class Checked(NamedTuple):
         return all(result.holds for result in self.results)
 
 
+@with_types
 def check(
     *what: Nameable,
     overrides: Iterable[str] | str = (),

@@ -1,10 +1,25 @@
-"""Errors in settings: all of them at once, each with the path of its field and a remedy."""
+"""Errors in settings and arguments: all at once, each with the path of its field and a remedy.
 
+`type_problems` and `with_types` check the types of a caller's values. A function that is `taking` a
+class has the arguments of its constructor.
+"""
+
+import functools
+import inspect
+import numbers
 import re
-from collections.abc import Generator, Iterable
+import types
+import typing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NamedTuple, Self
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, cast
+
+_Arguments = ParamSpec("_Arguments")
+_Request = TypeVar("_Request")
+_Result = TypeVar("_Result")
 
 
 class Problem(NamedTuple):
@@ -114,3 +129,95 @@ _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u206
 def join(*parts: str) -> str:
     """Return a dotted path of the parts that are not empty."""
     return ".".join(part for part in parts if part)
+
+
+def type_problems(of: object) -> Iterator[Problem]:
+    """Yield the values of a dataclass that have not the type of their field.
+
+    Items of a mapping and of a tuple have types, too; a list may stand for a tuple. Those of an
+    iterable, which may be read once only, are not looked at. A number may be that of another
+    library.
+    """
+    for name, hint in typing.get_type_hints(type(of)).items():
+        yield from _of_another_type(hint, getattr(of, name), name)
+
+
+def with_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function that names its arguments of another type than their annotation.
+
+    It raises ConfigError for all of them at once, before the function is called, and TypeError for
+    an argument that is unknown. What is said of `type_problems` holds here, too; a choice of words
+    is left to the function.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        _require_known(kwargs, signature)
+        given, hints = signature.bind(*args, **kwargs), typing.get_type_hints(function)
+        if problems := [
+            problem
+            for name, value in given.arguments.items()
+            for one in (value if signature.parameters[name].kind is _ANY_NUMBER else [value])
+            for problem in _of_another_type(hints[name], one, name)
+        ]:
+            raise ConfigError(problems)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _require_known(names: Iterable[str], signature: inspect.Signature) -> None:
+    for name in names:
+        if name not in signature.parameters:
+            raise TypeError(f"no argument {name!r}{suggestion(name, signature.parameters)}")
+
+
+def _of_another_type(hint: Any, value: Any, path: str) -> Iterator[Problem]:
+    if typing.get_origin(hint) is typing.Literal:
+        return
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if is_union else (hint,)
+    kinds = {typing.get_origin(option) or option: typing.get_args(option) for option in options}
+    fits = [kind for kind in kinds if isinstance(value, _CLASSES.get(kind, kind))]
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        words = (_WORDS.get(each, f"a {each.__name__}") for each in kinds if each is not NoneType)
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+        yield Problem(path, f"expected {' or '.join(words)}, got {shown}")
+    elif fits[0] is Mapping:
+        for key, item in cast("Mapping[object, object]", value).items():
+            yield from _of_another_type(kinds[Mapping][0], key, f"a name in {path}")
+            yield from _of_another_type(kinds[Mapping][1], item, f"{path}.{key}")
+    elif fits[0] is tuple:
+        for place, item in enumerate(cast("Sequence[object]", value)):
+            yield from _of_another_type(kinds[tuple][0], item, f"{path}.{place}")
+
+
+_ANY_NUMBER = inspect.Parameter.VAR_POSITIONAL
+_CLASSES: Mapping[Any, Any] = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}
+_WORDS = {
+    **{int: "a whole number", float: "a number", bool: "True or False", str: "text"},
+    **{Path: "a path", tuple: "a tuple", Iterable: "a list", Mapping: "a dict", type: "a class"},
+}
+
+
+def taking(
+    kind: Callable[_Arguments, _Request],
+) -> Callable[[Callable[[_Request], _Result]], Callable[_Arguments, _Result]]:
+    """Return a decorator of a function of one object: it takes the arguments that make the object.
+
+    The function raises TypeError for an argument that is unknown, with a suggestion.
+    """
+    signature = inspect.signature(kind)
+
+    def decorated(function: Callable[[_Request], _Result]) -> Callable[_Arguments, _Result]:
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            _require_known(kwargs, signature)
+            return function(kind(*args, **kwargs))
+
+        returned = inspect.signature(function).return_annotation
+        cast("Any", call).__signature__ = signature.replace(return_annotation=returned)
+        return call
+
+    return decorated

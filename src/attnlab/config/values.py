@@ -2,32 +2,25 @@
 
 Text from a command line is converted to the type of its field. A whole number may be written with
 k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings stay hashable.
-`settings_of` makes fields of the arguments of another package's class, and `type_problems` checks
-the types of a caller's. A function that is `taking` a class has the arguments of its constructor.
+`settings_of` makes fields of the arguments of another package's class.
 """
 
-import functools
 import inspect
 import json
 import math
-import numbers
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
-from types import NoneType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from attnlab.config.problem import ConfigError, Problem, suggestion
+from attnlab.config.problem import ConfigError, Problem
 
 K = TypeVar("K")
 V = TypeVar("V")
-_Arguments = ParamSpec("_Arguments")
-_Request = TypeVar("_Request")
-_Result = TypeVar("_Result")
 
 MOST_DIGITS = 18  # of a whole number
 
@@ -220,62 +213,3 @@ def _is_plain(hint: Any) -> bool:
 def _is_finite(default: Any) -> bool:
     parts = cast("tuple[Any, ...]", default) if isinstance(default, tuple) else (default,)
     return all(math.isfinite(part) for part in parts if isinstance(part, float))
-
-
-def type_problems(of: object) -> Iterator[Problem]:
-    """Yield the values of a dataclass that have not the type of their field.
-
-    Items of a mapping and of a tuple have types, too; a list may stand for a tuple. Those of an
-    iterable, which may be read once only, are not looked at. A number may be that of another
-    library.
-    """
-    for name, hint in typing.get_type_hints(type(of)).items():
-        yield from _of_another_type(hint, getattr(of, name), name)
-
-
-def _of_another_type(hint: Any, value: Any, path: str) -> Iterator[Problem]:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = {typing.get_origin(option) or option: typing.get_args(option) for option in options}
-    fits = [kind for kind in kinds if isinstance(value, _CLASSES.get(kind, kind))]
-    if not fits or (isinstance(value, bool) and bool not in kinds):
-        words = (_WORDS.get(each, f"a {each.__name__}") for each in kinds if each is not NoneType)
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-        yield Problem(path, f"expected {' or '.join(words)}, got {shown}")
-    elif fits[0] is Mapping:
-        for key, item in cast("Mapping[object, object]", value).items():
-            yield from _of_another_type(kinds[Mapping][0], key, f"a name in {path}")
-            yield from _of_another_type(kinds[Mapping][1], item, f"{path}.{key}")
-    elif fits[0] is tuple:
-        for place, item in enumerate(cast("Sequence[object]", value)):
-            yield from _of_another_type(kinds[tuple][0], item, f"{path}.{place}")
-
-
-_CLASSES: Mapping[Any, Any] = {int: numbers.Integral, float: numbers.Real, tuple: (tuple, list)}
-_WORDS = {
-    **{int: "a whole number", float: "a number", bool: "True or False", str: "text"},
-    **{Path: "a path", tuple: "a tuple", Iterable: "a list", Mapping: "a dict"},
-}
-
-
-def taking(
-    kind: Callable[_Arguments, _Request],
-) -> Callable[[Callable[[_Request], _Result]], Callable[_Arguments, _Result]]:
-    """Return a decorator of a function of one object: it takes the arguments that make the object.
-
-    The function raises TypeError for an argument that is unknown, with a suggestion.
-    """
-    signature = inspect.signature(kind)
-
-    def decorated(function: Callable[[_Request], _Result]) -> Callable[_Arguments, _Result]:
-        @functools.wraps(function)
-        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-            for name in kwargs:
-                if name not in signature.parameters:
-                    raise TypeError(f"no argument {name!r}{suggestion(name, signature.parameters)}")
-            return function(kind(*args, **kwargs))
-
-        returned = inspect.signature(function).return_annotation
-        cast("Any", call).__signature__ = signature.replace(return_annotation=returned)
-        return call
-
-    return decorated

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
+from attnlab.config.problem import with_types
 from attnlab.data.places import DataError
 from attnlab.inference.recorded import DESCRIBED, SOURCES, carried_in, read_recorded
 from attnlab.inference.saved_model import Trained, Which, load_run, weights_of
@@ -40,6 +41,7 @@ class Exported(NamedTuple):
     form: str = "a model of attnlab"  # what can load it
 
 
+@with_types
 def export(
     run: Path | str,
     out: Path | str | None = None,

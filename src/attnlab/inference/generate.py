@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attnlab.config import Config, Problem
+from attnlab.config.problem import with_types
 from attnlab.inference.decoder import Decoder
 from attnlab.inference.saved_model import Trained, Which, load_run
 from attnlab.model.language_model import LanguageModel
@@ -56,6 +57,7 @@ class Sampling(Config):
         return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]
 
 
+@with_types
 def generate(  # noqa: PLR0913  one parameter per option
     run: Trained | Path | str,
     prompt: str,

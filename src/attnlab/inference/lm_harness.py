@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attnlab.config.problem import with_types
 from attnlab.inference.generate import Sampling, generate_tokens
 from attnlab.inference.saved_model import Trained, Which, load_run
 from attnlab.record import (
@@ -141,6 +142,7 @@ def _windows(context: list[int], continuation: list[int], length: int) -> Iterat
         yield _Window(whole[max(0, end - length - 1) : end], end - begin)
 
 
+@with_types
 def evaluate_tasks(  # noqa: PLR0913  one parameter per option
     run: Path | str,
     tasks: Sequence[str],

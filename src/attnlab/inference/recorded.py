@@ -145,7 +145,7 @@ def _require_unedited(folder: Path, own_code: Mapping[str, Any]) -> None:
 
 
 def _require_run(folder: Path) -> None:
-    missing = [folder / name for name in DESCRIBED if not (folder / name).exists()]
+    missing = [folder / name for name in DESCRIBED if not (folder / name).is_file()]
     if not missing:
         return
     if any(run.packed() for run in runs_in(folder)):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from attnlab.config.problem import with_types
 from attnlab.data import Places
 from attnlab.data.codec import Codec
 from attnlab.device.machine import choose_device
@@ -43,6 +44,7 @@ class Trained(NamedTuple):
         return autocast(self.config.train, self.model.embed.weight.device)
 
 
+@with_types
 def load_run(
     folder: Path | str,
     device: torch.device | str = "cpu",

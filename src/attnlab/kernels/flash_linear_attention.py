@@ -42,6 +42,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from attnlab.config import suggestion
+from attnlab.config.problem import with_types
 from attnlab.kernels import flash_linear_attention_clone as fla_clone
 from attnlab.kernels import flash_linear_attention_plain as plain
 from attnlab.kernels.compiled import constant
@@ -225,6 +226,7 @@ def facts() -> Facts:
     )
 
 
+@with_types
 def use_fla(path: Path | str | None = None) -> None:
     """Take flash-linear-attention from a local clone in this process.
 

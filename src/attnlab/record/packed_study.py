@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from attnlab.config.problem import with_types
 from attnlab.record.atomic_files import (
     DamagedError,
     remove_folder,
@@ -57,6 +58,7 @@ class Packed(NamedTuple):
     changed: tuple[Path, ...]  # run folders or study.json, written meanwhile and therefore kept
 
 
+@with_types
 def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
     """Pack the record and all runs of a study into one file, and remove their files.
 
@@ -103,6 +105,7 @@ def pack(study_dir: Path | str, *, drop_checkpoints: bool = False) -> Packed:
     return Packed(path, len(study.runs), path.stat().st_size, tuple(changed))
 
 
+@with_types
 def unpack(study_dir: Path | str) -> int:
     """Restore `study.json` and the folders of all packed runs, and remove the packed file.
 

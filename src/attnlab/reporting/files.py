@@ -32,6 +32,7 @@ from attnlab.analysis.hypotheses.hypothesis import to_record
 from attnlab.analysis.runs_table import load_results
 from attnlab.analysis.settings import of_variant
 from attnlab.analysis.table import Table
+from attnlab.config.problem import with_types
 from attnlab.record import (
     StudyRecord,
     WriteError,
@@ -56,6 +57,7 @@ class UnwrittenReportError(WriteError):
     analysis: Analysis
 
 
+@with_types
 def report(study_dir: Path | str, target_loss: float | None = None) -> Analysis:
     """Rebuild the page, tables and figures of a study from its runs.
 
@@ -78,6 +80,7 @@ def report(study_dir: Path | str, target_loss: float | None = None) -> Analysis:
     return write_report(Path(study_dir))
 
 
+@with_types
 def compare(
     *folders: Path | str,
     out: Path | str = "results/compare",

@@ -11,6 +11,7 @@ import torch
 
 from attnlab.analysis.numbers import size
 from attnlab.checks.suite import fitting_width
+from attnlab.config.problem import with_types
 from attnlab.data import DataConfig, DataError, Places
 from attnlab.data.arithmetic import Arithmetic
 from attnlab.data.task import Task
@@ -40,6 +41,7 @@ class Finding(NamedTuple):
         return not self.remedy
 
 
+@with_types
 def doctor(
     *,
     out: Path | str = "results",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from attnlab.config import ConfigError, OwnCodeError, Problem, suggestion
+from attnlab.config.problem import with_types
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.child_process import Printed
 from attnlab.device.machine import worker_slots
@@ -200,6 +201,7 @@ def corpus_of(data: DataConfig, places: Places) -> Corpus:
     return data.load(places)
 
 
+@with_types
 def train(  # noqa: PLR0913  one parameter per option
     study: Study | Path | str,
     *,

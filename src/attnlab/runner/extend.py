@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from attnlab.config.problem import with_types
 from attnlab.data import Places
 from attnlab.device.machine import choose_device, one_worker
 from attnlab.inference.recorded import Recorded, read_recorded
@@ -33,6 +34,7 @@ from attnlab.training.run import Run
 from attnlab.version import __version__
 
 
+@with_types
 def extend(  # noqa: PLR0913  one parameter per option
     run: Path | str,
     *,

@@ -16,7 +16,7 @@ from attnlab.analysis.fairness import compared_groups, shared_by_compared
 from attnlab.analysis.statistics.noise import FEWEST_COMPARISONS
 from attnlab.analysis.statistics.seeds import Compared, Power, expected_prior, level_of, power_of
 from attnlab.checks.targets import of_study
-from attnlab.config.values import taking
+from attnlab.config.problem import taking
 from attnlab.data import DataError
 from attnlab.device.measuring import gpu_bytes
 from attnlab.record import StudyRecord

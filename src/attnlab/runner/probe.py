@@ -27,6 +27,7 @@ from typing import Any
 from attnlab.analysis.analysis import Analysis
 from attnlab.benchmarking.targets import Sizes, given_sizes, setups_of
 from attnlab.config import names_in, require_once, suggestion, texts_in
+from attnlab.config.problem import with_types
 from attnlab.data.mad import SelectiveCopying
 from attnlab.data.reasoning import Depo, Mano
 from attnlab.data.recall import MQAR, FuzzyRecall, Needle
@@ -153,6 +154,7 @@ QUICK = Effort(
 )
 
 
+@with_types
 def probe(  # noqa: PLR0913  one parameter per option
     *what: Nameable,
     tasks: Iterable[str] | str | None = None,

@@ -15,6 +15,7 @@ from typing import Literal
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.hypotheses import Judgement
 from attnlab.config import suggestion
+from attnlab.config.problem import with_types
 from attnlab.runner.events import Watch
 from attnlab.runner.run import run
 from attnlab.study import ignore
@@ -54,6 +55,7 @@ class Reproduction:
         return "inside" if rulings == {"supported"} else "undecided"
 
 
+@with_types
 def reproduce(  # noqa: PLR0913  one parameter per option
     name: Path | str,
     *,

@@ -21,7 +21,7 @@ from attnlab.config import (
     require_once,
     texts_in,
 )
-from attnlab.config.values import type_problems
+from attnlab.config.problem import type_problems
 from attnlab.data import Places
 from attnlab.device.machine import Slot, worker_slots
 from attnlab.device.ranks import uneven

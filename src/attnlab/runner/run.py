@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attnlab.analysis.analysis import Analysis
 from attnlab.checks.targets import Checked, check_targets, of_study
-from attnlab.config.values import taking
+from attnlab.config.problem import taking
 from attnlab.data import Corpus
 from attnlab.inference.recorded import remember_code
 from attnlab.record import StudyRecord, WriteError, remove_temporary

@@ -8,7 +8,7 @@ from pathlib import Path
 from attnlab.analysis.fairness import Design, designed
 from attnlab.analysis.hypotheses import Hypothesis
 from attnlab.config import ConfigError, Problem, suggestion
-from attnlab.config.values import type_problems
+from attnlab.config.problem import type_problems
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import Cell, Rung, StudyRecord, cells_of, tuning_seed
 from attnlab.study import shorter_runs

@@ -31,6 +31,7 @@ from attnlab.config import (
     settings,
     suggestion,
 )
+from attnlab.config.problem import with_types
 from attnlab.mechanism import MechanismConfig
 from attnlab.model.llama_checkpoint import Checkpoint, find_checkpoint
 from attnlab.record.json_text import read_foreign_object
@@ -233,6 +234,7 @@ def _of_checkpoint(folder: Path, settings: Checkpoint) -> Study:
     return Study(question=question, name=name, variants={name: config})
 
 
+@with_types
 def load_study(name: Path | str) -> Study:
     """Return a shipped study by its name, or the `study` of a Python file by its path.
 
