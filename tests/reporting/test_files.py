@@ -50,7 +50,7 @@ from attnlab.record import (
 )
 from attnlab.record.atomic_files import WRITTEN, read_file
 from attnlab.reporting import write_report, write_results
-from attnlab.reporting.figures.axes import LINE_HEIGHT, Extent, name_ends, window
+from attnlab.reporting.figures.axes import LINE_HEIGHT, ZERO, Extent, name_ends, window
 from attnlab.reporting.figures.comparison import _Panels, comparison, panel_pdfs
 from attnlab.reporting.figures.styles import families_of, matplotlib_style, styles_of
 from attnlab.reporting.pages import markdown, page
@@ -605,6 +605,15 @@ def test_one_far_variant_does_not_squash_the_others():
     assert low < 1 < 9 < high
     low, high = window([Extent(5.0, 5.0)])
     assert low < 5 < high
+
+
+def test_differences_are_shown_beside_zero_however_far_all_of_them_are():
+    worst = Extent(9.0, 9.1)
+    for sign in (1, -1):
+        away = [Extent(*sorted((sign * i / 10, sign * (i / 10 + 0.05)))) for i in range(3, 8)]
+        low, high = window(away, ZERO)
+        assert low < 0 < high
+        assert window([*away, worst], ZERO) == (low, high)
 
 
 def test_the_picture_is_an_svg_too(drawn):

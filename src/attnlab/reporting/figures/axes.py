@@ -39,17 +39,26 @@ class Extent(NamedTuple):
     high: float
 
 
-def window(extents: Sequence[Extent]) -> tuple[float, float]:
+ZERO = Extent(0.0, 0.0)  # of an axis of differences
+
+
+def window(extents: Sequence[Extent], shown: Extent | None = None) -> tuple[float, float]:
     """Return the ends of an axis, `LEAST_SPAN` or more apart. Raises ValueError for no extents.
+
+    `shown` lies between them, whatever the others are: 0 on an axis of differences.
 
     >>> close = [Extent(5.0, 5.1), Extent(5.1, 5.2), Extent(5.2, 5.3)]
     >>> window([*close, Extent(6.2, 6.3)]) == window(close)
     True
     >>> window([Extent(5.0, 5.0)])
     (4.99, 5.01)
+    >>> low, high = window(close, ZERO)
+    >>> low < 0 < 5.3 < high
+    True
     """
     rest = [Extent(-e.high, -e.low) for e in _without_far_above(extents, APART)]
     kept = [Extent(-e.high, -e.low) for e in _without_far_above(rest, FAR)]
+    kept += [shown] if shown else []
     low, high = min(extent.low for extent in kept), max(extent.high for extent in kept)
     missing = max(LEAST_SPAN - (high - low), 0.0)
     margin = missing / 2 if missing else MARGIN * (high - low)

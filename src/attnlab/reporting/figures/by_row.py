@@ -85,7 +85,7 @@ def forest(
         show_message(axes, "nothing to compare yet")
         return
     margin = max(pair.margin for pair in found.values())
-    low, high = window([*map(_ends, found.values()), Extent(-margin, margin)])
+    low, high = window([*map(_ends, found.values())], Extent(-margin, margin))
     axes.set_xlim(low, high)
     axes.locator_params(axis="x", nbins=5)
     if margin:

@@ -12,6 +12,7 @@ from attnlab.analysis.curves import Curve
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.table import Variant
 from attnlab.reporting.figures.axes import (
+    ZERO,
     Extent,
     name_ends,
     scaled,
@@ -84,7 +85,7 @@ def minus_reference(
         if values:
             late.append(Extent(min(values), max(values)))
     if late:
-        axes.set_ylim(*window(late))
+        axes.set_ylim(*window(late, ZERO))
         steps = {name: {step: float(step) for step in curve.steps} for name, curve in found.items()}
         name_ends(axes, _ends(found, steps), styles)
 

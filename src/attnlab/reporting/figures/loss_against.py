@@ -14,7 +14,7 @@ from attnlab.analysis.parts import AgainstBaseline
 from attnlab.analysis.statistics.paired import Estimate
 from attnlab.analysis.sweeps import SweptPoint, SweptSetting
 from attnlab.analysis.table import Run, Variant
-from attnlab.reporting.figures.axes import Extent, filled, name_ends, show_message, window
+from attnlab.reporting.figures.axes import ZERO, Extent, filled, name_ends, show_message, window
 from attnlab.reporting.figures.styles import GREY, Styles, mark, scale
 from attnlab.reporting.tables.rows import Row
 
@@ -91,7 +91,7 @@ def positions_minus(
     for of in late.values():
         around = [(pair.mean, min(pair.half_width or 0.0, most)) for pair in of]
         extents.append(Extent(min(m - h for m, h in around), max(m + h for m, h in around)))
-    low, high = window(extents)
+    low, high = window(extents, ZERO)
     axes.set_ylim(low, high)
     for i, (name, at) in enumerate(shown.items()):
         style, aside = styles[name], 2 ** (0.6 * ((i + 0.5) / len(shown) - 0.5))
@@ -224,7 +224,7 @@ def along_setting(axes: Axes, setting: SweptSetting, styles: Styles) -> None:
         for line in found.values()
         for low, mean, high in line
     ]
-    bottom, top = window([Extent(0, 0), *finite])
+    bottom, top = window(finite, ZERO)
     axes.set_ylim(bottom, top)
     axes.axhline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
     for i, (fixed, line) in enumerate(setting.lines.items()):

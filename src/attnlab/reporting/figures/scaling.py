@@ -16,7 +16,7 @@ from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.scaling import Along, Quantity, Scaling
 from attnlab.analysis.statistics.power_law import Fit, Speedup
 from attnlab.analysis.sweeps import SweptSetting
-from attnlab.reporting.figures.axes import Extent, Panel, name_ends, shortened, window
+from attnlab.reporting.figures.axes import ZERO, Extent, Panel, name_ends, shortened, window
 from attnlab.reporting.figures.loss_against import along_setting
 from attnlab.reporting.figures.styles import GREY, Style, Styles, mark, scale
 from attnlab.reporting.tables.scaling import QUANTITIES, tick
@@ -197,7 +197,7 @@ def scaling_differences(
     """Draw the measured loss of each family minus the baseline's at equal x, with its interval."""
     axes.set_xscale("log")
     axes.axhline(0, color=GREY, lw=0.9, ls=(0, (3, 3)), zorder=1)
-    base, extents = along.fits[baseline], [Extent(0, 0)]
+    base, extents = along.fits[baseline], [ZERO]
     ends, named = dict[str, tuple[float, float]](), dict[str, Style]()
     for name, (style, fit) in _by_style(along, styles).items():
         low, high = max(fit.range[0], base.range[0]), min(fit.range[1], base.range[1])
@@ -213,7 +213,7 @@ def scaling_differences(
         extents.append(Extent(float(low_I.min()), float(high_I.max())))
         ends[name] = high, float(mean_I[-1])
         named[name] = style
-    axes.set_ylim(*window(extents))
+    axes.set_ylim(*window(extents, ZERO))
     _ticks_in(axes, text)
     name_ends(axes, ends, named)
 
