@@ -42,7 +42,6 @@ LEVELS = 2  # warm-ups: the variant's own, and three times as long
 FAR_BELOW = (-21.0, -6.0)  # up to five octaves below the lowest rate that is reached in octaves
 FAR_ABOVE = (8.0, 20.0)  # up to seven octaves above the highest rate of the grid
 FLAT, STEEP = (0.001, 0.008), (0.04, 0.15)
-STEEP = (0.04, 0.15)
 START = Start(Recipe(2.0**-10, 100), 300)
 TUNING = Tuning()
 
