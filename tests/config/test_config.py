@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,6 +116,30 @@ def test_python_construction_is_as_strict_as_json():
         TrainConfig(steps=True)
     with pytest.raises(ConfigError, match="finite"):
         TrainConfig(learning_rate=float("nan"))
+    with pytest.raises(ConfigError, match="learning_rate: expected a finite number, got inf"):
+        TrainConfig(learning_rate=10**400)
+
+
+def test_a_number_of_another_library_is_a_plain_one():
+    found = TrainConfig(steps=np.int64(500), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    assert (type(found.steps), type(found.learning_rate)) == (int, float)
+    assert (found.steps, found.learning_rate) == (500, 0.5)
+    with pytest.raises(ConfigError, match=r"steps: expected a whole number, got np\.float64\(5"):
+        TrainConfig(steps=np.float64(5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({}, "data: no kind is given; known: arithmetic"),
+        (None, "data: no kind is given; known: arithmetic"),
+        (["stdlib"], r"data: expected a kind or its settings, got \['stdlib'\]; known"),
+        ({"kind": 5}, "data: expected a kind or its settings, got 5; known"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_kind_is_said(data, problem):
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        replace(tiny_study.base, data=data)
 
 
 @pytest.mark.parametrize(
@@ -447,6 +472,7 @@ ERRORS = {
     "from attnlab import MLA\nMLA(n_head=2)": "argument 'n_head'; did you mean 'n_heads'?",
     "import attnlab as a\na.Study(basline=1)": "argument 'basline'; did you mean 'baseline'?",
     "def f(x): x(y=1)\nf(lambda z: 0)": "bad.py:1: TypeError",
+    "from attnlab import Text\nText('novel.txt')": "; name its arguments: tokenizer=..., paths=...",
     "\0": "bad.py",
     "# coding: none": "bad.py:",
 }
@@ -480,8 +506,12 @@ def test_after_an_edit_the_files_of_the_users_modules_alone_are_looked_up(tmp_pa
 
 def test_an_interrupt_in_a_file_stays_one_and_invalid_settings_name_the_line(tmp_path):
     write(
-        tmp_path / "mine", stop="raise KeyboardInterrupt", bad="from attnlab import *\nMLA(rank=1)"
+        tmp_path / "mine",
+        stop="import signal\nsignal.raise_signal(signal.SIGINT)",
+        own="raise KeyboardInterrupt",
     )
+    with pytest.raises(OwnCodeError, match=r"own\.py:1: KeyboardInterrupt$"):
+        load_file(tmp_path / "mine" / "own.py")
     with pytest.raises(KeyboardInterrupt):
         load_file(tmp_path / "mine" / "stop.py")
     write(tmp_path / "mine", bad="from attnlab import TrainConfig\nTrainConfig(steps=0)")

@@ -23,6 +23,7 @@ from attnlab.record.atomic_files import (
     open_regular,
     replace_file,
     replace_folder,
+    require_results_folder,
     require_within,
     verified_file,
 )
@@ -480,3 +481,13 @@ def test_a_file_name_gives_its_holder_back(host):
     assert Holder.parse(holder.file_name()) == holder
     assert Holder.parse(f".nfs{holder.file_name()}") is None
     assert len(holder.file_name()) < 256
+
+
+@pytest.mark.parametrize("within", ["", "x/y"])
+def test_no_results_are_written_to_the_folder_of_a_run(tmp_path, within):
+    run = tmp_path / "mha" / "seed-0"
+    run.mkdir(parents=True)
+    require_results_folder(run / within)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^out: .*seed-0 is the folder of a run; choose another"):
+        require_results_folder(run / within)

@@ -20,6 +20,7 @@ from attnlab.config import ConfigError, override
 from attnlab.data import Places
 from attnlab.data.stdlib import Stdlib
 from attnlab.device.machine import Slot
+from attnlab.mechanisms.identity import Identity
 from attnlab.record import RunFolder, pack
 from attnlab.reporting.pages import markdown
 from attnlab.reporting.sentences import facts, how_sure
@@ -95,6 +96,8 @@ def test_a_study_has_a_name_a_path_and_lengths():
         ({"tune": "yes"}, "tune: expected True or False, got 'yes'"),
         ({"steps": 1.5}, "steps: expected a whole number, got 1.5"),
         ({"device": None}, "device: expected text, got None"),
+        ({"only": ["mha", 5]}, "only: expected text, got 5"),
+        ({"cache": "a\0b"}, r"cache: a path has no zero byte, got 'a\x00b'"),
         ({"study": 5}, "study: expected a Study or a path or text, got 5"),
     ],
 )
@@ -123,6 +126,14 @@ def test_an_unknown_argument_suggests_another():
 def test_what_is_given_twice_is_refused(options, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         Request(study=TUNED, **options).apply_options()
+
+
+def test_swept_values_are_numbers_of_any_library_and_no_objects():
+    widths = {"model.d_model": np.array([8, 16]), "train.steps": [np.int64(4), 8]}
+    assert len(Request(study=TUNED, sweep=widths, tune=False).apply_options().variants) == 12
+    message = r"sweep.model.mechanisms: expected text, a number or JSON, got Identity\(\)"
+    with pytest.raises(ConfigError, match=message):
+        Request(study=TUNED, sweep={"model.mechanisms": [Identity(), "mla"]}).apply_options()
 
 
 def test_a_swept_setting_may_begin_at_one_of_its_values():

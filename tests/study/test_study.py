@@ -187,6 +187,9 @@ def test_a_study_of_ones_own_is_loaded_by_path(tmp_path, monkeypatch):
     path.with_name("empty.py").write_text("")
     with pytest.raises(ValueError, match=r"empty\.py defines no `study = Study"):
         load_study(str(path.with_name("empty.py")))
+    path.with_name("other.py").write_text(path.read_text().replace("study =", "mine ="))
+    with pytest.raises(ValueError, match=r"Study\(\.\.\.\)` \(rename its `mine` to `study`\)$"):
+        load_study(str(path.with_name("other.py")))
     path.with_name("kind.py").write_text(
         "from attnlab.mechanism import MechanismConfig\nclass Own(MechanismConfig): ..."
     )
@@ -406,9 +409,11 @@ def test_a_variant_needs_a_name_that_attnlab_does_not_use(name):
         Study(question="?", variants={name: tiny_study.base})
 
 
-def test_names_that_differ_in_case_alone_are_one_folder_on_some_systems():
-    with pytest.raises(ConfigError, match=r"'Mha' and 'mha' are one folder.*; rename the variant"):
-        Study(question="?", variants={"mha": tiny_study.base, "Mha": tiny_study.base})
+@pytest.mark.parametrize(("name", "other"), [("mha", "Mha"), ("\u00e9", "e\u0301")])
+def test_names_that_differ_in_case_or_coding_alone_are_one_folder_on_some_systems(name, other):
+    message = f"'{other}' and '{name}' are one folder.*; rename the variant"
+    with pytest.raises(ConfigError, match=message):
+        Study(question="?", variants={name: tiny_study.base, other: tiny_study.base})
 
 
 @pytest.mark.parametrize("name", ["hybrid 3:1", "top_k 0.5", "mit ß", "1,2", "50 %"])

@@ -39,6 +39,7 @@ from attnlab.analysis.sweeps import SweptSetting, TrainingLengths, swept_setting
 from attnlab.analysis.table import Table, read_table
 from attnlab.analysis.texts import Agreement, agreements, by_text
 from attnlab.analysis.verdict import Verdict, verdict_of
+from attnlab.config.problem import with_types
 from attnlab.record import Cell, reading_once
 
 __all__ = [
@@ -108,6 +109,7 @@ class Analysis(Verdict):
         return import_module("attnlab.reporting.terminal").for_notebook(self)
 
 
+@with_types
 @reading_once()
 def analyse(study_dir: Path | str) -> Analysis:
     """Analyse a study folder as far as it has come. Raises ValueError if it holds no study."""

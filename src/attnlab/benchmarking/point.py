@@ -11,6 +11,7 @@ from torch import Tensor
 from attnlab.analysis.numbers import tokens
 from attnlab.benchmarking.targets import Setup
 from attnlab.config import names_in, whole_number
+from attnlab.config.values import MOST_DIGITS
 from attnlab.device.flops import Ceilings
 from attnlab.model.language_model import LanguageModel
 
@@ -84,7 +85,7 @@ def numbers(given: Iterable[int] | str, name: str) -> list[int]:
     found = list[int]()
     for word in given.split(",") if isinstance(given, str) else map(str, given):
         value = whole_number(word)
-        if value is None or value < 1:
+        if value is None or not 1 <= value < 10**MOST_DIGITS:
             raise ValueError(f"{name}: {word!r} is not a positive whole number; examples: 1k,4k")
         found.append(value)
     return found

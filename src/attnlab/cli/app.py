@@ -25,6 +25,7 @@ from typer.models import OptionInfo
 from attnlab.cli.console import error, errors, results_alone, verbatim, write
 from attnlab.cli.early_end import UsageError, exit_code, in_words, require_options_once
 from attnlab.config import ConfigError, own_error, whole_number
+from attnlab.config.values import MOST_DIGITS
 from attnlab.record import PUBLISHED
 from attnlab.version import __version__
 
@@ -89,6 +90,8 @@ def whole(low: int | None = None, high: int | None = None) -> Callable[[str], in
         value = whole_number(str(text))  # a default is a number already
         if value is None:
             raise _unfit("a whole number, such as 500 or 10k", text)
+        if abs(value) >= 10**MOST_DIGITS:
+            raise typer.BadParameter(f"must have at most {MOST_DIGITS} digits")
         return _bounded(value, low, high)
 
     return parse

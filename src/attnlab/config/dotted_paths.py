@@ -165,7 +165,7 @@ def setting_at(tree: Any, path: str, absent: Any = None) -> Any:
 def _item(tree: Any, part: str, absent: Any = None) -> Any:
     if isinstance(tree, dict):
         return tree.get(part, absent)
-    return tree[int(part)] if part.isdigit() and int(part) < len(tree) else absent
+    return tree[int(part)] if part in map(str, range(len(tree))) else absent
 
 
 def differences(first: Any, second: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -7,7 +7,6 @@ from the bytes of the file, never from a cache, so that what was executed is kno
 
 import importlib
 import os
-import re
 import signal
 import sys
 import traceback
@@ -18,22 +17,18 @@ from hashlib import sha256
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
-from operator import attrgetter
+from opcode import opname
 from pathlib import Path
 from sysconfig import get_paths
 from types import CodeType, ModuleType
 from typing import Any
 
-from attnlab.config.problem import ConfigError, Problem, suggestion
+from attnlab.config.problem import ConfigError, Problem, meant_argument
 from attnlab.config.values import expanded
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _INSTALLED = tuple({str(Path(path).resolve()) + os.sep for path in get_paths().values()})
 _SITE = ("site-packages", "dist-packages")
-_UNKNOWN_KEYWORD = re.compile(
-    r"(?P<callable>[\w.]+)\(\) got an unexpected keyword argument '(?P<keyword>\w+)'"
-)
 MESSAGE_LETTERS = 300  # of an exception of the user's code, in one line
 
 short_names = dict[str, Path]()  # files by the names that settings and records give them
@@ -173,7 +168,18 @@ def own_error(error: BaseException) -> str | None:
 def is_interrupt(error: BaseException) -> bool:
     """Return True for an exception that a signal may have raised, rather than the user's code."""
     handlers = map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
-    return isinstance(error, KeyboardInterrupt) and any(map(callable, handlers))
+    could = isinstance(error, KeyboardInterrupt) and any(map(callable, handlers))
+    return could and not _is_raised_by_user(error)
+
+
+def _is_raised_by_user(error: BaseException) -> bool:
+    """True if a `raise` in the user's code is where an exception begins."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or not is_users((code := place.tb_frame.f_code).co_filename):
+        return False
+    return opname[code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
 
 
 @contextmanager
@@ -189,12 +195,14 @@ def _errors_of(path: Path) -> Generator[None]:
     os._exit = stay  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
-    except (OwnCodeError, KeyboardInterrupt):
+    except OwnCodeError:
         raise
     except ConfigError as error:
         place = (own_error(error) or _shown(str(path))).partition(": ")[0]
         raise ConfigError(Problem(place, str(problem)) for problem in error.problems) from error
     except BaseException as error:
+        if is_interrupt(error):
+            raise
         found = own_error(error) or f"{_shown(str(path))}: {_message(error)}"
         raise OwnCodeError(found) from error
     finally:
@@ -209,23 +217,10 @@ def _message(error: BaseException) -> str:
 
 
 def _meant(error: BaseException) -> str:
-    """Return the end of a message on a keyword that a callable has not: what it may mean."""
-    unknown = _UNKNOWN_KEYWORD.match(str(error)) if isinstance(error, TypeError) else None
+    """Return the end of a message on arguments that a callable has not: what they may mean."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [
-        frame.f_globals | frame.f_locals for frame in frames if is_users(frame.f_code.co_filename)
-    ]
-    if unknown is None or not names:
-        return ""
-    first, *rest = unknown["callable"].split(".")
-    modules = (value for value in names[-1].values() if isinstance(value, ModuleType))
-    owners = (names[-1].get(first), *(getattr(module, first, None) for module in modules))
-    try:
-        called = attrgetter(".".join(rest) or "__call__")(next(filter(None, owners), None))
-        known = [name for name in signature(called).parameters if name != "self"]
-    except (AttributeError, TypeError, ValueError):
-        return ""
-    return suggestion(unknown["keyword"], known)
+    of_user = [each for each in frames if is_users(each.f_code.co_filename)]
+    return meant_argument(error, of_user[-1].f_globals | of_user[-1].f_locals) if of_user else ""
 
 
 def _shown(path: str) -> str:

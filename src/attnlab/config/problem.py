@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, cast
@@ -111,6 +112,52 @@ def unknown_kind(kind: str, known: Iterable[str]) -> str:
     return f"unknown kind {kind!r}; write SETTING={name} {apart}"
 
 
+_REFUSED = re.compile(
+    r"(?P<callable>[\w.]+)\(\) (got an unexpected keyword argument '(?P<keyword>\w+)'|takes \d+ "
+    r"positional arguments? but)"
+)
+
+
+def meant_argument(error: BaseException, names: Mapping[str, Any]) -> str:
+    """Return the end of a message on arguments that a callable refuses: what it takes, or nothing.
+
+    Args:
+        error: what the call raised.
+        names: what the calling code can name.
+    """
+    refused = _REFUSED.match(str(error)) if isinstance(error, TypeError) else None
+    if refused is None:
+        return ""
+    first, *rest = refused["callable"].split(".")
+    modules = (value for value in names.values() if isinstance(value, types.ModuleType))
+    owners = (names.get(first), *(getattr(module, first, None) for module in modules))
+    try:
+        called = attrgetter(".".join(rest) or "__call__")(next(filter(None, owners), None))
+        takes = inspect.signature(called).parameters
+    except (AttributeError, TypeError, ValueError):
+        return ""
+    if refused["keyword"]:
+        return suggestion(refused["keyword"], takes.keys() - {"self"})
+    named = [f"{name}=..." for name, of in takes.items() if of.kind is of.KEYWORD_ONLY]
+    return f"; name its arguments: {', '.join(named)}" if named else ""
+
+
+def no_kind(given: object, known: Iterable[str]) -> str:
+    """Return the message about what stands in the place of a kind: nothing, or no text.
+
+    >>> no_kind(None, ["adamw", "muon"]), no_kind(["muon"], ["adamw", "muon"])[:50]
+    ('no kind is given; known: adamw, muon', "expected a kind or its settings, got ['muon']; kno")
+    """
+    if given is None:
+        return f"no kind is given{suggestion('', known)}"
+    return f"expected a kind or its settings, got {shortened(given)}{suggestion('', known)}"
+
+
+def shortened(value: object) -> str:
+    """Return the representation of a value, of which a long one is cut off."""
+    return text if len(text := repr(value)) <= 60 else f"{text[:60]}..."
+
+
 def visible(text: str) -> str:
     r"""Return text in which characters that command the reader's terminal are seen, not obeyed.
 
@@ -182,8 +229,9 @@ def _of_another_type(hint: Any, value: Any, path: str) -> Iterator[Problem]:
     fits = [kind for kind in kinds if isinstance(value, _CLASSES.get(kind, kind))]
     if not fits or (isinstance(value, bool) and bool not in kinds):
         words = (_WORDS.get(each, f"a {each.__name__}") for each in kinds if each is not NoneType)
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
-        yield Problem(path, f"expected {' or '.join(words)}, got {shown}")
+        yield Problem(path, f"expected {' or '.join(words)}, got {shortened(value)}")
+    elif Path in kinds and "\0" in str(value):
+        yield Problem(path, f"a path has no zero byte, got {shortened(value)}")
     elif fits[0] is Mapping:
         for key, item in cast("Mapping[object, object]", value).items():
             yield from _of_another_type(kinds[Mapping][0], key, f"a name in {path}")

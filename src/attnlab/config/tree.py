@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 from attnlab.config.own_code import is_own, load_file
 from attnlab.config.own_kinds import OwnKind, classes_of, file_of, find_file, kind_name, own_kind
-from attnlab.config.problem import ConfigError, Problem, join, suggestion, unknown_kind
+from attnlab.config.problem import ConfigError, Problem, join, no_kind, suggestion, unknown_kind
 from attnlab.config.values import FrozenMap, Typed, one_of, parsed, scalar
 
 
@@ -54,8 +54,7 @@ class Config:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Build a config from JSON values. Raises `ConfigError` with every problem in the tree."""
         found: list[Problem] = []
-        config = _build(cls, data, "", found)
-        if config is None or found:
+        if (config := _build(cls, data, "", found)) is None or found:
             raise ConfigError(found)
         return cast("Self", config)
 
@@ -108,12 +107,14 @@ class Choice(Config):
         return {"kind": self.kind(), **super().to_dict()}
 
     @classmethod
-    def of_kind(cls, kind: str) -> type[Self]:
+    def of_kind(cls, kind: object) -> type[Self]:
         """Return the class with this kind, given as `kind`, `file.py:Class` or `prefix:Class`.
 
         Raises:
             ValueError: there is no such kind, file or class; the message lists the known kinds.
         """
+        if not isinstance(kind, str):
+            raise ValueError(no_kind(kind, cls.kinds))
         if is_own(cls) and kind == cls.kind():  # its file may have been imported by another name
             return cls
         if isinstance(kind, OwnKind) and kind.cls is not None and issubclass(kind.cls, cls):
@@ -140,14 +141,15 @@ def own_classes(config: Config) -> list[type[Choice]]:
 
 def _build(cls: type[Config], data: Any, path: str, found: list[Problem]) -> Config | None:
     """Return a config of `cls` from JSON values, or None with the reasons added to `found`."""
+    if data is None and any(problem.path == path for problem in found):  # it is no JSON
+        return None
     if isinstance(data, type):
         found.append(Problem(path, f"got a class; write {data.__name__}(...), with its settings"))
         return None
     if issubclass(cls, Choice):
         fields = dict(data) if isinstance(data, Mapping) else {"kind": data}
         try:
-            kind = fields.pop("kind", None)
-            cls, data = cls.of_kind(kind if isinstance(kind, str) else str(kind)), fields
+            cls, data = cls.of_kind(fields.pop("kind", None)), fields
         except ValueError as error:
             found.append(Problem(path, str(error)))
             return None
@@ -245,10 +247,8 @@ def _named(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
         found.append(Problem(path, f"expected an object, got {value!r}"))
         return value
-    items = cast("Mapping[Any, Any]", value).items()
-    return FrozenMap(
-        {str(key): _decode(hint, item, join(path, str(key)), found) for key, item in items}
-    )
+    items = {str(key): item for key, item in cast("Mapping[Any, Any]", value).items()}
+    return FrozenMap({key: _decode(hint, it, join(path, key), found) for key, it in items.items()})
 
 
 def _numbered(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:

@@ -8,6 +8,7 @@ k, m or g: 4k is 4,096. A mapping is stored as a `FrozenMap`, so that settings s
 import inspect
 import json
 import math
+import numbers
 import os
 import re
 import types
@@ -68,8 +69,7 @@ def scalar(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     """Return a bool, int, float or str; add a mismatch of types to `found`."""
     if isinstance(value, Typed):
         value = _convert(hint, value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    value = _plain_number(hint, value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         found.append(Problem(path, f"expected {words.get(hint, hint)}, got {value!r}"))
@@ -78,6 +78,20 @@ def scalar(hint: Any, value: Any, path: str, found: list[Problem]) -> Any:
     elif hint is int and abs(value) >= 10**MOST_DIGITS:
         found.append(Problem(path, f"must have at most {MOST_DIGITS} digits"))
     return value
+
+
+def _plain_number(hint: Any, value: Any) -> Any:
+    """Return a number as the type of its field, also one of another library; infinity if too large.
+
+    What is no number of that type is returned as it is.
+    """
+    kind = {int: numbers.Integral, float: numbers.Real}.get(hint)
+    if kind is None or isinstance(value, bool) or not isinstance(value, kind):
+        return value
+    try:
+        return hint(value)
+    except OverflowError:
+        return math.inf
 
 
 def parsed(text: str, path: str, found: list[Problem]) -> Any:
@@ -91,7 +105,7 @@ def parsed(text: str, path: str, found: list[Problem]) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # or a number is too long, or too deep
         found.append(Problem(path, f"not JSON: {error}"))
         return None
 
@@ -137,7 +151,7 @@ def whole_number(text: str) -> int | None:
     >>> whole_number("512"), whole_number("4k"), whole_number(" 1M "), whole_number("2x")
     (512, 4096, 1048576, None)
     """
-    pattern = rf"\s*([+-]?[0-9](?:_?[0-9]){{0,{MOST_DIGITS - 1}}})([kmg]?)\s*"
+    pattern = r"\s*([+-]?[0-9](?:_?[0-9]){0,999})([kmg]?)\s*"
     match = re.fullmatch(pattern, text, re.IGNORECASE)
     return int(match[1]) * 1024 ** " kmg".index(match[2].lower() or " ") if match else None
 

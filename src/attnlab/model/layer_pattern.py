@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from attnlab.config import Config, Problem
+from attnlab.config.problem import with_types
 from attnlab.mechanism import MechanismConfig
 
 
@@ -101,6 +102,7 @@ def shortest_tile(layers: Sequence[MechanismConfig]) -> tuple[MechanismConfig, .
     return tuple(layers[:n])
 
 
+@with_types
 def every_nth(n_layers: int, n: int) -> tuple[int, ...]:
     """Return the last of every n layers.
 
@@ -112,6 +114,7 @@ def every_nth(n_layers: int, n: int) -> tuple[int, ...]:
     return tuple(range(n - 1, n_layers, n))
 
 
+@with_types
 def first_n(n_layers: int, n: int) -> tuple[int, ...]:
     """Return the first n layers.
 
@@ -121,6 +124,7 @@ def first_n(n_layers: int, n: int) -> tuple[int, ...]:
     return tuple(range(_checked(n_layers, n)))
 
 
+@with_types
 def last_n(n_layers: int, n: int) -> tuple[int, ...]:
     """Return the last n layers.
 
@@ -130,6 +134,7 @@ def last_n(n_layers: int, n: int) -> tuple[int, ...]:
     return tuple(range(n_layers - _checked(n_layers, n), n_layers))
 
 
+@with_types
 def spread_evenly(n_layers: int, n: int) -> tuple[int, ...]:
     """Return the last layer of each of n groups, whose sizes differ by one at most.
 
@@ -139,6 +144,7 @@ def spread_evenly(n_layers: int, n: int) -> tuple[int, ...]:
     return tuple(group * n_layers // n - 1 for group in range(1, _checked(n_layers, n) + 1))
 
 
+@with_types
 def first_middle_last(n_layers: int) -> tuple[int, ...]:
     """Return the first, the middle and the last layer; of two in the middle, the lower one.
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Generator
@@ -230,13 +231,14 @@ def require_results_folder(folder: Path) -> None:
     """Raise ValueError unless results can be written to the folder, which need not exist.
 
     Refused are published results, which no run or measurement changes, impossible names, a file in
-    its place or above it, and a folder in it that stands where a file is written.
+    its place or above it, a folder in it that stands where a file is written, and the folder of a
+    run or a place in it.
     """
     longest = max((len(os.fsencode(part)) for part in folder.parts), default=0)
-    if "\0" in str(folder) or longest > _LONGEST_NAME:
+    if longest > _LONGEST_NAME:
         raise ValueError(
             f"out: {str(folder)[:40]!r} is no possible name of a folder: use at most "
-            f"{_LONGEST_NAME} bytes per folder, and no zero bytes"
+            f"{_LONGEST_NAME} bytes per folder"
         )
     if is_published(folder):
         raise ValueError(
@@ -246,6 +248,8 @@ def require_results_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"out: {place} is a file, not a folder; choose another --out")
+        if re.fullmatch(r"seed-\d+", place.name) and (place / "config.json").is_file():
+            raise ValueError(f"out: {place} is the folder of a run; choose another --out")
     for place in (place for pattern in WRITTEN for place in folder.glob(pattern)):
         if place.is_dir():
             raise ValueError(

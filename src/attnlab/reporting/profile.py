@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attnlab.analysis import numbers
 from attnlab.analysis.analysis import Analysis
 from attnlab.analysis.profile import WIDE, Accuracy, OnTask, harness_of, profile_of
+from attnlab.config.problem import with_types
 from attnlab.reporting.tables.rows import split_name, split_of
 from attnlab.reporting.tables.text_tables import TextTable
 
@@ -37,6 +38,7 @@ PANEL = 3.4  # inches
 MOST_BESIDE = 4  # panels
 
 
+@with_types
 def profile(analysis: Analysis) -> tuple[OnTask, ...]:
     """Return what each mechanism does on each task; empty for a study of texts."""
     tables = {analysis.text: analysis.table, **{n: of.table for n, of in analysis.texts.items()}}

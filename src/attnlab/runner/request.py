@@ -77,7 +77,8 @@ class Request:
             raise ConfigError(problems)
         for name in ("overrides", "add", "track"):
             object.__setattr__(self, name, texts_in(getattr(self, name), name))
-        names = None if self.only is None else names_in(self.only)
+        chosen = self.only if isinstance(self.only, str) else texts_in(self.only or (), "only")
+        names = None if self.only is None else names_in(chosen)
         object.__setattr__(self, "only", names)
         swept = self.sweep if isinstance(self.sweep, Mapping) else typed_sweep(self.sweep)
         object.__setattr__(self, "sweep", {path: list(of) for path, of in swept.items()})

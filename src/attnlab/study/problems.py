@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
+from unicodedata import normalize
 
 from attnlab.config import Problem, setting_at, suggestion
 from attnlab.record import TUNING_SEED, Rung, folder_name
@@ -28,8 +29,8 @@ def name_problems(study: str, variants: Collection[str]) -> Iterator[Problem]:
         reason = _reason(variant)
         if reason is None and _OF_ATTNLAB.fullmatch(variant):
             reason = f"{variant!r} is the name of a folder that attnlab writes"
-        if reason is None and (twin := seen.setdefault(variant.casefold(), variant)) != variant:
-            reason = f"{variant!r} and {twin!r} are one folder where case does not count"
+        if reason is None and (twin := seen.setdefault(_same(variant), variant)) != variant:
+            reason = f"{variant!r} and {twin!r} are one folder on some systems"
         if reason is not None:
             yield Problem("variants", f"{reason}; rename the variant")
 
@@ -115,6 +116,11 @@ def repeated_keys(file: str, source: bytes) -> Iterator[Problem]:
                     )
                     yield Problem(f"{file}:{key.lineno}", message)
                 seen.add(shown)
+
+
+def _same(name: str) -> str:
+    """Return one form of the names that are one folder where case, or the coding, is nothing."""
+    return normalize("NFC", name.casefold())
 
 
 def _reason(name: object) -> str | None:

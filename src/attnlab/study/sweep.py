@@ -11,8 +11,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from attnlab.config import ConfigError, Problem
+from attnlab.config.problem import shortened
 from attnlab.study.shorter_runs import FOLLOWING, SIZES, notes_of, override_run, paths_of
 from attnlab.study.study import Study
 from attnlab.training.run import RunConfig
@@ -40,7 +42,7 @@ def sweep(
         ConfigError: a path has no value or one value twice, two combinations are one run, a
             variant does not have such a setting, or the study's search changes it.
     """
-    typed = {path: [_typed(value) for value in values] for path, values in settings.items()}
+    typed = {path: [_typed(value, path) for value in values] for path, values in settings.items()}
     problems = [
         Problem(f"sweep.{path}", f"give two values or more, each once; got {', '.join(values)}")
         for path, values in typed.items()
@@ -125,8 +127,15 @@ def _as_name(value: str) -> str:
     return re.sub(r"[/\\]+", "_", value).strip("_")
 
 
-def _typed(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _typed(value: Any, path: str) -> str:
+    """Return a value as it is typed in a command line. Raises ConfigError for what cannot be."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value.item() if hasattr(value, "item") else value)  # of an array
+    except (TypeError, ValueError, RuntimeError):
+        message = f"expected text, a number or JSON, got {shortened(value)}; a kind is text: 'mla'"
+        raise ConfigError([Problem(f"sweep.{path}", message)]) from None
 
 
 def _recorded(path: str, configs: Iterable[RunConfig]) -> str:

@@ -296,6 +296,8 @@ def _study_of(module: ModuleType, name: str) -> Study:
     study: Any = getattr(module, "study", None)
     if not isinstance(study, Study):
         there = "" if study is None else f" (its `study` is a {type(study).__name__})"
+        if named := [name for name, it in vars(module).items() if isinstance(it, Study)]:
+            there = f" (rename its `{named[0]}` to `study`)"
         kinds = [f"{module.__file__}:{each}" for each in classes_of(module, MechanismConfig)]
         meant = f"; as a mechanism, name {' or '.join(kinds[:3])}" if kinds else ""
         raise ValueError(f"{module.__file__} defines no `study = Study(...)`{there}{meant}")
