@@ -280,7 +280,7 @@ def _another_process(number: int) -> Generator[None]:
     clock, hashed, process = time.time, hash, os.getpid()
 
     def salted(value: Any) -> int:
-        module = str(inspect.stack(0)[1].frame.f_globals.get("__name__"))
+        module = str(inspect.currentframe().f_back.f_globals.get("__name__"))  # pyright: ignore
         is_own = module.split(".")[0] not in sys.stdlib_module_names  # such as an enum's `__hash__`
         return hashed(value) ^ number if is_own and isinstance(value, str) else hashed(value)
 
