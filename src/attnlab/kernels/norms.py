@@ -50,6 +50,8 @@ def rms_norm(x_D: Tensor, weight_D: Tensor | None, eps: float | None) -> Tensor:
     As written on a CPU, it is differentiable once.
     """
     if x_D.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():  # a third of a small one
+            return torch.ops.aten._fused_rms_norm(x_D, x_D.shape[-1:], weight_D, eps)[0]
         return _RMSNorm.apply(x_D, weight_D, eps)  # pyright: ignore[reportReturnType]
     return torch_rms_norm(x_D, x_D.shape[-1:], weight_D, eps)
 
