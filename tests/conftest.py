@@ -57,8 +57,19 @@ def make_source_importable() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(TESTS), *absolute])
 
 
+def write_to_memory() -> None:
+    """Keep the files of tests in memory where there is room, until a test has passed.
+
+    A run of all makes 28,000 folders, and to remove one takes 3 ms on some disks.
+    """
+    memory = Path("/dev/shm")
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 * 2**30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
 receive_interrupts()
 make_source_importable()
+write_to_memory()
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # importing a planted bug adds its kind to the zoo: only the tests that want them do
