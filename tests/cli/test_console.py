@@ -195,6 +195,27 @@ def test_a_signal_ends_a_command_cleanly_and_a_second_one_at_once(number, times)
     assert (b"run the same command again to continue" in err) == (times == "once")
 
 
+ENDS = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))
+from {module} import main
+sys.argv[1:] = {arguments}
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("attnlab.cli", ["--version"]),
+        ("attnlab.device.child_process", [str(os.getpid()), "0", "builtins:id"]),
+    ],
+)
+def test_no_garbage_is_searched_for_at_the_end_of_a_process(module, arguments):
+    out, err = python(ENDS.format(module=module, arguments=arguments)).communicate(timeout=60)
+    assert out.endswith(b"True\n"), err
+
+
 def is_alive(group):
     try:
         os.killpg(group, 0)

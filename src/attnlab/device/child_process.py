@@ -12,6 +12,7 @@ instead; a child sends them by its pipe.
 """
 
 import ctypes
+import gc
 import io
 import os
 import signal
@@ -143,6 +144,7 @@ def main() -> None:
     module, _, name = target.partition(":")
     with suppress(EOFError, BrokenPipeError), Connection(int(handle)) as pipe:  # it was closed
         getattr(import_module(module), name)(pipe)
+    gc.freeze()  # else the interpreter searches all that was imported for garbage: 0.3 seconds
 
 
 @contextmanager
