@@ -3,6 +3,7 @@
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 from attnlab.analysis.settings import of_training
@@ -118,7 +119,10 @@ def _returned(method: Callable[..., Any], call: Callable[[], object], expected: 
         if is_interrupt(error):
             raise
         line = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
-        raise OwnCodeError(own_error(error) or f"{place}: {line}") from error
+        meant, declared = "", getattr(MechanismConfig, getattr(method, "__name__", ""), None)
+        if isinstance(error, TypeError) and declared is not None:
+            meant = f"; its arguments are {', '.join(signature(declared).parameters)}"
+        raise OwnCodeError(own_error(error) or f"{place}: {line}{meant}") from error
     if not isinstance(found, expected):
         kind = type(found).__name__
         raise OwnCodeError(f"{place}: returns {kind}, not {expected.__name__}")
