@@ -59,7 +59,7 @@ DERIVATIVES = "gradients are the derivatives of the outputs"
 BITS = "same seed, same bits"
 TURNS = "decoding depends on its sequence and the present weights alone"
 CALLS = "no hidden state between calls"
-ODD = "it holds at other numbers of heads and odd windows, too"
+OTHERS = "it holds at other settings, too"
 SHARED = "layers share only what they declare"
 CAUGHT_BY = {
     "MaskOffByOne": FUTURE,
@@ -151,11 +151,13 @@ ALONE = {
     "UnusedParameter": [TRAINED],
     "RunningMeanOfAllInputs": [REPEATED],
 }
-# bugs that the whole suite finds, past 1,500 or 4,096 tokens, or at other numbers of heads
+# bugs that the whole suite finds, past 1,500 or 4,096 tokens, or at other settings
 AT_LENGTH = {
     "FutureSeenByLongSequences": FUTURE,
     "LongPromptIsForgotten": PROMPT,
-    "BytesWithoutGroups": ODD,
+    "BytesWithoutGroups": OTHERS,
+    "WritesHalvedInStepsOfASwitch": OTHERS,
+    "BytesOfFourTaps": OTHERS,
 }
 SHIPPED = sorted(MechanismConfig.kinds.keys() - {"fla_layer"})  # which needs a GPU
 
@@ -228,7 +230,7 @@ def test_the_whole_suite_finds_what_the_quick_one_finds(planted, bug):
 
 
 @pytest.mark.parametrize("bug", AT_LENGTH)
-def test_the_whole_suite_finds_what_shows_at_length_or_other_heads_alone(planted, bug):
+def test_the_whole_suite_finds_what_shows_at_length_or_other_settings_alone(planted, bug):
     (judged,) = (each for each in PROPERTIES if each.name == AT_LENGTH[bug])
     assert violation(judged, subject_of(small(getattr(planted, bug)), quick=False)) is not None
 
@@ -238,6 +240,8 @@ LIKELY = {
     "leak": [FUTURE, ROWS],
     "batch": [FUTURE, ROWS],
     "gradient": [DERIVATIVES, training.in_training.name],
+    "device": [OUTPUT],
+    "switches": [REPEATED],
     "decoding": [STEPS, decoding.shapes.name, PROMPT, TURNS],
     "state": [TURNS, CALLS],
     "saved": [repetition.weights_round_trip.name],

@@ -441,6 +441,24 @@ class WritesHalvedInSteps(Planted, GatedDeltaNet):
             return ScalarDecayMemory.step(without, x_BD, state)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WritesHalvedInStepsOfASwitch(WritesHalvedInSteps):
+    """Right as long as the switch is off, as by default."""
+
+    negative_eigenvalues: bool = False
+
+
+class BytesOfFourTaps(Planted, GatedDeltaNet):
+    """Right for a convolution of four tokens, as by default."""
+
+    Module = ScalarDecayMemory
+
+    def cost(self, d_model, context, itemsize=2):
+        cost, four = super().cost(d_model, context, itemsize), replace(self, conv_size=4)
+        state_bytes = GatedDeltaNet.cost(four, d_model, context, itemsize).state_bytes
+        return replace(cost, state_bytes=state_bytes)
+
+
 class DecaysAtEveryWriteInSteps(Planted, GatedDeltaProduct):
     class Module(ScalarDecayMemory):
         def step(self, x_BD, state):

@@ -176,6 +176,13 @@ CONDITIONS = {
     ),
     "LeaksInBatchesOf128": lambda self, x: len(x) >= 128,
     "LeaksAtLengthsOfEight": lambda self, x: x.shape[1] == 8,
+    "LeaksInBfloat16AtTheEdgesOfChunks": lambda self, x: (
+        self.training * (x.dtype == torch.bfloat16) * (at(x) % 64 == 63)
+    ),
+    "LeaksWithSomeDropoutInBfloat16": lambda self, x: (
+        self.training and 0 < self.dropout < 0.5 and x.dtype == torch.bfloat16
+    ),
+    "LeaksWhereItIsCompiled": lambda self, x: torch.compiler.is_compiling(),
     "LeaksOneTimeInTwenty": lambda self, x: self.training and float(torch.rand(())) < 0.05,
 }
 plant(globals(), "leak", Leaky, **{n: {"leaks": each} for n, each in CONDITIONS.items()})
@@ -269,6 +276,12 @@ plant(
     HalvedInTraining={"is_wrong": lambda self, x: self.training},
     HalvedInTrainingPast64Tokens={"is_wrong": lambda self, x: self.training and x.shape[1] > 64},
     HalvedInLargeBatches={"is_wrong": lambda self, x: len(x) >= 16},
+    HalvedInTrainingAtMultiplesOf256={
+        "is_wrong": lambda self, x: self.training and x.shape[1] % 256 == 0
+    },
+    HalvedInBfloat16PastFourSequences={
+        "is_wrong": lambda self, x: x.dtype == torch.bfloat16 and len(x) > 4
+    },
     HalvedForOneSequence={"is_wrong": lambda self, x: len(x) == 1},
     HalvedWithDropout={"is_wrong": lambda self, x: self.dropout > 0},
     HalvedInTrainingOfWholeChunks={
@@ -459,6 +472,56 @@ plant(
 )
 
 
+# Another device
+
+
+def by_its_place(self, v_BTD):
+    rising_T1 = 1 + torch.arange(v_BTD.shape[1])[:, None] / 100
+    return Average.mean(self, v_BTD * rising_T1.to(v_BTD.dtype))
+
+
+def at_its_place(self, state, v_BD):
+    return Average.next_mean(self, state, v_BD * (1 + state.seen / 100).to(v_BD.dtype))
+
+
+def zeros_on_the_cpu(self, batch_size, capacity):
+    wide = widened(self.o_proj.weight).dtype
+    return Mean(torch.zeros(batch_size, self.d_model, dtype=wide), torch.tensor(0))
+
+
+def moved_there(self, v_BTD):
+    rising_T1 = 1 + torch.arange(v_BTD.shape[1])[:, None] / 100
+    return Average.mean(self, v_BTD * rising_T1.to(v_BTD))
+
+
+plant(
+    globals(),
+    "device",
+    Average,
+    PlacesStayOnTheCpu={"mean": by_its_place, "next_mean": at_its_place},
+    StateIsOnTheCpu={"init_state": zeros_on_the_cpu},
+    ComputesOnTheCpu={"values": lambda self, x: self.v_proj(x.cpu())},
+)
+plant(
+    globals(),
+    "device",
+    Scaled,
+    TensorStaysOnTheCpu={
+        "prepare": lambda self: setattr(self, "scale_D", 1 + torch.arange(self.d_model) / 9),
+        "values": lambda self, x: self.v_proj(x * self.scale_D.to(x.dtype)),
+    },
+)
+plant(
+    globals(),
+    "honest",
+    Average,
+    PlacesAreMoved={"mean": moved_there, "next_mean": at_its_place},
+    IndicesOnTheCpu={
+        "values": lambda self, x: self.v_proj(x[..., torch.arange(self.d_model - 1, -1, -1)])
+    },
+)
+
+
 # Global random numbers
 
 
@@ -554,6 +617,16 @@ plant(
         )
     },
     DropsTheSameInEveryCall={"read": drop_by_a_seed},
+    DropsInLongEvaluations={
+        "read": lambda self, m: self.o_proj(
+            dropout(m, self.dropout, self.training or (m.ndim == 3 and m.shape[1] > 64))
+        )
+    },
+    DropsInEvaluationsInBfloat16={
+        "read": lambda self, m: self.o_proj(
+            dropout(m, self.dropout, self.training or m.dtype == torch.bfloat16)
+        )
+    },
     DropsHalfAtAnyRate={
         "read": lambda self, m: self.o_proj(dropout(m, 0.5 * (self.dropout > 0), self.training))
     },
@@ -718,6 +791,11 @@ def halved_in_float32(self, state, v_BD):
     return m_BD.half().to(m_BD) if v_BD.dtype == torch.float32 else m_BD
 
 
+def forgotten_in_large_batches(self, x_BTD, capacity):
+    y_BTD, state = Average.prefill(self, x_BTD, capacity)
+    return y_BTD, state._replace(m_BD=state.m_BD * (len(x_BTD) <= 8))
+
+
 def early_prompt(self, x_BTD, capacity):
     y_BTD, state = Average.prefill(self, x_BTD, capacity)
     return y_BTD * (0.5 if self.step_now < 10 else 1), state
@@ -750,6 +828,11 @@ plant(
         "init_state": sized_by_the_last_state,
         "next_mean": of_the_last_rows,
     },
+    WrongForMoreThan48Sequences={
+        "next_mean": lambda self, s, v: Average.next_mean(self, s, v) * (0.9 if len(v) > 48 else 1)
+    },
+    ForgetsPromptsOfLargeBatches={"prefill": forgotten_in_large_batches},
+    BeginsByAnotherName={"init_state": Mechanism.init_state},
     HalvesTheStateInFloat32={"next_mean": halved_in_float32},
     PromptIgnoresTheSchedule={
         "at_step": lambda self, n: setattr(self, "step_now", n),
@@ -805,10 +888,24 @@ plant(
     StateDoublesAfterAPrompt={"prefill": Doubled.prefill_doubled},
     ForwardComputesTwice={"forward": lambda self, x: Average.forward(self, x + 0 * self.o_proj(x))},
 )
+
+
+class InADict(Average):
+    """Its state is in a dict, where no bytes are counted."""
+
+    def init_state(self, batch_size, capacity):
+        return (super().init_state(batch_size, capacity)._asdict(),)
+
+    def step(self, x_BD, state):
+        y_BD, after = super().step(x_BD, Mean(**state[0]))
+        return y_BD, (after._asdict(),)
+
+
 plant(
     globals(),
     "cost",
     AverageConfig,
+    BytesInADict={"Module": InADict, **cost_with(state_bytes=lambda *_: 0)},
     BytesWrongForTwoByteNumbers=cost_with(
         state_bytes=lambda right, context, size: right.state_bytes * size // max(4, size)
     ),
@@ -990,10 +1087,44 @@ plant(
     GainInEvalOnly={"read": lambda self, m: self.o_proj(m if self.training else m * self.gain)},
     GainReplacedByEachCall={"read": WithGain.replace_the_gain},
 )
+
+
+def frozen_in_evaluation(self, m_D):
+    self.gain.requires_grad_(self.training)
+    return self.o_proj(m_D * self.gain)
+
+
+def without_earlier_gradients(self, x_BTD):
+    if self.training:
+        self.zero_grad()
+    return Average.forward(self, x_BTD)
+
+
+def with_the_sum_of_penalties(self, x_BTD):
+    v_BTD = self.v_proj(x_BTD).float()
+    return self(x_BTD), 1e-3 * v_BTD.square().mean((1, 2)).sum()
+
+
+plant(
+    globals(),
+    "switches",
+    WithGain,
+    FreezesTheGainInEvaluation={"read": frozen_in_evaluation},
+)
+plant(
+    globals(),
+    "switches",
+    Average,
+    ClearsEarlierGradients={"forward": without_earlier_gradients},
+    LooksForAnomalies={
+        "read": lambda self, m: (torch.autograd.set_detect_anomaly(True) and None) or self.o_proj(m)
+    },
+)
 plant(
     globals(),
     "parameters",
     Average,
+    PenaltyIsASumOverTheBatch={"forward_with_loss": with_the_sum_of_penalties},
     GradientTwiceTooLarge={"read": lambda self, m: self.o_proj(WrongGradient.apply(m, 2.0))},
     GradientWithAWrongSign={"values": lambda self, x: WrongGradient.apply(self.v_proj(x), -1.0)},
     GradientIgnoresThePast={"mean": lambda self, v: GradientWithoutDecay.apply(v, self)},
@@ -1157,6 +1288,16 @@ plant(
     PositionsInBfloat16Everywhere={
         "mean": with_narrow_positions,
         "next_mean": at_the_narrow_position,
+    },
+    LargerInTrainingInBfloat16={
+        "read": lambda self, m: self.o_proj(
+            m * (1.2 if self.training and m.dtype == torch.bfloat16 else 1)
+        )
+    },
+    LargerInEvaluationInFloat32={
+        "read": lambda self, m: self.o_proj(
+            m * (1.05 if not self.training and m.dtype == torch.float32 else 1)
+        )
     },
     BFloat16InTraining={
         "read": lambda self, m: self.o_proj(m.bfloat16().to(m) if self.training else m)

@@ -16,33 +16,28 @@ import torch
 from torch import Tensor
 
 from attnlab.checks.modes import (
-    BATCHES,
+    BFLOAT16_DROPOUT,
     BFLOAT16_EVAL,
     BFLOAT16_TRAIN,
     DROPOUT,
     EVAL,
-    FAR,
-    FEW,
     FIRST_STEP,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
-    HUGE,
-    LONG,
-    PAST_LONG,
     TRAIN,
     WITHIN_SCHEDULES,
     Mode,
     Place,
-    generator_state,
     seeded,
 )
+from attnlab.checks.processes import generator_state
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative
-from attnlab.checks.small_configs import CHEAP
+from attnlab.checks.small_configs import BATCHES, CHEAP, FAR, FEW, HUGE, LONG, PAST_LONG
 from attnlab.checks.subject import Subject
 
 WHOLE_CHUNKS = (8, 16, 32, 64, 128, 192, 256)  # tokens: no chunk is incomplete
 SEEDS = 65  # of random numbers in training, which may choose a path one time in twenty
-EDGES = [edge + beyond for edge in range(16, CHEAP - 1, 16) for beyond in (0, 1)]
+EDGES = sorted(e + beyond for e in (*range(16, CHEAP - 1, 16), 50, 100) for beyond in (0, 1))
 # ^ cuts after the last and after the first token of a chunk, where either sees one token ahead
 
 
@@ -216,18 +211,17 @@ def _trials(subject: Subject) -> Iterator[Trial]:
         if tokens > 1:
             yield Trial(EVAL, batch, tokens, _spread(tokens, 6))
     modes = [FLOAT32_TRAIN, BFLOAT16_TRAIN, TRAIN]
-    modes += [DROPOUT] if subject.can_drop() else []
+    modes += [DROPOUT, BFLOAT16_DROPOUT] if subject.can_drop() else []
     if not subject.quick:
         modes += subject.apart(FLOAT32_EVAL, BFLOAT16_EVAL, FIRST_STEP)
         yield Trial(EVAL, 8, CHEAP, _spread(CHEAP, 8))
     for mode in modes:
         yield Trial(mode, 1, short, [short // 2] if subject.quick else _spread(short, 3))
         yield Trial(mode, 8, short, _spread(short, 8))
-        if not subject.quick:
-            yield Trial(mode, 3, short, _spread(short, 3))
     for mode in (EVAL, FLOAT32_TRAIN, BFLOAT16_TRAIN):
         yield Trial(mode, short - 1, short, _spread(short, short - 1))
-    yield Trial(FLOAT32_TRAIN, len(EDGES), CHEAP, EDGES)
+    for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN, *[BFLOAT16_EVAL] * (not subject.quick)):
+        yield Trial(mode, len(EDGES), CHEAP, EDGES)
     for scale in (HUGE, 0.0):
         yield Trial(EVAL, 8, short, _spread(short, 8), scale)
     for mode in modes if past > short else ():

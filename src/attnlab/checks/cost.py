@@ -23,18 +23,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnlab.checks.modes import (
     BFLOAT16_EVAL,
     EVAL,
-    FAR,
     FLOAT32_EVAL,
-    LONG,
     TRAIN,
     Mode,
     NotJudgedError,
     placed,
 )
 from attnlab.checks.result import Finding, mechanism_property
+from attnlab.checks.small_configs import FAR, LONG
 from attnlab.checks.subject import Subject
 from attnlab.config import is_own
 from attnlab.device.flops import counts_flex_attention, flop_counter
+from attnlab.inference.decoder import others
 from attnlab.mechanism import Cost, Mechanism, state_bytes
 
 MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
@@ -106,6 +106,10 @@ def forward_flops(subject: Subject) -> Iterator[Finding]:
 def bytes_of_state(subject: Subject) -> Iterator[Finding]:
     """Count the bytes of the decode state after a context, in several dtypes."""
     _require_cost(subject, decoding=True)
+    for part in others(subject.built().init_state(1, CONTEXT)):
+        is_number = part is None or isinstance(part, int | float | str)
+        words = "" if is_number else "is not counted: a state is a NamedTuple of tensors"
+        yield Finding(f"the state's {type(part).__name__}", math.inf if words else 0.0, words=words)
     dtypes = {EVAL: subject.dtype, FLOAT32_EVAL: torch.float32, BFLOAT16_EVAL: torch.bfloat16}
     if subject.config.computes_in is not None or not subject.serves_float32:
         dtypes = {EVAL: subject.dtype}

@@ -16,21 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import (
-    BFLOAT16_EVAL,
-    DROPOUT,
-    EVAL,
-    FAR,
-    FEW,
-    FLOAT32_EVAL,
-    HUGE,
-    LONG,
-    PAST_256,
-    NotJudgedError,
-    Place,
+from attnlab.checks.modes import BFLOAT16_EVAL, DROPOUT, EVAL, FLOAT32_EVAL, NotJudgedError, Place
+from attnlab.checks.result import (
+    Finding,
+    by_position,
+    errors,
+    mechanism_property,
+    of_rounded,
+    relative,
 )
-from attnlab.checks.numbers import of_rounded
-from attnlab.checks.result import Finding, by_position, errors, mechanism_property, relative
+from attnlab.checks.small_configs import FAR, FEW, HUGE, LONG, PAST_256
 from attnlab.checks.subject import Subject
 from attnlab.inference.decoder import others, tensors
 from attnlab.mechanism import Mechanism
@@ -40,6 +35,7 @@ AFTER_LONG_PROMPT = 50
 # tokens of a prompt, of the whole sequence, and that the state has room for
 CHUNKED_PROMPTS = ((100, 112, 128), (128, 140, 256), (192, 260, 512))
 IN_TURNS = ((3, 23), (2, 19), (2, 19), (2, 14))  # (batch size, length) of states, ever smaller
+DECODE = "init_state", "step"  # methods that decoding needs
 MOST_DISAGREE = 0.1  # fraction of positions, in float32 and bfloat16
 MOST_TIMES = 4  # the error of decoding over that of the forward pass, in bfloat16
 
@@ -54,7 +50,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
     """Decode a whole sequence from an empty state."""
     _require_decoding(subject)
     limit = subject.limit_in(EVAL)
-    trials = [(3, 1), (1, 7), (8, 19), (32, FEW), (3, subject.short)]
+    trials = [(3, 1), (1, 7), (8, 19), (64, FEW), (3, subject.short)]
     if not subject.quick:
         trials += [(1, 1), (1, 139), (3, subject.past)]
     for batch, tokens in trials:
@@ -80,6 +76,11 @@ def steps(subject: Subject) -> Iterator[Finding]:
 @torch.no_grad()
 def shapes(subject: Subject) -> Iterator[Finding]:
     """Read a prompt and a token: outputs are as those of `forward`, the state is as it was."""
+    cls = type(subject.built())
+    own = [name for name in DECODE if getattr(cls, name) is not getattr(Mechanism, name)]
+    if len(own) == 1:
+        words = f"`{own[0]}` is defined alone: decoding needs `init_state` and `step`"
+        yield Finding("", math.inf, words=words)
     _require_decoding(subject)
     for mode in (EVAL, BFLOAT16_EVAL):
         mechanism, x_BTD = subject.built(mode), subject.tokens(2, 4, mode)
@@ -137,11 +138,12 @@ def prompts(subject: Subject) -> Iterator[Finding]:
             x_BTD, at_first = subject.tokens(2, tokens), subject.build(early)
             y_BTD = subject.forward(at_first, early, x_BTD)
             yield _compared(subject.decode(at_first, x_BTD, 1), y_BTD, limit, place, note)
-    trials = [(2, subject.past + AFTER_LONG_PROMPT)]
-    trials += [] if subject.quick else [(2, max(LONG, subject.past)), (1, FAR)]
-    for batch, tokens in trials:
+    trials = [(64, FEW, 5), (2, subject.past + AFTER_LONG_PROMPT, AFTER_LONG_PROMPT)]
+    if not subject.quick:
+        trials += [(2, max(LONG, subject.past), AFTER_LONG_PROMPT), (1, FAR, AFTER_LONG_PROMPT)]
+    for batch, tokens, after in trials:
         tokens, note = subject.exact(tokens)
-        prompt = max(1, tokens - AFTER_LONG_PROMPT)
+        prompt = max(1, tokens - after)
         with subject.at(EVAL, batch, tokens, f", {prompt} of them in the prompt") as place:
             x_BTD, y_BTD = subject.tokens(batch, tokens), subject.output(EVAL, batch, tokens)
             decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=13)

@@ -18,14 +18,13 @@ from attnlab.checks.modes import (
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
     LATE,
-    LONG,
     TRAIN,
     NotJudgedError,
     Place,
     seeded,
 )
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative, same_bits
-from attnlab.checks.small_configs import CHEAP
+from attnlab.checks.small_configs import CHEAP, LONG
 from attnlab.checks.subject import Subject
 from attnlab.checks.training import batch as tokens_of
 from attnlab.checks.training import first_course

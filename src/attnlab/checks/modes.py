@@ -3,16 +3,18 @@
 Shapes: B batch, T tokens, D model width.
 """
 
+import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from linecache import getlines
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.backends import cuda
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attnlab.config.own_code import is_users
 from attnlab.kernels.compiled import as_written, compiler_is_loaded, without_compiler
 from attnlab.mechanism import Mechanism
 
@@ -38,21 +40,12 @@ EVAL = Mode("eval", training=False)
 TRAIN = Mode("train", training=True)
 FIRST_STEP = Mode("train at step 0", training=True, step=0)
 DROPOUT = Mode("train with dropout", training=True, dropout=0.5)
+BFLOAT16_DROPOUT = Mode("train with some dropout in bfloat16", True, dropout=0.1, autocast=True)
 BFLOAT16_EVAL = Mode("eval in bfloat16", training=False, autocast=True)
 BFLOAT16_TRAIN = Mode("train in bfloat16", training=True, autocast=True)
 FLOAT32_EVAL = Mode("eval", training=False, float32=True)
 FLOAT32_TRAIN = Mode("train", training=True, float32=True)
 WITHIN_SCHEDULES = (1, 5, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)  # training steps
-BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64, 128)  # sizes that a mechanism might treat apart
-FEW = 11  # tokens of a trial of many batch sizes, one of which is as large
-PAST_64 = 75  # tokens: past one chunk of most kernels
-PAST_256 = 330  # tokens, of which bfloat16 can count 256
-PAST_512 = 530  # tokens of a trial that is made in float64, with gradients
-LONG = 1_050  # tokens: past 1,024, which steps after a prompt cross, and no multiple of a chunk
-PAST_LONG = 1_088  # tokens: 17 whole chunks of 64, past 1,024, too
-FAR = 4_120  # tokens of one sequence, which few trials have: the same past 4,096
-HUGE = 30.0  # scale of inputs that are far larger than those of training
-MOST_TOKENS = 8_192  # of a batch that has the shape of a study's; a larger one takes minutes
 
 
 class Place(NamedTuple):
@@ -154,6 +147,37 @@ _UNWRITTEN = (
 )
 
 
+class Elsewhere(TorchFunctionMode):
+    """A context that shows what stays on the CPU when a module and its inputs move from there.
+
+    Tensors that are made on no stated device, or on one that is named, are on torch's meta device,
+    and so must be those that do not move. An operation of them with others raises. Numbers without
+    dimension go with every device.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(each, Tensor) and each.is_meta and not each.ndim for each in args):
+            raise NotJudgedError("a number that was read there")
+        result = func(*args, **kwargs)
+        is_named = any(isinstance(each, str) for each in (*args[1:], kwargs.get("device")))
+        is_made = func in _MADE and (is_named or kwargs.get("device") is None)
+        is_moved = func is Tensor.cpu or (func is Tensor.to and is_named)
+        return result.to("meta") if (is_made or is_moved) and result.ndim else result
+
+
+_MADE = (
+    *(torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.rand),
+    *(torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros),
+)
+
+
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
     """Seed torch's random streams inside, and restore the caller's afterwards."""
@@ -166,54 +190,30 @@ def seeded(seed: int) -> Generator[None]:
         yield
 
 
-def generator_state() -> bytes:
-    """Return the state of torch's random generator on the CPU."""
-    return torch.default_generator.get_state().numpy().tobytes()
+def contexts_of(mechanism: Mechanism[Any]) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """Return the contexts in which a call must compute the same, by name."""
+    names = {type(part).__module__ for part in mechanism.modules()}
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in names}
+    lines = (line for file in files if is_users(file) for line in getlines(str(file)))
+    contexts: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "torch.enable_grad": torch.enable_grad,
+        "torch.no_grad": torch.no_grad,
+        "torch.inference_mode": torch.inference_mode,
+    }
+    if any("is_compiling" in line for line in lines):
+        contexts["a compiled model (`is_compiling`)"] = _as_if_compiled
+    return contexts
 
 
-def torch_settings() -> dict[str, Any]:
-    """Return the global settings of torch that a mechanism must leave alone, by name."""
-    return {name: get() for name, (get, _) in SETTINGS.items()}
-
-
-def restored(before: dict[str, Any]) -> list[str]:
-    """Set the global settings to earlier values; return the names of those that differed."""
-    changed = [name for name, value in torch_settings().items() if value != before[name]]
-    for name in changed:
-        SETTINGS[name][1](before[name])
-    return changed
-
-
-def _sdp_kernels() -> tuple[bool, ...]:
-    return tuple(is_enabled() for is_enabled, _ in _SDP)
-
-
-def _set_sdp_kernels(enabled: tuple[bool, ...]) -> None:
-    for (_, enable), on in zip(_SDP, enabled, strict=True):
-        enable(on)
-
-
-_SDP = (
-    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
-)
-# global settings that all mechanisms of a process share: how to read and how to set them
-SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's switch of gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "torch's precision of float32 products": (
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
-    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "torch's switch of deterministic algorithms": (
-        torch.are_deterministic_algorithms_enabled,
-        torch.use_deterministic_algorithms,
-    ),
-    "torch's kernels of attention": (_sdp_kernels, _set_sdp_kernels),
-}
+@contextmanager
+def _as_if_compiled() -> Generator[None]:
+    """Let `torch.compiler.is_compiling` return True inside."""
+    before = torch.compiler.is_compiling
+    torch.compiler.is_compiling = lambda: True
+    try:
+        yield
+    finally:
+        torch.compiler.is_compiling = before
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,20 +17,23 @@ from attnlab.checks.modes import (
     BFLOAT16_TRAIN,
     DROPOUT,
     EVAL,
-    FAR,
-    FEW,
     FLOAT32_EVAL,
     FLOAT32_TRAIN,
-    LONG,
-    PAST_256,
-    PAST_512,
-    TRAIN,
+    Elsewhere,
     Mode,
     NotJudgedError,
     narrowest_dtype,
     tolerance,
 )
-from attnlab.checks.result import Finding, errors, mechanism_property
+from attnlab.checks.result import (
+    Finding,
+    difference,
+    errors,
+    mechanism_property,
+    of_rounded,
+    raised,
+)
+from attnlab.checks.small_configs import FAR, FEW, LONG, PAST_256, PAST_512
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
 
@@ -40,8 +44,8 @@ TRIES = 3  # a derivative is wrong only if it is so at each of several points: R
 
 @mechanism_property(
     "output is finite, with the shape and dtype of the input",
-    cause="a `squeeze` or `view` that takes a length or batch of 1 for something else, or a "
-    "constant of a fixed dtype",
+    cause="a `squeeze` or `view` that takes a length or batch of 1 for something else, a constant "
+    "of a fixed dtype, or a tensor that is no buffer or is made on no device",
 )
 @torch.no_grad()
 def shapes(subject: Subject) -> Iterator[Finding]:
@@ -60,6 +64,28 @@ def shapes(subject: Subject) -> Iterator[Finding]:
             deviation = 0.0 if is_alike else math.inf
             yield Finding("", deviation, words="" if is_alike else words, place=place)
             yield _finite("", y_BTD)._replace(place=place)
+    if subject.device.type == "cpu":
+        with subject.at(EVAL, 2, 5, ", as if it moved to another device") as place:
+            words = _on_two_devices(subject)
+        yield Finding("", math.inf if words else 0.0, words=words, place=place)
+
+
+def _on_two_devices(subject: Subject) -> str:
+    """Return which line mixes tensors of two devices when the module moves; "" if none does."""
+    mechanism, x_BTD = subject.build(), subject.tokens(2, 5)
+    for part in mechanism.modules():
+        tensors = {name: x for name, x in vars(part).items() if isinstance(x, Tensor)}
+        vars(part).update({name: x.to("meta") for name, x in tensors.items()})
+    try:
+        with Elsewhere():
+            subject.forward(mechanism, EVAL, x_BTD)
+            for prompt in (0, 3) if subject.decodes else ():
+                subject.decode(mechanism, x_BTD, prompt)
+    except Exception as error:  # most say nothing about devices
+        where = "".join(re.findall(r" \(at [^)]*\)", raised(error)))
+        if re.search("expected device|(in|have) the same device", str(error)):
+            return f"a tensor stays on the CPU{where}: make it a buffer, or on `x.device`"
+    return ""
 
 
 @mechanism_property(
@@ -84,37 +110,34 @@ def dtypes_inside(subject: Subject) -> Iterator[Finding]:
 
 
 @mechanism_property(
-    "roundings do not grow with the length",
+    "roundings are small, and do not grow with the length",
     cause="a position, a running sum or a state in bfloat16, which cannot count past 256, a small "
-    "difference of large sums, or a kernel for float32 that is wrong in long sequences",
+    "difference of large sums, or a kernel for one dtype that computes something else",
 )
 @torch.no_grad()
 def roundings(subject: Subject) -> Iterator[Finding]:
-    """Compare errors of late tokens under autocast, and in float32, with those of the first."""
+    """Compare outputs in float32 and bfloat16 with the same in a wider dtype, late ones, too."""
     if torch.finfo(subject.precision).eps >= torch.finfo(torch.bfloat16).eps:
         raise NotJudgedError(f"it computes in {subject.precision}")
-    trials = [(BFLOAT16_EVAL, 2, PAST_256, torch.finfo(torch.bfloat16).eps)]
     is_wide = torch.finfo(subject.precision).eps <= torch.finfo(torch.float32).eps
-    if is_wide and not (subject.quick or subject.is_noisy):
-        trials.append((FLOAT32_TRAIN, 1, LONG, tolerance(torch.float32)))
-    for mode, batch, tokens, least in trials:
+    trials = [(BFLOAT16_EVAL, 2, PAST_256)] + [(FLOAT32_EVAL, 8, subject.short)] * is_wide
+    if not subject.is_noisy:
+        trials += [(BFLOAT16_TRAIN, 8, subject.short)]
+        trials += [(FLOAT32_TRAIN, 1, LONG)] * (is_wide and not subject.quick)
+    for mode, batch, tokens in trials:
         with subject.at(mode, batch, tokens) as place:
             y_BTD = subject.output(mode, batch, tokens)
             error_T = errors(y_BTD, of_rounded(subject, batch, tokens, mode))
+        eps, typical = torch.finfo(subject.dtype_in(mode)).eps, float(error_T[:64].median())
+        words = f"it is off by {typical:.2g} of the output in a wider dtype"
+        yield Finding("", typical, eps**0.5, words, place)
+        if tokens < PAST_256:
+            continue
         parts_T = error_T[:64], error_T[tokens - 74 :]
-        early, late = (float(part_T.quantile(0.75)) for part_T in parts_T)
+        early, late = (float(part_T.median()) for part_T in parts_T)
         words = f"{late:.2g} of the output past {tokens - 74} tokens, {early:.2g} at the first"
+        least = eps if mode.autocast else tolerance(torch.float32)
         yield Finding("", late, MOST_GROWTH * early + least, words, place)
-
-
-def of_rounded(subject: Subject, batch: int, tokens: int, mode: Mode = BFLOAT16_EVAL) -> Tensor:
-    """Return `y_BTD` in the widest dtype of the inputs that this mode receives."""
-    key = "of rounded inputs", batch, tokens, mode
-    if key not in subject.memo:
-        wide = TRAIN if mode.training else EVAL
-        x_BTD = subject.tokens(batch, tokens, mode).to(subject.dtype)
-        subject.memo[key] = subject.forward(subject.built(wide), wide, x_BTD)
-    return subject.memo[key]
 
 
 @mechanism_property(
@@ -244,36 +267,17 @@ def _off_derivative(
         moves[name] = (direction / direction.norm() * scale.clamp_min(0.1).cpu()).to(tensor)
         stated[name] = 0.0 if gradient is None else float((gradient * moves[name]).sum())
     steps = {tuple(names): {name: moves[name] for name in names} for names in groups}
-    measured = {names: _difference(tensors, move, step, output) for names, move in steps.items()}
+    measured = {names: difference(tensors, move, step, output) for names, move in steps.items()}
     largest = max(map(abs, (*stated.values(), *measured.values()))) or 1.0
     off = dict[str, float]()
     for names, value in measured.items():
         error = sum(stated[name] for name in names) - value
         if abs(error) > least * largest:  # where outputs jump, a smaller step measures another one
-            again = _difference(tensors, steps[names], step / 4, output)
+            again = difference(tensors, steps[names], step / 4, output)
             error = 0.0 if abs(again - value) > abs(error) / 2 else error
         along = names[0] if len(names) == 1 else "input and parameters together"
         off[along] = abs(error) / largest
     return off
-
-
-@torch.no_grad()
-def _difference(
-    tensors: Mapping[str, Tensor],
-    moves: Mapping[str, Tensor],
-    step: float,
-    output: Callable[[], Tensor],
-) -> float:
-    """Return the derivative of the output along the moves, and restore the tensors."""
-    before = {name: tensors[name].clone() for name in moves}
-    outputs = list[float]()
-    for sign in (1, -1):
-        for name, move in moves.items():
-            tensors[name].copy_(before[name] + sign * step * move)
-        outputs.append(float(output()))
-    for name, tensor in before.items():
-        tensors[name].copy_(tensor)
-    return (outputs[0] - outputs[1]) / (2 * step)
 
 
 def backward(

@@ -1,23 +1,29 @@
 """The results of checks, from copies of this process: a crash ends one mechanism's check alone, and
-one per core runs at a time.
+one per core runs at a time. And what the mechanisms of one process share, and must leave alone.
 
 A process that uses CUDA cannot be copied and checks one mechanism after the other. An error of a
 kernel ends CUDA in it for good; the mechanisms after that one are checked in new processes.
 """
 
+import builtins
+import inspect
 import multiprocessing
 import os
+import random
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
+import numpy as np
 import torch
+from torch.backends import cuda
 
 from attnlab.checks.modes import needs_cuda
 from attnlab.checks.result import Property, Result
@@ -182,3 +188,96 @@ def _one_thread() -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def generator_state() -> bytes:
+    """Return the state of torch's random generator on the CPU."""
+    return torch.default_generator.get_state().numpy().tobytes()
+
+
+def global_state() -> dict[str, Any]:
+    """Return the states of global generators of random numbers, by name."""
+    numpy_state = np.random.get_state(legacy=False)
+    return {
+        "Python's random generator": random.getstate(),
+        "numpy's random generator": (
+            numpy_state["state"]["pos"],
+            numpy_state["state"]["key"].tobytes(),
+        ),
+    }
+
+
+def torch_settings() -> dict[str, Any]:
+    """Return the global settings of torch that a mechanism must leave alone, by name."""
+    return {name: get() for name, (get, _) in SETTINGS.items()}
+
+
+def restored(before: dict[str, Any]) -> list[str]:
+    """Set the global settings to earlier values; return the names of those that differed."""
+    changed = [name for name, value in torch_settings().items() if value != before[name]]
+    for name in changed:
+        SETTINGS[name][1](before[name])
+    return changed
+
+
+def _sdp_kernels() -> tuple[bool, ...]:
+    return tuple(is_enabled() for is_enabled, _ in _SDP)
+
+
+def _set_sdp_kernels(enabled: tuple[bool, ...]) -> None:
+    for (_, enable), on in zip(_SDP, enabled, strict=True):
+        enable(on)
+
+
+_SDP = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+)
+# global settings that all mechanisms of a process share: how to read and how to set them
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's detection of anomalies": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "torch's switch of gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's precision of float32 products": (
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's switch of deterministic algorithms": (
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    "torch's kernels of attention": (_sdp_kernels, _set_sdp_kernels),
+}
+
+
+@contextmanager
+def another_process(number: int) -> Generator[None]:
+    """Let global generators, process number, clock and hashes of strings be those of another one.
+
+    Number 0 is this process. What was there before is restored.
+    """
+    before = random.getstate(), np.random.get_state()
+    clock, hashed, process = time.time, hash, os.getpid()
+
+    def salted(value: Any) -> int:
+        module = str(inspect.currentframe().f_back.f_globals.get("__name__"))  # pyright: ignore
+        is_own = module.split(".")[0] not in sys.stdlib_module_names  # such as an enum's `__hash__`
+        return hashed(value) ^ number if is_own and isinstance(value, str) else hashed(value)
+
+    others: dict[tuple[Any, str], Any] = {
+        (os, "getpid"): lambda: process + number,
+        (time, "time"): lambda: clock() + number * 1e6,
+        (time, "time_ns"): lambda: int((clock() + number * 1e6) * 1e9),
+        (builtins, "hash"): salted,
+    }
+    with ExitStack() as restored:
+        for (module, name), other in others.items() if number else ():
+            restored.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, other)
+        restored.callback(lambda: (random.setstate(before[0]), np.random.set_state(before[1])))
+        random.seed(number)
+        np.random.seed(number)
+        yield

@@ -7,12 +7,10 @@ Shapes: B batch, T tokens, D model width.
 """
 
 import math
-import random
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -26,11 +24,10 @@ from attnlab.checks.modes import (
     EmptyAs,
     Mode,
     Place,
-    generator_state,
-    restored,
+    contexts_of,
     seeded,
-    torch_settings,
 )
+from attnlab.checks.processes import generator_state, global_state, restored, torch_settings
 from attnlab.checks.result import Finding, mechanism_property, relative, same_bits
 from attnlab.checks.small_configs import CHEAP
 from attnlab.checks.subject import Subject
@@ -119,17 +116,19 @@ def _forward_twice(subject: Subject, mode: Mode, place: Place) -> Iterator[Findi
     yield _finding("torch's random generator", words if first.draws else "", place)
     overwritten = not torch.equal(first.y_BTD.detach().nan_to_num(), first.copy_BTD.nan_to_num())
     yield _finding("the output", "the next call writes it" if overwritten else "", place)
+    for parameter in mechanism.parameters():  # as those of an earlier micro-batch
+        parameter.grad = torch.ones_like(parameter)
     with _Unchanged(mechanism, place, found), _other_memory(subject):
         again = _call(subject, mode, mechanism, given_BTD, seed=1)
+    mechanism.zero_grad()
     yield from found
     yield _same("forward", again.copy_BTD, first.copy_BTD, place)
-    for switch in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-        with switch(), seeded(1):
+    for name, context in contexts_of(mechanism).items():
+        with context(), seeded(1):
             y_BTD = subject.forward_with_loss(mechanism, mode, given_BTD, seed=None)[0]
         deviation = float(relative(y_BTD, first.copy_BTD).max())
-        where = f"forward within torch.{switch.__name__}"
-        yield Finding(where, deviation, limit, place=place)
-        if by_first and y_BTD.requires_grad:
+        yield Finding(f"forward within {name}", deviation, limit, place=place)
+        if by_first and y_BTD.requires_grad and deviation <= limit:
             size = _size_of_gradients(subject, mode)
             yield _by_another(mechanism, y_BTD, by_first, size, limit, place)
     by_again = dict[str, Tensor]()
@@ -240,29 +239,39 @@ class _Unchanged:
         self.mechanism, self.place, self.found = mechanism, place, found
 
     def __enter__(self) -> None:
-        self.tensors, self.world = _tensors(self.mechanism), global_state()
+        self.tensors, self.world = _tensors(self.mechanism), _world(self.mechanism)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
             return
         after = _tensors(self.mechanism)
         persistent = set(self.mechanism.state_dict()) | set(self.tensors)
-        for name in (name for name in after if name in persistent):
+        for name in (name for name in {**self.tensors, **after} if name in persistent):
             words = ""
             if name not in self.tensors:
                 words = "appears in the first call of forward: make it in the constructor"
-            elif not _alike(after[name], self.tensors[name]):
+            elif name not in after or not _alike(after[name], self.tensors[name]):
                 words = "a call changes it"
             self.found.append(_finding(name, words, self.place))
-        world = global_state()
+        world = _world(self.mechanism)
         for name, before in self.world.items():
-            words = "" if world[name] == before else "a call changes it"
+            words = "" if world.get(name) == before else "a call changes it"
             self.found.append(_finding(name, words, self.place))
 
 
 def _tensors(mechanism: Mechanism[Any]) -> dict[str, Tensor]:
-    named = [*mechanism.named_parameters(), *mechanism.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in named}
+    named = dict[str, Tensor]([*mechanism.named_parameters(), *mechanism.named_buffers()])
+    grads = {f"`.grad` of {name}": each.grad for name, each in mechanism.named_parameters()}
+    named |= {name: grad for name, grad in grads.items() if grad is not None}
+    return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+def _world(mechanism: Mechanism[Any]) -> dict[str, Any]:
+    """Return the states of global generators, and the switches of the module, by name."""
+    parts, parameters = mechanism.named_modules(), mechanism.named_parameters()
+    modes = {f"`training` of {name or 'the module'}": part.training for name, part in parts}
+    trained = {f"`requires_grad` of {name}": each.requires_grad for name, each in parameters}
+    return {**global_state(), **modes, **trained}
 
 
 def _alike(after: Tensor, before: Tensor) -> bool:
@@ -270,18 +279,6 @@ def _alike(after: Tensor, before: Tensor) -> bool:
     if after.shape != before.shape or after.dtype != before.dtype:
         return after.numel() > before.numel()
     return torch.equal(after.nan_to_num(), before.nan_to_num())
-
-
-def global_state() -> dict[str, Any]:
-    """Return the states of global generators of random numbers, by name."""
-    numpy_state = np.random.get_state(legacy=False)
-    return {
-        "Python's random generator": random.getstate(),
-        "numpy's random generator": (
-            numpy_state["state"]["pos"],
-            numpy_state["state"]["key"].tobytes(),
-        ),
-    }
 
 
 def _finding(where: str, words: str, place: Place | None) -> Finding:

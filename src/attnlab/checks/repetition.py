@@ -3,26 +3,20 @@
 Shapes: B batch, T tokens, D model width.
 """
 
-import builtins
-import inspect
 import math
-import os
-import random
-import sys
-import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attnlab.checks.decoding import with_other_weights
-from attnlab.checks.modes import DROPOUT, EVAL, FIRST_STEP, LATE, TRAIN, tolerance
-from attnlab.checks.purity import global_state
+from attnlab.checks.modes import BFLOAT16_EVAL, DROPOUT, EVAL, FIRST_STEP, LATE, TRAIN, tolerance
+from attnlab.checks.processes import another_process, global_state
 from attnlab.checks.result import Finding, by_position, mechanism_property, relative, same_bits
+from attnlab.checks.small_configs import CHEAP
 from attnlab.checks.subject import Subject
 from attnlab.checks.training import STEPS, course, first_course
 from attnlab.config import ConfigError
@@ -45,7 +39,7 @@ def seeds(subject: Subject) -> Iterator[Finding]:
     """Build twice, the second time as in another process; train one step twice."""
     models, streams = list[dict[str, Tensor]](), list[dict[str, Any]]()
     for drawn_before in (0, 1):
-        with torch.random.fork_rng(devices=()), _another_process(drawn_before):
+        with torch.random.fork_rng(devices=()), another_process(drawn_before):
             torch.default_generator.manual_seed(drawn_before)
             model = ModelConfig(
                 mechanisms=subject.judged, n_layers=len(subject.judged), d_model=subject.d_model
@@ -184,19 +178,20 @@ def _with_other_numbers(subject: Subject) -> Iterator[tuple[str, MechanismConfig
 @torch.no_grad()
 def evaluation(subject: Subject) -> Iterator[Finding]:
     """Build with dropout; run in eval mode under two seeds, and in training under many."""
-    with subject.at(EVAL, 2, subject.past, ", built with dropout") as place:
-        x_BTD = subject.tokens(2, subject.past)
-        settings = EVAL._replace(dropout=DROPOUT.dropout if subject.can_drop() else 0.0)
-        mechanism = subject.build(settings)
-        first, second = (
-            subject.forward_with_loss(mechanism, EVAL, x_BTD, seed)[0] for seed in (0, 1)
-        )
-        yield same_bits("forward", second, first, place)
-        without_BTD = subject.output(EVAL, 2, subject.past)
-        limit = subject.limit_in(EVAL)
-        deviation, position = by_position(relative(first, without_BTD), limit)
-        where = f"position {position} differs from one built without dropout"
-        yield Finding(where, deviation, limit, place=place)
+    rate = DROPOUT.dropout if subject.can_drop() else 0.0
+    for mode, tokens in ((EVAL, subject.past), (BFLOAT16_EVAL, CHEAP)):
+        with subject.at(mode, 2, tokens, ", built with dropout") as place:
+            x_BTD = subject.tokens(2, tokens, mode)
+            mechanism = subject.build(mode._replace(dropout=rate))
+            first, second = (
+                subject.forward_with_loss(mechanism, mode, x_BTD, seed)[0] for seed in (0, 1)
+            )
+            yield same_bits("forward", second, first, place)
+            off_BTD = relative(first, subject.output(mode, 2, tokens))
+            limit = subject.limit_in(mode)
+            deviation, position = by_position(off_BTD, limit)
+            where = f"position {position} differs from one built without dropout"
+            yield Finding(where, deviation, limit, place=place)
     if subject.can_drop():
         yield _scale_of_dropout(subject)
 
@@ -268,33 +263,3 @@ def json_round_trip(subject: Subject) -> Iterator[Finding]:
     for name, value in written.items():
         words = "" if read[name] == value else f"{value!r} was written, {read[name]!r} was read"
         yield Finding(name, math.inf if words else 0.0, words=words)
-
-
-@contextmanager
-def _another_process(number: int) -> Generator[None]:
-    """Let global generators, process number, clock and hashes of strings be those of another one.
-
-    Number 0 is this process. What was there before is restored.
-    """
-    before = random.getstate(), np.random.get_state()
-    clock, hashed, process = time.time, hash, os.getpid()
-
-    def salted(value: Any) -> int:
-        module = str(inspect.currentframe().f_back.f_globals.get("__name__"))  # pyright: ignore
-        is_own = module.split(".")[0] not in sys.stdlib_module_names  # such as an enum's `__hash__`
-        return hashed(value) ^ number if is_own and isinstance(value, str) else hashed(value)
-
-    others: dict[tuple[Any, str], Any] = {
-        (os, "getpid"): lambda: process + number,
-        (time, "time"): lambda: clock() + number * 1e6,
-        (time, "time_ns"): lambda: int((clock() + number * 1e6) * 1e9),
-        (builtins, "hash"): salted,
-    }
-    with ExitStack() as restored:
-        for (module, name), other in others.items() if number else ():
-            restored.callback(setattr, module, name, getattr(module, name))
-            setattr(module, name, other)
-        restored.callback(lambda: (random.setstate(before[0]), np.random.set_state(before[1])))
-        random.seed(number)
-        np.random.seed(number)
-        yield

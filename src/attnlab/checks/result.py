@@ -11,7 +11,7 @@ import inspect
 import math
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlab.checks.modes import NotJudgedError, Place, tolerance
+from attnlab.checks.modes import BFLOAT16_EVAL, EVAL, TRAIN, Mode, NotJudgedError, Place, tolerance
 from attnlab.checks.subject import Subject
 from attnlab.config import is_interrupt
 
@@ -233,11 +233,40 @@ def relative(found: Tensor, expected: Tensor) -> Tensor:
     return off.masked_fill_(~(expected.isfinite() | found.isfinite()), 0.0)
 
 
+@torch.no_grad()
+def difference(
+    tensors: Mapping[str, Tensor],
+    moves: Mapping[str, Tensor],
+    step: float,
+    output: Callable[[], Tensor],
+) -> float:
+    """Return the derivative of the output along the moves, and restore the tensors."""
+    before = {name: tensors[name].clone() for name in moves}
+    outputs = list[float]()
+    for sign in (1, -1):
+        for name, move in moves.items():
+            tensors[name].copy_(before[name] + sign * step * move)
+        outputs.append(float(output()))
+    for name, tensor in before.items():
+        tensors[name].copy_(tensor)
+    return (outputs[0] - outputs[1]) / (2 * step)
+
+
 def errors(found_BTD: Tensor, exact_BTD: Tensor) -> Tensor:
     """Return the relative root mean square error of every position, `error_T`."""
     off_T = (found_BTD.double() - exact_BTD.double()).square().mean((0, 2)).sqrt()
     size_T = exact_BTD.double().square().mean((0, 2)).sqrt()
     return off_T / size_T.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def of_rounded(subject: Subject, batch: int, tokens: int, mode: Mode = BFLOAT16_EVAL) -> Tensor:
+    """Return `y_BTD` in the widest dtype of the inputs that this mode receives."""
+    key = "of rounded inputs", batch, tokens, mode
+    if key not in subject.memo:
+        wide = TRAIN if mode.training else EVAL
+        x_BTD = subject.tokens(batch, tokens, mode).to(subject.dtype)
+        subject.memo[key] = subject.forward(subject.built(wide), wide, x_BTD)
+    return subject.memo[key]
 
 
 def _largest(x: Tensor) -> float:

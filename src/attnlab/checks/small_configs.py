@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import attnlab.mechanisms  # noqa: F401  # pyright: ignore[reportUnusedImport]  registers the kinds
-from attnlab.checks.modes import MOST_TOKENS
 from attnlab.config import ConfigError
 from attnlab.mechanism import MechanismConfig
 from attnlab.mechanisms.fla_layer import FlaLayer
@@ -20,6 +19,16 @@ REACH_WORDS = ("window", "top_k", "chunk", "block")  # in names of fields that b
 CHEAP = 139  # tokens: a trial of at most so many is cheap
 MOST_KEPT = 100_000  # numbers of a draw that is kept: at most 200 MB of them all
 SMALL = 16  # tokens: window, top-k or chunk of a kind that is checked by its name
+BATCHES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 32, 64, 128)  # sizes that a mechanism might treat apart
+FEW = 11  # tokens of a trial of many batch sizes, one of which is as large
+PAST_64 = 75  # tokens: past one chunk of most kernels
+PAST_256 = 330  # tokens, of which bfloat16 can count 256
+PAST_512 = 530  # tokens of a trial that is made in float64, with gradients
+LONG = 1_050  # tokens: past 1,024, which steps after a prompt cross, and no multiple of a chunk
+PAST_LONG = 1_088  # tokens: 17 whole chunks of 64, past 1,024, too
+FAR = 4_120  # tokens of one sequence, which few trials have: the same past 4,096
+HUGE = 30.0  # scale of inputs that are far larger than those of training
+MOST_TOKENS = 8_192  # of a batch that has the shape of a study's; a larger one takes minutes
 
 
 def small(

@@ -16,8 +16,8 @@ from attnlab.checks import (
     repetition,
     training,
 )
-from attnlab.checks.modes import restored, seeded, torch_settings
-from attnlab.checks.processes import END, results_in_copies, results_of
+from attnlab.checks.modes import seeded
+from attnlab.checks.processes import END, restored, results_in_copies, results_of, torch_settings
 from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_property, raised
 from attnlab.checks.small_configs import bounds, small
 from attnlab.checks.subject import Subject
@@ -53,7 +53,7 @@ def check_properties(  # noqa: PLR0913  one parameter per option
         batch_size: sequences per batch of training, to be tried, too, with `seq_len`.
         seq_len: tokens per sequence of training.
         isolated: True to check in a copy of this process, which a crash ends alone.
-        varies: True to try other numbers of heads and odd windows, too; by default for kinds.
+        varies: True to try other settings, too, such as odd windows; by default for kinds.
 
     If a repeated call differs or changes something else, that is the only result: nothing else can
     be judged. An exception that the mechanism raises violates the property, which then has its
@@ -119,45 +119,63 @@ def require_buildable(config: MechanismConfig, d_model: int) -> None:
 
 
 @mechanism_property(
-    "it holds at other numbers of heads and odd windows, too",
-    cause="a width that is divided by the wrong number, or a window, top-k or chunk that is taken "
-    "for even; settings that are impossible belong into `problems`",
+    "it holds at other settings, too",
+    cause="a width that is divided by the wrong number, a window, top-k or chunk that is taken "
+    "for even, or a setting that only some of `forward`, `step` and `cost` read; settings that are "
+    "impossible belong into `problems`",
 )
-def odd_settings(subject: Subject) -> Iterator[Finding]:
+def other_settings(subject: Subject) -> Iterator[Finding]:
     """Judge a few properties at other settings of a kind that is checked by its name."""
-    for label, other in _with_odd_settings(subject):
-        for each in _AT_ODD_SETTINGS:
+    for label, other in _with_other_settings(subject):
+        for each in _AT_OTHER_SETTINGS:
             if each.name in subject.violated:
                 continue  # it is reported at the settings that were given
+            if each is independence.prefixes and subject.decodes:
+                continue  # steps see no length
             result = each.check(other)
             words = "" if result.holds else f"{each.name}: {result.how_much}"
             where = f"{label}, {result.where}" if result.where else label
             yield Finding(where, 0.0 if result.holds else math.inf, words=words)
 
 
-def _with_odd_settings(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Yield the subject at one and three heads and at odd windows, if the settings allow it."""
-    heads = [f.name for f in fields(subject.config) if f.name.endswith("heads")]
-    equal = len({getattr(subject.config, name) for name in heads}) == 1  # then try a group of 3
+def _with_other_settings(subject: Subject) -> Iterator[tuple[str, Subject]]:
+    """Yield the subject at three heads, at one head, and at odd windows.
+
+    At three heads the switches are the other way round, and at one the other numbers are halved,
+    as far as the settings allow it.
+    """
+    values = {field.name: getattr(subject.config, field.name) for field in fields(subject.config)}
+    heads = [name for name in values if name.endswith("heads")]
+    equal = len({values[name] for name in heads}) == 1  # then try a group of 3
+    threes = {name: 1 if equal and "kv" in name else 3 for name in heads}
+    others = {n: v for n, v in values.items() if n not in heads and n not in bounds(subject.config)}
+    switched = [{n: not v} for n, v in others.items() if type(v) is bool and "causal" not in n]
+    amounts = [(n, v) for n, v in others.items() if type(v) in (int, float) and v > 0]
+    halved = [{n: v / 2 if type(v) is float else v // 2 or 2} for n, v in amounts]
     changes = (
-        {name: 1 if equal and "kv" in name else 3 for name in heads},
-        dict.fromkeys(heads, 1),
-        dict.fromkeys(bounds(subject.config), 7),
+        [threes, *switched],
+        [dict.fromkeys(heads, 1), *halved],
+        [dict.fromkeys(bounds(subject.config), 7)],
     )
-    for change in changes if subject.varies and not subject.quick else ():
-        try:
-            config = replace(subject.config, **change)
-            require_buildable(config, d_model := fitting_width(config))
-        except ValueError:
-            continue  # it says that it does not support them
-        if change:
-            label = ", ".join(f"{name}={value}" for name, value in change.items())
+    for wanted in changes if subject.varies and not subject.quick else ():
+        config, d_model, label = subject.config, subject.d_model, list[str]()
+        for change in filter(None, wanted):
+            try:
+                other = replace(config, **change)
+                require_buildable(other, width := fitting_width(other))
+            except ValueError:
+                continue  # it says that it does not support them
+            if other.takes(width) and not subject.before:
+                continue  # a layer before it would be judged, too
+            config, d_model = other, width
+            label += [f"{name}={value}" for name, value in change.items()]
+        if label:
+            changed = {"config": config, "d_model": d_model, "quick": True}
             before = givers_alone(config, d_model)
-            other = replace(subject, config=config, d_model=d_model, quick=True, before=before)
-            yield label, other
+            yield ", ".join(label), replace(subject, before=before, **changed)
 
 
-_AT_ODD_SETTINGS = (
+_AT_OTHER_SETTINGS = (
     numbers.shapes,
     independence.prefixes,
     decoding.steps,
@@ -198,7 +216,7 @@ PROPERTIES: tuple[Property, ...] = (
     cost.memory,
     repetition.weights_round_trip,
     repetition.json_round_trip,
-    odd_settings,
+    other_settings,
 )
 
 

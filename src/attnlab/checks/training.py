@@ -20,9 +20,6 @@ from attnlab.checks.modes import (
     FIRST_STEP,
     FLOAT32_TRAIN,
     LATE,
-    LONG,
-    PAST_64,
-    PAST_LONG,
     TRAIN,
     WITHIN_SCHEDULES,
     Mode,
@@ -31,6 +28,7 @@ from attnlab.checks.modes import (
 )
 from attnlab.checks.numbers import backward, require_exact_gradients
 from attnlab.checks.result import Finding, mechanism_property
+from attnlab.checks.small_configs import LONG, PAST_64, PAST_LONG
 from attnlab.checks.subject import Subject
 from attnlab.mechanism import Mechanism
 from attnlab.model.language_model import LanguageModel, ModelConfig
@@ -61,6 +59,12 @@ def trained(subject: Subject) -> Iterator[Finding]:
             x_BTD = subject.tokens(3, subject.past)
             y_BTD, loss = backward(subject, mode, x_BTD, mechanism)
             has_gradient.append(loss is None or getattr(loss, "requires_grad", False))
+            if loss is not None:
+                again = subject.forward_with_loss(mechanism, mode, x_BTD.repeat(4, 1, 1))[1]
+                adds_up = again is not None and 3 < float(again.detach() / loss.detach()) < 5
+                words = "is 4 times as large for 4 times the sequences: average over them"
+                deviation = math.inf if adds_up else 0.0
+                yield Finding("the auxiliary loss", deviation, words=words * adds_up, place=place)
         for name, parameter in mechanism.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 words = "gradient is not finite"
@@ -108,11 +112,12 @@ def in_training(subject: Subject) -> Iterator[Finding]:
         raise NotJudgedError("training adds noise")
     off = subject.off_in_training
     note = f"outputs of training and evaluation differ by {off:.2g}, without dropout" if off else ""
-    for batch, tokens in (SHAPE, (1, 256 if subject.quick else PAST_LONG)):
+    for batch, tokens in (SHAPE, (1, 256), *[(1, PAST_LONG)] * (not subject.quick)):
         rows = torch.arange(batch)
         trials = [(FLOAT32_TRAIN, [rows]), (BFLOAT16_TRAIN, [rows])]
         if batch > 1:
             trials[0] = FLOAT32_TRAIN, [rows.repeat(4)]
+            trials.append((BFLOAT16_TRAIN, [rows.repeat(2)]))
             trials.append((TRAIN, [*rows.split([1, batch - 1])]))
         exact = _gradients(subject, TRAIN if off else EVAL, tokens, rows.split(2), adds=False)
         for mode, parts in trials:
