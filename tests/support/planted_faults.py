@@ -1502,6 +1502,11 @@ def overflows_in_long_training(self, v_BTD):
     return mean_BTD * (0.1 * age_T1).exp() * (-0.1 * age_T1).exp()
 
 
+def sized(self, batch_size, capacity):
+    self.is_wrong = 64 < capacity < 80
+    return Average.init_state(self, batch_size, capacity)
+
+
 class ByAProduct(Average):
     def mean(self, v_BTD):
         age_TT = (at(v_BTD) - at(v_BTD).T).clamp(min=0)
@@ -1525,6 +1530,10 @@ plant(
         )
     },
     ForgetsPromptsOfWholeChunks={"prefill": forgets_whole_chunks},
+    WrongInStatesOfFiveBlocks={
+        "init_state": sized,
+        "next_mean": decayed(lambda self, s: 0.8 if self.is_wrong else 0.9),
+    },
     WrongInFloat32Past512={"mean": float32_past_512},
     OverflowsInLongTraining={"mean": overflows_in_long_training},
     ForgetsAtEdgesOf256={"next_mean": forgets_at_256, "prefill": prefilled_at_once},

@@ -33,7 +33,7 @@ from attnlab.mechanism import Mechanism
 AFTER_PROMPT = 12  # tokens decoded after each prompt
 AFTER_LONG_PROMPT = 50
 # tokens of a prompt, of the whole sequence, and that the state has room for
-CHUNKED_PROMPTS = ((100, 112, 128), (128, 140, 256), (192, 260, 512))
+CHUNKED_PROMPTS = ((60, 75, 75), (100, 112, 128), (128, 140, 256), (192, 260, 512))
 IN_TURNS = ((3, 23), (2, 19), (2, 19), (2, 14))  # (batch size, length) of states, ever smaller
 DECODE = "init_state", "step"  # methods that decoding needs
 MOST_DISAGREE = 0.1  # fraction of positions, in float32 and bfloat16
