@@ -49,6 +49,7 @@ QUICK = ("--seconds", "0.01", "--device", "cpu", "--batches", "1")
 SIZES = ("--d-model", "16", "--n-layers", "1", "--n-heads", "2", "--vocab-size", "50")
 CEILINGS = Ceilings(1e12, "bfloat16", 8192, 4e12, 1 << 30)
 OWN = """
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -90,7 +91,7 @@ class TroubledMixer(TokenwiseLinear):
                 raise SystemExit(3)
             if self.config.trouble == "interrupt" and not Path("interrupted").exists():
                 Path("interrupted").touch()
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
         if self.config.trouble == "print":
             print("seen")
         return super().forward(x_BTD)

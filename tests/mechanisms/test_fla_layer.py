@@ -88,7 +88,8 @@ class Causal(nn.Module):
         self.proj._is_hf_initialized = num_slots is not None
 
     def forward(self, hidden_states, **kwargs):
-        count = torch.arange(1, hidden_states.shape[1] + 1)[:, None]
+        tokens, on = hidden_states.shape[1], hidden_states.device
+        count = torch.arange(1, tokens + 1, device=on)[:, None]
         return self.proj((hidden_states.float().cumsum(1) / count).to(hidden_states.dtype))
 
 

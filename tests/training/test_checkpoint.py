@@ -314,7 +314,7 @@ def test_a_run_that_cannot_be_exported_or_loaded_is_an_error(tmp_path, whole_run
     folder = shutil.copytree(whole_run, tmp_path / "study") / "mha" / "seed-0"
     with pytest.raises(ValueError, match=r"no run in .*did you mean .*seed-0"):
         export(folder.parent, tmp_path / "out")
-    with pytest.raises(ValueError, match="already exists and is not replaced"):
+    with pytest.raises(ValueError, match="is the folder of a run; choose another --out"):
         export(folder, folder)
     folder.rename(f"{folder}.partial")
     with pytest.raises(ValueError, match=r"no run in .*did you mean .*/seed-0\.partial\?"):

@@ -36,6 +36,7 @@ from attnlab.config import is_own
 from attnlab.device.flops import counts_flex_attention, flop_counter
 from attnlab.inference.decoder import others
 from attnlab.mechanism import Cost, Mechanism, state_bytes
+from attnlab.mechanisms.fla_layer import FlaLayer
 
 MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
@@ -107,8 +108,10 @@ def bytes_of_state(subject: Subject) -> Iterator[Finding]:
     """Count the bytes of the decode state after a context, in several dtypes."""
     _require_cost(subject, decoding=True)
     for part in others(subject.built().init_state(1, CONTEXT)):
-        is_number = part is None or isinstance(part, int | float | str)
-        words = "" if is_number else "is not counted: a state is a NamedTuple of tensors"
+        # the bytes of a cache of flash-linear-attention are counted by its layer
+        is_known = part is None or isinstance(part, int | float | str)
+        is_known = is_known or isinstance(subject.config, FlaLayer)
+        words = "" if is_known else "is not counted: a state is a NamedTuple of tensors"
         yield Finding(f"the state's {type(part).__name__}", math.inf if words else 0.0, words=words)
     dtypes = {EVAL: subject.dtype, FLOAT32_EVAL: torch.float32, BFLOAT16_EVAL: torch.bfloat16}
     if subject.config.computes_in is not None or not subject.serves_float32:
