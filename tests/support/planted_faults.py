@@ -276,6 +276,10 @@ plant(
     HalvedInTraining={"is_wrong": lambda self, x: self.training},
     HalvedInTrainingPast64Tokens={"is_wrong": lambda self, x: self.training and x.shape[1] > 64},
     HalvedInLargeBatches={"is_wrong": lambda self, x: len(x) >= 16},
+    HalvedInTrainingPast64Sequences={"is_wrong": lambda self, x: self.training and len(x) > 64},
+    HalvedInBfloat16Past16Sequences={
+        "is_wrong": lambda self, x: x.dtype == torch.bfloat16 and len(x) > 16
+    },
     HalvedInTrainingAtMultiplesOf256={
         "is_wrong": lambda self, x: self.training and x.shape[1] % 256 == 0
     },

@@ -116,8 +116,8 @@ def in_training(subject: Subject) -> Iterator[Finding]:
         rows = torch.arange(batch)
         trials = [(FLOAT32_TRAIN, [rows]), (BFLOAT16_TRAIN, [rows])]
         if batch > 1:
-            trials[0] = FLOAT32_TRAIN, [rows.repeat(4)]
-            trials.append((BFLOAT16_TRAIN, [rows.repeat(2)]))
+            trials[0] = FLOAT32_TRAIN, [rows.repeat(17)]  # 68 sequences
+            trials.append((BFLOAT16_TRAIN, [rows.repeat(5)]))
             trials.append((TRAIN, [*rows.split([1, batch - 1])]))
         exact = _gradients(subject, TRAIN if off else EVAL, tokens, rows.split(2), adds=False)
         for mode, parts in trials:
