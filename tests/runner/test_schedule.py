@@ -226,6 +226,9 @@ def test_all_variants_take_the_longer_warm_up_that_one_needs(tmp_path, at_a_time
     # a part of the study keeps what the whole has decided
     part = replace(TUNED.only(["mha"]), seeds=3)
     assert [key(run)[1:] for run in work(make(part, tmp_path), loss)] == [(False, 2, BEST["mha"])]
+    # and counts on two more runs where recipes are still searched
+    shutil.rmtree(tmp_path / "identity")
+    assert make(TUNED, tmp_path).tuning_count(["identity"]) == (0, 6, 9, 30)
 
 
 def test_a_gain_that_is_not_taken_is_allowed_for(tmp_path):

@@ -206,6 +206,7 @@ class StudySchedule:
     def tuning_count(self, variants: Iterable[str] | None = None) -> RunCount:
         """Count the runs that search recipes, of some variants or of all."""
         counts, carried = list[RunCount](), self.study.sources()
+        taken = self._outcomes.shared.warmup_level if self._outcomes.shared else 0
         for name in self.study.variants if variants is None else variants:
             failed = sum(
                 one == name and seed == tuning_seed(one) for one, _, seed in self._outcomes.failed
@@ -213,7 +214,7 @@ class StudySchedule:
             done = len(self._outcomes.tuning[name]) + failed
             known = done + self._open(name, "tuning")
             if (tuning := self.study.tuning) and not (name in self.tuned or name in carried):
-                bounds = tuning.bounds(self._longer_warmups)
+                bounds = tuning.bounds(self._longer_warmups, taken)
                 counts.append(RunCount(done, *(max(known, n) for n in bounds)))
             else:
                 counts.append(RunCount.exactly(done, known))

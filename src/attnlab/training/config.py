@@ -243,16 +243,18 @@ class Tuning(Config):
             if len(values) < 2 or len(set(values)) < len(values):
                 yield Problem(f"settings.{path}", f"give two values or more, got {list(values)}")
 
-    def bounds(self, longer_warmups: int = 1) -> tuple[int, int, int]:
+    def bounds(self, longer_warmups: int = 1, taken: int = 0) -> tuple[int, int, int]:
         """Return the smallest, the expected and the largest number of tuning runs per variant.
 
-        Expected is the smallest and one further run. `longer_warmups` can be tried.
+        Expected is the smallest and one further run, and two more for each longer warm-up that is
+        known to be taken. `longer_warmups` can be tried.
         """
         warmups = longer_warmups if self.warmup else 0
         values = sum(len(values) - 1 for values in self.settings.values())
         coarse = max(3, len(self.multiples))  # a best rate has a lower and a higher one
         least = coarse + 2 + min(warmups, 1) + values
-        return least, least + 1, self.most * (4 + warmups + bool(self.settings)) + values
+        most = self.most * (4 + warmups + bool(self.settings)) + values
+        return least, least + 1 + 2 * taken, most
 
 
 class Recipe(NamedTuple):
