@@ -58,12 +58,16 @@ class World:
     families: int = 0  # number of families that share noise; 0: none
     curvature: tuple[float, float] = (0.008, 0.06)  # c of the half-octave parabola, log-uniform
     best: tuple[float, float] = (1.0, 6.0)  # position of the best rate, uniform
-    shape: str = "parabola"  # or "v": a kink, its slope c / 2 per half octave
+    shape: str = "parabola"  # or "v": a kink, its slope c / 2 per half octave; or "exponential"
     wall: tuple[float, float] | None = None  # runs diverge above best + this, uniform
     cliff: float | None = (
         None  # above best + this, loss and noise grow; with a longer warm-up later
     )
     later: float = 3.0  # half octaves by which a longer warm-up moves the cliff
+    uneven: float = 1.0  # every second variant is noisier by this ratio
+    growth: float = 0.0  # noise grows by exp(this) per half octave, four at most to either side
+    heavy_tails: bool = False  # noise has Student's t distribution with 3 degrees of freedom
+    spikes: float = 0.0  # share of the runs that end 20 standard deviations too high
 
     def truths(self) -> Array:
         """Return the loss of each variant at its best recipe: a third of them are equal."""
@@ -83,13 +87,17 @@ class Curves:
         self.best_RV = rng.uniform(*world.best, size=self.size)
         wall = world.wall
         self.wall_RV = self.best_RV + (rng.uniform(*wall, size=self.size) if wall else np.inf)
+        self.noise_V = world.noise * np.where(np.arange(world.variants) % 2, world.uneven, 1.0)
 
     def excess(self, x: Array, level: int | Array) -> Array:
         """Return the mean loss above the curve's lowest point, and past the cliff; shape as x."""
         extra = x.ndim - 2
         c, best = _expand(self.c_RV, extra), _expand(self.best_RV, extra)
         off = x - best
-        rise = c / 2 * (np.abs(off) if self.world.shape == "v" else off**2)
+        if self.world.shape == "exponential":  # as curved at its lowest point, steeper above
+            rise = c * (np.expm1(np.minimum(off, 6.0)) - np.minimum(off, 6.0))
+        else:
+            rise = c / 2 * (np.abs(off) if self.world.shape == "v" else off**2)
         return rise + c / 2 * self.past(x, level) ** 2
 
     def past(self, x: Array, level: int | Array) -> Array:
@@ -116,10 +124,20 @@ class Curves:
         """Return losses of runs; infinite past the wall. `shared` is the noise of their seeds."""
         extra = x.ndim - 2
         floor = -self.optimum_RV[1]  # so that all variants are equal at their best recipes
-        spread = self.world.noise * (1 + 2 * self.past(x, level))
-        noise = spread * self.rng.standard_normal(x.shape)
+        off = np.clip(x - _expand(self.best_RV, extra), -4.0, 4.0)
+        spread = _expand(self.noise_V, extra) * np.exp(self.world.growth * off)
+        noise = spread * (1 + 2 * self.past(x, level)) * self._draw(x.shape)
         found = _expand(floor, extra) + self.excess(x, level) + noise + shared
         return np.where(x > _expand(self.wall_RV, extra) + 1e-9, np.inf, found)
+
+    def _draw(self, shape: tuple[int, ...]) -> Array:
+        """Return noise in standard deviations of a run, spikes aside."""
+        if self.world.heavy_tails:
+            return self.rng.standard_t(3, shape) / 3**0.5
+        drawn = self.rng.standard_normal(shape)
+        if self.world.spikes:
+            drawn += 20 * (self.rng.uniform(size=shape) < self.world.spikes)
+        return drawn
 
     def seeds_RVS(self, count: int) -> Array:
         """Return noise that runs share: by all variants of a seed, and by those of a family."""
@@ -366,6 +384,12 @@ WORLDS = (
     World(name="kinks, a cliff near the best rate", shape="v", cliff=0.5, later=0.0),
     World(name="noise shared by families", families=3),
     World(name="noise three times as large", noise=0.03),
+    World(name="24 variants, 4 seeds", variants=24, seeds=4),
+    World(name="exponential curves", shape="exponential"),
+    World(name="every second variant five times noisier", uneven=5.0),
+    World(name="noise that grows with the rate", growth=0.5),
+    World(name="heavy tails (t, 3 degrees of freedom)", heavy_tails=True),
+    World(name="one run in thirty 20 standard deviations off", spikes=1 / 30),
 )
 
 
