@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.progress import Progress as Bars
@@ -148,6 +149,39 @@ for number in range(3000):
     verbatim(f"line {number}", errors)
 Path(sys.argv[1]).write_text("to the end")
 """
+
+
+FULL = """
+import sys
+sys.argv[1:] = {arguments}
+from attnlab.cli import main
+from attnlab.cli.app import app, reports_user_errors
+from attnlab.cli.console import verbatim, write
+
+@app.command("list")
+@reports_user_errors
+def work():
+    verbatim("a line")
+    write("text")
+    open("marker", "w").close()
+
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["--version"]])
+def test_a_full_disk_behind_the_output_is_an_error_after_the_work(tmp_path, arguments):
+    """Of a log file. What a command computes, as training, does not end with its log."""
+    with Path("/dev/full").open("w") as full:
+        script = [sys.executable, "-c", FULL.format(arguments=arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(TESTS.parent / "src")}
+        done = subprocess.run(
+            script, stdout=full, stderr=-1, text=True, cwd=tmp_path, env=environment
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the standard output is incomplete: No space left")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "marker").exists() == (arguments == ["list"])
 
 
 def test_a_closed_pipe_ends_nothing(tmp_path):
@@ -324,6 +358,13 @@ def test_a_choice_at_the_edge_is_said_to_be_one(shown):
         end(schedule, progress, schedule.next(), lambda run: 5 - run.config.train.learning_rate)
     said = " ".join(out.getvalue().split())
     assert "mha: learning rate 10.24, warm-up 6 steps: the optimum is not bracketed by" in said
+
+
+def test_a_line_of_a_run_is_not_broken_in_a_file(tmp_path):
+    schedule, output = make(TUNED, tmp_path), Output(file=io.StringIO(), width=40)
+    why = Ended("failed", "for " + "a long reason " * 10, None)
+    StudyProgress(schedule, output).show(RunEvent(schedule.next().run, why))
+    assert output.file.getvalue().count("\n") == 1
 
 
 def test_a_resumed_run_says_from_which_step(shown):

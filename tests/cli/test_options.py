@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 from unittest.mock import Mock
 
 import pytest
+import torch
 import typer.main
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,8 @@ def test_what_is_no_study_is_explained_in_a_line(attnlab, study, said):
         (errno.EROFS, "error: here: Read-only file system; change its permissions, or name"),
         (errno.EISDIR, "error: here: Is a directory; a folder stands where a file belongs"),
         (errno.ENAMETOOLONG, "error: here: File name too long; use a shorter name"),
+        (errno.EMFILE, "error: here: Too many open files; end other programs, use fewer --workers"),
+        (errno.EFBIG, "error: here: File too large; raise the limit of ulimit -f, or write to"),
     ],
 )
 def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, number, said):
@@ -141,6 +144,25 @@ def test_what_the_system_refuses_is_a_line_with_a_remedy(attnlab, monkeypatch, n
         done = attnlab("report", "anywhere")
         assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
         assert done.stderr.replace(" could not be written", "").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (MemoryError(), "error: not enough memory; end other programs, or raise the limit"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "error: CUDA out of memory; end other"),
+        (RuntimeError("can't start new thread"), "error: can't start new thread; end other"),
+        (
+            UnicodeEncodeError("ascii", "a" * 50 + "é" + "b" * 50, 50, 51, "ordinal not in range"),
+            f"error: '{'a' * 40}é{'b' * 40}' has characters that ascii cannot write; use other",
+        ),
+    ],
+)
+def test_a_limit_of_the_system_is_a_line_with_a_remedy(attnlab, monkeypatch, refused, said):
+    monkeypatch.setattr(api, "report", Mock(side_effect=refused), raising=False)
+    done = attnlab("report", "anywhere")
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert done.stderr.startswith(said)
 
 
 @pytest.mark.parametrize("words", ["run|a.py", "list|a.py", "compare|a.py", "export|a.py"])

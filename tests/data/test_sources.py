@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -202,6 +203,17 @@ def test_the_description_is_json_and_names_no_folder(tmp_path):
     assert told["tokenizer"]["kind"] == "bpe"
     assert told["tokenizer"]["vocab_size"] == 5000
     assert 256 < told["tokenizer"]["n_tokens"] < 5000  # what so little text yielded
+
+
+def test_a_cache_that_the_disk_refuses_says_why(tmp_path):
+    texts = {"train": "the cat sat on the mat. " * 999, "valid": "a mat. "}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(DataError, match="File too large"):
+            load(folder_of(tmp_path / "data", texts, ".txt.gz"), tmp_path / "cache", Bytes())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_an_empty_split_is_an_error_that_names_it(tmp_path):

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -453,6 +454,13 @@ def test_the_lease_is_renewed_in_the_background_until_it_is_released(path, monke
         seen.add(holder_of(path))
     assert {holder.id for holder in seen if holder} == {one.holder.id}
     one.release()
+    assert not path.exists()
+
+
+def test_a_lease_that_no_thread_can_renew_is_not_taken(path, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("no thread")))
+    with pytest.raises(WriteError, match=r"seed-0\.lease could not be written: no thread"):
+        take(path)
     assert not path.exists()
 
 

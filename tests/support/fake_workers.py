@@ -252,7 +252,7 @@ class ForkedChild(child_process.ChildProcess):
             child_process.begin_child(parent)
             self.pipe.close()
             ForkedChild.started()
-            with suppress(EOFError, BrokenPipeError):
+            with suppress(EOFError, ConnectionError):
                 getattr(import_module(module), name)(theirs)
             os._exit(0)
 

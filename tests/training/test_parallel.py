@@ -370,23 +370,35 @@ def test_the_estimate_of_memory_is_near_what_four_gpus_took():
             "train.micro_batch_size=1 or train.activation_checkpointing=true or --gpus-per-run 2",
         ),
         ({"batch_size": 8, "micro_batch_size": 1, **CHECKPOINTED}, 2, "set --gpus-per-run 4."),
-        ({"micro_batch_size": 1, **CHECKPOINTED}, 2, "use larger GPUs"),  # of 2 sequences
+        ({"micro_batch_size": 1, **CHECKPOINTED}, 2, "use a larger device"),  # of 2 sequences
         ({"batch_size": 6}, 3, "set train.micro_batch_size=1 or train.activation_checkpointing="),
     ],
 )
 def test_too_little_memory_names_the_settings_that_are_left(settings, gpus, advice):
-    assert advice in memory_advice(replace(tiny_study.base.train, **settings), gpus)
+    assert advice in memory_advice(
+        replace(tiny_study.base.train, **settings), torch.device("cuda"), gpus
+    )
 
 
-def test_a_run_with_too_little_memory_names_the_setting_to_change(tmp_path, places, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        MemoryError(),
+    ],
+)
+def test_a_run_with_too_little_memory_names_the_setting_to_change(
+    tmp_path, places, monkeypatch, error
+):
     def full(step):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
     monkeypatch.setattr(TrainingStep, "advance", full)
     run = Run(variant="mha", config=tiny_study.base)
     *_, end = execute(run, tmp_path, "same", places, CPU)
-    assert end.reason.startswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert end.reason.endswith(memory_advice(tiny_study.base.train, 1))
+    assert end.reason.startswith(f"{type(error).__name__}: {error}")
+    assert end.reason.endswith(memory_advice(tiny_study.base.train, CPU, 1))
     assert run.folder(tmp_path).summary()["reason"] == end.reason
 
 

@@ -32,7 +32,7 @@ from attnlab.benchmarking.workloads import (
     measure_prefill,
     measure_training,
 )
-from attnlab.config import is_interrupt, own_classes, own_error, own_kind
+from attnlab.config import is_interrupt, is_out_of_memory, own_classes, own_error, own_kind
 from attnlab.device.child_process import ChildProcess, Printed
 from attnlab.device.flops import Ceilings, measure_ceilings
 from attnlab.device.machine import cuda_is_broken
@@ -41,7 +41,6 @@ from attnlab.kernels import flash_linear_attention as fla
 from attnlab.record import Json
 
 _MEASURE = {"train": measure_training, "prefill": measure_prefill, "decode": measure_decoding}
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class ProcessEndedError(RuntimeError):
@@ -174,9 +173,8 @@ def measure(setup: Setup, point: Point, under: Conditions) -> Json:
         found |= _shares(found, setup, point, under)
         result = _result(point, "ok", None, found)
     except (RuntimeError, MemoryError) as error:
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        memory |= any(words in str(error) for words in _NO_MEMORY)
-        result = _result(point, "out_of_memory" if memory else "failed", _message(error))
+        status = "out_of_memory" if is_out_of_memory(error) else "failed"
+        result = _result(point, status, _message(error))
     except NoStepError as error:
         result = _result(point, "no_step", str(error))
     except BaseException as error:  # such as an exit

@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_type_hints
@@ -22,9 +21,17 @@ import typer
 import typer.core
 from typer.models import OptionInfo
 
-from attnlab.cli.console import error, errors, results_alone, verbatim, write
+from attnlab.cli.console import (
+    console,
+    error,
+    errors,
+    first_line,
+    results_alone,
+    verbatim,
+    write,
+)
 from attnlab.cli.early_end import UsageError, exit_code, in_words, require_options_once
-from attnlab.config import ConfigError, own_error, whole_number
+from attnlab.config import ConfigError, is_out_of_memory, own_error, whole_number
 from attnlab.config.values import MOST_DIGITS
 from attnlab.record import PUBLISHED
 from attnlab.version import __version__
@@ -58,7 +65,7 @@ class _Commands(typer.core.TyperGroup):
         return sorted(super().list_commands(ctx), key=self.ORDER.index)
 
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        given = sys.argv[1:] if args is None else list(args)
+        given, code = sys.argv[1:] if args is None else list(args), 0
         try:
             require_options_once(self.commands, given)
             code = super().main(given, *rest, **{**options, "standalone_mode": False})
@@ -69,6 +76,11 @@ class _Commands(typer.core.TyperGroup):
                 command = ["attnlab", *[word for word in given if word in self.commands][:1]]
                 error(f"{in_words(problem)} ({' '.join(command)} --help lists what it takes)")
             code = 2
+        except OSError as problem:  # of the help, which typer prints
+            console.refused = problem
+        if console.refused is not None:
+            error(f"the standard output is incomplete: {_of_system(console.refused)}")
+            code = code or 2
         sys.exit(code or 0)  # commands return None
 
 
@@ -214,6 +226,11 @@ _REMEDIES = {
     (errno.ENAMETOOLONG,): "; use a shorter name",
     (errno.ELOOP,): "; replace the link that leads to itself",
     (errno.EIO,): "; check the disk, or name another place",
+    (errno.EFBIG,): "; raise the limit of ulimit -f, or write to another disk",
+    (errno.ENOMEM,): "; end other programs, or raise the limit of ulimit -v",
+    (errno.EAGAIN, errno.EMFILE, errno.ENFILE): (
+        "; end other programs, use fewer --workers, or raise the limits of ulimit -u and -n"
+    ),
 }
 
 
@@ -221,6 +238,22 @@ def _of_links(problem: BaseException) -> str | None:
     """Return the name of a link that leads to itself, which `Path.resolve` refuses; else None."""
     found = re.fullmatch(r"Symlink loop from '(.*)'", str(problem))  # up to Python 3.12
     return found and f"{found[1]}: the link leads to itself; replace it by what it should lead to"
+
+
+def _of_limits(problem: BaseException) -> str | None:
+    """Return which limit of memory or threads was met, and what can be done; else None."""
+    if isinstance(problem, RuntimeError) and "start new thread" in str(problem):
+        return _of_system(OSError(errno.EAGAIN, str(problem)))
+    if is_out_of_memory(problem):
+        return _of_system(OSError(errno.ENOMEM, first_line(str(problem)) or "not enough memory"))
+    return None
+
+
+def _of_names(problem: UnicodeEncodeError) -> str:
+    """Return the name that an encoding cannot write, and what can be done."""
+    name = problem.object[max(problem.start - 40, 0) : problem.end + 40]
+    lacks = f"{name!r} has characters that {problem.encoding} cannot write"
+    return f"{lacks}; use other names, or PYTHONUTF8=1 if the locale is not of UTF-8"
 
 
 def _as_typed(message: str, command: Callable[..., Any]) -> str:
@@ -253,17 +286,20 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as problem:
             error(_of_system(problem))
             raise typer.Exit(2) from None
+        except UnicodeEncodeError as problem:
+            error(_of_names(problem))
+            raise typer.Exit(2) from None
         except ValueError as problem:
             error(_as_typed(str(problem), command))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            with suppress(OSError):  # a terminal that has hung up
-                verbatim("interrupted; run the same command again to continue", errors)
+            verbatim("interrupted; run the same command again to continue", errors)
             raise typer.Exit(exit_code()) from None
         except BaseException as problem:
             if isinstance(problem, typer.Exit | typer.Abort):
                 raise
-            if (said := own_error(problem) or _of_links(problem)) is None:
+            said = own_error(problem) or _of_links(problem) or _of_limits(problem)
+            if said is None:
                 raise
             error(said)
             raise typer.Exit(2) from None

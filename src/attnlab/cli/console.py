@@ -3,7 +3,8 @@
 Text is printed as it is: brackets are no markup, and `:name:` no emoji. Styled parts are `Text`.
 Control characters are shown, since a terminal would obey them, or the reader of a log.
 A character that the encoding lacks is replaced by a similar one. A pipe whose reader has gone, as
-in `attnlab list | head`, swallows the rest: it ends neither a study nor a command. What the user's
+in `attnlab list | head`, swallows the rest: it ends neither a study nor a command. So does a file
+on a full disk or a terminal that is gone, but the command then ends with an error. What the user's
 own code prints goes to the standard error stream, so that results can be read by a program.
 """
 
@@ -45,6 +46,7 @@ class Output(Console):
         """Take the options of rich's `Console`."""
         super().__init__(markup=False, emoji=False, highlight=False, **options)
         self.printed = time.monotonic()  # when the last line was printed
+        self.refused: OSError | None = None  # why the stream takes no more, unless its reader left
         if self.width < 1:  # with COLUMNS=0, as some programs set it, nothing would be printed
             self.width = _WIDTH
 
@@ -66,7 +68,8 @@ class Output(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich's `Console` does, and remember when."""
-        super().print(*objects, **options)
+        with self.outliving_stream():
+            super().print(*objects, **options)
         self.printed = time.monotonic()
 
     def print_table(self, table: RenderableType) -> None:
@@ -87,6 +90,17 @@ class Output(Console):
             yield
         finally:
             self._file = before
+
+    @contextmanager
+    def outliving_stream(self) -> Generator[None]:
+        """Go on where the stream refuses what is written to it inside: the work matters more."""
+        try:
+            yield
+        except BrokenPipeError:
+            self.on_broken_pipe()
+        except OSError as error:
+            self.refused = error
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Print nothing from now on."""
@@ -180,11 +194,9 @@ def first_line(text: str) -> str:
 
 def write(text: str) -> None:
     """Write text for programs, such as JSON, to the standard output."""
-    try:
+    with console.outliving_stream():
         console.file.write(text)
         console.file.flush()
-    except BrokenPipeError:
-        _discard(console.file)
 
 
 def error(message: str, *details: str) -> None:

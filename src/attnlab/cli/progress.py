@@ -114,7 +114,7 @@ class StudyProgress:
         self._print((self._ended(), "dim"), f" {_name(run, node)}: ", outcome)
 
     def _print(self, *parts: str | tuple[str, str] | Text) -> None:
-        self.console.print(Text.assemble(*parts))
+        self.console.print(Text.assemble(*parts), soft_wrap=not self.console.is_terminal)
 
     def _ended(self) -> str:
         """Return the number of ended runs, of all runs; "+" while a search may add runs."""

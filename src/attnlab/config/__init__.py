@@ -11,6 +11,7 @@ from attnlab.config.dotted_paths import (
 from attnlab.config.own_code import (
     OwnCodeError,
     is_interrupt,
+    is_out_of_memory,
     is_own,
     load_file,
     own_error,
@@ -50,6 +51,7 @@ __all__ = [
     "forget_names",
     "identity_sources",
     "is_interrupt",
+    "is_out_of_memory",
     "is_own",
     "kind_name",
     "load_file",

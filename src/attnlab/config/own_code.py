@@ -172,6 +172,13 @@ def is_interrupt(error: BaseException) -> bool:
     return could and not _is_raised_by_user(error)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an exception that says that a machine or a GPU has too little memory."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    said = isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 def _is_raised_by_user(error: BaseException) -> bool:
     """True if a `raise` in the user's code is where an exception begins."""
     place = error.__traceback__

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -255,6 +256,7 @@ def _encoded(codec: Codec, documents: Sequence[str], contents: str, places: Plac
     key = hashlib.sha256(f"{codec.fingerprint} {contents}".encode()).hexdigest()
     path = cached(
         places.cache / "tokens" / f"{key}.npy",
-        lambda file: np.save(file, codec.encode(documents)),
+        # a file itself would be written by numpy's tofile, which hides why the disk refuses
+        lambda file: np.save(cast(Any, SimpleNamespace(write=file.write)), codec.encode(documents)),
     )
     return np.load(path, mmap_mode="r")

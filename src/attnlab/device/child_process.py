@@ -142,7 +142,7 @@ def main() -> None:
     parent, handle, target = sys.argv[1:]
     begin_child(int(parent))
     module, _, name = target.partition(":")
-    with suppress(EOFError, BrokenPipeError), Connection(int(handle)) as pipe:  # it was closed
+    with suppress(EOFError, ConnectionError), Connection(int(handle)) as pipe:  # it was closed
         getattr(import_module(module), name)(pipe)
     gc.freeze()  # else the interpreter searches all that was imported for garbage: 0.3 seconds
 

@@ -178,11 +178,16 @@ class Lease:
     """A lease that this process holds. A thread renews it until it is released or lost."""
 
     def __init__(self, path: Path, holder: Holder) -> None:
+        """Begin to renew it. Raises OSError, and releases it, if no thread can start."""
         self.path, self.holder = path, holder
         self.lost = False
         self._renewed, self._changing = _now(), threading.Lock()
         self._released = threading.Event()
-        threading.Thread(target=self._keep, name=f"lease {path}", daemon=True).start()
+        try:
+            threading.Thread(target=self._keep, name=f"lease {path}", daemon=True).start()
+        except RuntimeError as error:  # the system allows no more threads
+            self.release()
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def require(self) -> None:
         """Raise LostLeaseError if another process has the lease. Call it before writing.

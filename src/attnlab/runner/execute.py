@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from attnlab.config import ConfigError, OwnCodeError, Problem, suggestion
+from attnlab.config import ConfigError, OwnCodeError, Problem, is_out_of_memory, suggestion
 from attnlab.config.problem import with_types
 from attnlab.data import Corpus, DataConfig, Places
 from attnlab.device.child_process import Printed
@@ -157,8 +157,8 @@ def _executed(
     except Exception as error:
         is_said = isinstance(error, WriteError | OwnCodeError)
         reason = str(error) if is_said else f"{type(error).__name__}: {error}"
-        if isinstance(error, torch.OutOfMemoryError):
-            reason = f"{reason}\n{memory_advice(run.config.train, ranks.count)}"
+        if is_out_of_memory(error):
+            reason = f"{reason}\n{memory_advice(run.config.train, ranks.device, ranks.count)}"
         if ranks.writes:
             yield failed(folder, reason, disk_refused=is_of_disk(error))
         else:

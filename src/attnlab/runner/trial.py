@@ -21,7 +21,7 @@ import torch
 from attnlab.analysis.fairness import Conditions
 from attnlab.analysis.sentences import several
 from attnlab.checks.targets import check_targets, of_study
-from attnlab.config import is_interrupt
+from attnlab.config import is_interrupt, is_out_of_memory
 from attnlab.data import Corpus, DataError, Places
 from attnlab.device.child_process import ChildProcess
 from attnlab.device.machine import Slot
@@ -126,8 +126,8 @@ class Trial:
             if is_interrupt(error):
                 raise
             advice = ""
-            if isinstance(error, torch.OutOfMemoryError):
-                advice = f" {memory_advice(config.train, 1)}"
+            if is_out_of_memory(error):
+                advice = f" {memory_advice(config.train, device, 1)}"
             return Timed("", None, f"{type(error).__name__}: {error}{advice}")
 
 
@@ -142,7 +142,7 @@ class TrialProcess:
         self._process = ChildProcess("attnlab.runner.trial:work", silent=True)
         self._pipe = self._process.pipe
         variants = {name: config.to_dict() for name, config in study.variants.items()}
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             self._pipe.send((variants, places, slot, check, fla.clone_path()))
 
     def __enter__(self) -> Self:
@@ -173,7 +173,7 @@ class TrialProcess:
 
     def results(self, names: Iterable[str]) -> Iterator[Found]:
         """Yield what `Trial.results` yields, until the time is over."""
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             self._pipe.send((list(names), self._end - time.monotonic()))
         with suppress(TimeoutError):
             while (found := self._receive()) is not None:

@@ -101,17 +101,19 @@ def activation_bytes(config: RunConfig, vocab_size: int, rows: int) -> int:
     return round(tokens * kept) + loss + weights
 
 
-def memory_advice(train: TrainConfig, gpus_per_run: int) -> str:
+def memory_advice(train: TrainConfig, device: torch.device, gpus_per_run: int) -> str:
     """Return which settings reduce the memory of a training step, for one that had too little."""
     rows = train.batch_size // gpus_per_run
     part = min(train.micro_batch_size or rows, rows)
     settings = [f"train.micro_batch_size={part // 2}"] if part > 1 else []
     if not train.activation_checkpointing:
         settings.append("train.activation_checkpointing=true")
-    if train.batch_size % (2 * gpus_per_run) == 0:
+    if device.type == "cuda" and train.batch_size % (2 * gpus_per_run) == 0:
         settings.append(f"--gpus-per-run {2 * gpus_per_run}")
     if not settings:
-        return "No setting is left that takes less memory with the same results: use larger GPUs."
+        return (
+            "No setting is left that takes less memory with the same results: use a larger device."
+        )
     return f"The results stay the same with less memory: set {' or '.join(settings)}."
 
 

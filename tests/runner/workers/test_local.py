@@ -23,7 +23,7 @@ from support import SOURCE, fake_workers, killed_study, tiny_study
 
 import attnlab
 from attnlab.data import Places
-from attnlab.device.child_process import Printed
+from attnlab.device.child_process import ChildProcess, Printed
 from attnlab.device.machine import Slot, choose_device, one_worker, worker_slots
 from attnlab.mechanism import MechanismConfig
 from attnlab.record import RunFolder, lease, remove_temporary, tuning_runs
@@ -259,6 +259,23 @@ def test_a_child_ends_with_its_killed_parent_whatever_it_is_doing(tmp_path, doin
     while Path(f"/proc/{child}").exists():
         assert time.monotonic() < deadline, "the child outlives its parent"
         time.sleep(0.01)
+
+
+SENDS = """
+def send(pipe):
+    pipe.send("never read")
+    pipe.recv()
+"""
+
+
+def test_a_child_whose_pipe_is_closed_ends_without_a_word(tmp_path, monkeypatch, capfd):
+    """What it has sent is not read, so that the system resets the pipe."""
+    (tmp_path / "sends.py").write_text(SENDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    child = ChildProcess("sends:send")
+    assert child.pipe.poll(60)
+    child.end(within_seconds=60)
+    assert (child.wait(), capfd.readouterr().err) == (0, "")
 
 
 def killed(command, environment, cwd, marker):

@@ -81,7 +81,7 @@ class _WorkerProcess:
         self.begin()
         assert self.process is not None
         self.planned, run, pipe = planned, planned.run, self.process.pipe
-        with suppress(BrokenPipeError):  # the process died: `receive` finds out
+        with suppress(ConnectionError):  # the process died: `receive` finds out
             folder, sources = run.folder(self.study_dir), run.config.sources()
             pipe.send((run.variant, run.config.to_dict(), run.recipe, planned.identity))
             pipe.send((folder, sources))
@@ -121,7 +121,7 @@ class _WorkerProcess:
         # threads that spin while they wait slow everything down if another process needs the core
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         process = ChildProcess("attnlab.runner.workers.local:work")
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             process.pipe.send((self.slot, self.study_dir, self.places, fla.clone_path()))
         return process
 
