@@ -158,6 +158,9 @@ AT_LENGTH = {
     "BytesWithoutGroups": OTHERS,
     "WritesHalvedInStepsOfASwitch": OTHERS,
     "BytesOfFourTaps": OTHERS,
+    "GateOfNothingInSteps": OTHERS,
+    "GroupsInterleavedInSteps": OTHERS,
+    "ParametersOfTwoStrides": OTHERS,
 }
 SHIPPED = sorted(MechanismConfig.kinds.keys() - {"fla_layer"})  # which needs a GPU
 

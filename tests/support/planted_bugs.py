@@ -256,6 +256,25 @@ class GateLeftOutOfSteps(GatedHeads):
             return self.o_proj(state.attend(q_BH1K[:, :, 0]).flatten(1)), state
 
 
+class GateOfNothingInSteps(Planted, GroupedQuery):
+    """Right without a gate, as by default."""
+
+    class Module(GroupedQueryAttention):
+        def _output(self, x_BTD, y_BHTV, v_BGTV):
+            return super()._output(x_BTD * (x_BTD.shape[1] > 1), y_BHTV, v_BGTV)
+
+
+class GroupsInterleavedInSteps(Planted, GroupedQuery):
+    """Right if each head is a group, as by default, or all of them are one."""
+
+    class Module(GroupedQueryAttention):
+        def _qkv(self, x_BTD, start):
+            q_BHTK, k_BGTK, v_BGTV = super()._qkv(x_BTD, start)
+            if x_BTD.shape[1] == 1:
+                q_BHTK = q_BHTK.unflatten(1, (-1, k_BGTK.shape[1])).transpose(1, 2).flatten(1, 2)
+            return q_BHTK, k_BGTK, v_BGTV
+
+
 class GateOfTheNextToken(GatedHeads):
     class Module(GroupedQueryAttention):
         def _output(self, x_BTD, y_BHTV, v_BGTV):
@@ -426,6 +445,17 @@ class CompressionThatCostsNothing(SmallBranches):
         width = self.head_width(d_model)
         mlps = 2 * self.n_kv_heads * 2 * (self.compression_size + 1) * width**2
         return replace(cost, flops=cost.flops - (mlps if context >= self.compression_size else 0))
+
+
+class ParametersOfTwoStrides(Planted, NSA):
+    """Right for a compression of two strides, as by default."""
+
+    Module = NativeSparseAttention
+
+    def cost(self, d_model, context, itemsize=2):
+        two = replace(self, compression_size=2 * self.compression_stride)
+        params = NSA.cost(two, d_model, context, itemsize).params
+        return replace(super().cost(d_model, context, itemsize), params=params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -183,9 +184,20 @@ CONDITIONS = {
         self.training and 0 < self.dropout < 0.5 and x.dtype == torch.bfloat16
     ),
     "LeaksWhereItIsCompiled": lambda self, x: torch.compiler.is_compiling(),
+    "LeaksForLargeInputsInTraining": lambda self, x: self.training and x.abs().max() > 12,
+    "LeaksInBfloat16EvaluationsOfWholeChunks": lambda self, x: (
+        not self.training and x.dtype == torch.bfloat16 and x.shape[1] % 64 == 0
+    ),
     "LeaksOneTimeInTwenty": lambda self, x: self.training and float(torch.rand(())) < 0.05,
 }
 plant(globals(), "leak", Leaky, **{n: {"leaks": each} for n, each in CONDITIONS.items()})
+
+
+@planted("leak")
+class CountsEqualTokens(Average):
+    def forward(self, x_BTD):
+        equal_BTT = (x_BTD[:, :, None] == x_BTD[:, None]).all(-1)
+        return super().forward(x_BTD) / equal_BTT.sum(-1, keepdim=True)
 
 
 @planted("leak")
@@ -577,6 +589,7 @@ plant(
     DrawsInEvalForNothing={"values": lambda self, x: self.v_proj(x + 0 * torch.rand(()).to(x))},
     DecayOfNumpysRandom={"prepare": lambda self: setattr(self, "decay", np.random.rand())},
     DecayOfPythonsRandom={"prepare": lambda self: setattr(self, "decay", random.random())},
+    ScalesByTheClock={"values": lambda self, x: self.v_proj(x) * (1 + int(time.time() / 1e5))},
     BeginsByTheHashOfAName={"initial_value": lambda self, name, _: drawn_from(self, hash(name))},
     BeginsByTheProcess={"initial_value": lambda self, name, _: drawn_from(self, os.getpid())},
     BeginsByTheClock={
@@ -697,6 +710,34 @@ def keep_the_graph(self, x_BTD):
     return self.last
 
 
+def keep_in_a_default(self, x_BTD, kept=[]):  # noqa: B006  that is the fault
+    kept.append(x_BTD.detach())
+    return Average.forward(self, x_BTD)
+
+
+@cache
+def size_of(x_D):
+    return x_D.detach().norm()
+
+
+def keeper():
+    kept = []
+
+    def forward(self, x_BTD):
+        kept.append(x_BTD.detach())
+        return Average.forward(self, x_BTD)
+
+    return forward
+
+
+class Helper:
+    def __init__(self):
+        self.kept = []
+
+    def keep(self, x_BTD):
+        self.kept.append(x_BTD.detach())
+
+
 plant(
     globals(),
     "memory",
@@ -704,6 +745,13 @@ plant(
     KeepsEveryInput={"forward": keep},
     KeepsTheGraph={"forward": keep_the_graph},
     KeepsInputsInAGlobal={"values": lambda self, x: KEPT.append(x.detach()) or self.v_proj(x)},
+    KeepsInputsInADefault={"forward": keep_in_a_default},
+    KeepsInputsInACache={"values": lambda self, x: self.v_proj(x) + 0 * size_of(x)},
+    KeepsInputsInAClosure={"forward": keeper()},
+    KeepsInputsInAHelper={
+        "prepare": lambda self: setattr(self, "helper", Helper()),
+        "forward": lambda self, x: self.helper.keep(x) or Average.forward(self, x),
+    },
 )
 
 
@@ -819,6 +867,19 @@ def early_prompt(self, x_BTD, capacity):
     return y_BTD * (0.5 if self.step_now < 10 else 1), state
 
 
+def shared(self, x_BTD, capacity):
+    y_BTD, state = Average.prefill(self, x_BTD, capacity)
+    is_alike = (x_BTD[:, 0] == x_BTD[:1, 0]).all()
+    return y_BTD, state._replace(m_BD=torch.where(is_alike, state.m_BD[:1], state.m_BD))
+
+
+def grown(self, x_BD, state):
+    size = x_BD.shape[1]
+    y_BD, after = Average.step(self, x_BD, state._replace(m_BD=state.m_BD[:, :size]))
+    more = state.m_BD.shape[1] - size + 8 * int(after.seen % 8 == 0)
+    return y_BD, after._replace(m_BD=pad(after.m_BD, (0, more)))
+
+
 def first_row_of_many(self, state, v_BD):
     m_BD = Average.next_mean(self, state, v_BD)
     return m_BD[:1].expand_as(m_BD) if len(m_BD) > 3 else m_BD
@@ -852,6 +913,7 @@ plant(
     ForgetsPromptsOfLargeBatches={"prefill": forgotten_in_large_batches},
     BeginsByAnotherName={"init_state": Mechanism.init_state},
     HalvesTheStateInFloat32={"next_mean": halved_in_float32},
+    SharesPromptsThatBeginAlike={"prefill": shared},
     PromptIgnoresTheSchedule={
         "at_step": lambda self, n: setattr(self, "step_now", n),
         "prefill": early_prompt,
@@ -919,6 +981,16 @@ class InADict(Average):
         return y_BD, (after._asdict(),)
 
 
+class Growing(Average):
+    step = grown
+
+
+plant(
+    globals(),
+    "decoding",
+    AverageConfig,
+    StateGrowsEveryEightTokens={"Module": Growing, "cost": MechanismConfig.cost},
+)
 plant(
     globals(),
     "cost",
@@ -929,6 +1001,9 @@ plant(
     ),
     FlopsWrongPast256Tokens=cost_with(
         flops=lambda right, context, size: right.flops + 64 * (context > 256)
+    ),
+    ParamsGrowWithTheContext=cost_with(
+        params=lambda right, context, size: right.params + 64 * (context > 1)
     ),
     FlopsWrongAtOddContexts=cost_with(flops=lambda right, context, size: right.flops + context % 2),
     ForwardFlopsTwice={"forward_flops": lambda self, d_model, context: 8 * d_model**2},
@@ -1123,6 +1198,11 @@ def with_the_sum_of_penalties(self, x_BTD):
     return self(x_BTD), 1e-3 * v_BTD.square().mean((1, 2)).sum()
 
 
+def with_a_variance(self, x_BTD):
+    mean_B = self.v_proj(x_BTD).float().mean((1, 2))
+    return self(x_BTD), (mean_B - mean_B.mean()).square().sum() / (len(x_BTD) - 1)
+
+
 plant(
     globals(),
     "switches",
@@ -1142,6 +1222,7 @@ plant(
     globals(),
     "parameters",
     Average,
+    PenaltyIsAVarianceInTheBatch={"forward_with_loss": with_a_variance},
     PenaltyIsASumOverTheBatch={"forward_with_loss": with_the_sum_of_penalties},
     GradientTwiceTooLarge={"read": lambda self, m: self.o_proj(WrongGradient.apply(m, 2.0))},
     GradientWithAWrongSign={"values": lambda self, x: WrongGradient.apply(self.v_proj(x), -1.0)},
@@ -1390,6 +1471,11 @@ def in_chunks(self, v_BTD):
     return torch.cat(means, 1).to(v_BTD.dtype)
 
 
+def where_tokens_come_again(self, x_BTD):
+    is_again_BT1 = (x_BTD[:, :, None] == x_BTD[:, None]).all(-1).tril(-1).any(-1, keepdim=True)
+    return self.o_proj(self.values(x_BTD)) + is_again_BT1 * self.gain
+
+
 def with_penalty(self, x_BTD):
     return self(x_BTD), 1e-3 * self.v_proj(x_BTD).float().square().mean()
 
@@ -1417,12 +1503,18 @@ plant(
         "read": lambda self, m: self.o_proj(m * self.gain if self.late else m),
     },
     UsedPast200Tokens={"mean": past_200, "next_mean": next_past_200},
+    AddsWhereTokensComeAgain={
+        "forward": where_tokens_come_again,
+        "init_state": Mechanism.init_state,
+        "step": Mechanism.step,
+    },
 )
 plant(
     globals(),
     "honest",
     Average,
     Float32Inside={"values": lambda self, x: softplus(self.v_proj(x).float()).to(x.dtype)},
+    RoundsCoarselyInBfloat16={"read": lambda self, m: self.o_proj((100 * m).sin())},
     DropoutInTraining={
         "read": lambda self, m: self.o_proj(dropout(m, self.dropout, self.training))
     },
@@ -1552,6 +1644,19 @@ plant(
         "init_state": sized,
         "next_mean": decayed(lambda self, s: 0.8 if self.is_wrong else 0.9),
     },
+    LeaksIn1024TokensOfTraining={
+        "forward": lambda self, x: Average.forward(
+            self, x.roll(-1, 1) if self.training and x.shape[1] == 1024 else x
+        )
+    },
+    LeaksAtEdgesOf384={
+        "forward": lambda self, x: Average.forward(
+            self, x + pad(x[:, 1:], (0, 0, 0, 1)) * (at(x) % 384 == 383)
+        ),
+        "init_state": Mechanism.init_state,
+        "step": Mechanism.step,
+    },
+    WrongAtPosition512={"next_mean": decayed(lambda self, s: 0.8 if s.seen == 512 else 0.9)},
     WrongInFloat32Past512={"mean": float32_past_512},
     OverflowsInLongTraining={"mean": overflows_in_long_training},
     ForgetsAtEdgesOf256={"next_mean": forgets_at_256, "prefill": prefilled_at_once},
@@ -1562,6 +1667,9 @@ plant(
     AverageConfig,
     FlopsWrongPast512Tokens=cost_with(
         flops=lambda right, context, size: right.flops + 64 * (context > 512)
+    ),
+    FlopsWrongPast2048Tokens=cost_with(
+        flops=lambda right, context, size: right.flops + 64 * (context > 2048)
     ),
     ForwardFlopsOf512={"Module": ByAProduct, "forward_flops": forward_flops_to_512},
     BytesWrongPast2048=cost_with(

@@ -36,6 +36,7 @@ from attnlab.checks.small_configs import BATCHES, CHEAP, FAR, FEW, HUGE, LONG, P
 from attnlab.checks.subject import Subject
 
 WHOLE_CHUNKS = (8, 16, 32, 64, 128, 192, 256)  # tokens: no chunk is incomplete
+DISTINCT = 5  # tokens of sequences that repeat them
 SEEDS = 65  # of random numbers in training, which may choose a path one time in twenty
 EDGES = sorted(e + beyond for e in (*range(16, CHEAP - 1, 16), 50, 100) for beyond in (0, 1))
 # ^ cuts after the last and after the first token of a chunk, where either sees one token ahead
@@ -63,6 +64,7 @@ class Trial(NamedTuple):
     tokens: int
     cuts: Sequence[int]
     scale: float = 1.0  # of the inputs; if it is 0, of those before the cut
+    repeats: bool = False  # True: sequences are of few tokens, which come again and again
 
 
 @mechanism_property(
@@ -73,13 +75,18 @@ class Trial(NamedTuple):
 @torch.no_grad()
 def values(subject: Subject) -> Iterator[Finding]:
     """Change the tokens after a cut; the outputs before it must stay."""
-    for mode, batch, tokens, cuts, scale in _trials(subject):
-        more = "" if scale == 1 else f", inputs times {scale:g}"
+    for mode, batch, tokens, cuts, scale, repeats in _trials(subject):
+        more = ", tokens that repeat" if repeats else ""
+        more = more if scale == 1 else f", inputs times {scale:g}"
         with subject.at(mode, batch, tokens, more) as place:
             x_BTD = scale * subject.tokens(batch, tokens, mode)
             other_BTD = max(scale, 1.0) * subject.tokens(batch, tokens, mode, seed=1)
+            if repeats:
+                place_T = torch.arange(tokens, device=x_BTD.device)
+                other_BTD = x_BTD[:, place_T**2 % DISTINCT]
+                x_BTD = x_BTD[:, place_T % DISTINCT]
             mechanism = subject.built(mode)
-            if scale == 1:
+            if scale == 1 and not repeats:
                 y_BTD = subject.output(mode, batch, tokens)
             else:
                 y_BTD = subject.forward(mechanism, mode, x_BTD)
@@ -222,8 +229,9 @@ def _trials(subject: Subject) -> Iterator[Trial]:
         yield Trial(mode, short - 1, short, _spread(short, short - 1))
     for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN, *[BFLOAT16_EVAL] * (not subject.quick)):
         yield Trial(mode, len(EDGES), CHEAP, EDGES)
-    for scale in (HUGE, 0.0):
-        yield Trial(EVAL, 8, short, _spread(short, 8), scale)
+    for mode, scale in ((EVAL, HUGE), (FLOAT32_TRAIN, HUGE), (EVAL, 0.0)):
+        yield Trial(mode, 8, short, _spread(short, 8), scale)
+    yield Trial(EVAL, 8, short, _spread(short, 8), repeats=True)
     for mode in modes if past > short else ():
         yield Trial(mode, 2, past, [past // 2, past - 1])
     yield from _long_trials(subject)
@@ -232,13 +240,10 @@ def _trials(subject: Subject) -> Iterator[Trial]:
 def _long_trials(subject: Subject) -> Iterator[Trial]:
     """Yield trials of whole chunks, within a schedule, and past 1,000 and 4,096 tokens."""
     chunks = [(FLOAT32_TRAIN, tokens) for tokens in WHOLE_CHUNKS]
-    chunks += [(BFLOAT16_TRAIN, tokens) for tokens in (64, 256)]
+    chunks += [(BFLOAT16_TRAIN, tokens) for tokens in (64, 256)] + [(BFLOAT16_EVAL, 128)]
     if not subject.quick:
-        chunks += [
-            (mode, tokens)
-            for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)
-            for tokens in (512, PAST_LONG)
-        ]
+        chunks += [(mode, 512) for mode in (FLOAT32_TRAIN, BFLOAT16_TRAIN)]
+        chunks += [(FLOAT32_TRAIN, 1_024), (BFLOAT16_TRAIN, PAST_LONG)]
     for mode, tokens in chunks:
         yield Trial(mode, 2, tokens, [tokens // 3, tokens - 1])
     short, longest = subject.short, max(LONG, subject.past)
@@ -247,7 +252,7 @@ def _long_trials(subject: Subject) -> Iterator[Trial]:
         for mode in (TRAIN._replace(name=f"train at step {step}", step=step) for step in within):
             yield Trial(mode, 8, short, _spread(short, 8))
     for mode in (FLOAT32_TRAIN,) if subject.quick else (FLOAT32_EVAL, FLOAT32_TRAIN):
-        cuts = [longest // 2, longest - 1, 513, 1024]
+        cuts = [768 if mode.training else 960, longest - 1, 513, 1024]
         yield Trial(mode, len(cuts), longest, cuts)
     for mode in () if subject.quick else (EVAL, FLOAT32_TRAIN):
         yield Trial(mode, 1, FAR, [FAR - 20])  # decoding compares with the same outputs of EVAL

@@ -11,8 +11,11 @@ Shapes: B batch, T tokens, D model width.
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
+from gc import get_referents
+from types import CellType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +41,7 @@ from attnlab.inference.decoder import others
 from attnlab.mechanism import Cost, Mechanism, state_bytes
 from attnlab.mechanisms.fla_layer import FlaLayer
 
+_CACHED = type(cache(len))  # a function whose results are kept
 MOST_OBJECTS = 100_000  # that are looked at for memory that they hold
 CONTEXT = 300  # tokens: past most windows of a check, and no multiple of a chunk
 FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are whole per token
@@ -48,12 +52,13 @@ FORWARD_OFF = 0.05  # relative error of the stated FLOPs of `forward`, which are
     cause="`cost` counts a layer too many or too few: a norm, a bias, a gate",
 )
 def params(subject: Subject) -> Iterator[Finding]:
-    """Count the elements of the parameters, at two model widths."""
+    """Count the elements of the parameters, at two model widths; a context changes nothing."""
     _require_cost(subject)
     for each in (subject, *_wider(subject)):
-        stated = _stated(each, 1).params
         counted = sum(parameter.numel() for parameter in each.build().parameters())
-        yield _counted(f"d_model {each.d_model}", stated, counted, "parameters")
+        for context in (1, CONTEXT, FAR):
+            where = f"d_model {each.d_model}, context {context}"
+            yield _counted(where, _stated(each, context).params, counted, "parameters")
 
 
 @mechanism_property(
@@ -69,6 +74,11 @@ def flops(subject: Subject) -> Iterator[Finding]:
         stated = _stated(subject, context).flops
         counted = _of_step(subject, EVAL, batch, context).flops // batch
         yield _counted(f"batch {batch}, context {context}", stated, counted)
+    for context in () if subject.quick else (CONTEXT, FAR):
+        stated, counted = _stated(subject, context).flops, _of_first_step(subject, context)
+        if stated != counted and context == CONTEXT:
+            break  # a step computes less while the state is empty
+        yield _counted(f"with room for {context} tokens", stated, counted)
     for wider in _wider(subject):
         counted = _of_step(wider, EVAL, 1, 7).flops
         yield _counted(f"d_model {wider.d_model}, context 7", _stated(wider, 7).flops, counted)
@@ -176,15 +186,16 @@ def held_by(mechanism: Mechanism[Any]) -> Held:
     """Return what the module holds, and the classes and files of its parts beside torch's."""
     parts = list(mechanism.modules())
     classes = {cls for part in parts for cls in type(part).__mro__ if cls.__module__ in sys.modules}
-    own = {cls for cls in classes if cls.__module__.split(".")[0] not in ("torch", "builtins")}
-    files = [vars(sys.modules[cls.__module__]) for cls in own if is_own(cls)]
-    stack: list[Any] = [*map(vars, parts), *map(vars, own), *files]
-    seen, size, items = set[int](), dict[int, int](), 0
+    of_others = "torch", *sys.stdlib_module_names
+    own = {cls for cls in classes if cls.__module__.split(".")[0] not in of_others}
+    files = {cls.__module__: vars(sys.modules[cls.__module__]) for cls in own if is_own(cls)}
+    stack: list[Any] = [*map(vars, parts), *map(vars, own), *files.values()]
+    seen, size, items = dict[int, Any](), dict[int, int](), 0
     while stack and len(seen) < MOST_OBJECTS:
         held = stack.pop()
         if id(held) in seen:
             continue
-        seen.add(id(held))
+        seen[id(held)] = held  # alive, so that nothing else gets its number
         if isinstance(held, Tensor):
             storage = held.untyped_storage()
             size[storage.data_ptr()] = storage.nbytes()
@@ -196,13 +207,34 @@ def held_by(mechanism: Mechanism[Any]) -> Held:
         elif isinstance(held, list | tuple | set | frozenset | deque):
             items += len(held)
             stack.extend(held)
+        elif files:
+            stack.extend(_inside(held, files))
     return Held(sum(size.values()), items)
+
+
+def _inside(held: Any, files: Collection[str]) -> list[Any]:
+    """Return what a function, its cache or an object of the files holds."""
+    if isinstance(held, CellType):
+        return get_referents(held)
+    if isinstance(held, staticmethod | classmethod):
+        return [held.__func__]
+    if isinstance(held, SimpleNamespace) or type(held).__module__ in files:
+        return [vars(held)] if hasattr(held, "__dict__") else []
+    if getattr(held, "__module__", None) not in files:
+        return []
+    if isinstance(held, _CACHED):
+        return get_referents(held)
+    if isinstance(held, type):
+        return [vars(held)]
+    if isinstance(held, FunctionType):
+        return [held.__defaults__, held.__kwdefaults__, held.__closure__, vars(held)]
+    return []
 
 
 def _contexts(subject: Subject) -> list[tuple[int, int]]:
     """Return (batch size, context) pairs."""
-    short = [(1, context) for context in sorted({1, 7, subject.past})]
-    return [*short, (4, CONTEXT), *[(1, max(LONG, subject.past))] * (not subject.quick)]
+    short = [(4 if context == 7 else 1, context) for context in sorted({1, 7, subject.past})]
+    return [*short, (1, CONTEXT), *[(1, max(LONG, subject.past))] * (not subject.quick)]
 
 
 def _wider(subject: Subject) -> list[Subject]:
@@ -250,6 +282,13 @@ def _step_made(subject: Subject, mode: Mode, batch: int, context: int) -> Step:
         states = list[Any]()
         total = _counted_in(lambda: states.append(mechanism.step(x_BTD[:, -1], state)[1]))
     return Step(total.flops, state_bytes(states[0]))
+
+
+def _of_first_step(subject: Subject, capacity: int) -> int:
+    """Return the FLOPs of a step from an empty state with room for `capacity` tokens."""
+    mechanism, x_BD = subject.built(), subject.tokens(1, 1)[:, 0]
+    state = mechanism.init_state(1, capacity)
+    return _counted_in(lambda: mechanism.step(x_BD, state)).flops
 
 
 class _Count(NamedTuple):

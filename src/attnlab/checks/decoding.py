@@ -32,8 +32,10 @@ from attnlab.mechanism import Mechanism
 
 AFTER_PROMPT = 12  # tokens decoded after each prompt
 AFTER_LONG_PROMPT = 50
+ALIKE = 5  # tokens with which sequences begin that have the same first ones
 # tokens of a prompt, of the whole sequence, and that the state has room for
 CHUNKED_PROMPTS = ((60, 75, 75), (100, 112, 128), (128, 140, 256), (192, 260, 512))
+ACROSS_512 = 505, 519  # tokens of a prompt, and of the whole sequence
 IN_TURNS = ((3, 23), (2, 19), (2, 19), (2, 14))  # (batch size, length) of states, ever smaller
 DECODE = "init_state", "step"  # methods that decoding needs
 MOST_DISAGREE = 0.1  # fraction of positions, in float32 and bfloat16
@@ -75,7 +77,7 @@ def steps(subject: Subject) -> Iterator[Finding]:
 )
 @torch.no_grad()
 def shapes(subject: Subject) -> Iterator[Finding]:
-    """Read a prompt and a token: outputs are as those of `forward`, the state is as it was."""
+    """Read a prompt and a few tokens: outputs are as those of `forward`, the state as it was."""
     cls = type(subject.built())
     own = [name for name in DECODE if getattr(cls, name) is not getattr(Mechanism, name)]
     if len(own) == 1:
@@ -83,13 +85,15 @@ def shapes(subject: Subject) -> Iterator[Finding]:
         yield Finding("", math.inf, words=words)
     _require_decoding(subject)
     for mode in (EVAL, BFLOAT16_EVAL):
-        mechanism, x_BTD = subject.built(mode), subject.tokens(2, 4, mode)
-        with subject.at(mode, 2, 4, ", 3 of them in the prompt") as place:
+        tokens = 19 if mode == EVAL else 4
+        mechanism, x_BTD = subject.built(mode), subject.tokens(2, tokens, mode)
+        with subject.at(mode, 2, tokens, ", 3 of them in the prompt") as place:
             with subject.autocast_in(mode):
-                y_BTD, state = mechanism.prefill(x_BTD[:, :3], 4)
-                before = [_form(part) for part in tensors(state)]
-                y_BD, state = mechanism.step(x_BTD[:, 3], state)
-            like_BTD = subject.output(mode, 2, 4)
+                y_BTD, state = mechanism.prefill(x_BTD[:, :3], tokens)
+                before, y_BD = [_form(part) for part in tensors(state)], y_BTD[:, 0]
+                for x_BD in x_BTD[:, 3:].unbind(1):
+                    y_BD, state = mechanism.step(x_BD, state)
+            like_BTD = subject.output(mode, 2, tokens)
             pairs = [("prefill", like_BTD[:, :3], y_BTD), ("step", like_BTD[:, 3], y_BD)]
             forms = [(name, _form(like), _form(y)) for name, like, y in pairs]
             if not any(others(state)):  # else it is replaced by each step
@@ -132,6 +136,13 @@ def prompts(subject: Subject) -> Iterator[Finding]:
             x_BTD, y_BTD = subject.tokens(2, tokens)[:, :end], subject.output(EVAL, 2, tokens)
             decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=capacity - end)
             yield _compared(decoded_BTD, y_BTD[:, :end], limit, place, note)
+    with subject.at(EVAL, 3, 19, ", 9 of them in the prompt, which begin alike") as place:
+        tokens, note = subject.exact(19)
+        x_BTD = subject.tokens(3, tokens)
+        x_BTD[:, :ALIKE] = x_BTD[:1, :ALIKE].clone()
+        y_BTD = torch.cat([subject.forward(mechanism, EVAL, row_1TD) for row_1TD in x_BTD.split(1)])
+        decoded_BTD = subject.decode(mechanism, x_BTD, min(9, tokens - 1))
+        yield _compared(decoded_BTD, y_BTD, limit, place, note)
     if subject.has_schedule:
         early, (tokens, note) = EVAL._replace(name="eval at step 0", step=0), subject.exact(19)
         with subject.at(early, 2, tokens, ", 1 of them in the prompt") as place:
@@ -144,10 +155,12 @@ def prompts(subject: Subject) -> Iterator[Finding]:
     for batch, tokens, after in trials:
         tokens, note = subject.exact(tokens)
         prompt = max(1, tokens - after)
-        with subject.at(EVAL, batch, tokens, f", {prompt} of them in the prompt") as place:
-            x_BTD, y_BTD = subject.tokens(batch, tokens), subject.output(EVAL, batch, tokens)
-            decoded_BTD = subject.decode(mechanism, x_BTD, prompt, spare=13)
-            yield _compared(decoded_BTD, y_BTD, limit, place, note)
+        x_BTD, y_BTD = subject.tokens(batch, tokens), subject.output(EVAL, batch, tokens)
+        across = [(1, *ACROSS_512)] * (batch == 2 and tokens > ACROSS_512[1])
+        for rows, read, end in ((batch, prompt, tokens), *across):
+            with subject.at(EVAL, rows, end, f", {read} of them in the prompt") as place:
+                decoded_BTD = subject.decode(mechanism, x_BTD[:rows, :end], read, spare=13)
+                yield _compared(decoded_BTD, y_BTD[:rows, :end], limit, place, note)
 
 
 @mechanism_property(

@@ -36,7 +36,7 @@ MEAN_WITH_DROPOUT = 0.75, 1.5  # times the output without dropout; the factor is
     "constructor draws with torch, `initial_value` from the generator that is passed in",
 )
 def seeds(subject: Subject) -> Iterator[Finding]:
-    """Build twice, the second time as in another process; train one step twice."""
+    """Build and call twice, the second time as in another process; train one step twice."""
     models, streams = list[dict[str, Tensor]](), list[dict[str, Any]]()
     for drawn_before in (0, 1):
         with torch.random.fork_rng(devices=()), another_process(drawn_before):
@@ -53,6 +53,10 @@ def seeds(subject: Subject) -> Iterator[Finding]:
     for name in (name for name in streams[0] if "generator" in name):
         words = "the constructor seeds it" if streams[0][name] == streams[1][name] else ""
         yield Finding(name, math.inf if words else 0.0, words=words)
+
+    with subject.at(EVAL, 2, 5, ", in another process") as place, another_process(1):
+        found_BTD = subject.forward(subject.built(), EVAL, subject.tokens(2, 5))
+    yield same_bits("forward", found_BTD, subject.output(EVAL, 2, 5), place)
 
     with subject.at(TRAIN, 4, 37, ", two layers from the real start") as place:
         first = first_course(subject).losses

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from math import prod
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -78,6 +79,50 @@ def bounds(config: MechanismConfig) -> dict[str, int]:
         if any(word in field.name for word in REACH_WORDS) and field.name not in of_kernels
     }
     return {name: value for name, value in named.items() if type(value) is int}
+
+
+def other_values(config: MechanismConfig) -> tuple[list[dict[str, Any]], ...]:
+    """Return three groups of changes of settings, each of which is tried with those before it.
+
+    First: six heads in two groups, or three heads; every switch the other way round; and every
+    second one of the other numbers is halved, so that numbers that were equal are not. Then one
+    head, all other numbers halved, and `others_stated`. Then windows of 7.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    heads = [name for name in values if name.endswith("heads")]
+    grouped = len({values[name] for name in heads}) == 1 and any("kv" in name for name in heads)
+    threes = {name: (2 if "kv" in name else 6) if grouped else 3 for name in heads}
+    others = {n: v for n, v in values.items() if n not in heads and n not in bounds(config)}
+    switched = [{n: not v} for n, v in others.items() if type(v) is bool and "causal" not in n]
+    amounts = [(n, v) for n, v in others.items() if type(v) in (int, float) and v > 0]
+    halved = [{n: v / 2 if type(v) is float else v // 2 or 2} for n, v in amounts]
+    return (
+        [threes, *switched, *halved[1::2]],
+        [dict.fromkeys(heads, 1), *halved, *others_stated(config)],
+        [dict.fromkeys(bounds(config), 7)],
+    )
+
+
+def others_stated(config: MechanismConfig) -> list[dict[str, Any]]:
+    """Return another value of each setting that is a choice, and of each number that may be none.
+
+    Some of them may not run here, or only with short sequences.
+
+    >>> others_stated(small("mla"))[1:]
+    [{'output_gate': 'element'}, {'logit_softcap': 0.5}]
+    """
+    hints, found = get_type_hints(type(config)), list[dict[str, Any]]()
+    for field in fields(config):
+        name, value, hint = field.name, getattr(config, field.name), hints[field.name]
+        for option in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+            if get_origin(option) is Literal and name != "kernel":
+                found += [{name: each} for each in get_args(option) if each != value][-1:]
+            elif value is None and option in _GIVEN:
+                found.append({name: _GIVEN[option]})
+    return found
+
+
+_GIVEN: dict[Any, Any] = {int: 8, float: 0.5}  # in place of none
 
 
 def normal(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
+
+import torch
 
 from attnlab.checks import (
     causality,
@@ -16,10 +19,10 @@ from attnlab.checks import (
     repetition,
     training,
 )
-from attnlab.checks.modes import seeded
+from attnlab.checks.modes import EVAL, seeded
 from attnlab.checks.processes import END, restored, results_in_copies, results_of, torch_settings
 from attnlab.checks.result import Finding, Property, Result, line_of, mechanism_property, raised
-from attnlab.checks.small_configs import bounds, small
+from attnlab.checks.small_configs import other_values, others_stated, small
 from attnlab.checks.subject import Subject
 from attnlab.config import ConfigError, Problem, is_interrupt
 from attnlab.config.problem import with_types
@@ -139,40 +142,35 @@ def other_settings(subject: Subject) -> Iterator[Finding]:
 
 
 def _with_other_settings(subject: Subject) -> Iterator[tuple[str, Subject]]:
-    """Yield the subject at three heads, at one head, and at odd windows.
-
-    At three heads the switches are the other way round, and at one the other numbers are halved,
-    as far as the settings allow it.
-    """
-    values = {field.name: getattr(subject.config, field.name) for field in fields(subject.config)}
-    heads = [name for name in values if name.endswith("heads")]
-    equal = len({values[name] for name in heads}) == 1  # then try a group of 3
-    threes = {name: 1 if equal and "kv" in name else 3 for name in heads}
-    others = {n: v for n, v in values.items() if n not in heads and n not in bounds(subject.config)}
-    switched = [{n: not v} for n, v in others.items() if type(v) is bool and "causal" not in n]
-    amounts = [(n, v) for n, v in others.items() if type(v) in (int, float) and v > 0]
-    halved = [{n: v / 2 if type(v) is float else v // 2 or 2} for n, v in amounts]
-    changes = (
-        [threes, *switched],
-        [dict.fromkeys(heads, 1), *halved],
-        [dict.fromkeys(bounds(subject.config), 7)],
-    )
-    for wanted in changes if subject.varies and not subject.quick else ():
-        config, d_model, label = subject.config, subject.d_model, list[str]()
+    """Yield the subject at each group of `other_values`, as far as the settings allow it."""
+    uncertain = others_stated(subject.config)
+    for wanted in other_values(subject.config) if subject.varies and not subject.quick else ():
+        found = {False: ("", subject), True: ("", subject)}  # without, and with uncertain ones
         for change in filter(None, wanted):
+            label, tried = found[True]
             try:
-                other = replace(config, **change)
-                require_buildable(other, width := fitting_width(other))
+                config = replace(tried.config, **change)
+                require_buildable(config, width := fitting_width(config))
             except ValueError:
                 continue  # it says that it does not support them
-            if other.takes(width) and not subject.before:
+            if config.takes(width) and not subject.before:
                 continue  # a layer before it would be judged, too
-            config, d_model = other, width
-            label += [f"{name}={value}" for name, value in change.items()]
+            words = ", ".join(f"{name}={value}" for name, value in change.items())
+            before = givers_alone(config, width)
+            changed = {"config": config, "d_model": width, "quick": True, "before": before}
+            new = f"{label}, {words}" if label else words, replace(subject, **changed)
+            found |= {True: new} if change in uncertain else {False: new, True: new}
+        label, other = found[found[True] == found[False] or _runs(found[True][1])]
         if label:
-            changed = {"config": config, "d_model": d_model, "quick": True}
-            before = givers_alone(config, d_model)
-            yield ", ".join(label), replace(subject, before=before, **changed)
+            yield label, other
+
+
+def _runs(subject: Subject) -> bool:
+    """Return whether a forward pass of many tokens ends without an error."""
+    with suppress(Exception), torch.no_grad():
+        subject.forward(subject.build(), EVAL, subject.tokens(1, cost.CONTEXT))
+        return True
+    return False
 
 
 _AT_OTHER_SETTINGS = (
