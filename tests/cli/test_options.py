@@ -26,7 +26,7 @@ from attnlab.checks import table
 from attnlab.checks.targets import of_study, targets
 from attnlab.cli.app import app, decimal, stored
 from attnlab.cli.console import errors
-from attnlab.config import ConfigError, override
+from attnlab.config import ConfigError, override, own_code
 from attnlab.mechanisms.grouped_query import GroupedQuery
 from attnlab.modules.rope_scaling import Linear
 from attnlab.record import StudyRecord, WriteError
@@ -165,6 +165,20 @@ def test_a_limit_of_the_system_is_a_line_with_a_remedy(attnlab, monkeypatch, ref
     assert done.stderr.startswith(said)
 
 
+@pytest.mark.parametrize("words", ["report|here", "run|mine.py", "list|mine.py"])
+def test_what_may_not_be_read_is_a_line_with_a_remedy(attnlab, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    Path("mine.py").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    refused = PermissionError(errno.EACCES, "Permission denied", "mine.py")
+    monkeypatch.setattr(own_code._OwnLoader, "get_data", Mock(side_effect=refused))
+    done = attnlab(*words.split("|"))
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert words.split("|")[1] in done.stderr
+    assert "ermission denied; change its permissions, or name another place" in done.stderr
+
+
 @pytest.mark.parametrize("words", ["run|a.py", "list|a.py", "compare|a.py", "export|a.py"])
 def test_a_link_that_leads_to_itself_is_named(attnlab, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
@@ -198,6 +212,7 @@ USAGE = {
     "run|x|--sedes|2": "no option --sedes; did you mean '--seeds'?",
     "run|x|--\x1b[31mx\x07": "no option --\\x1b[31mx\\x07 (attnlab run",
     "run|x|-z": "no option -z (attnlab run",
+    "generate|x|--tokens|5": "no option --tokens; did you mean '--max-new-tokens'?",
     "run|x|--seeds": "option '--seeds' requires an argument (attnlab run",
     "list|--json=3": "option '--json' does not take a value",
     "run|x|--seeds|2|--seeds=3": "option '--seeds' is given twice, as 2 and 3; give it once",

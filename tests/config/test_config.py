@@ -242,7 +242,7 @@ def test_settings_of_a_kind_chosen_on_the_same_line_start_from_its_defaults():
     assert messages(error) == [
         "data: no field 'tokenizr'; did you mean 'tokenizer'?",
         "data.paths: required, but not given",
-        "data.tokenizer: no field 'size'; known: vocab_size",
+        "data.tokenizer: no field 'size'; did you mean 'vocab_size'?",
     ]
 
 

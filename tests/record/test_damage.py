@@ -320,6 +320,12 @@ def test_swapped_files_and_runs_are_named(copy, name, other):
     assert sorted(runs) == sorted([("mha", 0), (other.split("/")[0], int(other[-1]))])
 
 
+def test_a_run_whose_folder_was_renamed_is_named_with_the_name_that_it_had(copy):
+    (copy / "mha" / "seed-1").rename(copy / "mha" / "seed-7")
+    (damage,) = read_table(copy).damage
+    assert "seed-7 holds a run of seed 1; call this folder seed-1" in damage
+
+
 def test_one_bit_of_a_loss_is_no_verdict_and_the_other_runs_still_report(copy, monkeypatch):
     fake_workers.draw_nothing(monkeypatch)
     path = copy / "mha" / "seed-0" / "summary.json"

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from attnlab.cli.console import console, errors
-from attnlab.config import suggestion
+from attnlab.config.problem import nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of the parser of arguments; also its base
 _received = list[int]()  # a library may turn `Interrupted` into a plain KeyboardInterrupt
@@ -54,8 +54,11 @@ def require_options_once(commands: Mapping[str, Any], given: Sequence[str]) -> N
 def in_words(problem: Any) -> str:
     """Return what is wrong with the arguments of a command, in one line."""
     if hasattr(problem, "possibilities"):  # of an unknown option, whose class is not public
-        name, close = problem.option_name, problem.possibilities
-        return f"no option {name}{suggestion(name, close) if close else ''}"
+        name, options = problem.option_name, problem.ctx.command.params
+        close = nearest(name, [each for option in options for each in option.opts])
+        return f"no option {name}{f'; did you mean {close!r}?' if close else ''}"
+    if unreadable := re.search(r"[Pp]ath ('.*') is not readable", str(problem)):
+        return f"{unreadable[1]}: permission denied; change its permissions, or name another place"
     if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
         return f"{problem.param.opts[0]}: {problem.message}"
     message = " ".join(problem.format_message().split()).rstrip(".")

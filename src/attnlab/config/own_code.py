@@ -208,9 +208,10 @@ def _errors_of(path: Path) -> Generator[None]:
         place = (own_error(error) or _shown(str(path))).partition(": ")[0]
         raise ConfigError(Problem(place, str(problem)) for problem in error.problems) from error
     except BaseException as error:
-        if is_interrupt(error):
+        said = own_error(error)
+        if is_interrupt(error) or (said is None and isinstance(error, OSError)):  # of reading it
             raise
-        found = own_error(error) or f"{_shown(str(path))}: {_message(error)}"
+        found = said or f"{_shown(str(path))}: {_message(error)}"
         raise OwnCodeError(found) from error
     finally:
         os._exit = leave

@@ -71,10 +71,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     >>> suggestion("stpes", ["steps", "seed"]), suggestion("x", ["steps", "seed"])
     ("; did you mean 'steps'?", '; known: seed, steps')
 
-    Initials are near, too:
+    Initials, and words of one name alone, are near, too:
 
     >>> suggestion("lr", ["steps", "learning_rate", "seed"])
     "; did you mean 'learning_rate'?"
+    >>> suggestion("tokens", ["max_new_tokens", "top_k"])
+    "; did you mean 'max_new_tokens'?"
     >>> suggestion("mqa", ["grouped_query", "mqar"])
     "; did you mean 'grouped_query'?"
     """
@@ -91,8 +93,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if usual := [kind for kind in names if name in _ABBREVIATIONS.get(kind, ())]:
         return usual[0]
     initials = [known for known in names if "".join(w[:1] for w in known.split("_")) == name]
-    close = (initials if len(name) > 1 else []) or get_close_matches(name, names, n=1)
+    longer = [known for known in names if _words(name) <= _words(known)] if _words(name) else []
+    close = (initials if len(name) > 1 else []) or (longer if len(longer) == 1 else [])
+    close = close or get_close_matches(name, names, n=1)
     return close[0] if close else None
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def unknown_kind(kind: str, known: Iterable[str]) -> str:

@@ -82,8 +82,10 @@ class RecordedRun:
         self.sums = sums
         if sums is None:
             self._compare()
-        if (self.config or {}).get("seed", seed) != seed:
-            raise DamagedError(f"{folder / 'config.json'} is that of another seed, not of {seed}")
+        if (recorded := (self.config or {}).get("seed", seed)) != seed:
+            raise DamagedError(
+                f"{folder} holds a run of seed {recorded}; call this folder seed-{recorded}"
+            )
 
     @property
     def status(self) -> Status:
