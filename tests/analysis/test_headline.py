@@ -557,7 +557,18 @@ def test_variants_that_are_not_distinguishable_have_no_winner(tmp_path):
     assert found["quality first"].reason == "mha and mla are equivalent within the margin."
     assert "A smaller margin" in found["quality first"].would_change
     assert found["memory first"].variant is None
-    assert "need the same" in found["memory first"].reason
+    assert found["memory first"].reason.startswith("mha and mla need the same within its error")
+    assert found["memory first"].reason.endswith(
+        "neither is distinguishably better than the other."
+    )
+
+
+def test_of_equal_costs_those_that_are_worse_than_another_are_left_out(tmp_path):
+    losses = {"mha": steady(5.0, 1), "gqa": steady(4.0, 2), "mla": steady(4.0, 3)}
+    costs = {name: {"state_bytes": MIB} for name in losses}
+    pick = picks(tmp_path, losses, **costs)["memory first"]
+    assert pick.variant is None
+    assert pick.reason.startswith("gqa and mla need the same")
 
 
 def test_of_many_that_share_the_lead_the_distances_of_the_others_are_a_range(tmp_path):

@@ -487,8 +487,9 @@ def test_a_published_difference_is_compared_with_the_interval_of_the_one_found(
     assert delta[0] == f"{published - 3.5:+.3g}"
     assert delta[1].startswith("-0.1000 ± 0.0")
     assert delta[2] == holds
-    assert mha == ["0", "0", ""]
-    assert gone == ["+0.5", "–", "–"]
+    assert delta[3:] == delta[:3]  # of three, each also against the next one: here the same
+    assert mha == ["0", "0", "", "-0.5", "–", "–"]
+    assert gone == ["+0.5", "–", "–", "", "", ""]
 
 
 def test_of_published_numbers_other_than_losses_no_differences_are_shown(tmp_path):

@@ -11,8 +11,9 @@ and so are the costs of one function under two names with the same kernel.
 The pick for quality is the variant that is distinguishably better than all others, if there is
 one. Every other pick is the cheapest of the baseline, which its user has today, and of the variants
 that are shown not to be worse than it by the margin (than the best variant, if the baseline is not
-compared). That a variant is not distinguishable supports no pick. Of variants with equal costs, one
-is picked only if it is distinguishably better than the rest: "no winner" is a result.
+compared). That a variant is not distinguishable supports no pick. Of variants with equal costs,
+those that are distinguishably worse than another one are left out; if more than one remains, "no
+winner" is the result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -157,13 +158,16 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
     left = tolerated = [name for name in able if verdict.not_worse(name, than)]
     for cost in known:
         left = [name for name in left if not any(cost.cheaper(other, name) for other in left)]
+    left = [name for name in left if not any(verdict.worse(name, other) for other in left)]
     picked = _distinguishably_best(left, verdict)
     if picked is None:
         needs = _span([first.of[name] for name in left], first.unit) if left else ""
         return _no_winner(
             use,
-            f"{several(left)} need the same within its error ({first.label}: {needs}), and none is "
-            "distinguishably better than the others."
+            f"{several(left)} need the same within its error ({first.label}: {needs}), and "
+            + ("none is" if len(left) > 2 else "neither is")
+            + " distinguishably better than the other"
+            + ("s." if len(left) > 2 else ".")
             if left
             else f"No variant was measured that is shown not to be worse than {than}.",
             "More seeds, or another cost that decides between them.",

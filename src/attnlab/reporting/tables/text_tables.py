@@ -270,6 +270,11 @@ def _published_table(
         )
         for line in lines:
             line += _apart(line[0], than, values, analysis)
+        if len(values) > 2:  # with two, this is the difference above
+            heading += ["published Δ next", "Δ next here", "agree with it"]
+            note += " Next: the variant of the next line."
+            for line, after in zip(lines, [*lines[1:], None], strict=True):
+                line += _apart(line[0], after[0], values, analysis) if after else ("", "", "")
     return TextTable(caption=source, heading=heading, lines=lines, note=note)
 
 
