@@ -162,12 +162,11 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
     picked = _distinguishably_best(left, verdict)
     if picked is None:
         needs = _span([first.of[name] for name in left], first.unit) if left else ""
+        none, others = ("none", "others") if len(left) > 2 else ("neither", "other")
         return _no_winner(
             use,
-            f"{several(left)} need the same within its error ({first.label}: {needs}), and "
-            + ("none is" if len(left) > 2 else "neither is")
-            + " distinguishably better than the other"
-            + ("s." if len(left) > 2 else ".")
+            f"{several(left)} need the same within its error ({first.label}: {needs}), and {none} "
+            f"is distinguishably better than the {others}."
             if left
             else f"No variant was measured that is shown not to be worse than {than}.",
             "More seeds, or another cost that decides between them.",
