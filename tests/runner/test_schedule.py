@@ -23,6 +23,7 @@ from support.fake_workers import (
 )
 
 from attnlab.analysis.analysis import analyse
+from attnlab.analysis.rates import rate_curves
 from attnlab.analysis.table import read_table
 from attnlab.config import ConfigError
 from attnlab.record import (
@@ -332,11 +333,15 @@ def test_a_challenge_that_is_not_complete_changes_nothing(tmp_path):
     schedule = make(CHALLENGED, tmp_path)
     work(schedule, loss)
     assert schedule.challenge_count() == (6, 6, 6, 6)
+    CHALLENGED.record(command="attnlab run tuned", checked=False).write(tmp_path)
+    found = {name: curve.challenged for name, curve in rate_curves(read_table(tmp_path)).items()}
+    assert found == {"mqa": "no", "mha": "unfinished", "identity": "no"}
     assert choice(tmp_path, "mha")["challenge"] is None
     assert choice(tmp_path, "mha")["allowance"] == pytest.approx(0.5 / 8, rel=1e-3)
     again = work(make(CHALLENGED, tmp_path), near)
     assert [key(run)[:3] for run in again] == [("mha", False, 3)] * 2
     assert choice(tmp_path, "mha")["challenge"] is not None
+    assert rate_curves(read_table(tmp_path))["mha"].challenged == "yes"
 
 
 UNDECIDED = replace(TUNED, seeds=4, most_seeds=10)

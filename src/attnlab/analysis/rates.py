@@ -12,14 +12,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
 
 from attnlab.analysis.sentences import several
 from attnlab.analysis.table import Table, Variant
-from attnlab.record import SEARCH_NOISE, TUNING_SEED, Rung, rate_of, read_tuning_choice, tuning_runs
+from attnlab.record import (
+    SEARCH_NOISE,
+    TUNING_SEED,
+    RunFolder,
+    Rung,
+    rate_of,
+    read_tuning_choice,
+    tuning_runs,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,8 @@ class RateCurve:
     settings: Mapping[str, float] = field(default_factory=dict[str, float])  # further tuned ones
     allowance: float | None = None  # nats/token that the search can have missed; None: no bound
     runs: int = 0  # that searched the recipe, with all warm-ups and settings
-    challenged: bool = False  # each seed has the rate, of three, that the other seeds chose
+    challenged: Literal["no", "unfinished", "yes"] = "no"
+    # ^ "yes": each seed has the rate, of three, that the other seeds chose
 
 
 def rate_curves(table: Table) -> dict[str, RateCurve]:
@@ -75,7 +84,7 @@ def _curve(variant: Variant) -> RateCurve | None:
         settings=choice.get("settings") or {},
         allowance=choice.get("allowance"),
         runs=len(choice.get("losses") or losses),
-        challenged=choice.get("challenge") is not None,
+        challenged=_challenged(variant.folder, choice),
     )
 
 
@@ -86,7 +95,7 @@ def _losses(folder: Path, choice: Mapping[str, Any]) -> dict[float, float | None
     """
     _, _, rest = (choice.get("recipe") or "").partition(",")
     found: dict[float, float | None] = {}
-    for run in tuning_runs(folder.parent, unquote(folder.name)):
+    for run in _tuning_runs(folder):
         summary, recipe = run.ended_summary(), run.recipe or ""
         if run.seed < TUNING_SEED or (rest and recipe.partition(",")[2] != rest):
             continue
@@ -94,6 +103,16 @@ def _losses(folder: Path, choice: Mapping[str, Any]) -> dict[float, float | None
             finished = summary["status"] == "finished"
             found[rate_of(recipe)] = summary.get("final_loss") if finished else None
     return found
+
+
+def _challenged(folder: Path, choice: Mapping[str, Any]) -> Literal["no", "unfinished", "yes"]:
+    if choice.get("challenge") is not None:
+        return "yes"
+    return "unfinished" if any(run.seed < TUNING_SEED for run in _tuning_runs(folder)) else "no"
+
+
+def _tuning_runs(folder: Path) -> list[RunFolder]:
+    return tuning_runs(folder.parent, unquote(folder.name))
 
 
 def _parabola(points: Mapping[float, float]) -> tuple[float, float] | None:

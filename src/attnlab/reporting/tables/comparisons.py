@@ -206,9 +206,9 @@ def rates(analysis: Analysis) -> list[Column]:
         ),
         Column(
             title="challenged",
-            text=lambda row: "yes" if analysis.rates[row.name].challenged else "no",
+            text=lambda row: analysis.rates[row.name].challenged,
             about="trained at two rates beside the chosen one as well; each seed counts at the "
-            "rate that the other seeds chose",
+            "rate that the other seeds chose, once all of these runs are done",
         ),
         Column(
             title="optimum bracketed",
