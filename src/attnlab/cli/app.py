@@ -6,9 +6,7 @@ Command files import what they need inside the command, so that `attnlab --help`
 that only read files do without torch.
 """
 
-import errno
 import math
-import re
 import shlex
 import signal
 import sys
@@ -25,13 +23,21 @@ from attnlab.cli.console import (
     console,
     error,
     errors,
-    first_line,
     results_alone,
     verbatim,
     write,
 )
-from attnlab.cli.early_end import UsageError, exit_code, in_words, require_options_once
-from attnlab.config import ConfigError, is_out_of_memory, own_error, whole_number
+from attnlab.cli.early_end import (
+    UsageError,
+    exit_code,
+    in_words,
+    of_limits,
+    of_links,
+    of_names,
+    of_system,
+    require_options_once,
+)
+from attnlab.config import ConfigError, own_error, whole_number
 from attnlab.config.values import MOST_DIGITS
 from attnlab.record import PUBLISHED
 from attnlab.version import __version__
@@ -79,7 +85,7 @@ class _Commands(typer.core.TyperGroup):
         except OSError as problem:  # of the help, which typer prints
             console.refused = problem
         if console.refused is not None:
-            error(f"the standard output is incomplete: {_of_system(console.refused)}")
+            error(f"the standard output is incomplete: {of_system(console.refused)}")
             code = code or 2
         sys.exit(code or 0)  # commands return None
 
@@ -210,52 +216,6 @@ RunArgument = Annotated[
 ]
 
 
-def _of_system(problem: OSError) -> str:
-    """Return what the operating system refused: where, what, and what can be done."""
-    where = "" if problem.filename is None else f"{problem.filename}: "
-    remedy = next((text for codes, text in _REMEDIES.items() if problem.errno in codes), "")
-    return f"{where}{problem.strerror or problem}{remedy}"
-
-
-_REMEDIES = {
-    (errno.ENOSPC, errno.EDQUOT): "; free disk space, or write to another disk",
-    (errno.EACCES, errno.EPERM, errno.EROFS): "; change its permissions, or name another place",
-    (errno.ENOENT,): "; name a place that exists",
-    (errno.ENOTDIR,): "; a file stands where this path has a folder: move it away",
-    (errno.EISDIR,): "; a folder stands where a file belongs: move it away",
-    (errno.ENAMETOOLONG,): "; use a shorter name",
-    (errno.ELOOP,): "; replace the link that leads to itself",
-    (errno.EIO,): "; check the disk, or name another place",
-    (errno.EFBIG,): "; raise the limit of ulimit -f, or write to another disk",
-    (errno.ENOMEM,): "; end other programs, or raise the limit of ulimit -v",
-    (errno.EAGAIN, errno.EMFILE, errno.ENFILE): (
-        "; end other programs, use fewer --workers, or raise the limits of ulimit -u and -n"
-    ),
-}
-
-
-def _of_links(problem: BaseException) -> str | None:
-    """Return the name of a link that leads to itself, which `Path.resolve` refuses; else None."""
-    found = re.fullmatch(r"Symlink loop from '(.*)'", str(problem))  # up to Python 3.12
-    return found and f"{found[1]}: the link leads to itself; replace it by what it should lead to"
-
-
-def _of_limits(problem: BaseException) -> str | None:
-    """Return which limit of memory or threads was met, and what can be done; else None."""
-    if isinstance(problem, RuntimeError) and "start new thread" in str(problem):
-        return _of_system(OSError(errno.EAGAIN, str(problem)))
-    if is_out_of_memory(problem):
-        return _of_system(OSError(errno.ENOMEM, first_line(str(problem)) or "not enough memory"))
-    return None
-
-
-def _of_names(problem: UnicodeEncodeError) -> str:
-    """Return the name that an encoding cannot write, and what can be done."""
-    name = problem.object[max(problem.start - 40, 0) : problem.end + 40]
-    lacks = f"{name!r} has characters that {problem.encoding} cannot write"
-    return f"{lacks}; use other names, or PYTHONUTF8=1 if the locale is not of UTF-8"
-
-
 def _as_typed(message: str, command: Callable[..., Any]) -> str:
     """Return a message about an argument with the option in its place: `--most-seeds: ...`."""
     name, colon, rest = message.partition(":")
@@ -284,10 +244,10 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
             error(f"{number} invalid {settings}; nothing was run", *lines)
             raise typer.Exit(2) from None
         except OSError as problem:
-            error(_of_system(problem))
+            error(of_system(problem))
             raise typer.Exit(2) from None
         except UnicodeEncodeError as problem:
-            error(_of_names(problem))
+            error(of_names(problem))
             raise typer.Exit(2) from None
         except ValueError as problem:
             error(_as_typed(str(problem), command))
@@ -298,7 +258,7 @@ def reports_user_errors(command: Callable[P, R]) -> Callable[P, R]:
         except BaseException as problem:
             if isinstance(problem, typer.Exit | typer.Abort):
                 raise
-            said = own_error(problem) or _of_links(problem) or _of_limits(problem)
+            said = own_error(problem) or of_links(problem) or of_limits(problem)
             if said is None:
                 raise
             error(said)

@@ -1,10 +1,11 @@
-"""The early end of a command: by an error of usage, in one line, or by a signal.
+"""The early end of a command: by an error of usage or of the system, in one line, or by a signal.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP are treated alike. The first one raises `Interrupted`, so that
 workers are stopped and a study has a report. A second one ends the process at once. The exit code
 is 128 and the number of the signal.
 """
 
+import errno
 import os
 import re
 import signal
@@ -15,7 +16,8 @@ from typing import Any
 
 import typer
 
-from attnlab.cli.console import console, errors
+from attnlab.cli.console import console, errors, first_line
+from attnlab.config import is_out_of_memory
 from attnlab.config.problem import nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of the parser of arguments; also its base
@@ -116,3 +118,49 @@ def _second(number: int, frame: FrameType | None) -> None:
         if output.animated:
             output.show_cursor(True)
     os._exit(128 + number)
+
+
+def of_system(problem: OSError) -> str:
+    """Return what the operating system refused: where, what, and what can be done."""
+    where = "" if problem.filename is None else f"{problem.filename}: "
+    remedy = next((text for codes, text in _REMEDIES.items() if problem.errno in codes), "")
+    return f"{where}{problem.strerror or problem}{remedy}"
+
+
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "; free disk space, or write to another disk",
+    (errno.EACCES, errno.EPERM, errno.EROFS): "; change its permissions, or name another place",
+    (errno.ENOENT,): "; name a place that exists",
+    (errno.ENOTDIR,): "; a file stands where this path has a folder: move it away",
+    (errno.EISDIR,): "; a folder stands where a file belongs: move it away",
+    (errno.ENAMETOOLONG,): "; use a shorter name",
+    (errno.ELOOP,): "; replace the link that leads to itself",
+    (errno.EIO,): "; check the disk, or name another place",
+    (errno.EFBIG,): "; raise the limit of ulimit -f, or write to another disk",
+    (errno.ENOMEM,): "; end other programs, or raise the limit of ulimit -v",
+    (errno.EAGAIN, errno.EMFILE, errno.ENFILE): (
+        "; end other programs, use fewer --workers, or raise the limits of ulimit -u and -n"
+    ),
+}
+
+
+def of_links(problem: BaseException) -> str | None:
+    """Return the name of a link that leads to itself, which `Path.resolve` refuses; else None."""
+    found = re.fullmatch(r"Symlink loop from '(.*)'", str(problem))  # up to Python 3.12
+    return found and f"{found[1]}: the link leads to itself; replace it by what it should lead to"
+
+
+def of_limits(problem: BaseException) -> str | None:
+    """Return which limit of memory or threads was met, and what can be done; else None."""
+    if isinstance(problem, RuntimeError) and "start new thread" in str(problem):
+        return of_system(OSError(errno.EAGAIN, str(problem)))
+    if is_out_of_memory(problem):
+        return of_system(OSError(errno.ENOMEM, first_line(str(problem)) or "not enough memory"))
+    return None
+
+
+def of_names(problem: UnicodeEncodeError) -> str:
+    """Return the name that an encoding cannot write, and what can be done."""
+    name = problem.object[max(problem.start - 40, 0) : problem.end + 40]
+    lacks = f"{name!r} has characters that {problem.encoding} cannot write"
+    return f"{lacks}; use other names, or PYTHONUTF8=1 if the locale is not of UTF-8"
