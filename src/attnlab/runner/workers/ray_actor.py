@@ -9,9 +9,10 @@ run is continued from the files of that folder, which the driver sends.
 import dataclasses
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -76,6 +77,10 @@ class Actor:
             raise ValueError(
                 f"attnlab is {__version__} there, {version} here: install the same version"
             )
+        # Ray's handler raises SystemExit wherever the process is: in the user's code that would be
+        # an exit of its own, by which a run fails; a process that just ends leaves one to continue
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if fla_path is not None:
             fla.use_fla(fla_path)
         torch.set_num_threads(threads)
