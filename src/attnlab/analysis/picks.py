@@ -159,8 +159,7 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
     for cost in known:
         left = [name for name in left if not any(cost.cheaper(other, name) for other in left)]
     left = [name for name in left if not any(verdict.worse(name, other) for other in left)]
-    picked = _distinguishably_best(left, verdict)
-    if picked is None:
+    if not left or not all(verdict.same_function(left[0], name) for name in left):
         needs = _span([first.of[name] for name in left], first.unit) if left else ""
         none, others = ("none", "others") if len(left) > 2 else ("neither", "other")
         return _no_winner(
@@ -171,6 +170,7 @@ def _cheapest(use: str, keys: Sequence[str], costs: Mapping[str, Cost], verdict:
             else f"No variant was measured that is shown not to be worse than {than}.",
             "More seeds, or another cost that decides between them.",
         )
+    picked = left[0]
     saved = _times(first, picked, than)
     if len(tolerated) == 1 and picked == than:
         reason = f"No other variant is shown not to be worse than {than} by the margin."
@@ -204,15 +204,6 @@ def _unmeasured(use: str, key: str, verdict: Verdict) -> Pick:
     if len(verdict.table.devices) > 1:
         return _no_winner(use, "The runs used different devices.", "Runs on one device.")
     return _no_winner(use, "The runs did not record it.", "Runs that record it.")
-
-
-def _distinguishably_best(names: Sequence[str], verdict: Verdict) -> str | None:
-    """Return the variant that is better than all others; names of one function count as one."""
-    if not names:
-        return None
-    best, *others = names  # in the order of the verdict
-    beaten = all(verdict.same_function(best, name) or verdict.worse(name, best) for name in others)
-    return best if beaten else None
 
 
 def _gives_up(name: str, than: str, verdict: Verdict) -> str:
