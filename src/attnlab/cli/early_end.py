@@ -60,7 +60,7 @@ def in_words(problem: Any) -> str:
         close = nearest(name, [each for option in options for each in option.opts])
         return f"no option {name}{f'; did you mean {close!r}?' if close else ''}"
     if unreadable := re.search(r"[Pp]ath ('.*') is not readable", str(problem)):
-        return f"{unreadable[1]}: permission denied; change its permissions, or name another place"
+        return of_system(OSError(errno.EACCES, "permission denied", unreadable[1]))
     if isinstance(problem, typer.BadParameter) and problem.param is not None and problem.message:
         return f"{problem.param.opts[0]}: {problem.message}"
     message = " ".join(problem.format_message().split()).rstrip(".")
